@@ -1,0 +1,113 @@
+"""Checkpoints: one zip of JSON and safetensors. Reading one cannot run code.
+
+    checkpoint.json          format version, library versions, agent, configuration, spaces, counters
+    modules.safetensors      every network, target, EMA and normaliser
+    optimizers.safetensors   the tensors of every optimizer's state
+    tables.safetensors       what stages hand to each other (support actions, targets), RNG states
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+FORMAT_VERSION = 1
+TENSOR_FILES = ("modules", "optimizers", "tables")
+_HEADER = "checkpoint.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or not by this agent."""
+
+
+@dataclass
+class Checkpoint:
+    """Everything that training needs to go on."""
+
+    header: dict[str, Any]
+    modules: dict[str, Tensor]
+    optimizers: dict[str, Tensor]
+    tables: dict[str, Tensor]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically: a temporary file beside it, fsync, rename; the old one stays until then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    header = {"format_version": FORMAT_VERSION, **checkpoint.header}
+    try:
+        with open(scratch, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                archive.writestr(_HEADER, json.dumps(header, indent=2))
+                for name in TENSOR_FILES:
+                    tensors = {
+                        key: value.detach().cpu().contiguous()
+                        for key, value in getattr(checkpoint, name).items()
+                    }
+                    archive.writestr(f"{name}.safetensors", save(tensors))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a checkpoint. Raises CheckpointError with what is wrong."""
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {str(path)!r} does not exist")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            expected = {_HEADER, *(f"{name}.safetensors" for name in TENSOR_FILES)}
+            found = set(archive.namelist())
+            if found != expected:
+                raise CheckpointError(
+                    f"{str(path)!r} is no qgpo checkpoint: it holds {sorted(found)}, expected "
+                    f"{sorted(expected)}"
+                )
+            header = json.loads(archive.read(_HEADER))
+            version = header.get("format_version")
+            if not isinstance(version, int) or version > FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{str(path)!r} has format version {version!r}, this qgpo reads up to "
+                    f"{FORMAT_VERSION}: upgrade qgpo"
+                )
+            tensors = {name: load(archive.read(f"{name}.safetensors")) for name in TENSOR_FILES}
+    except (zipfile.BadZipFile, SafetensorError, json.JSONDecodeError, EOFError) as error:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is damaged ({error}); use an earlier copy"
+        ) from error
+    return Checkpoint(header, **tensors)
+
+
+def pack_optimizer(name: str, state: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
+    """An optimizer's state_dict as named tensors and JSON-able parameter groups."""
+    tensors = {
+        f"{name}/{index}/{key}": value
+        for index, entry in state["state"].items()
+        for key, value in entry.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def unpack_optimizer(name: str, tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:
+    """The inverse of `pack_optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        owner, index, field = key.split("/")
+        if owner == name:
+            state.setdefault(int(index), {})[field] = value
+    return {"state": state, "param_groups": groups}

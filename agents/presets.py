@@ -1,0 +1,125 @@
+"""QGPO's hyperparameters: the dataclass, and the presets as rows of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class QGPOConfig:
+    """Hyperparameters of QGPO; the defaults are the authors' (the `paper` preset)."""
+
+    # The diffusion model of the behavior
+    schedule: str = "linear"
+    """noise schedule: linear (variance preserving, the paper's), cosine or ot"""
+    prediction: str = "noise"
+    """what the behavior network's output is: noise or velocity"""
+    behavior_hidden: tuple[int, ...] = ()
+    """layers of a plain MLP; empty means the authors' residual U-Net MLP"""
+    behavior_steps: int = 600_000
+    """gradient steps of the behavior stage"""
+    behavior_batch_size: int = 4096
+    """transitions per behavior step"""
+    behavior_learning_rate: float = 1e-4
+    """Adam step size of the behavior stage"""
+    ema_decay: float = 0.0
+    """decay of the averaged behavior weights that are sampled from; 0 samples the last weights"""
+    whitening_steps: int = 0
+    """gradient steps of a Gaussian policy in whose residuals the diffusion runs; 0: none"""
+    normalize_observations: bool = False
+    """standardise observations by the dataset's mean and standard deviation"""
+
+    # Support actions
+    support_actions: int = 16
+    """M, actions drawn once per observation from the behavior model"""
+    support_solver_steps: int = 15
+    """solver steps for support actions"""
+
+    # Critic: in-support softmax Q-learning
+    critic_hidden: tuple[int, ...] = (256, 256, 256)
+    """layers of each Q network"""
+    critic_layer_norm: bool = False
+    """layer normalisation in the Q networks"""
+    critic_steps: int = 500_000
+    """gradient steps of the critic stage"""
+    critic_batch_size: int = 256
+    """transitions per critic step"""
+    critic_learning_rate: float = 3e-4
+    """Adam step size of the critic stage"""
+    gamma: float = 0.99
+    """discount"""
+    tau: float = 0.005
+    """Polyak rate of the target critic"""
+    beta_q: float = 1.0
+    """inverse temperature of the softmax value in the critic's target"""
+    critic_lambda: float = 0.0
+    """lambda of the returns that the critic regresses on; 0 is the one-step target"""
+    target_every: int = 1000
+    """critic steps between two computations of the lambda-returns (unused at lambda 0)"""
+    reward_tuning: str = "locomotion"
+    """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
+    returns of unit standard deviation)"""
+
+    # Energy: contrastive energy prediction
+    energy_hidden: tuple[int, ...] = (256, 256, 256, 256)
+    """layers of the energy network"""
+    energy_time_scale: float = 30.0
+    """frequency scale of the energy network's time features"""
+    energy_steps: int = 1_000_000
+    """gradient steps of the energy stage"""
+    energy_batch_size: int = 256
+    """states per energy step, each with all its support actions"""
+    energy_learning_rate: float = 3e-4
+    """Adam step size of the energy stage"""
+    beta: float = 3.0
+    """inverse temperature of the policy mu exp(beta Q)"""
+    q_unit: str = "reward"
+    """unit of Q in beta Q and beta_q Q: reward (as tuned) or spread (the typical standard
+    deviation of Q over a state's support actions)"""
+
+    # All stages
+    learning_rate_decay: bool = False
+    """lower every learning rate to zero along a half cosine"""
+
+    # Acting
+    guidance_scale: float = 1.0
+    """w, the factor on the energy's gradient; exact at 1, pure imitation at 0"""
+    solver: str = "dpm_solver_2m"
+    """ODE solver: dpm_solver_2m or ddim"""
+    solver_steps: int = 15
+    """solver steps per action"""
+    spacing: str = "time"
+    """solver times uniform in time or in log_snr"""
+
+
+PAPER = QGPOConfig()
+LAPTOP = replace(
+    PAPER,
+    schedule="cosine",
+    prediction="velocity",
+    behavior_hidden=(256, 256, 256),
+    behavior_steps=10_000,
+    behavior_batch_size=512,
+    behavior_learning_rate=1e-3,
+    ema_decay=0.999,
+    whitening_steps=5_000,
+    normalize_observations=True,
+    support_solver_steps=8,
+    critic_hidden=(256, 256),
+    critic_layer_norm=True,
+    critic_steps=12_000,
+    critic_learning_rate=1e-3,
+    critic_lambda=0.9,
+    reward_tuning="unit",
+    energy_hidden=(256, 256),
+    energy_time_scale=1.0,
+    energy_steps=6_000,
+    energy_batch_size=128,
+    energy_learning_rate=1e-3,
+    beta=1.0,
+    q_unit="spread",
+    learning_rate_decay=True,
+    solver_steps=8,
+)
+
+PRESETS: dict[str, QGPOConfig] = {"paper": PAPER, "laptop": LAPTOP}

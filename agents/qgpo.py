@@ -1,0 +1,325 @@
+"""Q-guided policy optimisation (Lu et al. 2023, arXiv 2304.12824).
+
+    1. behavior   a diffusion model of mu(a|s), by denoising
+    2. support    M actions from it for every observation
+    3. critic     in-support softmax Q-learning over those actions
+    4. energy     f_t by contrastive energy prediction on the same actions
+    act           solve the reverse ODE with the score of mu plus the gradient of w f_t,
+                  so that actions follow mu(a|s) exp(beta Q(s, a)) at w = 1
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qgpo.agents.base import Batches, OfflineAgent
+from qgpo.agents.presets import PRESETS, QGPOConfig
+from qgpo.critic import (
+    critic_loss,
+    in_support_value,
+    lambda_returns,
+    polyak_update,
+    td_target,
+)
+from qgpo.diffusion import Diffusion, Metrics
+from qgpo.envs.datasets import OfflineDataset
+from qgpo.guidance.cep import CEP
+from qgpo.networks import EnergyNetwork, MLPNoiseNetwork, TwinQ, UNetMLP
+from qgpo.normalization import Identity, ObservationNormalizer, Whitening
+from qgpo.schedule import make_schedule
+from qgpo.solver import get_solver, time_grid
+
+ROWS_PER_CHUNK = 2048
+"""rows per network call where tables over all states are filled: few enough to stay in cache"""
+
+
+class QGPO(OfflineAgent[QGPOConfig]):
+    """Diffusion policy with exact energy guidance, learned from a dataset alone.
+
+        agent = QGPO("laptop", seed=0).learn(load_dataset("qgpo/halfcheetah/mixed-v0"))
+        action, _ = agent.predict(observation)
+
+    `guidance_scale`, `solver` and `solver_steps` are attributes that may be set at any time.
+    """
+
+    name: ClassVar[str] = "QGPO"
+    config_class: ClassVar[type[QGPOConfig]] = QGPOConfig
+    presets: ClassVar[dict[str, QGPOConfig]] = PRESETS
+    stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
+
+    normalizer: ObservationNormalizer
+    whitening: Whitening | Identity
+    behavior: Diffusion
+    behavior_ema: Diffusion
+    critic: TwinQ
+    critic_target: TwinQ
+    energy: CEP
+
+    def _build(self, observation_dim: int, action_dim: int) -> None:
+        c = self.config
+        schedule = make_schedule(c.schedule)
+        self.guidance_scale = c.guidance_scale
+        self.solver = c.solver
+        self.solver_steps = c.solver_steps
+        get_solver(c.solver)
+        time_grid(schedule, c.solver_steps, c.spacing)
+        self.normalizer = ObservationNormalizer(observation_dim)
+        self.whitening = (
+            Whitening(observation_dim, action_dim, (256, 256))
+            if c.whitening_steps
+            else Identity()
+        )
+        network = (
+            MLPNoiseNetwork(action_dim, observation_dim, c.behavior_hidden)
+            if c.behavior_hidden
+            else UNetMLP(action_dim, observation_dim)
+        )
+        self.behavior = Diffusion(network, schedule, c.prediction)
+        self.behavior_ema = copy.deepcopy(self.behavior).requires_grad_(False)
+        self.critic = TwinQ(observation_dim, action_dim, c.critic_hidden, c.critic_layer_norm)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        energy_network = EnergyNetwork(
+            action_dim, observation_dim, c.energy_hidden, c.energy_time_scale
+        )
+        self.energy = CEP(energy_network, schedule)
+        self.networks.update(
+            {
+                "normalizer": self.normalizer,
+                "whitening": self.whitening,
+                "behavior": self.behavior,
+                "behavior_ema": self.behavior_ema,
+                "critic": self.critic,
+                "critic_target": self.critic_target,
+                "energy": self.energy,
+            }
+        )
+        for name in ("whitening", "behavior", "critic", "energy"):
+            parameters = list(self.networks[name].parameters())
+            if parameters:
+                self.optimizers[name] = torch.optim.Adam(parameters, lr=1e-4, fused=True)
+
+    def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
+        c = self.config
+        if c.normalize_observations:
+            self.normalizer.fit(batches.states)
+        if c.reward_tuning == "unit":
+            returns = lambda_returns(
+                batches.rewards,
+                batches.terminations,
+                batches.last_steps,
+                torch.zeros_like(batches.rewards),
+                c.gamma,
+                1.0,
+            )
+            batches.rewards = batches.rewards / returns.std().clamp(min=1e-6)
+        else:
+            tuned = dataset.tuned_rewards(c.reward_tuning)
+            batches.rewards = torch.as_tensor(tuned, device=self.device)
+
+    # Training: the paper's order ----------------------------------------------------------
+
+    def _train(self, dataset: OfflineDataset) -> None:
+        self.train_behavior(dataset)
+        self.generate_support(dataset)
+        self.train_critic(dataset)
+        self.train_energy(dataset)
+        self.tables = {}
+
+    def train_behavior(self, dataset: OfflineDataset) -> None:
+        """Stage 1: the diffusion model of mu(a|s), in whitened coordinates if configured."""
+        data = self._prepare(dataset)
+        c = self.config
+        if isinstance(self.whitening, Whitening):
+            self._train_whitening(data)
+
+        def update(step: int) -> Metrics:
+            index = self._draw(len(data), c.behavior_batch_size)
+            with torch.no_grad():
+                condition = self.normalizer(data.states[data.state_index[index]])
+                z = self.whitening.encode(condition, data.actions[index])
+            loss, metrics = self.behavior.loss(z, condition, self.generator)
+            rate = self._rate(c.behavior_learning_rate, step, c.behavior_steps)
+            metrics["grad_norm"] = self._optimize("behavior", loss, rate)
+            decay = min(c.ema_decay, (step + 1) / (step + 10)) if c.ema_decay else 0.0
+            polyak_update(self.behavior, self.behavior_ema, 1.0 - decay)
+            return metrics
+
+        self._run_stage("behavior", c.behavior_steps, update)
+
+    def _train_whitening(self, data: Batches) -> None:
+        c = self.config
+        whitening = self.whitening
+        assert isinstance(whitening, Whitening)
+
+        def update(step: int) -> Metrics:
+            index = self._draw(len(data), 256)
+            condition = self.normalizer(data.states[data.state_index[index]])
+            loss, metrics = whitening.loss(condition, data.actions[index])
+            self._optimize("whitening", loss, self._rate(1e-3, step, c.whitening_steps))
+            return metrics
+
+        self._run_stage("whitening", c.whitening_steps, update)
+
+    def generate_support(self, dataset: OfflineDataset) -> None:
+        """Stage 2: M actions for every observation of the dataset, guidance off.
+
+        `tables["support"]` has shape (R, M, A), in whitened coordinates. The next state of
+        transition i is row state_index[i] + 1, so current and next states share the table.
+        """
+        data = self._prepare(dataset)
+        m = self.config.support_actions
+        rows = len(data.states)
+        if "support" not in self.tables:
+            shape = (rows, m, data.actions.shape[-1])
+            self.tables["support"] = torch.zeros(shape, device=self.device)
+        per_chunk = max(1, ROWS_PER_CHUNK // m)
+
+        def update(step: int) -> Metrics:
+            chosen = slice(step * per_chunk, (step + 1) * per_chunk)
+            condition = self.normalizer(data.states[chosen]).repeat_interleave(m, dim=0)
+            noise = torch.randn(
+                len(condition), data.actions.shape[-1], generator=self.generator,
+                device=self.device,
+            )
+            z = self._solve(noise, condition, 0.0, self.config.support_solver_steps)
+            actions = self.whitening.decode(condition, z).clamp(-1.0, 1.0)
+            z = self.whitening.encode(condition, actions)
+            self.tables["support"][chosen] = z.reshape(-1, m, z.shape[-1])
+            return {}
+
+        with torch.no_grad():
+            self._run_stage(
+                "support", math.ceil(rows / per_chunk), update, gradient_steps=False
+            )
+
+    def train_critic(self, dataset: OfflineDataset) -> None:
+        """Stage 3: Q by regression on in-support softmax targets."""
+        data = self._prepare(dataset)
+        self._needs("support", "generate_support")
+        c = self.config
+
+        def update(step: int) -> Metrics:
+            if c.critic_lambda > 0.0 and step % c.target_every == 0:
+                self.tables["returns"] = self._lambda_targets(data)
+            index = self._draw(len(data), c.critic_batch_size)
+            rows = data.state_index[index]
+            if c.critic_lambda > 0.0:
+                targets = self.tables["returns"][index]
+            else:
+                q = self._support_q(data, rows + 1)
+                targets = td_target(
+                    data.rewards[index],
+                    data.terminations[index],
+                    in_support_value(q, c.beta_q / self._q_scale(q)),
+                    c.gamma,
+                )
+            condition = self.normalizer(data.states[rows])
+            loss, metrics = critic_loss(self.critic, condition, data.actions[index], targets)
+            rate = self._rate(c.critic_learning_rate, step, c.critic_steps)
+            metrics["grad_norm"] = self._optimize("critic", loss, rate)
+            polyak_update(self.critic, self.critic_target, c.tau)
+            return metrics
+
+        self._run_stage("critic", c.critic_steps, update)
+
+    def train_energy(self, dataset: OfflineDataset) -> None:
+        """Stage 4: f_t by contrastive energy prediction over each state's support actions."""
+        data = self._prepare(dataset)
+        self._needs("support", "generate_support")
+        c = self.config
+        q_table = self._table_of_q(data)
+        scaled_energy = c.beta / self._q_scale(q_table) * q_table
+
+        def update(step: int) -> Metrics:
+            rows = data.state_index[self._draw(len(data), c.energy_batch_size)]
+            condition = self.normalizer(data.states[rows])
+            loss, metrics = self.energy.loss(
+                self.tables["support"][rows], scaled_energy[rows], condition, self.generator
+            )
+            rate = self._rate(c.energy_learning_rate, step, c.energy_steps)
+            metrics["grad_norm"] = self._optimize("energy", loss, rate)
+            return metrics
+
+        self._run_stage("energy", c.energy_steps, update)
+
+    # Parts of the stages ------------------------------------------------------------------
+
+    def _draw(self, n: int, batch_size: int) -> Tensor:
+        return torch.randint(n, (batch_size,), generator=self.generator, device=self.device)
+
+    def _rate(self, base: float, step: int, total: int) -> float:
+        if not self.config.learning_rate_decay:
+            return base
+        return base * 0.5 * (1.0 + math.cos(math.pi * step / total))
+
+    def _needs(self, table: str, stage: str) -> None:
+        if table not in self.tables:
+            raise RuntimeError(f"no {table} actions yet: call {stage}(dataset) first")
+
+    def _q_scale(self, q: Tensor) -> Tensor:
+        """The unit of Q: typical standard deviation over support actions, or 1."""
+        if self.config.q_unit == "reward":
+            return torch.ones((), device=q.device)
+        if self.config.q_unit == "spread":
+            return q.std(dim=-1).mean().clamp(min=1e-6)
+        raise ValueError(f"q_unit={self.config.q_unit!r}, expected one of ['reward', 'spread']")
+
+    @torch.no_grad()
+    def _support_q(self, data: Batches, rows: Tensor) -> Tensor:
+        """Target Q of the support actions of those states, (B,) to (B, M)."""
+        condition = self.normalizer(data.states[rows])[:, None]
+        z = self.tables["support"][rows]
+        condition = condition.expand(-1, z.shape[1], -1)
+        q: Tensor = self.critic_target(condition, self.whitening.decode(condition, z))
+        return q
+
+    def _table_of_q(self, data: Batches) -> Tensor:
+        """Target Q of every support action, (R, M)."""
+        rows = torch.arange(len(data.states), device=self.device)
+        per_chunk = max(1, ROWS_PER_CHUNK // self.config.support_actions)
+        return torch.cat([self._support_q(data, chunk) for chunk in rows.split(per_chunk)])
+
+    def _lambda_targets(self, data: Batches) -> Tensor:
+        """lambda-returns of every transition with today's in-support values, (N,)."""
+        c = self.config
+        q = self._table_of_q(data)
+        values = in_support_value(q, c.beta_q / self._q_scale(q))
+        return lambda_returns(
+            data.rewards,
+            data.terminations,
+            data.last_steps,
+            values[data.state_index + 1],
+            c.gamma,
+            c.critic_lambda,
+        )
+
+    # Acting -------------------------------------------------------------------------------
+
+    def _solve(self, noise: Tensor, condition: Tensor, scale: float, steps: int) -> Tensor:
+        """Noise (B, A) to whitened actions (B, A) at the given guidance scale."""
+        return self.behavior_ema.sample(
+            noise,
+            condition,
+            guidance=self.energy.gradient,
+            guidance_scale=scale,
+            solver=self.solver,
+            steps=steps,
+            spacing=self.config.spacing,
+        )
+
+    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        assert self.action_space is not None
+        condition = self.normalizer(observations)
+        shape = (len(observations), self.action_space.shape[0])
+        if deterministic:
+            noise = torch.zeros(shape, device=self.device)
+        else:
+            noise = torch.randn(shape, generator=self.prediction_generator, device=self.device)
+        with torch.no_grad():
+            z = self._solve(noise, condition, self.guidance_scale, self.solver_steps)
+            return self.whitening.decode(condition, z).clamp(-1.0, 1.0)

@@ -1,0 +1,169 @@
+"""Rollouts of policies into Minari datasets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import minari
+import numpy as np
+import torch
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.namespace import create_namespace, list_local_namespaces
+from minari.storage.datasets_root_dir import get_dataset_path
+from tqdm import tqdm
+
+from qgpo.envs.making import make_env
+from qgpo.envs.policies import ActorPolicy
+from qgpo.envs.reference import reference_scores
+
+N_ENVS = 10
+
+
+def collect(
+    env_id: str,
+    make_policies: Callable[[gym.spaces.Box], Sequence[ActorPolicy]],
+    n_steps: int,
+    seed: int,
+    *,
+    switch_every: int | None = None,
+    deterministic: bool = False,
+    max_episode_steps: int | None = None,
+    progress_bar: bool = True,
+) -> list[EpisodeBuffer]:
+    """At least `n_steps` steps of whole episodes, with one policy drawn at random per episode.
+
+    With `switch_every`, the policy is drawn anew about every so many steps (a coin each step),
+    so that all behaviors visit the same states. Reproducible from the seed.
+    """
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    envs = [make_env(env_id) for _ in range(N_ENVS)]
+    if not isinstance(envs[0].action_space, gym.spaces.Box):
+        raise ValueError(f"{env_id} has action space {envs[0].action_space}, expected a Box")
+    policies = make_policies(envs[0].action_space)
+    spec = envs[0].spec
+    limit = max_episode_steps or (spec.max_episode_steps if spec else None) or 1000
+    finished: list[EpisodeBuffer] = []
+    open_episodes = [_Episode.begin(env, int(rng.integers(2**31))) for env in envs]
+    active = rng.integers(len(policies), size=N_ENVS)
+    total = 0
+    with tqdm(total=n_steps, desc=f"collect {env_id}", disable=not progress_bar) as bar:
+        while total < n_steps:
+            observations = np.stack([e.observations[-1] for e in open_episodes])
+            if switch_every is not None:
+                switch = rng.random(N_ENVS) < 1.0 / switch_every
+                active = np.where(switch, rng.integers(len(policies), size=N_ENVS), active)
+            actions = np.zeros((N_ENVS, envs[0].action_space.shape[0]), dtype=np.float32)
+            for index, policy in enumerate(policies):
+                proposal = policy.act(observations, generator, deterministic)
+                actions[active == index] = proposal[active == index]
+            for i, episode in enumerate(open_episodes):
+                if not episode.step(actions[i], limit):
+                    continue
+                finished.append(episode.buffer())
+                total += len(episode.rewards)
+                bar.update(len(episode.rewards))
+                open_episodes[i] = _Episode.begin(envs[i], int(rng.integers(2**31)))
+                active[i] = rng.integers(len(policies))
+    for env in envs:
+        env.close()
+    return finished
+
+
+class _Episode:
+    """An episode under way: T + 1 observations, T of everything else."""
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int, observation: Any) -> None:
+        self.env, self.seed = env, seed
+        self.observations = [observation]
+        self.actions: list[Any] = []
+        self.rewards: list[float] = []
+        self.terminations: list[bool] = []
+        self.truncations: list[bool] = []
+
+    @classmethod
+    def begin(cls, env: gym.Env[Any, Any], seed: int) -> _Episode:
+        return cls(env, seed, env.reset(seed=seed)[0])
+
+    def step(self, action: Any, limit: int) -> bool:
+        """Take one step; whether the episode is over."""
+        observation, reward, terminated, truncated, _ = self.env.step(action)
+        truncated = truncated or (len(self.rewards) + 1 >= limit and not terminated)
+        self.observations.append(observation)
+        self.actions.append(action)
+        self.rewards.append(float(reward))
+        self.terminations.append(bool(terminated))
+        self.truncations.append(bool(truncated))
+        return bool(terminated or truncated)
+
+    def buffer(self) -> EpisodeBuffer:
+        return EpisodeBuffer(
+            seed=self.seed,
+            observations=np.asarray(self.observations),  # type: ignore[arg-type]
+            actions=np.asarray(self.actions),  # type: ignore[arg-type]
+            rewards=self.rewards,
+            terminations=self.terminations,
+            truncations=self.truncations,
+        )
+
+
+def write_minari(
+    dataset_id: str,
+    episodes: list[EpisodeBuffer],
+    env_id: str,
+    algorithm_name: str,
+    description: str,
+) -> None:
+    """Store episodes as a Minari dataset, whole or not at all.
+
+    It is written beside the local datasets and renamed into place, so that an interrupted run
+    leaves nothing that a later load would trip over. Raises ValueError where the id exists.
+    """
+    namespace = parse_dataset_id(dataset_id)[0]
+    target = Path(get_dataset_path(dataset_id))
+    if target.exists():
+        raise ValueError(
+            f"dataset {dataset_id!r} already exists in {target}; choose another version, or "
+            f"delete it with `minari delete {dataset_id}`"
+        )
+    root = Path(get_dataset_path(""))
+    root.mkdir(parents=True, exist_ok=True)
+    references = reference_scores({}, env_id)
+    with tempfile.TemporaryDirectory(prefix=".qgpo-", dir=root) as scratch:
+        before = os.environ.get("MINARI_DATASETS_PATH")
+        os.environ["MINARI_DATASETS_PATH"] = scratch
+        try:
+            minari.create_dataset_from_buffers(
+                dataset_id,
+                episodes,
+                env=make_env(env_id),
+                algorithm_name=algorithm_name,
+                author="qgpo",
+                author_email="none",
+                code_permalink="none",
+                description=description,
+                ref_min_score=references.minimum if references else None,
+                ref_max_score=references.maximum if references else None,
+            )
+            made = Path(get_dataset_path(dataset_id))
+        finally:
+            if before is None:
+                del os.environ["MINARI_DATASETS_PATH"]
+            else:
+                os.environ["MINARI_DATASETS_PATH"] = before
+        if namespace is not None and namespace not in list_local_namespaces():
+            create_namespace(namespace)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            shutil.rmtree(made, ignore_errors=True)

@@ -1,0 +1,269 @@
+"""Episodes of an agent in an environment: raw returns, normalised scores, intervals."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from qgpo.envs.datasets import OfflineDataset
+from qgpo.envs.making import make_env, quiet_mujoco
+from qgpo.envs.reference import ReferenceScores, reference_scores
+
+FALLBACK_LIMIT = 1000
+"""steps after which an episode is cut where the environment states no limit"""
+
+
+class Predicts(Protocol):
+    """What evaluation needs of an agent: SB3's predict."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], Any]:
+        """Batched observations to batched actions."""
+        ...
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], confidence: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979), reproducible."""
+    rng = np.random.default_rng(0)
+    index = rng.integers(len(values), size=(resamples, len(values)))
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(values[index].mean(axis=1), [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every episode's return and length; the mean with a 95 % bootstrap interval."""
+
+    env_id: str
+    returns: list[float]
+    lengths: list[int]
+    seeds: list[int]
+    """seed of each episode's reset"""
+    cut: int
+    """episodes stopped by our step limit because the environment did not end them"""
+    mean: float
+    interval: tuple[float, float]
+    score: float | None
+    """mean normalised score, 0 to 100 between the reference returns"""
+    score_interval: tuple[float, float] | None
+    reference: dict[str, Any] | None = field(default=None)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        text = f"{self.mean:.0f} [{low:.0f}, {high:.0f}]"
+        if self.score is not None:
+            text += f", normalised {self.score:.1f}"
+        return text + f" over {len(self.returns)} episodes"
+
+    def to_json(self) -> str:
+        """All fields as JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def summarize(
+    env_id: str,
+    returns: list[float],
+    lengths: list[int],
+    seeds: list[int],
+    cut: int,
+    reference: ReferenceScores | None,
+) -> Evaluation:
+    """Mean, interval and normalised score of raw returns."""
+    values = np.asarray(returns, dtype=np.float64)
+    low, high = bootstrap_interval(values)
+    score = score_interval = None
+    if reference is not None:
+        score = float(reference.normalize(float(values.mean())))
+        score_interval = (float(reference.normalize(low)), float(reference.normalize(high)))
+    return Evaluation(
+        env_id=env_id,
+        returns=[float(r) for r in returns],
+        lengths=[int(n) for n in lengths],
+        seeds=seeds,
+        cut=cut,
+        mean=float(values.mean()),
+        interval=(low, high),
+        score=score,
+        score_interval=score_interval,
+        reference=asdict(reference) if reference is not None else None,
+    )
+
+
+def evaluate(
+    agent: Predicts,
+    env: str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
+    n_episodes: int = 10,
+    seed: int = 0,
+    *,
+    deterministic: bool = False,
+    n_envs: int = 50,
+    max_episode_steps: int | None = None,
+    progress_bar: bool = False,
+    on_step: Callable[[list[gym.Env[Any, Any]]], None] | None = None,
+) -> Evaluation:
+    """Play `n_episodes` episodes and return every episode's return and length.
+
+    An id, spec or dataset is played in `n_envs` copies with one batched `predict` per step;
+    episode i starts from `reset(seed=seed + i)` whatever `n_envs` is, and copies whose episodes
+    are over no longer step. An environment instance is played alone; a VectorEnv in whichever
+    autoreset mode it has. Episodes without an end are cut after `max_episode_steps` (default:
+    the environment's own limit, else 1000) and counted in `cut`. Action noise is drawn from the
+    agent's generator for predictions, seeded here, never from the one for training.
+    """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes={n_episodes}, expected at least 1")
+    seeds = [seed + i for i in range(n_episodes)]
+    if hasattr(agent, "seed_predictions"):
+        agent.seed_predictions(seed)
+    reference = None
+    if isinstance(env, OfflineDataset):
+        reference = env.reference
+        if env.env_spec is None:
+            raise ValueError(
+                f"dataset {env.id!r} does not name its environment; pass one: "
+                "evaluate(agent, 'Hopper-v5')"
+            )
+        env = env.env_spec
+    if isinstance(env, VectorEnv):
+        played = _play_vector(agent, env, seeds, max_episode_steps, deterministic)
+        spec = env.spec
+    else:
+        owned = isinstance(env, str | EnvSpec)
+        envs = [make_env(env) for _ in range(min(n_envs, n_episodes))] if owned else [env]
+        spec = envs[0].spec
+        played = _play(
+            agent, envs, seeds, max_episode_steps, deterministic, progress_bar, on_step
+        )
+        if owned:
+            for made in envs:
+                made.close()
+    env_id = spec.id if spec is not None else type(env).__name__
+    returns, lengths, cut = played
+    if cut:
+        warnings.warn(
+            f"{cut} of {n_episodes} episodes of {env_id} did not end by themselves and were cut "
+            "at the step limit (max_episode_steps)",
+            stacklevel=2,
+        )
+    if reference is None:
+        reference = reference_scores({}, env_id)
+    return summarize(env_id, returns, lengths, seeds, cut, reference)
+
+
+def _limit(spec: EnvSpec | None, asked: int | None) -> int:
+    if asked is not None and asked < 1:
+        raise ValueError(f"max_episode_steps={asked}, expected at least 1")
+    return asked or (spec.max_episode_steps if spec is not None else None) or FALLBACK_LIMIT
+
+
+def _play(
+    agent: Predicts,
+    envs: list[gym.Env[Any, Any]],
+    seeds: list[int],
+    max_episode_steps: int | None,
+    deterministic: bool,
+    progress_bar: bool,
+    on_step: Callable[[list[gym.Env[Any, Any]]], None] | None,
+) -> tuple[list[float], list[int], int]:
+    """Episodes in single environments: env k plays episodes k, k + n, k + 2n, …"""
+    limit = _limit(envs[0].spec, max_episode_steps)
+    returns, lengths, cut = [0.0] * len(seeds), [0] * len(seeds), 0
+    playing = {k: k for k in range(min(len(envs), len(seeds)))}
+    starts = np.ones(len(envs), dtype=bool)
+    with quiet_mujoco():
+        observation = {k: envs[k].reset(seed=seeds[e])[0] for k, e in playing.items()}
+    with tqdm(total=len(seeds), desc="evaluate", disable=not progress_bar, leave=False) as bar:
+        while playing:
+            order = list(playing)
+            batch = np.stack([observation[k] for k in order])
+            actions, _ = agent.predict(
+                batch, episode_start=starts[order], deterministic=deterministic
+            )
+            for k, action in zip(order, actions, strict=True):
+                episode = playing[k]
+                obs, reward, terminated, truncated, _ = envs[k].step(action)
+                observation[k] = obs
+                starts[k] = False
+                returns[episode] += float(reward)
+                lengths[episode] += 1
+                over = terminated or truncated
+                if not over and lengths[episode] >= limit:
+                    over, cut = True, cut + 1
+                if over:
+                    bar.update()
+                    following = episode + len(envs)
+                    if following < len(seeds):
+                        playing[k], starts[k] = following, True
+                        observation[k] = envs[k].reset(seed=seeds[following])[0]
+                    else:
+                        del playing[k]
+            if on_step is not None:
+                on_step(envs)
+    return returns, lengths, cut
+
+
+def _play_vector(
+    agent: Predicts,
+    envs: VectorEnv[Any, Any, Any],
+    seeds: list[int],
+    max_episode_steps: int | None,
+    deterministic: bool,
+) -> tuple[list[float], list[int], int]:
+    """Episodes in a VectorEnv; slot k plays episodes k, k + n, … so that none is favoured.
+
+    NEXT_STEP: the step after the end ignores the action and only resets, so it is not counted.
+    SAME_STEP: the observation returned at the end already is the next episode's. DISABLED: we
+    reset. Only the first episodes can be seeded; later ones follow from the slot's generator.
+    """
+    mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+    n = envs.num_envs
+    limit = _limit(envs.spec, max_episode_steps)
+    returns, lengths, cut = [0.0] * len(seeds), [0] * len(seeds), 0
+    episode = np.arange(n)
+    resetting = np.zeros(n, dtype=bool)
+    starts = np.ones(n, dtype=bool)
+    first = [seeds[k] if k < len(seeds) else seeds[0] + k for k in range(n)]
+    observations, _ = envs.reset(seed=first)
+    while np.any(episode < len(seeds)):
+        actions, _ = agent.predict(
+            observations, episode_start=starts, deterministic=deterministic
+        )
+        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        over = np.logical_or(terminated, truncated)
+        for k in range(n):
+            if resetting[k] or episode[k] >= len(seeds):
+                continue
+            returns[episode[k]] += float(rewards[k])
+            lengths[episode[k]] += 1
+            if not over[k] and lengths[episode[k]] >= limit:
+                if mode != AutoresetMode.DISABLED:
+                    raise ValueError(
+                        f"an episode of the vector environment exceeds {limit} steps and cannot "
+                        f"be cut in autoreset mode {mode}; wrap each environment in "
+                        "gymnasium.wrappers.TimeLimit, or pass the environment's id"
+                    )
+                over[k], cut = True, cut + 1
+        starts = over & ~resetting
+        if mode == AutoresetMode.DISABLED and over.any():
+            observations, _ = envs.reset(options={"reset_mask": over})
+        episode = np.where(over & ~resetting, episode + n, episode)
+        resetting = over & ~resetting if mode == AutoresetMode.NEXT_STEP else resetting
+    return returns, lengths, cut

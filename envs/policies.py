@@ -1,0 +1,132 @@
+"""Policies of Stable-Baselines3, read as weights: nothing is unpickled."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qgpo.networks import mlp
+
+
+class ActorPolicy(nn.Module):
+    """The actor of an SB3 SAC, TQC, TD3, DDPG, PPO or A2C policy with an MLP."""
+
+    def __init__(
+        self, weights: dict[str, Tensor], action_space: spaces.Box, activation: str | None = None
+    ) -> None:
+        super().__init__()
+        self.action_space = action_space
+        if "actor.mu.weight" in weights:
+            self.kind, body, head = "squashed", "actor.latent_pi.", "actor.mu."
+        elif "action_net.weight" in weights:
+            self.kind, body, head = "gaussian", "mlp_extractor.policy_net.", "action_net."
+        elif "actor.mu.0.weight" in weights:
+            self.kind, body, head = "deterministic", "actor.mu.", ""
+        else:
+            raise ValueError(
+                f"no SB3 actor among the tensors {sorted(weights)[:6]}…; expected an MLP policy "
+                "of SAC, TQC, TD3, DDPG, PPO or A2C"
+            )
+        default = "tanh" if self.kind == "gaussian" else "relu"
+        layers = _layers(weights, body) + (_layers(weights, head) if head else [])
+        sizes = [layers[0][0].shape[1], *(w.shape[0] for w, _ in layers)]
+        self.net = mlp(sizes, activation or default)
+        linear = [m for m in self.net if isinstance(m, nn.Linear)]
+        with torch.no_grad():
+            for module, (weight, bias) in zip(linear, layers, strict=True):
+                module.weight.copy_(weight)
+                module.bias.copy_(bias)
+        if self.kind == "squashed":
+            weight, bias = weights["actor.log_std.weight"], weights["actor.log_std.bias"]
+            self.log_std_head = nn.Linear(weight.shape[1], weight.shape[0])
+            with torch.no_grad():
+                self.log_std_head.weight.copy_(weight)
+                self.log_std_head.bias.copy_(bias)
+        elif self.kind == "gaussian":
+            self.register_buffer("log_std", weights["log_std"].clone())
+        if sizes[-1] != action_space.shape[0]:
+            raise ValueError(
+                f"the policy has {sizes[-1]} action dimensions, the environment "
+                f"{action_space.shape[0]}: is it a policy of another environment?"
+            )
+        self.observation_dim = sizes[0]
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: NDArray[np.floating],
+        generator: torch.Generator,
+        deterministic: bool = False,
+    ) -> NDArray[np.float32]:
+        """(B, S) to (B, A) in the environment's units, sampled unless `deterministic`."""
+        hidden = torch.as_tensor(observations, dtype=torch.float32)
+        if hidden.shape[-1] != self.observation_dim:
+            raise ValueError(
+                f"the policy takes {self.observation_dim} observation dimensions, "
+                f"got {hidden.shape[-1]}: is it a policy of another environment?"
+            )
+        for layer in list(self.net)[:-1]:
+            hidden = layer(hidden)
+        mean = self.net[-1](hidden)
+        if self.kind == "deterministic":
+            action = torch.tanh(mean)
+        else:
+            log_std = self.log_std_head(hidden) if self.kind == "squashed" else self.log_std
+            std = torch.exp(log_std.clamp(-20, 2))
+            noise = torch.randn(mean.shape, generator=generator)
+            action = mean if deterministic else mean + std * noise
+            if self.kind == "gaussian":
+                low, high = self.action_space.low, self.action_space.high
+                return np.clip(action.numpy(), low, high).astype(np.float32)
+            action = torch.tanh(action)
+        low, high = self.action_space.low, self.action_space.high
+        return np.asarray(low + 0.5 * (action.numpy() + 1.0) * (high - low), dtype=np.float32)
+
+
+def _layers(weights: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of the linear layers under a prefix, in order."""
+    suffix = ".weight"
+    names = [n for n in weights if n.startswith(prefix) and n.endswith(suffix)]
+    if f"{prefix}weight" in weights:
+        return [(weights[f"{prefix}weight"], weights[f"{prefix}bias"])]
+    names.sort(key=lambda name: int(name[len(prefix) : -len(suffix)]))
+    return [(weights[n], weights[n.removesuffix(suffix) + ".bias"]) for n in names]
+
+
+def load_policy(path: str | Path, action_space: spaces.Box) -> ActorPolicy:
+    """Read an SB3 model file (`model.zip`) or an actor snapshot (`.safetensors`).
+
+    From a zip only `policy.pth` (tensors, `weights_only`) and the plain JSON fields are read.
+    Raises ValueError for other files.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"policy file {str(path)!r} does not exist")
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as opened:
+            activation = (opened.metadata() or {}).get("activation")
+        return ActorPolicy(load_file(path), action_space, activation)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            weights = torch.load(
+                io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True
+            )
+            data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(
+            f"policy file {str(path)!r} is no SB3 model ({error}); expected the zip that "
+            "model.save() writes, or a .safetensors snapshot"
+        ) from error
+    activation_name = str(data.get("policy_kwargs", {}).get("activation_fn", "")).lower()
+    activation = next((a for a in ("relu", "tanh", "silu") if a in activation_name), None)
+    return ActorPolicy(weights, action_space, activation)

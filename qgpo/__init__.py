@@ -1,0 +1,15 @@
+"""QGPO: offline reinforcement learning with exact energy guidance of diffusion policies."""
+
+from qgpo.agents import PRESETS, QGPO, QGPOConfig
+from qgpo.envs import Evaluation, OfflineDataset, evaluate, load_dataset
+
+__version__ = "0.1.0"
+__all__ = [
+    "PRESETS",
+    "QGPO",
+    "Evaluation",
+    "OfflineDataset",
+    "QGPOConfig",
+    "evaluate",
+    "load_dataset",
+]

@@ -1,0 +1,72 @@
+"""In-support softmax Q-learning (CEP paper, section 4.2) and its lambda-return variant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qgpo.diffusion import Metrics
+from qgpo.networks import TwinQ
+
+
+def in_support_value(q: Tensor, beta_q: float) -> Tensor:
+    """V(s) = sum_j softmax_j(beta_q Q(s, a_j)) Q(s, a_j) over support actions: (..., M) to (...).
+
+    beta_q = 0 is the mean (the behavior's value), beta_q -> inf the maximum in the support.
+    """
+    return torch.sum(torch.softmax(beta_q * q, dim=-1) * q, dim=-1)
+
+
+def td_target(rewards: Tensor, terminations: Tensor, next_values: Tensor, gamma: float) -> Tensor:
+    """r + gamma (1 - terminated) V(s'); a truncation does not cut the bootstrap. Shapes (B,)."""
+    return rewards + gamma * (1.0 - terminations) * next_values
+
+
+def lambda_returns(
+    rewards: Tensor,
+    terminations: Tensor,
+    last_steps: Tensor,
+    next_values: Tensor,
+    gamma: float,
+    lambda_: float,
+) -> Tensor:
+    """Returns G_i = r_i + gamma (1 - terminated_i) [(1 - lambda) V(s'_i) + lambda G_{i+1}].
+
+    All of shape (N,), transitions in the order of their episodes; `last_steps` marks the last
+    transition of each episode, where the bracket is V(s') alone. lambda = 0 is `td_target`;
+    lambda > 0 is Peng's Q(lambda) without the off-policy cut (Kozuno et al. 2021, arXiv
+    2103.00107): it carries credit over the episode at once and leans on the behavior's return.
+    The recursion runs in float64 on the CPU: one pass over the data.
+    """
+    r = rewards.double().cpu().numpy()
+    bootstrap = (gamma * (1.0 - terminations.double())).cpu().numpy()
+    values = next_values.double().cpu().numpy()
+    last = last_steps.bool().cpu().numpy()
+    out = torch.empty(len(r), dtype=torch.float64)
+    returns = out.numpy()
+    following = 0.0
+    for i in range(len(r) - 1, -1, -1):
+        value = values[i]
+        if not last[i]:
+            value = (1.0 - lambda_) * value + lambda_ * following
+        following = r[i] + bootstrap[i] * value
+        returns[i] = following
+    return out.to(rewards)
+
+
+def critic_loss(
+    critic: TwinQ, observations: Tensor, actions: Tensor, targets: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Mean squared error of both heads on targets of shape (B,)."""
+    q = critic.both(observations, actions)
+    loss = torch.mean((q - targets) ** 2)
+    return loss, {"loss": loss, "q": q.mean(), "target": targets.mean()}
+
+
+@torch.no_grad()
+def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
+    """target <- (1 - tau) target + tau source, parameters and floating point buffers alike."""
+    sources, targets = source.state_dict(), target.state_dict()
+    for name, value in targets.items():
+        if value.is_floating_point():
+            value.lerp_(sources[name], tau)

@@ -1,0 +1,116 @@
+"""The diffusion model of the behavior: its loss, noise <-> x_0, and the guided denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from qgpo.schedule import Schedule
+from qgpo.solver import get_solver, time_grid
+
+Metrics = dict[str, Tensor]
+GuidanceGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t (B, D), t (B,), condition (B, C)) to the gradient of f in x_t, shape (B, D)."""
+
+PREDICTIONS = ("noise", "velocity")
+
+
+def uniform_times(n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+    """n times, uniform on [t_min, t_max]."""
+    u = torch.rand(n, generator=generator, device=generator.device)
+    return schedule.t_min + (schedule.t_max - schedule.t_min) * u
+
+
+def diffuse(x_0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule) -> Tensor:
+    """x_t = alpha_t x_0 + sigma_t noise; t has x_0's leading dimensions."""
+    return schedule.alpha(t)[..., None] * x_0 + schedule.sigma(t)[..., None] * noise
+
+
+class Diffusion(nn.Module):
+    """q(x_0 | condition), learned by denoising, sampled by solving an ODE.
+
+    `prediction` says what the network's output is: `noise` (eps; DDPM, arXiv 2006.11239) or
+    `velocity` (v = alpha eps - sigma x_0, arXiv 2202.00512; on a variance preserving schedule
+    its target has unit variance at every t, as in EDM's preconditioning, arXiv 2206.00364).
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, prediction: str) -> None:
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction={prediction!r}, expected one of {list(PREDICTIONS)}")
+        self.network = network
+        self.schedule = schedule
+        self.prediction = prediction
+
+    def target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network's output is regressed on, shape of x_0."""
+        if self.prediction == "noise":
+            return noise
+        alpha, sigma = self.schedule.alpha(t)[..., None], self.schedule.sigma(t)[..., None]
+        return alpha * noise - sigma * x_0
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """E[x_0 | x_t]: (B, D), (B,), (B, C) to (B, D)."""
+        output: Tensor = self.network(x_t, t, condition)
+        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
+        if self.prediction == "noise":
+            return (x_t - sigma * output) / alpha
+        return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
+
+    def noise(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """E[eps | x_t]; the score of q_t is -noise / sigma_t."""
+        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
+        return (x_t - alpha * self.denoise(x_t, t, condition)) / sigma
+
+    def loss(
+        self, x_0: Tensor, condition: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        """Mean squared error of the prediction at uniform times, x_0 of shape (B, D)."""
+        t = uniform_times(len(x_0), self.schedule, generator)
+        noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
+        output = self.network(diffuse(x_0, t, noise, self.schedule), t, condition)
+        loss = torch.mean((output - self.target(x_0, t, noise)) ** 2)
+        return loss, {"loss": loss}
+
+    def guided_denoise(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | None,
+        guidance: GuidanceGradient | None,
+        scale: float,
+    ) -> Tensor:
+        """E[x_0 | x_t] under p_t ~ q_t e^(scale f_t), shape (B, D).
+
+        eps_guided = eps - scale sigma grad f (CEP paper, Eq. 11), therefore
+        x_0 = x_0_unguided + scale (sigma^2 / alpha) grad f. No gradient is taken at scale 0.
+        """
+        with torch.no_grad():
+            x_0 = self.denoise(x_t, t, condition)
+        if guidance is None or scale == 0.0:
+            return x_0
+        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
+        return x_0 + scale * sigma**2 / alpha * guidance(x_t, t, condition)
+
+    def sample(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        *,
+        guidance: GuidanceGradient | None = None,
+        guidance_scale: float = 0.0,
+        solver: str = "dpm_solver_2m",
+        steps: int = 15,
+        spacing: str = "time",
+    ) -> Tensor:
+        """Carry noise x (B, D) ~ N(0, I) at t_max to samples (B, D) at t_min."""
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.guided_denoise(
+                x_t, t.expand(len(x_t)), condition, guidance, guidance_scale
+            )
+
+        times = time_grid(self.schedule, steps, spacing).to(x.device)
+        return get_solver(solver)(denoise, x, times, self.schedule)

@@ -1,0 +1,169 @@
+"""The networks: one MLP builder, time features, noise networks, twin Q and energy network.
+
+Shapes: B batch, D sample dimension (the action's), C condition dimension (the observation's).
+A condition may be None everywhere (unconditional models).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def mlp(
+    sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False
+) -> nn.Sequential:
+    """Linear layers of the given sizes with the activation between them, none after the last.
+
+    `layer_norm` normalises before every activation.
+    """
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        layers.append(nn.Linear(fan_in, fan_out))
+        if i < len(sizes) - 2:
+            if layer_norm:
+                layers.append(nn.LayerNorm(fan_out))
+            layers.append(ACTIVATIONS[activation]())
+    return nn.Sequential(*layers)
+
+
+class FourierFeatures(nn.Module):
+    """sin and cos of t at fixed random frequencies ~ N(0, scale^2): (B,) to (B, dim).
+
+    Tancik et al. 2020 (arXiv 2006.10739).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(dim // 2) * scale)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Time features."""
+        angle = t[:, None] * self.frequencies * (2.0 * math.pi)
+        return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
+
+
+def join(*parts: Tensor | None) -> Tensor:
+    """Concatenate the parts that are there along the last dimension."""
+    return torch.cat([part for part in parts if part is not None], dim=-1)
+
+
+class _ResidualBlock(nn.Module):
+    """Two SiLU layers with an additive embedding after the first, and a skip connection."""
+
+    def __init__(self, fan_in: int, fan_out: int, embedding: int) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.SiLU(), nn.Linear(embedding, fan_out))
+        self.first = nn.Sequential(nn.Linear(fan_in, fan_out), nn.SiLU())
+        self.second = nn.Sequential(nn.Linear(fan_out, fan_out), nn.SiLU())
+        self.skip = nn.Linear(fan_in, fan_out) if fan_in != fan_out else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        hidden: Tensor = self.second(self.first(x) + self.embed(embedding))
+        return hidden + self.skip(x)
+
+
+class UNetMLP(nn.Module):
+    """The authors' behavior network: residual MLP 512/256/128 with U-Net skips (METHOD of QGPO).
+
+    1.634 M parameters at C = 17, D = 6.
+    """
+
+    def __init__(self, dim: int, condition_dim: int) -> None:
+        super().__init__()
+        self.time = nn.Sequential(FourierFeatures(32, 30.0), nn.Linear(32, 32))
+        self.condition = nn.Sequential(nn.Linear(condition_dim, 32), nn.SiLU())
+        self.embedding = nn.Sequential(nn.Linear(64, 128), nn.SiLU(), nn.Linear(128, 128))
+        self.down = nn.ModuleList(
+            _ResidualBlock(i, o, 128) for i, o in ((dim, 512), (512, 256), (256, 128))
+        )
+        self.middle = _ResidualBlock(128, 128, 128)
+        self.up = nn.ModuleList(_ResidualBlock(i, o, 128) for i, o in ((256, 256), (512, 512)))
+        self.output = nn.Linear(1024, dim)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """(B, D), (B,), (B, C) to (B, D)."""
+        if condition is None:
+            condition = x_t.new_zeros(len(x_t), 0)
+        embedding = self.embedding(join(self.condition(condition), self.time(t)))
+        skips = []
+        hidden = x_t
+        for block in self.down:
+            hidden = block(hidden, embedding)
+            skips.append(hidden)
+        hidden = join(skips[2], self.middle(hidden, embedding))
+        hidden = join(skips[1], self.up[0](hidden, embedding))
+        hidden = join(skips[0], self.up[1](hidden, embedding))
+        out: Tensor = self.output(hidden)
+        return out
+
+
+class MLPNoiseNetwork(nn.Module):
+    """A plain MLP over (x_t, features of t, condition) whose last layer starts at zero.
+
+    With velocity prediction an output of zero is the exact model of N(0, I) data, so training
+    starts from a standard normal and only has to learn what differs from it.
+    """
+
+    def __init__(
+        self, dim: int, condition_dim: int, hidden: Sequence[int], time_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.time = FourierFeatures(16, time_scale)
+        self.net = mlp([dim + 16 + condition_dim, *hidden, dim], "silu")
+        last = self.net[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """(B, D), (B,), (B, C) to (B, D)."""
+        out: Tensor = self.net(join(x_t, self.time(t), condition))
+        return out
+
+
+class EnergyNetwork(nn.Module):
+    """f(x_t, t, condition), a scalar per sample; higher is better."""
+
+    def __init__(
+        self, dim: int, condition_dim: int, hidden: Sequence[int], time_scale: float
+    ) -> None:
+        super().__init__()
+        self.time = FourierFeatures(32, time_scale)
+        self.net = mlp([dim + 32 + condition_dim, *hidden, 1], "silu")
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """(B, D), (B,), (B, C) to (B,)."""
+        out: Tensor = self.net(join(x_t, self.time(t), condition))
+        return out.squeeze(-1)
+
+
+class TwinQ(nn.Module):
+    """Two independent Q functions of (observation, action)."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = [observation_dim + action_dim, *hidden, 1]
+        self.heads = nn.ModuleList(mlp(sizes, "relu", layer_norm) for _ in range(2))
+
+    def both(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """(..., S), (..., A) to (2, ...)."""
+        inputs = join(observations, actions)
+        return torch.stack([head(inputs).squeeze(-1) for head in self.heads])
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller of the two, shape (...)."""
+        return self.both(observations, actions).amin(dim=0)

@@ -1,0 +1,85 @@
+"""Coordinates in which learning is easy: standardised observations, whitened actions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qgpo.diffusion import Metrics
+from qgpo.networks import mlp
+
+
+class ObservationNormalizer(nn.Module):
+    """(s - mean) / std with constants taken from the dataset; the identity until `fit`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def fit(self, observations: Tensor) -> None:
+        """Take mean and standard deviation of (N, S); constant dimensions keep std 1."""
+        mean = observations.double().mean(dim=0)
+        std = observations.double().std(dim=0, unbiased=False)
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(..., S) to (..., S)."""
+        return (observations - self.mean) / self.std
+
+
+class Whitening(nn.Module):
+    """z = (a - m(s)) / d(s): actions as residuals of a quickly learned Gaussian policy.
+
+    The map is affine and invertible for every state, so mu(a|s) exp(beta Q) keeps its meaning:
+    diffusion and guidance run in z, where the behavior is close to N(0, I) whatever its scale.
+    A diffusion model of z that has learned nothing yet is the Gaussian policy N(m, d^2); what it
+    learns is what a Gaussian cannot say. Ours, not the paper's.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.net = mlp([observation_dim, *hidden, 2 * action_dim], "relu")
+        self.min_std = 0.02
+
+    def moments(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the action, each (..., A)."""
+        mean, log_std = self.net(observations).chunk(2, dim=-1)
+        return mean, torch.exp(log_std.clamp(math.log(self.min_std), 0.5))
+
+    def encode(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Actions to z."""
+        mean, std = self.moments(observations)
+        return (actions - mean) / std
+
+    def decode(self, observations: Tensor, z: Tensor) -> Tensor:
+        """z to actions."""
+        mean, std = self.moments(observations)
+        return mean + std * z
+
+    def loss(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Metrics]:
+        """Squared error for the mean, Gaussian likelihood (mean held fixed) for the spread."""
+        mean, std = self.moments(observations)
+        mse = torch.mean((actions - mean) ** 2)
+        residual = ((actions - mean.detach()) / std) ** 2
+        nll = torch.mean(0.5 * residual + torch.log(std))
+        return mse + 0.1 * nll, {"mse": mse, "nll": nll}
+
+
+class Identity(nn.Module):
+    """No whitening: diffusion runs on the actions themselves, as in the paper."""
+
+    def encode(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The actions."""
+        return actions
+
+    def decode(self, observations: Tensor, z: Tensor) -> Tensor:
+        """The actions."""
+        return z

@@ -1,0 +1,284 @@
+"""Train an agent on a Minari dataset, evaluate it, and keep everything in a run folder.
+
+    python scripts/train.py --dataset-id qgpo/halfcheetah/mixed-v0 --preset laptop --seed 0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+import tyro
+from stable_baselines3.common.logger import KVWriter
+
+from qgpo.agents import AGENTS, QGPO, QGPOConfig
+from qgpo.agents.base import OfflineAgent
+from qgpo.agents.runs import RunFolder, SaveCheckpoint
+from qgpo.envs import OfflineDataset, evaluate, load_dataset
+from qgpo.envs.evaluation import Evaluation, bootstrap_interval
+from qgpo.envs.figures import draw_run, read_metrics
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass
+class Args(Generic[ConfigT]):
+    """Train an offline agent, then evaluate it at each guidance scale."""
+
+    dataset_id: str = "qgpo/halfcheetah/mixed-v0"
+    """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded"""
+    agent: str = "QGPO"
+    """the agent"""
+    preset: str = "laptop"
+    """row of hyperparameters that the --config flags start from: laptop or paper"""
+    seed: int = 0
+    """seed of initialisation, batches, noise and evaluation"""
+    run_dir: Path | None = None
+    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>"""
+    resume: Path | None = None
+    """continue the run in this folder from its checkpoint; other settings come from the run"""
+    overwrite: bool = False
+    """delete a former run in the run folder instead of refusing"""
+    device: str = "auto"
+    """torch device: auto, cpu, cuda, …"""
+    threads: int = 0
+    """torch threads on the CPU; 0 leaves torch's choice"""
+    download: bool = True
+    """fetch the dataset from Minari's remote if it is not local"""
+    guidance_scales: tuple[float, ...] = ()
+    """scales evaluated at the end; default 0 (imitation) and the configured scale"""
+    n_episodes: int = 50
+    """evaluation episodes per scale; 0 skips evaluation"""
+    env_id: str | None = None
+    """environment for evaluation where the dataset names none"""
+    deterministic: bool = True
+    """evaluate the central action (noise zero) instead of a sampled one"""
+    log_interval: int = 500
+    """gradient steps between two rows of metrics"""
+    checkpoint_every: int = 5000
+    """steps between two checkpoints"""
+    progress_bar: bool = True
+    """show stages and time left"""
+    verbose: bool = False
+    """print every row of metrics"""
+    track: bool = False
+    """send configuration, metrics and scores to Weights & Biases (WANDB_MODE=offline works)"""
+    wandb_project: str = "qgpo"
+    """project for --track"""
+    config: ConfigT = field(default_factory=QGPOConfig)  # type: ignore[assignment]
+    """the agent's hyperparameters, starting from the preset"""
+
+
+class WandbOutput(KVWriter):
+    """Sends SB3's logger to Weights & Biases."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0
+    ) -> None:
+        """One row of metrics."""
+        numbers = {k: v for k, v in key_values.items() if isinstance(v, int | float)}
+        self.run.log(numbers, step=step)
+
+    def close(self) -> None:
+        """The run is finished by its owner."""
+
+
+def parse(argv: list[str]) -> Args[Any]:
+    """Two passes: the agent and the preset choose the defaults that the others override."""
+
+    @dataclass
+    class Choice:
+        agent: Literal[tuple(AGENTS)] = QGPO.name  # type: ignore[valid-type]
+        preset: str = "laptop"
+
+    without_help = [arg for arg in argv if arg not in ("-h", "--help")]
+    choice, _ = tyro.cli(Choice, args=without_help, return_unknown_args=True, add_help=False)
+    agent_class = AGENTS[choice.agent]
+    if choice.preset not in agent_class.presets:
+        raise SystemExit(
+            f"--preset {choice.preset}: expected one of {sorted(agent_class.presets)}"
+        )
+    row = agent_class.presets[choice.preset]
+    default = Args(agent=choice.agent, preset=choice.preset, config=row)
+    args_class = Args[agent_class.config_class]  # type: ignore[name-defined]
+    return tyro.cli(args_class, default=default, args=argv, description=__doc__)
+
+
+def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset]:
+    """The folder, a new or resumed agent, and its dataset; every refusal happens here."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.resume is not None:
+        folder = RunFolder(args.resume)
+        if not folder.config.exists():
+            raise SystemExit(f"--resume {args.resume}: no run there (config.json is missing)")
+        saved = json.loads(folder.config.read_text())["args"]
+        args.dataset_id, args.seed = saved["dataset_id"], saved["seed"]
+        args.agent, args.env_id = saved["agent"], saved["env_id"]
+        args.config = AGENTS[args.agent].config_from_json(saved["config"])
+    else:
+        name = f"{args.dataset_id}-{args.agent}-{args.preset}-s{args.seed}".replace("/", "-")
+        folder = RunFolder(args.run_dir or Path("runs") / name)
+        if folder.config.exists() and not args.overwrite:
+            raise SystemExit(
+                f"{folder.path} already holds a run: continue it with --resume {folder.path}, "
+                "replace it with --overwrite, or choose another --run-dir"
+            )
+    try:
+        dataset = load_dataset(args.dataset_id, args.download)
+        agent_class = AGENTS[args.agent]
+        agent = agent_class(args.config, seed=args.seed, device=args.device)
+        if args.resume is not None and folder.checkpoint.exists():
+            agent = agent_class.load(folder.checkpoint, device=args.device)
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"error: {error}") from error
+    if args.n_episodes and args.env_id is None and dataset.env_spec is None:
+        raise SystemExit(
+            f"dataset {dataset.id!r} names no environment: give one with --env-id, or skip "
+            "evaluation with --n-episodes 0"
+        )
+    return folder, agent, dataset
+
+
+def train(
+    args: Args[Any], folder: RunFolder, agent: OfflineAgent[Any], dataset: OfflineDataset,
+    outputs: list[KVWriter],
+) -> float:
+    """Train to the end; returns the seconds it took. Ctrl-C leaves a checkpoint."""
+    agent.set_logger(folder.logger(args.verbose, outputs))
+    began = time.monotonic()
+    try:
+        agent.learn(
+            dataset,
+            callback=SaveCheckpoint(folder.checkpoint, args.checkpoint_every),
+            log_interval=args.log_interval,
+            reset_num_timesteps=False,
+            progress_bar=args.progress_bar,
+        )
+    except KeyboardInterrupt:
+        agent.save(folder.checkpoint)
+        raise SystemExit(
+            f"\nstopped in stage {agent.stage!r} at timestep {agent.num_timesteps}; continue "
+            f"with: python scripts/train.py --resume {folder.path}"
+        ) from None
+    finally:
+        agent.logger.close()
+    return time.monotonic() - began
+
+
+def score(
+    args: Args[Any], agent: OfflineAgent[Any], dataset: OfflineDataset
+) -> list[tuple[str, float | None, Evaluation]]:
+    """(label, guidance scale, evaluation) for every scale asked for."""
+    chosen = getattr(agent, "guidance_scale", None)
+    scales = args.guidance_scales or ((0.0, chosen) if chosen else (chosen,))
+    results = []
+    for scale in scales:
+        label = "agent" if scale is None else f"w = {scale:g}"
+        if scale is not None:
+            agent.guidance_scale = scale  # type: ignore[attr-defined]
+            label += " (imitation)" if scale == 0 else " (guided)"
+        evaluation = evaluate(
+            agent,
+            args.env_id or dataset,
+            args.n_episodes,
+            seed=10_000 + args.seed,
+            deterministic=args.deterministic,
+            progress_bar=args.progress_bar,
+        )
+        results.append((label, scale, evaluation))
+    if chosen is not None:
+        agent.guidance_scale = chosen  # type: ignore[attr-defined]
+    return results
+
+
+def table(dataset: OfflineDataset, results: list[tuple[str, float | None, Evaluation]]) -> str:
+    """The data and every evaluation with 95 % intervals."""
+    data = dataset.episode_returns
+    low, high = bootstrap_interval(data)
+    rows = [("data", float(data.mean()), low, high, dataset.normalized_score(data.mean()), len(data))]
+    for label, _, e in results:
+        rows.append((label, e.mean, *e.interval, e.score, len(e.returns)))
+    lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
+    for label, mean, low, high, normalised, n in rows:
+        text = "-" if normalised is None else f"{float(normalised):.1f}"
+        interval = f"[{low:.0f}, {high:.0f}]"
+        lines.append(f"{label:22s}{mean:8.0f}   {interval:16s}{text:>10s}{n:>10d}")
+    return "\n".join(lines)
+
+
+def main(args: Args[Any]) -> None:
+    """Train, evaluate, and write the run folder."""
+    folder, agent, dataset = start(args)
+    with folder.locked():
+        if args.resume is None and args.overwrite and folder.config.exists():
+            for entry in folder.path.iterdir():
+                if entry.name != ".lock":
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        about = {
+            "args": dataclasses.asdict(args),
+            "dataset": {"id": dataset.id, "steps": len(dataset), "episodes": dataset.n_episodes,
+                        "fingerprint": dataset.fingerprint},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "threads": torch.get_num_threads(),
+            "device": str(agent.device),
+        }
+        if args.resume is None:
+            folder.write_json(folder.config, about)
+        outputs: list[KVWriter] = []
+        run = None
+        if args.track:
+            import wandb
+
+            run = wandb.init(project=args.wandb_project, name=folder.path.name,
+                             dir=str(folder.path), config=about)
+            outputs.append(WandbOutput(run))
+        print(f"{args.agent} ({args.preset}) on {dataset.id}: {len(dataset)} transitions in "
+              f"{dataset.n_episodes} episodes, to {folder.path}")
+        seconds = train(args, folder, agent, dataset, outputs)
+        print(f"trained in {seconds:.0f} s")
+        results = score(args, agent, dataset) if args.n_episodes else []
+        folder.write_json(
+            folder.evaluation,
+            {
+                "dataset": {"id": dataset.id, "returns": dataset.episode_returns.tolist()},
+                "training_seconds": seconds,
+                "deterministic": args.deterministic,
+                "evaluations": [
+                    {"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results
+                ],
+            },
+        )
+        draw_run(
+            folder.report,
+            f"{args.agent} ({args.preset}, seed {args.seed}) on {dataset.id}",
+            read_metrics(folder.metrics),
+            dataset.episode_returns,
+            [(label, e) for label, _, e in results],
+        )
+        if run is not None:
+            run.summary.update({f"return/{label}": e.mean for label, _, e in results})
+            run.finish()
+        if results:
+            print(table(dataset, results))
+        print(f"picture: {folder.report}")
+
+
+def cli() -> None:
+    """Entry point."""
+    main(parse(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()
