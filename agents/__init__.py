@@ -3,7 +3,6 @@
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.presets import PRESETS, QGPOConfig
 from qgpo.agents.qgpo import QGPO
+from qgpo.agents.registry import AGENTS, load_agent
 
-AGENTS: dict[str, type[OfflineAgent]] = {QGPO.name: QGPO}  # type: ignore[type-arg]
-
-__all__ = ["AGENTS", "PRESETS", "QGPO", "OfflineAgent", "QGPOConfig"]
+__all__ = ["AGENTS", "PRESETS", "QGPO", "OfflineAgent", "QGPOConfig", "load_agent"]

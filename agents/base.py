@@ -13,7 +13,6 @@ import dataclasses
 import math
 import platform
 import signal
-import sys
 import threading
 import time
 import types
@@ -27,6 +26,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger
@@ -47,6 +47,8 @@ from qgpo.agents.checkpoint import (
 )
 from qgpo.diffusion import Metrics
 from qgpo.envs.datasets import OfflineDataset, check_spaces, load_dataset
+from qgpo.envs.making import spec_from_json, spec_to_json
+from qgpo.envs.reference import ReferenceScores
 
 ConfigT = TypeVar("ConfigT")
 
@@ -125,6 +127,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.stage: str | None = None
         self.dataset_id: str | None = None
         self.dataset_fingerprint: str | None = None
+        self.env_spec: EnvSpec | None = None
+        self.reference: ReferenceScores | None = None
         self.generator = torch.Generator(self.device)
         self.prediction_generator = torch.Generator(self.device)
         self._env: VecEnv | None = None
@@ -179,7 +183,9 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if self._logger is None:
             self.set_logger(
                 configure_logger(
-                    self.verbose, self.tensorboard_log, tb_log_name or self.name,
+                    self.verbose,
+                    self.tensorboard_log,
+                    tb_log_name or self.name,
                     reset_num_timesteps,
                 )
             )
@@ -277,6 +283,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             )
         self._set_spaces(dataset.observation_space, dataset.action_space, dataset.id)
         self.dataset_id, self.dataset_fingerprint = dataset.id, dataset.fingerprint
+        self.env_spec, self.reference = dataset.env_spec, dataset.reference
 
         def tensor(array: NDArray[Any], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.as_tensor(array, dtype=dtype, device=self.device)
@@ -301,6 +308,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.progress = dict.fromkeys(self.stages, 0)
         self.num_timesteps, self.stage = 0, None
         self.dataset_id = self.dataset_fingerprint = None
+        self.env_spec = self.reference = None
         self.observation_space = self.action_space = None
         self._batches = None
         self.set_random_seed(self.seed)
@@ -459,7 +467,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self, parameters: dict[str, dict[str, Any]], exact_match: bool = True
     ) -> None:
         """Load what `get_parameters` returned; `exact_match` wants every name."""
-        known = {
+        known: dict[str, nn.Module | torch.optim.Optimizer] = {
             **dict(self.networks.items()),
             **{f"{n}.optimizer": o for n, o in self.optimizers.items()},
         }
@@ -498,7 +506,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             "stage": self.stage,
             "progress": self.progress,
             "num_timesteps": self.num_timesteps,
-            "dataset": {"id": self.dataset_id, "fingerprint": self.dataset_fingerprint},
+            "dataset": {
+                "id": self.dataset_id,
+                "fingerprint": self.dataset_fingerprint,
+                "env_spec": spec_to_json(self.env_spec) if self.env_spec else None,
+                "reference": dataclasses.asdict(self.reference) if self.reference else None,
+            },
             "optimizers": groups,
         }
         generators = {
@@ -587,8 +600,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         }
         self.progress = header["progress"]
         self.stage, self.num_timesteps = header["stage"], header["num_timesteps"]
-        self.dataset_id = header["dataset"]["id"]
-        self.dataset_fingerprint = header["dataset"]["fingerprint"]
+        data = header["dataset"]
+        self.dataset_id, self.dataset_fingerprint = data["id"], data["fingerprint"]
+        self.env_spec = spec_from_json(data["env_spec"]) if data["env_spec"] else None
+        self.reference = ReferenceScores(**data["reference"]) if data["reference"] else None
 
 
 def _with_suffix(path: str | Path) -> Path:

@@ -1,9 +1,9 @@
 """Checkpoints: one zip of JSON and safetensors. Reading one cannot run code.
 
-    checkpoint.json          format version, library versions, agent, configuration, spaces, counters
-    modules.safetensors      every network, target, EMA and normaliser
-    optimizers.safetensors   the tensors of every optimizer's state
-    tables.safetensors       what stages hand to each other (support actions, targets), RNG states
+checkpoint.json          format version, library versions, agent, configuration, spaces, counters
+modules.safetensors      every network, target, EMA and normaliser
+optimizers.safetensors   the tensors of every optimizer's state
+tables.safetensors       what stages hand to each other (support actions, targets), RNG states
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
                     archive.writestr(f"{name}.safetensors", save(tensors))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, path)
+        scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -65,8 +65,17 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         os.close(folder)
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """Only the JSON of a checkpoint, without its tensors. Raises CheckpointError."""
+    return _read(path, ()).header
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and check a checkpoint. Raises CheckpointError with what is wrong."""
+    return _read(path, TENSOR_FILES)
+
+
+def _read(path: Path, tensor_files: tuple[str, ...]) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {str(path)!r} does not exist")
     try:
@@ -85,7 +94,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
                     f"{str(path)!r} has format version {version!r}, this qgpo reads up to "
                     f"{FORMAT_VERSION}: upgrade qgpo"
                 )
-            tensors = {name: load(archive.read(f"{name}.safetensors")) for name in TENSOR_FILES}
+            tensors: dict[str, dict[str, Tensor]] = {name: {} for name in TENSOR_FILES}
+            for name in tensor_files:
+                tensors[name] = load(archive.read(f"{name}.safetensors"))
     except (zipfile.BadZipFile, SafetensorError, json.JSONDecodeError, EOFError) as error:
         raise CheckpointError(
             f"checkpoint {str(path)!r} is damaged ({error}); use an earlier copy"

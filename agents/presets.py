@@ -65,6 +65,8 @@ class QGPOConfig:
     """layers of the energy network"""
     energy_time_scale: float = 30.0
     """frequency scale of the energy network's time features"""
+    energy_preconditioned: bool = False
+    """scale the energy network's output by alpha_t, so that its error is not amplified near t = 1"""
     energy_steps: int = 1_000_000
     """gradient steps of the energy stage"""
     energy_batch_size: int = 256
@@ -97,23 +99,24 @@ LAPTOP = replace(
     PAPER,
     schedule="cosine",
     prediction="velocity",
-    behavior_hidden=(256, 256, 256),
-    behavior_steps=10_000,
+    behavior_hidden=(256, 256),
+    behavior_steps=8_000,
     behavior_batch_size=512,
     behavior_learning_rate=1e-3,
     ema_decay=0.999,
-    whitening_steps=5_000,
+    whitening_steps=4_000,
     normalize_observations=True,
-    support_solver_steps=8,
+    support_solver_steps=6,
     critic_hidden=(256, 256),
     critic_layer_norm=True,
-    critic_steps=12_000,
+    critic_steps=8_000,
     critic_learning_rate=1e-3,
     critic_lambda=0.9,
     reward_tuning="unit",
     energy_hidden=(256, 256),
     energy_time_scale=1.0,
-    energy_steps=6_000,
+    energy_preconditioned=True,
+    energy_steps=4_000,
     energy_batch_size=128,
     energy_learning_rate=1e-3,
     beta=1.0,

@@ -1,11 +1,11 @@
 """Q-guided policy optimisation (Lu et al. 2023, arXiv 2304.12824).
 
-    1. behavior   a diffusion model of mu(a|s), by denoising
-    2. support    M actions from it for every observation
-    3. critic     in-support softmax Q-learning over those actions
-    4. energy     f_t by contrastive energy prediction on the same actions
-    act           solve the reverse ODE with the score of mu plus the gradient of w f_t,
-                  so that actions follow mu(a|s) exp(beta Q(s, a)) at w = 1
+1. behavior   a diffusion model of mu(a|s), by denoising
+2. support    M actions from it for every observation
+3. critic     in-support softmax Q-learning over those actions
+4. energy     f_t by contrastive energy prediction on the same actions
+act           solve the reverse ODE with the score of mu plus the gradient of w f_t,
+              so that actions follow mu(a|s) exp(beta Q(s, a)) at w = 1
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class QGPO(OfflineAgent[QGPOConfig]):
         time_grid(schedule, c.solver_steps, c.spacing)
         self.normalizer = ObservationNormalizer(observation_dim)
         self.whitening = (
-            Whitening(observation_dim, action_dim, (256, 256))
-            if c.whitening_steps
-            else Identity()
+            Whitening(observation_dim, action_dim, (256, 256)) if c.whitening_steps else Identity()
         )
         network = (
             MLPNoiseNetwork(action_dim, observation_dim, c.behavior_hidden)
@@ -86,7 +84,7 @@ class QGPO(OfflineAgent[QGPOConfig]):
         energy_network = EnergyNetwork(
             action_dim, observation_dim, c.energy_hidden, c.energy_time_scale
         )
-        self.energy = CEP(energy_network, schedule)
+        self.energy = CEP(energy_network, schedule, c.energy_preconditioned)
         self.networks.update(
             {
                 "normalizer": self.normalizer,
@@ -181,24 +179,25 @@ class QGPO(OfflineAgent[QGPOConfig]):
 
         def update(step: int) -> Metrics:
             chosen = slice(step * per_chunk, (step + 1) * per_chunk)
-            condition = self.normalizer(data.states[chosen]).repeat_interleave(m, dim=0)
-            noise = torch.randn(
-                len(condition), data.actions.shape[-1], generator=self.generator,
-                device=self.device,
-            )
-            z = self._solve(noise, condition, 0.0, self.config.support_solver_steps)
+            condition = self.normalizer(data.states[chosen])[:, None]
+            shape = (len(condition), m, data.actions.shape[-1])
+            noise = torch.randn(shape, generator=self.generator, device=self.device)
+            repeated = condition.expand(-1, m, -1).flatten(0, 1)
+            steps = self.config.support_solver_steps
+            z = self._solve(noise.flatten(0, 1), repeated, 0.0, steps).reshape(shape)
             actions = self.whitening.decode(condition, z).clamp(-1.0, 1.0)
-            z = self.whitening.encode(condition, actions)
-            self.tables["support"][chosen] = z.reshape(-1, m, z.shape[-1])
+            self.tables["support"][chosen] = self.whitening.encode(condition, actions)
             return {}
 
         with torch.no_grad():
-            self._run_stage(
-                "support", math.ceil(rows / per_chunk), update, gradient_steps=False
-            )
+            self._run_stage("support", math.ceil(rows / per_chunk), update, gradient_steps=False)
 
     def train_critic(self, dataset: OfflineDataset) -> None:
-        """Stage 3: Q by regression on in-support softmax targets."""
+        """Stage 3: Q by regression on in-support softmax targets.
+
+        Q sees actions in the coordinates of the diffusion: whitened, the actions that a state's
+        behavior takes differ by about one, however narrow that behavior is.
+        """
         data = self._prepare(dataset)
         self._needs("support", "generate_support")
         c = self.config
@@ -219,7 +218,9 @@ class QGPO(OfflineAgent[QGPOConfig]):
                     c.gamma,
                 )
             condition = self.normalizer(data.states[rows])
-            loss, metrics = critic_loss(self.critic, condition, data.actions[index], targets)
+            with torch.no_grad():
+                z = self.whitening.encode(condition, data.actions[index])
+            loss, metrics = critic_loss(self.critic, condition, z, targets)
             rate = self._rate(c.critic_learning_rate, step, c.critic_steps)
             metrics["grad_norm"] = self._optimize("critic", loss, rate)
             polyak_update(self.critic, self.critic_target, c.tau)
@@ -272,10 +273,9 @@ class QGPO(OfflineAgent[QGPOConfig]):
     @torch.no_grad()
     def _support_q(self, data: Batches, rows: Tensor) -> Tensor:
         """Target Q of the support actions of those states, (B,) to (B, M)."""
-        condition = self.normalizer(data.states[rows])[:, None]
         z = self.tables["support"][rows]
-        condition = condition.expand(-1, z.shape[1], -1)
-        q: Tensor = self.critic_target(condition, self.whitening.decode(condition, z))
+        condition = self.normalizer(data.states[rows])[:, None].expand(-1, z.shape[1], -1)
+        q: Tensor = self.critic_target(condition, z)
         return q
 
     def _table_of_q(self, data: Batches) -> Tensor:

@@ -1,10 +1,10 @@
 """Run folders: everything about one training in one place, never two trainings in one folder.
 
-    config.json        arguments, configuration, dataset, versions
-    metrics.csv        every logged metric; TensorBoard events beside it
-    checkpoint.zip     the agent, rewritten atomically every few thousand steps
-    evaluation.json    raw returns with seeds, per guidance scale
-    report.png         learning curves and returns
+config.json        arguments, configuration, dataset, versions
+metrics.csv        every logged metric; TensorBoard events beside it
+checkpoint.zip     the agent, rewritten atomically every few thousand steps
+evaluation.json    raw returns with seeds, per guidance scale
+report.png         learning curves and returns
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -58,7 +57,7 @@ class RunFolder:
         """Write atomically."""
         scratch = path.with_name(f".{path.name}.tmp")
         scratch.write_text(json.dumps(data, indent=2, default=str))
-        os.replace(scratch, path)
+        scratch.replace(path)
 
     def logger(self, verbose: bool, extra: list[KVWriter]) -> Logger:
         """SB3's logger with this folder's formats; a resumed run's CSV goes on in a new file."""

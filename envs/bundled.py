@@ -83,8 +83,10 @@ def ensure(dataset_id: str, progress_bar: bool = True) -> None:
         switch_every=recipe.switch_every,
         progress_bar=progress_bar,
     )
-    turns = "one per episode" if recipe.switch_every is None else (
-        f"changing about every {recipe.switch_every} steps"
+    turns = (
+        "one per episode"
+        if recipe.switch_every is None
+        else (f"changing about every {recipe.switch_every} steps")
     )
     write_minari(
         dataset_id,

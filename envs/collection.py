@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm import tqdm
 
-from qgpo.envs.making import make_env
+from qgpo.envs.making import make_env, quiet_mujoco
 from qgpo.envs.policies import ActorPolicy
 from qgpo.envs.reference import reference_scores
 
@@ -40,7 +41,8 @@ def collect(
     """At least `n_steps` steps of whole episodes, with one policy drawn at random per episode.
 
     With `switch_every`, the policy is drawn anew about every so many steps (a coin each step),
-    so that all behaviors visit the same states. Reproducible from the seed.
+    so that all behaviors visit the same states. Episodes open when the steps are reached are
+    played to their end: dropping them would favour short ones. Reproducible from the seed.
     """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -51,27 +53,26 @@ def collect(
     spec = envs[0].spec
     limit = max_episode_steps or (spec.max_episode_steps if spec else None) or 1000
     finished: list[EpisodeBuffer] = []
-    open_episodes = [_Episode.begin(env, int(rng.integers(2**31))) for env in envs]
+    playing = {i: _Episode.begin(env, int(rng.integers(2**31))) for i, env in enumerate(envs)}
     active = rng.integers(len(policies), size=N_ENVS)
-    total = 0
+    taken = 0
     with tqdm(total=n_steps, desc=f"collect {env_id}", disable=not progress_bar) as bar:
-        while total < n_steps:
-            observations = np.stack([e.observations[-1] for e in open_episodes])
+        while playing:
+            slots = list(playing)
+            observations = np.stack([playing[i].observations[-1] for i in slots])
             if switch_every is not None:
                 switch = rng.random(N_ENVS) < 1.0 / switch_every
                 active = np.where(switch, rng.integers(len(policies), size=N_ENVS), active)
-            actions = np.zeros((N_ENVS, envs[0].action_space.shape[0]), dtype=np.float32)
-            for index, policy in enumerate(policies):
-                proposal = policy.act(observations, generator, deterministic)
-                actions[active == index] = proposal[active == index]
-            for i, episode in enumerate(open_episodes):
-                if not episode.step(actions[i], limit):
+            proposals = [policy.act(observations, generator, deterministic) for policy in policies]
+            taken += len(slots)
+            bar.update(len(slots))
+            for row, i in enumerate(slots):
+                if not playing[i].step(proposals[active[i]][row], limit):
                     continue
-                finished.append(episode.buffer())
-                total += len(episode.rewards)
-                bar.update(len(episode.rewards))
-                open_episodes[i] = _Episode.begin(envs[i], int(rng.integers(2**31)))
-                active[i] = rng.integers(len(policies))
+                finished.append(playing.pop(i).buffer())
+                if taken < n_steps:
+                    playing[i] = _Episode.begin(envs[i], int(rng.integers(2**31)))
+                    active[i] = rng.integers(len(policies))
     for env in envs:
         env.close()
     return finished
@@ -114,6 +115,25 @@ class _Episode:
         )
 
 
+def new_dataset_path(dataset_id: str) -> Path:
+    """The folder of a dataset yet to be written. Raises ValueError for malformed or taken ids."""
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:  # TypeError: no version
+        reason = error if isinstance(error, ValueError) else "no version"
+        raise ValueError(
+            f"dataset id {dataset_id!r} is malformed ({reason}); expected 'namespace/name-vN', "
+            "for example 'mine/hopper/medium-v0'"
+        ) from error
+    target = Path(get_dataset_path(dataset_id))
+    if target.exists():
+        raise ValueError(
+            f"dataset {dataset_id!r} already exists in {target}; choose another version, or "
+            f"delete it with `minari delete {dataset_id}`"
+        )
+    return target
+
+
 def write_minari(
     dataset_id: str,
     episodes: list[EpisodeBuffer],
@@ -126,13 +146,8 @@ def write_minari(
     It is written beside the local datasets and renamed into place, so that an interrupted run
     leaves nothing that a later load would trip over. Raises ValueError where the id exists.
     """
+    target = new_dataset_path(dataset_id)
     namespace = parse_dataset_id(dataset_id)[0]
-    target = Path(get_dataset_path(dataset_id))
-    if target.exists():
-        raise ValueError(
-            f"dataset {dataset_id!r} already exists in {target}; choose another version, or "
-            f"delete it with `minari delete {dataset_id}`"
-        )
     root = Path(get_dataset_path(""))
     root.mkdir(parents=True, exist_ok=True)
     references = reference_scores({}, env_id)
@@ -140,18 +155,20 @@ def write_minari(
         before = os.environ.get("MINARI_DATASETS_PATH")
         os.environ["MINARI_DATASETS_PATH"] = scratch
         try:
-            minari.create_dataset_from_buffers(
-                dataset_id,
-                episodes,
-                env=make_env(env_id),
-                algorithm_name=algorithm_name,
-                author="qgpo",
-                author_email="none",
-                code_permalink="none",
-                description=description,
-                ref_min_score=references.minimum if references else None,
-                ref_max_score=references.maximum if references else None,
-            )
+            with quiet_mujoco(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="`eval_env` is set to None")
+                minari.create_dataset_from_buffers(
+                    dataset_id,
+                    episodes,
+                    env=make_env(env_id),
+                    algorithm_name=algorithm_name,
+                    author="qgpo",
+                    author_email="none",
+                    code_permalink="none",
+                    description=description,
+                    ref_min_score=references.minimum if references else None,
+                    ref_max_score=references.maximum if references else None,
+                )
             made = Path(get_dataset_path(dataset_id))
         finally:
             if before is None:

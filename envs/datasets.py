@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from minari import MinariDataset
-from minari.dataset.minari_dataset import gen_dataset_id, parse_dataset_id
+from minari.dataset.minari_dataset import parse_dataset_id
 from minari.storage.datasets_root_dir import get_dataset_path
 from numpy.typing import NDArray
 
@@ -153,9 +153,10 @@ def load_dataset(dataset: str | MinariDataset, download: bool = True) -> Offline
 def _open(dataset_id: str, download: bool) -> MinariDataset:
     try:
         parse_dataset_id(dataset_id)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: no version
+        reason = error if isinstance(error, ValueError) else "no version"
         raise ValueError(
-            f"dataset id {dataset_id!r} is malformed ({error}); expected 'namespace/name-vN', "
+            f"dataset id {dataset_id!r} is malformed ({reason}); expected 'namespace/name-vN', "
             f"for example 'mujoco/hopper/medium-v0'.\n{_choices()}"
         ) from error
     if bundled.is_bundled(dataset_id):

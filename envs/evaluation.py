@@ -113,9 +113,10 @@ def evaluate(
     n_episodes: int = 10,
     seed: int = 0,
     *,
-    deterministic: bool = False,
+    deterministic: bool = True,
     n_envs: int = 50,
     max_episode_steps: int | None = None,
+    reference: ReferenceScores | None = None,
     progress_bar: bool = False,
     on_step: Callable[[list[gym.Env[Any, Any]]], None] | None = None,
 ) -> Evaluation:
@@ -123,19 +124,20 @@ def evaluate(
 
     An id, spec or dataset is played in `n_envs` copies with one batched `predict` per step;
     episode i starts from `reset(seed=seed + i)` whatever `n_envs` is, and copies whose episodes
-    are over no longer step. An environment instance is played alone; a VectorEnv in whichever
+    are over no longer step. As in SB3, actions are `deterministic` unless told otherwise (see the
+    agent's `predict`). An environment instance is played alone; a VectorEnv in whichever
     autoreset mode it has. Episodes without an end are cut after `max_episode_steps` (default:
     the environment's own limit, else 1000) and counted in `cut`. Action noise is drawn from the
-    agent's generator for predictions, seeded here, never from the one for training.
+    agent's generator for predictions, seeded here, never from the one for training. Scores are
+    normalised by `reference`, else the dataset's, else D4RL's for the environment.
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes={n_episodes}, expected at least 1")
     seeds = [seed + i for i in range(n_episodes)]
     if hasattr(agent, "seed_predictions"):
         agent.seed_predictions(seed)
-    reference = None
     if isinstance(env, OfflineDataset):
-        reference = env.reference
+        reference = reference or env.reference
         if env.env_spec is None:
             raise ValueError(
                 f"dataset {env.id!r} does not name its environment; pass one: "
@@ -146,13 +148,10 @@ def evaluate(
         played = _play_vector(agent, env, seeds, max_episode_steps, deterministic)
         spec = env.spec
     else:
-        owned = isinstance(env, str | EnvSpec)
-        envs = [make_env(env) for _ in range(min(n_envs, n_episodes))] if owned else [env]
+        envs = [env] if isinstance(env, gym.Env) else _copies(env, min(n_envs, n_episodes))
         spec = envs[0].spec
-        played = _play(
-            agent, envs, seeds, max_episode_steps, deterministic, progress_bar, on_step
-        )
-        if owned:
+        played = _play(agent, envs, seeds, max_episode_steps, deterministic, progress_bar, on_step)
+        if not isinstance(env, gym.Env):
             for made in envs:
                 made.close()
     env_id = spec.id if spec is not None else type(env).__name__
@@ -166,6 +165,12 @@ def evaluate(
     if reference is None:
         reference = reference_scores({}, env_id)
     return summarize(env_id, returns, lengths, seeds, cut, reference)
+
+
+def _copies(env: str | EnvSpec, n: int) -> list[gym.Env[Any, Any]]:
+    if n < 1:
+        raise ValueError(f"n_envs={n}, expected at least 1")
+    return [make_env(env) for _ in range(n)]
 
 
 def _limit(spec: EnvSpec | None, asked: int | None) -> int:
@@ -183,7 +188,7 @@ def _play(
     progress_bar: bool,
     on_step: Callable[[list[gym.Env[Any, Any]]], None] | None,
 ) -> tuple[list[float], list[int], int]:
-    """Episodes in single environments: env k plays episodes k, k + n, k + 2n, …"""
+    """Episodes in single environments: env k plays episodes k, k + n, k + 2n and so on."""
     limit = _limit(envs[0].spec, max_episode_steps)
     returns, lengths, cut = [0.0] * len(seeds), [0] * len(seeds), 0
     playing = {k: k for k in range(min(len(envs), len(seeds)))}
@@ -241,11 +246,9 @@ def _play_vector(
     resetting = np.zeros(n, dtype=bool)
     starts = np.ones(n, dtype=bool)
     first = [seeds[k] if k < len(seeds) else seeds[0] + k for k in range(n)]
-    observations, _ = envs.reset(seed=first)
+    observations, _ = envs.reset(seed=first)  # type: ignore[arg-type]
     while np.any(episode < len(seeds)):
-        actions, _ = agent.predict(
-            observations, episode_start=starts, deterministic=deterministic
-        )
+        actions, _ = agent.predict(observations, episode_start=starts, deterministic=deterministic)
         observations, rewards, terminated, truncated, _ = envs.step(actions)
         over = np.logical_or(terminated, truncated)
         for k in range(n):

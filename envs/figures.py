@@ -69,8 +69,12 @@ def draw_run(
         axis.scatter(returns, jitter, s=9, color=color, alpha=0.35, lw=0)
         axis.plot([returns.mean()] * 2, [y - 0.32, y + 0.32], color=color, lw=3)
         axis.annotate(
-            f"{returns.mean():.0f}", (returns.mean(), y + 0.34), ha="center", fontsize=9,
-            color=color, weight="bold",
+            f"{returns.mean():.0f}",
+            (returns.mean(), y + 0.34),
+            ha="center",
+            fontsize=9,
+            color=color,
+            weight="bold",
         )
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axis.set_ylim(-0.6, len(rows) - 0.3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +25,12 @@ def quiet_mujoco() -> Iterator[None]:
     except ImportError:
         yield
         return
+    except Exception as error:  # OpenGL's bindings raise whatever they stumble over
+        raise ValueError(
+            f"MuJoCo cannot be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL')!r} "
+            f"({type(error).__name__}: {error}); unset it, or set the one of egl, osmesa and glfw "
+            "that works on this machine"
+        ) from error
     previous = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(_forward_warning)
     try:
@@ -36,6 +44,36 @@ def _forward_warning(message: str) -> None:
         warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
 
 
+def spec_to_json(spec: EnvSpec) -> str:
+    """The spec as JSON, without the names of code to import (entry points, wrappers)."""
+    plain = dataclasses.replace(
+        spec, entry_point=None, vector_entry_point=None, additional_wrappers=()
+    )
+    return plain.to_json()
+
+
+def spec_from_json(text: str) -> EnvSpec:
+    """The spec that `spec_to_json` wrote. Raises ValueError where the text is no spec.
+
+    Code that the text names is dropped: `make_env` takes the registered environment's, so that
+    a file cannot choose what runs.
+    """
+    try:
+        spec = EnvSpec.from_json(text)
+    except (ValueError, KeyError, TypeError, AttributeError, gym.error.Error) as error:
+        raise ValueError(f"environment spec {text[:80]!r} cannot be read ({error})") from error
+    return dataclasses.replace(
+        spec, entry_point=None, vector_entry_point=None, additional_wrappers=()
+    )
+
+
+def _registered(spec: EnvSpec) -> EnvSpec:
+    """The spec with the entry point that its id has in Gymnasium's registry."""
+    if spec.id not in gym.registry:
+        raise gym.error.UnregisteredEnv("it is not registered")
+    return dataclasses.replace(spec, entry_point=gym.registry[spec.id].entry_point)
+
+
 def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """`gymnasium.make` for an id or a spec, with the collector's own wrappers left out.
 
@@ -46,9 +84,11 @@ def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any,
         env.additional_wrappers = ()
     kwargs: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
+        if isinstance(env, EnvSpec) and env.entry_point is None:
+            env = _registered(env)
         with quiet_mujoco():
             return gym.make(env, **kwargs)
-    except gym.error.Error as error:
+    except (gym.error.Error, ImportError) as error:
         name = env.id if isinstance(env, EnvSpec) else env
         raise ValueError(
             f"environment {name!r} cannot be made: {error}. Registered ids are listed by "

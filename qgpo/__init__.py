@@ -1,6 +1,6 @@
 """QGPO: offline reinforcement learning with exact energy guidance of diffusion policies."""
 
-from qgpo.agents import PRESETS, QGPO, QGPOConfig
+from qgpo.agents import PRESETS, QGPO, QGPOConfig, load_agent
 from qgpo.envs import Evaluation, OfflineDataset, evaluate, load_dataset
 
 __version__ = "0.1.0"
@@ -11,5 +11,6 @@ __all__ = [
     "OfflineDataset",
     "QGPOConfig",
     "evaluate",
+    "load_agent",
     "load_dataset",
 ]

@@ -9,7 +9,7 @@ from qgpo.diffusion import Metrics
 from qgpo.networks import TwinQ
 
 
-def in_support_value(q: Tensor, beta_q: float) -> Tensor:
+def in_support_value(q: Tensor, beta_q: float | Tensor) -> Tensor:
     """V(s) = sum_j softmax_j(beta_q Q(s, a_j)) Q(s, a_j) over support actions: (..., M) to (...).
 
     beta_q = 0 is the mean (the behavior's value), beta_q -> inf the maximum in the support.
@@ -18,7 +18,7 @@ def in_support_value(q: Tensor, beta_q: float) -> Tensor:
 
 
 def td_target(rewards: Tensor, terminations: Tensor, next_values: Tensor, gamma: float) -> Tensor:
-    """r + gamma (1 - terminated) V(s'); a truncation does not cut the bootstrap. Shapes (B,)."""
+    """One step: r + gamma (1 - terminated) V(s'); a truncation does not cut it. Shapes (B,)."""
     return rewards + gamma * (1.0 - terminations) * next_values
 
 
@@ -65,7 +65,7 @@ def critic_loss(
 
 @torch.no_grad()
 def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau source, parameters and floating point buffers alike."""
+    """Set target to (1 - tau) target + tau source, parameters and floating point buffers alike."""
     sources, targets = source.state_dict(), target.state_dict()
     for name, value in targets.items():
         if value.is_floating_point():

@@ -18,7 +18,7 @@ PREDICTIONS = ("noise", "velocity")
 
 
 def uniform_times(n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
-    """n times, uniform on [t_min, t_max]."""
+    """Draw n times, uniform on [t_min, t_max]."""
     u = torch.rand(n, generator=generator, device=generator.device)
     return schedule.t_min + (schedule.t_max - schedule.t_min) * u
 
@@ -108,9 +108,7 @@ class Diffusion(nn.Module):
         """Carry noise x (B, D) ~ N(0, I) at t_max to samples (B, D) at t_min."""
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.guided_denoise(
-                x_t, t.expand(len(x_t)), condition, guidance, guidance_scale
-            )
+            return self.guided_denoise(x_t, t.expand(len(x_t)), condition, guidance, guidance_scale)
 
         times = time_grid(self.schedule, steps, spacing).to(x.device)
         return get_solver(solver)(denoise, x, times, self.schedule)

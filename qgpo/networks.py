@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,13 @@ from torch import Tensor, nn
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
-def mlp(
-    sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False
-) -> nn.Sequential:
+def mlp(sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False) -> nn.Sequential:
     """Linear layers of the given sizes with the activation between them, none after the last.
 
     `layer_norm` normalises before every activation.
     """
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(fan_in, fan_out))
         if i < len(sizes) - 2:
             if layer_norm:
@@ -67,7 +66,8 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         hidden: Tensor = self.second(self.first(x) + self.embed(embedding))
-        return hidden + self.skip(x)
+        skipped: Tensor = self.skip(x)
+        return hidden + skipped
 
 
 class UNetMLP(nn.Module):

@@ -55,12 +55,12 @@ class Whitening(nn.Module):
         return mean, torch.exp(log_std.clamp(math.log(self.min_std), 0.5))
 
     def encode(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Actions to z."""
+        """From actions to z."""
         mean, std = self.moments(observations)
         return (actions - mean) / std
 
     def decode(self, observations: Tensor, z: Tensor) -> Tensor:
-        """z to actions."""
+        """From z to actions."""
         mean, std = self.moments(observations)
         return mean + std * z
 

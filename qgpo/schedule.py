@@ -16,10 +16,15 @@ from torch import Tensor
 class Schedule(Protocol):
     """A diffusion path between data (t = 0) and noise (t = 1)."""
 
-    t_min: float
-    """earliest time used in training and sampling, where sigma is still positive"""
-    t_max: float
-    """latest time used in training and sampling"""
+    @property
+    def t_min(self) -> float:
+        """Earliest time used in training and sampling, where sigma is still positive."""
+        ...
+
+    @property
+    def t_max(self) -> float:
+        """Latest time used in training and sampling."""
+        ...
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal coefficient."""

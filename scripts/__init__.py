@@ -1,0 +1,1 @@
+"""Single-file command line programs."""

@@ -1,6 +1,6 @@
 """Train an agent on a Minari dataset, evaluate it, and keep everything in a run folder.
 
-    python scripts/train.py --dataset-id qgpo/halfcheetah/mixed-v0 --preset laptop --seed 0
+python scripts/train.py --dataset-id qgpo/halfcheetah/mixed-v0 --preset laptop --seed 0
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ def parse(argv: list[str]) -> Args[Any]:
     choice, _ = tyro.cli(Choice, args=without_help, return_unknown_args=True, add_help=False)
     agent_class = AGENTS[choice.agent]
     if choice.preset not in agent_class.presets:
-        raise SystemExit(
-            f"--preset {choice.preset}: expected one of {sorted(agent_class.presets)}"
-        )
+        raise SystemExit(f"--preset {choice.preset}: expected one of {sorted(agent_class.presets)}")
     row = agent_class.presets[choice.preset]
     default = Args(agent=choice.agent, preset=choice.preset, config=row)
     args_class = Args[agent_class.config_class]  # type: ignore[name-defined]
@@ -152,7 +150,10 @@ def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset
 
 
 def train(
-    args: Args[Any], folder: RunFolder, agent: OfflineAgent[Any], dataset: OfflineDataset,
+    args: Args[Any],
+    folder: RunFolder,
+    agent: OfflineAgent[Any],
+    dataset: OfflineDataset,
     outputs: list[KVWriter],
 ) -> float:
     """Train to the end; returns the seconds it took. Ctrl-C leaves a checkpoint."""
@@ -207,7 +208,9 @@ def table(dataset: OfflineDataset, results: list[tuple[str, float | None, Evalua
     """The data and every evaluation with 95 % intervals."""
     data = dataset.episode_returns
     low, high = bootstrap_interval(data)
-    rows = [("data", float(data.mean()), low, high, dataset.normalized_score(data.mean()), len(data))]
+    rows = [
+        ("data", float(data.mean()), low, high, dataset.normalized_score(data.mean()), len(data))
+    ]
     for label, _, e in results:
         rows.append((label, e.mean, *e.interval, e.score, len(e.returns)))
     lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
@@ -228,8 +231,12 @@ def main(args: Args[Any]) -> None:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         about = {
             "args": dataclasses.asdict(args),
-            "dataset": {"id": dataset.id, "steps": len(dataset), "episodes": dataset.n_episodes,
-                        "fingerprint": dataset.fingerprint},
+            "dataset": {
+                "id": dataset.id,
+                "steps": len(dataset),
+                "episodes": dataset.n_episodes,
+                "fingerprint": dataset.fingerprint,
+            },
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "threads": torch.get_num_threads(),
             "device": str(agent.device),
@@ -241,11 +248,17 @@ def main(args: Args[Any]) -> None:
         if args.track:
             import wandb
 
-            run = wandb.init(project=args.wandb_project, name=folder.path.name,
-                             dir=str(folder.path), config=about)
+            run = wandb.init(
+                project=args.wandb_project,
+                name=folder.path.name,
+                dir=str(folder.path),
+                config=about,
+            )
             outputs.append(WandbOutput(run))
-        print(f"{args.agent} ({args.preset}) on {dataset.id}: {len(dataset)} transitions in "
-              f"{dataset.n_episodes} episodes, to {folder.path}")
+        print(
+            f"{args.agent} ({args.preset}) on {dataset.id}: {len(dataset)} transitions in "
+            f"{dataset.n_episodes} episodes, to {folder.path}"
+        )
         seconds = train(args, folder, agent, dataset, outputs)
         print(f"trained in {seconds:.0f} s")
         results = score(args, agent, dataset) if args.n_episodes else []

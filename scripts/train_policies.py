@@ -13,13 +13,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
 import numpy as np
 import torch
 import tyro
+from gymnasium import spaces
 from safetensors.torch import save_file
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor, nn
 
@@ -31,8 +35,8 @@ from qgpo.envs.policies import ActorPolicy
 class Args:
     """Online PPO with a small actor (online: it spends environment steps)."""
 
-    env_id: str = "HalfCheetah-v5"
-    """Gymnasium id of the environment to train in"""
+    env_id: Literal["HalfCheetah-v5", "Hopper-v5"] = "HalfCheetah-v5"
+    """the environment to train in"""
     steps: int = 1_000_000
     """environment steps"""
     snapshot_every: int = 51_200
@@ -59,11 +63,13 @@ class ActorSnapshots(BaseCallback):
 
     def _on_step(self) -> bool:
         if self.num_timesteps % self.args.snapshot_every == 0:
+            assert isinstance(self.model, PPO)
+            assert isinstance(self.env.action_space, spaces.Box)
             weights, activation = actor_weights(self.model)
             policy = ActorPolicy(weights, self.env.action_space, activation)
             returns = self._returns(policy)
             about = {
-                "algorithm": self."PPO",
+                "algorithm": "PPO",
                 "env_id": self.args.env_id,
                 "steps": str(self.num_timesteps),
                 "seed": str(self.args.seed),
@@ -72,7 +78,9 @@ class ActorSnapshots(BaseCallback):
                 "returns": json.dumps([round(r, 1) for r in returns]),
             }
             save_file(weights, self.folder / f"{self.num_timesteps}.safetensors", metadata=about)
-            print(f"{self.args.env_id} {self.num_timesteps:8d}: {np.mean(returns):8.1f}", flush=True)
+            print(
+                f"{self.args.env_id} {self.num_timesteps:8d}: {np.mean(returns):8.1f}", flush=True
+            )
         return True
 
     def _returns(self, policy: ActorPolicy) -> list[float]:
@@ -96,6 +104,7 @@ def actor_weights(model: PPO) -> tuple[dict[str, Tensor], str]:
     weights = {name: state[name].clone() for name in [*names, "log_std"]}
     normalizer = model.get_vec_normalize_env()
     assert normalizer is not None
+    assert isinstance(normalizer.obs_rms, RunningMeanStd)
     mean = torch.as_tensor(normalizer.obs_rms.mean, dtype=torch.float64)
     var = torch.as_tensor(normalizer.obs_rms.var, dtype=torch.float64)
     first = "mlp_extractor.policy_net.0."
@@ -105,30 +114,53 @@ def actor_weights(model: PPO) -> tuple[dict[str, Tensor], str]:
     return weights, "relu"
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "HalfCheetah-v5": {
+        "learning_rate": 1e-4,
+        "n_steps": 512,
+        "n_epochs": 20,
+        "gamma": 0.98,
+        "gae_lambda": 0.92,
+        "clip_range": 0.1,
+        "ent_coef": 4e-4,
+        "vf_coef": 0.58,
+        "max_grad_norm": 0.8,
+        "log_std_init": -2.0,
+    },
+    "Hopper-v5": {
+        "learning_rate": 3e-4,
+        "n_steps": 2048,
+        "n_epochs": 10,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "clip_range": 0.2,
+        "ent_coef": 0.0,
+        "vf_coef": 0.5,
+        "max_grad_norm": 0.5,
+        "log_std_init": -0.5,
+    },
+}
+"""PPO per environment: close to the RL Zoo's for HalfCheetah, SB3's defaults for Hopper"""
+
+
 def make_model(args: Args) -> PPO:
-    """PPO with settings close to the RL Zoo's for HalfCheetah, and a smaller actor."""
-    env = VecNormalize(DummyVecEnv([lambda: Monitor(make_env(args.env_id))]), gamma=0.98)
+    """PPO with this environment's settings and a small actor."""
+    settings = dict(SETTINGS[args.env_id])
+    log_std = settings.pop("log_std_init")
+    env = DummyVecEnv([lambda: Monitor(make_env(args.env_id))])
     return PPO(
         "MlpPolicy",
-        env,
-        learning_rate=1e-4,
-        n_steps=512,
+        VecNormalize(env, gamma=settings["gamma"]),
         batch_size=64,
-        n_epochs=20,
-        gamma=0.98,
-        gae_lambda=0.92,
-        clip_range=0.1,
-        ent_coef=4e-4,
-        vf_coef=0.58,
-        max_grad_norm=0.8,
         policy_kwargs={
             "net_arch": {"pi": [args.hidden, args.hidden], "vf": [256, 256]},
             "activation_fn": nn.ReLU,
-            "log_std_init": -2.0,
+            "log_std_init": log_std,
             "ortho_init": False,
         },
         seed=args.seed,
         device="cpu",
+        **settings,
     )
 
 

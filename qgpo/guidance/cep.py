@@ -33,12 +33,26 @@ def cep_loss(f: Tensor, scaled_energy: Tensor) -> tuple[Tensor, Metrics]:
 
 
 class CEP(nn.Module):
-    """The energy network f_phi and how it is trained and used."""
+    """The energy network f_phi and how it is trained and used.
 
-    def __init__(self, network: nn.Module, schedule: Schedule) -> None:
+    With `preconditioned`, f_phi = alpha_t times the network. The exact f*_t depends on x_t only
+    through what x_t still tells about x_0, so its gradient vanishes like alpha_t towards t = 1,
+    while the sampler divides it by alpha_t: an unscaled network's error is multiplied there by
+    a hundred (cosine schedule at its t_max), a scaled one's by one. Ours, not the paper's.
+    """
+
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, preconditioned: bool = False
+    ) -> None:
         super().__init__()
         self.network = network
         self.schedule = schedule
+        self.preconditioned = preconditioned
+
+    def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The intermediate energy up to a constant c(t, condition): (B, D), (B,), (B, C) to (B,)."""
+        f: Tensor = self.network(x_t, t, condition)
+        return self.schedule.alpha(t) * f if self.preconditioned else f
 
     def loss(
         self,
@@ -57,12 +71,12 @@ class CEP(nn.Module):
         x_t = diffuse(x_0, t, noise, self.schedule)
         if condition is not None:
             condition = condition[:, None].expand(n, k, condition.shape[-1]).flatten(0, 1)
-        f = self.network(x_t.reshape(n * k, dim), t.reshape(n * k), condition)
+        f = self.f(x_t.reshape(n * k, dim), t.reshape(n * k), condition)
         return cep_loss(f.reshape(n, k), scaled_energy)
 
     def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Gradient of f_phi in x_t, shape (B, D): the energy guidance of Eq. 11."""
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
-            f = self.network(x_t, t, condition)
+            f = self.f(x_t, t, condition)
             return torch.autograd.grad(f.sum(), x_t)[0]

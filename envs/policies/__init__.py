@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ from qgpo.networks import mlp
 
 class ActorPolicy(nn.Module):
     """The actor of an SB3 SAC, TQC, TD3, DDPG, PPO or A2C policy with an MLP."""
+
+    log_std: Tensor
 
     def __init__(
         self, weights: dict[str, Tensor], action_space: spaces.Box, activation: str | None = None
@@ -61,7 +64,6 @@ class ActorPolicy(nn.Module):
             )
         self.observation_dim = sizes[0]
 
-    @torch.no_grad()
     def act(
         self,
         observations: NDArray[np.floating],
@@ -69,28 +71,31 @@ class ActorPolicy(nn.Module):
         deterministic: bool = False,
     ) -> NDArray[np.float32]:
         """(B, S) to (B, A) in the environment's units, sampled unless `deterministic`."""
+        with torch.no_grad():
+            actions = self._act(observations, generator, deterministic).numpy()
+        low, high = self.action_space.low, self.action_space.high
+        if self.kind == "gaussian":
+            return np.asarray(np.clip(actions, low, high), dtype=np.float32)
+        return np.asarray(low + 0.5 * (actions + 1.0) * (high - low), dtype=np.float32)
+
+    def _act(
+        self, observations: NDArray[np.floating], generator: torch.Generator, deterministic: bool
+    ) -> Tensor:
+        """Actions as the network scales them: in [-1, 1], or in raw units where Gaussian."""
         hidden = torch.as_tensor(observations, dtype=torch.float32)
         if hidden.shape[-1] != self.observation_dim:
             raise ValueError(
                 f"the policy takes {self.observation_dim} observation dimensions, "
                 f"got {hidden.shape[-1]}: is it a policy of another environment?"
             )
-        for layer in list(self.net)[:-1]:
-            hidden = layer(hidden)
-        mean = self.net[-1](hidden)
+        hidden = self.net[:-1](hidden)
+        mean: Tensor = self.net[-1](hidden)
         if self.kind == "deterministic":
-            action = torch.tanh(mean)
-        else:
-            log_std = self.log_std_head(hidden) if self.kind == "squashed" else self.log_std
-            std = torch.exp(log_std.clamp(-20, 2))
-            noise = torch.randn(mean.shape, generator=generator)
-            action = mean if deterministic else mean + std * noise
-            if self.kind == "gaussian":
-                low, high = self.action_space.low, self.action_space.high
-                return np.clip(action.numpy(), low, high).astype(np.float32)
-            action = torch.tanh(action)
-        low, high = self.action_space.low, self.action_space.high
-        return np.asarray(low + 0.5 * (action.numpy() + 1.0) * (high - low), dtype=np.float32)
+            return torch.tanh(mean)
+        log_std = self.log_std_head(hidden) if self.kind == "squashed" else self.log_std
+        noise = torch.randn(mean.shape, generator=generator)
+        action = mean if deterministic else mean + torch.exp(log_std.clamp(-20, 2)) * noise
+        return action if self.kind == "gaussian" else torch.tanh(action)
 
 
 def _layers(weights: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
@@ -112,21 +117,42 @@ def load_policy(path: str | Path, action_space: spaces.Box) -> ActorPolicy:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"policy file {str(path)!r} does not exist")
+    try:
+        return ActorPolicy(*_read(path, action_space))
+    except _UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds objects other than tensors, which are never loaded"
+        raise ValueError(
+            f"policy file {str(path)!r} is no SB3 model with an MLP actor ({reason}); expected "
+            "the zip that model.save() writes, or a .safetensors snapshot"
+        ) from error
+
+
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    LookupError,
+    RuntimeError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+def _read(path: Path, action_space: spaces.Box) -> tuple[dict[str, Tensor], spaces.Box, str | None]:
+    """ActorPolicy's arguments; the activation is None where the file does not tell."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as opened:
             activation = (opened.metadata() or {}).get("activation")
-        return ActorPolicy(load_file(path), action_space, activation)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            weights = torch.load(
-                io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True
-            )
-            data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(
-            f"policy file {str(path)!r} is no SB3 model ({error}); expected the zip that "
-            "model.save() writes, or a .safetensors snapshot"
-        ) from error
-    activation_name = str(data.get("policy_kwargs", {}).get("activation_fn", "")).lower()
-    activation = next((a for a in ("relu", "tanh", "silu") if a in activation_name), None)
-    return ActorPolicy(weights, action_space, activation)
+        return load_file(path), action_space, activation
+    with zipfile.ZipFile(path) as archive:
+        weights = torch.load(
+            io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True
+        )
+        data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
+    if not isinstance(weights, dict):
+        raise KeyError("policy.pth holds no table of tensors")
+    name = str(data.get("policy_kwargs", {}).get("activation_fn", "")).lower()
+    activation = next((a for a in ("relu", "tanh", "silu") if a in name), None)
+    return weights, action_space, activation

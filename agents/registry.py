@@ -1,0 +1,37 @@
+"""Every agent by name, and the way back from a file to its agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+
+from qgpo.agents.base import OfflineAgent
+from qgpo.agents.checkpoint import CheckpointError, read_header
+from qgpo.agents.qgpo import QGPO
+
+AGENTS: dict[str, type[OfflineAgent[Any]]] = {QGPO.name: QGPO}
+
+
+def load_agent(
+    path: str | Path,
+    env: gym.Env[Any, Any] | VecEnv | str | None = None,
+    device: torch.device | str = "auto",
+) -> OfflineAgent[Any]:
+    """Read a checkpoint of any agent; its class follows from the file.
+
+    Raises CheckpointError where the file is damaged or names an agent that is not in `AGENTS`.
+    With `env`, its spaces are checked against the agent's.
+    """
+    path = Path(path)
+    if path.suffix != ".zip":
+        path = path.with_name(path.name + ".zip")
+    name = read_header(path).get("agent")
+    if name not in AGENTS:
+        raise CheckpointError(
+            f"{str(path)!r} holds a {name!r} agent, expected one of {sorted(AGENTS)}"
+        )
+    return AGENTS[name].load(path, env=env, device=device)

@@ -1,0 +1,133 @@
+"""Roll trained policies out and store the episodes as a Minari dataset to learn from.
+
+python scripts/collect.py --env-id Hopper-v5 --policy sac_hopper.zip \
+    --dataset-id mine/hopper/medium-v0 --n-steps 100000
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+
+from qgpo.envs.bundled import bundled_policy, policies
+from qgpo.envs.collection import collect, new_dataset_path, write_minari
+from qgpo.envs.policies import ActorPolicy, load_policy
+
+
+@dataclass
+class Args:
+    """Record episodes of one or more policies as a Minari dataset."""
+
+    env_id: str
+    """Gymnasium id of the environment"""
+    policy: tuple[str, ...]
+    """SB3 model .zip (SAC, TQC, TD3, DDPG, PPO, A2C with an MLP), .safetensors snapshot of an
+    actor, or the name of a bundled policy; several take turns. Nothing is unpickled: a model
+    trained with VecNormalize (PPO often is) keeps its observation statistics in a pickle beside
+    the zip, which is not read, so fold them into the first layer before"""
+    dataset_id: str
+    """id of the new dataset, for example mine/hopper/medium-v0"""
+    n_steps: int = 100_000
+    """environment steps; the last episode is played to its end"""
+    switch_every: int | None = None
+    """draw the policy anew about every so many steps; default once per episode"""
+    seed: int = 0
+    """seed of resets, actions and turns"""
+    deterministic: bool = False
+    """the policies' mean actions instead of sampled ones"""
+    max_episode_steps: int | None = None
+    """cut episodes after so many steps; default the environment's own limit"""
+    progress_bar: bool = True
+    """show steps and time left"""
+
+
+def check(args: Args) -> None:
+    """Refuse wrong values and taken ids before anything is played."""
+    for name in ("n_steps", "switch_every", "max_episode_steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: expected at least 0")
+    if not args.policy:
+        raise ValueError(f"--policy: expected one or more files or names of {policies()}")
+    new_dataset_path(args.dataset_id)
+    if args.dataset_id.split("/")[0] == "qgpo":
+        raise ValueError(
+            f"--dataset-id {args.dataset_id}: ids under qgpo/ are the bundled datasets'; choose "
+            "another namespace, for example mine/"
+        )
+
+
+def open_policy(name: str, action_space: spaces.Box) -> ActorPolicy:
+    """The policy in that file, or the bundled one of that name."""
+    if name not in policies() and not Path(name).is_file():
+        raise ValueError(
+            f"--policy {name}: expected an SB3 model .zip, a .safetensors snapshot, or one of "
+            f"the bundled {policies()}"
+        )
+    try:
+        if name in policies():
+            return bundled_policy(name, action_space)
+        return load_policy(name, action_space)
+    except ValueError as error:
+        raise ValueError(f"--policy {name}: {error}") from error
+
+
+def roll_out(args: Args) -> list[EpisodeBuffer]:
+    """At least n_steps steps of whole episodes."""
+    return collect(
+        args.env_id,
+        lambda space: [open_policy(name, space) for name in args.policy],
+        args.n_steps,
+        args.seed,
+        switch_every=args.switch_every,
+        deterministic=args.deterministic,
+        max_episode_steps=args.max_episode_steps,
+        progress_bar=args.progress_bar,
+    )
+
+
+def describe(args: Args) -> str:
+    """How the data came about, in one sentence."""
+    names = ", ".join(Path(name).name for name in args.policy)
+    actions = "mean" if args.deterministic else "sampled"
+    every = args.switch_every
+    turns = "one per episode" if every is None else f"changing about every {every} steps"
+    return (
+        f"Rollouts with {actions} actions of {names}, {turns}, in {args.env_id}, seed {args.seed}."
+    )
+
+
+def main(args: Args) -> None:
+    """Check, roll out, store, and say how to train on it."""
+    try:
+        check(args)
+        episodes = roll_out(args)
+        algorithm = "Stable-Baselines3 policies"
+        write_minari(args.dataset_id, episodes, args.env_id, algorithm, describe(args))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("\nstopped: no dataset was written") from None
+    returns = np.array([float(np.sum(episode.rewards)) for episode in episodes])
+    steps = sum(len(episode.rewards) for episode in episodes)
+    print(
+        f"{args.dataset_id}: {len(episodes)} episodes, {steps} steps, mean return "
+        f"{returns.mean():.1f} (from {returns.min():.1f} to {returns.max():.1f})"
+    )
+    print(f"train on it: python scripts/train.py --dataset-id {args.dataset_id}")
+
+
+def cli() -> None:
+    """Entry point."""
+    main(tyro.cli(Args, description=__doc__))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,262 @@
+"""Evaluate a trained agent at one or several guidance scales, and draw a clip of it.
+
+python scripts/evaluate.py --run runs/demo --guidance-scale 0 1 --video demo.gif
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from gymnasium.envs.registration import EnvSpec
+
+from qgpo.agents import OfflineAgent, load_agent
+from qgpo.agents.runs import RunFolder
+from qgpo.envs import Evaluation, evaluate
+from qgpo.envs.making import make_env
+from qgpo.envs.reference import ReferenceScores
+from qgpo.envs.video import RenderError, check_clip_path, choose_renderer, record, write_clip
+from qgpo.solver import get_solver
+
+Results = list[tuple[str, float | None, Evaluation]]
+
+
+@dataclass
+class Args:
+    """Evaluate an agent from a run folder or a checkpoint."""
+
+    run: Path
+    """run folder (with checkpoint.zip), or a checkpoint .zip"""
+    env_id: str | None = None
+    """environment; default the one of the run, which is its dataset's"""
+    guidance_scale: tuple[float, ...] = ()
+    """scales to evaluate; default the configured one"""
+    solver: str | None = None
+    """ODE solver, dpm_solver_2m or ddim; default the configured one"""
+    solver_steps: int | None = None
+    """solver steps per action; default as configured"""
+    n_episodes: int = 50
+    """episodes per scale"""
+    seed: int = 10_000
+    """seed of the first episode, the others count up; train.py uses 10000 + its own seed"""
+    deterministic: bool = True
+    """the central action (noise zero) instead of a sampled one"""
+    max_episode_steps: int | None = None
+    """cut episodes after so many steps; default the environment's own limit"""
+    device: str = "auto"
+    """torch device: auto, cpu, cuda, …"""
+    output: Path | None = None
+    """JSON of raw returns, lengths and seeds; default evaluation-<time>.json in the run folder"""
+    video: Path | None = None
+    """write a clip of the first episode at the first scale: a .gif or .mp4"""
+    video_seconds: float = 10.0
+    """longest clip, in the environment's seconds, 10 at most"""
+    overwrite: bool = False
+    """replace --output and --video where they exist, instead of refusing"""
+    progress_bar: bool = True
+    """show episodes and time left"""
+
+
+def check(args: Args) -> None:
+    """Refuse wrong values before anything is loaded."""
+    for name in ("n_episodes", "solver_steps", "max_episode_steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    for scale in args.guidance_scale:
+        if not math.isfinite(scale):
+            raise ValueError(f"--guidance-scale {scale}: expected a finite number")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: expected at least 0")
+    if not 0.0 < args.video_seconds <= 10.0:
+        raise ValueError(f"--video-seconds {args.video_seconds}: expected more than 0, at most 10")
+    if args.solver is not None:
+        get_solver(args.solver)
+    if args.video is not None:
+        check_clip_path(args.video)
+    for path in (args.output, args.video):
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path} is a folder, expected a file name")
+        if path is not None and path.exists() and not args.overwrite:
+            raise ValueError(f"{path} exists: choose another name, or replace it with --overwrite")
+
+
+def find_run(run: Path) -> RunFolder:
+    """The run folder, whose `checkpoint` is the file to read."""
+    folder = RunFolder(run if run.is_dir() else run.parent)
+    if run.is_file() and run.suffix != ".zip":
+        raise ValueError(f"--run {run}: expected a run folder, or a checkpoint that ends in .zip")
+    if run.is_file():
+        folder.checkpoint = run
+    if not run.exists() or not folder.checkpoint.is_file():
+        root = Path("runs")
+        known = sorted(str(found.parent) for found in root.glob("*/checkpoint.zip"))
+        missing = "no checkpoint.zip in it" if run.exists() else "does not exist"
+        raise ValueError(f"--run {run}: {missing}; runs under {root}: {', '.join(known) or 'none'}")
+    return folder
+
+
+def environment(
+    args: Args, folder: RunFolder, agent: OfflineAgent[Any]
+) -> tuple[str | EnvSpec, ReferenceScores | None]:
+    """The environment to play in, checked against the agent, and its reference scores."""
+    saved = None
+    if folder.config.is_file() and folder.checkpoint.name == "checkpoint.zip":
+        saved = json.loads(folder.config.read_text())["args"].get("env_id")
+    env = args.env_id or saved or agent.env_spec
+    if env is None:
+        raise ValueError(
+            f"the agent's dataset {agent.dataset_id!r} names no environment: give one with --env-id"
+        )
+    made = make_env(env)
+    env_id = env if isinstance(env, str) else env.id
+    try:
+        agent.set_env(made)
+    except ValueError as error:
+        raise ValueError(f"environment {env_id!r} does not fit the agent: {error}") from error
+    finally:
+        made.close()
+    own = agent.env_spec is None or agent.env_spec.id == env_id
+    return env, agent.reference if own else None
+
+
+def configure(args: Args, agent: OfflineAgent[Any]) -> tuple[float | None, ...]:
+    """Set the solver; returns the scales to evaluate (None where the agent has no scale)."""
+    asked = {"guidance_scale": args.guidance_scale or None}
+    asked |= {"solver": args.solver, "solver_steps": args.solver_steps}  # type: ignore[dict-item]
+    for name, value in asked.items():
+        if value is not None and not hasattr(agent, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value}: a {agent.name} agent has no {name}"
+            )
+        if value is not None and name != "guidance_scale":
+            setattr(agent, name, value)
+    return args.guidance_scale or (getattr(agent, "guidance_scale", None),)
+
+
+def score(
+    args: Args,
+    agent: OfflineAgent[Any],
+    env: str | EnvSpec,
+    reference: ReferenceScores | None,
+    scales: tuple[float | None, ...],
+) -> Results:
+    """(label, guidance scale, evaluation) for every scale."""
+    results: Results = []
+    for scale in scales:
+        label = "agent" if scale is None else f"w = {scale:g}"
+        if scale is not None:
+            agent.guidance_scale = scale  # type: ignore[attr-defined]
+            label += " (imitation)" if scale == 0 else " (guided)"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*cut at the step limit.*")
+            evaluation = evaluate(
+                agent,
+                env,
+                args.n_episodes,
+                seed=args.seed,
+                deterministic=args.deterministic,
+                max_episode_steps=args.max_episode_steps,
+                reference=reference,
+                progress_bar=args.progress_bar,
+            )
+        results.append((label, scale, evaluation))
+    return results
+
+
+def table(results: Results) -> str:
+    """Every evaluation with 95 % intervals."""
+    lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
+    for label, _, e in results:
+        text = "-" if e.score is None else f"{e.score:.1f}"
+        interval = f"[{e.interval[0]:.0f}, {e.interval[1]:.0f}]"
+        lines.append(f"{label:22s}{e.mean:8.0f}   {interval:16s}{text:>10s}{len(e.returns):>10d}")
+    cut = sum(e.cut for _, _, e in results)
+    if cut:
+        lines.append(f"{cut} episodes did not end by themselves and were cut at the step limit")
+    return "\n".join(lines)
+
+
+def write(args: Args, folder: RunFolder, agent: OfflineAgent[Any], results: Results) -> Path:
+    """The raw returns, lengths and seeds as JSON, laid out like train.py's evaluation.json."""
+    output = args.output or folder.path / f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "checkpoint": str(folder.checkpoint),
+        "agent": agent.name,
+        "stage": agent.stage,
+        "timesteps": agent.num_timesteps,
+        "dataset": {"id": agent.dataset_id, "fingerprint": agent.dataset_fingerprint},
+        "seed": args.seed,
+        "deterministic": args.deterministic,
+        "max_episode_steps": args.max_episode_steps,
+        "solver": getattr(agent, "solver", None),
+        "solver_steps": getattr(agent, "solver_steps", None),
+        "device": str(agent.device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "evaluations": [
+            {"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results
+        ],
+    }
+    folder.write_json(output, about)
+    return output
+
+
+def film(args: Args, agent: OfflineAgent[Any], env: str | EnvSpec, scale: float | None) -> None:
+    """Write the clip of the first episode at the given scale."""
+    assert args.video is not None
+    if scale is not None:
+        agent.guidance_scale = scale  # type: ignore[attr-defined]
+    frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
+    write_clip(args.video, frames, rate)
+    print(f"clip: {args.video} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
+
+
+def main(args: Args) -> None:
+    """Load, evaluate, print, and write."""
+    try:
+        check(args)
+        if args.video is not None:
+            choose_renderer()
+        folder = find_run(args.run)
+        agent = load_agent(folder.checkpoint, device=args.device)
+        env, reference = environment(args, folder, agent)
+        scales = configure(args, agent)
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from error
+    env_id = env if isinstance(env, str) else env.id
+    print(
+        f"{agent.name} from {folder.checkpoint}, trained on {agent.dataset_id} for "
+        f"{agent.num_timesteps} steps, in {env_id}"
+    )
+    if agent.stage != agent.stages[-1]:
+        stages = ", ".join(agent.stages)
+        print(f"note: training stopped in stage {agent.stage!r} of {stages}: it is not complete")
+    try:
+        results = score(args, agent, env, reference, scales)
+        print(table(results))
+        print(f"returns: {write(args, folder, agent, results)}")
+        if args.video is not None:
+            film(args, agent, env, scales[0])
+    except (RenderError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("\nstopped") from None
+
+
+def cli() -> None:
+    """Entry point."""
+    main(tyro.cli(Args, description=__doc__))
+
+
+if __name__ == "__main__":
+    cli()

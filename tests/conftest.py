@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import minari
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from minari import MinariDataset
+from minari.data_collector import EpisodeBuffer
+from safetensors.torch import save_file
+
+from qgpo import PRESETS, OfflineDataset, QGPOConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+UNIT_BOX = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+WHITENED = replace(
+    PRESETS["laptop"],
+    behavior_hidden=(8, 8),
+    behavior_steps=5,
+    behavior_batch_size=8,
+    whitening_steps=3,
+    support_actions=3,
+    support_solver_steps=2,
+    critic_hidden=(8, 8),
+    critic_steps=6,
+    critic_batch_size=8,
+    target_every=4,
+    energy_hidden=(8, 8),
+    energy_steps=4,
+    energy_batch_size=4,
+    solver_steps=3,
+)
+PAPER_LIKE = replace(
+    PRESETS["paper"],
+    behavior_steps=3,
+    behavior_batch_size=8,
+    support_actions=3,
+    support_solver_steps=2,
+    critic_hidden=(8, 8),
+    critic_steps=5,
+    critic_batch_size=8,
+    energy_hidden=(8, 8),
+    energy_steps=4,
+    energy_batch_size=4,
+    solver_steps=3,
+)
+CONFIGS = {"whitened": WHITENED, "paper-like": PAPER_LIKE}
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def config(request: pytest.FixtureRequest) -> QGPOConfig:
+    return CONFIGS[request.param]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The support table in several steps even on tiny datasets."""
+    monkeypatch.setattr("qgpo.agents.qgpo.ROWS_PER_CHUNK", 12)
+
+
+def make_dataset(
+    lengths: Sequence[int] = (5, 1, 4, 6),
+    observation_dim: int = 3,
+    action_space: spaces.Box = UNIT_BOX,
+    seed: int = 0,
+    terminated: Sequence[bool] | None = None,
+    **changes: Any,
+) -> OfflineDataset:
+    """Random episodes of the given lengths; by default every second one terminates."""
+    rng = np.random.default_rng(seed)
+    n = sum(lengths)
+    ends = np.cumsum(lengths, dtype=np.int64) - 1
+    terminated = [i % 2 == 0 for i in range(len(lengths))] if terminated is None else terminated
+    terminations, truncations = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+    terminations[ends] = terminated
+    truncations[ends] = np.logical_not(terminated)
+    arrays: dict[str, Any] = {
+        "id": "test/made/by-hand-v0",
+        "states": rng.normal(size=(n + len(lengths), observation_dim)).astype(np.float32),
+        "actions": rng.uniform(
+            action_space.low, action_space.high, (n, action_space.shape[0])
+        ).astype(np.float32),
+        "rewards": rng.normal(size=n).astype(np.float32),
+        "terminations": terminations,
+        "truncations": truncations,
+        "episode_starts": np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64),
+        "observation_space": spaces.Box(-np.inf, np.inf, (observation_dim,), np.float64),
+        "action_space": action_space,
+    }
+    return OfflineDataset(**{**arrays, **changes})
+
+
+def numbered_episodes(
+    lengths: Sequence[int], terminated: Sequence[bool]
+) -> list[EpisodeBuffer]:
+    """Episodes whose every number says where it belongs: 100 episode + step, and so on.
+
+    Observation (100 e + t, -(100 e + t)), action (100 e + t) / 1000, reward 100 e + t + 0.5.
+    """
+    buffers = []
+    for e, (length, is_terminated) in enumerate(zip(lengths, terminated, strict=True)):
+        steps = 100.0 * e + np.arange(length + 1)
+        last = np.arange(length) == length - 1
+        buffers.append(
+            EpisodeBuffer(
+                observations=np.stack([steps, -steps], axis=1),
+                actions=(steps[:-1, None] / 1000.0).astype(np.float32),
+                rewards=list(steps[:-1] + 0.5),
+                terminations=list(last & is_terminated),
+                truncations=list(last & (not is_terminated)),
+            )
+        )
+    return buffers
+
+
+def write_buffers(
+    buffers: list[EpisodeBuffer],
+    dataset_id: str = "test/numbered-v0",
+    **more: Any,
+) -> MinariDataset:
+    if "env" not in more:
+        spaces_of_data = {
+            "observation_space": spaces.Box(-np.inf, np.inf, (2,), np.float64),
+            "action_space": UNIT_BOX,
+        }
+        more = {**spaces_of_data, **more}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="minari")
+        return minari.create_dataset_from_buffers(
+            dataset_id,
+            buffers,
+            algorithm_name="by hand",
+            author="tests",
+            author_email="none",
+            code_permalink="none",
+            description="made by hand",
+            **more,
+        )
+
+
+@pytest.fixture
+def policy_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small Gaussian actor, by default for Pendulum-v1."""
+
+    def write(
+        name: str = "actor", observation_dim: int = 3, action_dim: int = 1, seed: int = 0
+    ) -> Path:
+        generator = torch.Generator().manual_seed(seed)
+        weights = {
+            "mlp_extractor.policy_net.0.weight": torch.randn(
+                4, observation_dim, generator=generator
+            ),
+            "mlp_extractor.policy_net.0.bias": torch.randn(4, generator=generator),
+            "action_net.weight": torch.randn(action_dim, 4, generator=generator),
+            "action_net.bias": torch.zeros(action_dim),
+            "log_std": torch.full((action_dim,), -1.0),
+        }
+        path = tmp_path / f"{name}.safetensors"
+        save_file(weights, path, metadata={"activation": "tanh"})
+        return path
+
+    return write
+
+
+def same_parameters(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two results of `get_parameters` are equal bit for bit."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(
+            same_parameters(first[k], second[k]) for k in first
+        )
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(
+            same_parameters(a, b) for a, b in zip(first, second, strict=True)
+        )
+    return bool(first == second)
+
+
+def subprocess_environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", **more}

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, PAPER_LIKE, WHITENED, make_dataset, same_parameters
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EveryNTimesteps,
+)
+from stable_baselines3.common.logger import KVWriter, Logger
+
+from qgpo import QGPO
+from qgpo.agents.base import NonFiniteError
+
+UNEVEN = spaces.Box(
+    np.array([-2.0, 0.0], np.float32), np.array([0.5, 3.0], np.float32), dtype=np.float32
+)
+
+
+def train(config, dataset=None, seed=0, **more):
+    return QGPO(config, seed=seed, device="cpu").learn(dataset or make_dataset(), **more)
+
+
+def gradient_steps(config):
+    return (
+        config.whitening_steps
+        + config.behavior_steps
+        + config.critic_steps
+        + config.energy_steps
+    )
+
+
+def test_learns_through_all_stages(config):
+    agent = train(config)
+    assert agent.num_timesteps == gradient_steps(config)
+    assert agent.progress == {
+        "whitening": config.whitening_steps,
+        "behavior": config.behavior_steps,
+        "support": 1,
+        "critic": config.critic_steps,
+        "energy": config.energy_steps,
+    }
+    action, state = agent.predict(np.zeros(3))
+    assert action.shape == (1,)
+    assert state is None
+
+
+def test_stages_change_their_own_networks_only(config):
+    dataset = make_dataset()
+    agent = QGPO(config, device="cpu")
+    agent._prepare(dataset)
+    changed = {
+        agent.train_behavior: {"behavior", "behavior_ema"}
+        | ({"whitening"} if config.whitening_steps else set()),
+        agent.generate_support: set(),
+        agent.train_critic: {"critic", "critic_target"},
+        agent.train_energy: {"energy"},
+    }
+    for stage, expected in changed.items():
+        before = {k: {n: v.clone() for n, v in m.state_dict().items()}
+                  for k, m in agent.networks.items()}
+        stage(dataset)
+        after = {k: m.state_dict() for k, m in agent.networks.items()}
+        assert {k for k in after if not same_parameters(before[k], after[k])} == expected
+
+
+@pytest.mark.parametrize("stage", ["train_critic", "train_energy"])
+def test_stages_out_of_order_are_refused(stage):
+    with pytest.raises(RuntimeError, match="generate_support"):
+        getattr(QGPO(WHITENED, device="cpu"), stage)(make_dataset())
+
+
+def test_same_seed_same_parameters(config):
+    first, second = train(config, seed=3), train(config, seed=3)
+    assert same_parameters(first.get_parameters(), second.get_parameters())
+    observations = np.random.default_rng(0).normal(size=(4, 3))
+    assert np.array_equal(first.predict(observations)[0], second.predict(observations)[0])
+
+
+def test_global_randomness_neither_matters_nor_moves(config):
+    first = train(config, seed=3)
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    second = train(config, seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert same_parameters(first.get_parameters(), second.get_parameters())
+
+
+def test_other_seed_other_parameters(config):
+    first, second = train(config, seed=3), train(config, seed=4)
+    for name in ("behavior", "critic", "energy"):
+        assert not same_parameters(
+            first.networks[name].state_dict(), second.networks[name].state_dict()
+        )
+
+
+def test_learning_anew_repeats_the_first_time(config):
+    agent = train(config)
+    first = {k: {n: v.clone() for n, v in m.state_dict().items()}
+             for k, m in agent.networks.items()}
+    agent.learn(make_dataset())
+    assert same_parameters(first, {k: m.state_dict() for k, m in agent.networks.items()})
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 50.0])
+@pytest.mark.parametrize(
+    "box", [UNEVEN, spaces.Box(-0.4, 0.4, (3,), np.float32)], ids=["uneven", "narrow"]
+)
+def test_actions_have_the_space_s_shape_and_bounds(config, box, guidance_scale, deterministic):
+    agent = train(config, make_dataset(action_space=box))
+    agent.guidance_scale = guidance_scale
+    observations = np.random.default_rng(0).normal(size=(64, 3)) * 3.0
+    actions, _ = agent.predict(observations, deterministic=deterministic)
+    assert actions.shape == (64, *box.shape)
+    assert actions.dtype == np.float32
+    assert all(box.contains(action) for action in actions)
+    single, _ = agent.predict(observations[0], deterministic=deterministic)
+    assert single.shape == box.shape
+    assert box.contains(single)
+
+
+def test_behavior_scale_survives_the_action_space():
+    actions = np.tile(np.array([[-1.9, 2.8]], np.float32), (40, 1))
+    config = replace(WHITENED, whitening_steps=400)
+    dataset = make_dataset((20, 20), action_space=UNEVEN, actions=actions)
+    agent = train(config, dataset)
+    agent.guidance_scale = 0.0
+    found, _ = agent.predict(dataset.observations, deterministic=True)
+    np.testing.assert_allclose(found.mean(axis=0), [-1.9, 2.8], atol=0.2)
+
+
+def test_single_and_batched_observations_agree(config):
+    agent = train(config)
+    observations = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    batch, _ = agent.predict(observations, deterministic=True)
+    for observation, action in zip(observations, batch, strict=True):
+        np.testing.assert_allclose(
+            agent.predict(observation, deterministic=True)[0], action, atol=1e-5
+        )
+    assert agent.predict(np.zeros((0, 3)))[0].shape == (0, 1)
+
+
+def test_deterministic_prediction_repeats_and_sampled_varies(config):
+    agent = train(config)
+    observations = np.zeros((8, 3))
+    central = agent.predict(observations, deterministic=True)[0]
+    assert np.array_equal(central, agent.predict(observations, deterministic=True)[0])
+    sampled = agent.predict(observations)[0]
+    assert len(np.unique(sampled)) > 1
+    assert not np.array_equal(sampled, agent.predict(observations)[0])
+    agent.seed_predictions(5)
+    first = agent.predict(observations)[0]
+    agent.seed_predictions(5)
+    assert np.array_equal(first, agent.predict(observations)[0])
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        ((np.zeros(3), {}), "tuple"),
+        (np.zeros(4), r"shape \(4,\), expected \(3,\)"),
+        (np.zeros((2, 2)), r"shape \(2, 2\)"),
+        (np.zeros((1, 2, 3)), r"shape \(1, 2, 3\)"),
+        (np.float64(1.0), r"shape \(\)"),
+        (np.array([0.0, np.nan, 0.0]), "NaN"),
+        (np.array([[0.0, 0.0, 0.0], [0.0, np.inf, 0.0]]), "infinite"),
+    ],
+)
+def test_wrong_observations_are_refused(observation, message):
+    with pytest.raises(ValueError, match=message):
+        train(PAPER_LIKE).predict(observation)
+
+
+def test_untrained_agent_says_so():
+    with pytest.raises(RuntimeError, match="not been trained"):
+        QGPO(PAPER_LIKE, device="cpu").predict(np.zeros(3))
+    with pytest.raises(RuntimeError, match="nothing to save"):
+        QGPO(PAPER_LIKE, device="cpu").save("agent")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": "cubic"}, "'cubic'.*linear"),
+        ({"prediction": "score"}, "'score'.*noise"),
+        ({"solver": "euler"}, "'euler'.*ddim"),
+        ({"spacing": "odd"}, "'odd'.*time"),
+        ({"solver_steps": 0}, "steps=0"),
+        ({"reward_tuning": "odd"}, "'odd'.*locomotion"),
+        ({"q_unit": "odd"}, "'odd'.*spread"),
+    ],
+)
+def test_wrong_settings_are_refused_with_the_choices(change, message):
+    with pytest.raises(ValueError, match=message):
+        train(replace(PAPER_LIKE, **change))
+
+
+def test_wrong_preset_lists_the_choices():
+    with pytest.raises(ValueError, match=r"'huge'.*laptop.*paper"):
+        QGPO("huge")
+    with pytest.raises(TypeError, match="QGPOConfig"):
+        QGPO({"beta": 3.0})
+
+
+def test_guidance_network_is_not_called_at_scale_zero(config, monkeypatch):
+    agent = train(config)
+    agent.guidance_scale = 0.0
+    monkeypatch.setattr(agent.energy, "network", None)
+    assert agent.predict(np.zeros((2, 3)))[0].shape == (2, 1)
+
+
+def test_solver_attributes_may_be_set_at_any_time(config):
+    agent = train(config)
+    first = agent.predict(np.zeros((4, 3)), deterministic=True)[0]
+    agent.solver, agent.solver_steps = "ddim", 1
+    assert not np.array_equal(first, agent.predict(np.zeros((4, 3)), deterministic=True)[0])
+
+
+def test_a_nan_loss_stops_with_stage_and_step():
+    agent = QGPO(replace(PAPER_LIKE, critic_learning_rate=math.inf), device="cpu")
+    with pytest.raises(NonFiniteError, match=r"critic/\w+ is (nan|inf).*stage 'critic'"):
+        agent.learn(make_dataset(), log_interval=1)
+
+
+class Recorder(KVWriter):
+    def __init__(self):
+        self.rows = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.rows.append((step, dict(key_values)))
+
+    def close(self):
+        pass
+
+
+def test_metrics_carry_stage_and_timestep(config):
+    recorder = Recorder()
+    agent = QGPO(config, device="cpu")
+    agent.set_logger(Logger(None, [recorder]))
+    agent.learn(make_dataset(), log_interval=2)
+    for step, row in recorder.rows:
+        assert row["time/total_timesteps"] == step
+        names = [n for n in row if not n.startswith("time/")]
+        assert all(n.startswith(row["time/stage"] + "/") for n in names)
+        assert all(math.isfinite(row[n]) for n in names)
+    stages = {row["time/stage"] for _, row in recorder.rows}
+    assert {"behavior", "critic", "energy"} <= stages
+    assert recorder.rows[-1][0] == gradient_steps(config)
+
+
+def test_checkpoint_callback(config, tmp_path):
+    callback = CheckpointCallback(save_freq=5, save_path=str(tmp_path / "saved"))
+    agent = train(config, callback=callback)
+    files = sorted((tmp_path / "saved").glob("*.zip"))
+    assert len(files) >= 2
+    loaded = [QGPO.load(file, device="cpu") for file in files]
+    assert len({a.num_timesteps for a in loaded}) == len(files)
+    assert max(a.num_timesteps for a in loaded) <= agent.num_timesteps
+
+
+class Count(BaseCallback):
+    def __init__(self):
+        super().__init__()
+        self.steps, self.started, self.ended = [], 0, 0
+
+    def _on_training_start(self):
+        self.started += 1
+
+    def _on_step(self):
+        self.steps.append(self.num_timesteps)
+        return True
+
+    def _on_training_end(self):
+        self.ended += 1
+
+
+def test_every_n_timesteps(config):
+    count = Count()
+    train(config, callback=EveryNTimesteps(n_steps=4, callback=count))
+    assert count.steps == list(range(4, gradient_steps(config) + 1, 4))
+
+
+@pytest.mark.parametrize("wrap", [CallbackList, list], ids=["CallbackList", "list"])
+def test_several_callbacks(config, wrap):
+    counts = [Count(), Count()]
+    agent = train(config, callback=wrap(counts))
+    for count in counts:
+        assert (count.started, count.ended) == (1, 1)
+        assert count.steps == sorted(count.steps)
+        assert sorted(set(count.steps)) == list(range(1, gradient_steps(config) + 1))
+        assert count.model is agent
+
+
+def test_callback_that_returns_false_ends_training_quietly(config):
+    agent = train(config, callback=lambda scope, _: scope["self"].num_timesteps < 4)
+    assert agent.num_timesteps == 4
+
+
+def bandit(n=4000):
+    """One state, actions uniform on [-1, 1], reward = action, every episode one step."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (n, 1)).astype(np.float32)
+    return make_dataset(
+        (1,) * n,
+        observation_dim=1,
+        terminated=[True] * n,
+        states=np.zeros((2 * n, 1), np.float32),
+        actions=actions,
+        rewards=actions[:, 0].copy(),
+    )
+
+
+def test_guidance_learns_the_known_answer_of_a_bandit():
+    beta = 3.0
+    config = replace(
+        WHITENED,
+        behavior_hidden=(64, 64),
+        behavior_steps=1500,
+        behavior_batch_size=256,
+        whitening_steps=300,
+        ema_decay=0.99,
+        support_actions=16,
+        support_solver_steps=15,
+        critic_hidden=(32, 32),
+        critic_steps=600,
+        critic_batch_size=128,
+        energy_hidden=(64, 64),
+        energy_steps=800,
+        energy_batch_size=64,
+        reward_tuning="none",
+        q_unit="reward",
+        beta=beta,
+        solver_steps=20,
+    )
+    agent = train(config, bandit())
+    q = agent.critic(torch.zeros(1, 1), torch.tensor([[0.0]]))
+    observations = np.zeros((2000, 1))
+    means = {}
+    for scale in (0.0, 1.0):
+        agent.guidance_scale = scale
+        agent.seed_predictions(0)
+        means[scale] = float(agent.predict(observations)[0].mean())
+    # uniform times exp(3 a) on [-1, 1] has mean coth(3) - 1/3 = 0.672
+    assert q.shape == (1,)
+    assert means[0.0] == pytest.approx(0.0, abs=0.12)
+    assert means[1.0] == pytest.approx(1 / math.tanh(beta) - 1 / beta, abs=0.1)
+
+
+def test_parameters_can_be_taken_and_given(config):
+    agent, other = train(config, seed=0), train(config, seed=1)
+    other.set_parameters(agent.get_parameters())
+    assert same_parameters(agent.get_parameters(), other.get_parameters())
+    with pytest.raises(ValueError, match=r"unknown \['actor'\]"):
+        other.set_parameters({"actor": {}}, exact_match=False)
+    with pytest.raises(ValueError, match="missing"):
+        other.set_parameters({})
+
+
+def test_both_configurations_are_really_different():
+    assert CONFIGS["whitened"].critic_lambda > 0 == CONFIGS["paper-like"].critic_lambda
+    assert CONFIGS["whitened"].whitening_steps > 0 == CONFIGS["paper-like"].whitening_steps

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from qgpo.guidance import CEP, cep_loss
+from qgpo.schedule import make_schedule
+
+
+def test_loss_and_gradient_by_hand():
+    # softmax(f) = (1/4, 3/4); softmax(beta e) = (2/3, 1/3); d loss / d f = prediction - label
+    f = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.float64, requires_grad=True)
+    scaled_energy = torch.tensor([[math.log(2.0), 0.0]], dtype=torch.float64)
+    loss, metrics = cep_loss(f, scaled_energy)
+    loss.backward()
+    assert loss.item() == pytest.approx(-2 / 3 * math.log(1 / 4) - 1 / 3 * math.log(3 / 4))
+    assert f.grad.tolist()[0] == pytest.approx([1 / 4 - 2 / 3, 3 / 4 - 1 / 3])
+    kl = 2 / 3 * math.log(8 / 3) + 1 / 3 * math.log(4 / 9)
+    assert metrics["excess"].item() == pytest.approx(kl)
+    assert metrics["effective_samples"].item() == pytest.approx(9 / 5)
+
+
+def test_loss_is_the_mean_over_the_batch():
+    f, energy = torch.randn(3, 4), torch.randn(3, 4)
+    each = [cep_loss(f[i : i + 1], energy[i : i + 1])[0] for i in range(3)]
+    torch.testing.assert_close(cep_loss(f, energy)[0], torch.stack(each).mean())
+
+
+def test_the_best_prediction_is_the_energy_up_to_a_constant_per_state():
+    energy = torch.randn(3, 4)
+    constants = torch.tensor([[5.0], [-70.0], [0.1]])
+    _, metrics = cep_loss(energy + constants, energy)
+    assert float(metrics["excess"]) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_constants_per_state_do_not_matter():
+    f, energy = torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    constants = torch.tensor([[5.0], [-70.0], [0.1]]).double()
+    expected, _ = cep_loss(f, energy)
+    torch.testing.assert_close(cep_loss(f + constants, energy)[0], expected)
+    torch.testing.assert_close(cep_loss(f, energy + constants)[0], expected)
+
+
+def test_large_energies_stay_finite():
+    loss, metrics = cep_loss(torch.zeros(1, 3), torch.tensor([[1e4, -1e4, 0.0]]))
+    assert float(loss) == pytest.approx(math.log(3))
+    assert all(math.isfinite(float(v)) for v in metrics.values())
+
+
+class Recorder(nn.Module):
+    def forward(self, x_t, t, condition):
+        self.seen = (x_t, t, condition)
+        return x_t.sum(dim=-1)
+
+
+def test_one_time_per_state_and_independent_noise():
+    network = Recorder()
+    x_0 = torch.zeros(5, 7, 2)
+    condition = torch.arange(5.0)[:, None]
+    CEP(network, make_schedule("linear")).loss(
+        x_0, torch.zeros(5, 7), condition, torch.Generator().manual_seed(0)
+    )
+    x_t, t, repeated = network.seen
+    assert x_t.shape == (35, 2)
+    t = t.reshape(5, 7)
+    assert (t == t[:, :1]).all()
+    assert t[:, 0].unique().numel() == 5
+    assert x_t.unique().numel() == 70
+    assert torch.equal(repeated.reshape(5, 7), condition.expand(5, 7))
+
+
+def test_gradient_is_per_sample_and_works_without_grad_mode():
+    class Quadratic(nn.Module):
+        def forward(self, x_t, t, condition):
+            return t * (x_t**2).sum(dim=-1)
+
+    x, t = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1.0, 0.5])
+    with torch.no_grad():
+        gradient = CEP(Quadratic(), make_schedule("linear")).gradient(x, t, None)
+    assert gradient.tolist() == [[2.0, 4.0], [3.0, 4.0]]
+    assert not gradient.requires_grad

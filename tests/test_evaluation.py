@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import PAPER_LIKE, make_dataset, subprocess_environment
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from qgpo import QGPO, evaluate
+from qgpo.envs.evaluation import bootstrap_interval, summarize
+from qgpo.envs.making import make_env
+from qgpo.envs.reference import ReferenceScores
+
+TOY = "qgpo-tests/Toy-v0"
+
+
+class Toy(gym.Env):
+    """Episodes of 2 + seed % 3 steps; an unseeded reset makes the next one a step longer.
+
+    The observation is (steps done, length), the reward length + 10 x action: an action chosen
+    from another episode's observation, a step too many or too few, all change the return.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-100.0, 100.0, (1,), np.float32)
+
+    def __init__(self, endless=False, truncates=False):
+        self.endless, self.truncates = endless, truncates
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.length = self.length + 1 if seed is None else 2 + seed % 3
+        self.t = 0
+        return self._observation(), {}
+
+    def _observation(self):
+        return np.array([self.t, self.length], np.float32)
+
+    def step(self, action):
+        assert self.endless or self.t < self.length, "step after the end"
+        self.t += 1
+        over = self.t == self.length and not self.endless
+        reward = self.length + 10.0 * float(action[0])
+        ends = (False, over) if self.truncates else (over, False)
+        return self._observation(), reward, *ends, {}
+
+
+class StepsDone:
+    """Acts with the number of steps done, and remembers the batches it saw."""
+
+    def __init__(self):
+        self.batches = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        assert observation.ndim == 2
+        assert len(episode_start) == len(observation)
+        self.batches.append(observation.copy())
+        return observation[:, :1].copy(), state
+
+
+def toy_return(length):
+    """Sum over t of length + 10 t."""
+    return float(length * length + 10 * sum(range(length)))
+
+
+@pytest.fixture(autouse=True)
+def _toy_is_registered():
+    gym.register(TOY, entry_point=Toy)
+    yield
+    gym.registry.pop(TOY)
+
+
+def expectation(lengths):
+    return [toy_return(n) for n in lengths], list(lengths)
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_single_environment(truncates):
+    result = evaluate(StepsDone(), Toy(truncates=truncates), n_episodes=5, seed=4)
+    assert (result.returns, result.lengths) == expectation([3, 4, 2, 3, 4])
+    assert result.seeds == [4, 5, 6, 7, 8]
+    assert result.cut == 0
+    assert result.mean == pytest.approx(np.mean(result.returns))
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 3, 50])
+def test_id_gives_the_same_however_many_copies_play(n_envs):
+    agent = StepsDone()
+    result = evaluate(agent, TOY, n_episodes=7, seed=0, n_envs=n_envs)
+    assert (result.returns, result.lengths) == expectation([2, 3, 4, 2, 3, 4, 2])
+    assert result.env_id == TOY
+    assert len(agent.batches[0]) == min(n_envs, 7)
+    assert sum(len(b) for b in agent.batches) == sum(result.lengths)
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_vector_environment_in_every_autoreset_mode(mode, truncates):
+    envs = SyncVectorEnv(
+        [lambda: Toy(truncates=truncates) for _ in range(3)], autoreset_mode=mode
+    )
+    result = evaluate(StepsDone(), envs, n_episodes=8, seed=0)
+    # slots start with lengths 2, 3, 4 and go on with one step more: 3, 4, 5 and then 4, 5
+    assert (result.returns, result.lengths) == expectation([2, 3, 4, 3, 4, 5, 4, 5])
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_vector_environment_with_more_slots_than_episodes(mode):
+    envs = SyncVectorEnv([Toy for _ in range(4)], autoreset_mode=mode)
+    result = evaluate(StepsDone(), envs, n_episodes=2, seed=1)
+    assert (result.returns, result.lengths) == expectation([3, 4])
+
+
+def test_endless_environment_is_cut_and_warned_about():
+    with pytest.warns(UserWarning, match="3 of 3 episodes.*step limit"):
+        result = evaluate(StepsDone(), Toy(endless=True), n_episodes=3, max_episode_steps=4)
+    assert result.lengths == [4, 4, 4]
+    assert result.returns == [n * 4 + 60.0 for n in (2, 3, 4)]
+    assert result.cut == 3
+
+
+def test_endless_environment_is_cut_without_a_stated_limit():
+    with pytest.warns(UserWarning, match="step limit"):
+        assert evaluate(StepsDone(), Toy(endless=True), n_episodes=1).lengths == [1000]
+
+
+def test_endless_slots_that_we_reset_are_cut():
+    envs = SyncVectorEnv(
+        [lambda: Toy(endless=True)] * 2, autoreset_mode=AutoresetMode.DISABLED
+    )
+    with pytest.warns(UserWarning, match="step limit"):
+        result = evaluate(StepsDone(), envs, n_episodes=3, max_episode_steps=4)
+    assert result.lengths == [4, 4, 4]
+    assert result.cut == 3
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_endless_slots_that_we_cannot_reset_are_refused(mode):
+    envs = SyncVectorEnv([lambda: Toy(endless=True)] * 2, autoreset_mode=mode)
+    with pytest.raises(ValueError, match="TimeLimit"):
+        evaluate(StepsDone(), envs, n_episodes=2, max_episode_steps=4)
+
+
+def test_an_episode_that_ends_at_the_limit_is_not_cut():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = evaluate(StepsDone(), Toy(), n_episodes=1, seed=0, max_episode_steps=2)
+    assert result.cut == 0
+
+
+@pytest.mark.parametrize("arguments", [{"n_episodes": 0}, {"max_episode_steps": 0}])
+def test_numbers_below_one_are_refused(arguments):
+    with pytest.raises(ValueError, match="expected at least 1"):
+        evaluate(StepsDone(), TOY, **arguments)
+
+
+def test_unknown_environment_is_refused():
+    with pytest.raises(ValueError, match="'Nowhere-v0' cannot be made"):
+        evaluate(StepsDone(), "Nowhere-v0")
+
+
+def test_dataset_without_environment_is_refused():
+    with pytest.raises(ValueError, match="does not name its environment"):
+        evaluate(StepsDone(), make_dataset())
+
+
+def test_dataset_names_environment_and_scale():
+    spec = gym.spec(TOY)
+    reference = ReferenceScores(0.0, 200.0, "by hand")
+    dataset = make_dataset(env_spec=spec, reference=reference)
+    result = evaluate(StepsDone(), dataset, n_episodes=1, seed=0)
+    assert result.returns == [14.0]
+    assert result.score == pytest.approx(7.0)
+    assert result.reference["source"] == "by hand"
+
+
+def test_bootstrap_interval_of_equal_values_is_the_value():
+    assert bootstrap_interval(np.full(10, 3.0)) == (3.0, 3.0)
+
+
+def test_bootstrap_interval_is_close_to_the_normal_one():
+    values = np.random.default_rng(1).normal(5.0, 2.0, 400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / 20.0
+    assert low == pytest.approx(values.mean() - half, abs=0.03)
+    assert high == pytest.approx(values.mean() + half, abs=0.03)
+    assert bootstrap_interval(values) == (low, high)
+    narrow = bootstrap_interval(values, confidence=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_summary_by_hand():
+    reference = ReferenceScores(-10.0, 30.0, "by hand")
+    result = summarize("E-v0", [0.0, 20.0], [1, 2], [5, 6], 0, reference)
+    assert result.mean == 10.0
+    assert result.score == pytest.approx(50.0)
+    assert result.interval == (0.0, 20.0)
+    assert result.score_interval == pytest.approx((25.0, 75.0))
+    assert summarize("E-v0", [1.0], [1], [0], 0, None).score is None
+
+
+@pytest.fixture(scope="module")
+def pendulum_agent():
+    box = spaces.Box(-2.0, 2.0, (1,), np.float32)
+    return QGPO(PAPER_LIKE, device="cpu").learn(make_dataset(action_space=box))
+
+
+@pytest.mark.filterwarnings("ignore:.*step limit:UserWarning")
+def test_evaluation_does_not_touch_training_randomness(pendulum_agent):
+    before = pendulum_agent.generator.get_state()
+    first = evaluate(pendulum_agent, "Pendulum-v1", 2, max_episode_steps=5)
+    again = evaluate(pendulum_agent, "Pendulum-v1", 2, max_episode_steps=5)
+    assert first.returns == again.returns
+    assert (before == pendulum_agent.generator.get_state()).all()
+
+
+def test_sb3_evaluates_an_agent(pendulum_agent):
+    env = gym.wrappers.TimeLimit(gym.make("Pendulum-v1").unwrapped, 5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Monitor.*")
+        returns, lengths = evaluate_policy(
+            pendulum_agent, env, n_eval_episodes=3, return_episode_rewards=True
+        )
+    assert lengths == [5, 5, 5]
+    assert all(r < 0 for r in returns)
+
+
+def test_mujoco_environments_are_quiet(tmp_path):
+    code = (
+        "from qgpo.envs.making import make_env\n"
+        "for _ in range(2):\n"
+        "    env = make_env('HalfCheetah-v5')\n"
+        "    env.reset(seed=0)\n"
+        "    env.step(env.action_space.sample())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ""
+    assert done.stderr == ""
+    assert not (Path(tmp_path) / "MUJOCO_LOG.TXT").exists()
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"])
+def test_wrappers_of_the_collector_are_left_out(env_id):
+    spec = gym.spec(env_id)
+    spec.additional_wrappers = (
+        gym.envs.registration.WrapperSpec("Monitor", "nowhere.monitor:Monitor", {}),
+    )
+    env = make_env(spec)
+    assert env.spec.max_episode_steps == 1000
+    env.close()

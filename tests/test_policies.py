@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import pickle
+import zipfile
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO, SAC, TD3
+from torch import nn
+
+from qgpo.envs.policies import load_policy
+
+BOXES = {
+    "unit": spaces.Box(-1.0, 1.0, (2,), np.float32),
+    "uneven": spaces.Box(
+        np.array([-2.0, 0.0], np.float32), np.array([0.5, 3.0], np.float32), dtype=np.float32
+    ),
+}
+
+
+class Blank(gym.Env):
+    """Spaces and nothing else."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+    def __init__(self, action_space):
+        self.action_space = action_space
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, True, False, {}
+
+
+MODELS = {
+    "SAC": (SAC, {"net_arch": [8, 8]}),
+    "TD3": (TD3, {"net_arch": [8, 8]}),
+    "PPO": (PPO, {"net_arch": [8, 8]}),
+    "PPO-relu": (PPO, {"net_arch": {"pi": [8], "vf": [4]}, "activation_fn": nn.ReLU}),
+    "SAC-tanh": (SAC, {"net_arch": [8], "activation_fn": nn.Tanh}),
+}
+
+
+def make_model(name, box):
+    algorithm, policy_kwargs = MODELS[name]
+    off_policy = {} if algorithm is PPO else {"buffer_size": 10}
+    env = Blank(BOXES[box])
+    return algorithm(
+        "MlpPolicy", env, policy_kwargs=policy_kwargs, seed=0, device="cpu", **off_policy
+    )
+
+
+@pytest.fixture
+def no_unpickling(monkeypatch):
+    def forbidden(*_args, **_kwargs):
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr(pickle, "Unpickler", forbidden)
+    for module in (pickle, cloudpickle):
+        monkeypatch.setattr(module, "load", forbidden)
+        monkeypatch.setattr(module, "loads", forbidden)
+
+
+@pytest.mark.parametrize("box", sorted(BOXES))
+@pytest.mark.parametrize("algorithm", sorted(MODELS))
+def test_saved_model_acts_as_the_model(algorithm, box, tmp_path, request):
+    model = make_model(algorithm, box)
+    with torch.no_grad():  # larger weights, so that bounds are reached
+        for name, parameter in model.policy.named_parameters():
+            parameter.mul_(100.0 if name.startswith("action_net") else 3.0)
+    model.save(tmp_path / "model.zip")
+    observations = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    expected, _ = model.predict(observations, deterministic=True)
+    request.getfixturevalue("no_unpickling")
+    policy = load_policy(tmp_path / "model.zip", BOXES[box])
+    actions = policy.act(observations, torch.Generator(), deterministic=True)
+    np.testing.assert_allclose(actions, expected, atol=1e-5)
+    assert actions.dtype == np.float32
+    assert np.ptp(actions, axis=0).min() > 0.1
+
+
+@pytest.mark.parametrize("name", ["SAC", "PPO"])
+def test_sampled_actions_follow_the_generator_and_stay_inside(name, tmp_path):
+    make_model(name, "uneven").save(tmp_path / "model.zip")
+    box = BOXES["uneven"]
+    policy = load_policy(tmp_path / "model.zip", box)
+    observations = np.zeros((500, 3))
+    first = policy.act(observations, torch.Generator().manual_seed(1))
+    assert np.array_equal(first, policy.act(observations, torch.Generator().manual_seed(1)))
+    assert not np.array_equal(first, policy.act(observations, torch.Generator().manual_seed(2)))
+    assert (first >= box.low).all()
+    assert (first <= box.high).all()
+    assert len(np.unique(first, axis=0)) > 100
+
+
+def test_snapshot_by_hand(tmp_path):
+    from safetensors.torch import save_file
+
+    weights = {
+        "mlp_extractor.policy_net.0.weight": torch.tensor([[1.0], [-1.0]]),
+        "mlp_extractor.policy_net.0.bias": torch.tensor([0.5, 0.0]),
+        "action_net.weight": torch.tensor([[2.0, 4.0]]),
+        "action_net.bias": torch.tensor([-1.0]),
+        "log_std": torch.zeros(1),
+    }
+    save_file(weights, tmp_path / "actor.safetensors", metadata={"activation": "relu"})
+    policy = load_policy(tmp_path / "actor.safetensors", spaces.Box(-9, 9, (1,), np.float32))
+    out = policy.act(np.array([[1.0], [-3.0], [100.0]]), torch.Generator(), deterministic=True)
+    # 2 (1.5) - 1; 4 (3) - 1 clipped; 2 (100.5) - 1 clipped
+    assert out[:, 0].tolist() == [2.0, 9.0, 9.0]
+
+
+def write_zip(path, **members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "."), content)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (eval, ("open('ran-code', 'w').close()",))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.write_text("no zip"),
+        lambda path: write_zip(path, readme="hello"),
+        lambda path: write_zip(path, policy__pth=b"not a tensor file"),
+        lambda path: write_zip(path, policy__pth=pickle.dumps(RunsCode())),
+        lambda path: torch.save({"a": RunsCode()}, path),
+        lambda path: path.mkdir(),
+        lambda path: None,
+    ],
+    ids=["text", "other-zip", "garbage", "pickle", "torch-pickle", "folder", "missing"],
+)
+def test_wrong_zip_is_refused_and_runs_nothing(make, tmp_path):
+    path = tmp_path / "model.zip"
+    make(path)
+    with pytest.raises(ValueError, match=r"model\.zip"):
+        load_policy(path, BOXES["unit"])
+    assert not (tmp_path / "ran-code").exists()
+
+
+def test_pickle_inside_the_weights_is_refused_and_runs_nothing(tmp_path):
+    torch.save({"action_net.weight": RunsCode()}, tmp_path / "policy.pth")
+    content = (tmp_path / "policy.pth").read_bytes()
+    write_zip(tmp_path / "model.zip", policy__pth=content, data=b"{}")
+    with pytest.raises(ValueError, match=r"model\.zip"):
+        load_policy(tmp_path / "model.zip", BOXES["unit"])
+    assert not (tmp_path / "ran-code").exists()
+
+
+def test_wrong_snapshot_is_refused(tmp_path):
+    (tmp_path / "actor.safetensors").write_bytes(b"garbage" * 10)
+    with pytest.raises(ValueError, match=r"actor\.safetensors"):
+        load_policy(tmp_path / "actor.safetensors", BOXES["unit"])
+
+
+def test_tensors_without_an_actor_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, tmp_path / "actor.safetensors")
+    with pytest.raises(ValueError, match="no SB3 actor"):
+        load_policy(tmp_path / "actor.safetensors", BOXES["unit"])
+
+
+def test_policy_of_another_environment_is_refused(policy_file):
+    with pytest.raises(ValueError, match="another environment"):
+        load_policy(policy_file(), BOXES["unit"])
+    policy = load_policy(policy_file(), spaces.Box(-2, 2, (1,), np.float32))
+    with pytest.raises(ValueError, match="takes 3 observation dimensions, got 4"):
+        policy.act(np.zeros((1, 4)), torch.Generator())
