@@ -555,23 +555,27 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         path = _with_suffix(path)
         checkpoint = read_checkpoint(path)
         header = checkpoint.header
-        if header["agent"] != cls.name:
+        if header.get("agent") != cls.name:
             raise CheckpointError(
-                f"{str(path)!r} holds a {header['agent']!r} agent, load it with that class "
+                f"{str(path)!r} holds a {header.get('agent')!r} agent, load it with that class "
                 f"(this is {cls.name!r})"
             )
-        agent = cls(cls.config_from_json(header["config"]), seed=header["seed"], device=device)
-        agent._set_spaces(
-            _space_from_json(header["observation_space"]),
-            _space_from_json(header["action_space"]),
-            f"checkpoint {str(path)!r}",
-        )
-        agent._restore(checkpoint, path)
+        try:
+            agent = cls(cls.config_from_json(header["config"]), seed=header["seed"], device=device)
+            agent._set_spaces(
+                _space_from_json(header["observation_space"]),
+                _space_from_json(header["action_space"]),
+                f"checkpoint {str(path)!r}",
+            )
+            agent._restore(checkpoint)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise CheckpointError(f"checkpoint {str(path)!r} cannot be used: {reason}") from error
         if env is not None:
             agent.set_env(env)
         return agent
 
-    def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         header = checkpoint.header
         expected = self.networks.state_dict()
         missing = sorted(set(expected) - set(checkpoint.modules))
@@ -583,27 +587,33 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         ]
         if missing or surplus or wrong:
             raise CheckpointError(
-                f"checkpoint {str(path)!r} does not fit its configuration: missing tensors "
-                f"{missing}, unknown {surplus}, of wrong shape {wrong}"
+                f"it does not fit its configuration: missing tensors {missing}, unknown "
+                f"{surplus}, of wrong shape {wrong}"
             )
         self.networks.load_state_dict(checkpoint.modules)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(
                 unpack_optimizer(name, checkpoint.optimizers, header["optimizers"][name])
             )
-        tables = dict(checkpoint.tables)
-        if self.device.type == "cpu":
-            self.generator.set_state(tables.pop("generator/training"))
-            self.prediction_generator.set_state(tables.pop("generator/prediction"))
-        self.tables = {
-            k: v.to(self.device) for k, v in tables.items() if not k.startswith("generator/")
-        }
+        if set(header["progress"]) != set(self.stages):
+            raise CheckpointError(f"its stages are {header['progress']}, not {self.stages}")
         self.progress = header["progress"]
         self.stage, self.num_timesteps = header["stage"], header["num_timesteps"]
+        tables = dict(checkpoint.tables)
+        self._restore_generator(self.generator, tables.pop("generator/training"))
+        self._restore_generator(self.prediction_generator, tables.pop("generator/prediction"))
+        self.tables = {k: v.to(self.device) for k, v in tables.items()}
         data = header["dataset"]
         self.dataset_id, self.dataset_fingerprint = data["id"], data["fingerprint"]
         self.env_spec = spec_from_json(data["env_spec"]) if data["env_spec"] else None
         self.reference = ReferenceScores(**data["reference"]) if data["reference"] else None
+
+    def _restore_generator(self, generator: torch.Generator, state: Tensor) -> None:
+        """Go on with the saved randomness; on another kind of device, with a new seed."""
+        if len(state) == len(generator.get_state()):
+            generator.set_state(state)
+        else:
+            generator.manual_seed(self.seed + self.num_timesteps)
 
 
 def _with_suffix(path: str | Path) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _read(path: Path, tensor_files: tuple[str, ...]) -> Checkpoint:
                     f"{sorted(expected)}"
                 )
             header = json.loads(archive.read(_HEADER))
-            version = header.get("format_version")
+            version = header.get("format_version") if isinstance(header, dict) else None
             if not isinstance(version, int) or version > FORMAT_VERSION:
                 raise CheckpointError(
                     f"{str(path)!r} has format version {version!r}, this qgpo reads up to "
@@ -97,7 +98,17 @@ def _read(path: Path, tensor_files: tuple[str, ...]) -> Checkpoint:
             tensors: dict[str, dict[str, Tensor]] = {name: {} for name in TENSOR_FILES}
             for name in tensor_files:
                 tensors[name] = load(archive.read(f"{name}.safetensors"))
-    except (zipfile.BadZipFile, SafetensorError, json.JSONDecodeError, EOFError) as error:
+    except CheckpointError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        SafetensorError,
+        EOFError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        zlib.error,
+    ) as error:
         raise CheckpointError(
             f"checkpoint {str(path)!r} is damaged ({error}); use an earlier copy"
         ) from error
@@ -115,10 +126,15 @@ def pack_optimizer(name: str, state: dict[str, Any]) -> tuple[dict[str, Tensor],
 
 
 def unpack_optimizer(name: str, tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:
-    """The inverse of `pack_optimizer`."""
+    """The inverse of `pack_optimizer`. Raises CheckpointError where tensors are missing."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         owner, index, field = key.split("/")
         if owner == name:
             state.setdefault(int(index), {})[field] = value
+    complete = {
+        index: set().union(*state.values()) for group in groups for index in group["params"]
+    }
+    if state and {index: set(fields) for index, fields in state.items()} != complete:
+        raise CheckpointError(f"tensors of the {name} optimizer are missing")
     return {"state": state, "param_groups": groups}

@@ -66,7 +66,7 @@ class QGPOConfig:
     energy_time_scale: float = 30.0
     """frequency scale of the energy network's time features"""
     energy_preconditioned: bool = False
-    """scale the energy network's output by alpha_t, so that its error is not amplified near t = 1"""
+    """scale the energy network's output by alpha_t: its error is not amplified near t = 1"""
     energy_steps: int = 1_000_000
     """gradient steps of the energy stage"""
     energy_batch_size: int = 256
@@ -119,8 +119,8 @@ LAPTOP = replace(
     energy_steps=4_000,
     energy_batch_size=128,
     energy_learning_rate=1e-3,
-    beta=1.0,
-    q_unit="spread",
+    beta=30.0,
+    beta_q=30.0,
     learning_rate_decay=True,
     solver_steps=8,
 )

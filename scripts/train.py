@@ -208,14 +208,14 @@ def table(dataset: OfflineDataset, results: list[tuple[str, float | None, Evalua
     """The data and every evaluation with 95 % intervals."""
     data = dataset.episode_returns
     low, high = bootstrap_interval(data)
-    rows = [
-        ("data", float(data.mean()), low, high, dataset.normalized_score(data.mean()), len(data))
-    ]
+    scored = dataset.normalized_score(data.mean())
+    own = None if scored is None else float(scored)
+    rows = [("data", float(data.mean()), low, high, own, len(data))]
     for label, _, e in results:
         rows.append((label, e.mean, *e.interval, e.score, len(e.returns)))
     lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
     for label, mean, low, high, normalised, n in rows:
-        text = "-" if normalised is None else f"{float(normalised):.1f}"
+        text = "-" if normalised is None else f"{normalised:.1f}"
         interval = f"[{low:.0f}, {high:.0f}]"
         lines.append(f"{label:22s}{mean:8.0f}   {interval:16s}{text:>10s}{n:>10d}")
     return "\n".join(lines)
