@@ -106,9 +106,7 @@ def make_dataset(
     return OfflineDataset(**{**arrays, **changes})
 
 
-def numbered_episodes(
-    lengths: Sequence[int], terminated: Sequence[bool]
-) -> list[EpisodeBuffer]:
+def numbered_episodes(lengths: Sequence[int], terminated: Sequence[bool]) -> list[EpisodeBuffer]:
     """Episodes whose every number says where it belongs: 100 episode + step, and so on.
 
     Observation (100 e + t, -(100 e + t)), action (100 e + t) / 1000, reward 100 e + t + 0.5.

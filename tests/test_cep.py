@@ -72,6 +72,15 @@ def test_one_time_per_state_and_independent_noise():
     assert torch.equal(repeated.reshape(5, 7), condition.expand(5, 7))
 
 
+def test_preconditioning_multiplies_by_alpha():
+    schedule = make_schedule("ot")  # alpha = 1 - t
+    x, t = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.25, 0.5])
+    plain, scaled = CEP(Recorder(), schedule), CEP(Recorder(), schedule, preconditioned=True)
+    assert plain.f(x, t, None).tolist() == [3.0, 7.0]
+    assert scaled.f(x, t, None).tolist() == [2.25, 3.5]
+    assert scaled.gradient(x, t, None).tolist() == [[0.75, 0.75], [0.5, 0.5]]
+
+
 def test_gradient_is_per_sample_and_works_without_grad_mode():
     class Quadratic(nn.Module):
         def forward(self, x_t, t, condition):

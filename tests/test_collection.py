@@ -93,7 +93,7 @@ def test_deterministic_actions_do_not_draw_noise(policy_file):
 
 
 def test_discrete_actions_are_refused():
-    with pytest.raises(ValueError, match="CartPole-v1.*expected a Box"):
+    with pytest.raises(ValueError, match=r"CartPole-v1.*expected a Box"):
         collect("CartPole-v1", lambda space: [], 10, 0, progress_bar=False)
 
 

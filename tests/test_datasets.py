@@ -47,9 +47,7 @@ def test_episodes_and_their_ends(numbered):
 
 
 def test_episode_returns_by_hand(numbered):
-    expected = [
-        sum(100 * e + t + 0.5 for t in range(length)) for e, length in enumerate(LENGTHS)
-    ]
+    expected = [sum(100 * e + t + 0.5 for t in range(length)) for e, length in enumerate(LENGTHS)]
     assert numbered.episode_returns.tolist() == pytest.approx(expected)
 
 

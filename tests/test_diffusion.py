@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qgpo.diffusion import PREDICTIONS, Diffusion, diffuse, uniform_times
+from qgpo.diffusion import PREDICTIONS, Diffusion, batch_posterior, diffuse, uniform_times
 from qgpo.guidance import CEP
 from qgpo.networks import EnergyNetwork
 from qgpo.schedule import SCHEDULES, make_schedule
@@ -24,6 +24,8 @@ class ExactGaussian(nn.Module):
         total = (alpha * self.std) ** 2 + sigma**2
         x_0 = self.mean + alpha * self.std**2 / total * (x_t - alpha * self.mean)
         noise = sigma / total * (x_t - alpha * self.mean)
+        if self.prediction == "flow":
+            return noise - x_0
         return noise if self.prediction == "noise" else alpha * noise - sigma * x_0
 
 
@@ -51,7 +53,12 @@ def exact_gradient(schedule):
 
 every_combination = pytest.mark.parametrize(
     ("schedule", "prediction"),
-    [(make_schedule(s), p) for s in sorted(SCHEDULES) for p in PREDICTIONS],
+    [
+        (make_schedule(s), p)
+        for s in sorted(SCHEDULES)
+        for p in PREDICTIONS
+        if p != "flow" or s == "ot"
+    ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 
@@ -181,6 +188,36 @@ def test_trained_energy_reaches_the_closed_form():
     )
     assert float(samples.mean()) == pytest.approx(MEAN + BETA * STD**2, abs=0.06)
     assert float(samples.std()) == pytest.approx(STD, abs=0.06)
+
+
+def test_flow_target_by_hand():
+    model = Diffusion(nn.Identity(), make_schedule("ot"), "flow")
+    target = model.target(torch.tensor([[2.0]]), torch.tensor([0.25]), torch.tensor([[8.0]]))
+    assert target.item() == pytest.approx(8 - 2)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_flow_is_refused_off_the_straight_path(schedule):
+    with pytest.raises(ValueError, match=r"'flow'.*'ot'.*velocity"):
+        Diffusion(nn.Identity(), make_schedule(schedule), "flow")
+
+
+def test_posterior_over_a_batch_by_hand():
+    # alpha = sigma = 1/2: log-weights -(x_t - x_0/2)^2 / (2/4) for x_0 in {0, 2}, x_t = 1/2
+    log_posterior = batch_posterior(
+        torch.tensor([[0.5]]),
+        torch.tensor([0.5]),
+        torch.tensor([[0.0], [2.0]]),
+        make_schedule("ot"),
+    )
+    assert log_posterior.exp().tolist()[0] == pytest.approx([0.5, 0.5])
+    moved = batch_posterior(
+        torch.tensor([[0.75]]),
+        torch.tensor([0.5]),
+        torch.tensor([[0.0], [2.0]]),
+        make_schedule("ot"),
+    )
+    assert float(moved[0, 1] - moved[0, 0]) == pytest.approx(2 * 0.75**2 - 2 * 0.25**2)
 
 
 def test_unknown_prediction_lists_the_choices():

@@ -72,7 +72,7 @@ def toy_return(length):
 
 @pytest.fixture(autouse=True)
 def _toy_is_registered():
-    gym.register(TOY, entry_point=Toy)
+    gym.register(TOY, entry_point=f"{__name__}:Toy")
     yield
     gym.registry.pop(TOY)
 
@@ -103,9 +103,7 @@ def test_id_gives_the_same_however_many_copies_play(n_envs):
 @pytest.mark.parametrize("truncates", [False, True])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_vector_environment_in_every_autoreset_mode(mode, truncates):
-    envs = SyncVectorEnv(
-        [lambda: Toy(truncates=truncates) for _ in range(3)], autoreset_mode=mode
-    )
+    envs = SyncVectorEnv([lambda: Toy(truncates=truncates) for _ in range(3)], autoreset_mode=mode)
     result = evaluate(StepsDone(), envs, n_episodes=8, seed=0)
     # slots start with lengths 2, 3, 4 and go on with one step more: 3, 4, 5 and then 4, 5
     assert (result.returns, result.lengths) == expectation([2, 3, 4, 3, 4, 5, 4, 5])
@@ -132,9 +130,7 @@ def test_endless_environment_is_cut_without_a_stated_limit():
 
 
 def test_endless_slots_that_we_reset_are_cut():
-    envs = SyncVectorEnv(
-        [lambda: Toy(endless=True)] * 2, autoreset_mode=AutoresetMode.DISABLED
-    )
+    envs = SyncVectorEnv([lambda: Toy(endless=True)] * 2, autoreset_mode=AutoresetMode.DISABLED)
     with pytest.warns(UserWarning, match="step limit"):
         result = evaluate(StepsDone(), envs, n_episodes=3, max_episode_steps=4)
     assert result.lengths == [4, 4, 4]

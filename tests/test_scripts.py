@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, WHITENED, same_parameters, subprocess_environment
+
+from qgpo import QGPO, load_dataset
+from qgpo.envs.collection import collect, write_minari
+from qgpo.envs.policies import load_policy
+
+SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if p.stem != "__init__")
+DATASET = "test/pendulum/tiny-v0"
+STEPS = {"behavior_steps": 1500, "critic_steps": 300, "energy_steps": 100}
+TINY = [
+    argument
+    for field in dataclasses.fields(WHITENED)
+    for value in [STEPS.get(field.name, getattr(WHITENED, field.name))]
+    if not isinstance(value, bool)
+    for argument in (
+        f"--config.{field.name.replace('_', '-')}",
+        *map(str, value if isinstance(value, tuple) else [value]),
+    )
+]
+QUICK = ["--no-progress-bar", "--device", "cpu", "--threads", "1"]
+
+
+def arguments(name: str, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *more]
+
+
+def run(name, *more, cwd, data, code=0, **environment):
+    done = subprocess.run(
+        arguments(name, *more),
+        cwd=cwd,
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data), **environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def snapshot(tmp_path_factory) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("policy") / "pendulum.safetensors"
+    weights = {
+        "mlp_extractor.policy_net.0.weight": torch.eye(3),
+        "mlp_extractor.policy_net.0.bias": torch.zeros(3),
+        "action_net.weight": torch.tensor([[0.0, -1.0, -1.0]]),
+        "action_net.bias": torch.zeros(1),
+        "log_std": torch.full((1,), -1.0),
+    }
+    save_file(weights, path, metadata={"activation": "tanh"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, snapshot) -> Path:
+    """A local dataset folder with a few short episodes of Pendulum-v1."""
+    folder = tmp_path_factory.mktemp("minari")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder))
+        episodes = collect(
+            "Pendulum-v1",
+            lambda space: [load_policy(snapshot, space)],
+            100,
+            0,
+            max_episode_steps=10,
+            progress_bar=False,
+        )
+        write_minari(DATASET, episodes, "Pendulum-v1", "PPO", "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, data) -> Path:
+    """A run folder of a training that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    where = ["--dataset-id", DATASET, "--run-dir", str(folder), "--n-episodes", "2"]
+    done = run("train", *where, *QUICK, *TINY, cwd=folder.parent, data=data)
+    assert "w = 0 (imitation)" in done.stdout
+    assert "w = 1 (guided)" in done.stdout
+    assert [p.name for p in folder.parent.iterdir()] == ["run"]
+    return folder
+
+
+def test_training_fills_the_run_folder(finished):
+    about = json.loads((finished / "config.json").read_text())
+    assert about["args"]["dataset_id"] == about["dataset"]["id"] == DATASET
+    assert about["args"]["config"]["behavior_steps"] == STEPS["behavior_steps"]
+    with open(finished / "metrics.csv", newline="") as file:
+        stages = {row["time/stage"] for row in csv.DictReader(file)}
+    assert {"behavior", "critic", "energy"} <= stages
+    assert list(finished.glob("events.out.tfevents.*"))
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert [e["guidance_scale"] for e in evaluation["evaluations"]] == [0.0, 1.0]
+    assert [len(e["returns"]) for e in evaluation["evaluations"]] == [2, 2]
+    assert (finished / "report.png").read_bytes().startswith(b"\x89PNG")
+    agent = QGPO.load(finished / "checkpoint.zip", device="cpu")
+    assert agent.num_timesteps == WHITENED.whitening_steps + sum(STEPS.values())
+    assert agent.dataset_id == DATASET
+
+
+def test_a_second_run_in_the_same_folder_is_refused(finished, data, tmp_path):
+    before = (finished / "checkpoint.zip").read_bytes()
+    where = ["--dataset-id", DATASET, "--run-dir", str(finished)]
+    done = run("train", *where, *QUICK, *TINY, cwd=tmp_path, data=data, code=1)
+    for choice in ("--resume", "--overwrite", "--run-dir"):
+        assert choice in done.stderr
+    assert (finished / "checkpoint.zip").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("train", ["--no-such-flag", "3"]),
+        ("train", ["--config.no-such-flag", "3"]),
+        ("train", ["--config.beta", "strong"]),
+        ("collect", ["--no-such-flag", "3"]),
+        ("evaluate", ["--run", "somewhere", "--no-such-flag", "3"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-2],
+)
+def test_unknown_flags_and_wrong_values_fail(name, flags, tmp_path, data):
+    done = run(name, *flags, cwd=tmp_path, data=data, code=2)
+    assert flags[-2].removeprefix("--") in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_preset_and_dataset_are_refused_in_one_line(tmp_path, data):
+    done = run("train", "--preset", "huge", cwd=tmp_path, data=data, code=1)
+    assert "laptop" in done.stderr
+    absent = ["--dataset-id", "test/absent-v0", "--no-download"]
+    done = run("train", *absent, *QUICK, cwd=tmp_path, data=data, code=1)
+    assert DATASET in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_describes_every_field(name, tmp_path, data):
+    done = run(name, "--help", cwd=tmp_path, data=data, COLUMNS="200")
+    fields = dataclasses.fields(importlib.import_module(f"qgpo.scripts.{name}").Args)
+    described = " ".join(done.stdout.replace("│", " ").split())
+    for field in fields:
+        if field.name != "config":
+            assert f"--{field.name.replace('_', '-')}" in described, field.name
+    source = (ROOT / "scripts" / f"{name}.py").read_text().split("class Args")[1]
+    for field in fields:
+        declared = source.split(f"\n    {field.name}: ")[1].split("\n", 1)[1]
+        assert declared.lstrip().startswith('"""'), f"{field.name} has no help"
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_of_training_describes_the_agents_settings(tmp_path, data):
+    shown = run("train", "--help", cwd=tmp_path, data=data, COLUMNS="200").stdout
+    for field in dataclasses.fields(WHITENED):
+        assert f"--config.{field.name.replace('_', '-')}" in shown
+    assert "inverse temperature" in shown
+    paper = run("train", "--help", "--preset", "paper", cwd=tmp_path, data=data, COLUMNS="200")
+    assert "600000" in paper.stdout
+    assert "600000" not in shown
+
+
+def test_tracking_offline_writes_a_folder(tmp_path, data):
+    quick = [*TINY, "--config.behavior-steps", "5", "--config.critic-steps", "5"]
+    where = ["--dataset-id", DATASET, "--run-dir", "run", "--n-episodes", "0", "--track"]
+    run(
+        "train",
+        *where,
+        *QUICK,
+        *quick,
+        cwd=tmp_path,
+        data=data,
+        WANDB_MODE="offline",
+        WANDB_SILENT="true",
+    )
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert (tmp_path / "run" / "report.png").exists()
+
+
+def test_an_interrupted_run_resumes_to_the_same_parameters(finished, tmp_path, data):
+    folder = tmp_path / "run"
+    where = ["--dataset-id", DATASET, "--run-dir", str(folder), "--n-episodes", "0"]
+    often = ["--checkpoint-every", "100"]
+    process = subprocess.Popen(
+        arguments("train", *where, *often, *QUICK, *TINY),
+        cwd=tmp_path,
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoint.zip").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    interrupted = QGPO.load(folder / "checkpoint.zip", device="cpu")
+    expected = QGPO.load(finished / "checkpoint.zip", device="cpu")
+    assert 0 < interrupted.num_timesteps < expected.num_timesteps
+    run("train", "--resume", str(folder), *QUICK, "--n-episodes", "0", cwd=tmp_path, data=data)
+    resumed = QGPO.load(folder / "checkpoint.zip", device="cpu")
+    assert resumed.num_timesteps == expected.num_timesteps
+    assert same_parameters(resumed.get_parameters(), expected.get_parameters())
+    assert (folder / "evaluation.json").exists()
+
+
+def test_resuming_nothing_is_refused(tmp_path, data):
+    done = run("train", "--resume", "nowhere", cwd=tmp_path, data=data, code=1)
+    assert "no run there" in done.stderr
+
+
+def test_collected_dataset_can_be_read(tmp_path, snapshot):
+    flags = ["--env-id", "Pendulum-v1", "--policy", str(snapshot), "--dataset-id", "mine/p-v0"]
+    flags += ["--n-steps", "100", "--max-episode-steps", "10", "--no-progress-bar"]
+    done = run("collect", *flags, cwd=tmp_path, data=tmp_path / "minari")
+    assert "mine/p-v0: 10 episodes, 100 steps" in done.stdout
+    assert len(load_dataset("mine/p-v0", download=False)) == 100
+    done = run("collect", *flags, cwd=tmp_path, data=tmp_path / "minari", code=1)
+    assert "already exists" in done.stderr
+
+
+@pytest.mark.parametrize("policy", ["nowhere.zip", str(ROOT / "pyproject.toml")])
+def test_collecting_with_a_wrong_policy_is_refused(policy, tmp_path):
+    flags = ["--env-id", "Pendulum-v1", "--policy", policy, "--dataset-id", "mine/p-v0"]
+    done = run("collect", *flags, cwd=tmp_path, data=tmp_path / "minari", code=1)
+    assert policy in done.stderr
+    assert not (tmp_path / "minari" / "mine").exists()
+
+
+def test_evaluation_of_a_run(finished, tmp_path, data):
+    flags = ["--run", str(finished), "--guidance-scale", "0", "1", "--n-episodes", "2"]
+    flags += ["--seed", "10000", "--output", "out.json", "--device", "cpu", "--no-progress-bar"]
+    run("evaluate", *flags, cwd=tmp_path, data=data)
+    found = json.loads((tmp_path / "out.json").read_text())["evaluations"]
+    trained = json.loads((finished / "evaluation.json").read_text())["evaluations"]
+    assert [e["guidance_scale"] for e in found] == [0.0, 1.0]
+    for one, other in zip(found, trained, strict=True):
+        assert one["seeds"] == other["seeds"]
+        assert one["returns"] == pytest.approx(other["returns"], rel=1e-4)
+    done = run("evaluate", *flags, cwd=tmp_path, data=data, code=1)
+    assert "exists" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--run", "nowhere"], "does not exist"),
+        (["--n-episodes", "0"], "--n-episodes"),
+        (["--solver", "leapfrog"], "ddim"),
+        (["--env-id", "HalfCheetah-v5"], "does not fit"),
+        (["--env-id", "Nowhere-v0"], "cannot be made"),
+    ],
+)
+def test_evaluation_refuses_wrong_requests_in_one_line(flags, message, finished, tmp_path, data):
+    run_flag = [] if flags[0] == "--run" else ["--run", str(finished)]
+    done = run("evaluate", *run_flag, *flags, cwd=tmp_path, data=data, code=1)
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
