@@ -2,7 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+
+from qgpo.diffusion import PREDICTIONS
+from qgpo.envs.datasets import REWARD_TUNINGS
+from qgpo.schedule import SCHEDULES
+from qgpo.solver import SOLVERS, SPACINGS
+
+CHOICES: dict[str, Collection[str]] = {
+    "schedule": SCHEDULES,
+    "prediction": PREDICTIONS,
+    "reward_tuning": (*REWARD_TUNINGS, "unit"),
+    "q_unit": ("reward", "spread"),
+    "solver": SOLVERS,
+    "spacing": SPACINGS,
+}
+RANGES: dict[str, tuple[float, float]] = {
+    "ema_decay": (0.0, 0.999999),
+    "gamma": (0.0, 1.0),
+    "tau": (1e-9, 1.0),
+    "critic_lambda": (0.0, 1.0),
+    "support_actions": (2, 1_000_000),
+    "whitening_steps": (0, 10**12),
+    "beta": (0.0, 1e9),
+    "beta_q": (0.0, 1e9),
+    "guidance_scale": (0.0, 1e9),
+}
+"""inclusive; numbers that are not named here must be positive"""
+
+
+def check_config(config: object) -> None:
+    """Raise ValueError, naming field, value and choices, for values outside CHOICES or RANGES."""
+    for field in fields(config):  # type: ignore[arg-type]
+        name, value = field.name, getattr(config, field.name)
+        if name in CHOICES:
+            if value not in CHOICES[name]:
+                raise ValueError(f"{name}={value!r}, expected one of {sorted(CHOICES[name])}")
+            continue
+        if isinstance(value, bool):
+            continue
+        low, high = RANGES.get(name, (1e-12, float("inf")))
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int | float) or not low <= number <= high:
+                wanted = f"in [{low:g}, {high:g}]" if name in RANGES else "positive"
+                raise ValueError(f"{name}={value!r}, expected {wanted}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +136,9 @@ class QGPOConfig:
     """solver steps per action"""
     spacing: str = "time"
     """solver times uniform in time or in log_snr"""
+
+    def __post_init__(self) -> None:
+        check_config(self)
 
 
 PAPER = QGPOConfig()

@@ -17,8 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qgpo.agents.base import Batches, OfflineAgent
+from qgpo.agents.base import OfflineAgent
 from qgpo.agents.presets import PRESETS, QGPOConfig
+from qgpo.agents.training import Batches, take
 from qgpo.critic import (
     critic_loss,
     in_support_value,
@@ -101,9 +102,25 @@ class QGPO(OfflineAgent[QGPOConfig]):
             if parameters:
                 self.optimizers[name] = torch.optim.Adam(parameters, lr=1e-4, fused=True)
 
+    @property
+    def total_timesteps(self) -> int:
+        """Gradient steps of a whole training."""
+        c = self.config
+        return c.whitening_steps + c.behavior_steps + c.critic_steps + c.energy_steps
+
+    def _forget_data(self) -> None:
+        if self.num_timesteps < self.total_timesteps:
+            self.tables, self.progress["support"] = {}, 0
+
+    def tables_to_save(self) -> dict[str, Tensor]:
+        """All tables; the support of memory-mapped data is made anew from its random state."""
+        if self._batches is None or self._batches.scratch is None:
+            return self.tables
+        return {name: table for name, table in self.tables.items() if name != "support"}
+
     def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
         c = self.config
-        if c.normalize_observations:
+        if c.normalize_observations and self.num_timesteps == 0:
             self.normalizer.fit(batches.states)
         if c.reward_tuning == "unit":
             returns = lambda_returns(
@@ -122,10 +139,11 @@ class QGPO(OfflineAgent[QGPOConfig]):
     # Training: the paper's order ----------------------------------------------------------
 
     def _train(self, dataset: OfflineDataset) -> None:
-        self.train_behavior(dataset)
-        self.generate_support(dataset)
-        self.train_critic(dataset)
-        self.train_energy(dataset)
+        if self.num_timesteps < self.total_timesteps:
+            self.train_behavior(dataset)
+            self.generate_support(dataset)
+            self.train_critic(dataset)
+            self.train_energy(dataset)
         self.tables = {}
 
     def train_behavior(self, dataset: OfflineDataset) -> None:
@@ -138,8 +156,8 @@ class QGPO(OfflineAgent[QGPOConfig]):
         def update(step: int) -> Metrics:
             index = self._draw(len(data), c.behavior_batch_size)
             with torch.no_grad():
-                condition = self.normalizer(data.states[data.state_index[index]])
-                z = self.whitening.encode(condition, data.actions[index])
+                condition = self._condition(data, index)
+                z = self.whitening.encode(condition, data.scaled_actions(index))
             loss, metrics = self.behavior.loss(z, condition, self.generator)
             rate = self._rate(c.behavior_learning_rate, step, c.behavior_steps)
             metrics["grad_norm"] = self._optimize("behavior", loss, rate)
@@ -156,9 +174,10 @@ class QGPO(OfflineAgent[QGPOConfig]):
 
         def update(step: int) -> Metrics:
             index = self._draw(len(data), 256)
-            condition = self.normalizer(data.states[data.state_index[index]])
-            loss, metrics = whitening.loss(condition, data.actions[index])
-            self._optimize("whitening", loss, self._rate(1e-3, step, c.whitening_steps))
+            condition = self._condition(data, index)
+            loss, metrics = whitening.loss(condition, data.scaled_actions(index))
+            rate = self._rate(1e-3, step, c.whitening_steps)
+            metrics["grad_norm"] = self._optimize("whitening", loss, rate)
             return metrics
 
         self._run_stage("whitening", c.whitening_steps, update)
@@ -170,27 +189,54 @@ class QGPO(OfflineAgent[QGPOConfig]):
         transition i is row state_index[i] + 1, so current and next states share the table.
         """
         data = self._prepare(dataset)
-        m = self.config.support_actions
-        rows = len(data.states)
-        if "support" not in self.tables:
-            shape = (rows, m, data.actions.shape[-1])
-            self.tables["support"] = torch.zeros(shape, device=self.device)
-        per_chunk = max(1, ROWS_PER_CHUNK // m)
+        self._restore_support(data)
 
         def update(step: int) -> Metrics:
-            chosen = slice(step * per_chunk, (step + 1) * per_chunk)
-            condition = self.normalizer(data.states[chosen])[:, None]
-            shape = (len(condition), m, data.actions.shape[-1])
-            noise = torch.randn(shape, generator=self.generator, device=self.device)
-            repeated = condition.expand(-1, m, -1).flatten(0, 1)
-            steps = self.config.support_solver_steps
-            z = self._solve(noise.flatten(0, 1), repeated, 0.0, steps).reshape(shape)
-            actions = self.whitening.decode(condition, z).clamp(-1.0, 1.0)
-            self.tables["support"][chosen] = self.whitening.encode(condition, actions)
+            self._draw_support(data, step)
             return {}
 
+        chunks = math.ceil(len(data.states) / self._states_per_chunk)
         with torch.no_grad():
-            self._run_stage("support", math.ceil(rows / per_chunk), update, gradient_steps=False)
+            self._run_stage("support", chunks, update, gradient_steps=False)
+
+    @property
+    def _states_per_chunk(self) -> int:
+        return max(1, ROWS_PER_CHUNK // self.config.support_actions)
+
+    @torch.no_grad()
+    def _draw_support(self, data: Batches, step: int) -> None:
+        """Fill the step-th chunk of the support table."""
+        chosen = slice(step * self._states_per_chunk, (step + 1) * self._states_per_chunk)
+        condition = self.normalizer(data.states[chosen].to(self.device))[:, None]
+        shape = (len(condition), self.config.support_actions, data.actions.shape[-1])
+        noise = torch.randn(shape, generator=self.generator, device=self.device)
+        repeated = condition.expand(-1, shape[1], -1).flatten(0, 1)
+        steps = self.config.support_solver_steps
+        z = self._solve(noise.flatten(0, 1), repeated, 0.0, self.config.solver, steps)
+        actions = self.whitening.decode(condition, z.reshape(shape)).clamp(-1.0, 1.0)
+        if not bool(torch.isfinite(actions).all()):
+            raise self._non_finite("support/actions", math.nan, step + 1)
+        self.tables["support"][chosen] = self.whitening.encode(condition, actions)
+
+    def _restore_support(self, data: Batches) -> None:
+        """Allocate the support table; fill it as far as the stage had come where it was not saved.
+
+        The behavior model no longer changes, so the same random state makes the same actions.
+        """
+        if "support" in self.tables:
+            return
+        shape = (len(data.states), self.config.support_actions, data.actions.shape[-1])
+        done = self.progress["support"]
+        if done == 0:
+            self.tables["generator/support"] = self.generator.get_state()
+        elif "generator/support" not in self.tables:
+            return  # trained to the end: nobody needs the table
+        self.tables["support"] = data.table(shape)
+        now = self.generator.get_state()
+        self.generator.set_state(self.tables["generator/support"])
+        for step in range(done):
+            self._draw_support(data, step)
+        self.generator.set_state(now)
 
     def train_critic(self, dataset: OfflineDataset) -> None:
         """Stage 3: Q by regression on in-support softmax targets.
@@ -200,26 +246,26 @@ class QGPO(OfflineAgent[QGPOConfig]):
         """
         data = self._prepare(dataset)
         self._needs("support", "generate_support")
-        c = self.config
+        c, tables = self.config, self.tables
 
         def update(step: int) -> Metrics:
-            if c.critic_lambda > 0.0 and step % c.target_every == 0:
-                self.tables["returns"] = self._lambda_targets(data)
+            if c.critic_lambda > 0.0 and (step % c.target_every == 0 or "returns" not in tables):
+                tables["returns"] = self._lambda_targets(data, c.critic_lambda if step else 1.0)
             index = self._draw(len(data), c.critic_batch_size)
-            rows = data.state_index[index]
+            rows = take(data.state_index, index)
             if c.critic_lambda > 0.0:
-                targets = self.tables["returns"][index]
+                targets = tables["returns"][index]
             else:
                 q = self._support_q(data, rows + 1)
                 targets = td_target(
                     data.rewards[index],
-                    data.terminations[index],
+                    take(data.terminations, index).float(),
                     in_support_value(q, c.beta_q / self._q_scale(q)),
                     c.gamma,
                 )
-            condition = self.normalizer(data.states[rows])
+            condition = self.normalizer(data.observations(rows))
             with torch.no_grad():
-                z = self.whitening.encode(condition, data.actions[index])
+                z = self.whitening.encode(condition, data.scaled_actions(index))
             loss, metrics = critic_loss(self.critic, condition, z, targets)
             rate = self._rate(c.critic_learning_rate, step, c.critic_steps)
             metrics["grad_norm"] = self._optimize("critic", loss, rate)
@@ -234,14 +280,14 @@ class QGPO(OfflineAgent[QGPOConfig]):
         self._needs("support", "generate_support")
         c = self.config
         q_table = self._table_of_q(data)
-        scaled_energy = c.beta / self._q_scale(q_table) * q_table
+        inverse_temperature = c.beta / self._q_scale(q_table)
 
         def update(step: int) -> Metrics:
-            rows = data.state_index[self._draw(len(data), c.energy_batch_size)]
-            condition = self.normalizer(data.states[rows])
-            loss, metrics = self.energy.loss(
-                self.tables["support"][rows], scaled_energy[rows], condition, self.generator
-            )
+            rows = take(data.state_index, self._draw(len(data), c.energy_batch_size))
+            condition = self.normalizer(data.observations(rows))
+            scaled_energy = inverse_temperature * take(q_table, rows)
+            support = take(self.tables["support"], rows)
+            loss, metrics = self.energy.loss(support, scaled_energy, condition, self.generator)
             rate = self._rate(c.energy_learning_rate, step, c.energy_steps)
             metrics["grad_norm"] = self._optimize("energy", loss, rate)
             return metrics
@@ -270,44 +316,56 @@ class QGPO(OfflineAgent[QGPOConfig]):
             return q.std(dim=-1).mean().clamp(min=1e-6)
         raise ValueError(f"q_unit={self.config.q_unit!r}, expected one of ['reward', 'spread']")
 
+    def _condition(self, data: Batches, index: Tensor) -> Tensor:
+        """Normalised observations in which those transitions start, (B, S)."""
+        condition: Tensor = self.normalizer(data.observations(take(data.state_index, index)))
+        return condition
+
     @torch.no_grad()
     def _support_q(self, data: Batches, rows: Tensor) -> Tensor:
         """Target Q of the support actions of those states, (B,) to (B, M)."""
-        z = self.tables["support"][rows]
-        condition = self.normalizer(data.states[rows])[:, None].expand(-1, z.shape[1], -1)
+        z = take(self.tables["support"], rows)
+        condition = self.normalizer(data.observations(rows))[:, None].expand(-1, z.shape[1], -1)
         q: Tensor = self.critic_target(condition, z)
         return q
 
     def _table_of_q(self, data: Batches) -> Tensor:
         """Target Q of every support action, (R, M)."""
-        rows = torch.arange(len(data.states), device=self.device)
-        per_chunk = max(1, ROWS_PER_CHUNK // self.config.support_actions)
-        return torch.cat([self._support_q(data, chunk) for chunk in rows.split(per_chunk)])
+        table = data.table((len(data.states), self.config.support_actions))
+        for begin in range(0, len(table), self._states_per_chunk):
+            end = min(begin + self._states_per_chunk, len(table))
+            rows = torch.arange(begin, end, device=self.device)
+            table[begin:end] = self._support_q(data, rows)
+        return table
 
-    def _lambda_targets(self, data: Batches) -> Tensor:
+    def _lambda_targets(self, data: Batches, lambda_: float) -> Tensor:
         """lambda-returns of every transition with today's in-support values, (N,)."""
         c = self.config
         q = self._table_of_q(data)
-        values = in_support_value(q, c.beta_q / self._q_scale(q))
+        beta_q = c.beta_q / self._q_scale(q)
+        chunks = q.split(ROWS_PER_CHUNK)
+        values = torch.cat([in_support_value(chunk, beta_q) for chunk in chunks]).to(self.device)
         return lambda_returns(
             data.rewards,
             data.terminations,
             data.last_steps,
-            values[data.state_index + 1],
+            values[1:][data.state_index],
             c.gamma,
-            c.critic_lambda,
+            lambda_,
         )
 
     # Acting -------------------------------------------------------------------------------
 
-    def _solve(self, noise: Tensor, condition: Tensor, scale: float, steps: int) -> Tensor:
+    def _solve(
+        self, noise: Tensor, condition: Tensor, scale: float, solver: str, steps: int
+    ) -> Tensor:
         """Noise (B, A) to whitened actions (B, A) at the given guidance scale."""
         return self.behavior_ema.sample(
             noise,
             condition,
             guidance=self.energy.gradient,
             guidance_scale=scale,
-            solver=self.solver,
+            solver=solver,
             steps=steps,
             spacing=self.config.spacing,
         )
@@ -321,5 +379,6 @@ class QGPO(OfflineAgent[QGPOConfig]):
         else:
             noise = torch.randn(shape, generator=self.prediction_generator, device=self.device)
         with torch.no_grad():
-            z = self._solve(noise, condition, self.guidance_scale, self.solver_steps)
+            scale, solver = self.guidance_scale, self.solver
+            z = self._solve(noise, condition, scale, solver, self.solver_steps)
             return self.whitening.decode(condition, z).clamp(-1.0, 1.0)
