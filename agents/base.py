@@ -10,17 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-import platform
-import signal
-import threading
 import time
-import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -28,67 +21,35 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import configure_logger, get_device
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from qgpo.agents.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    pack_optimizer,
-    read_checkpoint,
-    unpack_optimizer,
-    write_checkpoint,
+from qgpo.agents import files, sb3
+from qgpo.agents.checkpoint import CheckpointError, write_checkpoint
+from qgpo.agents.stages import StagedTraining
+from qgpo.agents.training import (
+    LIKELY_CAUSES,
+    Batches,
+    NonFiniteError,
+    TrainingStoppedError,
+    choose_device,
+    on_signals,
 )
-from qgpo.diffusion import Metrics
-from qgpo.envs.datasets import OfflineDataset, check_spaces, load_dataset
-from qgpo.envs.making import spec_from_json, spec_to_json
+from qgpo.envs.datasets import OfflineDataset, check_spaces
+from qgpo.envs.loading import load_dataset
 from qgpo.envs.reference import ReferenceScores
 
 ConfigT = TypeVar("ConfigT")
 
 
-class TrainingStoppedError(Exception):
-    """Raised inside learn() when a callback asks to stop; learn() itself returns normally."""
-
-
-class NonFiniteError(RuntimeError):
-    """A loss became NaN or infinite."""
-
-
-@dataclass
-class Batches:
-    """The dataset on the training device: N transitions over R states (see OfflineDataset)."""
-
-    states: Tensor
-    """(R, S)"""
-    state_index: Tensor
-    """(N,) row of `states` where each transition starts; it ends in the row after"""
-    actions: Tensor
-    """(N, A) scaled to [-1, 1]"""
-    rewards: Tensor
-    """(N,) raw"""
-    terminations: Tensor
-    """(N,) 1.0 where the bootstrap is cut"""
-    last_steps: Tensor
-    """(N,) 1.0 at the end of each episode"""
-
-    def __len__(self) -> int:
-        return len(self.rewards)
-
-
-class OfflineAgent(ABC, Generic[ConfigT]):
+class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
     """An agent that learns from an OfflineDataset and acts like an SB3 algorithm."""
 
     name: ClassVar[str]
     config_class: ClassVar[type[Any]]
     presets: ClassVar[dict[str, Any]]
-    stages: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -112,34 +73,20 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 f"config is a {type(config).__name__}, expected a preset's name "
                 f"{sorted(self.presets)} or a {self.config_class.__name__}"
             )
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed={seed!r}, expected an integer of at least 0")
         self.config: ConfigT = config  # type: ignore[assignment]
-        self.seed = seed
-        self.device = get_device(device)
+        super().__init__(seed, choose_device(device))
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
         self.observation_space: spaces.Box | None = None
         self.action_space: spaces.Box | None = None
-        self.networks = nn.ModuleDict()
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.tables: dict[str, Tensor] = {}
-        self.progress: dict[str, int] = dict.fromkeys(self.stages, 0)
-        self.num_timesteps = 0
-        self.stage: str | None = None
         self.dataset_id: str | None = None
         self.dataset_fingerprint: str | None = None
         self.env_spec: EnvSpec | None = None
         self.reference: ReferenceScores | None = None
-        self.generator = torch.Generator(self.device)
-        self.prediction_generator = torch.Generator(self.device)
         self._env: VecEnv | None = None
-        self._logger: Logger | None = None
         self._batches: Batches | None = None
-        self._callback: BaseCallback | None = None
-        self._log_interval = 1000
-        self._progress_bar = False
-        self._interrupted = False
-        self._started = time.monotonic()
-        self.set_random_seed(seed)
         if env is not None:
             self.set_env(env)
 
@@ -157,6 +104,18 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """(B, S) to actions (B, A) in [-1, 1]."""
 
+    @property
+    @abstractmethod
+    def total_timesteps(self) -> int:
+        """Gradient steps of a whole training."""
+
+    def _forget_data(self) -> None:
+        """Hook: drop what was computed for the states of a dataset that is replaced."""
+
+    def tables_to_save(self) -> dict[str, Tensor]:
+        """The tables that a checkpoint holds: all, unless the agent can make some anew."""
+        return self.tables
+
     # Training -----------------------------------------------------------------------------
 
     def learn(
@@ -167,135 +126,67 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        allow_other_dataset: bool = False,
     ) -> Self:
         """Train on the dataset through all stages.
 
         Timesteps are gradient steps over all stages. `callback` is any SB3 callback; returning
         False from its `_on_step` ends training early. With `reset_num_timesteps=False` training
-        goes on where the agent (or the checkpoint it was loaded from) stands. Ctrl-C and SIGTERM
-        finish the step under way and raise KeyboardInterrupt, with the agent fit to be saved.
+        goes on where the agent (or the checkpoint it was loaded from) stands; on other data than
+        it began with only if `allow_other_dataset`. Ctrl-C and SIGTERM finish the step under way
+        and raise KeyboardInterrupt, with the agent fit to be saved.
         """
-        if isinstance(dataset, str):
+        if not isinstance(dataset, OfflineDataset):
             dataset = load_dataset(dataset)
+        if log_interval < 1:
+            raise ValueError(f"log_interval={log_interval}, expected at least 1")
+        callback = sb3.as_callback(callback)
         if reset_num_timesteps:
             self._reset_training()
+        elif allow_other_dataset and self.dataset_fingerprint not in (None, dataset.fingerprint):
+            self._forget_data()
+            self.dataset_fingerprint = None
         self._prepare(dataset)
         if self._logger is None:
+            name = tb_log_name or self.name
             self.set_logger(
-                configure_logger(
-                    self.verbose,
-                    self.tensorboard_log,
-                    tb_log_name or self.name,
-                    reset_num_timesteps,
-                )
+                configure_logger(self.verbose, self.tensorboard_log, name, reset_num_timesteps)
             )
         self._log_interval = log_interval
         self._progress_bar = progress_bar
         self._started = time.monotonic()
-        self._callback = self._init_callback(callback)
-        with self._finish_step_on_signals():
-            self._callback.on_training_start(locals(), globals())
-            with contextlib.suppress(TrainingStoppedError):
-                self._train(dataset)
-            self._callback.on_training_end()
-        self._callback = None
+        self._interrupted = False
+        total_timesteps = self.total_timesteps  # for callbacks, which read our locals
+        self._callback = callback
+        self._callback.init_callback(self)  # type: ignore[arg-type]
+        try:
+            with on_signals(self._interrupt):
+                self._callback.on_training_start(locals(), globals())
+                with contextlib.suppress(TrainingStoppedError):
+                    self._train(dataset)
+                self._callback.on_training_end()
+        finally:
+            self._callback = None
         return self
 
-    def _run_stage(
-        self,
-        stage: str,
-        total: int,
-        update: Callable[[int], Metrics],
-        gradient_steps: bool = True,
-    ) -> None:
-        """Call `update(step)` from where the stage stands up to `total`, with all the trimmings.
-
-        One step is one call; it counts as a timestep when it is a gradient step.
-        """
-        self.stage = stage
-        position = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
-        sums: dict[str, Tensor] = {}
-        count = 0
-        with tqdm(
-            total=total,
-            initial=self.progress[stage],
-            desc=f"{position} {stage:9s}",
-            disable=not self._progress_bar,
-            mininterval=0.5,
-        ) as bar:
-            for step in range(self.progress[stage], total):
-                metrics = update(step)
-                self.progress[stage] = step + 1
-                self.num_timesteps += int(gradient_steps)
-                for name, value in metrics.items():
-                    sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
-                count += 1
-                bar.update()
-                last = step + 1 == total
-                if (step + 1) % self._log_interval == 0 or last:
-                    self._log(stage, {k: float(v) / count for k, v in sums.items()})
-                    sums, count = {}, 0
-                if self._callback is not None and not self._callback.on_step():
-                    raise TrainingStoppedError
-                if self._interrupted:
-                    raise KeyboardInterrupt
-
-    def _log(self, stage: str, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(
-                    f"{stage}/{name} is {value} at step {self.progress[stage]} of stage {stage!r} "
-                    f"(timestep {self.num_timesteps}); load the last checkpoint and lower the "
-                    "learning rate or beta, or check the dataset's rewards for outliers"
-                )
-        if self._logger is None:
-            return
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        for name, value in metrics.items():
-            self._logger.record(f"{stage}/{name}", value)
-        self._logger.record("time/stage", stage, exclude="tensorboard")
-        self._logger.record("time/stage_steps", self.progress[stage])
-        self._logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
-        self._logger.record("time/total_timesteps", self.num_timesteps)
-        self._logger.dump(self.num_timesteps)
-
-    def _optimize(self, name: str, loss: Tensor, learning_rate: float) -> Tensor:
-        """One optimizer step at the given rate; returns the gradient's norm."""
-        optimizer = self.optimizers[name]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        optimizer.step()
-        return norm
+    def _interrupt(self) -> None:
+        self._interrupted = True
 
     def _prepare(self, dataset: OfflineDataset) -> Batches:
-        """Build modules for the dataset's spaces once; one copy of the data on the device."""
+        """Build modules for the dataset's spaces once; bring the data to the device."""
         if self._batches is not None and self.dataset_fingerprint == dataset.fingerprint:
             return self._batches
         if self.dataset_fingerprint not in (None, dataset.fingerprint):
             raise ValueError(
                 f"training stands at timestep {self.num_timesteps} on dataset "
                 f"{self.dataset_id!r}; {dataset.id!r} holds other data. Resume with the former "
-                "dataset, or start anew with reset_num_timesteps=True"
+                "dataset, go on with this one by allow_other_dataset=True, or start anew with "
+                "reset_num_timesteps=True"
             )
-        self._set_spaces(dataset.observation_space, dataset.action_space, dataset.id)
+        self.set_spaces(dataset.observation_space, dataset.action_space, dataset.id)
         self.dataset_id, self.dataset_fingerprint = dataset.id, dataset.fingerprint
         self.env_spec, self.reference = dataset.env_spec, dataset.reference
-
-        def tensor(array: NDArray[Any], dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.as_tensor(array, dtype=dtype, device=self.device)
-
-        self._batches = Batches(
-            states=tensor(dataset.states),
-            state_index=tensor(dataset.state_index, torch.int64),
-            actions=tensor(self._scale_actions(dataset.actions)),
-            rewards=tensor(dataset.rewards),
-            terminations=tensor(dataset.terminations),
-            last_steps=tensor(dataset.last_steps),
-        )
+        self._batches = Batches.of(dataset, self.device)
         self._on_new_data(dataset, self._batches)
         return self._batches
 
@@ -313,9 +204,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self._batches = None
         self.set_random_seed(self.seed)
 
-    def _set_spaces(
+    def set_spaces(
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], of: str
     ) -> None:
+        """Build the modules for these spaces, or refuse others than those they were built for."""
         observation_box, action_box = check_spaces(observation_space, action_space, of)
         if self.observation_space is not None and self.action_space is not None:
             if (observation_box.shape, action_box) != (
@@ -335,34 +227,6 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             self._build(observation_box.shape[0], action_box.shape[0])
         self.networks.to(self.device)
         self.networks.train(False)
-
-    @contextlib.contextmanager
-    def _finish_step_on_signals(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a flag that is read between steps."""
-        self._interrupted = False
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def interrupt(signum: int, frame: types.FrameType | None) -> None:
-            self._interrupted = True
-
-        former = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in former.items():
-                signal.signal(signum, handler)
-
-    def _init_callback(self, callback: MaybeCallback) -> BaseCallback:
-        if isinstance(callback, list):
-            callback = CallbackList(callback)
-        if callback is None:
-            callback = CallbackList([])
-        if not isinstance(callback, BaseCallback):
-            callback = ConvertCallback(callback)
-        callback.init_callback(self)  # type: ignore[arg-type]
-        return callback
 
     # Acting -------------------------------------------------------------------------------
 
@@ -387,8 +251,14 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 "predict() was given a tuple: `env.reset()` returns (observation, info), pass "
                 "only the observation"
             )
-        array = np.asarray(observation, dtype=np.float32)
         shape = self.observation_space.shape
+        try:
+            array = np.asarray(observation, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"observation is a {type(observation).__name__} that is no array of numbers "
+                f"({error}); expected shape {shape} or (n, {shape[0]})"
+            ) from error
         if array.ndim not in (1, 2) or array.shape[-1:] != shape:
             raise ValueError(
                 f"observation has shape {array.shape}, expected {shape} or (n, {shape[0]})"
@@ -405,13 +275,6 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         """Seed the noise of `predict`; training is not touched."""
         self.prediction_generator.manual_seed(seed)
 
-    def _scale_actions(self, actions: NDArray[np.float32]) -> NDArray[np.float32]:
-        """From the action space to [-1, 1]."""
-        assert self.action_space is not None
-        low, high = self.action_space.low, self.action_space.high
-        scaled = 2.0 * (actions - low) / (high - low) - 1.0
-        return np.clip(scaled, -1.0, 1.0).astype(np.float32)
-
     def _unscale_actions(self, actions: NDArray[np.float32]) -> NDArray[np.float32]:
         """From [-1, 1] to the action space, never outside."""
         assert self.action_space is not None
@@ -421,40 +284,20 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     # SB3's other names --------------------------------------------------------------------
 
-    @property
-    def logger(self) -> Logger:
-        """The SB3 logger (a silent one until `learn` or `set_logger`)."""
-        if self._logger is None:
-            self._logger = Logger(folder=None, output_formats=[])
-        return self._logger
-
-    def set_logger(self, logger: Logger) -> None:
-        """Use this logger."""
-        self._logger = logger
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed training and prediction noise."""
-        seed = self.seed if seed is None else seed
-        self.generator.manual_seed(seed)
-        self.prediction_generator.manual_seed(seed)
-
     def get_env(self) -> VecEnv | None:
         """The environment for callbacks that evaluate, if one was given."""
         return self._env
 
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """The environment's own normalisation, if it has one (SB3's callbacks ask)."""
+        return None if self._env is None else unwrap_vec_normalize(self._env)
+
     def set_env(self, env: gym.Env[Any, Any] | VecEnv | str) -> None:
         """Give callbacks an environment; learning itself never uses one."""
-        from qgpo.envs.making import make_env
-
-        made = make_env(env) if isinstance(env, str) else env
-        if isinstance(made, VecEnv):
-            vec_env = made
-        else:
-            single = made
-            vec_env = DummyVecEnv([lambda: Monitor(single)])
+        vec_env = sb3.as_vec_env(env)
         check_spaces(vec_env.observation_space, vec_env.action_space, "the environment")
         if self.observation_space is not None:
-            self._set_spaces(vec_env.observation_space, vec_env.action_space, "the environment")
+            self.set_spaces(vec_env.observation_space, vec_env.action_space, "the environment")
         self._env = vec_env
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
@@ -479,54 +322,30 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 f"{sorted(known)}"
             )
         for name, state in parameters.items():
+            module = known[name]
+            if isinstance(module, nn.Module):
+                sb3.check_state(name, state, module.state_dict())
+        for name, state in parameters.items():
             known[name].load_state_dict(state)
 
     # Files --------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write everything that acting and further training need, atomically."""
-        if self.observation_space is None or self.action_space is None:
-            raise RuntimeError("nothing to save: this agent has not seen a dataset yet")
-        optimizer_tensors: dict[str, Tensor] = {}
-        groups = {}
-        for name, optimizer in self.optimizers.items():
-            tensors, groups[name] = pack_optimizer(name, optimizer.state_dict())
-            optimizer_tensors.update(tensors)
-        header = {
-            "agent": self.name,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
-            "config": dataclasses.asdict(self.config),  # type: ignore[call-overload]
-            "seed": self.seed,
-            "observation_space": _space_to_json(self.observation_space),
-            "action_space": _space_to_json(self.action_space),
-            "stage": self.stage,
-            "progress": self.progress,
-            "num_timesteps": self.num_timesteps,
-            "dataset": {
-                "id": self.dataset_id,
-                "fingerprint": self.dataset_fingerprint,
-                "env_spec": spec_to_json(self.env_spec) if self.env_spec else None,
-                "reference": dataclasses.asdict(self.reference) if self.reference else None,
-            },
-            "optimizers": groups,
-        }
-        generators = {
-            "generator/training": self.generator.get_state(),
-            "generator/prediction": self.prediction_generator.get_state(),
-        }
-        write_checkpoint(
-            _with_suffix(path),
-            Checkpoint(
-                header,
-                self.networks.state_dict(),
-                optimizer_tensors,
-                {**self.tables, **generators},
-            ),
-        )
+        """Write everything that acting and further training need, atomically.
+
+        Raises NonFiniteError where parameters are not finite: a good file is never replaced by
+        one that is of no use.
+        """
+        path = files.with_suffix(path)
+        checkpoint = files.pack(self)
+        for name, value in checkpoint.modules.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise NonFiniteError(
+                    f"not saved: {name} has NaN or infinite values at timestep "
+                    f"{self.num_timesteps}; {str(path)!r} is as it was. {LIKELY_CAUSES}"
+                )
+        write_checkpoint(path, checkpoint)
+        self._saved = f"{str(path)!r} (timestep {self.num_timesteps})"
 
     @classmethod
     def config_from_json(cls, data: dict[str, Any]) -> ConfigT:
@@ -552,83 +371,9 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
         With `env`, its spaces are checked against the agent's.
         """
-        path = _with_suffix(path)
-        checkpoint = read_checkpoint(path)
-        header = checkpoint.header
-        if header.get("agent") != cls.name:
-            raise CheckpointError(
-                f"{str(path)!r} holds a {header.get('agent')!r} agent, load it with that class "
-                f"(this is {cls.name!r})"
-            )
-        try:
-            agent = cls(cls.config_from_json(header["config"]), seed=header["seed"], device=device)
-            agent._set_spaces(
-                _space_from_json(header["observation_space"]),
-                _space_from_json(header["action_space"]),
-                f"checkpoint {str(path)!r}",
-            )
-            agent._restore(checkpoint)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise CheckpointError(f"checkpoint {str(path)!r} cannot be used: {reason}") from error
+        path = files.with_suffix(path)
+        agent = cast(Self, files.unpack(cls, path, device))
+        agent._saved = f"{str(path)!r} (timestep {agent.num_timesteps})"
         if env is not None:
             agent.set_env(env)
         return agent
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        header = checkpoint.header
-        expected = self.networks.state_dict()
-        missing = sorted(set(expected) - set(checkpoint.modules))
-        surplus = sorted(set(checkpoint.modules) - set(expected))
-        wrong = [
-            f"{name} {tuple(checkpoint.modules[name].shape)} instead of {tuple(value.shape)}"
-            for name, value in expected.items()
-            if name in checkpoint.modules and checkpoint.modules[name].shape != value.shape
-        ]
-        if missing or surplus or wrong:
-            raise CheckpointError(
-                f"it does not fit its configuration: missing tensors {missing}, unknown "
-                f"{surplus}, of wrong shape {wrong}"
-            )
-        self.networks.load_state_dict(checkpoint.modules)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(
-                unpack_optimizer(name, checkpoint.optimizers, header["optimizers"][name])
-            )
-        if set(header["progress"]) != set(self.stages):
-            raise CheckpointError(f"its stages are {header['progress']}, not {self.stages}")
-        self.progress = header["progress"]
-        self.stage, self.num_timesteps = header["stage"], header["num_timesteps"]
-        tables = dict(checkpoint.tables)
-        self._restore_generator(self.generator, tables.pop("generator/training"))
-        self._restore_generator(self.prediction_generator, tables.pop("generator/prediction"))
-        self.tables = {k: v.to(self.device) for k, v in tables.items()}
-        data = header["dataset"]
-        self.dataset_id, self.dataset_fingerprint = data["id"], data["fingerprint"]
-        self.env_spec = spec_from_json(data["env_spec"]) if data["env_spec"] else None
-        self.reference = ReferenceScores(**data["reference"]) if data["reference"] else None
-
-    def _restore_generator(self, generator: torch.Generator, state: Tensor) -> None:
-        """Go on with the saved randomness; on another kind of device, with a new seed."""
-        if len(state) == len(generator.get_state()):
-            generator.set_state(state)
-        else:
-            generator.manual_seed(self.seed + self.num_timesteps)
-
-
-def _with_suffix(path: str | Path) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
-
-
-def _space_to_json(space: spaces.Box) -> dict[str, Any]:
-    return {
-        "low": [float(x) for x in space.low],
-        "high": [float(x) for x in space.high],
-        "dtype": str(space.dtype),
-    }
-
-
-def _space_from_json(data: dict[str, Any]) -> spaces.Box:
-    dtype = np.dtype(data["dtype"]).type
-    return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype)

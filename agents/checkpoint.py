@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -29,6 +29,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or not by this agent."""
 
 
+class CheckpointWriteError(OSError):
+    """A checkpoint that cannot be written; the former one is as it was."""
+
+
 @dataclass
 class Checkpoint:
     """Everything that training needs to go on."""
@@ -40,30 +44,45 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically: a temporary file beside it, fsync, rename; the old one stays until then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write atomically: a temporary file beside it, fsync, rename; the old one stays until then.
+
+    Raises CheckpointWriteError where that fails, on a full disk say.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(scratch, "wb") as file:
+                _write(file, checkpoint)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        former = "the former one there is as it was" if path.exists() else "there is none yet"
+        raise CheckpointWriteError(
+            error.errno,
+            f"checkpoint {str(path)!r} could not be written ({error}); {former}. Free some space "
+            "or choose another folder, then go on from the last checkpoint",
+        ) from error
+
+
+def _write(file: BinaryIO, checkpoint: Checkpoint) -> None:
     header = {"format_version": FORMAT_VERSION, **checkpoint.header}
-    try:
-        with open(scratch, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr(_HEADER, json.dumps(header, indent=2))
-                for name in TENSOR_FILES:
-                    tensors = {
-                        key: value.detach().cpu().contiguous()
-                        for key, value in getattr(checkpoint, name).items()
-                    }
-                    archive.writestr(f"{name}.safetensors", save(tensors))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_HEADER, json.dumps(header, indent=2))
+        for name in TENSOR_FILES:
+            tensors = {
+                key: value.detach().cpu().contiguous()
+                for key, value in getattr(checkpoint, name).items()
+            }
+            archive.writestr(f"{name}.safetensors", save(tensors))
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -82,11 +101,16 @@ def _read(path: Path, tensor_files: tuple[str, ...]) -> Checkpoint:
     try:
         with zipfile.ZipFile(path) as archive:
             expected = {_HEADER, *(f"{name}.safetensors" for name in TENSOR_FILES)}
-            found = set(archive.namelist())
-            if found != expected:
+            found = sorted(archive.namelist())
+            if found != sorted(expected):
                 raise CheckpointError(
-                    f"{str(path)!r} is no qgpo checkpoint: it holds {sorted(found)}, expected "
+                    f"{str(path)!r} is no qgpo checkpoint: it holds {found}, expected "
                     f"{sorted(expected)}"
+                )
+            if not _holds_nothing_else(archive, path.stat().st_size):
+                raise CheckpointError(
+                    f"{str(path)!r} is no qgpo checkpoint: there is something before, between or "
+                    "after its members; use a copy from save()"
                 )
             header = json.loads(archive.read(_HEADER))
             version = header.get("format_version") if isinstance(header, dict) else None
@@ -113,6 +137,22 @@ def _read(path: Path, tensor_files: tuple[str, ...]) -> Checkpoint:
             f"checkpoint {str(path)!r} is damaged ({error}); use an earlier copy"
         ) from error
     return Checkpoint(header, **tensors)
+
+
+def _holds_nothing_else(archive: zipfile.ZipFile, size: int) -> bool:
+    """Whether every byte belongs to a member or to the directory of what we write."""
+    end = directory = 0
+    for info in archive.infolist():
+        name = len(info.filename.encode())
+        if info.header_offset != end or info.compress_type != zipfile.ZIP_STORED or info.comment:
+            return False
+        if info.file_size < zipfile.ZIP64_LIMIT and info.extra:
+            return False
+        end += 30 + name + len(info.extra) + info.file_size
+        directory += 46 + name + len(info.extra)
+        if end >= zipfile.ZIP64_LIMIT:  # lengths of ZIP64 records are zipfile's own business
+            return True
+    return archive.start_dir == end and end + directory + 22 == size and not archive.comment
 
 
 def pack_optimizer(name: str, state: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:

@@ -67,7 +67,7 @@ class QGPO(OfflineAgent[QGPOConfig]):
         self.guidance_scale = c.guidance_scale
         self.solver = c.solver
         self.solver_steps = c.solver_steps
-        get_solver(c.solver)
+        get_solver(c.solver, schedule, stochastic=False)
         time_grid(schedule, c.solver_steps, c.spacing)
         self.normalizer = ObservationNormalizer(observation_dim)
         self.whitening = (
@@ -232,8 +232,11 @@ class QGPO(OfflineAgent[QGPOConfig]):
         elif "generator/support" not in self.tables:
             return  # trained to the end: nobody needs the table
         self.tables["support"] = data.table(shape)
-        now = self.generator.get_state()
-        self.generator.set_state(self.tables["generator/support"])
+        now, begin = self.generator.get_state(), self.tables["generator/support"]
+        if len(begin) == len(now):
+            self.generator.set_state(begin)
+        else:  # saved on another kind of device: other actions of the same distribution
+            self.generator.manual_seed(self.seed)
         for step in range(done):
             self._draw_support(data, step)
         self.generator.set_state(now)

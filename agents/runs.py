@@ -10,15 +10,15 @@ report.png         learning curves and returns
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import json
+import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     HumanOutputFormat,
@@ -26,6 +26,10 @@ from stable_baselines3.common.logger import (
     Logger,
     TensorBoardOutputFormat,
 )
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that another process is training in."""
 
 
 class RunFolder:
@@ -41,31 +45,37 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder; a second process that wants it gets a RuntimeError."""
+        """Hold the folder; a second process that wants it gets a RunFolderError."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RuntimeError(
+                raise RunFolderError(
                     f"another process is training in {self.path}: wait for it, or choose another "
                     "--run-dir"
                 ) from None
+            for left in self.path.glob(".*.tmp"):  # by a run that was killed while writing
+                left.unlink()
             yield
 
     def write_json(self, path: Path, data: Any) -> None:
         """Write atomically."""
         scratch = path.with_name(f".{path.name}.tmp")
-        scratch.write_text(json.dumps(data, indent=2, default=str))
-        scratch.replace(path)
+        try:
+            scratch.write_text(json.dumps(data, indent=2, default=str))
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
-    def logger(self, verbose: bool, extra: list[KVWriter]) -> Logger:
-        """SB3's logger with this folder's formats; a resumed run's CSV goes on in a new file."""
-        csv = self.metrics
-        if csv.exists():
-            csv = self.path / f"metrics.{int(time.time())}.csv"
+    def logger(self, verbose: bool, extra: list[KVWriter], progress: dict[str, int]) -> Logger:
+        """SB3's logger with this folder's formats.
+
+        `metrics.csv` goes on after the rows up to `progress`, the steps done per stage; rows that
+        a killed run wrote after its last checkpoint are logged again.
+        """
         outputs: list[KVWriter] = [
-            CSVOutputFormat(str(csv)),
+            ContinuedCSV(self.metrics, progress),
             TensorBoardOutputFormat(str(self.path)),
             *extra,
         ]
@@ -74,17 +84,37 @@ class RunFolder:
         return Logger(folder=str(self.path), output_formats=outputs)
 
 
-class SaveCheckpoint(BaseCallback):
-    """Save the agent every `every` calls, and at the end of training."""
+class ContinuedCSV(CSVOutputFormat):
+    """SB3's CSV format that keeps the rows of a run up to where it is resumed."""
 
-    def __init__(self, path: Path, every: int) -> None:
-        super().__init__()
-        self.path, self.every = path, every
+    def __init__(self, path: Path, progress: dict[str, int]) -> None:
+        keys, rows = _rows_until(path, progress)
+        scratch = path.with_name(f".{path.name}.tmp")
+        with open(scratch, "w", newline="") as file:
+            if keys:
+                writer = csv.DictWriter(file, keys, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        scratch.replace(path)
+        self.file = open(path, "r+")  # noqa: SIM115
+        self.file.seek(0, os.SEEK_END)
+        self.keys = keys
+        self.separator = ","
+        self.quotechar = '"'
 
-    def _on_step(self) -> bool:
-        if self.n_calls % self.every == 0:
-            self.model.save(self.path)
-        return True
 
-    def _on_training_end(self) -> None:
-        self.model.save(self.path)
+def _rows_until(path: Path, progress: dict[str, int]) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows of a metrics.csv that training at `progress` has behind it."""
+    if not path.exists():
+        return [], []
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        keys = list(reader.fieldnames or [])
+        rows = []
+        for row in reader:
+            steps = row.get("time/stage_steps") or ""
+            stage = row.get("time/stage") or ""
+            whole = None not in row and None not in row.values()  # not cut off by a kill
+            if whole and steps.isdigit() and int(steps) <= progress.get(stage, 0):
+                rows.append(row)
+    return (keys, rows) if rows else ([], [])

@@ -1,6 +1,16 @@
 """The world: datasets, collection, evaluation, reference scores."""
 
-from qgpo.envs.datasets import OfflineDataset, load_dataset
+from qgpo.envs.datasets import OfflineDataset
 from qgpo.envs.evaluation import Evaluation, evaluate
+from qgpo.envs.loading import load_dataset
+from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, make_toy_dataset
 
-__all__ = ["Evaluation", "OfflineDataset", "evaluate", "load_dataset"]
+__all__ = [
+    "TOY_PROBLEMS",
+    "Evaluation",
+    "OfflineDataset",
+    "draw_toy",
+    "evaluate",
+    "load_dataset",
+    "make_toy_dataset",
+]

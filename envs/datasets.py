@@ -1,30 +1,27 @@
-"""Minari to OfflineDataset: contiguous float32 arrays, read once and validated."""
+"""OfflineDataset: contiguous arrays of transitions in the order in which they happened."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import minari
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from minari import MinariDataset
-from minari.dataset.minari_dataset import parse_dataset_id
-from minari.storage.datasets_root_dir import get_dataset_path
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from qgpo.envs import bundled
-from qgpo.envs.reference import ReferenceScores, reference_scores
+from qgpo.envs.reference import ReferenceScores
 
 Array = NDArray[np.float32]
 
 REWARD_TUNINGS = ("none", "locomotion", "antmaze")
+ROWS_PER_CHECK = 16384
+"""rows validated at a time: memory-mapped data never are in memory as a whole"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +50,125 @@ class OfflineDataset:
     env_spec: EnvSpec | None = None
     reference: ReferenceScores | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    """where the arrays are memory-mapped from (`load_dataset(..., storage="memmap")`), if so"""
 
     def __post_init__(self) -> None:
-        _validate(self)
+        _check_shapes(self)
+        if self.folder is None:  # mapped arrays were checked when they were written
+            _check_values(self)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: ArrayLike,
+        actions: ArrayLike,
+        rewards: ArrayLike,
+        terminations: ArrayLike,
+        truncations: ArrayLike | None = None,
+        *,
+        next_observations: ArrayLike | None = None,
+        observation_space: spaces.Box | None = None,
+        action_space: spaces.Box | None = None,
+        env_spec: EnvSpec | None = None,
+        reference: ReferenceScores | None = None,
+        id: str = "arrays",
+    ) -> OfflineDataset:
+        """A dataset from flat arrays of N transitions, in the order in which they happened.
+
+        With `next_observations` (N, S), observations are (N, S) too, and an episode ends where
+        it is terminated or truncated and wherever the next row does not start in the state that
+        this one ended in (it counts as truncated there). Without, observations have N + E rows:
+        every episode's final observation is included. Spaces default to unbounded observations
+        and actions in [-1, 1]. Raises ValueError for shapes and values that do not fit.
+        """
+        rows = _numbers(id, "observations", observations, 2)
+        acts = _numbers(id, "actions", actions, 2)
+        gains = _numbers(id, "rewards", rewards, 1)
+        n = len(gains)
+        terminated = _flags(id, "terminations", terminations, n)
+        cut = (
+            np.zeros(n, np.bool_)
+            if truncations is None
+            else _flags(id, "truncations", truncations, n)
+        )
+        if n == 0:
+            raise ValueError(f"dataset {id!r} is empty: at least one transition is needed")
+        ends = terminated | cut
+        ends[-1] = True
+        if next_observations is not None:
+            following = _numbers(id, "next_observations", next_observations, 2)
+            rows = _chain(id, rows, following, ends)
+        starts = np.flatnonzero(np.concatenate([[True], ends[:-1]])).astype(np.int64)
+        if len(rows) != n + len(starts):
+            raise ValueError(
+                f"dataset {id!r}: observations has {len(rows)} rows, expected {n + len(starts)} "
+                f"for {n} transitions in {len(starts)} episodes (each episode's final observation "
+                "included); or pass next_observations"
+            )
+        box = spaces.Box(-np.inf, np.inf, (rows.shape[1],), np.float32)
+        unit = spaces.Box(-1.0, 1.0, (acts.shape[1],), np.float32)
+        observation_box, action_box = check_spaces(
+            box if observation_space is None else observation_space,
+            unit if action_space is None else action_space,
+            f"dataset {id!r}",
+        )
+        return cls(
+            id=id,
+            states=rows,
+            actions=acts,
+            rewards=gains,
+            terminations=terminated,
+            truncations=cut | (ends & ~terminated),
+            episode_starts=starts,
+            observation_space=observation_box,
+            action_space=action_box,
+            env_spec=env_spec,
+            reference=reference,
+        )
+
+    @classmethod
+    def concatenate(
+        cls, datasets: Sequence[OfflineDataset], id: str | None = None
+    ) -> OfflineDataset:
+        """One dataset in memory from several in the same spaces, such as medium and expert.
+
+        The environment and the reference scores are kept where all agree.
+        """
+        if not datasets:
+            raise ValueError("concatenate() was given no datasets, expected at least one")
+        first = datasets[0]
+        for other in datasets[1:]:
+            if (
+                other.observation_space.shape != first.observation_space.shape
+                or other.action_space != first.action_space
+            ):
+                raise ValueError(
+                    f"datasets {first.id!r} and {other.id!r} cannot be concatenated: observations "
+                    f"{first.observation_space.shape} and {other.observation_space.shape}, actions "
+                    f"{first.action_space} and {other.action_space}; expected the same"
+                )
+        offsets = np.cumsum([0, *(len(d) for d in datasets[:-1])])
+        starts = [d.episode_starts + offset for d, offset in zip(datasets, offsets, strict=True)]
+        same_env = len({d.env_spec.id if d.env_spec else None for d in datasets}) == 1
+        same_reference = len({d.reference for d in datasets}) == 1
+
+        def joined(name: str) -> Any:
+            return np.concatenate([np.asarray(getattr(d, name)) for d in datasets])
+
+        return cls(
+            id="+".join(d.id for d in datasets) if id is None else id,
+            states=joined("states"),
+            actions=joined("actions"),
+            rewards=joined("rewards"),
+            terminations=joined("terminations"),
+            truncations=joined("truncations"),
+            episode_starts=np.concatenate(starts),
+            observation_space=first.observation_space,
+            action_space=first.action_space,
+            env_spec=first.env_spec if same_env else None,
+            reference=first.reference if same_reference else None,
+        )
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -133,91 +246,6 @@ class OfflineDataset:
         return None if self.reference is None else self.reference.normalize(returns)
 
 
-def load_dataset(dataset: str | MinariDataset, download: bool = True) -> OfflineDataset:
-    """Read a Minari dataset, by id or opened, into memory.
-
-    Ids under `qgpo/` are made on first use from the bundled policies (about a minute); other ids
-    are looked up in Minari's local folder (`MINARI_DATASETS_PATH`) and, with `download`, on its
-    remote. Raises ValueError for unknown ids, unsupported spaces and invalid data.
-    """
-    if isinstance(dataset, MinariDataset):
-        return _from_minari(dataset)
-    if not isinstance(dataset, str):
-        raise TypeError(
-            f"dataset is a {type(dataset).__name__}, expected a Minari id such as "
-            "'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset"
-        )
-    return _from_minari(_open(dataset, download))
-
-
-def _open(dataset_id: str, download: bool) -> MinariDataset:
-    try:
-        parse_dataset_id(dataset_id)
-    except (ValueError, TypeError) as error:  # TypeError: no version
-        reason = error if isinstance(error, ValueError) else "no version"
-        raise ValueError(
-            f"dataset id {dataset_id!r} is malformed ({reason}); expected 'namespace/name-vN', "
-            f"for example 'mujoco/hopper/medium-v0'.\n{_choices()}"
-        ) from error
-    if bundled.is_bundled(dataset_id):
-        bundled.ensure(dataset_id)
-        return minari.load_dataset(dataset_id)
-    folder = Path(get_dataset_path(dataset_id))
-    if folder.exists():
-        try:
-            opened = minari.load_dataset(dataset_id)
-            if opened.total_episodes > 0:
-                len(opened[0].rewards)
-                len(opened[opened.total_episodes - 1].rewards)
-            return opened
-        except Exception as error:
-            if not download:
-                raise ValueError(
-                    f"dataset {dataset_id!r} in {folder} is incomplete or damaged ({error}); "
-                    "delete that folder, or pass download=True to fetch it anew"
-                ) from error
-            aside = folder.with_name(folder.name + ".broken")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-    elif not download:
-        raise ValueError(
-            f"dataset {dataset_id!r} is not in {get_dataset_path('')}.\n{_choices()}\n"
-            f"To fetch it: load_dataset({dataset_id!r}, download=True) "
-            f"or `minari download {dataset_id}`"
-        )
-    return _download(dataset_id, folder)
-
-
-def _download(dataset_id: str, folder: Path) -> MinariDataset:
-    aside = folder.with_name(folder.name + ".broken")
-    try:
-        minari.download_dataset(dataset_id)
-        opened = minari.load_dataset(dataset_id)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if aside.exists():
-            aside.rename(folder)
-        if not isinstance(error, Exception):
-            raise
-        raise ValueError(
-            f"dataset {dataset_id!r} is not in {get_dataset_path('')} and could not be "
-            f"downloaded: {type(error).__name__}: {error}\n{_choices()}\n"
-            "Check the id and the network (MINARI_REMOTE names the server), or copy the dataset "
-            "into the local folder (MINARI_DATASETS_PATH)"
-        ) from error
-    shutil.rmtree(aside, ignore_errors=True)
-    return opened
-
-
-def _choices() -> str:
-    try:
-        local = sorted(minari.list_local_datasets())
-    except Exception as error:
-        local = [f"(unreadable: {error})"]
-    listed = ", ".join(local) if local else "none"
-    return f"Local datasets: {listed}. Bundled, made on first use: {', '.join(bundled.ids())}"
-
-
 def check_spaces(
     observation_space: gym.Space[Any], action_space: gym.Space[Any], of: str
 ) -> tuple[spaces.Box, spaces.Box]:
@@ -235,6 +263,10 @@ def check_spaces(
         )
     if len(action_space.shape) != 1:
         raise ValueError(f"{of} has action shape {action_space.shape}, expected one dimension")
+    if action_space.shape == (0,) or np.any(action_space.low >= action_space.high):
+        raise ValueError(
+            f"{of} has action space {action_space}; every action needs room: low < high"
+        )
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
         raise ValueError(
             f"{of} has observation space {observation_space}; one-dimensional Box observations "
@@ -244,62 +276,50 @@ def check_spaces(
     return observation_space, action_space
 
 
-def _from_minari(source: MinariDataset) -> OfflineDataset:
-    dataset_id = source.id
-    metadata = source.storage.metadata
-    observation_space, action_space = check_spaces(
-        source.observation_space, source.action_space, f"dataset {dataset_id!r}"
-    )
-    if source.total_episodes == 0 or source.total_steps == 0:
-        raise ValueError(f"dataset {dataset_id!r} is empty: at least one transition is needed")
-    state_dim, action_dim = observation_space.shape[0], action_space.shape[0]
-    parts: dict[str, list[NDArray[Any]]] = {
-        name: [] for name in ("states", "actions", "rewards", "terminations", "truncations")
-    }
-    lengths = []
-    for episode in source.iterate_episodes():
-        length = len(episode.rewards)
-        shapes = {
-            "observations": (np.shape(episode.observations), (length + 1, state_dim)),
-            "actions": (np.shape(episode.actions), (length, action_dim)),
-            "terminations": (np.shape(episode.terminations), (length,)),
-            "truncations": (np.shape(episode.truncations), (length,)),
-        }
-        for name, (shape, expected) in shapes.items():
-            if shape != expected:
-                raise ValueError(
-                    f"dataset {dataset_id!r}, episode {episode.id}: {name} has shape {shape}, "
-                    f"expected {expected} (T + 1 observations for T = {length} steps)"
-                )
-        if length == 0:
-            continue
-        lengths.append(length)
-        parts["states"].append(np.asarray(episode.observations, dtype=np.float32))
-        parts["actions"].append(np.asarray(episode.actions, dtype=np.float32))
-        parts["rewards"].append(np.asarray(episode.rewards, dtype=np.float32))
-        parts["terminations"].append(np.asarray(episode.terminations, dtype=np.bool_))
-        parts["truncations"].append(np.asarray(episode.truncations, dtype=np.bool_))
-    if not lengths:
-        raise ValueError(f"dataset {dataset_id!r} is empty: at least one transition is needed")
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    env_spec = getattr(source.spec, "env_spec", None)
-    return OfflineDataset(
-        id=dataset_id,
-        states=np.concatenate(parts["states"]),
-        actions=np.concatenate(parts["actions"]),
-        rewards=np.concatenate(parts["rewards"]),
-        terminations=np.concatenate(parts["terminations"]),
-        truncations=np.concatenate(parts["truncations"]),
-        episode_starts=starts,
-        observation_space=observation_space,
-        action_space=action_space,
-        env_spec=getattr(source.spec, "eval_env_spec", None) or env_spec,
-        reference=reference_scores(metadata, env_spec.id if env_spec is not None else None),
-        details={"algorithm": metadata.get("algorithm_name")},
-    )
+def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
+    """The values as contiguous float32 of so many dimensions."""
+    try:
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+            array = np.ascontiguousarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"dataset {of!r}: {name} are no numbers ({error})") from error
+    if np.ndim(array) != ndim or np.ndim(values) != ndim:
+        expected = "(N,)" if ndim == 1 else "(N, dimensions)"
+        raise ValueError(
+            f"dataset {of!r}: {name} has shape {np.shape(values)}, expected {expected}"
+        )
+    return array
 
 
-def _validate(data: OfflineDataset) -> None:
+def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
+    """The values, all 0 or 1, as (N,) booleans."""
+    array = np.asarray(values)
+    if array.shape != (n,):
+        raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected ({n},)")
+    if not np.isin(array, (0, 1)).all():
+        wrong = array[~np.isin(array, (0, 1))][0]
+        raise ValueError(f"dataset {of!r}: {name} has value {wrong!r}, expected False or True")
+    return array.astype(np.bool_)
+
+
+def _chain(of: str, observations: Array, following: Array, ends: NDArray[np.bool_]) -> Array:
+    """Rows (N + E, S) from both ends of transitions; `ends` gains the breaks of the chain."""
+    n = len(ends)
+    for name, array in (("observations", observations), ("next_observations", following)):
+        if len(array) != n or array.shape != observations.shape:
+            raise ValueError(
+                f"dataset {of!r}: {name} has shape {array.shape}, expected "
+                f"{(n, observations.shape[1])}"
+            )
+    ends[:-1] |= (observations[1:] != following[:-1]).any(axis=1)
+    place = np.arange(n) + np.cumsum(np.concatenate([[False], ends[:-1]]))
+    rows = np.empty((n + int(ends.sum()), observations.shape[1]), np.float32)
+    rows[place] = observations
+    rows[place[ends] + 1] = following[ends]
+    return rows
+
+
+def _check_shapes(data: OfflineDataset) -> None:
     n, e = len(data.rewards), len(data.episode_starts)
     if n == 0:
         raise ValueError(f"dataset {data.id!r} is empty: at least one transition is needed")
@@ -316,12 +336,14 @@ def _validate(data: OfflineDataset) -> None:
     starts = data.episode_starts
     if e == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= n:
         raise ValueError(f"dataset {data.id!r}: episode_starts must rise from 0, got {starts[:5]}")
-    state_starts = starts + np.arange(e)
+
+
+def _check_values(data: OfflineDataset) -> None:
+    starts = data.episode_starts
+    state_starts = starts + np.arange(len(starts))
     for name, rows in (("states", state_starts), ("actions", starts), ("rewards", starts)):
-        array = getattr(data, name)
-        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-        if not finite.all():
-            row = int(np.flatnonzero(~finite)[0])
+        row = _first(lambda chunk: ~np.isfinite(chunk), getattr(data, name))
+        if row is not None:
             episode = int(np.searchsorted(rows, row, side="right")) - 1
             raise ValueError(
                 f"dataset {data.id!r}: {name} has NaN or infinite values, first in episode "
@@ -330,11 +352,28 @@ def _validate(data: OfflineDataset) -> None:
             )
     low, high = data.action_space.low, data.action_space.high
     margin = 1e-4 * (high - low)
-    outside = ((data.actions < low - margin) | (data.actions > high + margin)).any(axis=1)
-    if outside.any():
-        row = int(np.flatnonzero(outside)[0])
+
+    def outside(actions: Array) -> NDArray[np.bool_]:
+        return (actions < low - margin) | (actions > high + margin)
+
+    row = _first(outside, data.actions)
+    if row is not None:
+        chunks = range(0, len(data), ROWS_PER_CHECK)
+        count = sum(
+            int(outside(data.actions[i : i + ROWS_PER_CHECK]).any(axis=1).sum()) for i in chunks
+        )
         raise ValueError(
-            f"dataset {data.id!r}: {int(outside.sum())} actions lie outside the action space "
+            f"dataset {data.id!r}: {count} actions lie outside the action space "
             f"[{low.min()}, {high.max()}], first {data.actions[row]} at transition {row}; record "
             "the actions as executed, or correct the dataset's action space"
         )
+
+
+def _first(wrong: Callable[[Array], NDArray[np.bool_]], array: Array) -> int | None:
+    """The first row with a wrong value, found chunk by chunk."""
+    for begin in range(0, len(array), ROWS_PER_CHECK):
+        chunk = array[begin : begin + ROWS_PER_CHECK]
+        rows = wrong(chunk).reshape(len(chunk), -1).any(axis=1)
+        if rows.any():
+            return begin + int(np.argmax(rows))
+    return None

@@ -131,6 +131,8 @@ def evaluate(
     agent's generator for predictions, seeded here, never from the one for training. Scores are
     normalised by `reference`, else the dataset's, else D4RL's for the environment.
     """
+    if not callable(getattr(agent, "predict", None)):
+        raise TypeError(f"agent is a {type(agent).__name__} without predict(), expected an agent")
     if n_episodes < 1:
         raise ValueError(f"n_episodes={n_episodes}, expected at least 1")
     seeds = [seed + i for i in range(n_episodes)]

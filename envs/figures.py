@@ -45,7 +45,7 @@ def draw_run(
         ("behavior/loss", "behavior: denoising loss"),
         ("critic/loss", "critic: TD loss"),
         ("critic/q", "critic: mean Q"),
-        ("energy/excess", "energy: cross entropy above the labels' entropy"),
+        ("energy/excess", "energy: excess cross entropy"),
     ]
     figure = plt.figure(figsize=(11, 7.5), layout="constrained")
     grid = figure.add_gridspec(2, 4, height_ratios=(1, 1.6))

@@ -79,6 +79,10 @@ def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any,
 
     Dataset specs may carry wrappers that only made sense while recording (SB3's Monitor).
     """
+    if not isinstance(env, str | EnvSpec):
+        raise TypeError(
+            f"env is a {type(env).__name__}, expected an id such as 'Hopper-v5' or an EnvSpec"
+        )
     if isinstance(env, EnvSpec):
         env = EnvSpec.from_json(env.to_json())
         env.additional_wrappers = ()

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from qgpo.diffusion import Metrics
 from qgpo.networks import TwinQ
 
+ROWS_PER_CHUNK = 65536
+"""rows in double precision at a time"""
+
 
 def in_support_value(q: Tensor, beta_q: float | Tensor) -> Tensor:
     """V(s) = sum_j softmax_j(beta_q Q(s, a_j)) Q(s, a_j) over support actions: (..., M) to (...).
@@ -36,21 +39,25 @@ def lambda_returns(
     transition of each episode, where the bracket is V(s') alone. lambda = 0 is `td_target`;
     lambda > 0 is Peng's Q(lambda) without the off-policy cut (Kozuno et al. 2021, arXiv
     2103.00107): it carries credit over the episode at once and leans on the behavior's return.
-    The recursion runs in float64 on the CPU: one pass over the data.
+    The recursion runs in float64 on the CPU: one pass over the data, chunk by chunk from the end.
     """
-    r = rewards.double().cpu().numpy()
-    bootstrap = (gamma * (1.0 - terminations.double())).cpu().numpy()
-    values = next_values.double().cpu().numpy()
-    last = last_steps.bool().cpu().numpy()
-    out = torch.empty(len(r), dtype=torch.float64)
-    returns = out.numpy()
+    out = torch.empty(rewards.shape, dtype=rewards.dtype)
     following = 0.0
-    for i in range(len(r) - 1, -1, -1):
-        value = values[i]
-        if not last[i]:
-            value = (1.0 - lambda_) * value + lambda_ * following
-        following = r[i] + bootstrap[i] * value
-        returns[i] = following
+    for end in range(len(rewards), 0, -ROWS_PER_CHUNK):
+        chunk = slice(max(0, end - ROWS_PER_CHUNK), end)
+        r = rewards[chunk].double().cpu().numpy()
+        bootstrap = (gamma * (1.0 - terminations[chunk].double())).cpu().numpy()
+        values = next_values[chunk].double().cpu().numpy()
+        last = last_steps[chunk].bool().cpu().numpy()
+        returns = torch.empty(len(r), dtype=torch.float64)
+        written = returns.numpy()
+        for i in range(len(r) - 1, -1, -1):
+            value = values[i]
+            if not last[i]:
+                value = (1.0 - lambda_) * value + lambda_ * following
+            following = r[i] + bootstrap[i] * value
+            written[i] = following
+        out[chunk] = returns
     return out.to(rewards)
 
 

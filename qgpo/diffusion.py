@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qgpo.schedule import Schedule
+from qgpo.schedule import OTPath, Schedule
 from qgpo.solver import get_solver, time_grid
 
 Metrics = dict[str, Tensor]
 GuidanceGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t (B, D), t (B,), condition (B, C)) to the gradient of f in x_t, shape (B, D)."""
 
-PREDICTIONS = ("noise", "velocity")
+PREDICTIONS = ("noise", "velocity", "flow")
 
 
 def uniform_times(n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
@@ -28,18 +28,45 @@ def diffuse(x_0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule) -> Tensor
     return schedule.alpha(t)[..., None] * x_0 + schedule.sigma(t)[..., None] * noise
 
 
+def check_prediction(prediction: str, schedule: Schedule) -> None:
+    """Raise ValueError for an unknown prediction, or one that does not fit the schedule."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction={prediction!r}, expected one of {list(PREDICTIONS)}")
+    if prediction == "flow" and not isinstance(schedule, OTPath):
+        raise ValueError(
+            f"prediction='flow' is the constant velocity of schedule 'ot', not of {schedule}; "
+            "expected one of ['noise', 'velocity']"
+        )
+
+
+def batch_posterior(x_t: Tensor, t: Tensor, x_0: Tensor, schedule: Schedule) -> Tensor:
+    """Posterior log q(x_0 = x_0^j | x_t) where q is uniform over a batch of R points.
+
+    Shapes (..., B, D), (..., B), (..., R, D) to (..., B, R).
+
+    When x_t was made from a randomly chosen member of the batch, this is the exact posterior over
+    which one it was. Replacing what a loss takes from that one member by its posterior mean
+    leaves the loss's expectation as it is and removes its variance (Rao-Blackwell; Xu et al.
+    2023, arXiv 2302.00670, do so for the score).
+    """
+    alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
+    logits = (alpha / sigma**2 * x_t) @ x_0.mT
+    logits = logits - 0.5 * (alpha / sigma) ** 2 * (x_0**2).sum(dim=-1)[..., None, :]
+    return torch.log_softmax(logits, dim=-1)
+
+
 class Diffusion(nn.Module):
     """q(x_0 | condition), learned by denoising, sampled by solving an ODE.
 
-    `prediction` says what the network's output is: `noise` (eps; DDPM, arXiv 2006.11239) or
+    `prediction` says what the network's output is: `noise` (eps; DDPM, arXiv 2006.11239),
     `velocity` (v = alpha eps - sigma x_0, arXiv 2202.00512; on a variance preserving schedule
-    its target has unit variance at every t, as in EDM's preconditioning, arXiv 2206.00364).
+    its target has unit variance at every t, as in EDM's preconditioning, arXiv 2206.00364) or
+    `flow` (dx/dt = eps - x_0 on the straight path `ot`; flow matching, arXiv 2210.02747).
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, prediction: str) -> None:
         super().__init__()
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction={prediction!r}, expected one of {list(PREDICTIONS)}")
+        check_prediction(prediction, schedule)
         self.network = network
         self.schedule = schedule
         self.prediction = prediction
@@ -48,6 +75,8 @@ class Diffusion(nn.Module):
         """What the network's output is regressed on, shape of x_0."""
         if self.prediction == "noise":
             return noise
+        if self.prediction == "flow":
+            return noise - x_0
         alpha, sigma = self.schedule.alpha(t)[..., None], self.schedule.sigma(t)[..., None]
         return alpha * noise - sigma * x_0
 
@@ -57,6 +86,8 @@ class Diffusion(nn.Module):
         alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
         if self.prediction == "noise":
             return (x_t - sigma * output) / alpha
+        if self.prediction == "flow":
+            return x_t - sigma * output
         return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
 
     def noise(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
@@ -104,11 +135,16 @@ class Diffusion(nn.Module):
         solver: str = "dpm_solver_2m",
         steps: int = 15,
         spacing: str = "time",
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Carry noise x (B, D) ~ N(0, I) at t_max to samples (B, D) at t_min."""
+        """Carry noise x (B, D) ~ N(0, I) at t_max to samples (B, D) at t_min.
+
+        Only stochastic solvers need the generator.
+        """
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             return self.guided_denoise(x_t, t.expand(len(x_t)), condition, guidance, guidance_scale)
 
         times = time_grid(self.schedule, steps, spacing).to(x.device)
-        return get_solver(solver)(denoise, x, times, self.schedule)
+        solve = get_solver(solver, self.schedule)
+        return solve(denoise, x, times, self.schedule, generator)

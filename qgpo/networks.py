@@ -13,6 +13,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from qgpo.schedule import Schedule
+
+_SOFTENING = 0.2
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
@@ -143,6 +147,49 @@ class EnergyNetwork(nn.Module):
         """(B, D), (B,), (B, C) to (B,)."""
         out: Tensor = self.net(join(x_t, self.time(t), condition))
         return out.squeeze(-1)
+
+
+class NaturalNetwork(nn.Module):
+    """An MLP over x_t and the posterior's natural parameter, for exactness in few dimensions.
+
+    q(x_0 | x_t) ~ q(x_0) exp(x_0 . eta - alpha^2 |x_0|^2 / (2 sigma^2)) depends on x_t through
+    eta = alpha x_t / sigma^2 alone, and so do the denoiser and f_t, whose features become sharp as
+    sigma falls. eta is kept finite at sigma = 0 by (sigma^2 + softening alpha^2), and both
+    inputs are scaled up by `sharpness`, without which an MLP learns the fine features last (the
+    spectral bias of Tancik et al. 2020, arXiv 2006.10739). Ours.
+
+    Returns (B, out_dim), or (B,) for out_dim 0; `zero_start` begins with an output of zero.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        condition_dim: int,
+        out_dim: int,
+        hidden: Sequence[int],
+        schedule: Schedule,
+        sharpness: float,
+        zero_start: bool = False,
+    ) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.sharpness = sharpness
+        self.scalar = out_dim == 0
+        self.time = FourierFeatures(32, 0.5)
+        self.net = mlp([2 * dim + 32 + condition_dim, *hidden, max(1, out_dim)], "silu")
+        if zero_start:
+            last = self.net[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """(B, D), (B,), (B, C) to (B, out_dim) or (B,)."""
+        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
+        scaled = self.sharpness * x_t
+        natural = math.sqrt(_SOFTENING) * alpha * scaled / (sigma**2 + _SOFTENING * alpha**2)
+        out: Tensor = self.net(join(natural, scaled, self.time(t), condition))
+        return out.squeeze(-1) if self.scalar else out
 
 
 class TwinQ(nn.Module):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from qgpo.diffusion import Metrics
 from qgpo.networks import mlp
 
+ROWS_PER_CHUNK = 8192
+
 
 class ObservationNormalizer(nn.Module):
     """(s - mean) / std with constants taken from the dataset; the identity until `fit`."""
@@ -25,8 +27,11 @@ class ObservationNormalizer(nn.Module):
 
     def fit(self, observations: Tensor) -> None:
         """Take mean and standard deviation of (N, S); constant dimensions keep std 1."""
-        mean = observations.double().mean(dim=0)
-        std = observations.double().std(dim=0, unbiased=False)
+        chunks = observations.split(ROWS_PER_CHUNK)  # in double precision one at a time
+        n = len(observations)
+        mean = sum(chunk.double().sum(dim=0) for chunk in chunks) / n
+        std = (sum(((c.double() - mean) ** 2).sum(dim=0) for c in chunks) / n) ** 0.5
+        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 

@@ -1,12 +1,12 @@
-"""Time grids and samplers of the probability-flow ODE, as pure functions.
+"""Time grids and samplers of the reverse process, as pure functions.
 
 A solver sees one callable, `denoise(x_t, t) -> x_0` (an estimate of the clean sample, guided or
 not), and never a network. With lambda = log(alpha / sigma) and h = lambda_t - lambda_s > 0, the
-exact solution from s to t is
+exact solution of the probability-flow ODE from s to t is
 
     x_t = (sigma_t / sigma_s) x_s + sigma_t int_{lambda_s}^{lambda_t} e^lambda x_0(x_lambda) dlambda
 
-(DPM-Solver++, arXiv 2211.01095, Eq. 8); the solvers differ in how they treat x_0 inside.
+(DPM-Solver++, arXiv 2211.01095, Eq. 8); most solvers here differ in how they treat x_0 inside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qgpo.schedule import Schedule
+from qgpo.schedule import OTPath, Schedule
 
 
 class Denoise(Protocol):
@@ -28,15 +28,32 @@ class Denoise(Protocol):
 
 
 class Solver(Protocol):
-    """Takes x at times[0] to x at times[-1]."""
+    """Takes x at times[0] to x at times[-1].
 
-    def __call__(self, denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule, /) -> Tensor:
-        """Solve the reverse ODE."""
+    `generator` draws the noise of stochastic solvers; the others have no use for it.
+    """
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        times: Tensor,
+        schedule: Schedule,
+        generator: torch.Generator | None = None,
+        /,
+    ) -> Tensor:
+        """Solve the reverse process."""
         ...
 
 
-def ddim(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
-    """DDIM, the first-order member of the family: x_0 constant over each step.
+def ddim(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """DDIM, which is DPM-Solver++(1): x_0 constant over each step, first order.
 
     Song et al. 2021 (arXiv 2010.02502); on the straight path it is Euler's method.
     """
@@ -48,7 +65,31 @@ def ddim(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tens
     return x
 
 
-def dpm_solver_2m(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
+def euler(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Euler's method on the flow dx/dt = eps - x_0 of the straight path, first order.
+
+    Lipman et al. 2023 (arXiv 2210.02747). Only for `ot`: elsewhere dx/dt is not eps - x_0.
+    """
+    _refuse("euler", schedule)
+    for i in range(len(times) - 1):
+        flow = (x - denoise(x, times[i])) / times[i]
+        x = x + (times[i + 1] - times[i]) * flow
+    return x
+
+
+def dpm_solver_2m(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """DPM-Solver++(2M): second order, one evaluation a step (arXiv 2211.01095, Algorithm 2).
 
     x_0 is extrapolated linearly in lambda from the last two evaluations. The first step is of
@@ -74,28 +115,164 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule
     return x
 
 
-SOLVERS: dict[str, Solver] = {"dpm_solver_2m": dpm_solver_2m, "ddim": ddim}
-SPACINGS = ("time", "log_snr")
+def dpm_solver_2s(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """DPM-Solver++(2S): second order, two evaluations a step (arXiv 2211.01095, Algorithm 1).
+
+    x_0 over the whole step is its value at the step's middle in lambda, reached by DDIM.
+    """
+    alpha, sigma, lam = (
+        schedule.alpha(times),
+        schedule.sigma(times),
+        schedule.half_log_snr(times),
+    )
+    for i in range(len(times) - 1):
+        middle = schedule.inverse_half_log_snr(0.5 * (lam[i] + lam[i + 1]))
+        halfway = ddim(denoise, x, torch.stack([times[i], middle]), schedule)
+        x_0 = denoise(halfway, middle)
+        ratio = sigma[i + 1] / sigma[i]
+        x = ratio * x + (alpha[i + 1] - ratio * alpha[i]) * x_0
+    return x
 
 
-def get_solver(name: str) -> Solver:
-    """The solver of that name, one of `SOLVERS`."""
+def heun(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Heun's method in the noise-to-signal ratio s = sigma / alpha, as in EDM: second order.
+
+    y = x / alpha follows dy/ds = (y - x_0) / s (Karras et al. 2022, arXiv 2206.00364, Algorithm
+    1); two evaluations a step, also in the last one, which does not reach s = 0 here.
+    """
+    alpha = schedule.alpha(times)
+    s = torch.exp(-schedule.half_log_snr(times))
+    for i in range(len(times) - 1):
+        y, step = x / alpha[i], s[i + 1] - s[i]
+        slope = (y - denoise(x, times[i])) / s[i]
+        ahead = y + step * slope
+        slope_ahead = (ahead - denoise(alpha[i + 1] * ahead, times[i + 1])) / s[i + 1]
+        x = alpha[i + 1] * (y + 0.5 * step * (slope + slope_ahead))
+    return x
+
+
+def sde_dpm_solver_2m(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """SDE-DPM-Solver++(2M): the reverse SDE, one evaluation a step (arXiv 2211.01095, Eq. 19).
+
+    x_t = (sigma_t / sigma_s) e^-h x_s + alpha_t (1 - e^-2h) x_0 + sigma_t sqrt(1 - e^-2h) noise,
+    with x_0 extrapolated linearly in lambda to the middle of the step. Noise forgets earlier
+    errors, at the price of more steps. Second order in distribution.
+    """
+    if generator is None:
+        raise ValueError("solver='sde_dpm_solver_2m' draws noise: give it a torch.Generator")
+    alpha, sigma, lam = (
+        schedule.alpha(times),
+        schedule.sigma(times),
+        schedule.half_log_snr(times),
+    )
+    previous: Tensor | None = None
+    for i in range(len(times) - 1):
+        h = lam[i + 1] - lam[i]
+        x_0 = denoise(x, times[i])
+        estimate = x_0
+        if previous is not None:
+            estimate = x_0 + (x_0 - previous) * (0.5 * h / (lam[i] - lam[i - 1]))
+        fresh = -torch.expm1(-2.0 * h)
+        x = sigma[i + 1] / sigma[i] * torch.exp(-h) * x + alpha[i + 1] * fresh * estimate
+        x = x + sigma[i + 1] * torch.sqrt(fresh) * _standard_normal(x, generator)
+        previous = x_0
+    return x
+
+
+def _standard_normal(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+SOLVERS: dict[str, Solver] = {
+    "dpm_solver_2m": dpm_solver_2m,
+    "dpm_solver_2s": dpm_solver_2s,
+    "ddim": ddim,
+    "heun": heun,
+    "euler": euler,
+    "sde_dpm_solver_2m": sde_dpm_solver_2m,
+}
+ORDERS = {
+    "dpm_solver_2m": 2,
+    "dpm_solver_2s": 2,
+    "ddim": 1,
+    "heun": 2,
+    "euler": 1,
+    "sde_dpm_solver_2m": 2,
+}
+"""order of convergence, measured by tests on a Gaussian (the SDE's: of the final variance)"""
+EVALUATIONS = {
+    "dpm_solver_2m": 1,
+    "dpm_solver_2s": 2,
+    "ddim": 1,
+    "heun": 2,
+    "euler": 1,
+    "sde_dpm_solver_2m": 1,
+}
+"""calls of the denoiser per step"""
+STOCHASTIC = {"sde_dpm_solver_2m"}
+SPACINGS = ("time", "log_snr", "karras")
+
+
+def get_solver(name: str, schedule: Schedule | None = None, stochastic: bool = True) -> Solver:
+    """The solver of that name, one of `SOLVERS`.
+
+    Refused where it does not fit the schedule, or draws noise and must not (`stochastic=False`).
+    """
     if name not in SOLVERS:
         raise ValueError(f"solver={name!r}, expected one of {sorted(SOLVERS)}")
+    if schedule is not None:
+        _refuse(name, schedule)
+    if name in STOCHASTIC and not stochastic:
+        raise ValueError(
+            f"solver={name!r} draws noise, where samples must be a function of their first noise; "
+            f"expected one of {sorted(set(SOLVERS) - STOCHASTIC)}"
+        )
     return SOLVERS[name]
 
 
-def time_grid(schedule: Schedule, steps: int, spacing: str = "time") -> Tensor:
-    """Decreasing times from t_max to t_min, shape (steps + 1,): `steps` evaluations.
+def _refuse(name: str, schedule: Schedule) -> None:
+    if name == "euler" and not isinstance(schedule, OTPath):
+        fitting = sorted(set(SOLVERS) - {"euler"})
+        raise ValueError(
+            f"solver='euler' follows the straight flow of schedule 'ot', not of {schedule}; "
+            f"expected one of {fitting}"
+        )
 
-    `time` is uniform in t, `log_snr` uniform in lambda.
+
+def time_grid(schedule: Schedule, steps: int, spacing: str = "time") -> Tensor:
+    """Decreasing times from t_max to t_min, shape (steps + 1,): `steps` solver steps.
+
+    `time` is uniform in t, `log_snr` uniform in lambda, `karras` uniform in s^(1/7) with
+    s = sigma / alpha (arXiv 2206.00364, Eq. 5).
     """
     if steps < 1:
         raise ValueError(f"solver steps={steps}, expected at least 1")
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing={spacing!r}, expected one of {list(SPACINGS)}")
     if spacing == "time":
         return torch.linspace(schedule.t_max, schedule.t_min, steps + 1)
+    ends = schedule.half_log_snr(torch.tensor([schedule.t_max, schedule.t_min]).double())
     if spacing == "log_snr":
-        ends = schedule.half_log_snr(torch.tensor([schedule.t_max, schedule.t_min]).double())
         lam = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
-        return schedule.inverse_half_log_snr(lam).float()
-    raise ValueError(f"spacing={spacing!r}, expected one of {list(SPACINGS)}")
+    else:
+        roots = torch.exp(-ends / 7.0)
+        lam = -7.0 * torch.log(torch.linspace(float(roots[0]), float(roots[1]), steps + 1).double())
+    return schedule.inverse_half_log_snr(lam).float()

@@ -1,8 +1,62 @@
 """The answers to "what is the intermediate energy f_t?", one file each.
 
 All take the sign "higher is better": p_t ~ q_t exp(f_t), f_0 = beta Q (or -beta E).
+
+cep        exact: contrastive energy prediction              trained network
+mse        regression on beta e: too weak                    trained network
+emse       regression on e^{beta e}: exact, badly scaled     trained network
+dps        beta e at the posterior mean                      no training
+analytic   Gaussian posterior, Taylor series of the energy   no training
+weighted   exact: weighted regression of p's own model       trained diffusion model
 """
 
-from qgpo.guidance.cep import CEP, cep_loss
+from __future__ import annotations
 
-__all__ = ["CEP", "cep_loss"]
+from qgpo.guidance.analytic import Analytic
+from qgpo.guidance.base import (
+    AnalyticOptions,
+    Guidance,
+    GuidanceParts,
+    LearnedEnergy,
+    ScaledEnergy,
+)
+from qgpo.guidance.cep import CEP, cep_loss
+from qgpo.guidance.dps import DPS
+from qgpo.guidance.emse import EMSE
+from qgpo.guidance.mse import MSE
+from qgpo.guidance.weighted import Weighted, weighted_loss
+
+GUIDANCES: dict[str, type[Guidance]] = {
+    "cep": CEP,
+    "mse": MSE,
+    "emse": EMSE,
+    "dps": DPS,
+    "analytic": Analytic,
+    "weighted": Weighted,
+}
+
+
+def make_guidance(name: str, parts: GuidanceParts) -> Guidance:
+    """The guidance of that name, one of `GUIDANCES`, from what it needs."""
+    if name not in GUIDANCES:
+        raise ValueError(f"guidance={name!r}, expected one of {sorted(GUIDANCES)}")
+    return GUIDANCES[name].from_parts(parts)
+
+
+__all__ = [
+    "CEP",
+    "DPS",
+    "EMSE",
+    "GUIDANCES",
+    "MSE",
+    "Analytic",
+    "AnalyticOptions",
+    "Guidance",
+    "GuidanceParts",
+    "LearnedEnergy",
+    "ScaledEnergy",
+    "Weighted",
+    "cep_loss",
+    "make_guidance",
+    "weighted_loss",
+]

@@ -4,27 +4,45 @@ Diffuse q and p ~ q exp(beta e) with the same kernel. Then p_t ~ q_t exp(f*_t) w
 
     f*_t(x_t) = log E_{q(x_0 | x_t)} [exp(beta e(x_0))]                          (Eq. 9)
 
-A softmax over K noisy samples at one noise level, trained towards the softmax of their clean
-energies, has f*_t + c(t) as its minimiser as K grows (Eq. 13, the self-normalised label).
+A softmax over K noisy samples at one noise level, trained towards their clean energies, has
+f*_t + c(t) as its minimiser: with labels e^{beta e} for every K (Eq. 12), with their softmax as
+K grows (Eq. 13), which needs no constant and stays finite for every beta.
+
+Two special cases: e = log p(y|x) with beta = 1 is classifier guidance, learned at every noise
+level; a CLIP-style contrastive loss is Eq. 13 with one positive, labels (1, 0, ..., 0), which is
+the limit of an energy log p(y|x) that knows each sample's own y.
 """
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
-from qgpo.diffusion import Metrics, diffuse, uniform_times
+from qgpo.diffusion import Metrics
+from qgpo.guidance.base import GuidanceParts, LearnedEnergy, log_mean_exp_label
 from qgpo.schedule import Schedule
 
+LABELS = ("normalized", "exponential")
 
-def cep_loss(f: Tensor, scaled_energy: Tensor) -> tuple[Tensor, Metrics]:
-    """Cross entropy from softmax(beta e) to softmax(f) over the last dimension, (B, K) each."""
+
+def cep_loss(
+    f: Tensor, scaled_energy: Tensor, log_normalizer: float | None = None
+) -> tuple[Tensor, Metrics]:
+    """Cross entropy from the clean energies to softmax(f) over the last dimension, (B, K) each.
+
+    Labels are softmax(beta e) (Eq. 13) or, with `log_normalizer` = log E_q[e^{beta e}], the
+    unnormalised e^{beta e} of Eq. 12 divided by that constant and by K.
+    """
     log_prediction = torch.log_softmax(f, dim=-1)
     log_label = torch.log_softmax(scaled_energy, dim=-1)
     label = log_label.exp()
+    effective = torch.mean(1.0 / torch.sum(label**2, dim=-1))
+    if log_normalizer is not None:
+        label = torch.exp(scaled_energy - log_normalizer) / f.shape[-1]
     cross_entropy = -torch.sum(label * log_prediction, dim=-1).mean()
     entropy = -torch.sum(label * log_label, dim=-1).mean()
-    effective = torch.mean(1.0 / torch.sum(label**2, dim=-1))
     return cross_entropy, {
         "loss": cross_entropy,
         "excess": cross_entropy - entropy,
@@ -32,27 +50,43 @@ def cep_loss(f: Tensor, scaled_energy: Tensor) -> tuple[Tensor, Metrics]:
     }
 
 
-class CEP(nn.Module):
-    """The energy network f_phi and how it is trained and used.
-
-    With `preconditioned`, f_phi = alpha_t times the network. The exact f*_t depends on x_t only
-    through what x_t still tells about x_0, so its gradient vanishes like alpha_t towards t = 1,
-    while the sampler divides it by alpha_t: an unscaled network's error is multiplied there by
-    a hundred (cosine schedule at its t_max), a scaled one's by one. Ours, not the paper's.
-    """
+class CEP(LearnedEnergy):
+    """The energy network f_phi and how it is trained and used."""
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, preconditioned: bool = False
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        preconditioned: bool = False,
+        targets: str = "sample",
+        labels: str = "normalized",
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.schedule = schedule
-        self.preconditioned = preconditioned
+        super().__init__(network, schedule, preconditioned, targets)
+        if labels not in LABELS:
+            raise ValueError(f"labels={labels!r}, expected one of {list(LABELS)}")
+        self.labels = labels
+        self.log_normalizer: float | None = None
 
-    def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """The intermediate energy up to a constant c(t, condition): (B, D), (B,), (B, C) to (B,)."""
-        f: Tensor = self.network(x_t, t, condition)
-        return self.schedule.alpha(t) * f if self.preconditioned else f
+    @classmethod
+    def from_parts(cls, parts: GuidanceParts) -> Self:
+        """A fresh network."""
+        network = parts.make_energy_network()
+        options = (parts.preconditioned, parts.targets, parts.cep_labels)
+        return cls(network, parts.schedule, *options)
+
+    def prepare(
+        self,
+        x_0: Tensor,
+        scaled_energy: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator,
+    ) -> None:
+        """Eq. 12 needs log E_q[e^{beta e}], (N,) to a number."""
+        if self.labels == "exponential":
+            mean = torch.logsumexp(scaled_energy.double(), dim=0) - torch.log(
+                torch.tensor(len(scaled_energy)).double()
+            )
+            self.log_normalizer = float(mean)
 
     def loss(
         self,
@@ -61,22 +95,12 @@ class CEP(nn.Module):
         condition: Tensor | None,
         generator: torch.Generator,
     ) -> tuple[Tensor, Metrics]:
-        """Eq. 20: one time per condition shared by its K samples, independent noise.
+        """Eq. 20: one time per group shared by its K samples, independent noise.
 
-        x_0 (B, K, D), scaled_energy = beta e(x_0) (B, K), condition (B, C) or None.
+        x_0 (B, K, D), scaled_energy = beta e(x_0) (B, K). The condition is (B, C) where a group
+        was drawn for one condition, as in reinforcement learning, or (B, K, C) where the group
+        is any sample of pairs: then c(t) is common to all conditions, and f* the same.
         """
-        n, k, dim = x_0.shape
-        t = uniform_times(n, self.schedule, generator)[:, None].expand(n, k)
-        noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
-        x_t = diffuse(x_0, t, noise, self.schedule)
-        if condition is not None:
-            condition = condition[:, None].expand(n, k, condition.shape[-1]).flatten(0, 1)
-        f = self.f(x_t.reshape(n * k, dim), t.reshape(n * k), condition)
-        return cep_loss(f.reshape(n, k), scaled_energy)
-
-    def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Gradient of f_phi in x_t, shape (B, D): the energy guidance of Eq. 11."""
-        with torch.enable_grad():
-            x_t = x_t.detach().requires_grad_()
-            f = self.f(x_t, t, condition)
-            return torch.autograd.grad(f.sum(), x_t)[0]
+        f, log_posterior = self.noisy_f(x_0, condition, generator)
+        label = log_mean_exp_label(scaled_energy, log_posterior)
+        return cep_loss(f, label, self.log_normalizer)

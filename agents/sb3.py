@@ -1,0 +1,54 @@
+"""Pieces of Stable-Baselines3's contract: callbacks and environments as SB3 hands them over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from qgpo.envs.making import make_env
+
+
+def as_callback(callback: MaybeCallback) -> BaseCallback:
+    """A callback object from whatever `learn` accepts."""
+    if callback is None or isinstance(callback, list):
+        return CallbackList(callback or [])
+    if isinstance(callback, BaseCallback):
+        return callback
+    if not callable(callback):
+        raise TypeError(
+            f"callback is a {type(callback).__name__}, expected an SB3 callback, a list of them, "
+            "or a function of (locals, globals)"
+        )
+    return ConvertCallback(callback)
+
+
+def as_vec_env(env: gym.Env[Any, Any] | VecEnv | str) -> VecEnv:
+    """A VecEnv from an id, an environment or a VecEnv."""
+    if isinstance(env, VecEnv):
+        return env
+    single = make_env(env) if isinstance(env, str) else env
+    if not isinstance(single, gym.Env):
+        raise TypeError(
+            f"env is a {type(env).__name__}, expected a Gymnasium id, a gymnasium.Env or an SB3 "
+            "VecEnv"
+        )
+    return DummyVecEnv([lambda: Monitor(single)])
+
+
+def check_state(name: str, state: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Refuse a module's parameters before any is loaded."""
+    wrong = set(state).symmetric_difference(expected)
+    wrong |= {k for k in set(state) & set(expected) if state[k].shape != expected[k].shape}
+    if wrong:
+        first = sorted(wrong)[0]
+        found = tuple(state[first].shape) if first in state else "missing"
+        wanted = tuple(expected[first].shape) if first in expected else "not there"
+        raise ValueError(
+            f"parameters of {name!r} do not fit: {first} is {found}, expected {wanted} (wrong: "
+            f"{sorted(wrong)})"
+        )

@@ -1,0 +1,253 @@
+"""Minari to OfflineDataset: read once, in memory or into memory-mapped files."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import minari
+import numpy as np
+from gymnasium import spaces
+from minari import MinariDataset
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.storage.datasets_root_dir import get_dataset_path
+from tqdm import tqdm
+
+from qgpo.envs import bundled, mapping
+from qgpo.envs.datasets import OfflineDataset, check_spaces
+from qgpo.envs.mapping import Episode
+from qgpo.envs.reference import reference_scores
+
+STORAGES = ("memory", "memmap")
+Storage = Literal["memory", "memmap"]
+
+
+def load_dataset(
+    dataset: str | MinariDataset,
+    download: bool = True,
+    storage: Storage = "memory",
+    progress_bar: bool = True,
+) -> OfflineDataset:
+    """Read a Minari dataset, by id or opened.
+
+    Ids under `qgpo/` are made on first use from the bundled policies (about a minute); other ids
+    are looked up in Minari's local folder (`MINARI_DATASETS_PATH`) and, with `download`, on its
+    remote. `storage="memmap"` is for data larger than memory: on first use they are converted
+    into files beside Minari's, from which agents train without reading them whole; the arrays,
+    and what is learned from them, are the same. Raises ValueError for unknown ids, unsupported
+    spaces and invalid data.
+    """
+    if storage not in STORAGES:
+        raise ValueError(f"storage={storage!r}, expected one of {list(STORAGES)}")
+    if not isinstance(dataset, str | MinariDataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, expected a Minari id such as "
+            "'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset"
+        )
+    source = dataset if isinstance(dataset, MinariDataset) else _open(dataset, download)
+    if source.total_episodes == 0 or source.total_steps == 0:
+        raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
+    return _map(source, progress_bar) if storage == "memmap" else _read(source)
+
+
+def _read(source: MinariDataset) -> OfflineDataset:
+    """All episodes into memory."""
+    episodes = list(_episodes(source))
+    if not episodes:
+        raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
+    arrays = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
+    lengths = [len(episode["rewards"]) for episode in episodes]
+    arrays["episode_starts"] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    return _dataset(source, arrays, None)
+
+
+def _map(source: MinariDataset, progress_bar: bool) -> OfflineDataset:
+    """The converted files beside the Minari data, made on first use and when those changed."""
+    data = Path(source.storage.data_path)
+    indices = np.asarray(source.episode_indices, dtype=np.int64)
+    chosen = hashlib.sha256(indices.tobytes()).hexdigest()
+    whole = len(indices) == source.storage.total_episodes
+    folder = data.parent / ("memmap" if whole else f"memmap-{chosen[:12]}")
+    about = {
+        "episodes": chosen,
+        "files": {
+            str(f.relative_to(data)): [f.stat().st_size, f.stat().st_mtime_ns]
+            for f in sorted(data.rglob("*"))
+            if f.is_file()
+        },
+    }
+    index = mapping.read_index(folder, about)
+    if index is None:
+        _convert(source, folder, about, progress_bar)
+        index = mapping.read_index(folder, about)
+        if index is None:
+            raise ValueError(f"dataset {source.id!r} changed while it was converted: load it again")
+    dataset = _dataset(source, mapping.map_arrays(folder, index["shapes"]), folder)
+    dataset.__dict__["fingerprint"] = index["fingerprint"]
+    return dataset
+
+
+def _convert(
+    source: MinariDataset, folder: Path, about: dict[str, Any], progress_bar: bool
+) -> None:
+    """Write the arrays into a scratch folder, check them, and rename it."""
+    with (
+        tempfile.TemporaryDirectory(prefix=".memmap-", dir=folder.parent) as scratch,
+        tqdm(
+            total=source.total_steps, desc=f"convert {source.id}", disable=not progress_bar
+        ) as bar,
+    ):
+        target = Path(scratch) / "arrays"
+        target.mkdir()
+
+        def counted() -> Iterator[Episode]:
+            for episode in _episodes(source):
+                bar.update(len(episode["rewards"]))
+                yield episode
+
+        try:
+            shapes = mapping.write_arrays(target, counted())
+            if shapes["rewards"] == (0,):
+                raise ValueError(
+                    f"dataset {source.id!r} is empty: at least one transition is needed"
+                )
+            checked = _dataset(source, mapping.map_arrays(target, shapes), None)
+            mapping.finish(
+                target, folder, shapes, {"source": about, "fingerprint": checked.fingerprint}
+            )
+        except OSError as error:
+            free = shutil.disk_usage(folder.parent).free / 2**20
+            raise OSError(
+                error.errno,
+                f"dataset {source.id!r} could not be converted in {folder.parent} "
+                f"({error}; {free:.0f} MiB free): free some space, or use storage='memory'",
+            ) from error
+
+
+def _dataset(source: MinariDataset, arrays: dict[str, Any], folder: Path | None) -> OfflineDataset:
+    metadata = source.storage.metadata
+    observation_space, action_space = _spaces(source)
+    env_spec = getattr(source.spec, "env_spec", None)
+    derived: dict[str, Any] = {
+        name: arrays.pop(name) for name in ("state_index", "last_steps") if name in arrays
+    }
+    dataset = OfflineDataset(
+        id=source.id,
+        **arrays,
+        observation_space=observation_space,
+        action_space=action_space,
+        env_spec=getattr(source.spec, "eval_env_spec", None) or env_spec,
+        reference=reference_scores(metadata, env_spec.id if env_spec is not None else None),
+        details={"algorithm": metadata.get("algorithm_name")},
+        folder=folder,
+    )
+    dataset.__dict__.update(derived)  # the cached properties: mapped, not computed
+    return dataset
+
+
+def _spaces(source: MinariDataset) -> tuple[spaces.Box, spaces.Box]:
+    return check_spaces(source.observation_space, source.action_space, f"dataset {source.id!r}")
+
+
+def _episodes(source: MinariDataset) -> Iterator[Episode]:
+    """Every episode with at least one step, its shapes checked, in single precision."""
+    observation_space, action_space = _spaces(source)
+    state_dim, action_dim = observation_space.shape[0], action_space.shape[0]
+    for episode in source.iterate_episodes():
+        length = len(episode.rewards)
+        shapes = {
+            "observations": (np.shape(episode.observations), (length + 1, state_dim)),
+            "actions": (np.shape(episode.actions), (length, action_dim)),
+            "terminations": (np.shape(episode.terminations), (length,)),
+            "truncations": (np.shape(episode.truncations), (length,)),
+        }
+        for name, (shape, expected) in shapes.items():
+            if shape != expected:
+                raise ValueError(
+                    f"dataset {source.id!r}, episode {episode.id}: {name} has shape {shape}, "
+                    f"expected {expected} (T + 1 observations for T = {length} steps)"
+                )
+        if length == 0:
+            continue
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+            yield {
+                "states": np.asarray(episode.observations, dtype=np.float32),
+                "actions": np.asarray(episode.actions, dtype=np.float32),
+                "rewards": np.asarray(episode.rewards, dtype=np.float32),
+                "terminations": np.asarray(episode.terminations, dtype=np.bool_),
+                "truncations": np.asarray(episode.truncations, dtype=np.bool_),
+            }
+
+
+def _open(dataset_id: str, download: bool) -> MinariDataset:
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:  # TypeError: no version
+        reason = error if isinstance(error, ValueError) else "no version"
+        raise ValueError(
+            f"dataset id {dataset_id!r} is malformed ({reason}); expected 'namespace/name-vN', "
+            f"for example 'mujoco/hopper/medium-v0'.\n{_choices()}"
+        ) from error
+    if bundled.is_bundled(dataset_id):
+        bundled.ensure(dataset_id)
+        return minari.load_dataset(dataset_id)
+    folder = Path(get_dataset_path(dataset_id))
+    if folder.exists():
+        try:
+            opened = minari.load_dataset(dataset_id)
+            if opened.total_episodes > 0:
+                len(opened[0].rewards)
+                len(opened[opened.total_episodes - 1].rewards)
+            return opened
+        except ImportError as error:  # the data are whole, a package to read them is missing
+            raise ValueError(f"dataset {dataset_id!r} cannot be read here: {error}") from error
+        except Exception as error:
+            if not download:
+                raise ValueError(
+                    f"dataset {dataset_id!r} in {folder} is incomplete or damaged ({error}); "
+                    "delete that folder, or pass download=True to fetch it anew"
+                ) from error
+            aside = folder.with_name(folder.name + ".broken")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+    elif not download:
+        raise ValueError(
+            f"dataset {dataset_id!r} is not in {get_dataset_path('')}.\n{_choices()}\n"
+            f"To fetch it: load_dataset({dataset_id!r}, download=True) "
+            f"or `minari download {dataset_id}`"
+        )
+    return _download(dataset_id, folder)
+
+
+def _download(dataset_id: str, folder: Path) -> MinariDataset:
+    aside = folder.with_name(folder.name + ".broken")
+    try:
+        minari.download_dataset(dataset_id)
+        opened = minari.load_dataset(dataset_id)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if aside.exists():
+            aside.rename(folder)
+        if not isinstance(error, Exception):
+            raise
+        raise ValueError(
+            f"dataset {dataset_id!r} is not in {get_dataset_path('')} and could not be "
+            f"downloaded: {type(error).__name__}: {error}\n{_choices()}\n"
+            "Check the id and the network (MINARI_REMOTE names the server), or copy the dataset "
+            "into the local folder (MINARI_DATASETS_PATH)"
+        ) from error
+    shutil.rmtree(aside, ignore_errors=True)
+    return opened
+
+
+def _choices() -> str:
+    try:
+        local = sorted(minari.list_local_datasets())
+    except Exception as error:
+        local = [f"(unreadable: {error})"]
+    listed = ", ".join(local) if local else "none"
+    return f"Local datasets: {listed}. Bundled, made on first use: {', '.join(bundled.ids())}"

@@ -1,0 +1,204 @@
+"""Analytic guidance: the posterior q(x_0 | x_t) as a Gaussian, the energy as a Taylor series.
+
+AEPO (arXiv 2505.01822). With m = E[x_0 | x_t], S its covariance, g and H gradient and Hessian of
+f_0 = beta e at m, the moment generating function of a Gaussian gives
+
+    order 1   f = f_0(m) + g^T S g / 2
+    order 2   f = f_0(m) - log det(I - S H) / 2 + g^T (I - S H)^-1 S g / 2,   valid while S H < 1
+
+exact for Gaussian q with linear, respectively quadratic, energy (derivation and checks: METHOD
+section 5; ours). Everything else is an approximation: a posterior with two modes is no Gaussian,
+and a curved energy no line. Covariance options (Bao et al. 2022, arXiv 2206.07309, have the
+first two): `moment` (sigma^2 / alpha^2)(1 - E|eps|^2 / D), `residual` E|x_0 - m|^2 / D, which is
+never negative, `per_dimension`, both tabulated over t; `jacobian` sigma^2 / alpha dm/dx_t, which
+is the exact covariance at every x_t and costs D backward passes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from qgpo.diffusion import diffuse
+from qgpo.guidance.base import (
+    AnalyticOptions,
+    Denoiser,
+    Guidance,
+    GuidanceParts,
+    ScaledEnergy,
+)
+from qgpo.schedule import Schedule
+
+COVARIANCES = ("moment", "residual", "per_dimension", "jacobian")
+GRADIENTS = ("autograd", "shift")
+_N_TIMES = 64
+_LARGEST_CURVATURE = 0.9
+
+
+def variance_table(
+    denoise: Denoiser,
+    x_0: Tensor,
+    condition: Tensor | None,
+    schedule: Schedule,
+    kind: str,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Averaged posterior variances on a grid of times: (T,) and (T, D), from data (N, D)."""
+    times = torch.linspace(schedule.t_min, schedule.t_max, _N_TIMES, device=x_0.device)
+    rows = []
+    for t in times:
+        expanded = t.expand(len(x_0))
+        noise = torch.randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
+        x_t = diffuse(x_0, expanded, noise, schedule)
+        with torch.no_grad():
+            m = denoise(x_t, expanded, condition)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        if kind == "moment":
+            eps = (x_t - alpha * m) / sigma
+            variance = (sigma / alpha) ** 2 * (1.0 - torch.mean(eps**2)).clamp(min=0.0)
+            rows.append(variance.expand(x_0.shape[1]))
+        elif kind == "residual":
+            rows.append(torch.mean((x_0 - m) ** 2).expand(x_0.shape[1]))
+        else:
+            rows.append(torch.mean((x_0 - m) ** 2, dim=0))
+    return times, torch.stack(rows)
+
+
+class Analytic(Guidance):
+    """f in closed form from the denoiser and the energy's derivatives; nothing is trained."""
+
+    needs_energy: ClassVar[bool] = True
+
+    times: Tensor
+    variances: Tensor
+
+    def __init__(
+        self,
+        denoise: Denoiser,
+        energy: ScaledEnergy,
+        schedule: Schedule,
+        dim: int,
+        options: AnalyticOptions,
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("order", options.order, (1, 2)),
+            ("covariance", options.covariance, COVARIANCES),
+            ("gradient", options.gradient, GRADIENTS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}, expected one of {list(choices)}")
+        self.denoise = denoise
+        self.energy = energy
+        self.schedule = schedule
+        self.options = options
+        self.register_buffer("times", torch.zeros(_N_TIMES))
+        self.register_buffer("variances", torch.zeros(_N_TIMES, dim))
+
+    @classmethod
+    def from_parts(cls, parts: GuidanceParts) -> Self:
+        """The energy and the trained denoiser."""
+        if parts.energy is None:
+            raise ValueError("guidance='analytic' differentiates the energy: a callable is needed")
+        return cls(parts.denoise, parts.energy, parts.schedule, parts.dim, parts.analytic)
+
+    def prepare(
+        self,
+        x_0: Tensor,
+        scaled_energy: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator,
+    ) -> None:
+        """Tabulate the posterior variance on (N, D) data; not needed for `jacobian`."""
+        if self.options.covariance != "jacobian":
+            kind = self.options.covariance
+            self.times, self.variances = variance_table(
+                self.denoise, x_0, condition, self.schedule, kind, generator
+            )
+
+    def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The closed form of the chosen order: (B, D), (B,), (B, C) to (B,)."""
+        with torch.enable_grad():
+            x_t = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
+            return self._expand(x_t, t, condition)[0]
+
+    def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """Gradient of f, (B, D), by autograd or as alpha / sigma^2 times the shift of the mean."""
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_()
+            f, shift, m = self._expand(x_t, t, condition)
+            alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
+            if self.options.gradient == "shift":
+                gradient = alpha / sigma**2 * shift
+            else:
+                gradient = torch.autograd.grad(f.sum(), x_t)[0]
+        if self.options.bound is None:
+            return gradient.detach()
+        eps = (x_t - alpha * m) / sigma
+        limit = self.options.bound * torch.linalg.vector_norm(eps, dim=-1, keepdim=True)
+        size = sigma * torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+        return (gradient * torch.clamp(limit / size.clamp(min=1e-12), max=1.0)).detach()
+
+    def _expand(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values f (B,), the energy's shift of the posterior mean (B, D), and m (B, D)."""
+        m = self.denoise(x_t, t, condition)
+        covariance = self._covariance(x_t, t, m)
+        if self.options.clamp is not None:
+            m = m.clamp(-self.options.clamp, self.options.clamp)
+        if not m.requires_grad:
+            m = m.requires_grad_()
+        f_0 = self.energy(m, condition)
+        g = torch.autograd.grad(f_0.sum(), m, create_graph=True)[0]
+        shift = torch.einsum("bij,bj->bi", covariance, g)
+        curvature = torch.zeros_like(f_0)
+        if self.options.order == 2:
+            identity = torch.eye(m.shape[1], dtype=m.dtype, device=m.device)
+            system = identity - self._limited(covariance @ _hessian(g, m))
+            shift = torch.linalg.solve(system, shift)
+            curvature = -0.5 * torch.logdet(system)
+        gain = torch.sum(g * shift, dim=-1)
+        if self.options.damped:
+            damping = torch.clamp(gain.clamp(min=1e-12) ** -0.5, max=1.0)
+            gain, shift = damping * gain, damping[:, None] * shift
+        return f_0 + curvature + 0.5 * gain, shift, m
+
+    def _limited(self, product: Tensor) -> Tensor:
+        """S H shrunk where its largest eigenvalue would leave the domain of order 2."""
+        if not self.options.damped:
+            return product
+        largest = torch.linalg.eigvals(product.detach()).real.amax(dim=-1)
+        factor = torch.clamp(_LARGEST_CURVATURE / largest.clamp(min=1e-12), max=1.0)
+        return factor[:, None, None] * product
+
+    def _covariance(self, x_t: Tensor, t: Tensor, m: Tensor) -> Tensor:
+        """Posterior covariance, (B, D, D)."""
+        if self.options.covariance == "jacobian":
+            rows = [
+                torch.autograd.grad(m[:, i].sum(), x_t, create_graph=True)[0]
+                for i in range(x_t.shape[1])
+            ]
+            jacobian = torch.stack(rows, dim=1)
+            factor = self.schedule.sigma(t) ** 2 / self.schedule.alpha(t)
+            return factor[:, None, None] * 0.5 * (jacobian + jacobian.mT)
+        times = self.times.to(t)
+        position = torch.searchsorted(times, t.contiguous()).clamp(1, len(times) - 1)
+        low, high = times[position - 1], times[position]
+        share = ((t - low) / (high - low)).clamp(0.0, 1.0)[:, None]
+        table = self.variances.to(m)
+        variance = table[position - 1].lerp(table[position], share.to(m))
+        return torch.diag_embed(variance)
+
+
+def _hessian(g: Tensor, m: Tensor) -> Tensor:
+    """Derivative of g (B, D) in m (B, D), (B, D, D); zero where g does not depend on m."""
+    if not g.requires_grad:
+        return g.new_zeros(*g.shape, g.shape[-1])
+    rows = []
+    for i in range(g.shape[1]):
+        row = torch.autograd.grad(g[:, i].sum(), m, create_graph=True, allow_unused=True)[0]
+        rows.append(torch.zeros_like(m) if row is None else row)
+    return torch.stack(rows, dim=1)

@@ -1,0 +1,214 @@
+"""What the answers to "what is the intermediate energy?" have in common.
+
+Every guidance gives `gradient(x_t, t, condition)`, the estimate of grad f*_t that the sampler
+adds to the score. f_0 = beta e, with e higher where samples should be (e = -E).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from qgpo.diffusion import Diffusion, Metrics, batch_posterior, diffuse, uniform_times
+from qgpo.schedule import Schedule
+
+ScaledEnergy = Callable[[Tensor, Tensor | None], Tensor]
+"""f_0: clean samples (B, D) and condition (B, C) or None to beta e, (B,); differentiable"""
+Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""E[x_0 | x_t]: (B, D), (B,), (B, C) to (B, D)"""
+
+TARGETS = ("sample", "posterior")
+
+
+@dataclass(frozen=True)
+class AnalyticOptions:
+    """How `analytic` forms its closed form (AEPO)."""
+
+    order: int = 1
+    """1 (linear energy around the posterior mean) or 2 (quadratic; needs a smooth energy)"""
+    covariance: str = "residual"
+    """posterior covariance: moment (C1), residual (C2), per_dimension or jacobian (exact)"""
+    gradient: str = "autograd"
+    """autograd differentiates f through the denoiser; shift takes the closed form's own shift of
+    the posterior mean, which needs no derivative of the denoiser"""
+    damped: bool = True
+    """limit the variance term to where one posterior standard deviation changes f by 1"""
+    clamp: float | None = None
+    """bound on the posterior mean's coordinates before the energy sees it"""
+    bound: float | None = None
+    """largest allowed |sigma grad f| / |eps|"""
+
+
+@dataclass(frozen=True)
+class GuidanceParts:
+    """What a guidance may be built from; each takes what it needs."""
+
+    dim: int
+    """D, of a sample"""
+    schedule: Schedule
+    denoise: Denoiser
+    """of the trained diffusion model of q"""
+    make_energy_network: Callable[[], nn.Module]
+    """a fresh network for f: (B, D), (B,), (B, C) to (B,)"""
+    make_diffusion: Callable[[], Diffusion]
+    """a fresh diffusion model, for `weighted`"""
+    energy: ScaledEnergy | None = None
+    """for `dps` and `analytic`"""
+    preconditioned: bool = True
+    """f = alpha_t times the network"""
+    targets: str = "sample"
+    """sample, or posterior: labels averaged over the batch's posterior (unconditional only)"""
+    cep_labels: str = "normalized"
+    """normalized (Eq. 13) or exponential (Eq. 12)"""
+    clamp: float | None = None
+    """bound on x_0's coordinates before `dps` evaluates the energy"""
+    analytic: AnalyticOptions = field(default_factory=AnalyticOptions)
+
+
+class Guidance(nn.Module, ABC):
+    """An estimate of grad f*_t."""
+
+    trainable: ClassVar[bool] = False
+    """whether `loss` exists"""
+    needs_energy: ClassVar[bool] = False
+    """whether the clean energy is differentiated while sampling"""
+
+    @classmethod
+    @abstractmethod
+    def from_parts(cls, parts: GuidanceParts) -> Self:
+        """Build it from what it needs."""
+
+    def prepare(
+        self,
+        x_0: Tensor,
+        scaled_energy: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator,
+    ) -> None:
+        """Take constants from the training data, (N, D), (N,), (N, C), before any step."""
+
+    def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,)."""
+        raise NotImplementedError(f"{type(self).__name__} has a gradient but no scalar f")
+
+    def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """Gradient of f in x_t, shape (B, D): the energy guidance of the CEP paper's Eq. 11."""
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_()
+            f = self.f(x_t, t, condition)
+            return torch.autograd.grad(f.sum(), x_t)[0]
+
+    def loss(
+        self,
+        x_0: Tensor,
+        scaled_energy: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Metrics]:
+        """Loss over groups: x_0 (B, K, D), f_0 (B, K), condition (B, C) or (B, K, C) or None."""
+        raise NotImplementedError(f"{type(self).__name__} has nothing to train")
+
+
+def check_targets(targets: str) -> None:
+    """Raise ValueError for unknown targets."""
+    if targets not in TARGETS:
+        raise ValueError(f"targets={targets!r}, expected one of {list(TARGETS)}")
+
+
+def refuse_posterior_targets(targets: str) -> None:
+    """Raise ValueError where targets need a batch that shares one condition."""
+    if targets == "posterior":
+        raise ValueError(
+            "targets='posterior' averages over a batch that shares its condition: use "
+            "targets='sample' for conditional models"
+        )
+
+
+class NoisyGroups(NamedTuple):
+    """B groups of K noisy samples, one time per group, independent noise."""
+
+    x_t: Tensor
+    """(B, K, D)"""
+    t: Tensor
+    """(B, K)"""
+    log_posterior: Tensor | None
+    """(B, K, K) over which member of the group x_t was made from; None with sample targets"""
+
+
+def noisy_groups(
+    x_0: Tensor, schedule: Schedule, targets: str, generator: torch.Generator
+) -> NoisyGroups:
+    """Diffuse groups x_0 (B, K, D); posterior targets draw who is diffused with replacement."""
+    n, k, _ = x_0.shape
+    t = uniform_times(n, schedule, generator)[:, None].expand(n, k)
+    clean = x_0
+    if targets == "posterior":
+        source = torch.randint(k, (n, k), generator=generator, device=x_0.device)
+        clean = torch.gather(x_0, 1, source[..., None].expand_as(x_0))
+    noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
+    x_t = diffuse(clean, t, noise, schedule)
+    if targets == "posterior":
+        return NoisyGroups(x_t, t, batch_posterior(x_t, t, x_0, schedule))
+    return NoisyGroups(x_t, t, None)
+
+
+class LearnedEnergy(Guidance):
+    """A network f_phi(x_t, t, condition) trained by some regression.
+
+    With `preconditioned`, f_phi = alpha_t times the network. The exact f*_t depends on x_t only
+    through what x_t still tells about x_0, so its gradient vanishes like alpha_t towards t = 1,
+    while the sampler divides it by alpha_t: an unscaled network's error is multiplied there by
+    a hundred (cosine schedule at its t_max), a scaled one's by one. Ours, not the paper's.
+    """
+
+    trainable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        preconditioned: bool = False,
+        targets: str = "sample",
+    ) -> None:
+        super().__init__()
+        check_targets(targets)
+        self.network = network
+        self.schedule = schedule
+        self.preconditioned = preconditioned
+        self.targets = targets
+
+    @classmethod
+    def from_parts(cls, parts: GuidanceParts) -> Self:
+        """A fresh network."""
+        return cls(parts.make_energy_network(), parts.schedule, parts.preconditioned, parts.targets)
+
+    def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,)."""
+        f: Tensor = self.network(x_t, t, condition)
+        return self.schedule.alpha(t) * f if self.preconditioned else f
+
+    def noisy_f(
+        self, x_0: Tensor, condition: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values of f at noisy versions of groups x_0, (B, K), and NoisyGroups.log_posterior."""
+        groups = noisy_groups(x_0, self.schedule, self.targets, generator)
+        n, k, dim = x_0.shape
+        if condition is not None:
+            refuse_posterior_targets(self.targets)
+            if condition.dim() == 2:
+                condition = condition[:, None].expand(n, k, condition.shape[-1])
+            condition = condition.flatten(0, 1)
+        f = self.f(groups.x_t.reshape(n * k, dim), groups.t.reshape(n * k), condition)
+        return f.reshape(n, k), groups.log_posterior
+
+
+def log_mean_exp_label(scaled_energy: Tensor, log_posterior: Tensor | None) -> Tensor:
+    """The label whose exponential is e^{f_0} (sample) or its posterior mean, (B, K)."""
+    if log_posterior is None:
+        return scaled_energy
+    return torch.logsumexp(log_posterior + scaled_energy[..., None, :], dim=-1)
