@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from gymnasium.envs.registration import EnvSpec
@@ -140,6 +141,8 @@ def configure(args: Args, agent: OfflineAgent[Any]) -> tuple[float | None, ...]:
             )
         if value is not None and name != "guidance_scale":
             setattr(agent, name, value)
+    assert agent.observation_space is not None
+    agent.predict(np.zeros(agent.observation_space.shape))  # refuses what does not fit, now
     return args.guidance_scale or (getattr(agent, "guidance_scale", None),)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import shutil
 import sys
 import time
@@ -21,10 +20,15 @@ from stable_baselines3.common.logger import KVWriter
 
 from qgpo.agents import AGENTS, QGPO, QGPOConfig
 from qgpo.agents.base import OfflineAgent
-from qgpo.agents.runs import RunFolder, SaveCheckpoint
+from qgpo.agents.callbacks import SaveCheckpoint
+from qgpo.agents.files import versions
+from qgpo.agents.runs import RunFolder, RunFolderError
+from qgpo.agents.training import NonFiniteError
 from qgpo.envs import OfflineDataset, evaluate, load_dataset
 from qgpo.envs.evaluation import Evaluation, bootstrap_interval
 from qgpo.envs.figures import draw_run, read_metrics
+from qgpo.envs.loading import Storage
+from qgpo.envs.making import make_env
 
 ConfigT = TypeVar("ConfigT")
 
@@ -44,7 +48,9 @@ class Args(Generic[ConfigT]):
     run_dir: Path | None = None
     """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>"""
     resume: Path | None = None
-    """continue the run in this folder from its checkpoint; other settings come from the run"""
+    """continue the run in this folder from its checkpoint; settings are the run's unless given"""
+    allow_other_dataset: bool = False
+    """let --resume go on with other data than the run began with"""
     overwrite: bool = False
     """delete a former run in the run folder instead of refusing"""
     device: str = "auto"
@@ -53,6 +59,8 @@ class Args(Generic[ConfigT]):
     """torch threads on the CPU; 0 leaves torch's choice"""
     download: bool = True
     """fetch the dataset from Minari's remote if it is not local"""
+    storage: Storage = "memory"
+    """memory, or memmap for datasets larger than memory (converted once, beside Minari's data)"""
     guidance_scales: tuple[float, ...] = ()
     """scales evaluated at the end; default 0 (imitation) and the configured scale"""
     n_episodes: int = 50
@@ -95,58 +103,94 @@ class WandbOutput(KVWriter):
 
 
 def parse(argv: list[str]) -> Args[Any]:
-    """Two passes: the agent and the preset choose the defaults that the others override."""
+    """Two passes: a run, or the agent and the preset, choose the defaults that flags override."""
 
     @dataclass
     class Choice:
         agent: Literal[tuple(AGENTS)] = QGPO.name  # type: ignore[valid-type]
         preset: str = "laptop"
+        resume: Path | None = None
 
     without_help = [arg for arg in argv if arg not in ("-h", "--help")]
     choice, _ = tyro.cli(Choice, args=without_help, return_unknown_args=True, add_help=False)
-    agent_class = AGENTS[choice.agent]
-    if choice.preset not in agent_class.presets:
-        raise SystemExit(f"--preset {choice.preset}: expected one of {sorted(agent_class.presets)}")
-    row = agent_class.presets[choice.preset]
-    default = Args(agent=choice.agent, preset=choice.preset, config=row)
-    args_class = Args[agent_class.config_class]  # type: ignore[name-defined]
-    return tyro.cli(args_class, default=default, args=argv, description=__doc__)
+    default: Args[Any]
+    if choice.resume is not None:
+        default = saved_args(RunFolder(choice.resume))
+    else:
+        agent_class = AGENTS[choice.agent]
+        if choice.preset not in agent_class.presets:
+            known = sorted(agent_class.presets)
+            raise SystemExit(f"--preset {choice.preset}: expected one of {known}")
+        row = agent_class.presets[choice.preset]
+        default = Args(agent=choice.agent, preset=choice.preset, config=row)
+    config_class = AGENTS[default.agent].config_class
+    args_class = Args[config_class]  # type: ignore[valid-type]
+    args: Args[Any] = tyro.cli(args_class, default=default, args=argv, description=__doc__)
+    if choice.resume is not None:
+        for name in ("agent", "preset", "seed", "config"):
+            if getattr(args, name) != getattr(default, name):
+                raise SystemExit(
+                    f"--{name} cannot change when a run is resumed: {choice.resume} has "
+                    f"{getattr(default, name)}; for another one start a new run in another "
+                    "--run-dir"
+                )
+    return args
+
+
+def saved_args(folder: RunFolder) -> Args[Any]:
+    """The arguments with which a run was started, to continue it."""
+    if not folder.config.exists():
+        raise SystemExit(f"--resume {folder.path}: no run there (config.json is missing)")
+    try:
+        saved = json.loads(folder.config.read_text())["args"]
+        saved["config"] = AGENTS[saved["agent"]].config_from_json(saved["config"])
+        saved["guidance_scales"] = tuple(saved["guidance_scales"])
+        saved |= {"run_dir": folder.path, "resume": folder.path, "overwrite": False}
+        return Args(**saved)
+    except (LookupError, TypeError, ValueError) as error:
+        raise SystemExit(
+            f"--resume {folder.path}: its config.json cannot be used ({error}); start a new run "
+            "in another --run-dir"
+        ) from error
 
 
 def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset]:
-    """The folder, a new or resumed agent, and its dataset; every refusal happens here."""
+    """The folder, a new agent, and its dataset; wrong requests are refused here."""
+    for name in ("log_interval", "checkpoint_every"):
+        if getattr(args, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {getattr(args, name)}: expected at least 1")
+    for name in ("n_episodes", "threads"):
+        if getattr(args, name) < 0:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {getattr(args, name)}: expected at least 0")
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.resume is not None:
-        folder = RunFolder(args.resume)
-        if not folder.config.exists():
-            raise SystemExit(f"--resume {args.resume}: no run there (config.json is missing)")
-        saved = json.loads(folder.config.read_text())["args"]
-        args.dataset_id, args.seed = saved["dataset_id"], saved["seed"]
-        args.agent, args.env_id = saved["agent"], saved["env_id"]
-        args.config = AGENTS[args.agent].config_from_json(saved["config"])
-    else:
-        name = f"{args.dataset_id}-{args.agent}-{args.preset}-s{args.seed}".replace("/", "-")
-        folder = RunFolder(args.run_dir or Path("runs") / name)
-        if folder.config.exists() and not args.overwrite:
-            raise SystemExit(
-                f"{folder.path} already holds a run: continue it with --resume {folder.path}, "
-                "replace it with --overwrite, or choose another --run-dir"
+    name = f"{args.dataset_id}-{args.agent}-{args.preset}-s{args.seed}".replace("/", "-")
+    folder = RunFolder(args.resume or args.run_dir or Path("runs") / name)
+    refuse_former_run(args, folder)
+    dataset = load_dataset(args.dataset_id, args.download, args.storage, args.progress_bar)
+    agent = AGENTS[args.agent](args.config, seed=args.seed, device=args.device)
+    agent.set_spaces(dataset.observation_space, dataset.action_space, dataset.id)
+    if args.n_episodes:
+        if args.env_id is None and dataset.env_spec is None:
+            raise ValueError(
+                f"dataset {dataset.id!r} names no environment: give one with --env-id, or skip "
+                "evaluation with --n-episodes 0"
             )
-    try:
-        dataset = load_dataset(args.dataset_id, args.download)
-        agent_class = AGENTS[args.agent]
-        agent = agent_class(args.config, seed=args.seed, device=args.device)
-        if args.resume is not None and folder.checkpoint.exists():
-            agent = agent_class.load(folder.checkpoint, device=args.device)
-    except (ValueError, TypeError) as error:
-        raise SystemExit(f"error: {error}") from error
-    if args.n_episodes and args.env_id is None and dataset.env_spec is None:
-        raise SystemExit(
-            f"dataset {dataset.id!r} names no environment: give one with --env-id, or skip "
-            "evaluation with --n-episodes 0"
-        )
+        env = make_env(args.env_id or dataset.env_spec or "")
+        agent.set_spaces(env.observation_space, env.action_space, "the environment")
+        env.close()
     return folder, agent, dataset
+
+
+def refuse_former_run(args: Args[Any], folder: RunFolder) -> None:
+    """A run is never mixed with another one."""
+    if args.resume is None and folder.config.exists() and not args.overwrite:
+        raise ValueError(
+            f"{folder.path} already holds a run: continue it with --resume {folder.path}, "
+            "replace it with --overwrite, or choose another --run-dir"
+        )
 
 
 def train(
@@ -157,7 +201,7 @@ def train(
     outputs: list[KVWriter],
 ) -> float:
     """Train to the end; returns the seconds it took. Ctrl-C leaves a checkpoint."""
-    agent.set_logger(folder.logger(args.verbose, outputs))
+    agent.set_logger(folder.logger(args.verbose, outputs, agent.progress))
     began = time.monotonic()
     try:
         agent.learn(
@@ -166,6 +210,7 @@ def train(
             log_interval=args.log_interval,
             reset_num_timesteps=False,
             progress_bar=args.progress_bar,
+            allow_other_dataset=args.allow_other_dataset,
         )
     except KeyboardInterrupt:
         agent.save(folder.checkpoint)
@@ -221,71 +266,107 @@ def table(dataset: OfflineDataset, results: list[tuple[str, float | None, Evalua
     return "\n".join(lines)
 
 
-def main(args: Args[Any]) -> None:
-    """Train, evaluate, and write the run folder."""
-    folder, agent, dataset = start(args)
-    with folder.locked():
-        if args.resume is None and args.overwrite and folder.config.exists():
-            for entry in folder.path.iterdir():
-                if entry.name != ".lock":
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        about = {
-            "args": dataclasses.asdict(args),
-            "dataset": {
-                "id": dataset.id,
-                "steps": len(dataset),
-                "episodes": dataset.n_episodes,
-                "fingerprint": dataset.fingerprint,
-            },
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "threads": torch.get_num_threads(),
-            "device": str(agent.device),
-        }
-        if args.resume is None:
-            folder.write_json(folder.config, about)
-        outputs: list[KVWriter] = []
-        run = None
-        if args.track:
-            import wandb
+def about(args: Args[Any], agent: OfflineAgent[Any], dataset: OfflineDataset) -> dict[str, Any]:
+    """What config.json says of a run."""
+    return {
+        "args": dataclasses.asdict(args),
+        "dataset": {
+            "id": dataset.id,
+            "steps": len(dataset),
+            "episodes": dataset.n_episodes,
+            "fingerprint": dataset.fingerprint,
+        },
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "device": str(agent.device),
+    }
 
-            run = wandb.init(
-                project=args.wandb_project,
-                name=folder.path.name,
-                dir=str(folder.path),
-                config=about,
-            )
-            outputs.append(WandbOutput(run))
-        print(
-            f"{args.agent} ({args.preset}) on {dataset.id}: {len(dataset)} transitions in "
-            f"{dataset.n_episodes} episodes, to {folder.path}"
+
+def run(
+    args: Args[Any], folder: RunFolder, agent: OfflineAgent[Any], dataset: OfflineDataset
+) -> None:
+    """Train, evaluate, and write the run folder, which nobody else uses meanwhile."""
+    refuse_former_run(args, folder)
+    if args.resume is None and folder.config.exists():
+        for entry in folder.path.iterdir():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if args.resume is not None and folder.checkpoint.exists():
+        agent = type(agent).load(folder.checkpoint, device=args.device)
+    elif args.resume is not None:
+        print("no checkpoint was written yet: starting from the beginning")
+    if args.resume is None:
+        folder.write_json(folder.config, about(args, agent, dataset))
+    outputs: list[KVWriter] = []
+    tracked = None
+    if args.track:
+        import wandb
+
+        tracked = wandb.init(
+            project=args.wandb_project,
+            name=folder.path.name,
+            dir=str(folder.path),
+            config=about(args, agent, dataset),
         )
-        seconds = train(args, folder, agent, dataset, outputs)
-        print(f"trained in {seconds:.0f} s")
-        results = score(args, agent, dataset) if args.n_episodes else []
-        folder.write_json(
-            folder.evaluation,
-            {
-                "dataset": {"id": dataset.id, "returns": dataset.episode_returns.tolist()},
-                "training_seconds": seconds,
-                "deterministic": args.deterministic,
-                "evaluations": [
-                    {"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results
-                ],
-            },
-        )
-        draw_run(
-            folder.report,
-            f"{args.agent} ({args.preset}, seed {args.seed}) on {dataset.id}",
-            read_metrics(folder.metrics),
-            dataset.episode_returns,
-            [(label, e) for label, _, e in results],
-        )
-        if run is not None:
-            run.summary.update({f"return/{label}": e.mean for label, _, e in results})
-            run.finish()
-        if results:
-            print(table(dataset, results))
-        print(f"picture: {folder.report}")
+        outputs.append(WandbOutput(tracked))
+    print(
+        f"{args.agent} ({args.preset}) on {dataset.id}: {len(dataset)} transitions in "
+        f"{dataset.n_episodes} episodes, to {folder.path}"
+    )
+    seconds = train(args, folder, agent, dataset, outputs)
+    print(f"trained in {seconds:.0f} s")
+    results = score(args, agent, dataset) if args.n_episodes else []
+    write_results(args, folder, dataset, seconds, results)
+    if tracked is not None:
+        tracked.summary.update({f"return/{label}": e.mean for label, _, e in results})
+        tracked.finish()
+
+
+def write_results(
+    args: Args[Any],
+    folder: RunFolder,
+    dataset: OfflineDataset,
+    seconds: float,
+    results: list[tuple[str, float | None, Evaluation]],
+) -> None:
+    """evaluation.json, the picture, and the table on the screen."""
+    evaluations = [{"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results]
+    folder.write_json(
+        folder.evaluation,
+        {
+            "dataset": {"id": dataset.id, "returns": dataset.episode_returns.tolist()},
+            "training_seconds": seconds,
+            "deterministic": args.deterministic,
+            "evaluations": evaluations,
+        },
+    )
+    draw_run(
+        folder.report,
+        f"{args.agent} ({args.preset}, seed {args.seed}) on {dataset.id}",
+        read_metrics(folder.metrics),
+        dataset.episode_returns,
+        [(label, e) for label, _, e in results],
+    )
+    if results:
+        print(table(dataset, results))
+    print(f"picture: {folder.report}")
+
+
+def main(args: Args[Any]) -> None:
+    """Refuse what cannot work in one line, then run in the locked folder."""
+    try:
+        folder, agent, dataset = start(args)
+    except (ValueError, TypeError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    try:
+        with folder.locked():
+            run(args, folder, agent, dataset)
+    except (ValueError, RunFolderError, NonFiniteError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(
+            f"\nstopped; continue with: python scripts/train.py --resume {folder.path}"
+        ) from None
 
 
 def cli() -> None:

@@ -16,7 +16,7 @@ from minari import MinariDataset
 from minari.data_collector import EpisodeBuffer
 from safetensors.torch import save_file
 
-from qgpo import PRESETS, OfflineDataset, QGPOConfig
+from qgpo import PRESETS, OfflineDataset, QGPOConfig, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT_BOX = spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -104,6 +104,29 @@ def make_dataset(
         "action_space": action_space,
     }
     return OfflineDataset(**{**arrays, **changes})
+
+
+def mapped(data: OfflineDataset, dataset_id: str = "test/mapped-v0") -> OfflineDataset:
+    """The same transitions, memory-mapped by way of a Minari dataset."""
+    buffers = []
+    for e, start in enumerate(data.episode_starts):
+        steps = slice(start, [*data.episode_starts, len(data)][e + 1])
+        buffers.append(
+            EpisodeBuffer(
+                observations=data.states[steps.start + e : steps.stop + e + 1],
+                actions=data.actions[steps],
+                rewards=list(data.rewards[steps]),
+                terminations=list(data.terminations[steps]),
+                truncations=list(data.truncations[steps]),
+            )
+        )
+    source = write_buffers(
+        buffers,
+        dataset_id,
+        observation_space=data.observation_space,
+        action_space=data.action_space,
+    )
+    return load_dataset(source, storage="memmap", progress_bar=False)
 
 
 def numbered_episodes(lengths: Sequence[int], terminated: Sequence[bool]) -> list[EpisodeBuffer]:

@@ -8,13 +8,6 @@ import pytest
 import torch
 from conftest import CONFIGS, PAPER_LIKE, WHITENED, make_dataset, same_parameters
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CallbackList,
-    CheckpointCallback,
-    EveryNTimesteps,
-)
-from stable_baselines3.common.logger import KVWriter, Logger
 
 from qgpo import QGPO
 from qgpo.agents.base import NonFiniteError
@@ -75,37 +68,12 @@ def test_stages_out_of_order_are_refused(stage):
         getattr(QGPO(WHITENED, device="cpu"), stage)(make_dataset())
 
 
-def test_same_seed_same_parameters(config):
-    first, second = train(config, seed=3), train(config, seed=3)
-    assert same_parameters(first.get_parameters(), second.get_parameters())
-    observations = np.random.default_rng(0).normal(size=(4, 3))
-    assert np.array_equal(first.predict(observations)[0], second.predict(observations)[0])
-
-
-def test_global_randomness_neither_matters_nor_moves(config):
-    first = train(config, seed=3)
-    torch.manual_seed(99)
-    before = torch.random.get_rng_state()
-    second = train(config, seed=3)
-    assert torch.equal(before, torch.random.get_rng_state())
-    assert same_parameters(first.get_parameters(), second.get_parameters())
-
-
 def test_other_seed_other_parameters(config):
     first, second = train(config, seed=3), train(config, seed=4)
     for name in ("behavior", "critic", "energy"):
         assert not same_parameters(
             first.networks[name].state_dict(), second.networks[name].state_dict()
         )
-
-
-def test_learning_anew_repeats_the_first_time(config):
-    agent = train(config)
-    first = {
-        k: {n: v.clone() for n, v in m.state_dict().items()} for k, m in agent.networks.items()
-    }
-    agent.learn(make_dataset())
-    assert same_parameters(first, {k: m.state_dict() for k, m in agent.networks.items()})
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -134,31 +102,6 @@ def test_behavior_scale_survives_the_action_space():
     agent.guidance_scale = 0.0
     found, _ = agent.predict(dataset.observations, deterministic=True)
     np.testing.assert_allclose(found.mean(axis=0), [-1.9, 2.8], atol=0.2)
-
-
-def test_single_and_batched_observations_agree(config):
-    agent = train(config)
-    observations = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    batch, _ = agent.predict(observations, deterministic=True)
-    for observation, action in zip(observations, batch, strict=True):
-        np.testing.assert_allclose(
-            agent.predict(observation, deterministic=True)[0], action, atol=1e-5
-        )
-    assert agent.predict(np.zeros((0, 3)))[0].shape == (0, 1)
-
-
-def test_deterministic_prediction_repeats_and_sampled_varies(config):
-    agent = train(config)
-    observations = np.zeros((8, 3))
-    central = agent.predict(observations, deterministic=True)[0]
-    assert np.array_equal(central, agent.predict(observations, deterministic=True)[0])
-    sampled = agent.predict(observations)[0]
-    assert len(np.unique(sampled)) > 1
-    assert not np.array_equal(sampled, agent.predict(observations)[0])
-    agent.seed_predictions(5)
-    first = agent.predict(observations)[0]
-    agent.seed_predictions(5)
-    assert np.array_equal(first, agent.predict(observations)[0])
 
 
 @pytest.mark.parametrize(
@@ -229,80 +172,6 @@ def test_a_nan_loss_stops_with_stage_and_step():
     agent = QGPO(replace(PAPER_LIKE, critic_learning_rate=math.inf), device="cpu")
     with pytest.raises(NonFiniteError, match=r"critic/\w+ is (nan|inf).*stage 'critic'"):
         agent.learn(make_dataset(), log_interval=1)
-
-
-class Recorder(KVWriter):
-    def __init__(self):
-        self.rows = []
-
-    def write(self, key_values, key_excluded, step=0):
-        self.rows.append((step, dict(key_values)))
-
-    def close(self):
-        pass
-
-
-def test_metrics_carry_stage_and_timestep(config):
-    recorder = Recorder()
-    agent = QGPO(config, device="cpu")
-    agent.set_logger(Logger(None, [recorder]))
-    agent.learn(make_dataset(), log_interval=2)
-    for step, row in recorder.rows:
-        assert row["time/total_timesteps"] == step
-        names = [n for n in row if not n.startswith("time/")]
-        assert all(n.startswith(row["time/stage"] + "/") for n in names)
-        assert all(math.isfinite(row[n]) for n in names)
-    stages = {row["time/stage"] for _, row in recorder.rows}
-    assert {"behavior", "critic", "energy"} <= stages
-    assert recorder.rows[-1][0] == gradient_steps(config)
-
-
-def test_checkpoint_callback(config, tmp_path):
-    callback = CheckpointCallback(save_freq=5, save_path=str(tmp_path / "saved"))
-    agent = train(config, callback=callback)
-    files = sorted((tmp_path / "saved").glob("*.zip"))
-    assert len(files) >= 2
-    loaded = [QGPO.load(file, device="cpu") for file in files]
-    assert len({a.num_timesteps for a in loaded}) == len(files)
-    assert max(a.num_timesteps for a in loaded) <= agent.num_timesteps
-
-
-class Count(BaseCallback):
-    def __init__(self):
-        super().__init__()
-        self.steps, self.started, self.ended = [], 0, 0
-
-    def _on_training_start(self):
-        self.started += 1
-
-    def _on_step(self):
-        self.steps.append(self.num_timesteps)
-        return True
-
-    def _on_training_end(self):
-        self.ended += 1
-
-
-def test_every_n_timesteps(config):
-    count = Count()
-    train(config, callback=EveryNTimesteps(n_steps=4, callback=count))
-    assert count.steps == list(range(4, gradient_steps(config) + 1, 4))
-
-
-@pytest.mark.parametrize("wrap", [CallbackList, list], ids=["CallbackList", "list"])
-def test_several_callbacks(config, wrap):
-    counts = [Count(), Count()]
-    agent = train(config, callback=wrap(counts))
-    for count in counts:
-        assert (count.started, count.ended) == (1, 1)
-        assert count.steps == sorted(count.steps)
-        assert sorted(set(count.steps)) == list(range(1, gradient_steps(config) + 1))
-        assert count.model is agent
-
-
-def test_callback_that_returns_false_ends_training_quietly(config):
-    agent = train(config, callback=lambda scope, _: scope["self"].num_timesteps < 4)
-    assert agent.num_timesteps == 4
 
 
 def bandit(n=1000):

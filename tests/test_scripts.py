@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, WHITENED, same_parameters, subprocess_environment
 
 from qgpo import QGPO, load_dataset
+from qgpo.agents.runs import ContinuedCSV
 from qgpo.envs.collection import collect, write_minari
 from qgpo.envs.policies import load_policy
 
@@ -222,6 +223,71 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(finished, tmp_path, d
     assert (folder / "evaluation.json").exists()
 
 
+def kill_after_a_checkpoint(folder: Path, flags: list[str], data: Path) -> int:
+    """Train, and kill once a checkpoint is there; the timestep that it holds."""
+    process = subprocess.Popen(
+        arguments("train", "--run-dir", str(folder), *flags),
+        cwd=folder.parent,
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoint.zip").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    return QGPO.load(folder / "checkpoint.zip", device="cpu").num_timesteps
+
+
+def test_a_killed_run_resumes_with_all_its_settings_into_one_metrics_file(finished, tmp_path, data):
+    settings = ["--n-episodes", "3", "--guidance-scales", "0.5", "--log-interval", "50"]
+    where = ["--dataset-id", DATASET, "--checkpoint-every", "120"]
+    total = WHITENED.whitening_steps + sum(STEPS.values())
+    for attempt in range(4):  # on a busy machine the training may end before it is killed
+        folder = tmp_path / f"run{attempt}"
+        if kill_after_a_checkpoint(folder, [*where, *settings, *QUICK, *TINY], data) < total:
+            break
+    done = run("train", "--resume", str(folder), "--n-episodes", "2", cwd=tmp_path, data=data)
+    assert "w = 0.5 (guided)" in done.stdout
+    evaluation = json.loads((folder / "evaluation.json").read_text())["evaluations"]
+    assert [e["guidance_scale"] for e in evaluation] == [0.5]
+    assert len(evaluation[0]["returns"]) == 2
+    expected = QGPO.load(finished / "checkpoint.zip", device="cpu")
+    resumed = QGPO.load(folder / "checkpoint.zip", device="cpu")
+    assert same_parameters(resumed.get_parameters(), expected.get_parameters())
+    assert sorted(p.name for p in folder.glob("metrics*")) == ["metrics.csv"]
+    assert not list(folder.glob(".*.tmp"))
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    places = [(row["time/stage"], int(row["time/stage_steps"])) for row in rows]
+    behavior = [n for stage, n in places if stage == "behavior"]
+    assert behavior == list(range(50, STEPS["behavior_steps"] + 1, 50))
+    assert [n for stage, n in places if stage == "energy"] == [50, 100]
+    assert places.count(("whitening", WHITENED.whitening_steps)) == 1
+
+
+def test_metrics_go_on_after_the_rows_that_the_checkpoint_knows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = ContinuedCSV(path, {})
+    for step in (10, 20, 30):
+        row = {"time/stage": "a", "time/stage_steps": step, "a/loss": step / 2}
+        first.write(row, dict.fromkeys(row, ()), step)
+    first.close()
+    with open(path, "a") as file:
+        file.write('"a",4')  # a row that a kill cut off
+    second = ContinuedCSV(path, {"a": 20})
+    for step in (30, 40):
+        row = {"time/stage": "a", "time/stage_steps": step, "a/loss": 0.0, "a/new": step}
+        second.write(row, dict.fromkeys(row, ()), step)
+    second.close()
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["time/stage_steps"]) for row in rows] == [10, 20, 30, 40]
+    assert [row["a/loss"] for row in rows] == ["5.0", "10.0", "0.0", "0.0"]
+    assert [row["a/new"] for row in rows] == ["", "", "30", "40"]
+
+
 def test_resuming_nothing_is_refused(tmp_path, data):
     done = run("train", "--resume", "nowhere", cwd=tmp_path, data=data, code=1)
     assert "no run there" in done.stderr
@@ -265,6 +331,7 @@ def test_evaluation_of_a_run(finished, tmp_path, data):
         (["--run", "nowhere"], "does not exist"),
         (["--n-episodes", "0"], "--n-episodes"),
         (["--solver", "leapfrog"], "ddim"),
+        (["--solver", "euler"], "error: solver='euler' follows the straight flow"),
         (["--env-id", "HalfCheetah-v5"], "does not fit"),
         (["--env-id", "Nowhere-v0"], "cannot be made"),
     ],

@@ -100,6 +100,8 @@ def test_the_sde_sampler_wants_a_generator_and_repeats_with_it():
     solve = get_solver("sde_dpm_solver_2m")
     with pytest.raises(ValueError, match=r"Generator"):
         solve(gaussian_denoiser(schedule), x, times, schedule)
+    with pytest.raises(ValueError, match=r"draws noise.*ddim"):
+        get_solver("sde_dpm_solver_2m", schedule, stochastic=False)
     runs = [
         solve(gaussian_denoiser(schedule), x, times, schedule, torch.Generator().manual_seed(s))
         for s in (0, 0, 1)

@@ -1,0 +1,293 @@
+"""Measure exactness on a Gaussian mixture, where f*_t and p are known in closed form.
+
+python benchmarks/exactness.py --dim 2 --output benchmarks/results/exactness_2d.json
+python benchmarks/exactness.py --dim 8 --output benchmarks/results/exactness_8d.json
+
+The eight-component mixture with e = index / 7. For each beta: the error of every guidance as the
+sampler uses it, over t; distances of 10,000 guided samples to exact ones beside the distance
+between two exact sets; the same with exact score and exact guidance, solver by solver. Then
+sweeps of K and network size at beta = 3 with `--sweep`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
+from qgpo.diffusion import Diffusion
+from qgpo.metrics import component_shares, guidance_error, sliced_wasserstein
+from qgpo.mixture import (
+    GaussianMixture,
+    MixtureNetwork,
+    TiltedMixture,
+    ring_of_gaussians,
+    tilt_components,
+)
+from qgpo.solver import EVALUATIONS, SOLVERS
+
+METHODS: dict[str, dict[str, Any]] = {
+    "cep": {"guidance": "cep"},
+    "weighted": {"guidance": "weighted"},
+    "mse": {"guidance": "mse"},
+    "emse": {"guidance": "emse"},
+    "dps": {"guidance": "dps"},
+    "analytic": {"guidance": "analytic"},
+    "analytic2": {"guidance": "analytic", "analytic_order": 2, "analytic_gradient": "shift"},
+}
+
+
+@dataclass
+class Args:
+    """Exactness on the eight-component mixture."""
+
+    dim: int = 2
+    """dimension of the samples"""
+    betas: tuple[float, ...] = (1.0, 3.0, 10.0)
+    """inverse temperatures"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """guidances besides the flow"""
+    flow: bool = True
+    """also the energy-weighted flow (schedule ot, Euler), at the second beta"""
+    sweep: bool = False
+    """also sweep K and the network's width at the second beta"""
+    n_data: int = 500_000
+    """points to learn from"""
+    data_steps: int = 1_500
+    """gradient steps of the data model"""
+    cep_steps: int = 4_000
+    """gradient steps of cep"""
+    other_steps: int = 500
+    """gradient steps of the other guidances"""
+    sharpness: float = 12.0
+    """input scale of the networks"""
+    targets: str = "posterior"
+    """posterior or sample (the paper's)"""
+    threads: int = 1
+    """torch threads"""
+    seed: int = 0
+    """seed"""
+    output: Path = field(default_factory=lambda: Path("benchmarks/results/exactness.json"))
+    """JSON to write"""
+
+
+def distances(samples: Tensor, exact_sets: list[Tensor], p: GaussianMixture) -> dict[str, Any]:
+    """Mean sliced W2 to the exact sets, and the total variation between component weights."""
+    shares = component_shares(samples, p)
+    return {
+        "sw2": sum(sliced_wasserstein(samples, s) for s in exact_sets) / len(exact_sets),
+        "weights_tv": float(0.5 * torch.sum((shares - p.weights).abs())),
+        "weights": shares.tolist(),
+    }
+
+
+def noise_floor(exact_sets: list[Tensor], p: GaussianMixture) -> dict[str, float]:
+    """The same distances between exact sets, averaged over pairs, and over sets for weights."""
+    pairs = [
+        sliced_wasserstein(exact_sets[i], exact_sets[j])
+        for i in range(len(exact_sets))
+        for j in range(i)
+    ]
+    shares = [component_shares(s, p) for s in exact_sets]
+    tv = [float(0.5 * torch.sum((s - p.weights).abs())) for s in shares]
+    return {
+        "sw2": sum(pairs) / len(pairs),
+        "sw2_largest": max(pairs),
+        "weights_tv": sum(tv) / len(tv),
+        "weights_tv_largest": max(tv),
+    }
+
+
+def solver_table(
+    exact: TiltedMixture, model: EnergyGuidedDiffusion, sets: list[Tensor], p: GaussianMixture
+) -> dict[str, Any]:
+    """Exact score plus exact guidance: what the solver alone costs, per evaluation."""
+    diffusion = Diffusion(MixtureNetwork(exact.q, exact.schedule), exact.schedule, "noise")
+    table = {}
+    for solver in sorted(set(SOLVERS) - {"euler"}):
+        for evaluations in (10, 24, 50):
+            for spacing in ("log_snr", "time", "karras"):
+                generator = torch.Generator().manual_seed(0)
+                noise = torch.randn(
+                    len(sets[0]), exact.q.dim, generator=generator, dtype=torch.float64
+                )
+                z = diffusion.sample(
+                    noise,
+                    None,
+                    guidance=exact.gradient,
+                    guidance_scale=1.0,
+                    solver=solver,
+                    steps=evaluations // EVALUATIONS[solver],
+                    spacing=spacing,
+                    generator=generator,
+                )
+                found = distances(model.decode(z), sets, p)
+                table[f"{solver}/{spacing}/{evaluations}"] = {
+                    "sw2": found["sw2"],
+                    "weights_tv": found["weights_tv"],
+                }
+    return table
+
+
+def measure(
+    model: EnergyGuidedDiffusion, exact: TiltedMixture, sets: list[Tensor], p: GaussianMixture
+) -> dict[str, Any]:
+    """Guidance error over t and sample distances of one trained model."""
+    began = time.monotonic()
+    samples = model.sample(len(sets[0]), solver="dpm_solver_2m", steps=50, spacing="log_snr")
+    seconds = time.monotonic() - began
+    error = guidance_error(lambda x, t: model.guidance(x, t), exact)
+    return {
+        "guidance_error": error.relative,
+        "times": error.times,
+        "errors": error.errors,
+        "sizes": error.sizes,
+        "sample_seconds": seconds,
+        **distances(samples, sets, p),
+    }
+
+
+def flow(
+    config: EnergyGuidedConfig,
+    x: Tensor,
+    energy: Tensor,
+    sets: list[Tensor],
+    p: GaussianMixture,
+    args: Args,
+) -> dict[str, Any]:
+    """Energy-weighted flow matching on the straight path, sampled by Euler's method."""
+    on_path = replace(
+        config,
+        guidance="weighted",
+        schedule="ot",
+        prediction="flow",
+        solver="euler",
+        spacing="time",
+        solver_steps=100,
+        data_steps=args.data_steps // 3,
+        guidance_steps=args.data_steps,
+    )
+    began = time.monotonic()
+    model = EnergyGuidedDiffusion(on_path, seed=args.seed, device="cpu").fit(x, energy)
+    trained = time.monotonic() - began
+    found = distances(model.sample(len(sets[0])), sets, p)
+    found["dpm_solver_2m"] = distances(
+        model.sample(len(sets[0]), solver="dpm_solver_2m", steps=50, spacing="log_snr"), sets, p
+    )
+    return {"train_seconds": trained, **found}
+
+
+def sweep(
+    data_model: EnergyGuidedDiffusion, x: Tensor, energy: Tensor, exact: TiltedMixture, beta: float
+) -> list[dict[str, Any]]:
+    """CEP's error for several K (rows per step fixed) and widths, 800 steps each."""
+    base = replace(data_model.config, beta=beta, guidance="cep", guidance_steps=800)
+    variants = [
+        replace(base, targets=targets, contrast=k, groups=2048 // k)
+        for targets in ("sample", "posterior")
+        for k in (16, 128, 512, 2048)
+    ]
+    variants += [replace(base, energy_hidden=(w, w, w)) for w in (32, 64, 256)]
+    variants += [replace(base, guidance_steps=steps) for steps in (200, 400, 1600)]
+    variants += [
+        replace(base, preconditioned=False),
+        replace(base, cep_labels="exponential"),
+        replace(base, cep_labels="exponential", targets="sample"),
+    ]
+    rows = []
+    for config in variants:
+        began = time.monotonic()
+        model = data_model.with_guidance(config).fit(x, energy, resume=True)
+        seconds = time.monotonic() - began
+        error = guidance_error(lambda z, t, m=model: m.guidance(z, t), exact)
+        row = {
+            "targets": config.targets,
+            "K": config.contrast,
+            "groups": config.groups,
+            "width": config.energy_hidden[0],
+            "steps": config.guidance_steps,
+            "labels": config.cep_labels,
+            "preconditioned": config.preconditioned,
+            "guidance_error": error.relative,
+            "errors": error.errors,
+            "train_seconds": seconds,
+        }
+        print({k: v for k, v in row.items() if k != "errors"}, flush=True)
+        rows.append(row)
+    return rows
+
+
+def save(args: Args, result: dict[str, Any]) -> None:
+    """Write what there is so far."""
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps({"args": asdict(args), **result}, indent=1, default=str))
+
+
+def main(args: Args) -> None:
+    """Train the data model once, then everything per beta."""
+    torch.set_num_threads(args.threads)
+    q = ring_of_gaussians(args.dim)
+    x, component = q.sample(args.n_data, torch.Generator().manual_seed(args.seed))
+    preference = component.double() / 7.0
+    base = EnergyGuidedConfig(
+        data_steps=args.data_steps,
+        guidance_steps=args.other_steps,
+        targets=args.targets,
+        sharpness=args.sharpness,
+    )
+    began, cpu = time.monotonic(), time.process_time()
+    data_model = EnergyGuidedDiffusion(base, seed=args.seed, device="cpu").fit_data(x.float())
+    result: dict[str, Any] = {
+        "data_seconds": time.monotonic() - began,
+        "data_cpu_seconds": time.process_time() - cpu,
+        "betas": {},
+    }
+    standardised = q.affine(data_model.normalizer.mean, data_model.normalizer.std)
+    levels = torch.arange(8, dtype=torch.float64) / 7.0
+    for position, beta in enumerate(args.betas):
+        exact = tilt_components(standardised, beta * levels, data_model.schedule)
+        p = tilt_components(q, beta * levels, data_model.schedule).p
+        generator = torch.Generator().manual_seed(1000 + args.seed)
+        sets = [p.sample(10_000, generator)[0] for _ in range(6)]
+        entry: dict[str, Any] = {"floor": noise_floor(sets, p), "methods": {}}
+        entry["exact_by_solver"] = solver_table(exact, data_model, sets, p) if position == 1 else {}
+        result["betas"][f"{beta:g}"] = entry
+        for method in args.methods:
+            steps = args.cep_steps if method == "cep" else args.other_steps
+            config = replace(base, beta=beta, guidance_steps=steps, **METHODS[method])
+            began, cpu = time.monotonic(), time.process_time()
+            model = data_model.with_guidance(config).fit(x.float(), -preference, resume=True)
+            trained = time.monotonic() - began
+            row = {
+                "train_seconds": trained,
+                "train_cpu_seconds": time.process_time() - cpu,
+                **measure(model, exact, sets, p),
+            }
+            entry["methods"][method] = row
+            print(
+                f"D={args.dim} beta={beta:g} {method:10s} error {row['guidance_error']:.3f}  "
+                f"SW2 {row['sw2']:.4f} ({row['sw2'] / entry['floor']['sw2']:.2f}x)  weights "
+                f"{row['weights_tv']:.4f} ({row['weights_tv'] / entry['floor']['weights_tv']:.2f}x)"
+                f"  {trained:.0f} s",
+                flush=True,
+            )
+            save(args, result)
+        if args.flow and position == 1:
+            entry["methods"]["flow"] = flow(
+                replace(base, beta=beta), x.float(), -preference, sets, p, args
+            )
+            print("flow", entry["methods"]["flow"]["sw2"], entry["methods"]["flow"]["weights_tv"])
+        if args.sweep and position == 1:
+            entry["sweep"] = sweep(data_model, x.float(), -preference, exact, beta)
+        save(args, result)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,155 @@
+"""Turn the JSON of benchmarks/exactness.py into a table and the curves over t.
+
+python benchmarks/exactness_report.py --results benchmarks/results/exactness_2d.json
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import tyro
+
+LABELS = {
+    "cep": "CEP",
+    "weighted": "weighted (VP)",
+    "flow": "weighted flow (OT)",
+    "mse": "MSE",
+    "emse": "E-MSE",
+    "dps": "DPS",
+    "analytic": "analytic 1st",
+    "analytic2": "analytic 2nd",
+}
+COLORS = {
+    "cep": "#2b6cb0",
+    "weighted": "#2f855a",
+    "mse": "#dd6b20",
+    "emse": "#b7791f",
+    "dps": "#c53030",
+    "analytic": "#805ad5",
+    "analytic2": "#b794f4",
+}
+
+
+@dataclass
+class Args:
+    """Report a benchmark."""
+
+    results: Path
+    """JSON written by benchmarks/exactness.py"""
+    figure: Path = Path("docs/exactness_curves.png")
+    """where the curves go"""
+
+
+def table(data: dict[str, Any]) -> str:
+    """Markdown: guidance error and distances of every method and beta."""
+    lines = [
+        "| beta | method | guidance error | SW2 (x two exact sets) | weights TV (x) | training s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for beta, entry in data["betas"].items():
+        floor = entry["floor"]
+        lines.append(
+            f"| {beta} | two exact sets | | {floor['sw2']:.4f} | {floor['weights_tv']:.4f} | |"
+        )
+        for method, row in entry["methods"].items():
+            error = f"{100 * row['guidance_error']:.1f} %" if "guidance_error" in row else ""
+            lines.append(
+                f"| {beta} | {LABELS[method]} | {error} | {row['sw2']:.4f} "
+                f"({row['sw2'] / floor['sw2']:.2f}x) | {row['weights_tv']:.4f} "
+                f"({row['weights_tv'] / floor['weights_tv']:.2f}x) | {row['train_seconds']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def solvers(data: dict[str, Any]) -> str:
+    """Markdown: exact score and guidance through each solver, where it was measured."""
+    for entry in data["betas"].values():
+        if entry["exact_by_solver"]:
+            found, floor = entry["exact_by_solver"], entry["floor"]["sw2"]
+            break
+    else:
+        return ""
+    counts = sorted({int(key.split("/")[2]) for key in found})
+    rows = sorted({key.rsplit("/", 1)[0] for key in found})
+    header = " | ".join(f"{n} evaluations" for n in counts)
+    lines = [f"| solver/grid | {header} |", "|---|" + "---|" * len(counts)]
+    for row in rows:
+        cells = [found[f"{row}/{n}"]["sw2"] for n in counts]
+        lines.append(
+            f"| {row} | " + " | ".join(f"{c:.3f} ({c / floor:.1f}x)" for c in cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def sweeps(data: dict[str, Any]) -> str:
+    """Markdown: CEP's error over K, width, steps and variants."""
+    lines = [
+        "| targets | K x groups | width | steps | labels | alpha_t f | guidance error | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in data["betas"].values():
+        for r in entry.get("sweep", []):
+            lines.append(
+                f"| {r['targets']} | {r['K']} x {r['groups']} | {r['width']} | {r['steps']} | "
+                f"{r['labels']} | {'yes' if r['preconditioned'] else 'no'} | "
+                f"{100 * r['guidance_error']:.1f} % | {r['train_seconds']:.0f} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def draw(path: Path, data: dict[str, Any]) -> None:
+    """Per beta, the error of every guidance over t beside the size of the exact guidance."""
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    betas = list(data["betas"])
+    figure, axes = plt.subplots(
+        1, len(betas), figsize=(4.2 * len(betas), 3.6), layout="constrained", squeeze=False
+    )
+    for axis, beta in zip(axes[0], betas, strict=True):
+        methods = data["betas"][beta]["methods"]
+        drawn = [name for name in COLORS if name in methods]
+        sizes = methods[drawn[0]]["sizes"]
+        axis.plot(methods[drawn[0]]["times"], sizes, color="#1a202c", lw=1.5, ls=":", label="exact")
+        for name in drawn:
+            row = methods[name]
+            axis.plot(
+                row["times"],
+                row["errors"],
+                color=COLORS[name],
+                lw=2.2 if name == "cep" else 1.3,
+                label=f"{LABELS[name]}  {100 * row['guidance_error']:.1f} %",
+            )
+        axis.set_yscale("log")
+        axis.set_ylim(1e-3 * max(sizes), 6 * max(sizes))
+        axis.set_title(f"beta = {beta}", fontsize=10)
+        axis.set_xlabel("t")
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=6.5, loc="lower left")
+    axes[0, 0].set_ylabel(r"rms $\sigma_t \|\nabla f - \nabla f^*\|$ under $p_t$")
+    dim = data["args"]["dim"]
+    figure.suptitle(
+        f"Error of the guidance over t, eight Gaussians in {dim} dimensions (dotted: size of the "
+        "exact guidance)",
+        fontsize=10,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(args: Args) -> None:
+    """Print the tables and draw the curves."""
+    data = json.loads(args.results.read_text())
+    for part in (table(data), solvers(data), sweeps(data)):
+        if part:
+            print(part + "\n")
+    draw(args.figure, data)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

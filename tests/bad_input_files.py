@@ -1,0 +1,300 @@
+"""Bad input of files, evaluation and command lines."""
+
+from __future__ import annotations
+
+from bad_input import (
+    CLI,
+    FILE,
+    MAKE,
+    PLAY,
+    Case,
+    agent,
+    commented,
+    config,
+    header,
+    held_folder,
+    loaded,
+    play,
+    saved,
+    tensor,
+    train,
+    train_in_run,
+    truncated,
+)
+from conftest import (
+    PAPER_LIKE,
+    make_dataset,
+)
+
+from qgpo import QGPO, evaluate, load_agent
+from qgpo.agents.callbacks import EvaluationCallback
+from qgpo.agents.checkpoint import CheckpointError
+from qgpo.agents.runs import RunFolderError
+
+CASES = [
+    Case(
+        MAKE, "a discount above one", ValueError, "gamma=1.5, expected in [0, 1]", config(gamma=1.5)
+    ),
+    Case(
+        FILE,
+        "saving an agent that has seen nothing",
+        RuntimeError,
+        "nothing to save: this agent has not seen a dataset yet",
+        lambda: QGPO(PAPER_LIKE, device="cpu").save("agent"),
+    ),
+    Case(
+        FILE,
+        "a file that is not there",
+        CheckpointError,
+        "checkpoint 'nowhere.zip' does not exist",
+        lambda: QGPO.load("nowhere"),
+    ),
+    Case(
+        FILE,
+        "a truncated file",
+        CheckpointError,
+        "checkpoint 'agent.zip' is damaged (…); use an earlier copy",
+        truncated,
+    ),
+    Case(
+        FILE,
+        "a newer format",
+        CheckpointError,
+        "'agent.zip' has format version 2, this qgpo reads up to 1: upgrade qgpo",
+        lambda: loaded(header(format_version=2)),
+    ),
+    Case(
+        FILE,
+        "another agent's file",
+        CheckpointError,
+        "'agent.zip' holds a 'SAC' agent, load it with that class (this is 'QGPO')",
+        lambda: loaded(header(agent="SAC")),
+    ),
+    Case(
+        FILE,
+        "an agent that nobody knows",
+        CheckpointError,
+        "'agent.zip' holds a 'SAC' agent, expected one of […]",
+        lambda: load_agent(saved(header(agent="SAC"))),
+    ),
+    Case(
+        FILE,
+        "a configuration of other fields",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: configuration fields differ: unknown ['odd'], "
+        "missing […]",
+        lambda: loaded(header(config={"odd": 1})),
+    ),
+    Case(
+        FILE,
+        "a missing tensor",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: it does not fit its configuration: missing "
+        "tensors ['…'], unknown [], of wrong shape []",
+        lambda: loaded(tensor(lambda _: None)),
+    ),
+    Case(
+        FILE,
+        "a tensor of another shape",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: it does not fit its configuration: missing "
+        "tensors [], unknown [], of wrong shape ['… instead of (…)']",
+        lambda: loaded(tensor(lambda old: old.new_zeros(7, 7))),
+    ),
+    Case(
+        FILE,
+        "an additional member",
+        CheckpointError,
+        "'agent.zip' is no qgpo checkpoint: it holds […'data.pkl'…], expected […]",
+        lambda: loaded(lambda members: members.update({"data.pkl": b"cos"})),
+    ),
+    Case(
+        FILE,
+        "something behind the zip",
+        CheckpointError,
+        "'agent.zip' is no qgpo checkpoint: there is something before, between or after its "
+        "members; use a copy from save()",
+        lambda: QGPO.load(commented(saved()), device="cpu"),
+    ),
+    Case(
+        FILE,
+        "an environment of other spaces",
+        ValueError,
+        "the environment has observations (3,) and actions …; this agent was made for (3,) and …",
+        lambda: QGPO.load(saved(), env="Pendulum-v1", device="cpu"),
+    ),
+    Case(
+        PLAY,
+        "no episodes",
+        ValueError,
+        "n_episodes=0, expected at least 1",
+        lambda: evaluate(agent(), "Pendulum-v1", 0),
+    ),
+    Case(
+        PLAY,
+        "a dataset without environment",
+        ValueError,
+        "dataset 'test/made/by-hand-v0' does not name its environment; pass one: evaluate(agent, "
+        "'Hopper-v5')",
+        lambda: evaluate(agent(), make_dataset()),
+    ),
+    Case(
+        PLAY,
+        "an unknown environment",
+        ValueError,
+        "environment 'Nowhere-v0' cannot be made: …",
+        lambda: evaluate(agent(), "Nowhere-v0"),
+    ),
+    Case(
+        PLAY,
+        "something that is no environment",
+        TypeError,
+        "env is a int, expected an id such as 'Hopper-v5' or an EnvSpec",
+        lambda: evaluate(agent(), 5),
+    ),
+    Case(
+        PLAY,
+        "something that is no agent",
+        TypeError,
+        "agent is a str without predict(), expected an agent",
+        lambda: evaluate("agent", "Pendulum-v1"),
+    ),
+    Case(
+        PLAY,
+        "no environments",
+        ValueError,
+        "n_envs=0, expected at least 1",
+        lambda: evaluate(agent(), "Pendulum-v1", n_envs=0),
+    ),
+    Case(
+        PLAY,
+        "episodes of no steps",
+        ValueError,
+        "max_episode_steps=0, expected at least 1",
+        lambda: evaluate(agent(), "Pendulum-v1", max_episode_steps=0),
+    ),
+    Case(
+        PLAY,
+        "evaluation every nothing",
+        ValueError,
+        "eval_freq=0, expected at least 1",
+        lambda: EvaluationCallback("Pendulum-v1", eval_freq=0),
+    ),
+    Case(
+        PLAY,
+        "a callback for a dataset without environment",
+        ValueError,
+        "dataset 'test/made/by-hand-v0' does not name its environment; pass one: "
+        "EvaluationCallback('Hopper-v5')",
+        lambda: EvaluationCallback(make_dataset()),
+    ),
+    Case(
+        CLI,
+        "train: an unknown preset",
+        SystemExit,
+        "--preset huge: expected one of ['laptop', 'paper']",
+        train("--preset", "huge"),
+    ),
+    Case(
+        CLI,
+        "train: a negative number of threads",
+        SystemExit,
+        "error: --threads -1: expected at least 0",
+        train("--threads", "-1"),
+    ),
+    Case(
+        CLI,
+        "train: a dataset that is not there",
+        SystemExit,
+        "error: dataset 'mine/gone-v0' is not in …",
+        train("--dataset-id", "mine/gone-v0", "--no-download"),
+    ),
+    Case(
+        CLI,
+        "train: a negative number of episodes",
+        SystemExit,
+        "error: --n-episodes -1: expected at least 0",
+        train("--n-episodes", "-1"),
+    ),
+    Case(
+        CLI,
+        "train: checkpoints every nothing",
+        SystemExit,
+        "error: --checkpoint-every 0: expected at least 1",
+        train("--checkpoint-every", "0"),
+    ),
+    Case(
+        CLI,
+        "train: a folder with a run",
+        SystemExit,
+        "error: run already holds a run: continue it with --resume run, replace it with "
+        "--overwrite, or choose another --run-dir",
+        train_in_run("--run-dir", "run"),
+    ),
+    Case(
+        CLI,
+        "train: resuming nothing",
+        SystemExit,
+        "--resume nowhere: no run there (config.json is missing)",
+        train("--resume", "nowhere"),
+    ),
+    Case(
+        CLI,
+        "train: resuming with another seed",
+        SystemExit,
+        "--seed cannot change when a run is resumed: run has 0; for another one start a new run "
+        "in another --run-dir",
+        train_in_run("--resume", "run", "--seed", "3"),
+    ),
+    Case(
+        CLI,
+        "a folder in which another process trains",
+        RunFolderError,
+        "another process is training in run: wait for it, or choose another --run-dir",
+        held_folder,
+    ),
+    Case(
+        CLI,
+        "evaluate: no run",
+        SystemExit,
+        "error: --run nowhere: does not exist; runs under runs: none",
+        play("--run", "nowhere"),
+    ),
+    Case(
+        CLI,
+        "evaluate: an unknown solver",
+        SystemExit,
+        "error: solver='leapfrog', expected one of […]",
+        play("--solver", "leapfrog"),
+    ),
+    Case(
+        CLI,
+        "evaluate: a solver that does not fit the agent",
+        SystemExit,
+        "error: solver='euler' follows the straight flow of schedule 'ot', not of …; expected one "
+        "of […]",
+        play("--solver", "euler", "--env-id", "test/Walk-v0"),
+    ),
+    Case(
+        CLI,
+        "evaluate: no episodes",
+        SystemExit,
+        "error: --n-episodes 0: expected at least 1",
+        play("--n-episodes", "0"),
+    ),
+    Case(
+        CLI,
+        "evaluate: an environment of other spaces",
+        SystemExit,
+        "error: environment 'Pendulum-v1' does not fit the agent: …",
+        play("--env-id", "Pendulum-v1"),
+    ),
+    Case(
+        CLI,
+        "evaluate: no environment known",
+        SystemExit,
+        "error: the agent's dataset 'test/made/by-hand-v0' names no environment: give one with "
+        "--env-id",
+        play(),
+    ),
+]

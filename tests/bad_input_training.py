@@ -1,0 +1,291 @@
+"""Bad input of constructors, learn and predict."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from bad_input import (
+    LEARN,
+    MAKE,
+    PREDICT,
+    Case,
+    agent,
+    config,
+    exploding,
+    learn,
+    predict,
+    predict_with,
+    resume_on,
+)
+from conftest import (
+    PAPER_LIKE,
+    make_dataset,
+)
+
+from qgpo import QGPO
+from qgpo.agents.callbacks import SaveCheckpoint
+from qgpo.agents.training import NonFiniteError
+
+CASES = [
+    Case(
+        MAKE,
+        "an unknown preset",
+        ValueError,
+        "preset='huge', expected one of ['laptop', 'paper'] or a QGPOConfig",
+        lambda: QGPO("huge"),
+    ),
+    Case(
+        MAKE,
+        "a configuration of another type",
+        TypeError,
+        "config is a dict, expected a preset's name ['laptop', 'paper'] or a QGPOConfig",
+        lambda: QGPO({"beta": 3.0}),
+    ),
+    Case(
+        MAKE,
+        "a negative seed",
+        ValueError,
+        "seed=-1, expected an integer of at least 0",
+        lambda: QGPO(seed=-1),
+    ),
+    Case(
+        MAKE,
+        "a seed that is no integer",
+        ValueError,
+        "seed=1.5, expected an integer of at least 0",
+        lambda: QGPO(seed=1.5),
+    ),
+    Case(
+        MAKE,
+        "an unknown device",
+        ValueError,
+        "device='gpu', expected auto, cpu, cuda or cuda:N",
+        lambda: QGPO(device="gpu"),
+    ),
+    Case(
+        MAKE,
+        "a device that is not there",
+        ValueError,
+        "device='cuda:99' is not available here, expected auto or cpu",
+        lambda: QGPO(device="cuda:99"),
+    ),
+    Case(
+        MAKE,
+        "an environment of another type",
+        TypeError,
+        "env is a int, expected a Gymnasium id, a gymnasium.Env or an SB3 VecEnv",
+        lambda: QGPO(env=5),
+    ),
+    Case(
+        MAKE,
+        "an unknown environment",
+        ValueError,
+        "environment 'Nowhere-v0' cannot be made: …. Registered ids are listed by "
+        "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported",
+        lambda: QGPO(env="Nowhere-v0"),
+    ),
+    Case(
+        MAKE,
+        "an environment with discrete actions",
+        ValueError,
+        "the environment has action space Discrete(2); continuous actions …",
+        lambda: QGPO(env="CartPole-v1"),
+    ),
+    Case(
+        MAKE,
+        "an unknown schedule",
+        ValueError,
+        "schedule='cubic', expected one of […]",
+        config(schedule="cubic"),
+    ),
+    Case(
+        MAKE,
+        "an unknown prediction",
+        ValueError,
+        "prediction='score', expected one of […]",
+        config(prediction="score"),
+    ),
+    Case(
+        MAKE,
+        "an unknown solver",
+        ValueError,
+        "solver='leapfrog', expected one of […]",
+        config(solver="leapfrog"),
+    ),
+    Case(
+        MAKE,
+        "an unknown spacing",
+        ValueError,
+        "spacing='odd', expected one of […]",
+        config(spacing="odd"),
+    ),
+    Case(
+        MAKE,
+        "an unknown unit of Q",
+        ValueError,
+        "q_unit='odd', expected one of ['reward', 'spread']",
+        config(q_unit="odd"),
+    ),
+    Case(
+        MAKE,
+        "a learning rate that is no number",
+        ValueError,
+        "behavior_learning_rate=nan, expected positive",
+        config(behavior_learning_rate=math.nan),
+    ),
+    Case(
+        MAKE,
+        "no solver steps",
+        ValueError,
+        "solver_steps=0, expected positive",
+        config(solver_steps=0),
+    ),
+    Case(
+        MAKE,
+        "an empty batch",
+        ValueError,
+        "critic_batch_size=0, expected positive",
+        config(critic_batch_size=0),
+    ),
+    Case(
+        MAKE,
+        "a layer without units",
+        ValueError,
+        "critic_hidden=(8, 0), expected positive",
+        config(critic_hidden=(8, 0)),
+    ),
+    Case(
+        LEARN,
+        "something that is no dataset",
+        TypeError,
+        "dataset is a int, expected a Minari id such as …",
+        lambda: learn(dataset=5),
+    ),
+    Case(
+        LEARN,
+        "a log interval of nothing",
+        ValueError,
+        "log_interval=0, expected at least 1",
+        lambda: learn(log_interval=0),
+    ),
+    Case(
+        LEARN,
+        "a callback that cannot be called",
+        TypeError,
+        "callback is a int, expected an SB3 callback, a list of them, or a function of (locals, "
+        "globals)",
+        lambda: learn(callback=5),
+    ),
+    Case(
+        LEARN,
+        "other data on resume",
+        ValueError,
+        "training stands at timestep … on dataset 'test/made/by-hand-v0'; 'test/made/by-hand-v0' "
+        "holds other data. Resume with the former dataset, go on with this one by "
+        "allow_other_dataset=True, or start anew with reset_num_timesteps=True",
+        lambda: agent().learn(make_dataset(seed=5), reset_num_timesteps=False),
+    ),
+    Case(
+        LEARN,
+        "data of other spaces on resume",
+        ValueError,
+        "test/made/by-hand-v0 has observations (4,) and actions …; this agent was made for (3,) "
+        "and …",
+        lambda: resume_on(make_dataset(observation_dim=4)),
+    ),
+    Case(
+        LEARN,
+        "a loss that explodes",
+        NonFiniteError,
+        "critic/loss is nan at step 2 of stage 'critic' (timestep …); the parameters are those of "
+        "the step before. No checkpoint was written yet. Likely causes: …",
+        exploding,
+    ),
+    Case(
+        LEARN,
+        "stages out of order",
+        RuntimeError,
+        "no support actions yet: call generate_support(dataset) first",
+        lambda: QGPO(PAPER_LIKE, device="cpu").train_critic(make_dataset()),
+    ),
+    Case(
+        LEARN,
+        "checkpoints every nothing",
+        ValueError,
+        "every=0, expected at least 1 step between two checkpoints",
+        lambda: SaveCheckpoint(Path("a.zip"), 0),
+    ),
+    Case(
+        LEARN,
+        "parameters of other names",
+        ValueError,
+        "parameters: unknown ['actor'], missing […], expected […]",
+        lambda: agent().set_parameters({"actor": {}}),
+    ),
+    Case(
+        LEARN,
+        "parameters of other shapes",
+        ValueError,
+        "parameters of 'critic' do not fit: … is missing, expected … (wrong: […])",
+        lambda: agent().set_parameters({"critic": {}}, exact_match=False),
+    ),
+    Case(
+        PREDICT,
+        "an agent that was not trained",
+        RuntimeError,
+        "this QGPO has not been trained: call learn(dataset), or load a file",
+        lambda: QGPO(PAPER_LIKE, device="cpu").predict(np.zeros(3)),
+    ),
+    Case(
+        PREDICT,
+        "what env.reset() returns",
+        ValueError,
+        "predict() was given a tuple: `env.reset()` returns (observation, info), pass only the "
+        "observation",
+        predict((np.zeros(3), {})),
+    ),
+    Case(
+        PREDICT,
+        "an observation of another shape",
+        ValueError,
+        "observation has shape (4,), expected (3,) or (n, 3)",
+        predict(np.zeros(4)),
+    ),
+    Case(
+        PREDICT,
+        "a number",
+        ValueError,
+        "observation has shape (), expected (3,) or (n, 3)",
+        predict(1.0),
+    ),
+    Case(
+        PREDICT,
+        "a dict",
+        ValueError,
+        "observation is a dict that is no array of numbers (…); expected shape (3,) or (n, 3)",
+        predict({"x": np.zeros(3)}),
+    ),
+    Case(
+        PREDICT,
+        "a NaN",
+        ValueError,
+        "observation has NaN or infinite values: [ 0. nan 0.]",
+        predict(np.array([0.0, np.nan, 0.0])),
+    ),
+    Case(
+        PREDICT,
+        "an unknown solver",
+        ValueError,
+        "solver='leapfrog', expected one of […]",
+        lambda: predict_with(solver="leapfrog"),
+    ),
+    Case(
+        PREDICT,
+        "no solver steps",
+        ValueError,
+        "solver steps=0, expected at least 1",
+        lambda: predict_with(solver_steps=0),
+    ),
+]

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+from agent_tester import CHECKS, Subject
+from conftest import CONFIGS
+
+from qgpo.agents import AGENTS
+
+SUBJECTS = {"QGPO": CONFIGS}
+
+
+def test_every_agent_has_subjects():
+    assert set(SUBJECTS) == set(AGENTS)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("check", sorted(CHECKS))
+@pytest.mark.parametrize(
+    ("name", "config"), [(agent, c) for agent, configs in SUBJECTS.items() for c in sorted(configs)]
+)
+def test_every_agent_passes(name, config, check):
+    CHECKS[check](Subject(AGENTS[name], SUBJECTS[name][config]))
