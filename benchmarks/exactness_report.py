@@ -108,7 +108,7 @@ def draw(path: Path, data: dict[str, Any]) -> None:
 
     betas = list(data["betas"])
     figure, axes = plt.subplots(
-        1, len(betas), figsize=(4.2 * len(betas), 3.6), layout="constrained", squeeze=False
+        1, len(betas), figsize=(5.0 * len(betas), 5.0), layout="constrained", squeeze=False
     )
     for axis, beta in zip(axes[0], betas, strict=True):
         methods = data["betas"][beta]["methods"]
@@ -129,11 +129,11 @@ def draw(path: Path, data: dict[str, Any]) -> None:
         axis.set_title(f"beta = {beta}", fontsize=10)
         axis.set_xlabel("t")
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=6.5, loc="lower left")
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2)
     axes[0, 0].set_ylabel(r"rms $\sigma_t \|\nabla f - \nabla f^*\|$ under $p_t$")
     dim = data["args"]["dim"]
     figure.suptitle(
-        f"Error of the guidance over t, eight Gaussians in {dim} dimensions (dotted: size of the "
+        f"Error of the guidance over t, eight Gaussians in {dim} dimensions\n(dotted: size of the "
         "exact guidance)",
         fontsize=10,
     )
