@@ -2,8 +2,8 @@
 
     python benchmarks/table.py
 
-Each file is the evaluation.json of one run (dataset, seed); means are over the seeds' means, with
-a 95 % t-interval over seeds.
+Each file is the evaluation.json of one run (dataset, seed); a cell shows the mean over seeds and,
+in brackets, each seed's own mean over its episodes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-
-T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""97.5 % quantile of Student's t for n - 1 degrees of freedom"""
-
 
 def main() -> None:
     """Print one row per dataset, one column per guidance scale."""
@@ -42,11 +38,8 @@ def main() -> None:
 
 
 def _cell(values: list[float]) -> str:
-    mean = np.mean(values)
-    if len(values) < 2:
-        return f"{mean:.0f}"
-    half = T_QUANTILE[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{mean:.0f} ± {half:.0f}"
+    each = ", ".join(f"{value:.0f}" for value in values)
+    return f"{np.mean(values):.0f} ({each})"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def collect(
 
     With `switch_every`, the policy is drawn anew about every so many steps (a coin each step),
     so that all behaviors visit the same states. Episodes open when the steps are reached are
-    played to their end: dropping them would favour short ones. Reproducible from the seed.
+    played to their end: dropping them would favour short ones. Reproducible from the seed: with
+    several torch threads sums are rounded differently, and a simulator makes that another
+    rollout, so one is used.
     """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +59,10 @@ def collect(
     playing = {i: _Episode.begin(env, int(rng.integers(2**31))) for i, env in enumerate(envs)}
     active = rng.integers(len(policies), size=N_ENVS)
     taken = 0
-    with tqdm(total=n_steps, desc=f"collect {env_id}", disable=not progress_bar) as bar:
+    with (
+        one_thread(),
+        tqdm(total=n_steps, desc=f"collect {env_id}", disable=not progress_bar) as bar,
+    ):
         while playing:
             slots = list(playing)
             observations = np.stack([playing[i].observations[-1] for i in slots])
@@ -76,6 +82,17 @@ def collect(
     for env in envs:
         env.close()
     return finished
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread inside, as many as before after it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Episode:
