@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+
 def main() -> None:
     """Print one row per dataset, one column per guidance scale."""
     means: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))

@@ -293,9 +293,14 @@ def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
 
 def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
     """The values, all 0 or 1, as (N,) booleans."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"dataset {of!r}: {name} are no flags ({error})") from error
     if array.shape != (n,):
         raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected ({n},)")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"dataset {of!r}: {name} are no flags: {values!r}, expected False or True")
     if not np.isin(array, (0, 1)).all():
         wrong = array[~np.isin(array, (0, 1))][0]
         raise ValueError(f"dataset {of!r}: {name} has value {wrong!r}, expected False or True")

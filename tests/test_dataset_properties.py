@@ -23,6 +23,7 @@ BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 EPISODES = st.lists(st.tuples(st.integers(1, 7), st.booleans()), min_size=1, max_size=8)
 RELAXED = settings(
     max_examples=25,
+    derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
