@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import minari
 import numpy as np
 import pytest
@@ -216,3 +217,7 @@ def same_parameters(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 def subprocess_environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", **more}
+
+
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")

@@ -119,7 +119,7 @@ def test_shuffled_transitions_keep_both_ends(episodes, data):
 @RELAXED
 @given(first=EPISODES, second=EPISODES)
 def test_concatenation_keeps_alignment(first, second):
-    assume(len(first) + len(second) < 12)
+    assume(len(first) + len(second) < 10)
     both = numbered_episodes(*zip(*[*first, *second], strict=True))
     parts = both[: len(first)], both[len(first) :]
     datasets = [load_dataset(write_buffers(p, f"test/n{next(COUNTER)}-v0")) for p in parts]
