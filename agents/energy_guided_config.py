@@ -58,8 +58,8 @@ class EnergyGuidedConfig:
     """gradient of analytic: autograd or shift"""
     analytic_damped: bool = True
     """limit the variance term of analytic"""
-    analytic_bound: float | None = None
-    """largest |sigma grad f| / |eps| of analytic"""
+    guidance_bound: float | None = None
+    """largest |w sigma grad f| / |eps| while sampling; none: no bound"""
     solver: str = "dpm_solver_2m"
     """solver unless `sample` is told another"""
     solver_steps: int = 25

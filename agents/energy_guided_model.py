@@ -116,7 +116,6 @@ class GuidedModel:
                 gradient=c.analytic_gradient,
                 damped=c.analytic_damped,
                 clamp=c.clamp,
-                bound=c.analytic_bound,
             ),
         )
 
@@ -206,6 +205,7 @@ class GuidedModel:
             c,
             guidance=guidance.gradient,
             guidance_scale=scale,
+            guidance_bound=self.config.guidance_bound,
             solver=solver or self.config.solver,
             steps=steps or self.config.solver_steps,
             spacing=spacing or self.config.spacing,

@@ -20,6 +20,24 @@ def in_support_value(q: Tensor, beta_q: float | Tensor) -> Tensor:
     return torch.sum(torch.softmax(beta_q * q, dim=-1) * q, dim=-1)
 
 
+def in_support_expectile(q: Tensor, expectile: float) -> Tensor:
+    """V(s) as the expectile of Q(s, a_j) over support actions: (..., M) to (...).
+
+    The root v of sum_j |expectile - 1(q_j < v)| (q_j - v) = 0, implicit Q-learning's value
+    (Kostrikov et al. 2021, arXiv 2110.06169, Eq. 5) on samples: 0.5 is the mean, 1 the maximum.
+    Reweighting by sides is Newton's method on a piecewise linear function: it ends after finitely
+    many steps, a handful here.
+    """
+    v = q.mean(dim=-1, keepdim=True)
+    for _ in range(q.shape[-1]):
+        weight = torch.where(q < v, 1.0 - expectile, expectile)
+        following = torch.sum(weight * q, dim=-1, keepdim=True) / weight.sum(dim=-1, keepdim=True)
+        if torch.equal(following, v):
+            break
+        v = following
+    return v.squeeze(-1)
+
+
 def td_target(rewards: Tensor, terminations: Tensor, next_values: Tensor, gamma: float) -> Tensor:
     """One step: r + gamma (1 - terminated) V(s'); a truncation does not cut it. Shapes (B,)."""
     return rewards + gamma * (1.0 - terminations) * next_values

@@ -112,18 +112,26 @@ class Diffusion(nn.Module):
         condition: Tensor | None,
         guidance: GuidanceGradient | None,
         scale: float,
+        bound: float | None = None,
     ) -> Tensor:
         """E[x_0 | x_t] under p_t ~ q_t e^(scale f_t), shape (B, D).
 
         eps_guided = eps - scale sigma grad f (CEP paper, Eq. 11), therefore
         x_0 = x_0_unguided + scale (sigma^2 / alpha) grad f. No gradient is taken at scale 0.
+        With `bound` the guidance is shortened to |scale sigma grad f| <= bound |eps| (ours).
         """
         with torch.no_grad():
             x_0 = self.denoise(x_t, t, condition)
         if guidance is None or scale == 0.0:
             return x_0
         alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
-        return x_0 + scale * sigma**2 / alpha * guidance(x_t, t, condition)
+        shift = scale * sigma * guidance(x_t, t, condition)
+        if bound is not None:
+            eps = (x_t - alpha * x_0) / sigma
+            limit = bound * torch.linalg.vector_norm(eps, dim=-1, keepdim=True)
+            size = torch.linalg.vector_norm(shift, dim=-1, keepdim=True)
+            shift = shift * torch.clamp(limit / size.clamp(min=1e-12), max=1.0)
+        return x_0 + sigma / alpha * shift
 
     def sample(
         self,
@@ -132,6 +140,7 @@ class Diffusion(nn.Module):
         *,
         guidance: GuidanceGradient | None = None,
         guidance_scale: float = 0.0,
+        guidance_bound: float | None = None,
         solver: str = "dpm_solver_2m",
         steps: int = 15,
         spacing: str = "time",
@@ -143,7 +152,10 @@ class Diffusion(nn.Module):
         """
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.guided_denoise(x_t, t.expand(len(x_t)), condition, guidance, guidance_scale)
+            times = t.expand(len(x_t))
+            return self.guided_denoise(
+                x_t, times, condition, guidance, guidance_scale, guidance_bound
+            )
 
         times = time_grid(self.schedule, steps, spacing).to(x.device)
         solve = get_solver(solver, self.schedule)

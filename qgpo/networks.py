@@ -201,10 +201,11 @@ class TwinQ(nn.Module):
         action_dim: int,
         hidden: Sequence[int],
         layer_norm: bool = False,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         sizes = [observation_dim + action_dim, *hidden, 1]
-        self.heads = nn.ModuleList(mlp(sizes, "relu", layer_norm) for _ in range(2))
+        self.heads = nn.ModuleList(mlp(sizes, activation, layer_norm) for _ in range(2))
 
     def both(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(..., S), (..., A) to (2, ...)."""

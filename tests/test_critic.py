@@ -8,6 +8,7 @@ from torch import nn
 
 from qgpo.critic import (
     critic_loss,
+    in_support_expectile,
     in_support_value,
     lambda_returns,
     polyak_update,
@@ -91,3 +92,14 @@ def test_critic_loss_regresses_both_heads():
     assert loss.item() == pytest.approx(2.5)
     assert metrics["q"].item() == pytest.approx(4.5)
     assert critic(observations, actions).item() == pytest.approx(3.0)
+
+
+def test_expectile_value_by_hand():
+    # uniform on [-1, 1]: 0.9 (1 - v)^2 = 0.1 (1 + v)^2, so v = (3 - 1) / (3 + 1)
+    q = torch.linspace(-1.0, 1.0, 2001)[None].repeat(2, 1)
+    torch.testing.assert_close(
+        in_support_expectile(q, 0.9), torch.full((2,), 0.5), atol=1e-3, rtol=0
+    )
+    few = torch.tensor([[0.0, 1.0, 5.0]])
+    assert float(in_support_expectile(few, 0.5)) == pytest.approx(2.0)
+    assert float(in_support_expectile(few, 1.0)) == pytest.approx(5.0)

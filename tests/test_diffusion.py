@@ -144,6 +144,24 @@ def test_guided_denoiser_is_the_denoiser_of_the_tilted_gaussian(schedule, predic
 
 
 @every_combination
+def test_the_bound_shortens_the_guidance_and_keeps_its_direction(schedule, prediction):
+    t = torch.linspace(0.1, 0.9, 9).double()
+    x = torch.linspace(-2, 2, 9).double()[:, None]
+    model = Diffusion(ExactGaussian(schedule, prediction), schedule, prediction)
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    plain = model.denoise(x, t, None)
+    eps = (x - alpha * plain) / sigma
+    free, bounded = (
+        (model.guided_denoise(x, t, None, exact_gradient(schedule), 5.0, b) - plain) * alpha / sigma
+        for b in (None, 0.3)
+    )
+    assert float((free.abs() / eps.abs()).max()) > 0.3
+    torch.testing.assert_close(
+        bounded, torch.sign(free) * torch.minimum(free.abs(), 0.3 * eps.abs())
+    )
+
+
+@every_combination
 @pytest.mark.parametrize("solver", ["ddim", "dpm_solver_2m"])
 def test_guided_samples_shift_by_beta_times_variance(schedule, prediction, solver):
     noise = normal_quantiles().double()

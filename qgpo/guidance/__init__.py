@@ -7,11 +7,13 @@ mse        regression on beta e: too weak                    trained network
 emse       regression on e^{beta e}: exact, badly scaled     trained network
 dps        beta e at the posterior mean                      no training
 analytic   Gaussian posterior, Taylor series of the energy   no training
+aepo       the same, learned by a network                    trained network
 weighted   exact: weighted regression of p's own model       trained diffusion model
 """
 
 from __future__ import annotations
 
+from qgpo.guidance.aepo import AnalyticNetwork
 from qgpo.guidance.analytic import Analytic
 from qgpo.guidance.base import (
     AnalyticOptions,
@@ -32,6 +34,7 @@ GUIDANCES: dict[str, type[Guidance]] = {
     "emse": EMSE,
     "dps": DPS,
     "analytic": Analytic,
+    "aepo": AnalyticNetwork,
     "weighted": Weighted,
 }
 
@@ -50,6 +53,7 @@ __all__ = [
     "GUIDANCES",
     "MSE",
     "Analytic",
+    "AnalyticNetwork",
     "AnalyticOptions",
     "Guidance",
     "GuidanceParts",

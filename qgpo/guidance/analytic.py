@@ -16,18 +16,20 @@ is the exact covariance at every x_t and costs D backward passes.
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from qgpo.diffusion import diffuse
+from qgpo.diffusion import Metrics, diffuse
 from qgpo.guidance.base import (
     AnalyticOptions,
     Denoiser,
     Guidance,
     GuidanceParts,
     ScaledEnergy,
+    flat_condition,
+    noisy_groups,
 )
 from qgpo.schedule import Schedule
 
@@ -64,6 +66,28 @@ def variance_table(
         else:
             rows.append(torch.mean((x_0 - m) ** 2, dim=0))
     return times, torch.stack(rows)
+
+
+class Expansion(NamedTuple):
+    """The closed form at noisy samples (B, D)."""
+
+    f: Tensor
+    """(B,)"""
+    shift: Tensor
+    """(B, D) by which the energy moves the posterior mean"""
+    slope: Tensor
+    """(B,) change of f_0 over one posterior standard deviation, beta sqrt(v) |grad Q|"""
+    damping: Tensor
+    """(B,) factor on the variance term, below 1 where it was limited"""
+
+    def metrics(self, t: Tensor) -> Metrics:
+        """Slopes per third of the noise levels t (B,), and the share that was damped."""
+        slope, found = self.slope.detach(), {}
+        edges = torch.linspace(0.0, 1.0, 4, device=t.device)
+        for name, low, high in zip(("low", "middle", "high"), edges[:-1], edges[1:], strict=True):
+            inside = ((t >= low) & (t < high)).to(slope)
+            found[f"slope_{name}_noise"] = (inside * slope).sum() / inside.sum().clamp(min=1.0)
+        return {**found, "damped": (self.damping < 1.0).float().mean()}
 
 
 class Analytic(Guidance):
@@ -122,29 +146,27 @@ class Analytic(Guidance):
         """The closed form of the chosen order: (B, D), (B,), (B, C) to (B,)."""
         with torch.enable_grad():
             x_t = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
-            return self._expand(x_t, t, condition)[0]
+            return self.expand(x_t, t, condition).f
+
+    def metrics(self, x_0: Tensor, condition: Tensor | None, generator: torch.Generator) -> Metrics:
+        """Slopes and damping at noisy versions of groups x_0 (B, K, D)."""
+        groups = noisy_groups(x_0, self.schedule, "sample", generator)
+        t = groups.t.flatten()
+        with torch.enable_grad():
+            x_t = groups.x_t.flatten(0, 1).requires_grad_()
+            return self.expand(x_t, t, flat_condition(condition, x_0.shape[1])).metrics(t)
 
     def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Gradient of f, (B, D), by autograd or as alpha / sigma^2 times the shift of the mean."""
+        if self.options.gradient == "autograd":
+            return super().gradient(x_t, t, condition)
+        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
         with torch.enable_grad():
-            x_t = x_t.detach().requires_grad_()
-            f, shift, m = self._expand(x_t, t, condition)
-            alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
-            if self.options.gradient == "shift":
-                gradient = alpha / sigma**2 * shift
-            else:
-                gradient = torch.autograd.grad(f.sum(), x_t)[0]
-        if self.options.bound is None:
-            return gradient.detach()
-        eps = (x_t - alpha * m) / sigma
-        limit = self.options.bound * torch.linalg.vector_norm(eps, dim=-1, keepdim=True)
-        size = sigma * torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-        return (gradient * torch.clamp(limit / size.clamp(min=1e-12), max=1.0)).detach()
+            shift = self.expand(x_t.detach().requires_grad_(), t, condition).shift
+        return (alpha / sigma**2 * shift).detach()
 
-    def _expand(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Values f (B,), the energy's shift of the posterior mean (B, D), and m (B, D)."""
+    def expand(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Expansion:
+        """The closed form where x_t (B, D) requires a gradient."""
         m = self.denoise(x_t, t, condition)
         covariance = self._covariance(x_t, t, m)
         if self.options.clamp is not None:
@@ -161,10 +183,12 @@ class Analytic(Guidance):
             shift = torch.linalg.solve(system, shift)
             curvature = -0.5 * torch.logdet(system)
         gain = torch.sum(g * shift, dim=-1)
+        slope = gain.clamp(min=1e-12) ** 0.5
+        damping = torch.ones_like(gain)
         if self.options.damped:
-            damping = torch.clamp(gain.clamp(min=1e-12) ** -0.5, max=1.0)
+            damping = torch.clamp(1.0 / slope, max=1.0)
             gain, shift = damping * gain, damping[:, None] * shift
-        return f_0 + curvature + 0.5 * gain, shift, m
+        return Expansion(f_0 + curvature + 0.5 * gain, shift, slope, damping)
 
     def _limited(self, product: Tensor) -> Tensor:
         """S H shrunk where its largest eigenvalue would leave the domain of order 2."""

@@ -40,8 +40,6 @@ class AnalyticOptions:
     """limit the variance term to where one posterior standard deviation changes f by 1"""
     clamp: float | None = None
     """bound on the posterior mean's coordinates before the energy sees it"""
-    bound: float | None = None
-    """largest allowed |sigma grad f| / |eps|"""
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,10 @@ class Guidance(nn.Module, ABC):
             f = self.f(x_t, t, condition)
             return torch.autograd.grad(f.sum(), x_t)[0]
 
+    def metrics(self, x_0: Tensor, condition: Tensor | None, generator: torch.Generator) -> Metrics:
+        """What is worth logging about it on groups x_0 (B, K, D), condition as in `loss`."""
+        return {}
+
     def loss(
         self,
         x_0: Tensor,
@@ -157,6 +159,15 @@ def noisy_groups(
     return NoisyGroups(x_t, t, None)
 
 
+def flat_condition(condition: Tensor | None, k: int) -> Tensor | None:
+    """Conditions of groups, (B, C) or (B, K, C), one per sample: (B K, C)."""
+    if condition is None:
+        return None
+    if condition.dim() == 2:
+        condition = condition[:, None].expand(-1, k, -1)
+    return condition.flatten(0, 1)
+
+
 class LearnedEnergy(Guidance):
     """A network f_phi(x_t, t, condition) trained by some regression.
 
@@ -200,9 +211,7 @@ class LearnedEnergy(Guidance):
         n, k, dim = x_0.shape
         if condition is not None:
             refuse_posterior_targets(self.targets)
-            if condition.dim() == 2:
-                condition = condition[:, None].expand(n, k, condition.shape[-1])
-            condition = condition.flatten(0, 1)
+        condition = flat_condition(condition, k)
         f = self.f(groups.x_t.reshape(n * k, dim), groups.t.reshape(n * k), condition)
         return f.reshape(n, k), groups.log_posterior
 

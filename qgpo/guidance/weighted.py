@@ -28,6 +28,7 @@ from qgpo.guidance.base import (
     Guidance,
     GuidanceParts,
     check_targets,
+    flat_condition,
     refuse_posterior_targets,
 )
 
@@ -53,10 +54,7 @@ def weighted_loss(
         x_t, t, target, weight = _sample_targets(model, x_0, log_weight, generator)
     if condition is not None:
         refuse_posterior_targets(targets)
-        if condition.dim() == 2:
-            condition = condition[:, None].expand(-1, k, -1)
-        condition = condition.flatten(0, 1)
-    output = model.network(x_t.flatten(0, 1), t.flatten(), condition)
+    output = model.network(x_t.flatten(0, 1), t.flatten(), flat_condition(condition, k))
     error = torch.mean((output - target.flatten(0, 1)) ** 2, dim=-1)
     loss = torch.mean(weight.flatten() * error)
     return loss, {"loss": loss, "effective_samples": effective}

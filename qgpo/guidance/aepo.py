@@ -1,0 +1,71 @@
+"""AEPO's network: regression of f_t on the analytic intermediate energy (arXiv 2505.01822).
+
+`analytic` evaluates its closed form while sampling and differentiates energy and denoiser at
+every step; a network that has learned it costs what `cep` costs. It is as inexact as the closed
+form: exact for Gaussian q with a linear energy (order 1) or a quadratic one (order 2).
+
+Only differences within a group count, as in contrastive energy prediction: energies of two
+states may lie far apart (Q does), and the sampler never compares them. The published loss
+regresses the value itself; f up to a c(t, condition) has the same gradient.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from qgpo.diffusion import Metrics
+from qgpo.guidance.analytic import Analytic
+from qgpo.guidance.base import GuidanceParts, LearnedEnergy, flat_condition, noisy_groups
+from qgpo.guidance.mse import mse_loss
+from qgpo.schedule import Schedule
+
+
+class AnalyticNetwork(LearnedEnergy):
+    """f_phi by regression on the closed form of `analytic`."""
+
+    needs_energy: ClassVar[bool] = True
+
+    def __init__(
+        self, analytic: Analytic, network: nn.Module, schedule: Schedule, preconditioned: bool
+    ) -> None:
+        super().__init__(network, schedule, preconditioned)
+        self.analytic = analytic
+
+    @classmethod
+    def from_parts(cls, parts: GuidanceParts) -> Self:
+        """A fresh network beside the closed form."""
+        analytic = Analytic.from_parts(parts)
+        return cls(analytic, parts.make_energy_network(), parts.schedule, parts.preconditioned)
+
+    def prepare(
+        self,
+        x_0: Tensor,
+        scaled_energy: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator,
+    ) -> None:
+        """Tabulate the posterior variance on (N, D) data."""
+        self.analytic.prepare(x_0, scaled_energy, condition, generator)
+
+    def loss(
+        self,
+        x_0: Tensor,
+        scaled_energy: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Metrics]:
+        """x_0 (B, K, D), condition (B, C) or (B, K, C); the label is the closed form's."""
+        groups = noisy_groups(x_0, self.schedule, "sample", generator)
+        x_t, t = groups.x_t.flatten(0, 1), groups.t.flatten()
+        condition = flat_condition(condition, x_0.shape[1])
+        with torch.enable_grad():
+            expansion = self.analytic.expand(x_t.detach().requires_grad_(), t, condition)
+        label = expansion.f.detach().reshape(x_0.shape[:2])
+        label = label - label.mean(dim=-1, keepdim=True)
+        f = self.f(x_t, t, condition).reshape(x_0.shape[:2])
+        loss, metrics = mse_loss(f - f.mean(dim=-1, keepdim=True), label)
+        metrics["target_range"] = (label.amax(dim=-1) - label.amin(dim=-1)).mean()
+        return loss, {**metrics, **expansion.metrics(t)}
