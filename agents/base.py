@@ -50,6 +50,8 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
     name: ClassVar[str]
     config_class: ClassVar[type[Any]]
     presets: ClassVar[dict[str, Any]]
+    younger_fields: ClassVar[frozenset[str]] = frozenset()
+    """fields of the configuration that files of the first format version may lack"""
 
     def __init__(
         self,
@@ -61,21 +63,9 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        if isinstance(config, str):
-            if config not in self.presets:
-                raise ValueError(
-                    f"preset={config!r}, expected one of {sorted(self.presets)} or a "
-                    f"{self.config_class.__name__}"
-                )
-            config = self.presets[config]
-        if not isinstance(config, self.config_class):
-            raise TypeError(
-                f"config is a {type(config).__name__}, expected a preset's name "
-                f"{sorted(self.presets)} or a {self.config_class.__name__}"
-            )
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed={seed!r}, expected an integer of at least 0")
-        self.config: ConfigT = config  # type: ignore[assignment]
+        self.config: ConfigT = self.choose_config(config)
         super().__init__(seed, choose_device(device))
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
@@ -89,6 +79,23 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         self._batches: Batches | None = None
         if env is not None:
             self.set_env(env)
+
+    @classmethod
+    def choose_config(cls, config: ConfigT | str) -> ConfigT:
+        """The configuration, or the preset of that name."""
+        if isinstance(config, str):
+            if config not in cls.presets:
+                raise ValueError(
+                    f"preset={config!r}, expected one of {sorted(cls.presets)} or a "
+                    f"{cls.config_class.__name__}"
+                )
+            config = cast(ConfigT, cls.presets[config])
+        if not isinstance(config, cls.config_class):
+            raise TypeError(
+                f"config is a {type(config).__name__}, expected a preset's name "
+                f"{sorted(cls.presets)} or a {cls.config_class.__name__}"
+            )
+        return cast(ConfigT, config)
 
     # What a subclass says -----------------------------------------------------------------
 
@@ -349,12 +356,15 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
 
     @classmethod
     def config_from_json(cls, data: dict[str, Any]) -> ConfigT:
-        """The configuration that `dataclasses.asdict` and JSON made of it."""
+        """The configuration that `dataclasses.asdict` and JSON made of it.
+
+        `younger_fields` may be missing: their defaults are what the agent did before.
+        """
         names = {field.name for field in dataclasses.fields(cls.config_class)}
-        if set(data) != names:
+        unknown, missing = set(data) - names, names - set(data) - cls.younger_fields
+        if unknown or missing:
             raise CheckpointError(
-                f"configuration fields differ: unknown {sorted(set(data) - names)}, missing "
-                f"{sorted(names - set(data))}"
+                f"configuration fields differ: unknown {sorted(unknown)}, missing {sorted(missing)}"
             )
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         config: ConfigT = cls.config_class(**values)

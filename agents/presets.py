@@ -1,20 +1,30 @@
-"""QGPO's hyperparameters: the dataclass, and the presets as rows of it."""
+"""Hyperparameters of the family: dataclasses, and the presets as rows of them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 from qgpo.diffusion import PREDICTIONS
 from qgpo.envs.datasets import REWARD_TUNINGS
+from qgpo.guidance import GUIDANCES
+from qgpo.guidance.analytic import COVARIANCES, GRADIENTS
+from qgpo.networks import ACTIVATIONS
 from qgpo.schedule import SCHEDULES
 from qgpo.solver import SOLVERS, SPACINGS
 
-CHOICES: dict[str, Collection[str]] = {
+CHOICES: dict[str, Collection[str | int]] = {
     "schedule": SCHEDULES,
     "prediction": PREDICTIONS,
     "reward_tuning": (*REWARD_TUNINGS, "unit"),
     "q_unit": ("reward", "spread"),
+    "critic_activation": ACTIVATIONS,
+    "critic_value": ("softmax", "expectile"),
+    "guidance": sorted(set(GUIDANCES) - {"weighted"}),
+    "analytic_order": (1, 2),
+    "analytic_covariance": COVARIANCES,
+    "analytic_gradient": GRADIENTS,
     "solver": SOLVERS,
     "spacing": SPACINGS,
 }
@@ -23,6 +33,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "gamma": (0.0, 1.0),
     "tau": (1e-9, 1.0),
     "critic_lambda": (0.0, 1.0),
+    "expectile": (0.5, 1.0),
     "support_actions": (2, 1_000_000),
     "whitening_steps": (0, 10**12),
     "beta": (0.0, 1e9),
@@ -40,7 +51,7 @@ def check_config(config: object) -> None:
             if value not in CHOICES[name]:
                 raise ValueError(f"{name}={value!r}, expected one of {sorted(CHOICES[name])}")
             continue
-        if isinstance(value, bool):
+        if isinstance(value, bool) or (value is None and field.default is None):
             continue
         low, high = RANGES.get(name, (1e-12, float("inf")))
         for number in value if isinstance(value, tuple) else (value,):
@@ -50,14 +61,14 @@ def check_config(config: object) -> None:
 
 
 @dataclass(frozen=True)
-class QGPOConfig:
-    """Hyperparameters of QGPO; the defaults are the authors' (the `paper` preset)."""
+class GuidedPolicyConfig:
+    """What the agents of the family share; the defaults are the QGPO authors'."""
 
     # The diffusion model of the behavior
     schedule: str = "linear"
     """noise schedule: linear (variance preserving, the paper's), cosine or ot"""
     prediction: str = "noise"
-    """what the behavior network's output is: noise or velocity"""
+    """what the behavior network's output is: noise, velocity, or flow (only on ot)"""
     behavior_hidden: tuple[int, ...] = ()
     """layers of a plain MLP; empty means the authors' residual U-Net MLP"""
     behavior_steps: int = 600_000
@@ -67,7 +78,7 @@ class QGPOConfig:
     behavior_learning_rate: float = 1e-4
     """Adam step size of the behavior stage"""
     ema_decay: float = 0.0
-    """decay of the averaged behavior weights that are sampled from; 0 samples the last weights"""
+    """decay of the averaged weights that are sampled from; 0 samples the last weights"""
     whitening_steps: int = 0
     """gradient steps of a Gaussian policy in whose residuals the diffusion runs; 0: none"""
     normalize_observations: bool = False
@@ -79,9 +90,11 @@ class QGPOConfig:
     support_solver_steps: int = 15
     """solver steps for support actions"""
 
-    # Critic: in-support softmax Q-learning
+    # Critic: in-support Q-learning
     critic_hidden: tuple[int, ...] = (256, 256, 256)
     """layers of each Q network"""
+    critic_activation: str = "relu"
+    """relu, silu or tanh; a guidance of second order needs a smooth one"""
     critic_layer_norm: bool = False
     """layer normalisation in the Q networks"""
     critic_steps: int = 500_000
@@ -94,8 +107,12 @@ class QGPOConfig:
     """discount"""
     tau: float = 0.005
     """Polyak rate of the target critic"""
+    critic_value: str = "softmax"
+    """value of a state from Q of its support actions: softmax (the paper's) or expectile"""
     beta_q: float = 1.0
     """inverse temperature of the softmax value in the critic's target"""
+    expectile: float = 0.7
+    """of the expectile value; 0.5 is the mean, 1 the maximum"""
     critic_lambda: float = 0.0
     """lambda of the returns that the critic regresses on; 0 is the one-step target"""
     target_every: int = 1000
@@ -104,7 +121,39 @@ class QGPOConfig:
     """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
     returns of unit standard deviation)"""
 
-    # Energy: contrastive energy prediction
+    # The policy mu exp(beta Q)
+    beta: float = 3.0
+    """inverse temperature"""
+    q_unit: str = "reward"
+    """unit of Q in beta Q and beta_q Q: reward (as tuned) or spread (the typical standard
+    deviation of Q over a state's support actions)"""
+
+    # All stages
+    learning_rate_decay: bool = False
+    """lower every learning rate to zero along a half cosine"""
+
+    # Acting
+    guidance_scale: float = 1.0
+    """w; 1 is the policy mu exp(beta Q), 0 pure imitation"""
+    guidance_bound: float | None = None
+    """largest |w sigma grad f| / |eps| while acting; none: no bound"""
+    solver: str = "dpm_solver_2m"
+    """solver of the reverse process: dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (ot)"""
+    solver_steps: int = 15
+    """solver steps per action"""
+    spacing: str = "time"
+    """solver times uniform in time or in log_snr, or karras"""
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+
+@dataclass(frozen=True)
+class QGPOConfig(GuidedPolicyConfig):
+    """Hyperparameters of QGPO; the defaults are the authors' (the `paper` preset)."""
+
+    guidance: str = "cep"
+    """how f_t is obtained: cep (the paper's), mse, emse, dps, analytic or aepo"""
     energy_hidden: tuple[int, ...] = (256, 256, 256, 256)
     """layers of the energy network"""
     energy_time_scale: float = 30.0
@@ -117,59 +166,100 @@ class QGPOConfig:
     """states per energy step, each with all its support actions"""
     energy_learning_rate: float = 3e-4
     """Adam step size of the energy stage"""
-    beta: float = 3.0
-    """inverse temperature of the policy mu exp(beta Q)"""
-    q_unit: str = "reward"
-    """unit of Q in beta Q and beta_q Q: reward (as tuned) or spread (the typical standard
-    deviation of Q over a state's support actions)"""
+    analytic_order: int = 1
+    """order of analytic and aepo: 1 or 2"""
+    analytic_covariance: str = "residual"
+    """their posterior covariance: moment, residual, per_dimension or jacobian"""
+    analytic_gradient: str = "autograd"
+    """gradient of analytic: autograd, or shift, which does not differentiate the denoiser"""
+    analytic_damped: bool = True
+    """limit their variance term to where one standard deviation changes f by 1"""
 
-    # All stages
-    learning_rate_decay: bool = False
-    """lower every learning rate to zero along a half cosine"""
 
-    # Acting
-    guidance_scale: float = 1.0
-    """w, the factor on the energy's gradient; exact at 1, pure imitation at 0"""
-    solver: str = "dpm_solver_2m"
-    """ODE solver: dpm_solver_2m or ddim"""
-    solver_steps: int = 15
-    """solver steps per action"""
-    spacing: str = "time"
-    """solver times uniform in time or in log_snr"""
+@dataclass(frozen=True)
+class AEPOConfig(QGPOConfig):
+    """Hyperparameters of AEPO: QGPO's, with the analytic energy by default."""
+
+    guidance: str = "aepo"
+    """aepo (a network learns the analytic energy) or analytic (no network)"""
 
     def __post_init__(self) -> None:
-        check_config(self)
+        super().__post_init__()
+        if self.guidance not in ("aepo", "analytic"):
+            raise ValueError(
+                f"guidance={self.guidance!r}, expected one of ['aepo', 'analytic']; QGPO has others"
+            )
 
 
-PAPER = QGPOConfig()
-LAPTOP = replace(
-    PAPER,
-    schedule="cosine",
-    prediction="velocity",
-    behavior_hidden=(256, 256),
-    behavior_steps=8_000,
-    behavior_batch_size=512,
-    behavior_learning_rate=1e-3,
-    ema_decay=0.999,
-    whitening_steps=4_000,
-    normalize_observations=True,
-    support_solver_steps=6,
-    critic_hidden=(256, 256),
-    critic_layer_norm=True,
-    critic_steps=8_000,
-    critic_learning_rate=1e-3,
-    critic_lambda=0.9,
-    reward_tuning="unit",
-    energy_hidden=(256, 256),
-    energy_time_scale=1.0,
-    energy_preconditioned=True,
-    energy_steps=4_000,
-    energy_batch_size=128,
-    energy_learning_rate=1e-3,
-    beta=30.0,
-    beta_q=30.0,
-    learning_rate_decay=True,
-    solver_steps=8,
-)
+@dataclass(frozen=True)
+class QIPOConfig(GuidedPolicyConfig):
+    """Hyperparameters of QIPO; the defaults are those of published code (the `paper` preset)."""
 
-PRESETS: dict[str, QGPOConfig] = {"paper": PAPER, "laptop": LAPTOP}
+    support_actions: int = 64
+    """M, actions per observation among which the weights are shared out"""
+    policy_steps: int = 98_000
+    """gradient steps of the policy stage"""
+    policy_batch_size: int = 256
+    """states per policy step, each with all its support actions"""
+    policy_learning_rate: float = 3e-4
+    """Adam step size of the policy stage"""
+    renew_every: int = 10_000
+    """policy steps between two renewals of the support by the policy itself"""
+    largest_beta: float = 30.0
+    """no renewal beyond this effective beta; the l-th renewal makes it (l + 1) beta"""
+
+
+LAPTOP_SHARED: dict[str, Any] = {
+    "schedule": "cosine",
+    "prediction": "velocity",
+    "behavior_hidden": (256, 256),
+    "behavior_steps": 8_000,
+    "behavior_batch_size": 512,
+    "behavior_learning_rate": 1e-3,
+    "ema_decay": 0.999,
+    "whitening_steps": 4_000,
+    "normalize_observations": True,
+    "support_actions": 16,
+    "support_solver_steps": 6,
+    "critic_hidden": (256, 256),
+    "critic_layer_norm": True,
+    "critic_steps": 8_000,
+    "critic_learning_rate": 1e-3,
+    "critic_lambda": 0.9,
+    "reward_tuning": "unit",
+    "beta": 30.0,
+    "beta_q": 30.0,
+    "learning_rate_decay": True,
+    "solver_steps": 8,
+}
+LAPTOP_ENERGY: dict[str, Any] = {
+    "energy_hidden": (256, 256),
+    "energy_time_scale": 1.0,
+    "energy_preconditioned": True,
+    "energy_steps": 4_000,
+    "energy_batch_size": 128,
+    "energy_learning_rate": 1e-3,
+}
+LAPTOP_POLICY: dict[str, Any] = {
+    "policy_steps": 4_000,
+    "policy_batch_size": 128,
+    "policy_learning_rate": 1e-3,
+    "renew_every": 2_000,
+    "beta": 15.0,
+}
+FLOW: dict[str, Any] = {"schedule": "ot", "prediction": "flow"}
+
+PRESETS: dict[str, QGPOConfig] = {
+    "paper": QGPOConfig(),
+    "laptop": QGPOConfig(**{**LAPTOP_SHARED, **LAPTOP_ENERGY}),
+}
+AEPO_PRESETS: dict[str, AEPOConfig] = {
+    "paper": AEPOConfig(),
+    "laptop": AEPOConfig(**{**LAPTOP_SHARED, **LAPTOP_ENERGY}),
+}
+QIPO_PRESETS: dict[str, QIPOConfig] = {
+    "paper": QIPOConfig(),
+    "paper-flow": QIPOConfig(**FLOW),
+    "laptop": QIPOConfig(**{**LAPTOP_SHARED, **LAPTOP_POLICY}),
+    "laptop-flow": QIPOConfig(**{**LAPTOP_SHARED, **LAPTOP_POLICY, **FLOW}),
+}

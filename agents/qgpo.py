@@ -6,382 +6,189 @@
 4. energy     f_t by contrastive energy prediction on the same actions
 act           solve the reverse ODE with the score of mu plus the gradient of w f_t,
               so that actions follow mu(a|s) exp(beta Q(s, a)) at w = 1
+
+The first three stages are in `guided_policy.py`. `guidance` names another answer than contrastive
+energy prediction to what f_t is (`qgpo.guidance`).
 """
 
 from __future__ import annotations
 
-import copy
-import math
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
+import gymnasium as gym
 import torch
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from qgpo.agents.base import OfflineAgent
+from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
 from qgpo.agents.presets import PRESETS, QGPOConfig
 from qgpo.agents.training import Batches, take
-from qgpo.critic import (
-    critic_loss,
-    in_support_value,
-    lambda_returns,
-    polyak_update,
-    td_target,
-)
-from qgpo.diffusion import Diffusion, Metrics
+from qgpo.diffusion import Metrics
 from qgpo.envs.datasets import OfflineDataset
-from qgpo.guidance.cep import CEP
-from qgpo.networks import EnergyNetwork, MLPNoiseNetwork, TwinQ, UNetMLP
-from qgpo.normalization import Identity, ObservationNormalizer, Whitening
-from qgpo.schedule import make_schedule
-from qgpo.solver import get_solver, time_grid
+from qgpo.guidance import GUIDANCES, AnalyticOptions, Guidance, GuidanceParts, make_guidance
+from qgpo.networks import EnergyNetwork
 
-ROWS_PER_CHUNK = 2048
-"""rows per network call where tables over all states are filled: few enough to stay in cache"""
+STATES_TO_PREPARE = 512
+"""states whose support actions a guidance sees that tabulates posterior variances"""
 
 
-class QGPO(OfflineAgent[QGPOConfig]):
+class QGPO(GuidedPolicy[QGPOConfig]):
     """Diffusion policy with exact energy guidance, learned from a dataset alone.
 
         agent = QGPO("laptop", seed=0).learn(load_dataset("qgpo/halfcheetah/mixed-v0"))
         action, _ = agent.predict(observation)
 
-    `guidance_scale`, `solver` and `solver_steps` are attributes that may be set at any time.
+    `guidance` is short for that field of the configuration. `guidance_scale`, `solver` and
+    `solver_steps` are attributes that may be set at any time.
     """
 
     name: ClassVar[str] = "QGPO"
     config_class: ClassVar[type[QGPOConfig]] = QGPOConfig
     presets: ClassVar[dict[str, QGPOConfig]] = PRESETS
+    younger_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "analytic_covariance",
+            "analytic_damped",
+            "analytic_gradient",
+            "analytic_order",
+            "critic_activation",
+            "critic_value",
+            "expectile",
+            "guidance",
+            "guidance_bound",
+        }
+    )
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
 
-    normalizer: ObservationNormalizer
-    whitening: Whitening | Identity
-    behavior: Diffusion
-    behavior_ema: Diffusion
-    critic: TwinQ
-    critic_target: TwinQ
-    energy: CEP
+    energy: Guidance
 
-    def _build(self, observation_dim: int, action_dim: int) -> None:
+    def __init__(
+        self,
+        config: QGPOConfig | str = "laptop",
+        env: gym.Env[Any, Any] | VecEnv | str | None = None,
+        *,
+        guidance: str | None = None,
+        seed: int = 0,
+        device: torch.device | str = "auto",
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+    ) -> None:
+        if guidance is not None:
+            config = replace(self.choose_config(config), guidance=guidance)
+        super().__init__(
+            config, env, seed=seed, device=device, verbose=verbose, tensorboard_log=tensorboard_log
+        )
+
+    def _build_last(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
-        schedule = make_schedule(c.schedule)
-        self.guidance_scale = c.guidance_scale
-        self.solver = c.solver
-        self.solver_steps = c.solver_steps
-        get_solver(c.solver, schedule, stochastic=False)
-        time_grid(schedule, c.solver_steps, c.spacing)
-        self.normalizer = ObservationNormalizer(observation_dim)
-        self.whitening = (
-            Whitening(observation_dim, action_dim, (256, 256)) if c.whitening_steps else Identity()
+        self.temperature = InverseTemperature(c.beta)
+
+        def make_energy_network() -> EnergyNetwork:
+            return EnergyNetwork(action_dim, observation_dim, c.energy_hidden, c.energy_time_scale)
+
+        parts = GuidanceParts(
+            dim=action_dim,
+            schedule=self.behavior_ema.schedule,
+            denoise=self.behavior_ema.denoise,
+            make_energy_network=make_energy_network,
+            make_diffusion=lambda: self._make_diffusion(observation_dim, action_dim),
+            energy=self._scaled_energy,
+            preconditioned=c.energy_preconditioned,
+            analytic=AnalyticOptions(
+                order=c.analytic_order,
+                covariance=c.analytic_covariance,
+                gradient=c.analytic_gradient,
+                damped=c.analytic_damped,
+            ),
         )
-        network = (
-            MLPNoiseNetwork(action_dim, observation_dim, c.behavior_hidden)
-            if c.behavior_hidden
-            else UNetMLP(action_dim, observation_dim)
-        )
-        self.behavior = Diffusion(network, schedule, c.prediction)
-        self.behavior_ema = copy.deepcopy(self.behavior).requires_grad_(False)
-        self.critic = TwinQ(observation_dim, action_dim, c.critic_hidden, c.critic_layer_norm)
-        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        energy_network = EnergyNetwork(
-            action_dim, observation_dim, c.energy_hidden, c.energy_time_scale
-        )
-        self.energy = CEP(energy_network, schedule, c.energy_preconditioned)
-        self.networks.update(
-            {
-                "normalizer": self.normalizer,
-                "whitening": self.whitening,
-                "behavior": self.behavior,
-                "behavior_ema": self.behavior_ema,
-                "critic": self.critic,
-                "critic_target": self.critic_target,
-                "energy": self.energy,
-            }
-        )
-        for name in ("whitening", "behavior", "critic", "energy"):
-            parameters = list(self.networks[name].parameters())
-            if parameters:
-                self.optimizers[name] = torch.optim.Adam(parameters, lr=1e-4, fused=True)
+        self.energy = make_guidance(c.guidance, parts)
+        self.networks["energy"] = self.energy
+        if self.energy.needs_energy:
+            self.networks["temperature"] = self.temperature
+
+    def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """f_0 = beta Q(s, a) at the nearest action inside the bounds, (B, A), (B, S) to (B,)."""
+        assert condition is not None
+        actions = self.whitening.decode(condition, z).clamp(-1.0, 1.0)
+        q: Tensor = self.critic_target(condition, self.whitening.encode(condition, actions))
+        return self.temperature.beta * q
+
+    @property
+    def last_steps(self) -> int:
+        """Steps of the energy stage; a guidance without a network has one, to look at it."""
+        return self.config.energy_steps if self._trains_energy else 1
 
     @property
     def total_timesteps(self) -> int:
         """Gradient steps of a whole training."""
-        c = self.config
-        return c.whitening_steps + c.behavior_steps + c.critic_steps + c.energy_steps
+        return self.shared_timesteps + (self.config.energy_steps if self._trains_energy else 0)
 
-    def _forget_data(self) -> None:
-        if self.num_timesteps < self.total_timesteps:
-            self.tables, self.progress["support"] = {}, 0
-
-    def tables_to_save(self) -> dict[str, Tensor]:
-        """All tables; the support of memory-mapped data is made anew from its random state."""
-        if self._batches is None or self._batches.scratch is None:
-            return self.tables
-        return {name: table for name, table in self.tables.items() if name != "support"}
-
-    def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
-        c = self.config
-        if c.normalize_observations and self.num_timesteps == 0:
-            self.normalizer.fit(batches.states)
-        if c.reward_tuning == "unit":
-            returns = lambda_returns(
-                batches.rewards,
-                batches.terminations,
-                batches.last_steps,
-                torch.zeros_like(batches.rewards),
-                c.gamma,
-                1.0,
-            )
-            batches.rewards = batches.rewards / returns.std().clamp(min=1e-6)
-        else:
-            tuned = dataset.tuned_rewards(c.reward_tuning)
-            batches.rewards = torch.as_tensor(tuned, device=self.device)
+    @property
+    def _trains_energy(self) -> bool:
+        return GUIDANCES[self.config.guidance].trainable
 
     # Training: the paper's order ----------------------------------------------------------
 
     def _train(self, dataset: OfflineDataset) -> None:
-        if self.num_timesteps < self.total_timesteps:
+        if not self.is_trained:
             self.train_behavior(dataset)
             self.generate_support(dataset)
             self.train_critic(dataset)
             self.train_energy(dataset)
         self.tables = {}
 
-    def train_behavior(self, dataset: OfflineDataset) -> None:
-        """Stage 1: the diffusion model of mu(a|s), in whitened coordinates if configured."""
-        data = self._prepare(dataset)
-        c = self.config
-        if isinstance(self.whitening, Whitening):
-            self._train_whitening(data)
-
-        def update(step: int) -> Metrics:
-            index = self._draw(len(data), c.behavior_batch_size)
-            with torch.no_grad():
-                condition = self._condition(data, index)
-                z = self.whitening.encode(condition, data.scaled_actions(index))
-            loss, metrics = self.behavior.loss(z, condition, self.generator)
-            rate = self._rate(c.behavior_learning_rate, step, c.behavior_steps)
-            metrics["grad_norm"] = self._optimize("behavior", loss, rate)
-            decay = min(c.ema_decay, (step + 1) / (step + 10)) if c.ema_decay else 0.0
-            polyak_update(self.behavior, self.behavior_ema, 1.0 - decay)
-            return metrics
-
-        self._run_stage("behavior", c.behavior_steps, update)
-
-    def _train_whitening(self, data: Batches) -> None:
-        c = self.config
-        whitening = self.whitening
-        assert isinstance(whitening, Whitening)
-
-        def update(step: int) -> Metrics:
-            index = self._draw(len(data), 256)
-            condition = self._condition(data, index)
-            loss, metrics = whitening.loss(condition, data.scaled_actions(index))
-            rate = self._rate(1e-3, step, c.whitening_steps)
-            metrics["grad_norm"] = self._optimize("whitening", loss, rate)
-            return metrics
-
-        self._run_stage("whitening", c.whitening_steps, update)
-
-    def generate_support(self, dataset: OfflineDataset) -> None:
-        """Stage 2: M actions for every observation of the dataset, guidance off.
-
-        `tables["support"]` has shape (R, M, A), in whitened coordinates. The next state of
-        transition i is row state_index[i] + 1, so current and next states share the table.
-        """
-        data = self._prepare(dataset)
-        self._restore_support(data)
-
-        def update(step: int) -> Metrics:
-            self._draw_support(data, step)
-            return {}
-
-        chunks = math.ceil(len(data.states) / self._states_per_chunk)
-        with torch.no_grad():
-            self._run_stage("support", chunks, update, gradient_steps=False)
-
-    @property
-    def _states_per_chunk(self) -> int:
-        return max(1, ROWS_PER_CHUNK // self.config.support_actions)
-
-    @torch.no_grad()
-    def _draw_support(self, data: Batches, step: int) -> None:
-        """Fill the step-th chunk of the support table."""
-        chosen = slice(step * self._states_per_chunk, (step + 1) * self._states_per_chunk)
-        condition = self.normalizer(data.states[chosen].to(self.device))[:, None]
-        shape = (len(condition), self.config.support_actions, data.actions.shape[-1])
-        noise = torch.randn(shape, generator=self.generator, device=self.device)
-        repeated = condition.expand(-1, shape[1], -1).flatten(0, 1)
-        steps = self.config.support_solver_steps
-        z = self._solve(noise.flatten(0, 1), repeated, 0.0, self.config.solver, steps)
-        actions = self.whitening.decode(condition, z.reshape(shape)).clamp(-1.0, 1.0)
-        if not bool(torch.isfinite(actions).all()):
-            raise self._non_finite("support/actions", math.nan, step + 1)
-        self.tables["support"][chosen] = self.whitening.encode(condition, actions)
-
-    def _restore_support(self, data: Batches) -> None:
-        """Allocate the support table; fill it as far as the stage had come where it was not saved.
-
-        The behavior model no longer changes, so the same random state makes the same actions.
-        """
-        if "support" in self.tables:
-            return
-        shape = (len(data.states), self.config.support_actions, data.actions.shape[-1])
-        done = self.progress["support"]
-        if done == 0:
-            self.tables["generator/support"] = self.generator.get_state()
-        elif "generator/support" not in self.tables:
-            return  # trained to the end: nobody needs the table
-        self.tables["support"] = data.table(shape)
-        now, begin = self.generator.get_state(), self.tables["generator/support"]
-        if len(begin) == len(now):
-            self.generator.set_state(begin)
-        else:  # saved on another kind of device: other actions of the same distribution
-            self.generator.manual_seed(self.seed)
-        for step in range(done):
-            self._draw_support(data, step)
-        self.generator.set_state(now)
-
-    def train_critic(self, dataset: OfflineDataset) -> None:
-        """Stage 3: Q by regression on in-support softmax targets.
-
-        Q sees actions in the coordinates of the diffusion: whitened, the actions that a state's
-        behavior takes differ by about one, however narrow that behavior is.
-        """
-        data = self._prepare(dataset)
-        self._needs("support", "generate_support")
-        c, tables = self.config, self.tables
-
-        def update(step: int) -> Metrics:
-            if c.critic_lambda > 0.0 and (step % c.target_every == 0 or "returns" not in tables):
-                tables["returns"] = self._lambda_targets(data, c.critic_lambda if step else 1.0)
-            index = self._draw(len(data), c.critic_batch_size)
-            rows = take(data.state_index, index)
-            if c.critic_lambda > 0.0:
-                targets = tables["returns"][index]
-            else:
-                q = self._support_q(data, rows + 1)
-                targets = td_target(
-                    data.rewards[index],
-                    take(data.terminations, index).float(),
-                    in_support_value(q, c.beta_q / self._q_scale(q)),
-                    c.gamma,
-                )
-            condition = self.normalizer(data.observations(rows))
-            with torch.no_grad():
-                z = self.whitening.encode(condition, data.scaled_actions(index))
-            loss, metrics = critic_loss(self.critic, condition, z, targets)
-            rate = self._rate(c.critic_learning_rate, step, c.critic_steps)
-            metrics["grad_norm"] = self._optimize("critic", loss, rate)
-            polyak_update(self.critic, self.critic_target, c.tau)
-            return metrics
-
-        self._run_stage("critic", c.critic_steps, update)
-
     def train_energy(self, dataset: OfflineDataset) -> None:
-        """Stage 4: f_t by contrastive energy prediction over each state's support actions."""
+        """Stage 4: f_t over each state's support actions, by contrast or as `guidance` says."""
         data = self._prepare(dataset)
         self._needs("support", "generate_support")
-        c = self.config
-        q_table = self._table_of_q(data)
-        inverse_temperature = c.beta / self._q_scale(q_table)
+        c, energy = self.config, self.energy
+        advantages = self._table_of_advantages(data)
+        self.temperature.beta.copy_(c.beta / self._q_scale(advantages))
+        self._prepare_guidance(data, advantages)
 
         def update(step: int) -> Metrics:
             rows = take(data.state_index, self._draw(len(data), c.energy_batch_size))
             condition = self.normalizer(data.observations(rows))
-            scaled_energy = inverse_temperature * take(q_table, rows)
             support = take(self.tables["support"], rows)
-            loss, metrics = self.energy.loss(support, scaled_energy, condition, self.generator)
+            if not energy.trainable:
+                return energy.metrics(support, condition, self.generator)
+            scaled_energy = self.temperature.beta * take(advantages, rows)
+            loss, metrics = energy.loss(support, scaled_energy, condition, self.generator)
             rate = self._rate(c.energy_learning_rate, step, c.energy_steps)
             metrics["grad_norm"] = self._optimize("energy", loss, rate)
             return metrics
 
-        self._run_stage("energy", c.energy_steps, update)
+        self._run_stage("energy", self.last_steps, update, gradient_steps=energy.trainable)
 
-    # Parts of the stages ------------------------------------------------------------------
-
-    def _draw(self, n: int, batch_size: int) -> Tensor:
-        return torch.randint(n, (batch_size,), generator=self.generator, device=self.device)
-
-    def _rate(self, base: float, step: int, total: int) -> float:
-        if not self.config.learning_rate_decay:
-            return base
-        return base * 0.5 * (1.0 + math.cos(math.pi * step / total))
-
-    def _needs(self, table: str, stage: str) -> None:
-        if table not in self.tables:
-            raise RuntimeError(f"no {table} actions yet: call {stage}(dataset) first")
-
-    def _q_scale(self, q: Tensor) -> Tensor:
-        """The unit of Q: typical standard deviation over support actions, or 1."""
-        if self.config.q_unit == "reward":
-            return torch.ones((), device=q.device)
-        if self.config.q_unit == "spread":
-            return q.std(dim=-1).mean().clamp(min=1e-6)
-        raise ValueError(f"q_unit={self.config.q_unit!r}, expected one of ['reward', 'spread']")
-
-    def _condition(self, data: Batches, index: Tensor) -> Tensor:
-        """Normalised observations in which those transitions start, (B, S)."""
-        condition: Tensor = self.normalizer(data.observations(take(data.state_index, index)))
-        return condition
-
-    @torch.no_grad()
-    def _support_q(self, data: Batches, rows: Tensor) -> Tensor:
-        """Target Q of the support actions of those states, (B,) to (B, M)."""
-        z = take(self.tables["support"], rows)
-        condition = self.normalizer(data.observations(rows))[:, None].expand(-1, z.shape[1], -1)
-        q: Tensor = self.critic_target(condition, z)
-        return q
-
-    def _table_of_q(self, data: Batches) -> Tensor:
-        """Target Q of every support action, (R, M)."""
-        table = data.table((len(data.states), self.config.support_actions))
-        for begin in range(0, len(table), self._states_per_chunk):
-            end = min(begin + self._states_per_chunk, len(table))
-            rows = torch.arange(begin, end, device=self.device)
-            table[begin:end] = self._support_q(data, rows)
-        return table
-
-    def _lambda_targets(self, data: Batches, lambda_: float) -> Tensor:
-        """lambda-returns of every transition with today's in-support values, (N,)."""
-        c = self.config
-        q = self._table_of_q(data)
-        beta_q = c.beta_q / self._q_scale(q)
-        chunks = q.split(ROWS_PER_CHUNK)
-        values = torch.cat([in_support_value(chunk, beta_q) for chunk in chunks]).to(self.device)
-        return lambda_returns(
-            data.rewards,
-            data.terminations,
-            data.last_steps,
-            values[1:][data.state_index],
-            c.gamma,
-            lambda_,
+    def _prepare_guidance(self, data: Batches, advantages: Tensor) -> None:
+        """Constants of the guidance, from the same random states in every session."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(self.seed)
+        n = min(STATES_TO_PREPARE, len(advantages))
+        rows = torch.randperm(len(advantages), generator=generator, device=self.device)[:n]
+        support = take(self.tables["support"], rows)
+        condition = self.normalizer(data.observations(rows))[:, None]
+        scaled_energy = self.temperature.beta * take(advantages, rows)
+        self.energy.prepare(
+            support.flatten(0, 1),
+            scaled_energy.flatten(),
+            condition.expand(-1, support.shape[1], -1).flatten(0, 1),
+            generator,
         )
 
     # Acting -------------------------------------------------------------------------------
 
-    def _solve(
+    def _sample(
         self, noise: Tensor, condition: Tensor, scale: float, solver: str, steps: int
     ) -> Tensor:
-        """Noise (B, A) to whitened actions (B, A) at the given guidance scale."""
         return self.behavior_ema.sample(
             noise,
             condition,
             guidance=self.energy.gradient,
             guidance_scale=scale,
+            guidance_bound=self.config.guidance_bound,
             solver=solver,
             steps=steps,
             spacing=self.config.spacing,
         )
-
-    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
-        assert self.action_space is not None
-        condition = self.normalizer(observations)
-        shape = (len(observations), self.action_space.shape[0])
-        if deterministic:
-            noise = torch.zeros(shape, device=self.device)
-        else:
-            noise = torch.randn(shape, generator=self.prediction_generator, device=self.device)
-        with torch.no_grad():
-            scale, solver = self.guidance_scale, self.solver
-            z = self._solve(noise, condition, scale, solver, self.solver_steps)
-            return self.whitening.decode(condition, z).clamp(-1.0, 1.0)

@@ -9,11 +9,13 @@ import gymnasium as gym
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
+from qgpo.agents.aepo import AEPO
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.checkpoint import CheckpointError, read_header
 from qgpo.agents.qgpo import QGPO
+from qgpo.agents.qipo import QIPO
 
-AGENTS: dict[str, type[OfflineAgent[Any]]] = {QGPO.name: QGPO}
+AGENTS: dict[str, type[OfflineAgent[Any]]] = {agent.name: agent for agent in (QGPO, AEPO, QIPO)}
 
 
 def load_agent(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from minari import MinariDataset
 from minari.data_collector import EpisodeBuffer
 from safetensors.torch import save_file
 
-from qgpo import PRESETS, OfflineDataset, QGPOConfig, load_dataset
+from qgpo import PRESETS, AEPOConfig, OfflineDataset, QGPOConfig, QIPOConfig, load_dataset
+from qgpo.agents.presets import GuidedPolicyConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT_BOX = spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -54,6 +55,18 @@ PAPER_LIKE = replace(
     solver_steps=3,
 )
 CONFIGS = {"whitened": WHITENED, "paper-like": PAPER_LIKE}
+AEPO_CONFIGS = {
+    guidance: AEPOConfig(**asdict(replace(WHITENED, guidance=guidance, beta=0.1)))
+    for guidance in ("aepo", "analytic")
+}
+SHARED = {field.name: getattr(WHITENED, field.name) for field in fields(GuidedPolicyConfig)}
+QIPO_DIFFUSION = QIPOConfig(
+    **{**SHARED, "beta": 1.0}, policy_steps=5, policy_batch_size=4, renew_every=2
+)
+QIPO_CONFIGS = {
+    "diffusion": QIPO_DIFFUSION,
+    "flow": replace(QIPO_DIFFUSION, schedule="ot", prediction="flow", solver="euler"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +85,7 @@ def config(request: pytest.FixtureRequest) -> QGPOConfig:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The support table in several steps even on tiny datasets."""
-    monkeypatch.setattr("qgpo.agents.qgpo.ROWS_PER_CHUNK", 12)
+    monkeypatch.setattr("qgpo.agents.guided_policy.ROWS_PER_CHUNK", 12)
 
 
 def make_dataset(

@@ -174,54 +174,6 @@ def test_a_nan_loss_stops_with_stage_and_step():
         agent.learn(make_dataset(), log_interval=1)
 
 
-def bandit(n=1000):
-    """One state, actions uniform on [-1, 1], reward = action, every episode one step."""
-    actions = np.random.default_rng(0).uniform(-1, 1, (n, 1)).astype(np.float32)
-    return make_dataset(
-        (1,) * n,
-        observation_dim=1,
-        terminated=[True] * n,
-        states=np.zeros((2 * n, 1), np.float32),
-        actions=actions,
-        rewards=actions[:, 0].copy(),
-    )
-
-
-def test_guidance_learns_the_known_answer_of_a_bandit():
-    beta = 3.0
-    config = replace(
-        WHITENED,
-        behavior_hidden=(64, 64),
-        behavior_steps=1000,
-        behavior_batch_size=256,
-        whitening_steps=200,
-        ema_decay=0.99,
-        support_actions=16,
-        support_solver_steps=15,
-        critic_hidden=(32, 32),
-        critic_steps=600,
-        critic_batch_size=128,
-        tau=0.05,
-        energy_hidden=(64, 64),
-        energy_steps=800,
-        energy_batch_size=32,
-        reward_tuning="none",
-        q_unit="reward",
-        beta=beta,
-        solver_steps=20,
-    )
-    agent = train(config, bandit())
-    observations = np.zeros((2000, 1))
-    means = {}
-    for scale in (0.0, 1.0):
-        agent.guidance_scale = scale
-        agent.seed_predictions(0)
-        means[scale] = float(agent.predict(observations)[0].mean())
-    # uniform times exp(3 a) on [-1, 1] has mean coth(3) - 1/3 = 0.672
-    assert means[0.0] == pytest.approx(0.0, abs=0.12)
-    assert means[1.0] == pytest.approx(1 / math.tanh(beta) - 1 / beta, abs=0.1)
-
-
 @pytest.mark.parametrize("critic_lambda", [0.0, 0.1])
 @pytest.mark.parametrize("terminated", [True, False])
 def test_critic_learns_the_known_values_of_two_states(terminated, critic_lambda):

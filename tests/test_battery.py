@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from agent_tester import CHECKS, Subject
-from conftest import CONFIGS
+from conftest import AEPO_CONFIGS, CONFIGS, QIPO_CONFIGS, WHITENED
 
 from qgpo.agents import AGENTS
 
-SUBJECTS = {"QGPO": CONFIGS}
+SUBJECTS = {
+    "QGPO": {**CONFIGS, "dps": replace(WHITENED, guidance="dps", beta=0.1, guidance_bound=1.0)},
+    "AEPO": AEPO_CONFIGS,
+    "QIPO": QIPO_CONFIGS,
+}
 
 
 def test_every_agent_has_subjects():

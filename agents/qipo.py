@@ -1,0 +1,151 @@
+"""QIPO: Q-weighted iterative policy optimisation (Zhang et al. 2025, arXiv 2503.04975).
+
+1. behavior   a diffusion or flow model of mu(a|s)
+2. support    M actions from it for every observation
+3. critic     in-support softmax Q-learning over those actions
+4. policy     the same kind of model, trained on the support with weights softmax(beta Q): it
+              becomes mu exp(beta Q) itself. Every `renew_every` steps the support is drawn anew
+              from the policy, so that after l renewals it follows mu exp((l + 1) beta Q)
+act           sample the policy; there is no guidance and no gradient
+
+On a variance preserving schedule this is energy-weighted diffusion, on the straight path (the
+presets with `-flow`) energy-weighted flow matching.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
+from qgpo.agents.presets import QIPO_PRESETS, QIPOConfig
+from qgpo.agents.training import Batches, take
+from qgpo.critic import polyak_update
+from qgpo.diffusion import Diffusion, Metrics
+from qgpo.envs.datasets import OfflineDataset
+from qgpo.guidance import Weighted, weighted_loss
+
+
+class QIPO(GuidedPolicy[QIPOConfig]):
+    """Diffusion or flow policy by weighted regression, learned from a dataset alone.
+
+        agent = QIPO("laptop-flow", seed=0).learn(dataset)
+
+    `guidance_scale` 1 acts by the policy, 0 by the behavior; in between and beyond both models
+    are evaluated, and their difference is scaled.
+    """
+
+    name: ClassVar[str] = "QIPO"
+    config_class: ClassVar[type[QIPOConfig]] = QIPOConfig
+    presets: ClassVar[dict[str, QIPOConfig]] = QIPO_PRESETS
+    stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "policy")
+
+    policy: Diffusion
+    policy_ema: Diffusion
+    source: Diffusion
+
+    def _build_last(self, observation_dim: int, action_dim: int) -> None:
+        self.policy = copy.deepcopy(self.behavior)
+        self.policy_ema = copy.deepcopy(self.behavior_ema)
+        self.source = copy.deepcopy(self.behavior_ema)
+        self.temperature = InverseTemperature(self.config.beta)
+        self.weighted = Weighted(self.policy_ema, self.behavior_ema.denoise)
+        self.networks.update(
+            {
+                "policy": self.policy,
+                "policy_ema": self.policy_ema,
+                "source": self.source,
+                "temperature": self.temperature,
+            }
+        )
+
+    def _support_source(self) -> Diffusion:
+        """The behavior; after a renewal the policy as it was then."""
+        return self.source if self.progress["policy"] else self.behavior_ema
+
+    @property
+    def last_steps(self) -> int:
+        """Steps of the policy stage."""
+        return self.config.policy_steps
+
+    @property
+    def total_timesteps(self) -> int:
+        """Gradient steps of a whole training."""
+        return self.shared_timesteps + self.config.policy_steps
+
+    # Training: the paper's order ----------------------------------------------------------
+
+    def _train(self, dataset: OfflineDataset) -> None:
+        if not self.is_trained:
+            self.train_behavior(dataset)
+            self.generate_support(dataset)
+            self.train_critic(dataset)
+            self.train_policy(dataset)
+        self.tables = {}
+
+    def train_policy(self, dataset: OfflineDataset) -> None:
+        """Stage 4: weighted regression on the support, which is renewed as it goes."""
+        data = self._prepare(dataset)
+        self._needs("support", "generate_support")
+        c = self.config
+        if self.progress["policy"] == 0:
+            for model in (self.policy, self.policy_ema, self.source):
+                model.load_state_dict(self.behavior_ema.state_dict())
+            self.temperature.beta.copy_(c.beta / self._q_scale(self._table_of_q(data)))
+        advantages = self._table_of_advantages(data)
+
+        def update(step: int) -> Metrics:
+            nonlocal advantages
+            if step % c.renew_every == 0 and 0 < step // c.renew_every <= self.most_renewals:
+                advantages = self._renew_support(data)
+            rows = take(data.state_index, self._draw(len(data), c.policy_batch_size))
+            condition = self.normalizer(data.observations(rows))
+            scaled_energy = self.temperature.beta * take(advantages, rows)
+            support = take(self.tables["support"], rows)
+            loss, metrics = weighted_loss(
+                self.policy, support, scaled_energy, condition, "sample", self.generator
+            )
+            rate = self._rate(c.policy_learning_rate, step, c.policy_steps)
+            metrics["grad_norm"] = self._optimize("policy", loss, rate)
+            renewals = min(step // c.renew_every, self.most_renewals)
+            metrics["effective_beta"] = torch.tensor((renewals + 1) * c.beta, device=self.device)
+            decay = min(c.ema_decay, (step + 1) / (step + 10)) if c.ema_decay else 0.0
+            polyak_update(self.policy, self.policy_ema, 1.0 - decay)
+            return metrics
+
+        self._run_stage("policy", c.policy_steps, update)
+
+    @property
+    def most_renewals(self) -> int:
+        """Renewals after which another would leave `largest_beta`."""
+        return max(0, math.floor(self.config.largest_beta / max(self.config.beta, 1e-9)) - 1)
+
+    def _renew_support(self, data: Batches) -> Tensor:
+        """Draw the support from today's policy; the advantages of the new actions, (R, M)."""
+        self.source.load_state_dict(self.policy_ema.state_dict())
+        self.tables["generator/support"] = self.generator.get_state()
+        for chunk in range(self.progress["support"]):
+            self._draw_support(data, chunk)
+        return self._table_of_advantages(data)
+
+    # Acting -------------------------------------------------------------------------------
+
+    def _sample(
+        self, noise: Tensor, condition: Tensor, scale: float, solver: str, steps: int
+    ) -> Tensor:
+        whole = scale in (0.0, 1.0)
+        model = self.policy_ema if scale == 1.0 else self.behavior_ema
+        return model.sample(
+            noise,
+            condition,
+            guidance=None if whole else self.weighted.gradient,
+            guidance_scale=0.0 if whole else scale,
+            guidance_bound=self.config.guidance_bound,
+            solver=solver,
+            steps=steps,
+            spacing=self.config.spacing,
+        )
