@@ -12,7 +12,7 @@ from typing import Any, Literal
 import minari
 import numpy as np
 from gymnasium import spaces
-from minari import MinariDataset
+from minari import EpisodeData, MinariDataset
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm import tqdm
@@ -153,11 +153,31 @@ def _spaces(source: MinariDataset) -> tuple[spaces.Box, spaces.Box]:
     return check_spaces(source.observation_space, source.action_space, f"dataset {source.id!r}")
 
 
+def _stored(source: MinariDataset) -> Iterator[EpisodeData]:
+    """Minari's episodes. Raises ValueError where one cannot be read, or steps are missing."""
+    steps = 0
+    try:
+        for episode in source.iterate_episodes():
+            steps += len(episode.rewards)
+            yield episode
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"dataset {source.id!r} cannot be read after {steps} of {source.total_steps} steps "
+            f"({error}): it is incomplete or damaged, fetch or make it anew"
+        ) from error
+    if steps != source.total_steps:
+        raise ValueError(
+            f"dataset {source.id!r}: {steps} steps were read, its metadata say "
+            f"{source.total_steps}. It is damaged, or its episodes are longer than Minari reads "
+            "back whole from Arrow and Parquet files (32767 steps): store it as HDF5"
+        )
+
+
 def _episodes(source: MinariDataset) -> Iterator[Episode]:
     """Every episode with at least one step, its shapes checked, in single precision."""
     observation_space, action_space = _spaces(source)
     state_dim, action_dim = observation_space.shape[0], action_space.shape[0]
-    for episode in source.iterate_episodes():
+    for episode in _stored(source):
         length = len(episode.rewards)
         shapes = {
             "observations": (np.shape(episode.observations), (length + 1, state_dim)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from conftest import UNIT_BOX, make_dataset, mapped, numbered_episodes, write_bu
 from gymnasium import spaces
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from minari.data_collector import EpisodeBuffer
 from minari.storage.datasets_root_dir import get_dataset_path
 
 from qgpo import OfflineDataset, load_dataset
 from qgpo.envs import mapping
+from qgpo.envs.loading import STORAGES
 
 COUNTER = itertools.count()
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 EPISODES = st.lists(st.tuples(st.integers(1, 7), st.booleans()), min_size=1, max_size=8)
+FORMATS = ["hdf5", "arrow", "parquet"]
 RELAXED = settings(
     max_examples=25,
     derandomize=True,
@@ -67,12 +71,10 @@ def flat(episodes: list[tuple[int, bool]]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+@pytest.mark.parametrize("data_format", FORMATS)
 @RELAXED
 @given(episodes=EPISODES)
 def test_every_way_through_minari_keeps_alignment(data_format, episodes):
-    if data_format == "arrow":
-        pytest.importorskip("pyarrow")
     buffers = numbered_episodes(*zip(*episodes, strict=True))
     name = f"test/n{next(COUNTER)}-v0"
     source = write_buffers(buffers, name, data_format=data_format)
@@ -84,6 +86,65 @@ def test_every_way_through_minari_keeps_alignment(data_format, episodes):
     assert from_files.state_index.tolist() == in_memory.state_index.tolist()
     again = load_dataset(name, download=False, storage="memmap", progress_bar=False)
     assert again.fingerprint == from_files.fingerprint == in_memory.fingerprint
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_every_format_of_minari_gives_the_same_arrays(storage):
+    rng = np.random.default_rng(0)
+    buffers = [
+        EpisodeBuffer(
+            observations=rng.normal(size=(n + 1, 2)) * 10.0 ** rng.integers(-6, 6),
+            actions=rng.uniform(-1, 1, (n, 1)).astype(np.float32),
+            rewards=list(rng.normal(size=n)),
+            terminations=[False] * (n - 1) + [n % 2 == 0],
+            truncations=[False] * (n - 1) + [n % 2 == 1],
+        )
+        for n in (3, 1, 8, 2)
+    ]
+    found = []
+    for data_format in FORMATS:
+        source = write_buffers(buffers, f"test/{data_format}-v0", data_format=data_format)
+        assert source.storage.FORMAT == data_format
+        longer = source.filter_episodes(lambda episode: len(episode.rewards) > 1)
+        found.append([load_dataset(s, False, storage, False) for s in (source, longer)])
+    for whole, longer in found[1:]:
+        for dataset, expected in ((whole, found[0][0]), (longer, found[0][1])):
+            assert dataset.fingerprint == expected.fingerprint
+            assert dataset.states.dtype == np.float32
+            for name in mapping.DTYPES:
+                np.testing.assert_array_equal(getattr(dataset, name), getattr(expected, name))
+    assert (len(found[0][0]), len(found[0][1])) == (14, 13)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_episode_in_the_middle_is_refused(damage, storage):
+    episodes = numbered_episodes((3, 2, 4), (True, False, True))
+    source = write_buffers(episodes, data_format="arrow")
+    file = Path(source.storage.data_path, "1", "part-0.arrow")
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:700])
+    else:
+        shutil.rmtree(file.parent)
+    with pytest.raises(ValueError, match=r"'test/numbered-v0' cannot be read .* damaged"):
+        load_dataset("test/numbered-v0", False, storage, progress_bar=False)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_an_episode_that_minari_cuts_short_is_refused(storage, monkeypatch):
+    source = write_buffers(numbered_episodes((3, 2), (True, False)), data_format="arrow")
+    whole = type(source.storage).get_episodes
+
+    def cut(self, indices):
+        return (
+            {**e, "observations": e["observations"][:3]}
+            | {k: e[k][:2] for k in ("actions", "rewards", "terminations", "truncations")}
+            for e in whole(self, indices)
+        )
+
+    monkeypatch.setattr(type(source.storage), "get_episodes", cut)
+    with pytest.raises(ValueError, match=r"4 steps were read, its metadata say 5.*as HDF5"):
+        load_dataset(source, False, storage, progress_bar=False)
 
 
 @RELAXED
