@@ -63,10 +63,10 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed={seed!r}, expected an integer of at least 0")
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        if not whole or not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
         self.config: ConfigT = self.choose_config(config)
-        super().__init__(seed, choose_device(device))
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
         self.observation_space: spaces.Box | None = None
@@ -137,16 +137,17 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
     ) -> Self:
         """Train on the dataset through all stages.
 
-        Timesteps are gradient steps over all stages. `callback` is any SB3 callback; returning
-        False from its `_on_step` ends training early. With `reset_num_timesteps=False` training
-        goes on where the agent (or the checkpoint it was loaded from) stands; on other data than
-        it began with only if `allow_other_dataset`. Ctrl-C and SIGTERM finish the step under way
-        and raise KeyboardInterrupt, with the agent fit to be saved.
+        Timesteps are gradient steps over all stages. `callback` is any SB3 callback, or a function
+        of (locals, globals); returning False (or, as in SB3, nothing) ends training early. With
+        `reset_num_timesteps=False` training goes on where the agent (or the checkpoint it was
+        loaded from) stands; on other data than it began with only if `allow_other_dataset`.
+        Ctrl-C and SIGTERM finish the step under way and raise KeyboardInterrupt, with the agent
+        fit to be saved.
         """
         if not isinstance(dataset, OfflineDataset):
             dataset = load_dataset(dataset)
-        if log_interval < 1:
-            raise ValueError(f"log_interval={log_interval}, expected at least 1")
+        if not isinstance(log_interval, int) or log_interval < 1:
+            raise ValueError(f"log_interval={log_interval}, expected an integer of at least 1")
         callback = sb3.as_callback(callback)
         if reset_num_timesteps:
             self._reset_training()
@@ -191,6 +192,9 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
                 "reset_num_timesteps=True"
             )
         self.set_spaces(dataset.observation_space, dataset.action_space, dataset.id)
+        if self._env is not None:
+            spaces_of_env = self._env.observation_space, self._env.action_space
+            self.set_spaces(*spaces_of_env, "the environment")
         self.dataset_id, self.dataset_fingerprint = dataset.id, dataset.fingerprint
         self.env_spec, self.reference = dataset.env_spec, dataset.reference
         self._batches = Batches.of(dataset, self.device)
@@ -261,7 +265,7 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         shape = self.observation_space.shape
         try:
             array = np.asarray(observation, dtype=np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"observation is a {type(observation).__name__} that is no array of numbers "
                 f"({error}); expected shape {shape} or (n, {shape[0]})"
@@ -317,6 +321,11 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         self, parameters: dict[str, dict[str, Any]], exact_match: bool = True
     ) -> None:
         """Load what `get_parameters` returned; `exact_match` wants every name."""
+        if not isinstance(parameters, dict):
+            raise TypeError(
+                f"parameters is a {type(parameters).__name__}, expected what get_parameters() "
+                "returns; files are read by load(path)"
+            )
         known: dict[str, nn.Module | torch.optim.Optimizer] = {
             **dict(self.networks.items()),
             **{f"{n}.optimizer": o for n, o in self.optimizers.items()},

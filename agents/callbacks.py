@@ -66,8 +66,8 @@ class EvaluationCallback(EvalCallback):
             ("eval_freq", eval_freq),
             ("n_envs", n_envs),
         ):
-            if value < 1:
-                raise ValueError(f"{name}={value}, expected at least 1")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value}, expected an integer of at least 1")
         if isinstance(env, OfflineDataset):
             if env.env_spec is None:
                 raise ValueError(

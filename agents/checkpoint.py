@@ -49,7 +49,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Raises CheckpointWriteError where that fails, on a full disk say.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    existed = False
     try:
+        existed = path.is_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(scratch, "wb") as file:
@@ -65,7 +67,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        former = "the former one there is as it was" if path.exists() else "there is none yet"
+        former = "the former one there is as it was" if existed else "there is none yet"
         raise CheckpointWriteError(
             error.errno,
             f"checkpoint {str(path)!r} could not be written ({error}); {former}. Free some space "

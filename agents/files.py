@@ -19,6 +19,7 @@ from qgpo.agents.checkpoint import (
     read_checkpoint,
     unpack_optimizer,
 )
+from qgpo.agents.training import choose_device
 from qgpo.envs.making import spec_from_json, spec_to_json
 from qgpo.envs.reference import ReferenceScores
 
@@ -42,8 +43,10 @@ def versions() -> dict[str, str]:
 
 
 def with_suffix(path: str | Path) -> Path:
-    """The path, ending in .zip."""
+    """The path, ending in .zip. Raises ValueError where it names no file."""
     path = Path(path)
+    if not path.name:
+        raise ValueError(f"path={str(path)!r} names no file, expected one such as 'agent.zip'")
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
 
 
@@ -86,6 +89,7 @@ def unpack(
     agent_class: type[OfflineAgent[Any]], path: Path, device: torch.device | str
 ) -> OfflineAgent[Any]:
     """The agent of a checkpoint. Raises CheckpointError where the file is of no use."""
+    device = choose_device(device)  # not the file's fault
     checkpoint = read_checkpoint(path)
     header = checkpoint.header
     if header.get("agent") != agent_class.name:

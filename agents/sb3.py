@@ -16,12 +16,13 @@ from qgpo.envs.making import make_env
 def as_callback(callback: MaybeCallback) -> BaseCallback:
     """A callback object from whatever `learn` accepts."""
     if callback is None or isinstance(callback, list):
-        return CallbackList(callback or [])
+        return CallbackList([as_callback(one) for one in callback or []])
     if isinstance(callback, BaseCallback):
         return callback
-    if not callable(callback):
+    if not callable(callback) or isinstance(callback, type):
+        kind = "class" if isinstance(callback, type) else type(callback).__name__
         raise TypeError(
-            f"callback is a {type(callback).__name__}, expected an SB3 callback, a list of them, "
+            f"callback is a {kind}, expected an SB3 callback, a list of them, "
             "or a function of (locals, globals)"
         )
     return ConvertCallback(callback)

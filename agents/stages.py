@@ -59,6 +59,10 @@ class StagedTraining:
         """Use this logger."""
         self._logger = logger
 
+    def dump_logs(self) -> None:
+        """Write what the logger holds (SB3's LogEveryNTimesteps asks)."""
+        self.logger.dump(self.num_timesteps)
+
     def _run_stage(
         self,
         stage: str,

@@ -118,7 +118,7 @@ def choose_device(device: torch.device | str) -> torch.device:
         return get_device("auto")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={device!r}, expected auto, cpu, cuda or cuda:N") from error
     try:
         torch.Generator(chosen)

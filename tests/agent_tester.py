@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import (
     CheckpointCallback,
     EvalCallback,
     EveryNTimesteps,
+    LogEveryNTimesteps,
     ProgressBarCallback,
     StopTrainingOnRewardThreshold,
 )
@@ -275,6 +276,22 @@ def check_callback_lists_and_every_n_timesteps(subject: Subject) -> None:
     count = Count()
     subject.trained(callback=EveryNTimesteps(n_steps=4, callback=count))
     assert count.steps == list(range(4, agent.total_timesteps + 1, 4))
+
+
+def check_functions_in_a_list_and_logging_by_callback(subject: Subject) -> None:
+    recorder, seen = Recorder(), []
+    agent = subject.make(seed=np.int64(3))
+    agent.set_logger(Logger(None, [recorder]))
+
+    def note(scope: dict[str, Any], _: dict[str, Any]) -> bool:
+        seen.append(scope["self"].num_timesteps)
+        scope["self"].logger.record("noted", seen[-1])
+        return True
+
+    agent.learn(make_dataset(), [note, LogEveryNTimesteps(4)], log_interval=10**6)
+    assert seen[-1] == agent.total_timesteps
+    noted = [row["noted"] for _, row in recorder.rows if "noted" in row]
+    assert set(range(4, agent.total_timesteps, 4)) <= set(noted)
 
 
 def check_a_callback_ends_training_quietly(subject: Subject) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bad_input import (
     CLI,
     FILE,
@@ -28,7 +30,7 @@ from conftest import (
 
 from qgpo import QGPO, evaluate, load_agent
 from qgpo.agents.callbacks import EvaluationCallback
-from qgpo.agents.checkpoint import CheckpointError
+from qgpo.agents.checkpoint import CheckpointError, CheckpointWriteError
 from qgpo.agents.runs import RunFolderError
 
 CASES = [
@@ -48,6 +50,34 @@ CASES = [
         CheckpointError,
         "checkpoint 'nowhere.zip' does not exist",
         lambda: QGPO.load("nowhere"),
+    ),
+    Case(
+        FILE,
+        "an empty name",
+        ValueError,
+        "path='.' names no file, expected one such as 'agent.zip'",
+        lambda: agent().save(""),
+    ),
+    Case(
+        FILE,
+        "a good file for a device that is not there",
+        ValueError,
+        "device='cuda:99' is not available here, expected auto or cpu",
+        lambda: QGPO.load(saved(), device="cuda:99"),
+    ),
+    Case(
+        FILE,
+        "saving over a folder",
+        CheckpointWriteError,
+        "[Errno 21] checkpoint 'folder.zip' could not be written (…); there is none yet. …",
+        lambda: (Path("folder.zip").mkdir(), agent().save("folder")),
+    ),
+    Case(
+        FILE,
+        "a name that is too long",
+        CheckpointWriteError,
+        "[Errno 36] checkpoint 'aaa….zip' could not be written (…); there is none yet. …",
+        lambda: agent().save("a" * 300),
     ),
     Case(
         FILE,
@@ -177,7 +207,7 @@ CASES = [
         PLAY,
         "evaluation every nothing",
         ValueError,
-        "eval_freq=0, expected at least 1",
+        "eval_freq=0, expected an integer of at least 1",
         lambda: EvaluationCallback("Pendulum-v1", eval_freq=0),
     ),
     Case(

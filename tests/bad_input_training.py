@@ -23,6 +23,7 @@ from conftest import (
     PAPER_LIKE,
     make_dataset,
 )
+from gymnasium import spaces
 
 from qgpo import QGPO
 from qgpo.agents.callbacks import SaveCheckpoint
@@ -47,15 +48,22 @@ CASES = [
         MAKE,
         "a negative seed",
         ValueError,
-        "seed=-1, expected an integer of at least 0",
+        "seed=-1, expected an integer of at least 0 and below 2**63",
         lambda: QGPO(seed=-1),
     ),
     Case(
         MAKE,
         "a seed that is no integer",
         ValueError,
-        "seed=1.5, expected an integer of at least 0",
+        "seed=1.5, expected an integer of at least 0 and below 2**63",
         lambda: QGPO(seed=1.5),
+    ),
+    Case(
+        MAKE,
+        "a seed that no generator takes",
+        ValueError,
+        "seed=9223372036854775808, expected an integer of at least 0 and below 2**63",
+        lambda: QGPO(seed=2**63),
     ),
     Case(
         MAKE,
@@ -167,8 +175,15 @@ CASES = [
         LEARN,
         "a log interval of nothing",
         ValueError,
-        "log_interval=0, expected at least 1",
+        "log_interval=0, expected an integer of at least 1",
         lambda: learn(log_interval=0),
+    ),
+    Case(
+        LEARN,
+        "no log interval",
+        ValueError,
+        "log_interval=None, expected an integer of at least 1",
+        lambda: learn(log_interval=None),
     ),
     Case(
         LEARN,
@@ -177,6 +192,30 @@ CASES = [
         "callback is a int, expected an SB3 callback, a list of them, or a function of (locals, "
         "globals)",
         lambda: learn(callback=5),
+    ),
+    Case(
+        LEARN,
+        "a callback's class in a list",
+        TypeError,
+        "callback is a class, expected an SB3 callback, a list of them, or a function of (locals, "
+        "globals)",
+        lambda: learn(callback=[SaveCheckpoint]),
+    ),
+    Case(
+        LEARN,
+        "an environment that does not fit the data",
+        ValueError,
+        "the environment has observations (3,) and actions …; this agent was made for (4,) and …",
+        lambda: QGPO(PAPER_LIKE, env="Pendulum-v1", device="cpu").learn(
+            make_dataset(observation_dim=4, action_space=spaces.Box(-2.0, 2.0, (1,), np.float32))
+        ),
+    ),
+    Case(
+        LEARN,
+        "a file's name as parameters",
+        TypeError,
+        "parameters is a str, expected what get_parameters() returns; files are read by load(path)",
+        lambda: agent().set_parameters("agent.zip"),
     ),
     Case(
         LEARN,

@@ -104,7 +104,7 @@ def test_every_format_of_minari_gives_the_same_arrays(storage):
     found = []
     for data_format in FORMATS:
         source = write_buffers(buffers, f"test/{data_format}-v0", data_format=data_format)
-        assert source.storage.FORMAT == data_format
+        assert data_format == source.storage.FORMAT
         longer = source.filter_episodes(lambda episode: len(episode.rewards) > 1)
         found.append([load_dataset(s, False, storage, False) for s in (source, longer)])
     for whole, longer in found[1:]:
