@@ -3,13 +3,16 @@
     python benchmarks/memmap.py
 
 1. A dataset is written as Minari HDF5 and converted (`load_dataset(..., storage="memmap")`).
-2. A fresh process trains from the map through all stages; its peak anonymous resident memory (what
-   cannot be dropped and read again) is sampled from /proc. The dataset is to be three times that.
-3. A fresh process trains two agents, one from memory and one from the map, in turns of a few
-   hundred steps, and compares times and final parameters.
+2. A fresh process trains from the map through all stages; the dataset is to be three times its
+   peak.
+3. A fresh process trains two agents, one from memory and one from the map, in alternating turns,
+   and compares the medians of their times, and the final parameters.
 
-Times are with the files in the page cache, as far as the machine's memory allows; reading from
-disk depends on the disk. Writes memmap.json beside this file.
+Peaks are of resident memory that cannot be dropped and read again: anonymous pages and those of
+file systems in memory, read every millisecond by the parent process. Times are with the files in
+the page cache, as far as the machine's memory allows; reading from disk depends on the disk. Writes
+memmap.json beside this file, anew after every part. Needs three times the data on disk, and twice
+in memory (for writing them, and for 3.).
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from stable_baselines3.common.callbacks import BaseCallback
 
 OUTPUT = Path(__file__).with_name("memmap.json")
 DATASET = "bench/large-v0"
@@ -43,7 +46,7 @@ class Args:
     """numbers per observation (Humanoid's 376)"""
     action_dim: int = 17
     """numbers per action"""
-    rounds: int = 6
+    rounds: int = 9
     """turns of each agent per stage"""
     steps: int = 50
     """gradient steps per turn"""
@@ -70,7 +73,7 @@ def configuration(steps: int) -> Any:
     )
 
 
-def write_data(args: Args) -> None:
+def write_data(args: Args) -> dict[str, Any]:
     """Episodes of 1000 steps as a Minari dataset."""
     import minari
     from gymnasium import spaces
@@ -98,10 +101,11 @@ def write_data(args: Args) -> None:
         code_permalink="none",
         description="noise",
     )
+    return {}
 
 
 def in_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result of the work, done in a process of its own."""
+    """The result of the work, done in a process of its own, and that process's `peak_bytes`."""
     with tempfile.NamedTemporaryFile() as file:
         child = os.fork()
         if child == 0:
@@ -112,10 +116,22 @@ def in_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
                 print(f"failed: {error!r}", flush=True)
                 os._exit(1)
             os._exit(0)
-        if os.waitpid(child, 0)[1] != 0:
+        peak = 0
+        ended = status = 0
+        while not ended:
+            peak = max(peak, kept_memory(child))
+            time.sleep(0.001)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        if status != 0:
             raise SystemExit("a measurement failed")
-        result: dict[str, Any] = json.loads(Path(file.name).read_text())
-        return result
+        return {"peak_bytes": peak, **json.loads(Path(file.name).read_text())}
+
+
+def kept_memory(process: int | str = "self") -> int:
+    """Bytes of resident memory that no file on a disk holds (nothing of a process that ended)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    kept = [line.split()[1] for line in lines if line.startswith(("RssAnon", "RssShmem"))]
+    return sum(map(int, kept)) * 1024
 
 
 def convert() -> dict[str, Any]:
@@ -126,39 +142,35 @@ def convert() -> dict[str, Any]:
     dataset = load_dataset(DATASET, False, "memmap")
     assert dataset.folder is not None
     size = sum(file.stat().st_size for file in dataset.folder.iterdir())
-    return {"seconds": time.monotonic() - began, "bytes": size}
+    return {"seconds": time.monotonic() - began, "dataset_bytes": size}
 
 
-def anonymous_memory() -> int:
-    """Bytes of this process's resident memory that belong to no file."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("RssAnon is not in /proc/self/status")
-
-
-def peak_memory(storage: Any, steps: int) -> dict[str, Any]:
-    """Peak anonymous memory of loading and training through all stages."""
+def train(steps: int, scratch: Path) -> dict[str, Any]:
+    """Load, train through all stages and save, from the map."""
     from qgpo import QGPO, load_dataset
 
-    before = peak = anonymous_memory()
-    training = True
+    libraries = kept_memory()
+    dataset = load_dataset(DATASET, False, "memmap")
+    QGPO(configuration(steps), device="cpu").learn(dataset).save(scratch / "agent")
+    return {"libraries_bytes": libraries}
 
-    def sample() -> None:
-        nonlocal peak
-        while training:
-            peak = max(peak, anonymous_memory())
-            time.sleep(0.005)
 
-    thread = threading.Thread(target=sample)
-    thread.start()
-    dataset = load_dataset(DATASET, False, storage)
-    agent = QGPO(configuration(steps), device="cpu").learn(dataset)
-    agent.save(Path(tempfile.gettempdir()) / f"memmap-{os.getpid()}.zip")
-    (Path(tempfile.gettempdir()) / f"memmap-{os.getpid()}.zip").unlink()
-    training = False
-    thread.join()
-    return {"peak_bytes": peak, "libraries_bytes": before}
+class Turn(BaseCallback):
+    """Ends training at the `last` step of a stage; `seconds` since the step after `first`."""
+
+    def __init__(self, stage: str, first: int, last: int) -> None:
+        super().__init__()
+        self.stage, self.first, self.last = stage, first, last
+        self.began = self.seconds = 0.0
+
+    def _on_step(self) -> bool:
+        done: int = self.model.progress[self.stage]  # type: ignore[attr-defined]
+        if done == self.first + 1:  # tables over all states are made before the first step
+            self.began = time.perf_counter()
+        if done < self.last:
+            return True
+        self.seconds = time.perf_counter() - self.began
+        return False
 
 
 def speeds(rounds: int, steps: int) -> dict[str, Any]:
@@ -172,27 +184,19 @@ def speeds(rounds: int, steps: int) -> dict[str, Any]:
         name: QGPO(config, seed=1, device="cpu") for name in data
     }
     seconds: dict[str, dict[str, list[float]]] = {}
-    for turn in range(3 * rounds):
-        stage = ("behavior", "critic", "energy")[turn // rounds]
-        for name in sorted(data, reverse=turn % 2 == 0):
-            began = [0.0]
-
-            def stop(scope: dict[str, Any], _: Any, began: list[float] = began) -> bool:
-                done = scope["self"].progress[stage] - (turn % rounds) * steps  # noqa: B023
-                if done == 1:  # tables over all states are made before the first step
-                    began[0] = time.perf_counter()
-                return bool(done < steps)
-
-            agents[name].learn(data[name], stop, reset_num_timesteps=False)
-            took = time.perf_counter() - began[0]
-            seconds.setdefault(stage, {}).setdefault(name, []).append(took)
+    for stage in ("behavior", "critic", "energy"):
+        seconds[stage] = {name: [] for name in data}
+        for i in range(rounds):
+            for name in sorted(data, reverse=i % 2 == 0):
+                turn = Turn(stage, i * steps, (i + 1) * steps)
+                agents[name].learn(data[name], turn, reset_num_timesteps=False)
+                seconds[stage][name].append(turn.seconds)
     first, second = (agents[name].networks.state_dict() for name in data)
     median = {s: {n: statistics.median(v) for n, v in row.items()} for s, row in seconds.items()}
-    ratios = {stage: row["memory"] / row["memmap"] for stage, row in median.items()}
     totals = {n: sum(row[n] for row in median.values()) for n in data}
     return {
         "median_seconds_per_turn": median,
-        "speed_ratio_by_stage": ratios,
+        "speed_ratio_by_stage": {s: row["memory"] / row["memmap"] for s, row in median.items()},
         "speed_ratio": totals["memory"] / totals["memmap"],
         "identical_parameters": all(torch.equal(first[k], second[k]) for k in first),
         "seconds": seconds,
@@ -201,29 +205,27 @@ def speeds(rounds: int, steps: int) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     """All measurements, to the screen and into the JSON."""
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["MINARI_DATASETS_PATH"] = scratch
+    results: dict[str, Any] = {
+        "transitions": args.transitions,
+        "steps_per_turn": args.steps,
+        "torch": torch.__version__,
+    }
 
-        def write() -> dict[str, Any]:
-            write_data(args)
-            return {}
+    def note(**more: Any) -> None:
+        results.update(more)
+        args.output.write_text(json.dumps(results, indent=1) + "\n")
+        more.get("speed", {}).pop("seconds", None)
+        print(json.dumps(more, indent=2), flush=True)
 
-        print("writing", flush=True)
-        in_process(write)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MINARI_DATASETS_PATH"] = folder
+        in_process(lambda: write_data(args))
         converted = in_process(convert)
-        memory = in_process(lambda: peak_memory("memmap", 50))
-        results = {
-            "transitions": args.transitions,
-            "dataset_bytes": converted["bytes"],
-            "conversion_seconds": converted["seconds"],
-            "anonymous_memory": memory,
-            "dataset_over_peak_memory": converted["bytes"] / memory["peak_bytes"],
-            **in_process(lambda: speeds(args.rounds, args.steps)),
-            "torch": torch.__version__,
-        }
-    shown = {name: value for name, value in results.items() if name != "seconds"}
-    print(json.dumps(shown, indent=2))
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
+        note(conversion=converted)
+        trained = in_process(lambda: train(50, Path(folder)))
+        ratio = converted["dataset_bytes"] / trained["peak_bytes"]
+        note(training=trained, dataset_over_peak_memory=ratio)
+        note(speed=in_process(lambda: speeds(args.rounds, args.steps)))
 
 
 if __name__ == "__main__":
