@@ -67,6 +67,7 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         if not whole or not 0 <= seed < 2**63:
             raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
         self.config: ConfigT = self.choose_config(config)
+        super().__init__(int(seed), choose_device(device))
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
         self.observation_space: spaces.Box | None = None
