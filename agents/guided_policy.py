@@ -359,12 +359,20 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             table[begin:end] = self._support_q(data, rows)
         return table
 
-    def _table_of_advantages(self, data: Batches) -> Tensor:
-        """Q of every support action relative to its state's mean, (R, M)."""
-        table = self._table_of_q(data)
-        for chunk in table.split(ROWS_PER_CHUNK):
+    def _scaled_energies(self, q: Tensor, beta: Tensor) -> Tensor:
+        """Energies beta (Q - its mean over the state's actions), in place of q (R, M).
+
+        Where the standard deviation of beta Q over a state's actions exceeds `tilt_limit`, beta is
+        lowered until it does not: KL(pi || mu) stays at about limit^2 / 2.
+        """
+        limit = self.config.tilt_limit
+        for chunk in q.split(ROWS_PER_CHUNK):
             chunk -= chunk.mean(dim=-1, keepdim=True)
-        return table
+            chunk *= beta
+            if limit is not None:
+                spread = chunk.std(dim=-1, keepdim=True)
+                chunk *= torch.clamp(limit / spread.clamp(min=1e-9), max=1.0)
+        return q
 
     def _lambda_targets(self, data: Batches, lambda_: float) -> Tensor:
         """lambda-returns of every transition with today's in-support values, (N,)."""

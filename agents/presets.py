@@ -128,6 +128,10 @@ class GuidedPolicyConfig:
     """unit of Q in beta Q and beta_q Q: reward (as tuned) or spread (the typical standard
     deviation of Q over a state's support actions)"""
 
+    tilt_limit: float | None = None
+    """largest standard deviation of beta Q over a state's support actions; beta is lowered in
+    states that exceed it (guidances that differentiate Q while acting do not heed it)"""
+
     # All stages
     learning_rate_decay: bool = False
     """lower every learning rate to zero along a half cosine"""

@@ -57,6 +57,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             "expectile",
             "guidance",
             "guidance_bound",
+            "tilt_limit",
         }
     )
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
@@ -143,9 +144,10 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         data = self._prepare(dataset)
         self._needs("support", "generate_support")
         c, energy = self.config, self.energy
-        advantages = self._table_of_advantages(data)
-        self.temperature.beta.copy_(c.beta / self._q_scale(advantages))
-        self._prepare_guidance(data, advantages)
+        q = self._table_of_q(data)
+        self.temperature.beta.copy_(c.beta / self._q_scale(q))
+        energies = self._scaled_energies(q, self.temperature.beta)
+        self._prepare_guidance(data, energies)
 
         def update(step: int) -> Metrics:
             rows = take(data.state_index, self._draw(len(data), c.energy_batch_size))
@@ -153,26 +155,24 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             support = take(self.tables["support"], rows)
             if not energy.trainable:
                 return energy.metrics(support, condition, self.generator)
-            scaled_energy = self.temperature.beta * take(advantages, rows)
-            loss, metrics = energy.loss(support, scaled_energy, condition, self.generator)
+            loss, metrics = energy.loss(support, take(energies, rows), condition, self.generator)
             rate = self._rate(c.energy_learning_rate, step, c.energy_steps)
             metrics["grad_norm"] = self._optimize("energy", loss, rate)
             return metrics
 
         self._run_stage("energy", self.last_steps, update, gradient_steps=energy.trainable)
 
-    def _prepare_guidance(self, data: Batches, advantages: Tensor) -> None:
+    def _prepare_guidance(self, data: Batches, energies: Tensor) -> None:
         """Constants of the guidance, from the same random states in every session."""
         generator = torch.Generator(self.device)
         generator.manual_seed(self.seed)
-        n = min(STATES_TO_PREPARE, len(advantages))
-        rows = torch.randperm(len(advantages), generator=generator, device=self.device)[:n]
+        n = min(STATES_TO_PREPARE, len(energies))
+        rows = torch.randperm(len(energies), generator=generator, device=self.device)[:n]
         support = take(self.tables["support"], rows)
         condition = self.normalizer(data.observations(rows))[:, None]
-        scaled_energy = self.temperature.beta * take(advantages, rows)
         self.energy.prepare(
             support.flatten(0, 1),
-            scaled_energy.flatten(),
+            take(energies, rows).flatten(),
             condition.expand(-1, support.shape[1], -1).flatten(0, 1),
             generator,
         )

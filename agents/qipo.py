@@ -95,19 +95,20 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         if self.progress["policy"] == 0:
             for model in (self.policy, self.policy_ema, self.source):
                 model.load_state_dict(self.behavior_ema.state_dict())
-            self.temperature.beta.copy_(c.beta / self._q_scale(self._table_of_q(data)))
-        advantages = self._table_of_advantages(data)
+        q = self._table_of_q(data)
+        if self.progress["policy"] == 0:
+            self.temperature.beta.copy_(c.beta / self._q_scale(q))
+        energies = self._scaled_energies(q, self.temperature.beta)
 
         def update(step: int) -> Metrics:
-            nonlocal advantages
+            nonlocal energies
             if step % c.renew_every == 0 and 0 < step // c.renew_every <= self.most_renewals:
-                advantages = self._renew_support(data)
+                energies = self._renew_support(data)
             rows = take(data.state_index, self._draw(len(data), c.policy_batch_size))
             condition = self.normalizer(data.observations(rows))
-            scaled_energy = self.temperature.beta * take(advantages, rows)
             support = take(self.tables["support"], rows)
             loss, metrics = weighted_loss(
-                self.policy, support, scaled_energy, condition, "sample", self.generator
+                self.policy, support, take(energies, rows), condition, "sample", self.generator
             )
             rate = self._rate(c.policy_learning_rate, step, c.policy_steps)
             metrics["grad_norm"] = self._optimize("policy", loss, rate)
@@ -125,12 +126,12 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         return max(0, math.floor(self.config.largest_beta / max(self.config.beta, 1e-9)) - 1)
 
     def _renew_support(self, data: Batches) -> Tensor:
-        """Draw the support from today's policy; the advantages of the new actions, (R, M)."""
+        """Draw the support from today's policy; beta Q of the new actions, (R, M)."""
         self.source.load_state_dict(self.policy_ema.state_dict())
         self.tables["generator/support"] = self.generator.get_state()
         for chunk in range(self.progress["support"]):
             self._draw_support(data, chunk)
-        return self._table_of_advantages(data)
+        return self._scaled_energies(self._table_of_q(data), self.temperature.beta)
 
     # Acting -------------------------------------------------------------------------------
 

@@ -221,3 +221,14 @@ def test_parameters_can_be_taken_and_given(config):
 def test_both_configurations_are_really_different():
     assert CONFIGS["whitened"].critic_lambda > 0 == CONFIGS["paper-like"].critic_lambda
     assert CONFIGS["whitened"].whitening_steps > 0 == CONFIGS["paper-like"].whitening_steps
+
+
+def test_the_tilt_limit_lowers_beta_where_q_spreads():
+    q = torch.tensor([[1.0, 3.0], [5.0, 5.2]])
+    beta = torch.tensor(2.0)
+    unlimited = train(WHITENED)._scaled_energies(q.clone(), beta)
+    torch.testing.assert_close(unlimited, torch.tensor([[-2.0, 2.0], [-0.2, 0.2]]))
+    # standard deviations sqrt(8) and sqrt(0.08): the first is brought down to 1
+    limited = train(replace(WHITENED, tilt_limit=1.0))._scaled_energies(q.clone(), beta)
+    half = math.sqrt(0.5)
+    torch.testing.assert_close(limited, torch.tensor([[-half, half], [-0.2, 0.2]]))
