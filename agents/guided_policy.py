@@ -29,6 +29,7 @@ from qgpo.critic import (
     in_support_value,
     lambda_returns,
     polyak_update,
+    support_penalty,
     td_target,
 )
 from qgpo.diffusion import Diffusion, Metrics
@@ -302,6 +303,10 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             with torch.no_grad():
                 z = self.whitening.encode(condition, data.scaled_actions(index))
             loss, metrics = critic_loss(self.critic, condition, z, targets)
+            if c.critic_penalty > 0.0:
+                drawn = self._one_support_action(rows)
+                metrics["penalty"] = support_penalty(self.critic, condition, z, drawn)
+                loss = loss + c.critic_penalty * metrics["penalty"]
             rate = self._rate(c.critic_learning_rate, step, c.critic_steps)
             metrics["grad_norm"] = self._optimize("critic", loss, rate)
             polyak_update(self.critic, self.critic_target, c.tau)
@@ -349,6 +354,12 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         condition = self.normalizer(data.observations(rows))[:, None].expand(-1, z.shape[1], -1)
         q: Tensor = self.critic_target(condition, z)
         return q
+
+    def _one_support_action(self, rows: Tensor) -> Tensor:
+        """A random support action of each of those states, (B, A)."""
+        support = take(self.tables["support"], rows)
+        chosen = self._draw(support.shape[1], len(rows))
+        return support[torch.arange(len(rows), device=self.device), chosen]
 
     def _table_of_q(self, data: Batches) -> Tensor:
         """Target Q of every support action, (R, M)."""

@@ -32,6 +32,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "ema_decay": (0.0, 0.999999),
     "gamma": (0.0, 1.0),
     "tau": (1e-9, 1.0),
+    "critic_penalty": (0.0, 1e9),
     "critic_lambda": (0.0, 1.0),
     "expectile": (0.5, 1.0),
     "support_actions": (2, 1_000_000),
@@ -117,6 +118,9 @@ class GuidedPolicyConfig:
     """lambda of the returns that the critic regresses on; 0 is the one-step target"""
     target_every: int = 1000
     """critic steps between two computations of the lambda-returns (unused at lambda 0)"""
+    critic_penalty: float = 0.0
+    """weight of Q of support actions minus Q of the data's actions in the critic's loss: lowers Q
+    where the behavior model makes up actions; 0 is the paper's critic"""
     reward_tuning: str = "locomotion"
     """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
     returns of unit standard deviation)"""

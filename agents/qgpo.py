@@ -53,6 +53,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             "analytic_gradient",
             "analytic_order",
             "critic_activation",
+            "critic_penalty",
             "critic_value",
             "expectile",
             "guidance",

@@ -88,6 +88,22 @@ def critic_loss(
     return loss, {"loss": loss, "q": q.mean(), "target": targets.mean()}
 
 
+def support_penalty(
+    critic: TwinQ, observations: Tensor, actions: Tensor, support_actions: Tensor
+) -> Tensor:
+    """Mean Q of support actions minus mean Q of the data's, (B, S), (B, A), (B, A) to a scalar.
+
+    Conservative Q-learning (Kumar et al. 2020, arXiv 2006.04779, Eq. 2) with the behavior model
+    as the proposal. Where that model is right the two means agree and nothing happens in
+    expectation; where it makes up actions, their Q is lowered: added to the loss with weight c,
+    the minimiser of the squared error moves by -(c / 2) (mu_model / mu_data - 1).
+    """
+    return (
+        critic.both(observations, support_actions).mean()
+        - critic.both(observations, actions).mean()
+    )
+
+
 @torch.no_grad()
 def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
     """Set target to (1 - tau) target + tau source, parameters and floating point buffers alike."""

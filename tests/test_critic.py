@@ -12,6 +12,7 @@ from qgpo.critic import (
     in_support_value,
     lambda_returns,
     polyak_update,
+    support_penalty,
     td_target,
 )
 from qgpo.networks import TwinQ
@@ -103,3 +104,32 @@ def test_expectile_value_by_hand():
     few = torch.tensor([[0.0, 1.0, 5.0]])
     assert float(in_support_expectile(few, 0.5)) == pytest.approx(2.0)
     assert float(in_support_expectile(few, 1.0)) == pytest.approx(5.0)
+
+
+def test_the_support_penalty_lowers_q_by_the_density_ratio():
+    # data: action 1 always; model: actions 1 and -1 equally often; a Q per action, by hand:
+    # (q_1 - T)^2 + c (q_1 / 2 + q_-1 / 2 - q_1) falls by c / 2 per unit of q_-1, and
+    # q_1 = T + c / 4 = T - (c / 2) (0.5 / 1 - 1)
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q = nn.Parameter(torch.zeros(2))
+
+        def both(self, observations, actions):
+            value = torch.where(actions[:, 0] > 0.0, self.q[0], self.q[1])
+            return torch.stack([value, value])
+
+    critic, weight, target = Table(), 0.4, 2.0
+    observations = torch.zeros(1000, 1)
+    actions = torch.ones(1000, 1)
+    support = torch.ones(1000, 1)
+    support[::2] = -1.0
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
+    for _ in range(200):
+        loss, _ = critic_loss(critic, observations, actions, torch.full((1000,), target))
+        loss = loss + weight * support_penalty(critic, observations, actions, support)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(critic.q[0].detach()) == pytest.approx(target + weight / 4, abs=1e-4)
+    assert float(critic.q[1].detach()) == pytest.approx(-0.1 * 200 * weight / 2, abs=1e-3)

@@ -17,7 +17,13 @@ from qgpo.agents.checkpoint import read_header
 GOLDEN = ROOT / "tests" / "golden"
 OBSERVATIONS = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
 CONFIG = replace(
-    WHITENED, whitening_steps=0, behavior_hidden=(4,), critic_hidden=(4,), energy_hidden=(4,)
+    WHITENED,
+    whitening_steps=0,
+    behavior_hidden=(4,),
+    critic_hidden=(4,),
+    energy_hidden=(4,),
+    critic_penalty=0.0,
+    tilt_limit=None,
 )
 
 
