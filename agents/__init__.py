@@ -2,24 +2,36 @@
 
 from qgpo.agents.aepo import AEPO
 from qgpo.agents.base import OfflineAgent
+from qgpo.agents.bc import BC, BCConfig
+from qgpo.agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from qgpo.agents.energy_guided import EnergyGuidedDiffusion
 from qgpo.agents.energy_guided_config import EnergyGuidedConfig
+from qgpo.agents.iql import IQL, IQLConfig
 from qgpo.agents.presets import PRESETS, AEPOConfig, QGPOConfig, QIPOConfig
 from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
 from qgpo.agents.registry import AGENTS, load_agent
+from qgpo.agents.td3bc import TD3BC, TD3BCConfig
 
 __all__ = [
     "AEPO",
     "AGENTS",
+    "BC",
+    "IQL",
     "PRESETS",
     "QGPO",
     "QIPO",
+    "TD3BC",
     "AEPOConfig",
+    "BCConfig",
+    "DiffusionQL",
+    "DiffusionQLConfig",
     "EnergyGuidedConfig",
     "EnergyGuidedDiffusion",
+    "IQLConfig",
     "OfflineAgent",
     "QGPOConfig",
     "QIPOConfig",
+    "TD3BCConfig",
     "load_agent",
 ]

@@ -40,6 +40,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "beta": (0.0, 1e9),
     "beta_q": (0.0, 1e9),
     "guidance_scale": (0.0, 1e9),
+    "alpha": (0.0, 1e9),
+    "eta": (0.0, 1e9),
+    "expectile": (1e-6, 1.0 - 1e-6),
+    "policy_noise": (0.0, 1e9),
+    "noise_clip": (0.0, 1e9),
+    "exploration_noise": (0.0, 1e9),
+    "ema_start": (0, 10**12),
 }
 """inclusive; numbers that are not named here must be positive"""
 

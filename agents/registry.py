@@ -11,11 +11,17 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from qgpo.agents.aepo import AEPO
 from qgpo.agents.base import OfflineAgent
+from qgpo.agents.bc import BC
 from qgpo.agents.checkpoint import CheckpointError, read_header
+from qgpo.agents.diffusion_ql import DiffusionQL
+from qgpo.agents.iql import IQL
 from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
+from qgpo.agents.td3bc import TD3BC
 
-AGENTS: dict[str, type[OfflineAgent[Any]]] = {agent.name: agent for agent in (QGPO, AEPO, QIPO)}
+AGENTS: dict[str, type[OfflineAgent[Any]]] = {
+    agent.name: agent for agent in (QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL)
+}
 
 
 def load_agent(

@@ -77,7 +77,7 @@ class StagedTraining:
         self.stage = stage
         position = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
         sums: dict[str, Tensor] = {}
-        count = 0
+        counts: dict[str, int] = {}  # not every step has every metric
         with tqdm(
             total=total,
             initial=self.progress[stage],
@@ -91,12 +91,12 @@ class StagedTraining:
                 self.num_timesteps += int(gradient_steps)
                 for name, value in metrics.items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
-                count += 1
+                    counts[name] = counts.get(name, 0) + 1
                 bar.update()
                 last = step + 1 == total
                 if (step + 1) % self._log_interval == 0 or last:
-                    self._log(stage, {k: float(v) / count for k, v in sums.items()})
-                    sums, count = {}, 0
+                    self._log(stage, {k: float(v) / counts[k] for k, v in sums.items()})
+                    sums, counts = {}, {}
                 if self._callback is not None and not self._callback.on_step():
                     raise TrainingStoppedError
                 if self._interrupted:
@@ -120,8 +120,10 @@ class StagedTraining:
         self._logger.record("time/total_timesteps", self.num_timesteps)
         self._logger.dump(self.num_timesteps)
 
-    def _optimize(self, name: str, loss: Tensor, learning_rate: float) -> Tensor:
-        """One optimizer step at the given rate; returns the gradient's norm.
+    def _optimize(
+        self, name: str, loss: Tensor, learning_rate: float, max_norm: float = math.inf
+    ) -> Tensor:
+        """One optimizer step at the given rate; returns the gradient's norm before clipping.
 
         Raises NonFiniteError before anything is updated. (The check waits for a GPU to finish
         the step; on a CPU it costs nothing.)
@@ -139,6 +141,8 @@ class StagedTraining:
             if not torch.isfinite(loss.detach()):
                 wrong = ("loss", loss.detach())
             raise self._non_finite(f"{stage}/{wrong[0]}", float(wrong[1]), self.progress[stage] + 1)
+        if max_norm < math.inf:
+            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         optimizer.step()
         return norm
 

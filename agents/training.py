@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
+from qgpo.critic import lambda_returns
 from qgpo.envs.datasets import OfflineDataset
 
 
@@ -102,6 +103,20 @@ class Batches:
             return torch.zeros(shape, device=self.device)
         with _nameless_file(self.scratch) as file:
             return torch.as_tensor(np.memmap(file, np.float32, "w+", shape=shape))
+
+
+def tuned_rewards(dataset: OfflineDataset, data: Batches, rule: str, gamma: float) -> Tensor:
+    """Rewards as a critic sees them, (N,).
+
+    By one of the dataset's own rules, or `unit`: divided by the standard deviation of the
+    discounted returns of all transitions.
+    """
+    if rule != "unit":
+        return torch.as_tensor(dataset.tuned_rewards(rule), device=data.device)
+    rewards = torch.as_tensor(dataset.rewards, device=data.device)
+    no_values = torch.zeros_like(rewards)
+    returns = lambda_returns(rewards, data.terminations, data.last_steps, no_values, gamma, 1.0)
+    return rewards / returns.std().clamp(min=1e-6)
 
 
 def _nameless_file(folder: Path) -> Any:

@@ -12,6 +12,19 @@ from numpy.typing import NDArray
 
 from qgpo.envs.evaluation import Evaluation
 
+CURVES = {
+    "behavior/loss": "behavior: denoising loss",
+    "critic/loss": "critic: TD loss",
+    "critic/q": "critic: mean Q",
+    "energy/excess": "energy: excess cross entropy",
+    "training/loss": "critic: TD loss",
+    "training/q": "critic: mean Q",
+    "training/actor_loss": "policy: loss",
+    "training/mse": "policy: squared error on the data",
+    "training/denoising_loss": "policy: denoising loss",
+}
+"""metrics that are drawn where they were logged, and the titles of their panels"""
+
 BLUE, ORANGE, GRAY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
 
 
@@ -41,20 +54,14 @@ def draw_run(
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    curves = [
-        ("behavior/loss", "behavior: denoising loss"),
-        ("critic/loss", "critic: TD loss"),
-        ("critic/q", "critic: mean Q"),
-        ("energy/excess", "energy: excess cross entropy"),
-    ]
+    curves = [name for name in CURVES if name in metrics]
     figure = plt.figure(figsize=(11, 7.5), layout="constrained")
-    grid = figure.add_gridspec(2, 4, height_ratios=(1, 1.6))
-    for column, (name, label) in enumerate(curves):
+    grid = figure.add_gridspec(2, max(1, len(curves)), height_ratios=(1, 1.6))
+    for column, name in enumerate(curves):
         axis = figure.add_subplot(grid[0, column])
-        if name in metrics:
-            xs, ys = metrics[name]
-            axis.plot(np.asarray(xs) / 1000, ys, color=BLUE, lw=1.5, marker=".", ms=4)
-        axis.set_title(label, fontsize=8)
+        xs, ys = metrics[name]
+        axis.plot(np.asarray(xs) / 1000, ys, color=BLUE, lw=1.5, marker=".", ms=4)
+        axis.set_title(CURVES[name], fontsize=8)
         axis.set_xlabel("gradient steps / 1000", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)

@@ -17,7 +17,12 @@ from qgpo.schedule import Schedule
 
 _SOFTENING = 0.2
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "mish": nn.Mish,
+}
 
 
 def mlp(sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False) -> nn.Sequential:
@@ -117,11 +122,16 @@ class MLPNoiseNetwork(nn.Module):
     """
 
     def __init__(
-        self, dim: int, condition_dim: int, hidden: Sequence[int], time_scale: float = 1.0
+        self,
+        dim: int,
+        condition_dim: int,
+        hidden: Sequence[int],
+        time_scale: float = 1.0,
+        activation: str = "silu",
     ) -> None:
         super().__init__()
         self.time = FourierFeatures(16, time_scale)
-        self.net = mlp([dim + 16 + condition_dim, *hidden, dim], "silu")
+        self.net = mlp([dim + 16 + condition_dim, *hidden, dim], activation)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
@@ -206,6 +216,11 @@ class TwinQ(nn.Module):
         super().__init__()
         sizes = [observation_dim + action_dim, *hidden, 1]
         self.heads = nn.ModuleList(mlp(sizes, activation, layer_norm) for _ in range(2))
+
+    def first(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The first head alone: (..., S), (..., A) to (...)."""
+        q: Tensor = self.heads[0](join(observations, actions))
+        return q.squeeze(-1)
 
     def both(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(..., S), (..., A) to (2, ...)."""

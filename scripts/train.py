@@ -40,7 +40,7 @@ class Args(Generic[ConfigT]):
     dataset_id: str = "qgpo/halfcheetah/mixed-v0"
     """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded"""
     agent: str = "QGPO"
-    """the agent"""
+    """the agent, by its name in the registry: QGPO, BC, TD3BC, IQL, DiffusionQL"""
     preset: str = "laptop"
     """row of hyperparameters that the --config flags start from: laptop or paper"""
     seed: int = 0
@@ -62,7 +62,8 @@ class Args(Generic[ConfigT]):
     storage: Storage = "memory"
     """memory, or memmap for datasets larger than memory (converted once, beside Minari's data)"""
     guidance_scales: tuple[float, ...] = ()
-    """scales evaluated at the end; default 0 (imitation) and the configured scale"""
+    """scales evaluated at the end, for agents with guidance; default 0 (imitation) and the
+    configured scale"""
     n_episodes: int = 50
     """evaluation episodes per scale; 0 skips evaluation"""
     env_id: str | None = None
@@ -164,6 +165,10 @@ def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset
         if getattr(args, name) < 0:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} {getattr(args, name)}: expected at least 0")
+    if args.guidance_scales and not hasattr(args.config, "guidance_scale"):
+        raise ValueError(
+            f"--guidance-scales {args.guidance_scales}: a {args.agent} agent has no guidance_scale"
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     name = f"{args.dataset_id}-{args.agent}-{args.preset}-s{args.seed}".replace("/", "-")

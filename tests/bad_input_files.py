@@ -248,6 +248,13 @@ CASES = [
     ),
     Case(
         CLI,
+        "train: a guidance scale for an agent without guidance",
+        SystemExit,
+        "error: --guidance-scales (1.0,): a TD3BC agent has no guidance_scale",
+        train("--agent", "TD3BC", "--guidance-scales", "1"),
+    ),
+    Case(
+        CLI,
         "train: checkpoints every nothing",
         SystemExit,
         "error: --checkpoint-every 0: expected at least 1",

@@ -25,7 +25,7 @@ from conftest import (
 )
 from gymnasium import spaces
 
-from qgpo import QGPO
+from qgpo import QGPO, IQLConfig
 from qgpo.agents.callbacks import SaveCheckpoint
 from qgpo.agents.training import NonFiniteError
 
@@ -156,6 +156,13 @@ CASES = [
         ValueError,
         "critic_batch_size=0, expected positive",
         config(critic_batch_size=0),
+    ),
+    Case(
+        MAKE,
+        "an expectile of one",
+        ValueError,
+        "expectile=1.0, expected in [1e-06, 0.999999]",
+        lambda: IQLConfig(expectile=1.0),
     ),
     Case(
         MAKE,

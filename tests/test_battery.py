@@ -8,10 +8,19 @@ from conftest import AEPO_CONFIGS, CONFIGS, QIPO_CONFIGS, WHITENED
 
 from qgpo.agents import AGENTS
 
+SMALL = {"hidden": (8, 8), "batch_size": 8}
+OFTEN = {"diffusion_steps": 3, "candidates": 3, "ema_start": 3, "ema_every": 2}
 SUBJECTS = {
     "QGPO": {**CONFIGS, "dps": replace(WHITENED, guidance="dps", beta=0.1, guidance_bound=1.0)},
     "AEPO": AEPO_CONFIGS,
     "QIPO": QIPO_CONFIGS,
+    **{
+        name: {
+            preset: replace(AGENTS[name].presets[preset], steps=11, **SMALL, **more)
+            for preset in ("paper", "laptop")
+        }
+        for name, more in (("BC", {}), ("TD3BC", {}), ("IQL", {}), ("DiffusionQL", OFTEN))
+    },
 }
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, WHITENED, same_parameters, subprocess_environment
 
-from qgpo import QGPO, load_dataset
+from qgpo import QGPO, load_agent, load_dataset
 from qgpo.agents.runs import ContinuedCSV
 from qgpo.envs.collection import collect, write_minari
 from qgpo.envs.policies import load_policy
+from qgpo.scripts import train
 
 SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if p.stem != "__init__")
 DATASET = "test/pendulum/tiny-v0"
@@ -291,6 +292,23 @@ def test_metrics_go_on_after_the_rows_that_the_checkpoint_knows(tmp_path):
 def test_resuming_nothing_is_refused(tmp_path, data):
     done = run("train", "--resume", "nowhere", cwd=tmp_path, data=data, code=1)
     assert "no run there" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["BC", "TD3BC", "IQL", "DiffusionQL"])
+def test_agents_without_guidance_train_from_the_command_line(name, tmp_path, data, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
+    where = ["--dataset-id", DATASET, "--run-dir", str(tmp_path / "run"), "--n-episodes", "2"]
+    small = ["--config.hidden", "8", "--config.batch-size", "4", "--config.steps", "6"]
+    train.main(train.parse(["--agent", name, *where, *QUICK, *small, "--log-interval", "3"]))
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert about["args"]["agent"] == name
+    assert about["args"]["config"]["steps"] == 6
+    (evaluation,) = json.loads((tmp_path / "run" / "evaluation.json").read_text())["evaluations"]
+    assert evaluation["guidance_scale"] is None
+    assert len(evaluation["returns"]) == 2
+    assert (tmp_path / "run" / "report.png").read_bytes().startswith(b"\x89PNG")
+    train.main(train.parse(["--resume", str(tmp_path / "run"), *QUICK]))
+    assert load_agent(tmp_path / "run" / "checkpoint.zip", device="cpu").name == name
 
 
 def test_collected_dataset_can_be_read(tmp_path, snapshot):

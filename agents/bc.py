@@ -1,0 +1,69 @@
+"""Behavior cloning: regress the dataset's actions on its observations.
+
+The oldest method there is (Pomerleau 1989, ALVINN), here with the network, optimizer and length
+that TD3+BC (Fujimoto & Gu 2021, arXiv 2106.06860) and its BC baseline share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qgpo.agents.single_stage import SingleStageAgent, SingleStageConfig, Transitions
+from qgpo.baselines import imitation_loss
+from qgpo.diffusion import Metrics
+from qgpo.policies import GaussianPolicy
+
+
+@dataclass(frozen=True)
+class BCConfig(SingleStageConfig):
+    """Hyperparameters of BC; the defaults are the `paper` preset."""
+
+
+BC_PRESETS: dict[str, BCConfig] = {
+    "paper": BCConfig(),
+    "laptop": replace(
+        BCConfig(),
+        steps=20_000,
+        learning_rate=1e-3,
+        learning_rate_decay=True,
+        normalize_observations=True,
+    ),
+}
+
+
+class BC(SingleStageAgent[BCConfig]):
+    """A Gaussian policy that imitates the dataset: the yardstick that every agent must beat.
+
+    The mean, which acts when `deterministic`, is learned by squared error alone; the spread, by
+    likelihood around it, makes sampled actions vary as the dataset's do.
+    """
+
+    name: ClassVar[str] = "BC"
+    config_class: ClassVar[type[BCConfig]] = BCConfig
+    presets: ClassVar[dict[str, BCConfig]] = BC_PRESETS
+
+    policy: GaussianPolicy
+
+    def _build(self, observation_dim: int, action_dim: int) -> None:
+        self._add_normalizer(observation_dim)
+        policy = GaussianPolicy(
+            observation_dim, action_dim, self.config.hidden, state_dependent_std=True
+        )
+        self.policy = self._add_trained("policy", policy)
+
+    def update(self, batch: Transitions, step: int) -> Metrics:
+        """One regression step."""
+        loss, metrics = imitation_loss(self.policy, batch.observations, batch.actions)
+        metrics["grad_norm"] = self._optimize("policy", loss, self._policy_rate(step))
+        return metrics
+
+    @torch.no_grad()
+    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        mean, std = self.policy.moments(self.normalizer(observations))
+        if not deterministic:
+            mean = mean + std * self._prediction_normal(tuple(mean.shape))
+        return mean.clamp(-1.0, 1.0)

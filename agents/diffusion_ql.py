@@ -1,0 +1,153 @@
+"""Diffusion-QL (Wang, Hunt & Zhou 2022, arXiv 2208.06193).
+
+A short denoising chain is the policy: it imitates by its denoising loss, and improves because the
+gradient of Q goes back through the whole chain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qgpo.agents.single_stage import CriticConfig, SingleStageAgent, Transitions
+from qgpo.baselines import diffusion_ql_loss
+from qgpo.critic import critic_loss, polyak_update, td_target
+from qgpo.diffusion import Metrics
+from qgpo.networks import MLPNoiseNetwork, TwinQ
+from qgpo.policies import DenoisingChain
+
+
+@dataclass(frozen=True)
+class DiffusionQLConfig(CriticConfig):
+    """Hyperparameters of Diffusion-QL; the defaults are the authors' for hopper-medium-expert."""
+
+    steps: int = 2_000_000
+    """updates, each on one batch"""
+    hidden: tuple[int, ...] = (256, 256, 256)
+    """layers of every network"""
+    diffusion_steps: int = 5
+    """N, steps of the denoising chain"""
+    eta: float = 1.0
+    """weight of the normalised Q against the denoising loss; 0 is pure imitation"""
+    max_grad_norm: float = 5.0
+    """largest norm of a gradient; longer ones are shortened to it"""
+    ema_decay: float = 0.995
+    """decay of the averaged policy that proposes actions for the critic's target"""
+    ema_every: int = 5
+    """updates per update of the averaged policy"""
+    ema_start: int = 1000
+    """updates before the averaged policy begins to follow"""
+    target_candidates: int = 1
+    """actions per next state, the best of which the target takes (the authors' max-Q backup, 10
+    on most AntMazes)"""
+    candidates: int = 50
+    """actions drawn per observation when acting, one of which is chosen by Q"""
+
+
+DIFFUSION_QL_PRESETS: dict[str, DiffusionQLConfig] = {
+    "paper": DiffusionQLConfig(),
+    "laptop": replace(
+        DiffusionQLConfig(),
+        steps=10_000,
+        learning_rate=1e-3,
+        learning_rate_decay=True,
+        hidden=(256, 256),
+        normalize_observations=True,
+        reward_tuning="unit",
+        tau=0.01,
+        candidates=10,
+    ),
+}
+
+
+class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
+    """A diffusion policy trained on denoising and Q at once, acting by the best of candidates.
+
+    `candidates` is an attribute that may be set at any time.
+    """
+
+    name: ClassVar[str] = "DiffusionQL"
+    config_class: ClassVar[type[DiffusionQLConfig]] = DiffusionQLConfig
+    presets: ClassVar[dict[str, DiffusionQLConfig]] = DIFFUSION_QL_PRESETS
+
+    policy: DenoisingChain
+    policy_ema: DenoisingChain
+    critic: TwinQ
+    critic_target: TwinQ
+
+    def _build(self, observation_dim: int, action_dim: int) -> None:
+        c = self.config
+        self.candidates = c.candidates
+        self._add_normalizer(observation_dim)
+        network = MLPNoiseNetwork(action_dim, observation_dim, c.hidden, activation="mish")
+        policy = DenoisingChain(network, c.diffusion_steps)
+        self.policy = self._add_trained("policy", policy)
+        self.policy_ema = self._add_target("policy_ema", policy)
+        critic = TwinQ(observation_dim, action_dim, c.hidden, activation="mish")
+        self.critic = self._add_trained("critic", critic)
+        self.critic_target = self._add_target("critic_target", critic)
+
+    def update(self, batch: Transitions, step: int) -> Metrics:
+        """One step of the critic, then one of the policy (their Algorithm 1)."""
+        c = self.config
+        # Q: r + gamma min_i Q'_i(s', a'), a' from the averaged policy
+        next_values = self._next_values(batch.next_observations)
+        targets = td_target(batch.rewards, batch.terminations, next_values, c.gamma)
+        loss, metrics = critic_loss(self.critic, batch.observations, batch.actions, targets)
+        metrics["grad_norm"] = self._optimize("critic", loss, c.learning_rate, c.max_grad_norm)
+
+        # pi: denoising loss + eta * normalised -Q through the chain
+        loss, policy_metrics = diffusion_ql_loss(
+            self.policy, self.critic, batch.observations, batch.actions, c.eta, self.generator
+        )
+        policy_metrics["policy_grad_norm"] = self._optimize(
+            "policy", loss, self._policy_rate(step), c.max_grad_norm
+        )
+
+        if step >= c.ema_start and step % c.ema_every == 0:
+            polyak_update(self.policy, self.policy_ema, 1.0 - c.ema_decay)
+        polyak_update(self.critic, self.critic_target, c.tau)
+        return {**metrics, **policy_metrics}
+
+    @torch.no_grad()
+    def _next_values(self, observations: Tensor) -> Tensor:
+        """Smaller head's largest target Q among the candidates, (B, S) to (B,)."""
+        n = self.config.target_candidates
+        repeated = observations.repeat_interleave(n, dim=0)
+        noise = self._normal((self.policy_ema.steps, len(repeated), self._action_dim))
+        q = self.critic_target.both(repeated, self.policy_ema.sample(noise, repeated))
+        best: Tensor = q.reshape(2, -1, n).amax(dim=-1).amin(dim=0)
+        return best
+
+    @property
+    def _action_dim(self) -> int:
+        assert self.action_space is not None
+        return int(self.action_space.shape[0])
+
+    @torch.no_grad()
+    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """Candidates, one of which is chosen: the best by Q, or by lot with weights softmax(Q).
+
+        When `deterministic`, the candidates of every observation come from the same noise, drawn
+        on the CPU from the agent's seed.
+        """
+        b, n = len(observations), self.candidates
+        condition = self.normalizer(observations).repeat_interleave(n, dim=0)
+        if deterministic:
+            generator = torch.Generator().manual_seed(self.seed)
+            shape = (self.policy.steps, 1, n, self._action_dim)
+            same = torch.randn(shape, generator=generator).to(self.device)
+            noise = same.expand(-1, b, -1, -1).flatten(1, 2)
+        else:
+            noise = self._prediction_normal((self.policy.steps, b * n, self._action_dim))
+        actions = self.policy.sample(noise, condition)
+        q = self.critic_target(condition, actions).reshape(b, n)
+        if deterministic:
+            chosen = q.argmax(dim=-1)
+        else:
+            weights = torch.softmax(q, dim=-1)
+            chosen = torch.multinomial(weights, 1, generator=self.prediction_generator).squeeze(-1)
+        return actions.reshape(b, n, -1)[torch.arange(b, device=self.device), chosen]

@@ -1,0 +1,113 @@
+"""Implicit Q-learning (Kostrikov, Nair & Levine 2021, arXiv 2110.06169).
+
+V is an upper expectile of Q over the dataset's own actions, so that no other action is ever asked
+about; the policy follows by advantage-weighted regression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qgpo.agents.single_stage import CriticConfig, SingleStageAgent, Transitions
+from qgpo.baselines import advantage_weights, expectile_loss, weighted_likelihood_loss
+from qgpo.critic import critic_loss, polyak_update, td_target
+from qgpo.diffusion import Metrics
+from qgpo.networks import TwinQ, mlp
+from qgpo.policies import GaussianPolicy
+
+
+@dataclass(frozen=True)
+class IQLConfig(CriticConfig):
+    """Hyperparameters of IQL; the defaults are the authors' for locomotion (`paper`)."""
+
+    learning_rate_decay: bool = True
+    """lower the policy's learning rate to zero along a half cosine"""
+    reward_tuning: str = "locomotion"
+    """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
+    returns of unit standard deviation)"""
+    expectile: float = 0.7
+    """the expectile of Q that V is; 0.5 is the behavior's value, towards 1 the best in the data"""
+    beta: float = 3.0
+    """inverse temperature of the advantage weights; 0 is imitation"""
+    advantage_clip: float = 100.0
+    """largest advantage weight"""
+
+
+IQL_PRESETS: dict[str, IQLConfig] = {
+    "paper": IQLConfig(),
+    "laptop": replace(
+        IQLConfig(), steps=30_000, learning_rate=1e-3, tau=0.01, normalize_observations=True
+    ),
+}
+
+
+class IQL(SingleStageAgent[IQLConfig]):
+    """A Gaussian policy, weighted by how much better than V the dataset's actions were."""
+
+    name: ClassVar[str] = "IQL"
+    config_class: ClassVar[type[IQLConfig]] = IQLConfig
+    presets: ClassVar[dict[str, IQLConfig]] = IQL_PRESETS
+
+    policy: GaussianPolicy
+    critic: TwinQ
+    critic_target: TwinQ
+    value: nn.Module
+
+    def _build(self, observation_dim: int, action_dim: int) -> None:
+        c = self.config
+        self._add_normalizer(observation_dim)
+        policy = GaussianPolicy(observation_dim, action_dim, c.hidden, state_dependent_std=False)
+        self.policy = self._add_trained("policy", policy)
+        critic = TwinQ(observation_dim, action_dim, c.hidden)
+        self.critic = self._add_trained("critic", critic)
+        self.critic_target = self._add_target("critic_target", critic)
+        self.value = self._add_trained("value", mlp([observation_dim, *c.hidden, 1]))
+
+    def update(self, batch: Transitions, step: int) -> Metrics:
+        """One step of V, of the policy and of Q, in the order of the authors' code."""
+        c = self.config
+        # V: the expectile of min Q' over the dataset's actions (Eq. 5)
+        with torch.no_grad():
+            q = self.critic_target(batch.observations, batch.actions)
+        value_loss = expectile_loss(q - self._values(batch.observations), c.expectile)
+        value_norm = self._optimize("value", value_loss, c.learning_rate)
+
+        # pi: regression weighted by exp(beta (Q - V)) (Eq. 7)
+        with torch.no_grad():
+            advantages = q - self._values(batch.observations)
+            weights = advantage_weights(advantages, c.beta, c.advantage_clip)
+            next_values = self._values(batch.next_observations)
+            targets = td_target(batch.rewards, batch.terminations, next_values, c.gamma)
+        policy_loss, metrics = weighted_likelihood_loss(
+            self.policy, batch.observations, batch.actions, weights
+        )
+        policy_norm = self._optimize("policy", policy_loss, self._policy_rate(step))
+
+        # Q: r + gamma V(s'), cut on termination only (Eq. 6)
+        loss, critic_metrics = critic_loss(self.critic, batch.observations, batch.actions, targets)
+        metrics["grad_norm"] = self._optimize("critic", loss, c.learning_rate)
+        polyak_update(self.critic, self.critic_target, c.tau)
+        return {
+            **metrics,
+            **critic_metrics,
+            "value_loss": value_loss,
+            "advantage": advantages.mean(),
+            "policy_grad_norm": policy_norm,
+            "value_grad_norm": value_norm,
+        }
+
+    def _values(self, observations: Tensor) -> Tensor:
+        """V, (B, S) to (B,)."""
+        values: Tensor = self.value(observations)
+        return values.squeeze(-1)
+
+    @torch.no_grad()
+    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        mean, std = self.policy.moments(self.normalizer(observations))
+        if not deterministic:
+            mean = mean + std * self._prediction_normal(tuple(mean.shape))
+        return mean.clamp(-1.0, 1.0)
