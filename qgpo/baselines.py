@@ -25,11 +25,11 @@ def imitation_loss(
     mse = torch.mean((actions - mean) ** 2)
     nll = -torch.mean(gaussian_log_prob(mean.detach(), std, actions))
     loss = mse + nll
-    return loss, {"loss": loss, "mse": mse, "nll": nll}
+    return loss, {"actor_loss": loss, "mse": mse, "nll": nll}
 
 
 def perturbed(actions: Tensor, noise: Tensor, clip: float) -> Tensor:
-    """Actions plus clipped noise, inside [-1, 1] (TD3, arXiv 1802.09477, Eq. 14)."""
+    """Actions plus clipped noise, inside [-1, 1] (TD3, arXiv 1802.09477, section 5.3)."""
     return (actions + noise.clamp(-clip, clip)).clamp(-1.0, 1.0)
 
 
@@ -92,7 +92,7 @@ def diffusion_ql_loss(
     eta: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Metrics]:
-    """L_d + eta L_q (Wang et al. 2022, arXiv 2208.06193, Eq. 3).
+    """L_d + eta L_q (Wang et al. 2022, arXiv 2208.06193, Algorithm 1).
 
     L_d is the denoising loss; L_q the normalised value, by one head drawn by lot, of actions
     sampled through the whole chain.

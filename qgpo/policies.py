@@ -70,8 +70,8 @@ class DenoisingChain(nn.Module):
     """A diffusion policy of N ancestral steps, differentiable from noise to action.
 
     DDPM (Ho et al. 2020, arXiv 2006.11239) at the times k / N, k = 1 … N, of the variance
-    preserving schedule with beta from 0.1 to 10, which is Diffusion-QL's (arXiv 2208.06193,
-    appendix B): alpha_k^2 / alpha_{k-1}^2 = exp(-0.1 / N - 9.9 (2 k - 1) / (2 N^2)).
+    preserving schedule with beta from 0.1 to 10, which is Diffusion-QL's (arXiv 2208.06193):
+    alpha_k^2 / alpha_{k-1}^2 = exp(-0.1 / N - 9.9 (2 k - 1) / (2 N^2)).
     """
 
     def __init__(self, network: nn.Module, steps: int) -> None:
@@ -86,7 +86,7 @@ class DenoisingChain(nn.Module):
     def loss(
         self, actions: Tensor, observations: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        """Mean squared error of the predicted noise, k uniform on 1 … N (their Eq. 2)."""
+        """Mean squared error of the predicted noise, k uniform on 1 … N."""
         k = torch.randint(
             1, self.steps + 1, (len(actions),), generator=generator, device=actions.device
         )
@@ -105,7 +105,7 @@ class DenoisingChain(nn.Module):
         a = noise[0]
         for i, k in enumerate(range(self.steps, 0, -1)):
             t = a.new_full((len(a),), k / self.steps)
-            epsilon = self.network(a, t, observations)
+            epsilon: Tensor = self.network(a, t, observations)
             a_0 = (a - math.sqrt(self.variances[k]) * epsilon) / self.alphas[k]
             a_0 = a_0.clamp(-1.0, 1.0)
             if k == 1:

@@ -133,7 +133,7 @@ def test_diffusion_ql_without_q_imitates_both_modes():
 @pytest.mark.parametrize("agent_class", [TD3BC, IQL, DiffusionQL])
 def test_termination_cuts_the_bootstrap_and_truncation_does_not(agent_class, terminated):
     more = DQL if agent_class is DiffusionQL else {}
-    agent = train(agent_class, loop(terminated), 400, **CRITIC, **more)
+    agent = train(agent_class, loop(terminated), 250, **{**CRITIC, "tau": 0.1}, **more)
     with torch.no_grad():
         q = agent.critic(torch.zeros(3, 1), torch.tensor([[-0.5], [0.0], [0.5]]))
     expected = 1.0 if terminated else 2.0
