@@ -40,7 +40,7 @@ class IQLConfig(CriticConfig):
 IQL_PRESETS: dict[str, IQLConfig] = {
     "paper": IQLConfig(),
     "laptop": replace(
-        IQLConfig(), steps=30_000, learning_rate=1e-3, tau=0.01, normalize_observations=True
+        IQLConfig(), steps=9_000, learning_rate=1e-3, tau=0.01, normalize_observations=True
     ),
 }
 
