@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.presets import GuidedPolicyConfig
-from qgpo.agents.training import Batches, take
+from qgpo.agents.training import Batches, take, tuned_rewards
 from qgpo.critic import (
     critic_loss,
     in_support_expectile,
@@ -157,19 +157,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         c = self.config
         if c.normalize_observations and self.num_timesteps == 0:
             self.normalizer.fit(batches.states)
-        if c.reward_tuning == "unit":
-            returns = lambda_returns(
-                batches.rewards,
-                batches.terminations,
-                batches.last_steps,
-                torch.zeros_like(batches.rewards),
-                c.gamma,
-                1.0,
-            )
-            batches.rewards = batches.rewards / returns.std().clamp(min=1e-6)
-        else:
-            tuned = dataset.tuned_rewards(c.reward_tuning)
-            batches.rewards = torch.as_tensor(tuned, device=self.device)
+        batches.rewards = tuned_rewards(dataset, batches, c.reward_tuning, c.gamma)
 
     # Training: the stages that all share -----------------------------------------------------
 

@@ -34,7 +34,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "tau": (1e-9, 1.0),
     "critic_penalty": (0.0, 1e9),
     "critic_lambda": (0.0, 1.0),
-    "expectile": (0.5, 1.0),
     "support_actions": (2, 1_000_000),
     "whitening_steps": (0, 10**12),
     "beta": (0.0, 1e9),
