@@ -196,6 +196,7 @@ def test_critic_learns_the_known_values_of_two_states(terminated, critic_lambda)
         target_every=25,
         tau=0.1,
         gamma=gamma,
+        critic_penalty=0.0,
         reward_tuning="none",
     )
     agent = train(config, dataset)
@@ -226,7 +227,7 @@ def test_both_configurations_are_really_different():
 def test_the_tilt_limit_lowers_beta_where_q_spreads():
     q = torch.tensor([[1.0, 3.0], [5.0, 5.2]])
     beta = torch.tensor(2.0)
-    unlimited = train(WHITENED)._scaled_energies(q.clone(), beta)
+    unlimited = train(replace(WHITENED, tilt_limit=None))._scaled_energies(q.clone(), beta)
     torch.testing.assert_close(unlimited, torch.tensor([[-2.0, 2.0], [-0.2, 0.2]]))
     # standard deviations sqrt(8) and sqrt(0.08): the first is brought down to 1
     limited = train(replace(WHITENED, tilt_limit=1.0))._scaled_energies(q.clone(), beta)

@@ -38,6 +38,8 @@ LEARNING = replace(
     reward_tuning="none",
     q_unit="reward",
     beta=3.0,
+    critic_penalty=0.0,
+    tilt_limit=None,
     solver_steps=20,
 )
 SHARED = {field.name: getattr(LEARNING, field.name) for field in fields(GuidedPolicyConfig)}
