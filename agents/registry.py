@@ -24,6 +24,13 @@ AGENTS: dict[str, type[OfflineAgent[Any]]] = {
 }
 
 
+def agent_class(name: str) -> type[OfflineAgent[Any]]:
+    """The agent of that name. Raises ValueError with the choices."""
+    if name not in AGENTS:
+        raise ValueError(f"agent={name!r}, expected one of {sorted(AGENTS)}")
+    return AGENTS[name]
+
+
 def load_agent(
     path: str | Path,
     env: gym.Env[Any, Any] | VecEnv | str | None = None,

@@ -59,11 +59,11 @@ class RunFolder:
                 left.unlink()
             yield
 
-    def write_json(self, path: Path, data: Any) -> None:
+    def write_json(self, path: Path, data: Any, indent: int | None = 2) -> None:
         """Write atomically."""
         scratch = path.with_name(f".{path.name}.tmp")
         try:
-            scratch.write_text(json.dumps(data, indent=2, default=str))
+            scratch.write_text(json.dumps(data, indent=indent, default=str))
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""Run one cell of a benchmark in its run folder: train, evaluate, one JSON of raw results.
+
+Whatever stopped a cell, running it again goes on from its last checkpoint; a finished cell is
+only read. `python -m qgpo.agents.cells` is what a local worker process runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from qgpo.agents.base import OfflineAgent
+from qgpo.agents.callbacks import SaveCheckpoint
+from qgpo.agents.files import versions
+from qgpo.agents.plan import Cell
+from qgpo.agents.runs import RunFolder
+from qgpo.envs.datasets import OfflineDataset
+from qgpo.envs.evaluation import Evaluation, evaluate
+from qgpo.envs.loading import load_dataset
+
+FORMAT_VERSION = 1
+RESULT = "cell.json"
+LOG = "log.txt"
+
+
+class CellError(ValueError):
+    """A run folder or a result that belongs to another experiment than the cell."""
+
+
+class Clock(BaseCallback):
+    """Wall and CPU seconds of training, over interruptions: what each checkpoint cost.
+
+    Comes after SaveCheckpoint in a list of callbacks. Work that a kill threw away is not in it.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        super().__init__()
+        self.path, self.every = path, every
+        self.before = (0.0, 0.0)
+        if path.exists():
+            saved = json.loads(path.read_text())
+            self.before = (saved["wall_seconds"], saved["cpu_seconds"])
+        self.began = (time.monotonic(), time.process_time())
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """So far."""
+        now = (time.monotonic(), time.process_time())
+        wall, cpu = (b + n - a for b, n, a in zip(self.before, now, self.began, strict=True))
+        return {"wall_seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+
+    def write(self) -> None:
+        """Keep the time of the checkpoint that was just written."""
+        RunFolder(self.path.parent).write_json(self.path, self.seconds)
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.every == 0:
+            self.write()
+        return True
+
+    def _on_training_end(self) -> None:
+        self.write()
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """A finished cell's JSON, or None. Raises CellError where the file cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        if result["format_version"] > FORMAT_VERSION:
+            raise CellError(
+                f"{path} has format {result['format_version']}, newer than {FORMAT_VERSION}: "
+                "update qgpo to read it"
+            )
+        return result
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CellError(f"{path} is no cell's result ({error!r}): move it away") from error
+
+
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    """What a cell's run folder is measuring. Raises CellError where it holds something else."""
+    try:
+        measured: dict[str, Any] = json.loads(folder.config.read_text())["measured"]
+        return measured
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CellError(
+            f"{folder.config} is not of a benchmark ({error!r}): move that folder away"
+        ) from error
+
+
+def check_same_training(cell: Cell, former: dict[str, Any], path: Path) -> None:
+    """Raise CellError where `path` holds another training than the cell's."""
+    wanted = cell.training
+    for name, value in {**wanted, **wanted["config"]}.items():
+        found = former.get(name, former.get("config", {}).get(name))
+        if name != "config" and found != value:
+            raise CellError(
+                f"{path} was made with {name} = {found!r}, the plan has {value!r}: give the "
+                "agent another label, or move that file away"
+            )
+    surplus = sorted(set(former["config"]) - set(wanted["config"]))
+    if surplus:
+        raise CellError(f"{path} has a setting {surplus[0]!r} that is unknown now: move it away")
+
+
+def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
+    """Train and evaluate in `root/cell.name`, or go on there; returns what its JSON says.
+
+    Raises CellError for a folder of another training, RunFolderError for one in use, and
+    whatever loading, training and evaluation raise. Ctrl-C and SIGTERM leave a checkpoint and
+    raise KeyboardInterrupt.
+    """
+    folder = RunFolder(root / cell.name)
+    with folder.locked():
+        result = read_result(folder.path / RESULT)
+        if result is not None and result["measured"] == cell.measured:
+            return result
+        if folder.config.exists():
+            check_same_training(cell, read_config(folder), folder.config)
+        torch.set_num_threads(1)
+        with _one_at_a_time(root, cell.dataset):
+            dataset = load_dataset(cell.dataset, storage=cell.storage, progress_bar=False)
+        agent, seconds = _train(cell, folder, dataset)
+        began = time.monotonic()
+        evaluations = _evaluate(cell, agent, dataset)
+        result = {
+            **_about(cell, agent, dataset),
+            "training": {"timesteps": agent.num_timesteps, **seconds},
+            "evaluation_seconds": round(time.monotonic() - began, 2),
+            "evaluations": [
+                {"guidance_scale": scale, **dataclasses.asdict(e)} for scale, e in evaluations
+            ],
+        }
+        folder.write_json(folder.path / RESULT, result, indent=None)
+        return read_result(folder.path / RESULT) or result
+
+
+def _train(
+    cell: Cell, folder: RunFolder, dataset: OfflineDataset
+) -> tuple[OfflineAgent[Any], dict[str, float]]:
+    """The trained agent, and the seconds it took over all sessions."""
+    if folder.checkpoint.exists():
+        agent = cell.agent_class.load(folder.checkpoint, device=cell.device)
+        print(f"{cell.name}: going on from timestep {agent.num_timesteps}", flush=True)
+    else:
+        agent = cell.agent_class(cell.config, seed=cell.seed, device=cell.device)
+        print(f"{cell.name}: starting", flush=True)
+        (folder.path / "clock.json").unlink(missing_ok=True)
+    about = {"args": dataclasses.asdict(cell), **_about(cell, agent, dataset)}
+    folder.write_json(folder.config, about)
+    clock = Clock(folder.path / "clock.json", cell.checkpoint_every)
+    if agent.num_timesteps == agent.total_timesteps:  # only the evaluation is left
+        return agent, dict(zip(("wall_seconds", "cpu_seconds"), clock.before, strict=True))
+    agent.set_logger(folder.logger(False, [], agent.progress))
+    try:
+        agent.learn(
+            dataset,
+            callback=[SaveCheckpoint(folder.checkpoint, cell.checkpoint_every), clock],
+            log_interval=cell.log_interval,
+            reset_num_timesteps=False,
+        )
+    except KeyboardInterrupt:
+        agent.save(folder.checkpoint)
+        clock.write()
+        print(f"{cell.name}: stopped at timestep {agent.num_timesteps}", flush=True)
+        raise
+    finally:
+        agent.logger.close()
+    return agent, json.loads(clock.path.read_text())
+
+
+def _evaluate(
+    cell: Cell, agent: OfflineAgent[Any], dataset: OfflineDataset
+) -> list[tuple[float | None, Evaluation]]:
+    """The last checkpoint at every scale."""
+    results = []
+    for scale in cell.guidance_scales or (None,):
+        if scale is not None:
+            agent.guidance_scale = scale  # type: ignore[attr-defined]
+        evaluation = evaluate(
+            agent,
+            cell.env_id or dataset,
+            cell.n_episodes,
+            seed=10_000 + cell.seed,
+            deterministic=cell.deterministic,
+        )
+        print(f"{cell.name}: scale {scale}: {evaluation}", flush=True)
+        results.append((scale, evaluation))
+    return results
+
+
+def _about(cell: Cell, agent: OfflineAgent[Any], dataset: OfflineDataset) -> dict[str, Any]:
+    """What is measured, on what, with what."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "label": cell.label,
+        "preset": cell.preset,
+        "overrides": cell.overrides,
+        "measured": cell.measured,
+        "headline_scale": cell.headline_scale,
+        "environment_steps": getattr(agent, "environment_steps", 0),
+        "dataset": {
+            "id": dataset.id,
+            "steps": len(dataset),
+            "episodes": dataset.n_episodes,
+            "fingerprint": dataset.fingerprint,
+            "returns": [round(float(r), 3) for r in dataset.episode_returns],
+            "reference": dataclasses.asdict(dataset.reference) if dataset.reference else None,
+        },
+        "versions": versions(),
+        "machine": {
+            "processor": platform.machine(),
+            "cpus": os.cpu_count(),
+            "device": str(agent.device),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+@contextlib.contextmanager
+def _one_at_a_time(root: Path, dataset_id: str) -> Iterator[None]:
+    """A dataset that is made or downloaded on first use is so once, not by two workers."""
+    name = dataset_id.replace("/", "-")
+    with open(root / f".{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> None:
+    """A worker process: the cell as JSON on standard input, the root folder as argument."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    data = json.load(sys.stdin)
+    data["guidance_scales"] = tuple(data["guidance_scales"])
+    try:
+        run_cell(Cell(**data), Path(sys.argv[1]))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""A benchmark as data: agents x datasets x seeds, read from one TOML file.
+
+    datasets = ["qgpo/hopper/mixed-v0"]
+    seeds = [0, 1, 2]
+    n_episodes = 50
+
+    [[agents]]
+    label = "QGPO"                        # its name in tables and folders
+    agent = "QGPO"
+    preset = "laptop"
+    overrides = { beta = 10.0 }           # fields of its configuration
+    guidance_scales = [0.0, 1.0, 2.0]
+    estimate_minutes = 6                  # for the plan's table, until a cell is finished
+
+Each combination is a cell. An agent's table may have `datasets` and `seeds` of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qgpo.agents.base import OfflineAgent
+from qgpo.agents.registry import agent_class
+from qgpo.envs.loading import STORAGES, Storage
+
+HOW = ("checkpoint_every", "log_interval", "device", "gpus", "estimate_minutes")
+"""fields of a cell that do not change what is measured"""
+
+
+class PlanError(ValueError):
+    """A plan that cannot be run, with what is wrong in it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training with its evaluations."""
+
+    label: str
+    """the agent's name in tables"""
+    agent: str
+    """the agent's class, a name in the registry"""
+    preset: str
+    """row of hyperparameters"""
+    overrides: dict[str, Any]
+    """fields of the configuration that differ from the preset"""
+    dataset: str
+    """Minari id"""
+    seed: int
+    """seed of the training; episodes are seeded from 10000 + seed on, as in scripts/train.py"""
+    guidance_scales: tuple[float, ...]
+    """scales to evaluate, the configured one among them; empty for agents without guidance"""
+    n_episodes: int = 50
+    """episodes per scale"""
+    deterministic: bool = True
+    """the central action instead of a sampled one"""
+    env_id: str | None = None
+    """environment for evaluation, where it is not the dataset's"""
+    storage: Storage = "memory"
+    """memory, or memmap for datasets larger than memory"""
+    checkpoint_every: int = 2_000
+    """steps between two checkpoints"""
+    log_interval: int = 500
+    """steps between two rows of metrics"""
+    device: str = "auto"
+    """torch device"""
+    gpus: float = 0.0
+    """share of a GPU that a cell asks of a Ray cluster"""
+    estimate_minutes: float | None = None
+    """training and evaluation, as whoever wrote the plan expects them"""
+
+    @property
+    def name(self) -> str:
+        """Name of its run folder and of its result's file."""
+        return re.sub(r"[^\w.+=-]+", "-", f"{self.dataset}-{self.label}-s{self.seed}")
+
+    @property
+    def agent_class(self) -> type[OfflineAgent[Any]]:
+        """The class of the agent."""
+        return agent_class(self.agent)
+
+    @property
+    def config(self) -> Any:
+        """The agent's whole configuration."""
+        row = self.agent_class.presets[self.preset]
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.overrides.items()}
+        return dataclasses.replace(row, **values)
+
+    @property
+    def headline_scale(self) -> float | None:
+        """The configured guidance scale, chosen before any evaluation."""
+        return getattr(self.config, "guidance_scale", None)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What decides the trained agent, as JSON would have it."""
+        config = {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in dataclasses.asdict(self.config).items()
+        }
+        return {"agent": self.agent, "config": config, "dataset": self.dataset, "seed": self.seed}
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What decides the result: the training and how it is evaluated."""
+        evaluation = {
+            "guidance_scales": list(self.guidance_scales),
+            "n_episodes": self.n_episodes,
+            "deterministic": self.deterministic,
+            "env_id": self.env_id,
+        }
+        return {**self.training, **evaluation}
+
+
+def read_plan(path: Path) -> list[Cell]:
+    """Every cell of the plan, in the order of its file. Raises PlanError."""
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PlanError(f"plan {str(path)!r} cannot be read: {error}") from error
+    try:
+        cells = [cell for table in _agents(data) for cell in _cells(data, table)]
+        names = [cell.name for cell in cells]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PlanError(f"{twice[0]} is there twice: give the agents different labels")
+    except PlanError as error:
+        raise PlanError(f"plan {str(path)!r}: {error}") from error
+    return cells
+
+
+def _agents(data: dict[str, Any]) -> list[dict[str, Any]]:
+    tables = data.get("agents")
+    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables) or not tables:
+        raise PlanError("no agents: at least one [[agents]] table is needed")
+    return tables
+
+
+def _cells(data: dict[str, Any], table: dict[str, Any]) -> list[Cell]:
+    """One agent's cells: its table over the plan's defaults."""
+    settings = {k: v for k, v in data.items() if k != "agents"} | table
+    label = settings.setdefault("label", settings.get("agent"))
+    known = {field.name for field in dataclasses.fields(Cell)} - {"dataset", "seed"}
+    unknown = sorted(set(settings) - known - {"datasets", "seeds"})
+    if unknown:
+        choices = sorted(known | {"datasets", "seeds"})
+        raise PlanError(f"agent {label!r}: unknown key {unknown[0]!r}, expected one of {choices}")
+    datasets = _list(settings.pop("datasets", None), "datasets", str, label)
+    seeds = _list(settings.pop("seeds", None), "seeds", int, label)
+    if "agent" not in settings:
+        raise PlanError(f"agent {label!r}: it has no key 'agent', the name of its class")
+    settings = {"preset": "laptop", "overrides": {}, "guidance_scales": []} | settings
+    settings["guidance_scales"] = _scales(settings["guidance_scales"], label)
+    cells = []
+    for dataset in datasets:
+        for seed in seeds:
+            cell = Cell(**settings, dataset=dataset, seed=seed)
+            cells.append(_checked(cell))
+    return cells
+
+
+def _list(values: Any, name: str, kind: type, label: Any) -> list[Any]:
+    good = isinstance(values, list) and values and all(type(v) is kind for v in values)
+    if not good or (kind is int and min(values) < 0):
+        wanted = "integers of at least 0" if kind is int else "Minari ids"
+        raise PlanError(f"agent {label!r}: {name} = {values!r}, expected a list of {wanted}")
+    return list(values)
+
+
+def _scales(values: Any, label: Any) -> tuple[float, ...]:
+    if not isinstance(values, list) or not all(
+        isinstance(v, int | float) and math.isfinite(v) for v in values
+    ):
+        raise PlanError(
+            f"agent {label!r}: guidance_scales = {values!r}, expected a list of finite numbers"
+        )
+    return tuple(float(v) for v in values)
+
+
+def _checked(cell: Cell) -> Cell:
+    """The cell with its scales settled. Raises PlanError where agent or settings are wrong."""
+    of = f"agent {cell.label!r}"
+    try:
+        presets = cell.agent_class.presets
+        if cell.preset not in presets:
+            raise PlanError(f"preset = {cell.preset!r}, expected one of {sorted(presets)}")
+        fields = {field.name for field in dataclasses.fields(presets[cell.preset])}
+        unknown = sorted(set(cell.overrides) - fields)
+        if unknown:
+            raise PlanError(f"overrides has {unknown[0]!r}, expected some of {sorted(fields)}")
+        scale = cell.headline_scale
+    except (ValueError, TypeError, AttributeError) as error:
+        raise PlanError(f"{of}: {error}") from error
+    for name in ("n_episodes", "checkpoint_every", "log_interval"):
+        value = getattr(cell, name)
+        if type(value) is not int or value < 1:
+            raise PlanError(f"{of}: {name} = {value!r}, expected an integer of at least 1")
+    if cell.storage not in STORAGES:
+        raise PlanError(f"{of}: storage = {cell.storage!r}, expected one of {list(STORAGES)}")
+    if scale is None and cell.guidance_scales:
+        raise PlanError(f"{of}: a {cell.agent} agent has no guidance_scales")
+    if scale is None:
+        return cell
+    scales = cell.guidance_scales or (scale,)
+    if scale not in scales:
+        raise PlanError(
+            f"{of}: guidance_scales = {list(scales)} lacks the configured scale {scale:g}, which "
+            "is the headline; add it, or set overrides = { guidance_scale = ... }"
+        )
+    return dataclasses.replace(cell, guidance_scales=scales)

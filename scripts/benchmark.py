@@ -1,0 +1,114 @@
+"""Measure agents x datasets x seeds as a plan says; finished cells are skipped, others resumed.
+
+python scripts/benchmark.py --plan benchmarks/locomotion.toml --workers 2
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from qgpo.agents.benchmark import Benchmark, Standing
+from qgpo.agents.plan import read_plan
+from qgpo.agents.workers import Outcome
+
+
+@dataclass
+class Args:
+    """Run what a plan lists."""
+
+    plan: Path
+    """TOML file with agents, datasets, seeds and guidance scales"""
+    workers: int = 2
+    """cells at a time on this machine, one torch thread each"""
+    ray_address: str | None = None
+    """run on a Ray cluster instead: auto, its address, or local for one on this machine"""
+    runs: Path | None = None
+    """folder of run folders (checkpoints, logs); default runs/<plan>"""
+    results: Path | None = None
+    """folder of raw returns, one JSON per cell; default <plan> without .toml"""
+    dry_run: bool = False
+    """only print what would be done"""
+
+
+def table(standings: list[Standing], workers: int) -> str:
+    """The plan: every cell with its state and time, and the whole."""
+    width = max(len(s.cell.name) for s in standings)
+    lines = [f"{'cell':{width}s}  {'state':20s}  {'minutes':>7s}  from"]
+    for s in standings:
+        minutes = "?" if s.seconds is None else f"{s.seconds / 60:.1f}"
+        lines.append(f"{s.cell.name:{width}s}  {s.state:20s}  {minutes:>7s}  {s.source}")
+    left = [s for s in standings if s.result is None]
+    known = [s.seconds for s in left if s.seconds is not None]
+    total = f"{sum(known) / 60 / workers:.0f} minutes with {workers} at a time"
+    if len(known) < len(left):
+        total += f", and {len(left) - len(known)} cells of unknown length"
+    lines.append(f"{len(standings) - len(left)} finished, {len(left)} to do: {total}")
+    return "\n".join(lines)
+
+
+def headline(outcome: Outcome) -> str:
+    """What a cell found, in one line."""
+    result = outcome.result
+    assert result is not None
+    training = result["training"]
+    for evaluation in result["evaluations"]:
+        if evaluation["guidance_scale"] == result["headline_scale"]:
+            mean, score = evaluation["mean"], evaluation["score"]
+            normalised = "" if score is None else f", normalised {score:.1f}"
+            took = f"{training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
+            return f"return {mean:.0f}{normalised}; trained in {took}"
+    raise AssertionError("the headline scale is always evaluated")
+
+
+def main(args: Args) -> None:
+    """Print the plan, run it, say what failed."""
+    name = args.plan.stem
+    runs = args.runs or Path("runs") / name
+    results = args.results or args.plan.with_suffix("")
+    try:
+        if args.workers < 1:
+            raise ValueError(f"--workers {args.workers}: expected at least 1")
+        benchmark = Benchmark(read_plan(args.plan), runs, results)
+        standings = benchmark.standings()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(table(standings, args.workers), flush=True)
+    cells = [s.cell for s in standings if s.result is None]
+    if args.dry_run or not cells:
+        return
+    began, done = time.monotonic(), 0
+
+    def report(outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        said = f"FAILED: {outcome.error}" if outcome.result is None else headline(outcome)
+        minutes = (time.monotonic() - began) / 60
+        print(f"[{done}/{len(cells)}, {minutes:.1f} min] {outcome.cell.name}: {said}", flush=True)
+
+    try:
+        failed = benchmark.run(cells, report, args.workers, args.ray_address)
+    except KeyboardInterrupt:
+        again = " ".join(["python", *sys.argv])
+        raise SystemExit(
+            f"\nstopped with checkpoints, {done} of {len(cells)} cells ended; go on with: {again}"
+        ) from None
+    except (ValueError, ConnectionError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"results: {results}")
+    if failed:
+        lines = [f"{o.cell.name}: {o.error}\n    log: {o.log}" for o in failed]
+        raise SystemExit(f"{len(failed)} of {len(cells)} cells failed\n" + "\n".join(lines))
+
+
+def cli() -> None:
+    """Entry point."""
+    main(tyro.cli(Args, description=__doc__))
+
+
+if __name__ == "__main__":
+    cli()
