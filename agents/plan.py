@@ -118,7 +118,10 @@ class Cell:
 
 
 def read_plan(path: Path) -> list[Cell]:
-    """Every cell of the plan, in the order of its file. Raises PlanError."""
+    """Every cell of the plan, seed by seed: one that is stopped has something of all agents.
+
+    Raises PlanError.
+    """
     try:
         data = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -131,7 +134,7 @@ def read_plan(path: Path) -> list[Cell]:
             raise PlanError(f"{twice[0]} is there twice: give the agents different labels")
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}: {error}") from error
-    return cells
+    return sorted(cells, key=lambda cell: cell.seed)
 
 
 def _agents(data: dict[str, Any]) -> list[dict[str, Any]]:

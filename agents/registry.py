@@ -17,18 +17,21 @@ from qgpo.agents.diffusion_ql import DiffusionQL
 from qgpo.agents.iql import IQL
 from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
+from qgpo.agents.sb3_baselines import BASELINES
 from qgpo.agents.td3bc import TD3BC
 
 AGENTS: dict[str, type[OfflineAgent[Any]]] = {
     agent.name: agent for agent in (QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL)
 }
+KNOWN = {**AGENTS, **BASELINES}
+"""all that a plan may name and a file may hold"""
 
 
 def agent_class(name: str) -> type[OfflineAgent[Any]]:
-    """The agent of that name. Raises ValueError with the choices."""
-    if name not in AGENTS:
-        raise ValueError(f"agent={name!r}, expected one of {sorted(AGENTS)}")
-    return AGENTS[name]
+    """The agent or baseline of that name. Raises ValueError with the choices."""
+    if name not in KNOWN:
+        raise ValueError(f"agent={name!r}, expected one of {sorted(KNOWN)}")
+    return KNOWN[name]
 
 
 def load_agent(
@@ -36,17 +39,17 @@ def load_agent(
     env: gym.Env[Any, Any] | VecEnv | str | None = None,
     device: torch.device | str = "auto",
 ) -> OfflineAgent[Any]:
-    """Read a checkpoint of any agent; its class follows from the file.
+    """Read a checkpoint of any agent or baseline; its class follows from the file.
 
-    Raises CheckpointError where the file is damaged or names an agent that is not in `AGENTS`.
+    Raises CheckpointError where the file is damaged or names an agent that is not known.
     With `env`, its spaces are checked against the agent's.
     """
     path = Path(path)
     if path.suffix != ".zip":
         path = path.with_name(path.name + ".zip")
     name = read_header(path).get("agent")
-    if name not in AGENTS:
+    if name not in KNOWN:
         raise CheckpointError(
-            f"{str(path)!r} holds a {name!r} agent, expected one of {sorted(AGENTS)}"
+            f"{str(path)!r} holds a {name!r} agent, expected one of {sorted(KNOWN)}"
         )
-    return AGENTS[name].load(path, env=env, device=device)
+    return KNOWN[name].load(path, env=env, device=device)

@@ -1,0 +1,321 @@
+"""Stable-Baselines3's SAC and TD3 as baselines: naive offline ones, and SAC online.
+
+Offline: their own `train()`, fed with a dataset instead of a replay buffer that an environment
+fills; nothing keeps their Q functions from actions that the data do not have, which is the
+failure that offline methods are made against (Fujimoto et al. 2019, arXiv 1812.02900). Online:
+SAC (Haarnoja et al. 2018, arXiv 1812.05905) in the dataset's environment, whose steps it spends;
+the data are not used. All else, files and resume bit for bit included, is OfflineAgent's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import torch
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor, nn
+
+from qgpo.agents.base import OfflineAgent
+from qgpo.agents.presets import check_config
+from qgpo.agents.training import Batches, take
+from qgpo.diffusion import Metrics
+from qgpo.envs.datasets import OfflineDataset
+from qgpo.envs.making import make_env
+
+METRICS = ("actor_loss", "critic_loss", "ent_coef")
+
+
+@dataclass(frozen=True)
+class SB3Config:
+    """Hyperparameters of SAC and TD3; what is not here is Stable-Baselines3's default."""
+
+    steps: int = 1_000_000
+    """gradient steps; online, steps of the environment"""
+    hidden: tuple[int, ...] = (256, 256)
+    """layers of actor and critics"""
+    batch_size: int = 256
+    """transitions per step"""
+    learning_rate: float = 3e-4
+    """Adam step size of all optimizers"""
+    gamma: float = 0.99
+    """discount"""
+    tau: float = 0.005
+    """Polyak rate of the targets"""
+    learning_starts: int = 10_000
+    """random steps before learning; online only"""
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+
+SAC_PRESETS = {"laptop": SB3Config(steps=30_000), "paper": SB3Config()}
+TD3_NETWORKS: dict[str, Any] = {"hidden": (400, 300), "learning_rate": 1e-3}
+TD3_PRESETS = {
+    "laptop": SB3Config(steps=30_000, **TD3_NETWORKS),
+    "paper": SB3Config(**TD3_NETWORKS),
+}
+ONLINE_PRESETS = {"laptop": SB3Config(steps=100_000), "paper": SB3Config()}
+
+
+class Samples:
+    """What SB3's `train()` asks of a replay buffer: the transitions that were drawn last."""
+
+    def __init__(self) -> None:
+        self.drawn: ReplayBufferSamples | None = None
+
+    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
+        """The drawn transitions."""
+        assert self.drawn is not None
+        return self.drawn
+
+
+class SB3Agent(OfflineAgent[SB3Config]):
+    """An SB3 off-policy algorithm whose registers are an OfflineAgent's."""
+
+    config_class: ClassVar[type[SB3Config]] = SB3Config
+    presets: ClassVar[dict[str, SB3Config]] = SAC_PRESETS
+    model: SAC | TD3
+
+    @abstractmethod
+    def _make_model(self, action_dim: int) -> SAC | TD3:
+        """The algorithm, without environment and networks."""
+
+    @property
+    def total_timesteps(self) -> int:
+        """Steps of a whole training."""
+        return self.config.steps
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "policy": "MlpPolicy",
+            "env": None,
+            "learning_rate": c.learning_rate,
+            "buffer_size": 1,  # the data are ours
+            "tau": c.tau,
+            "gamma": c.gamma,
+            "policy_kwargs": {"net_arch": list(c.hidden)},
+            "device": self.device,
+            "_init_setup_model": False,
+        }
+
+    def _build(self, observation_dim: int, action_dim: int) -> None:
+        model = self._make_model(action_dim)
+        assert self.observation_space is not None
+        assert self.action_space is not None
+        model.observation_space, model.action_space = self.observation_space, self.action_space
+        model.n_envs = 1
+        model._setup_model()
+        model.set_logger(Logger(folder=None, output_formats=[]))
+        model.replay_buffer = Samples()  # type: ignore[assignment]
+        self.model = model
+        self.networks["policy"] = model.policy
+        self.optimizers = {
+            "actor": model.policy.actor.optimizer,
+            "critic": model.policy.critic.optimizer,
+        }
+        if isinstance(model, SAC):  # its entropy coefficient, as a parameter that is registered
+            model.log_ent_coef = nn.Parameter(torch.zeros(1, device=self.device))
+            model.ent_coef_optimizer = torch.optim.Adam([model.log_ent_coef])
+            self.networks["entropy"] = nn.ParameterDict({"log_coefficient": model.log_ent_coef})
+            self.optimizers["entropy"] = model.ent_coef_optimizer
+
+    def _update(self, step: int, drawn: ReplayBufferSamples) -> Metrics:
+        """One step of SB3's own `train()` on those transitions."""
+        self.model.replay_buffer.drawn = drawn  # type: ignore[union-attr]
+        self.model._n_updates = step  # TD3 delays its actor by it
+        with self._randomness(self.generator):
+            self.model.train(gradient_steps=1, batch_size=len(drawn.rewards))
+        self.networks.train(False)
+        found = self.model.logger.name_to_value
+        return {
+            name: torch.tensor(float(found[f"train/{name}"]))
+            for name in METRICS
+            if f"train/{name}" in found
+        }
+
+    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """(B, S) to actions (B, A) in [-1, 1]."""
+        with torch.no_grad(), self._randomness(self.prediction_generator):
+            return self.model.policy._predict(observations, deterministic)
+
+    @contextlib.contextmanager
+    def _randomness(self, generator: torch.Generator) -> Iterator[None]:
+        """SB3 draws from torch's global generator: for a moment, it follows from ours."""
+        seed = torch.randint(2**62, (), generator=generator, device=self.device)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(seed))
+            yield
+
+
+class _SAC(SB3Agent):
+    def _make_model(self, action_dim: int) -> SAC:
+        return SAC(**self._settings, target_entropy=-float(action_dim))
+
+
+class _Offline(SB3Agent):
+    """Trains on the dataset as if it were a replay buffer that no longer grows."""
+
+    stages: ClassVar[tuple[str, ...]] = ("offline",)
+
+    def _train(self, dataset: OfflineDataset) -> None:
+        """SB3's update on transitions drawn uniformly from the dataset."""
+        batches = self._prepare(dataset)
+
+        def update(step: int) -> Metrics:
+            shape = (self.config.batch_size,)
+            index = torch.randint(len(batches), shape, generator=self.generator, device=self.device)
+            return self._update(step, transitions(batches, index))
+
+        self._run_stage("offline", self.config.steps, update)
+
+
+def transitions(batches: Batches, index: Tensor) -> ReplayBufferSamples:
+    """Those transitions (B,) as a replay buffer of SB3's returns them.
+
+    Actions are scaled to [-1, 1]; a truncated episode does not cut the bootstrap.
+    """
+    rows = take(batches.state_index, index)
+    return ReplayBufferSamples(
+        observations=batches.observations(rows),
+        actions=batches.scaled_actions(index),
+        next_observations=batches.observations(rows + 1),
+        dones=take(batches.terminations, index).float()[:, None],
+        rewards=take(batches.rewards, index)[:, None],
+    )
+
+
+class OfflineSAC(_Offline, _SAC):
+    """Naive offline SAC."""
+
+    name: ClassVar[str] = "sb3:offline-sac"
+
+
+class OfflineTD3(_Offline):
+    """Naive offline TD3 (Fujimoto et al. 2018, arXiv 1802.09477)."""
+
+    name: ClassVar[str] = "sb3:offline-td3"
+    presets: ClassVar[dict[str, SB3Config]] = TD3_PRESETS
+
+    def _make_model(self, action_dim: int) -> TD3:
+        return TD3(**self._settings)
+
+
+class OnlineSAC(_SAC):
+    """SAC in the dataset's environment: one gradient step per environment step.
+
+    A checkpoint holds all transitions; on resume the episode under way is played again from its
+    seed with its stored actions, so that resuming equals not stopping where the environment is
+    deterministic, as MuJoCo's are.
+    """
+
+    name: ClassVar[str] = "sb3:online-sac"
+    presets: ClassVar[dict[str, SB3Config]] = ONLINE_PRESETS
+    stages: ClassVar[tuple[str, ...]] = ("online",)
+
+    @property
+    def environment_steps(self) -> int:
+        """Steps taken in the environment."""
+        return self.progress["online"]
+
+    def _train(self, dataset: OfflineDataset) -> None:
+        """Act, remember, learn."""
+        if dataset.env_spec is None:
+            raise ValueError(
+                f"dataset {dataset.id!r} names no environment for online SAC to act in: choose "
+                "another dataset"
+            )
+        env = make_env(dataset.env_spec)
+        if not self.tables:
+            self._make_tables()
+        observation = self._return_to_episode(env)
+
+        def update(step: int) -> Metrics:
+            nonlocal observation
+            action = self._explore(observation, step)
+            observation = self._step(env, observation, action, step)
+            if step < self.config.learning_starts:
+                return {}
+            return self._update(step, self._remembered(step + 1))
+
+        try:
+            self._run_stage("online", self.config.steps, update)
+        finally:
+            env.close()
+
+    def _make_tables(self) -> None:
+        """Room for every transition of the training."""
+        assert self.observation_space is not None
+        assert self.action_space is not None
+        n, s, a = self.config.steps, self.observation_space.shape[0], self.action_space.shape[0]
+        shapes = {"observations": (n, s), "next_observations": (n, s), "actions": (n, a)}
+        shapes |= {"rewards": (n, 1), "terminations": (n, 1), "ends": (n, 1)}
+        self.tables = {k: torch.zeros(shape, device=self.device) for k, shape in shapes.items()}
+
+    def _reset(self, env: gym.Env[Any, Any], steps: int) -> Tensor:
+        """A new episode, whose seed follows from how many there were within `steps`."""
+        episode = int(self.tables["ends"][:steps].sum())
+        return self._tensor(env.reset(seed=10**6 * (1 + self.seed) + episode)[0])
+
+    def _return_to_episode(self, env: gym.Env[Any, Any]) -> Tensor:
+        """The observation (S,) at which training stands, its episode played again up to there."""
+        steps = self.progress["online"]
+        ends = torch.nonzero(self.tables["ends"][:steps, 0])
+        start = int(ends[-1]) + 1 if len(ends) else 0
+        observation = self._reset(env, start)
+        for action in self.tables["actions"][start:steps]:
+            observation = self._tensor(env.step(self._unscale_actions(action.cpu().numpy()))[0])
+        return observation
+
+    def _explore(self, observation: Tensor, step: int) -> Tensor:
+        """A uniform action (A,) in the beginning, then the policy's own."""
+        if step < self.config.learning_starts:
+            shape = self.tables["actions"].shape[1:]
+            uniform = torch.rand(shape, generator=self.generator, device=self.device)
+            return 2.0 * uniform - 1.0
+        with torch.no_grad(), self._randomness(self.generator):
+            return self.model.policy._predict(observation[None])[0]
+
+    def _step(
+        self, env: gym.Env[Any, Any], observation: Tensor, action: Tensor, step: int
+    ) -> Tensor:
+        """Remember transition number `step`; returns where to go on from, (S,)."""
+        result = env.step(self._unscale_actions(action.cpu().numpy()))
+        following, reward, terminated, truncated = result[:4]
+        row = {
+            "observations": observation,
+            "next_observations": self._tensor(following),
+            "actions": action,
+            "rewards": self._tensor(reward),
+            "terminations": self._tensor(terminated),
+            "ends": self._tensor(terminated or truncated),
+        }
+        for name, value in row.items():
+            self.tables[name][step] = value
+        if terminated or truncated:
+            return self._reset(env, step + 1)
+        return row["next_observations"]
+
+    def _remembered(self, steps: int) -> ReplayBufferSamples:
+        """A batch of the first `steps` transitions."""
+        shape = (self.config.batch_size,)
+        index = torch.randint(steps, shape, generator=self.generator, device=self.device)
+        names = ("observations", "actions", "next_observations", "terminations", "rewards")
+        return ReplayBufferSamples(*(self.tables[name][index] for name in names))
+
+    def _tensor(self, value: Any) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float32, device=self.device)
+
+
+BASELINES: dict[str, type[OfflineAgent[Any]]] = {
+    agent.name: agent for agent in (OfflineSAC, OfflineTD3, OnlineSAC)
+}
