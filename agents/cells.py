@@ -15,6 +15,7 @@ import platform
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from qgpo.envs.loading import load_dataset
 FORMAT_VERSION = 1
 RESULT = "cell.json"
 LOG = "log.txt"
+STOPPED = 130
+"""exit code of a worker that was asked to stop"""
 
 
 class CellError(ValueError):
@@ -240,6 +243,11 @@ def _one_at_a_time(root: Path, dataset_id: str) -> Iterator[None]:
         yield
 
 
+def one_line(error: Exception) -> str:
+    """Kind and message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def main() -> None:
     """A worker process: the cell as JSON on standard input, the root folder as argument."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -248,7 +256,10 @@ def main() -> None:
     try:
         run_cell(Cell(**data), Path(sys.argv[1]))
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
+    except Exception as error:
+        traceback.print_exc()
+        raise SystemExit(one_line(error)) from error
 
 
 if __name__ == "__main__":

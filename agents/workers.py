@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgpo.agents.cells import LOG, RESULT, read_result, run_cell
+from qgpo.agents.cells import LOG, RESULT, STOPPED, one_line, read_result, run_cell
 from qgpo.agents.plan import Cell
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -109,7 +109,7 @@ class _Processes:
 
 def _reason(code: int, log: Path) -> str:
     """Why a worker ended: its last line, or the signal that killed it."""
-    if code == 130:
+    if code == STOPPED:
         return "stopped"
     if code < 0:
         name = signal.Signals(-code).name
@@ -194,4 +194,4 @@ def _logged(cell: Cell, root: Path) -> tuple[dict[str, Any] | None, str]:
             return run_cell(cell, root), ""
         except Exception as error:
             traceback.print_exc()
-            return None, f"{type(error).__name__}: {error}"
+            return None, one_line(error)

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, WHITENED, same_parameters, subprocess_environment, write_buffers
+from gymnasium import make
+from minari.data_collector import EpisodeBuffer
+
+from qgpo import QGPO
+from qgpo.agents.benchmark import Benchmark
+from qgpo.agents.cells import CellError, read_result, run_cell
+from qgpo.agents.plan import PlanError, read_plan
+
+DATASET = "test/pendulum/tiny-v0"
+TINY = dataclasses.asdict(dataclasses.replace(WHITENED, behavior_steps=600, critic_steps=20))
+PLAN = f"""
+datasets = ["{DATASET}"]
+seeds = [0, 1]
+n_episodes = 2
+checkpoint_every = 100
+
+[[agents]]
+label = "tiny"
+agent = "QGPO"
+guidance_scales = [0, 1, 2]
+estimate_minutes = 3
+overrides = {json.dumps(TINY).replace('": ', '" = ')}
+"""
+BASELINE = """
+[[agents]]
+agent = "sb3:offline-td3"
+seeds = [0]
+overrides = { steps = 20, hidden = [8] }
+"""
+BROKEN = """
+[[agents]]
+label = "broken"
+agent = "QGPO"
+datasets = ["qgpo/absent-v0"]
+seeds = [0]
+"""
+TINY_S0, TINY_S1 = (f"test-pendulum-tiny-v0-tiny-s{seed}" for seed in (0, 1))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A dataset folder with four episodes of Pendulum-v1, ten steps each."""
+    folder = tmp_path_factory.mktemp("minari")
+    env = make("Pendulum-v1", max_episode_steps=10)
+    buffers = []
+    for seed in range(4):
+        env.action_space.seed(seed)
+        observations = [env.reset(seed=seed)[0]]
+        actions, rewards = [], []
+        for _ in range(10):
+            actions.append(env.action_space.sample())
+            following, reward, *_ = env.step(actions[-1])
+            observations.append(following)
+            rewards.append(reward)
+        ends = [False] * 9 + [True]
+        buffers.append(
+            EpisodeBuffer(
+                observations=observations,
+                actions=actions,
+                rewards=rewards,
+                terminations=[False] * 10,
+                truncations=ends,
+            )
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder))
+        write_buffers(buffers, DATASET, env=env)
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path) -> Path:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return path
+
+
+def arguments(plan: Path, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--plan", str(plan), *more]
+
+
+def run(plan: Path, *more: str, data: Path, code: int = 0):
+    done = subprocess.run(
+        arguments(plan, *more),
+        cwd=plan.parent,
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory, data) -> Path:
+    """The folder of a plan that was run: two good agents, one without data."""
+    plan = tmp_path_factory.mktemp("measured") / "plan.toml"
+    plan.write_text(PLAN + BASELINE + BROKEN)
+    done = run(plan, "--workers", "2", data=data, code=1)
+    assert "1 of 4 cells failed" in done.stderr
+    assert "qgpo-absent-v0-broken-s0: ValueError: dataset 'qgpo/absent-v0'" in done.stderr
+    log = Path("runs/plan/qgpo-absent-v0-broken-s0/log.txt")
+    assert str(log) in done.stderr
+    assert "Traceback" in (plan.parent / log).read_text()
+    return plan.parent
+
+
+def test_a_plan_is_all_combinations_seed_by_seed(plan):
+    plan.write_text(PLAN + BASELINE)
+    cells = read_plan(plan)
+    assert [(c.label, c.seed) for c in cells] == [
+        ("tiny", 0),
+        ("sb3:offline-td3", 0),
+        ("tiny", 1),
+    ]
+    assert cells[0].name == TINY_S0
+    assert cells[0].config == dataclasses.replace(WHITENED, behavior_steps=600, critic_steps=20)
+    assert cells[0].guidance_scales == (0.0, 1.0, 2.0)
+    assert (cells[0].headline_scale, cells[1].headline_scale) == (1.0, None)
+    assert cells[1].config.hidden == (8,)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds = [0, 1]", "seeds = [0, -1]", r"seeds = \[0, -1\], expected a list of integers"),
+        ("seeds = [0, 1]", "", "seeds = None"),
+        (f'["{DATASET}"]', '"all"', "datasets = 'all', expected a list of Minari ids"),
+        ("n_episodes = 2", "n_episodes = 0", "n_episodes = 0, expected an integer of at least 1"),
+        ("n_episodes", "episodes", r"unknown key 'episodes', expected one of .*'n_episodes'"),
+        ("[0, 1, 2]", "[0, 2]", "lacks the configured scale 1, which is the headline"),
+        ("[0, 1, 2]", "[0, 'x']", "expected a list of finite numbers"),
+        ('"QGPO"', '"QGPS"', "agent='QGPS', expected one of"),
+        ("estimate_minutes = 3", 'preset = "huge"', "preset = 'huge', expected one of"),
+        ('"beta"', '"betas"', "overrides has 'betas', expected some of"),
+        ('"beta" = 30.0', '"beta" = -30.0', r"beta=-30.0, expected in \[0, 1e\+09\]"),
+        ("[[agents]]", "[agents]", "at least one"),
+        ("estimate_minutes = 3", 'storage = "tape"', "storage = 'tape', expected one of"),
+        ("seeds", "seeds = ", "cannot be read"),
+        ("overrides", f"{BROKEN.replace('broken', 'tiny')}\nseeds = [1", "cannot be read"),
+    ],
+)
+def test_wrong_plans_are_refused_with_the_choices(old, new, message, plan):
+    assert old in PLAN
+    plan.write_text(PLAN.replace(old, new, 1))
+    with pytest.raises(PlanError, match=message) as caught:
+        read_plan(plan)
+    assert "plan.toml" in str(caught.value)
+
+
+def test_a_label_that_is_there_twice_is_refused(plan):
+    plan.write_text(PLAN + PLAN[PLAN.index("[[agents]]") :])
+    with pytest.raises(PlanError, match="different labels"):
+        read_plan(plan)
+
+
+def test_results_hold_raw_returns_configuration_times_and_versions(measured):
+    assert sorted(p.name for p in (measured / "plan").iterdir()) == [
+        "test-pendulum-tiny-v0-sb3-offline-td3-s0.json",
+        f"{TINY_S0}.json",
+        f"{TINY_S1}.json",
+    ]
+    result = json.loads((measured / "plan" / f"{TINY_S1}.json").read_text())
+    assert [e["guidance_scale"] for e in result["evaluations"]] == [0.0, 1.0, 2.0]
+    assert [len(e["returns"]) for e in result["evaluations"]] == [2, 2, 2]
+    assert result["evaluations"][0]["seeds"] == [10_001, 10_002]
+    assert result["measured"]["config"]["behavior_steps"] == 600
+    assert result["measured"]["seed"] == 1
+    assert result["training"]["timesteps"] == 3 + 600 + 20 + 4
+    assert result["training"]["wall_seconds"] > 0.0
+    assert result["training"]["cpu_seconds"] > 0.0
+    assert len(result["dataset"]["fingerprint"]) == 64
+    assert len(result["dataset"]["returns"]) == 4
+    assert {"qgpo", "torch", "numpy"} <= set(result["versions"])
+    assert (result["headline_scale"], result["environment_steps"]) == (1.0, 0)
+    baseline = json.loads(next((measured / "plan").glob("*td3*")).read_text())
+    assert [e["guidance_scale"] for e in baseline["evaluations"]] == [None]
+
+
+def test_finished_cells_are_skipped_and_estimates_come_from_them(measured, data):
+    plan = measured / "plan.toml"
+    before = {p: p.stat().st_mtime_ns for p in (measured / "plan").iterdir()}
+    (measured / "more.toml").write_text(PLAN.replace("[0, 1]", "[0, 1, 2]"))
+    folders = ["--runs", "runs/plan", "--results", "plan", "--dry-run"]
+    done = run(measured / "more.toml", *folders, data=data)
+    lines = done.stdout.splitlines()
+    assert lines[1].split()[:2] == [TINY_S0, "finished"]
+    assert "mean of 2 finished" in lines[3]
+    assert "2 finished, 1 to do" in lines[-1]
+    plan.write_text(PLAN + BASELINE)
+    done = run(plan, data=data)
+    assert "3 finished, 0 to do" in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in (measured / "plan").iterdir()}
+
+
+def test_another_training_under_the_same_name_is_refused(measured, data):
+    other = measured / "other.toml"
+    other.write_text(PLAN.replace('"beta" = 30.0', '"beta" = 10.0'))
+    done = run(other, "--results", "plan", data=data, code=1)
+    assert "was made with beta = 30.0, the plan has 10.0" in done.stderr
+    with pytest.raises(CellError, match=r"config.json was made with beta"):
+        run_cell(read_plan(other)[0], measured / "runs" / "plan")
+
+
+def test_more_scales_of_a_finished_training_are_evaluated_from_its_checkpoint(
+    measured, data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.replace("[0, 1, 2]", "[1, 3]"))
+    cell = read_plan(plan)[0]
+    former = read_result(measured / "plan" / f"{TINY_S0}.json")
+    benchmark = Benchmark([cell], measured / "runs" / "plan", measured / "plan")
+    assert benchmark.standings()[0].result is None
+    result = run_cell(cell, measured / "runs" / "plan")
+    assert [e["guidance_scale"] for e in result["evaluations"]] == [1.0, 3.0]
+    assert result["evaluations"][0]["returns"] == former["evaluations"][1]["returns"]
+    assert result["training"] == former["training"]
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists()
+
+
+def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN)
+    process = subprocess.Popen(
+        arguments(plan, "--workers", "2"),
+        cwd=tmp_path,
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoints = [Path("runs", "plan", name, "checkpoint.zip") for name in (TINY_S0, TINY_S1)]
+    for checkpoint in checkpoints:
+        wait_for(tmp_path / checkpoint)
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    os.kill(int(next(t for f in children if (t := f.read_text())).split()[0]), signal.SIGKILL)
+    while "[1/2" not in (line := process.stdout.readline()):
+        assert process.poll() is None
+    assert "FAILED: its process was ended by SIGKILL" in line
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "stopped with checkpoints" in errors
+    assert f"--plan {plan}" in errors
+    done = run(plan, "--workers", "2", data=data)
+    assert "goes on from" in done.stdout
+    for checkpoint, name in zip(checkpoints, (TINY_S0, TINY_S1), strict=True):
+        ours, theirs = (QGPO.load(p / checkpoint, device="cpu") for p in (tmp_path, measured))
+        assert same_parameters(ours.get_parameters(), theirs.get_parameters())
+        result, expected = (read_result(p / "plan" / f"{name}.json") for p in (tmp_path, measured))
+        for found, wanted in zip(result["evaluations"], expected["evaluations"], strict=True):
+            assert found["returns"] == wanted["returns"]
