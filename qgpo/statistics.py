@@ -1,0 +1,125 @@
+"""Statistics of a few runs on several tasks (Agarwal et al. 2021, arXiv 2108.13264).
+
+Scores come as one array per task, with one number per run; tasks may have different numbers of
+runs. Intervals resample runs within each task (a bootstrap stratified by task).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Scores = NDArray[np.float64]
+Statistic = Callable[[Sequence[Scores]], float]
+RESAMPLES = 10_000
+
+
+def as_tasks(tasks: Sequence[ArrayLike]) -> list[Scores]:
+    """Arrays (R_i,), one per task. Raises ValueError where one is empty or not finite."""
+    arrays = [np.asarray(task, dtype=np.float64) for task in tasks]
+    if not arrays:
+        raise ValueError("no tasks, expected at least one array of scores")
+    for i, array in enumerate(arrays):
+        if array.ndim != 1 or len(array) == 0 or not np.isfinite(array).all():
+            raise ValueError(
+                f"task {i} has scores {array}, expected a finite number for each of its runs "
+                "(leave out runs that are missing)"
+            )
+    return arrays
+
+
+def mean(tasks: Sequence[ArrayLike]) -> float:
+    """Mean over all runs of all tasks."""
+    return float(np.concatenate(as_tasks(tasks)).mean())
+
+
+def iqm(tasks: Sequence[ArrayLike]) -> float:
+    """Interquartile mean: of all runs of all tasks, without the lowest and highest quarter.
+
+    A quarter is rounded down to whole runs, so that up to three runs give their mean.
+    """
+    scores = np.sort(np.concatenate(as_tasks(tasks)))
+    cut = len(scores) // 4
+    return float(scores[cut : len(scores) - cut].mean())
+
+
+def stratified_bootstrap(
+    tasks: Sequence[ArrayLike],
+    statistic: Statistic = iqm,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a statistic, runs drawn with replacement within each task.
+
+    With one run per task it has no width: it says nothing about what another seed would give.
+    """
+    arrays = as_tasks(tasks)
+    rng = np.random.default_rng(seed)
+    values = [statistic(resampled(arrays, rng)) for _ in range(resamples)]
+    return _percentiles(values, confidence)
+
+
+def resampled(tasks: Sequence[Scores], rng: np.random.Generator) -> list[Scores]:
+    """As many runs of each task, drawn with replacement."""
+    return [task[rng.integers(len(task), size=len(task))] for task in tasks]
+
+
+def probability_of_improvement(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
+    """P(a run of `first` beats one of `second`), averaged over tasks; a tie counts half.
+
+    Per task it is the Mann-Whitney statistic over all pairs of runs.
+    """
+    pairs = list(zip(as_tasks(first), as_tasks(second), strict=True))
+    wins = [np.mean((a[:, None] > b[None, :]) + 0.5 * (a[:, None] == b[None, :])) for a, b in pairs]
+    return float(np.mean(wins))
+
+
+def improvement_interval(
+    first: Sequence[ArrayLike],
+    second: Sequence[ArrayLike],
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of `probability_of_improvement`; both sides are resampled."""
+    ours, theirs = as_tasks(first), as_tasks(second)
+    rng = np.random.default_rng(seed)
+    values = [
+        probability_of_improvement(resampled(ours, rng), resampled(theirs, rng))
+        for _ in range(resamples)
+    ]
+    return _percentiles(values, confidence)
+
+
+def performance_profile(tasks: Sequence[ArrayLike], thresholds: ArrayLike) -> Scores:
+    """Share of runs above each threshold (K,), averaged over tasks: (K,)."""
+    levels = np.asarray(thresholds, dtype=np.float64)
+    shares = [np.mean(task[:, None] > levels[None, :], axis=0) for task in as_tasks(tasks)]
+    return np.asarray(np.mean(shares, axis=0))
+
+
+def profile_band(
+    tasks: Sequence[ArrayLike],
+    thresholds: ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Scores, Scores]:
+    """Pointwise percentile band (K,), (K,) of `performance_profile`."""
+    arrays = as_tasks(tasks)
+    rng = np.random.default_rng(seed)
+    profiles = [performance_profile(resampled(arrays, rng), thresholds) for _ in range(resamples)]
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(profiles, [tail, 100.0 - tail], axis=0)
+    return low, high
+
+
+def _percentiles(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence={confidence}, expected between 0 and 1")
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(values, [tail, 100.0 - tail])
+    return float(low), float(high)
