@@ -122,4 +122,5 @@ class Benchmark:
 
 
 def _seconds(result: dict[str, Any]) -> float:
-    return float(result["training"]["wall_seconds"] + result["evaluation_seconds"])
+    """Of training and evaluation, as far as they were measured."""
+    return float(result["training"]["wall_seconds"] + (result["evaluation_seconds"] or 0.0))
