@@ -149,7 +149,7 @@ def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) 
     names = ("MINARI_DATASETS_PATH", "MINARI_REMOTE")
     variables = {name: os.environ[name] for name in names if name in os.environ}
     ray.init(
-        address=None if address == "local" else address,
+        address=address,
         runtime_env={"env_vars": {**ONE_THREAD, **variables}},
         log_to_driver=False,
     )
@@ -157,7 +157,7 @@ def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) 
     try:
         for cell in cells:
             options = {"num_cpus": 1, "num_gpus": cell.gpus, "max_retries": RETRIES}
-            task = ray.remote(**options)(_logged)
+            task = ray.remote(**options)(run_logged)
             pending[task.remote(cell, root.absolute())] = cell
         while pending:
             [done], _ = ray.wait(list(pending), num_returns=1)
@@ -181,7 +181,7 @@ def _ray_outcome(ray: Any, done: Any, cell: Cell, root: Path) -> Outcome:
         return Outcome(cell, None, str(failure).strip().splitlines()[0], log)
 
 
-def _logged(cell: Cell, root: Path) -> tuple[dict[str, Any] | None, str]:
+def run_logged(cell: Cell, root: Path) -> tuple[dict[str, Any] | None, str]:
     """A cell in a worker of Ray's, printing to its log: (result, error)."""
     folder = root / cell.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -92,11 +92,11 @@ def arguments(plan: Path, *more: str) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--plan", str(plan), *more]
 
 
-def run(plan: Path, *more: str, data: Path, code: int = 0):
+def run(plan: Path, *more: str, data: Path, code: int = 0, **environment: str):
     done = subprocess.run(
         arguments(plan, *more),
         cwd=plan.parent,
-        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data), **environment),
         capture_output=True,
         text=True,
         timeout=180,
@@ -234,10 +234,29 @@ def test_more_scales_of_a_finished_training_are_evaluated_from_its_checkpoint(
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert path.exists()
+
+
+def descendants(pid: int) -> list[int]:
+    """Its processes and theirs."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for file in files for child in file.read_text().split()]
+    return children + [d for child in children for d in descendants(child)]
+
+
+def same_results(first: Path, second: Path) -> bool:
+    """Parameters and returns of both seeds, bit for bit."""
+    for name in (TINY_S0, TINY_S1):
+        checkpoint = Path("runs", "plan", name, "checkpoint.zip")
+        agents = [QGPO.load(p / checkpoint, device="cpu") for p in (first, second)]
+        results = [read_result(p / "plan" / f"{name}.json") for p in (first, second)]
+        returns = [[e["returns"] for e in result["evaluations"]] for result in results]
+        if returns[0] != returns[1] or not same_parameters(*(a.get_parameters() for a in agents)):
+            return False
+    return True
 
 
 def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data, tmp_path):
@@ -254,8 +273,7 @@ def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data,
     checkpoints = [Path("runs", "plan", name, "checkpoint.zip") for name in (TINY_S0, TINY_S1)]
     for checkpoint in checkpoints:
         wait_for(tmp_path / checkpoint)
-    children = Path(f"/proc/{process.pid}/task").glob("*/children")
-    os.kill(int(next(t for f in children if (t := f.read_text())).split()[0]), signal.SIGKILL)
+    os.kill(descendants(process.pid)[0], signal.SIGKILL)
     while "[1/2" not in (line := process.stdout.readline()):
         assert process.poll() is None
     assert "FAILED: its process was ended by SIGKILL" in line
@@ -267,9 +285,35 @@ def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data,
     assert f"--plan {plan}" in errors
     done = run(plan, "--workers", "2", data=data)
     assert "goes on from" in done.stdout
-    for checkpoint, name in zip(checkpoints, (TINY_S0, TINY_S1), strict=True):
-        ours, theirs = (QGPO.load(p / checkpoint, device="cpu") for p in (tmp_path, measured))
-        assert same_parameters(ours.get_parameters(), theirs.get_parameters())
-        result, expected = (read_result(p / "plan" / f"{name}.json") for p in (tmp_path, measured))
-        for found, wanted in zip(result["evaluations"], expected["evaluations"], strict=True):
-            assert found["returns"] == wanted["returns"]
+    assert same_results(tmp_path, measured)
+
+
+def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(measured, data, tmp_path):
+    pytest.importorskip("ray", reason="the cluster extra is not installed")
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN)
+    process = subprocess.Popen(
+        arguments(plan, "--ray-address", "local"),
+        cwd=tmp_path,
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data), RAY_AUTH_MODE="disabled"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(tmp_path / "runs" / "plan" / TINY_S0 / "checkpoint.zip")
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)}
+    workers = [pid for pid, name in names.items() if name.startswith(b"ray::run_logged")]
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    logs = [p.read_text() for p in (tmp_path / "runs" / "plan").glob("*/log.txt")]
+    assert sum(log.count(": starting\n") + log.count(": going on from") for log in logs) == 3
+    assert same_results(tmp_path, measured)
+
+
+def test_ray_that_is_not_installed_is_named(plan, data, tmp_path):
+    (tmp_path / "ray.py").write_text("raise ImportError")
+    more = {"PYTHONPATH": str(tmp_path)}
+    done = run(plan, "--ray-address", "auto", data=data, code=1, **more)
+    assert "pip install 'qgpo[cluster]'" in done.stderr

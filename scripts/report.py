@@ -1,0 +1,53 @@
+"""Tables and pictures of what scripts/benchmark.py measured, in Markdown and HTML.
+
+python scripts/report.py --results benchmarks/locomotion --plan benchmarks/locomotion.toml
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from qgpo.agents.plan import read_plan
+from qgpo.envs.report import write_report
+from qgpo.envs.results import Results
+
+
+@dataclass
+class Args:
+    """Report a benchmark."""
+
+    results: tuple[Path, ...]
+    """folders with one JSON per cell"""
+    plan: Path | None = None
+    """plan whose cells should be there; default all combinations of what is there"""
+    output: Path | None = None
+    """folder for report.md, report.html and pictures; default report/ in the first of --results"""
+    title: str | None = None
+    """title of the report; default the folders' names"""
+
+
+def main(args: Args) -> None:
+    """Read, draw, write."""
+    try:
+        cells = [] if args.plan is None else read_plan(args.plan)
+        expected = [(cell.dataset, cell.label, cell.seed) for cell in cells]
+        results = Results.read(args.results, sorted(expected, key=lambda key: key[2]))
+        output = args.output or args.results[0] / "report"
+        title = args.title or f"Benchmark: {', '.join(folder.name for folder in args.results)}"
+        write_report(output, results, title)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    n, missing = len(results.expected), len(results.missing)
+    print(f"{n - missing} of {n} cells are there; report: {output / 'report.html'}")
+
+
+def cli() -> None:
+    """Entry point."""
+    main(tyro.cli(Args, description=__doc__))
+
+
+if __name__ == "__main__":
+    cli()
