@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -140,7 +141,7 @@ def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) 
     running cells write checkpoints, then KeyboardInterrupt is raised.
     """
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise ValueError(
             "Ray is not installed: pip install 'qgpo[cluster]', or run locally without "
@@ -156,8 +157,7 @@ def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) 
     pending: dict[Any, Cell] = {}
     try:
         for cell in cells:
-            options = {"num_cpus": 1, "num_gpus": cell.gpus, "max_retries": RETRIES}
-            task = ray.remote(**options)(run_logged)
+            task = ray.remote(num_cpus=1, num_gpus=cell.gpus, max_retries=RETRIES)(run_logged)
             pending[task.remote(cell, root.absolute())] = cell
         while pending:
             [done], _ = ray.wait(list(pending), num_returns=1)
