@@ -65,7 +65,7 @@ class Benchmark:
         if result is None:
             return None
         check_same_training(cell, result["measured"], self._path(cell))
-        return result if result["measured"] == cell.measured else None
+        return result if cell.completed(result["measured"]) == cell.measured else None
 
     def _standing(self, cell: Cell, results: dict[str, dict[str, Any] | None]) -> Standing:
         own = results[cell.name]

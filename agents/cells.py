@@ -107,9 +107,9 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
 
 def check_same_training(cell: Cell, former: dict[str, Any], path: Path) -> None:
     """Raise CellError where `path` holds another training than the cell's."""
-    wanted = cell.training
+    wanted, former = cell.training, cell.completed(former)
     for name, value in {**wanted, **wanted["config"]}.items():
-        found = former.get(name, former.get("config", {}).get(name))
+        found = former.get(name, former["config"].get(name))
         if name != "config" and found != value:
             raise CellError(
                 f"{path} was made with {name} = {found!r}, the plan has {value!r}: give the "
@@ -130,7 +130,7 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
     folder = RunFolder(root / cell.name)
     with folder.locked():
         result = read_result(folder.path / RESULT)
-        if result is not None and result["measured"] == cell.measured:
+        if result is not None and cell.completed(result["measured"]) == cell.measured:
             return result
         if folder.config.exists():
             check_same_training(cell, read_config(folder), folder.config)

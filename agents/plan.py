@@ -29,9 +29,6 @@ from qgpo.agents.base import OfflineAgent
 from qgpo.agents.registry import agent_class
 from qgpo.envs.loading import STORAGES, Storage
 
-HOW = ("checkpoint_every", "log_interval", "device", "gpus", "estimate_minutes")
-"""fields of a cell that do not change what is measured"""
-
 
 class PlanError(ValueError):
     """A plan that cannot be run, with what is wrong in it."""
@@ -99,10 +96,7 @@ class Cell:
     @property
     def training(self) -> dict[str, Any]:
         """What decides the trained agent, as JSON would have it."""
-        config = {
-            k: list(v) if isinstance(v, tuple) else v
-            for k, v in dataclasses.asdict(self.config).items()
-        }
+        config = _as_json(self.config)
         return {"agent": self.agent, "config": config, "dataset": self.dataset, "seed": self.seed}
 
     @property
@@ -115,6 +109,16 @@ class Cell:
             "env_id": self.env_id,
         }
         return {**self.training, **evaluation}
+
+    def completed(self, former: dict[str, Any]) -> dict[str, Any]:
+        """A former `measured`; options that did not exist then have their defaults."""
+        defaults = _as_json(self.agent_class.config_class())
+        return {**former, "config": {**defaults, **former["config"]}}
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    values = dataclasses.asdict(config).items()
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values}
 
 
 def read_plan(path: Path) -> list[Cell]:

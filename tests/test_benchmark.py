@@ -217,6 +217,22 @@ def test_another_training_under_the_same_name_is_refused(measured, data):
         run_cell(read_plan(other)[0], measured / "runs" / "plan")
 
 
+def test_options_that_came_later_count_as_their_defaults(measured, tmp_path):
+    cell = read_plan(measured / "plan.toml")[0]
+    result = read_result(measured / "plan" / f"{cell.name}.json")
+    assert result["measured"]["config"].pop("energy_preconditioned") is True  # its default: False
+    assert result["measured"]["config"].pop("q_unit") == "reward"  # its default
+    results = tmp_path / "plan"
+    results.mkdir()
+    (results / f"{cell.name}.json").write_text(json.dumps(result))
+    benchmark = Benchmark([cell], tmp_path / "runs", results)
+    with pytest.raises(CellError, match="energy_preconditioned = False, the plan has True"):
+        benchmark.standings()
+    result["measured"]["config"]["energy_preconditioned"] = True
+    (results / f"{cell.name}.json").write_text(json.dumps(result))
+    assert benchmark.standings()[0].result == result
+
+
 def test_more_scales_of_a_finished_training_are_evaluated_from_its_checkpoint(
     measured, data, tmp_path, monkeypatch
 ):
