@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +14,9 @@ import minari
 import numpy as np
 import torch
 from minari.data_collector import EpisodeBuffer
-from minari.dataset.minari_dataset import parse_dataset_id
-from minari.namespace import create_namespace, list_local_namespaces
-from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm import tqdm
 
+from qgpo.envs.local import datasets_root, folder_of, new_dataset_path, put_in_place
 from qgpo.envs.making import make_env, quiet_mujoco
 from qgpo.envs.policies import ActorPolicy
 from qgpo.envs.reference import reference_scores
@@ -132,25 +128,6 @@ class _Episode:
         )
 
 
-def new_dataset_path(dataset_id: str) -> Path:
-    """The folder of a dataset yet to be written. Raises ValueError for malformed or taken ids."""
-    try:
-        parse_dataset_id(dataset_id)
-    except (ValueError, TypeError) as error:  # TypeError: no version
-        reason = error if isinstance(error, ValueError) else "no version"
-        raise ValueError(
-            f"dataset id {dataset_id!r} is malformed ({reason}); expected 'namespace/name-vN', "
-            "for example 'mine/hopper/medium-v0'"
-        ) from error
-    target = Path(get_dataset_path(dataset_id))
-    if target.exists():
-        raise ValueError(
-            f"dataset {dataset_id!r} already exists in {target}; choose another version, or "
-            f"delete it with `minari delete {dataset_id}`"
-        )
-    return target
-
-
 def write_minari(
     dataset_id: str,
     episodes: list[EpisodeBuffer],
@@ -163,41 +140,28 @@ def write_minari(
     It is written beside the local datasets and renamed into place, so that an interrupted run
     leaves nothing that a later load would trip over. Raises ValueError where the id exists.
     """
-    target = new_dataset_path(dataset_id)
-    namespace = parse_dataset_id(dataset_id)[0]
-    root = Path(get_dataset_path(""))
+    new_dataset_path(dataset_id)
+    root = folder_of("")
     root.mkdir(parents=True, exist_ok=True)
     references = reference_scores({}, env_id)
     with tempfile.TemporaryDirectory(prefix=".qgpo-", dir=root) as scratch:
-        before = os.environ.get("MINARI_DATASETS_PATH")
-        os.environ["MINARI_DATASETS_PATH"] = scratch
-        try:
-            with quiet_mujoco(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="`eval_env` is set to None")
-                minari.create_dataset_from_buffers(
-                    dataset_id,
-                    episodes,
-                    env=make_env(env_id),
-                    algorithm_name=algorithm_name,
-                    author="qgpo",
-                    author_email="none",
-                    code_permalink="none",
-                    description=description,
-                    ref_min_score=references.minimum if references else None,
-                    ref_max_score=references.maximum if references else None,
-                )
-            made = Path(get_dataset_path(dataset_id))
-        finally:
-            if before is None:
-                del os.environ["MINARI_DATASETS_PATH"]
-            else:
-                os.environ["MINARI_DATASETS_PATH"] = before
-        if namespace is not None and namespace not in list_local_namespaces():
-            create_namespace(namespace)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            made.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-            shutil.rmtree(made, ignore_errors=True)
+        with (
+            datasets_root(Path(scratch)),
+            quiet_mujoco(),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", message="`eval_env` is set to None")
+            minari.create_dataset_from_buffers(
+                dataset_id,
+                episodes,
+                env=make_env(env_id),
+                algorithm_name=algorithm_name,
+                author="qgpo",
+                author_email="none",
+                code_permalink="none",
+                description=description,
+                ref_min_score=references.minimum if references else None,
+                ref_max_score=references.maximum if references else None,
+            )
+            made = folder_of(dataset_id)
+        put_in_place(made, dataset_id)

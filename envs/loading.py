@@ -13,14 +13,21 @@ import minari
 import numpy as np
 from gymnasium import spaces
 from minari import MinariDataset
-from minari.dataset.minari_dataset import parse_dataset_id
-from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm import tqdm
 
-from qgpo.envs import bundled, mapping
+from qgpo.envs import bundled, downloading, mapping
 from qgpo.envs.datasets import OfflineDataset, check_spaces
+from qgpo.envs.local import (
+    DamagedDatasetError,
+    folder_of,
+    local_ids,
+    local_versions,
+    open_whole,
+    split_version,
+)
 from qgpo.envs.mapping import Episode
 from qgpo.envs.reference import reference_scores
+from qgpo.envs.remote import RemoteError
 
 STORAGES = ("memory", "memmap")
 Storage = Literal["memory", "memmap"]
@@ -36,10 +43,11 @@ def load_dataset(
 
     Ids under `qgpo/` are made on first use from the bundled policies (about a minute); other ids
     are looked up in Minari's local folder (`MINARI_DATASETS_PATH`) and, with `download`, on its
-    remote. `storage="memmap"` is for data larger than memory: on first use they are converted
-    into files beside Minari's, from which agents train without reading them whole; the arrays,
-    and what is learned from them, are the same. Raises ValueError for unknown ids, unsupported
-    spaces and invalid data.
+    remote. An id without version means the newest: of the local ones if there are any, else of
+    the remote ones. `storage="memmap"` is for data larger than memory: on first use they are
+    converted into files beside Minari's, from which agents train without reading them whole; the
+    arrays, and what is learned from them, are the same. Raises ValueError for unknown ids,
+    unsupported spaces and invalid data.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}, expected one of {list(STORAGES)}")
@@ -48,7 +56,9 @@ def load_dataset(
             f"dataset is a {type(dataset).__name__}, expected a Minari id such as "
             "'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset"
         )
-    source = dataset if isinstance(dataset, MinariDataset) else _open(dataset, download)
+    source = (
+        dataset if isinstance(dataset, MinariDataset) else _open(dataset, download, progress_bar)
+    )
     if source.total_episodes == 0 or source.total_steps == 0:
         raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
     return _map(source, progress_bar) if storage == "memmap" else _read(source)
@@ -183,71 +193,61 @@ def _episodes(source: MinariDataset) -> Iterator[Episode]:
             }
 
 
-def _open(dataset_id: str, download: bool) -> MinariDataset:
-    try:
-        parse_dataset_id(dataset_id)
-    except (ValueError, TypeError) as error:  # TypeError: no version
-        reason = error if isinstance(error, ValueError) else "no version"
-        raise ValueError(
-            f"dataset id {dataset_id!r} is malformed ({reason}); expected 'namespace/name-vN', "
-            f"for example 'mujoco/hopper/medium-v0'.\n{_choices()}"
-        ) from error
+def _open(dataset_id: str, download: bool, progress_bar: bool) -> MinariDataset:
+    dataset_id = _with_version(dataset_id, download, progress_bar)
     if bundled.is_bundled(dataset_id):
-        bundled.ensure(dataset_id)
+        bundled.ensure(dataset_id, progress_bar)
         return minari.load_dataset(dataset_id)
-    folder = Path(get_dataset_path(dataset_id))
-    if folder.exists():
-        try:
-            opened = minari.load_dataset(dataset_id)
-            if opened.total_episodes > 0:
-                len(opened[0].rewards)
-                len(opened[opened.total_episodes - 1].rewards)
-            return opened
-        except ImportError as error:  # the data are whole, a package to read them is missing
-            raise ValueError(f"dataset {dataset_id!r} cannot be read here: {error}") from error
-        except Exception as error:
-            if not download:
-                raise ValueError(
-                    f"dataset {dataset_id!r} in {folder} is incomplete or damaged ({error}); "
-                    "delete that folder, or pass download=True to fetch it anew"
-                ) from error
-            aside = folder.with_name(folder.name + ".broken")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-    elif not download:
-        raise ValueError(
-            f"dataset {dataset_id!r} is not in {get_dataset_path('')}.\n{_choices()}\n"
-            f"To fetch it: load_dataset({dataset_id!r}, download=True) "
-            f"or `minari download {dataset_id}`"
-        )
-    return _download(dataset_id, folder)
-
-
-def _download(dataset_id: str, folder: Path) -> MinariDataset:
-    aside = folder.with_name(folder.name + ".broken")
     try:
-        minari.download_dataset(dataset_id)
-        opened = minari.load_dataset(dataset_id)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if aside.exists():
-            aside.rename(folder)
-        if not isinstance(error, Exception):
-            raise
+        return open_whole(dataset_id)
+    except ImportError as error:  # the data are whole, a package to read them is missing
+        raise ValueError(f"dataset {dataset_id!r} cannot be read here: {error}") from error
+    except DamagedDatasetError as error:
+        if not download:
+            raise ValueError(
+                f"dataset {dataset_id!r} in {folder_of(dataset_id)} is incomplete or damaged "
+                f"({error}); delete that folder, or pass download=True to fetch it anew"
+            ) from error
+    except FileNotFoundError as error:
+        if not download:
+            raise ValueError(
+                f"{error}.\n{_choices()}\n"
+                f"To fetch it: load_dataset({dataset_id!r}, download=True) "
+                f"or `minari download {dataset_id}`"
+            ) from error
+    return _download(dataset_id, progress_bar)
+
+
+def _with_version(dataset_id: str, download: bool, progress_bar: bool) -> str:
+    """The id itself, or with the newest version: a bundled one, else a local, else a remote one."""
+    try:
+        stem, version = split_version(dataset_id)
+    except ValueError as error:
+        raise ValueError(f"{error}.\n{_choices()}") from error
+    if version is not None:
+        return dataset_id
+    own = [split_version(other)[1] for other in bundled.ids() if split_version(other)[0] == stem]
+    versions = [number for number in own if number is not None] or local_versions(stem)
+    if versions:
+        return f"{stem}-v{max(versions)}"
+    if not download:
         raise ValueError(
-            f"dataset {dataset_id!r} is not in {get_dataset_path('')} and could not be "
-            f"downloaded: {type(error).__name__}: {error}\n{_choices()}\n"
-            "Check the id and the network (MINARI_REMOTE names the server), or copy the dataset "
-            "into the local folder (MINARI_DATASETS_PATH)"
+            f"no version of dataset {dataset_id!r} is in {folder_of('')}; ids are "
+            f"'namespace/name-vN', for example 'mujoco/hopper/medium-v0'.\n{_choices()}"
+        )
+    return str(_download(dataset_id, progress_bar).id)
+
+
+def _download(dataset_id: str, progress_bar: bool) -> MinariDataset:
+    try:
+        return downloading.download(dataset_id, progress_bar=progress_bar)
+    except RemoteError as error:
+        raise ValueError(
+            f"dataset {dataset_id!r} is not in {folder_of('')} and could not be "
+            f"downloaded: {error}.\n{_choices()}"
         ) from error
-    shutil.rmtree(aside, ignore_errors=True)
-    return opened
 
 
 def _choices() -> str:
-    try:
-        local = sorted(minari.list_local_datasets())
-    except Exception as error:
-        local = [f"(unreadable: {error})"]
-    listed = ", ".join(local) if local else "none"
+    listed = ", ".join(local_ids()) or "none"
     return f"Local datasets: {listed}. Bundled, made on first use: {', '.join(bundled.ids())}"

@@ -15,7 +15,8 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
 from qgpo.envs.bundled import bundled_policy, policies
-from qgpo.envs.collection import collect, new_dataset_path, write_minari
+from qgpo.envs.collection import collect, write_minari
+from qgpo.envs.local import new_dataset_path
 from qgpo.envs.policies import ActorPolicy, load_policy
 
 

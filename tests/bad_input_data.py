@@ -24,7 +24,7 @@ from conftest import (
 from gymnasium import spaces
 
 from qgpo import OfflineDataset, load_dataset
-from qgpo.envs.collection import new_dataset_path
+from qgpo.envs.local import new_dataset_path
 
 DISCRETE = "…has action space Discrete(2); continuous actions (a Box with finite bounds) are …"
 NUMBERED = "dataset 'test/numbered-v0'"
@@ -32,11 +32,11 @@ NUMBERED = "dataset 'test/numbered-v0'"
 CASES = [
     Case(
         LOAD,
-        "an id without version",
+        "an id without version, of which there is none, without download",
         ValueError,
-        "dataset id 'hopper' is malformed (…); expected 'namespace/name-vN', for example "
+        "no version of dataset 'hopper' is in …; ids are 'namespace/name-vN', for example "
         "'mujoco/hopper/medium-v0'. Local datasets: …. Bundled, made on first use: …",
-        lambda: load_dataset("hopper"),
+        lambda: load_dataset("hopper", download=False),
     ),
     Case(
         LOAD,
