@@ -127,26 +127,26 @@ def _differing(folder: Path, expected: dict[str, Checksum]) -> list[str]:
 def _is(path: Path, wanted: Checksum) -> bool:
     if not path.is_file() or path.stat().st_size != wanted.size:
         return False
-    return _digest(path, wanted.algorithm) == wanted.digest
+    return digest(path, wanted.algorithm) == wanted.digest
 
 
-def _digest(path: Path, algorithm: str) -> str:
+def digest(path: Path, algorithm: str) -> str:
     """SHA-256, or git's SHA-1, which has a header with the length before the content."""
     if algorithm == "sha256":
-        digest = hashlib.sha256()
+        state = hashlib.sha256()
     else:
-        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+        state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+            state.update(chunk)
+    return state.hexdigest()
 
 
 def _write_record(folder: Path) -> None:
     files = {
         str(path.relative_to(folder)): {
             "size": path.stat().st_size,
-            "sha256": _digest(path, "sha256"),
+            "sha256": digest(path, "sha256"),
         }
         for path in sorted((folder / "data").rglob("*"))
         if path.is_file()

@@ -57,7 +57,9 @@ def load_dataset(
             "'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset"
         )
     source = (
-        dataset if isinstance(dataset, MinariDataset) else _open(dataset, download, progress_bar)
+        dataset
+        if isinstance(dataset, MinariDataset)
+        else open_dataset(dataset, download, progress_bar)
     )
     if source.total_episodes == 0 or source.total_steps == 0:
         raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
@@ -193,7 +195,13 @@ def _episodes(source: MinariDataset) -> Iterator[Episode]:
             }
 
 
-def _open(dataset_id: str, download: bool, progress_bar: bool) -> MinariDataset:
+def open_dataset(
+    dataset_id: str, download: bool = True, progress_bar: bool = True
+) -> MinariDataset:
+    """The Minari dataset of that id, made, downloaded or repaired if need be.
+
+    Raises ValueError that names the local and bundled ids where that cannot be done.
+    """
     dataset_id = _with_version(dataset_id, download, progress_bar)
     if bundled.is_bundled(dataset_id):
         bundled.ensure(dataset_id, progress_bar)
