@@ -99,8 +99,8 @@ def list_datasets(args: List) -> None:
                 raise
             print(f"remote: {error}\n")
     if args.as_json:
-        entries = [dataclasses.asdict(entry) for part in found.values() for entry in part]
-        print(json.dumps(entries, indent=2))
+        plain = [dataclasses.asdict(entry) for part in found.values() for entry in part]
+        print(json.dumps(plain, indent=2))
         return
     titles = {"local": str(folder_of("")), "bundled": "made from policies in the package"}
     for where, entries in found.items():

@@ -10,43 +10,16 @@ from time import sleep
 
 import numpy as np
 import pytest
-from conftest import numbered_episodes, subprocess_environment, write_buffers
-from hub import ORGANISATION, Hub
+from conftest import REMOTE_ID, publish, subprocess_environment
+from hub import ORGANISATION
 
 from qgpo import load_dataset
 from qgpo.envs.downloading import damaged_files, download
-from qgpo.envs.local import datasets_root, folder_of, local_ids
+from qgpo.envs.local import folder_of, local_ids
 from qgpo.envs.remote import RemoteError, choose_remote, open_remote, remote_catalogue
 
-ID = "test/remote/numbered-v0"
+ID = REMOTE_ID
 MAIN = "remote/numbered-v0/data/main_data.hdf5"
-
-
-def publish(hub, tmp_path, *ids, lengths=(2, 3)):
-    root = tmp_path / "far"
-    with datasets_root(root):
-        for dataset_id in ids:
-            write_buffers(numbered_episodes(lengths, [True] * len(lengths)), dataset_id)
-    hub.publish(root)
-
-
-def use(hub, monkeypatch, tmp_path):
-    monkeypatch.setenv("MINARI_REMOTE", f"hf://{ORGANISATION}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before each of its retries
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    server = Hub()
-    use(server, monkeypatch, tmp_path)
-    publish(server, tmp_path, ID)
-    yield server
-    server.close()
 
 
 def hidden():
@@ -195,8 +168,10 @@ def test_a_full_disk_is_noticed_before_the_download(hub, monkeypatch):
 
 @pytest.fixture
 def versions(hub, tmp_path):
-    publish(hub, tmp_path, "test/remote/numbered-v2", "test/remote/numbered-v10", lengths=(4,))
-    publish(hub, tmp_path, "test/remote/numbered-other-v11")
+    publish(
+        hub, tmp_path / "far", "test/remote/numbered-v2", "test/remote/numbered-v10", lengths=(4,)
+    )
+    publish(hub, tmp_path / "far", "test/remote/numbered-other-v11")
     return hub
 
 
