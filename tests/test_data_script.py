@@ -101,13 +101,13 @@ def test_combine(capsys):
 
 def test_show_writes_the_picture_and_the_summary(capsys):
     write("test/a-v0")
-    call("show", "test/a-v0")
+    Path("test-a-v0.png").touch()
+    assert "replace it by --overwrite" in refused("show", "test/a-v0")
+    call("show", "test/a-v0", "--overwrite")
     text = capsys.readouterr().out
     assert "5 transitions, 2 episodes" in text
     assert "mean 153.2, min 2.0, median 153.2, max 304.5" in text  # 0.5 + 1.5; 100.5 + … + 102.5
     assert Path("test-a-v0.png").read_bytes().startswith(b"\x89PNG")
-    assert "replace it by --overwrite" in refused("show", "test/a-v0")
-    call("show", "test/a-v0", "--overwrite")
     assert "ends in .png" in refused("show", "test/a-v0", "--output", "picture.txt")
 
 
