@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import inspect
 import json
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,18 @@ def test_script_names_hide_no_module():
     for name in SCRIPTS:
         assert name != "datasets"
         assert importlib.util.find_spec(name) is None, name
+
+
+@pytest.mark.parametrize("command", typing.get_args(script.Command))
+def test_help_describes_every_field(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    source = inspect.getsource(command)
+    with pytest.raises(SystemExit):
+        call(command.__name__.lower(), "--help")
+    described = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for field in dataclasses.fields(command):
+        text = source.split(f"\n    {field.name}: ")[1].split('"""')[1]
+        assert " ".join(text.split()) in described, field.name
 
 
 def test_list_shows_all_places(hub, capsys):
