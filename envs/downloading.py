@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ from typing import Any
 from minari import MinariDataset
 from minari.storage.datasets_root_dir import get_dataset_path
 
-from qgpo.envs.local import DamagedDatasetError, datasets_root, open_whole, put_in_place
+from qgpo.envs.local import (
+    DamagedDatasetError,
+    datasets_root,
+    open_whole,
+    put_in_place,
+    split_version,
+)
 from qgpo.envs.remote import (
     Checksum,
     RemoteError,
@@ -42,6 +49,9 @@ def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True)
     replaced once the new one is whole. Raises RemoteError where the remote cannot be reached,
     does not have it, or delivers something else than it announces.
     """
+    if not force and split_version(dataset_id)[1] is not None:
+        with contextlib.suppress(FileNotFoundError, DamagedDatasetError):
+            return open_whole(dataset_id)
     dataset_id, about = choose_remote(dataset_id)
     with _scratch(dataset_id) as scratch:
         if not force:
@@ -176,7 +186,11 @@ def _scratch(dataset_id: str) -> Iterator[Path]:
     while True:
         scratch.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(scratch, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is downloading {dataset_id!r}: waiting", file=sys.stderr)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         if scratch.exists() and scratch.stat().st_ino == os.fstat(descriptor).st_ino:
             break
         os.close(descriptor)  # the process before finished and removed it

@@ -221,7 +221,7 @@ def open_dataset(
             raise ValueError(
                 f"{error}.\n{_choices()}\n"
                 f"To fetch it: load_dataset({dataset_id!r}, download=True) "
-                f"or `minari download {dataset_id}`"
+                f"or `python scripts/data.py download {dataset_id}`"
             ) from error
     return _download(dataset_id, progress_bar)
 

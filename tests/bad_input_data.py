@@ -50,7 +50,8 @@ CASES = [
         "an id that is not local, without download",
         ValueError,
         "dataset 'mine/gone-v0' is not in …. Local datasets: …. Bundled, made on first use: … To "
-        "fetch it: load_dataset('mine/gone-v0', download=True) or `minari download mine/gone-v0`",
+        "fetch it: load_dataset('mine/gone-v0', download=True) or `python scripts/data.py download "
+        "mine/gone-v0`",
         lambda: load_dataset("mine/gone-v0", download=False),
     ),
     Case(

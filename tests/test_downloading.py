@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from time import sleep
 
 import numpy as np
 import pytest
-from conftest import REMOTE_ID, publish, subprocess_environment
+from conftest import (
+    REMOTE_ID,
+    numbered_episodes,
+    publish,
+    subprocess_environment,
+    write_buffers,
+)
 from hub import ORGANISATION
 
 from qgpo import load_dataset
@@ -39,11 +47,37 @@ def test_a_dataset_arrives_whole(hub):
 
 def test_a_whole_dataset_is_fetched_again_only_by_force(hub):
     download(ID)
+    hub.requests.clear()
     download(ID)
-    assert len(hub.fetched("main_data.hdf5")) == 1
+    assert not hub.requests
     download(ID, force=True)
-    assert len(hub.fetched("main_data.hdf5")) == 2
+    assert len(hub.fetched("main_data.hdf5")) == 1
     assert local_ids() == [ID]
+
+
+def test_a_second_process_waits_for_the_first(hub, monkeypatch, capfd):
+    scratch = folder_of("") / ".qgpo-download-test+remote+numbered-v0"
+    scratch.mkdir(parents=True)
+    waiting, real = threading.Event(), fcntl.flock
+
+    def flock(descriptor, operation):
+        if operation == fcntl.LOCK_EX:
+            waiting.set()
+        real(descriptor, operation)
+
+    monkeypatch.setattr("qgpo.envs.downloading.fcntl.flock", flock)
+    first = os.open(scratch, os.O_RDONLY)
+    real(first, fcntl.LOCK_EX)
+    second = threading.Thread(target=download, args=(ID,))
+    second.start()
+    assert waiting.wait(60)
+    write_buffers(numbered_episodes((7,), (True,)), ID)  # the first one finishes
+    os.close(first)
+    second.join(60)
+    assert not hub.fetched("main_data.hdf5")
+    assert "another process is downloading" in capfd.readouterr().err
+    assert len(load_dataset(ID)) == 7
+    assert not hidden()
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, monkeypatch):
@@ -216,7 +250,6 @@ def test_a_broken_entry_does_not_hide_the_others(versions):
 
 def unreachable(monkeypatch, endpoint):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-    monkeypatch.setattr("qgpo.envs.remote.PROBE_SECONDS", 0.3)
 
 
 def test_no_network_is_said_once_and_without_retries(hub, monkeypatch, capfd, caplog):
