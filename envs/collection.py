@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from qgpo.envs.families import find_family
-from qgpo.envs.making import make_env, quiet_mujoco
+from qgpo.envs.making import as_played, make_env, quiet_mujoco
 from qgpo.envs.observations import stack
 
 N_ENVS = 10
@@ -54,14 +54,15 @@ def collect(
     """At least `n_steps` steps of whole episodes, with one policy drawn at random per episode.
 
     With `switch_every`, the policy is drawn anew about every so many steps (a coin each step),
-    so that all behaviors visit the same states. Episodes open when the steps are reached are
-    played to their end: dropping them would favour short ones. Reproducible from the seed: with
-    several torch threads sums are rounded differently, and a simulator makes that another
-    rollout, so one is used.
+    so that all behaviors visit the same states. An id is played as its family is, where a maze
+    ends at the goal; a spec as it is. Episodes open when the steps are reached are played to
+    their end: dropping them would favour short ones. Reproducible from the seed: with several
+    torch threads sums are rounded differently, and a simulator makes that another rollout, so
+    one is used.
     """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    envs = [make_env(env_id) for _ in range(N_ENVS)]
+    envs = [_make(env_id) for _ in range(N_ENVS)]
     name = env_id if isinstance(env_id, str) else env_id.id
     if not isinstance(envs[0].action_space, gym.spaces.Box):
         raise ValueError(f"{name} has action space {envs[0].action_space}, expected a Box")
@@ -106,6 +107,10 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _make(env: str | EnvSpec) -> gym.Env[Any, Any]:
+    return make_env(as_played(env) if isinstance(env, str) else env)
 
 
 class _Episode:
@@ -182,7 +187,7 @@ def write_minari(
     namespace = parse_dataset_id(dataset_id)[0]
     root = Path(get_dataset_path(""))
     root.mkdir(parents=True, exist_ok=True)
-    env = make_env(env_id)
+    env = _make(env_id)
     family = find_family(env_id=env.spec.id if env.spec else None)
     references = family.reference if family.episodes == "recorded" else None
     with tempfile.TemporaryDirectory(prefix=".qgpo-", dir=root) as scratch:
