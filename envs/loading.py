@@ -190,7 +190,8 @@ def _dataset(reader: _Reader, arrays: dict[str, Any], folder: Path | None) -> Of
     recorded = getattr(source.spec, "env_spec", None)
     if recorded is None and family.environment in gym.registry:
         recorded = gym.spec(family.environment)
-    played = family.played(getattr(source.spec, "eval_env_spec", None) or recorded)
+    # Minari offers the evaluation spec in no other way than as a made environment
+    played = family.played(getattr(source, "_eval_env_spec", None) or recorded)
     derived: dict[str, Any] = {
         name: arrays.pop(name) for name in ("state_index", "last_steps") if name in arrays
     }

@@ -74,9 +74,9 @@ def spec_from_json(text: str) -> EnvSpec:
 
 
 def _register(env_id: str) -> None:
-    """Import the package that the environment's family names, where it is not registered yet."""
+    """Import the package that the environment's family names."""
     package = find_family(env_id=env_id).package
-    if package is None or env_id in gym.registry:
+    if package is None:
         return
     register, install = PACKAGES[package]
     try:

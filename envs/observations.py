@@ -76,7 +76,7 @@ class ObservationAdapter:
             if len(leading) > 1 or value.shape != (*leading, *shape) or leading != batch:
                 raise ValueError(
                     f"observation part {'/'.join(path)} has shape {value.shape}, expected "
-                    f"{shape} or (n, {', '.join(map(str, shape))})"
+                    f"{shape} or {('n', *shape)}"
                 )
             columns.append(value.reshape(*leading, int(np.prod(shape))))
         return np.concatenate(columns, axis=-1)
@@ -95,7 +95,7 @@ class ObservationAdapter:
             inner = observation
             for key in path[:-1]:
                 inner = inner.setdefault(key, {})
-            inner[path[-1]] = vector[..., begin:end].reshape(*vector.shape[:-1], *shape)
+            inner[path[-1]] = vector[..., begin:end].reshape((*vector.shape[:-1], *shape))
             begin = end
         return observation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import types
 from typing import Any
@@ -11,8 +12,9 @@ import gymnasium as gym
 import numpy as np
 
 
+@functools.cache
 def register() -> None:
-    """Add its environments to Gymnasium's registry. Raises ImportError where it is missing.
+    """Add its environments to Gymnasium's registry, once. Raises ImportError where it is missing.
 
     Its notes on import (about environments that were not asked for) are kept from the user.
     """
