@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from qgpo.envs.making import make_env
+from qgpo.envs.making import as_played, make_env
+from qgpo.envs.observations import FlatObservations, ObservationAdapter
 
 
 def as_callback(callback: MaybeCallback) -> BaseCallback:
@@ -27,16 +29,23 @@ def as_callback(callback: MaybeCallback) -> BaseCallback:
     return ConvertCallback(callback)
 
 
-def as_vec_env(env: gym.Env[Any, Any] | VecEnv | str) -> VecEnv:
-    """A VecEnv from an id, an environment or a VecEnv."""
+def as_vec_env(
+    env: gym.Env[Any, Any] | VecEnv | str, adapter: ObservationAdapter | None = None
+) -> VecEnv:
+    """A VecEnv from an id, an environment or a VecEnv.
+
+    With `adapter`, an environment's Dict observations become vectors: SB3 takes no nested Dicts.
+    """
     if isinstance(env, VecEnv):
         return env
-    single = make_env(env) if isinstance(env, str) else env
+    single = make_env(as_played(env)) if isinstance(env, str) else env
     if not isinstance(single, gym.Env):
         raise TypeError(
             f"env is a {type(env).__name__}, expected a Gymnasium id, a gymnasium.Env or an SB3 "
             "VecEnv"
         )
+    if adapter is not None and isinstance(single.observation_space, spaces.Dict):
+        single = FlatObservations(single, adapter)
     return DummyVecEnv([lambda: Monitor(single)])
 
 

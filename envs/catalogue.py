@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import minari
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 from packaging.requirements import InvalidRequirement, Requirement
@@ -18,8 +21,11 @@ from packaging.utils import canonicalize_name
 
 from qgpo.envs import bundled
 from qgpo.envs.datasets import check_spaces
+from qgpo.envs.families import Family, find_family
 from qgpo.envs.local import folder_of, local_ids
-from qgpo.envs.reference import ReferenceScores, reference_scores
+from qgpo.envs.making import PACKAGES
+from qgpo.envs.observations import ObservationAdapter
+from qgpo.envs.reference import ReferenceScores
 from qgpo.envs.remote import remote_catalogue
 
 Where = Literal["local", "bundled", "remote"]
@@ -92,7 +98,8 @@ def describe(
     if "error" in metadata:
         return Entry(dataset_id, where, missing=(*missing, f"damaged: {metadata['error']}"))
     spec = _environment(metadata)
-    env_id = spec.get("id")
+    env_id = None if spec is None else spec.id
+    family = find_family(dataset_id, env_id)
     d4rl, comparable = like_d4rl(dataset_id)
     return Entry(
         id=dataset_id,
@@ -102,11 +109,11 @@ def describe(
         megabytes=metadata.get("dataset_size"),
         behavior=metadata.get("algorithm_name"),
         author=", ".join(sorted(metadata.get("author", ()))) or None,
-        env_id=env_id,
-        reference=reference_scores(metadata, env_id),
+        env_id=env_id or family.environment or None,
+        reference=family.scores(metadata, family.played(spec)),
         d4rl=d4rl,
         comparable=comparable,
-        missing=(*missing, *_missing(metadata, spec)),
+        missing=(*missing, *_missing(metadata, spec, family)),
         notes=tuple(_version_notes(metadata)),
     )
 
@@ -140,41 +147,49 @@ def _bundled(dataset_id: str) -> Entry:
         behavior=", ".join(recipe.policies),
         author="qgpo",
         env_id=recipe.env_id,
-        reference=reference_scores({}, recipe.env_id),
+        reference=find_family(dataset_id, recipe.env_id).reference,
         notes=() if made else ("made on first use, half a minute",),
     )
 
 
-def _environment(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The spec of the environment to play in, else of the one recorded in, else nothing."""
+def _environment(metadata: dict[str, Any]) -> EnvSpec | None:
+    """The environment to play in, else the one recorded in, if the dataset names any."""
     for name in ("eval_env_spec", "env_spec"):
         if metadata.get(name):
-            return dict(json.loads(metadata[name]))
-    return {}
+            plain = json.loads(metadata[name])
+            known = {field.name for field in dataclasses.fields(EnvSpec) if field.init}
+            kept = {key: value for key, value in plain.items() if key in known}
+            return EnvSpec(**{**kept, "additional_wrappers": ()})
+    return None
 
 
-def _missing(metadata: dict[str, Any], spec: dict[str, Any]) -> Iterator[str]:
+def _missing(metadata: dict[str, Any], spec: EnvSpec | None, family: Family) -> Iterator[str]:
     made_with = metadata.get("minari_version")
     if made_with not in minari.supported_dataset_versions:
         yield f"made with Minari {made_with}, which {minari.__version__} does not read"
     try:
-        unsupported = _unsupported(metadata)
+        unsupported = _unsupported(metadata, family)
     except Exception as error:  # a space that Minari here does not know
         unsupported = f"{type(error).__name__}: {error}"
     if unsupported:
         yield unsupported
-    module = str(spec.get("entry_point") or "").split(":")[0].split(".")[0]
+    entry_point = "" if spec is None else str(spec.entry_point or "")
+    module = family.package or entry_point.split(":")[0].split(".")[0]
     if module and importlib.util.find_spec(module) is None:
-        yield f"package {_distribution(module, metadata)}, for its environment"
+        install = f" ({PACKAGES[module][1]})" if module in PACKAGES else ""
+        yield f"package {_distribution(module, metadata)}, for its environment{install}"
 
 
-def _unsupported(metadata: dict[str, Any]) -> str | None:
+def _unsupported(metadata: dict[str, Any], family: Family) -> str | None:
     """Why `load_dataset` refuses its spaces, in a few words."""
     if "observation_space" not in metadata or "action_space" not in metadata:
         return None
     observations = deserialize_space(metadata["observation_space"])
     actions = deserialize_space(metadata["action_space"])
     try:
+        if isinstance(observations, spaces.Dict):
+            adapter = ObservationAdapter.choose(observations, family.observation, "it")
+            observations = adapter.box(observations, "it")
         check_spaces(observations, actions, "it")
     except ValueError as error:
         return str(error).split(";")[0].removeprefix("it has ")

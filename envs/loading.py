@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import minari
 import numpy as np
 from gymnasium import spaces
@@ -16,7 +20,9 @@ from minari import MinariDataset
 from tqdm import tqdm
 
 from qgpo.envs import bundled, downloading, mapping
-from qgpo.envs.datasets import OfflineDataset, check_spaces
+from qgpo.envs.datasets import OfflineDataset, check_action_space, check_spaces
+from qgpo.envs.episodes import RULES
+from qgpo.envs.families import UNKNOWN, Family, find_family
 from qgpo.envs.local import (
     DamagedDatasetError,
     folder_of,
@@ -26,7 +32,7 @@ from qgpo.envs.local import (
     split_version,
 )
 from qgpo.envs.mapping import Episode
-from qgpo.envs.reference import reference_scores
+from qgpo.envs.observations import ObservationAdapter
 from qgpo.envs.remote import RemoteError
 
 STORAGES = ("memory", "memmap")
@@ -46,8 +52,10 @@ def load_dataset(
     remote. An id without version means the newest: of the local ones if there are any, else of
     the remote ones. `storage="memmap"` is for data larger than memory: on first use they are
     converted into files beside Minari's, from which agents train without reading them whole; the
-    arrays, and what is learned from them, are the same. Raises ValueError for unknown ids,
-    unsupported spaces and invalid data.
+    arrays, and what is learned from them, are the same. Dict observations become vectors, and
+    episodes follow the rules of the environment that agents play in, as the dataset's row of
+    `qgpo.envs.families` says; a dataset that is in no row is warned about. Raises ValueError for
+    unknown ids, unsupported spaces and invalid data.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}, expected one of {list(STORAGES)}")
@@ -63,22 +71,69 @@ def load_dataset(
     )
     if source.total_episodes == 0 or source.total_steps == 0:
         raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
-    return _map(source, progress_bar) if storage == "memmap" else _read(source)
+    reader = _Reader.of(source)
+    return _map(reader, progress_bar) if storage == "memmap" else _read(reader)
 
 
-def _read(source: MinariDataset) -> OfflineDataset:
+def recorded_in(dataset_id: str) -> str | None:
+    """The environment that a dataset which lies here was recorded in, where it says so."""
+    if dataset_id in bundled.RECIPES:
+        return bundled.RECIPES[dataset_id].env_id
+    try:
+        metadata = folder_of(dataset_id) / "data" / "metadata.json"
+        return str(json.loads(json.loads(metadata.read_text())["env_spec"])["id"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A Minari dataset and how its family is read."""
+
+    source: MinariDataset
+    family: Family
+    adapter: ObservationAdapter | None
+    observation_space: spaces.Box
+    action_space: spaces.Box
+
+    @classmethod
+    def of(cls, source: MinariDataset) -> _Reader:
+        """Raises ValueError for spaces that are not supported; says what is assumed."""
+        of = f"dataset {source.id!r}"
+        spec = getattr(source.spec, "env_spec", None)
+        family = find_family(source.id, spec.id if spec is not None else None)
+        check_action_space(source.action_space, of)
+        space, adapter = source.observation_space, None
+        if isinstance(space, spaces.Dict):
+            adapter = ObservationAdapter.choose(space, family.observation, of)
+            space = adapter.box(space, of)
+        boxes = check_spaces(space, source.action_space, of)
+        if family is UNKNOWN:
+            vector = "" if adapter is None else f"observations are the vector of {adapter}; "
+            warnings.warn(
+                f"{of} is of no known family: {vector}rewards and episodes are used as recorded, "
+                "agents play in the environment that it names, and scores are raw returns unless "
+                "its metadata have reference scores",
+                stacklevel=3,
+            )
+        return cls(source, family, adapter, *boxes)
+
+
+def _read(reader: _Reader) -> OfflineDataset:
     """All episodes into memory."""
-    episodes = list(_episodes(source))
+    source = reader.source
+    episodes = list(_episodes(reader))
     if not episodes:
         raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
     arrays = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
     lengths = [len(episode["rewards"]) for episode in episodes]
     arrays["episode_starts"] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    return _dataset(source, arrays, None)
+    return _dataset(reader, arrays, None)
 
 
-def _map(source: MinariDataset, progress_bar: bool) -> OfflineDataset:
+def _map(reader: _Reader, progress_bar: bool) -> OfflineDataset:
     """The converted files beside the Minari data, made on first use and when those changed."""
+    source = reader.source
     data = Path(source.storage.data_path)
     indices = np.asarray(source.episode_indices, dtype=np.int64)
     chosen = hashlib.sha256(indices.tobytes()).hexdigest()
@@ -86,6 +141,8 @@ def _map(source: MinariDataset, progress_bar: bool) -> OfflineDataset:
     folder = data.parent / ("memmap" if whole else f"memmap-{chosen[:12]}")
     about = {
         "episodes": chosen,
+        "rule": reader.family.episodes,
+        "observations": reader.adapter.to_json() if reader.adapter else None,
         "files": {
             str(f.relative_to(data)): [f.stat().st_size, f.stat().st_mtime_ns]
             for f in sorted(data.rglob("*"))
@@ -94,19 +151,18 @@ def _map(source: MinariDataset, progress_bar: bool) -> OfflineDataset:
     }
     index = mapping.read_index(folder, about)
     if index is None:
-        _convert(source, folder, about, progress_bar)
+        _convert(reader, folder, about, progress_bar)
         index = mapping.read_index(folder, about)
         if index is None:
             raise ValueError(f"dataset {source.id!r} changed while it was converted: load it again")
-    dataset = _dataset(source, mapping.map_arrays(folder, index["shapes"]), folder)
+    dataset = _dataset(reader, mapping.map_arrays(folder, index["shapes"]), folder)
     dataset.__dict__["fingerprint"] = index["fingerprint"]
     return dataset
 
 
-def _convert(
-    source: MinariDataset, folder: Path, about: dict[str, Any], progress_bar: bool
-) -> None:
+def _convert(reader: _Reader, folder: Path, about: dict[str, Any], progress_bar: bool) -> None:
     """Write the arrays into a scratch folder, check them, and rename it."""
+    source = reader.source
     with (
         tempfile.TemporaryDirectory(prefix=".memmap-", dir=folder.parent) as scratch,
         tqdm(
@@ -117,7 +173,7 @@ def _convert(
         target.mkdir()
 
         def counted() -> Iterator[Episode]:
-            for episode in _episodes(source):
+            for episode in _episodes(reader):
                 bar.update(len(episode["rewards"]))
                 yield episode
 
@@ -127,7 +183,7 @@ def _convert(
                 raise ValueError(
                     f"dataset {source.id!r} is empty: at least one transition is needed"
                 )
-            checked = _dataset(source, mapping.map_arrays(target, shapes), None)
+            checked = _dataset(reader, mapping.map_arrays(target, shapes), None)
             mapping.finish(
                 target, folder, shapes, {"source": about, "fingerprint": checked.fingerprint}
             )
@@ -140,39 +196,41 @@ def _convert(
             ) from error
 
 
-def _dataset(source: MinariDataset, arrays: dict[str, Any], folder: Path | None) -> OfflineDataset:
+def _dataset(reader: _Reader, arrays: dict[str, Any], folder: Path | None) -> OfflineDataset:
+    source, family = reader.source, reader.family
     metadata = source.storage.metadata
-    observation_space, action_space = _spaces(source)
-    env_spec = getattr(source.spec, "env_spec", None)
+    recorded = getattr(source.spec, "env_spec", None)
+    if recorded is None and family.environment in gym.registry:
+        recorded = gym.spec(family.environment)
+    # Minari offers the evaluation spec in no other way than as a made environment
+    played = family.played(getattr(source, "_eval_env_spec", None) or recorded)
     derived: dict[str, Any] = {
         name: arrays.pop(name) for name in ("state_index", "last_steps") if name in arrays
     }
     dataset = OfflineDataset(
         id=source.id,
         **arrays,
-        observation_space=observation_space,
-        action_space=action_space,
-        env_spec=getattr(source.spec, "eval_env_spec", None) or env_spec,
-        reference=reference_scores(metadata, env_spec.id if env_spec is not None else None),
-        details={"algorithm": metadata.get("algorithm_name")},
+        observation_space=reader.observation_space,
+        action_space=reader.action_space,
+        adapter=reader.adapter,
+        env_spec=played,
+        reference=family.scores(metadata, played),
+        details={"algorithm": metadata.get("algorithm_name"), "family": family.name},
         folder=folder,
     )
     dataset.__dict__.update(derived)  # the cached properties: mapped, not computed
     return dataset
 
 
-def _spaces(source: MinariDataset) -> tuple[spaces.Box, spaces.Box]:
-    return check_spaces(source.observation_space, source.action_space, f"dataset {source.id!r}")
-
-
-def _episodes(source: MinariDataset) -> Iterator[Episode]:
-    """Every episode with at least one step, its shapes checked, in single precision."""
-    observation_space, action_space = _spaces(source)
-    state_dim, action_dim = observation_space.shape[0], action_space.shape[0]
+def _episodes(reader: _Reader) -> Iterator[Episode]:
+    """Every episode with at least one step, its shapes checked, read by its family's rule."""
+    source, adapter, rule = reader.source, reader.adapter, RULES[reader.family.episodes]
+    state_dim, action_dim = reader.observation_space.shape[0], reader.action_space.shape[0]
     for episode in source.iterate_episodes():
+        states = episode.observations if adapter is None else adapter.flatten(episode.observations)
         length = len(episode.rewards)
         shapes = {
-            "observations": (np.shape(episode.observations), (length + 1, state_dim)),
+            "observations": (np.shape(states), (length + 1, state_dim)),
             "actions": (np.shape(episode.actions), (length, action_dim)),
             "terminations": (np.shape(episode.terminations), (length,)),
             "truncations": (np.shape(episode.truncations), (length,)),
@@ -186,13 +244,16 @@ def _episodes(source: MinariDataset) -> Iterator[Episode]:
         if length == 0:
             continue
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
-            yield {
-                "states": np.asarray(episode.observations, dtype=np.float32),
+            read = {
+                "states": np.asarray(states, dtype=np.float32),
                 "actions": np.asarray(episode.actions, dtype=np.float32),
                 "rewards": np.asarray(episode.rewards, dtype=np.float32),
                 "terminations": np.asarray(episode.terminations, dtype=np.bool_),
                 "truncations": np.asarray(episode.truncations, dtype=np.bool_),
             }
+        read = rule(read, episode.observations)
+        if len(read["rewards"]) > 0:
+            yield read
 
 
 def open_dataset(

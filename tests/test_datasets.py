@@ -102,15 +102,6 @@ def test_discrete_actions_are_refused():
         load_dataset(dataset)
 
 
-def test_dict_observations_are_refused():
-    buffers = numbered_episodes((2,), (True,))
-    buffers[0] = replace(buffers[0], observations={"position": buffers[0].observations})
-    box = spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    dataset = write_buffers(buffers, observation_space=spaces.Dict({"position": box}))
-    with pytest.raises(ValueError, match="Flatten Dict observations"):
-        load_dataset(dataset)
-
-
 def test_infinite_action_bounds_are_refused():
     unbounded = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     dataset = write_buffers(numbered_episodes((2,), (True,)), action_space=unbounded)
