@@ -85,7 +85,7 @@ def test_the_environment_to_play_in_counts():
     ],
 )
 def test_a_missing_package_is_named_as_it_is_installed(requirements, named):
-    spec = EnvSpec("AdroitHandPen-v1", "no_such_package.envs.adroit:PenEnv").to_json()
+    spec = EnvSpec("Nowhere-v1", "no_such_package.envs.nowhere:NowhereEnv").to_json()
     about = metadata(env_spec=spec, requirements=requirements)
     assert describe("a/b-v0", "remote", about).missing[0].startswith(named)
 

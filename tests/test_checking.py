@@ -96,10 +96,11 @@ def test_an_environment_of_other_spaces_is_found():
 def test_an_environment_that_cannot_be_made_is_found():
     with_environment()
     metadata = folder_of(ID) / "data" / "metadata.json"
-    metadata.write_text(metadata.read_text().replace("classic_control", "no_such_control"))
+    text = metadata.read_text().replace("Pendulum-v1", "Nowhere-v1")
+    metadata.write_text(text.replace("classic_control", "no_such_control"))
     environment = finding(check_dataset(ID), "environment")
     assert environment.ok is False
-    assert "'Pendulum-v1' cannot be made" in environment.text
+    assert "'Nowhere-v1' cannot be made" in environment.text
 
 
 def test_scores_are_those_of_the_mean_return():
