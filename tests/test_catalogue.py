@@ -13,6 +13,8 @@ from qgpo.envs import bundled
 from qgpo.envs.catalogue import catalogue, describe, like_d4rl
 from qgpo.envs.local import folder_of
 
+MISSING = "package gymnasium_robotics, for its environment (pip install 'qgpo[robotics]')"
+
 
 def write(dataset_id, **more):
     return write_buffers(numbered_episodes((2, 3), (True, False)), dataset_id, **more)
@@ -136,3 +138,19 @@ def test_metadata_of_a_written_dataset_are_read_as_they_are_on_disk():
     write("test/a-v0")
     raw = json.loads((folder_of("test/a-v0") / "data" / "metadata.json").read_text())
     assert describe("test/a-v0", "local", raw) == catalogue("local")[0]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_families_name_packages_and_vectors(installed, monkeypatch):
+    """Dict observations are no obstacle; the package that registers the environment is one."""
+    found = object() if installed else None
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: found)
+    box = spaces.Box(-np.inf, np.inf, (4,), np.float64)
+    goal = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    parts = {"observation": box, "achieved_goal": goal, "desired_goal": goal}
+    spec = EnvSpec("PointMaze_UMaze-v3", "gymnasium_robotics.envs.maze.point_maze:PointMazeEnv")
+    about = metadata(env_spec=spec.to_json(), observation_space=serialize_space(spaces.Dict(parts)))
+    entry = describe("D4RL/pointmaze/umaze-v2", "remote", about)
+    assert entry.reference is not None
+    assert entry.reference.maximum == 1.0
+    assert entry.missing == (() if installed else (MISSING,))
