@@ -41,6 +41,10 @@ def open_remote(seconds: float = PROBE_SECONDS) -> CloudStorage:
     first, in a thread, as looking a host name up knows no time limit.
     """
     name = remote_name()
+    try:
+        storage = get_cloud_storage()
+    except ImportError as error:
+        raise RemoteError(f"{name} cannot be read here: {error}") from error
     failure: list[Exception] = [TimeoutError(f"no answer within {seconds:g} s")]
 
     def probe() -> None:
@@ -59,7 +63,7 @@ def open_remote(seconds: float = PROBE_SECONDS) -> CloudStorage:
             "network (MINARI_REMOTE names the remote), or copy the dataset into the local folder "
             "(MINARI_DATASETS_PATH) from a machine that has it"
         ) from failure[0]
-    return get_cloud_storage()
+    return storage
 
 
 def remote_name() -> str:
@@ -140,7 +144,7 @@ def choose_remote(dataset_id: str) -> tuple[str, dict[str, Any]]:
             f"{_named(stem, list(versions))}"
         )
     group = f"{stem.split('/')[0]}/"
-    known = sorted(set(_listed(get_cloud_storage(), group if "/" in stem else None)))
+    known = sorted(set(_listed(open_remote(), group if "/" in stem else None)))
     raise RemoteError(
         f"dataset {dataset_id!r} is not on {remote_name()}, which has "
         f"{', '.join(known) or 'nothing'} under {group if '/' in stem else 'it'}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from hub import ORGANISATION
 
 from qgpo import load_dataset
 from qgpo.envs.downloading import damaged_files, download
-from qgpo.envs.local import folder_of, local_ids
+from qgpo.envs.local import datasets_root, folder_of, local_ids
 from qgpo.envs.remote import RemoteError, choose_remote, open_remote, remote_catalogue
 
 ID = REMOTE_ID
@@ -304,3 +305,51 @@ def test_a_local_dataset_needs_no_network(hub):
     dataset = load_dataset(ID)
     assert np.all(np.isfinite(dataset.states))
     assert not hub.requests
+
+
+class Bucket:
+    """A remote that keeps no digests: a folder, through Minari's interface of remotes."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def list_datasets(self, prefix=None):
+        with datasets_root(self.folder):
+            return [name for name in local_ids() if name.startswith(prefix or "")]
+
+    def get_dataset_metadata(self, dataset_id):
+        return json.loads((self.folder / dataset_id / "data" / "metadata.json").read_text())
+
+    def download_dataset(self, dataset_id, path):
+        shutil.copytree(self.folder / dataset_id, path / dataset_id, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_REMOTE", "gcp://bucket")
+    monkeypatch.setattr("qgpo.envs.remote._ask", lambda name, seconds: None)
+    remote = Bucket(tmp_path / "bucket")
+    with datasets_root(remote.folder):
+        write_buffers(numbered_episodes((2, 3), (True, True)), ID)
+    monkeypatch.setattr("qgpo.envs.remote.get_cloud_storage", lambda: remote)
+    return remote
+
+
+def test_a_remote_without_digests_is_checked_by_its_episodes(bucket):
+    assert len(load_dataset("test/remote/numbered")) == 5
+    assert damaged_files(folder_of(ID)) == []
+    main = bucket.folder / ID / "data" / "main_data.hdf5"
+    main.write_bytes(main.read_bytes()[: main.stat().st_size // 2])
+    with pytest.raises(RemoteError, match="itself damaged"):
+        download(ID, force=True)
+    assert len(load_dataset(ID)) == 5
+
+
+def test_a_remote_whose_package_is_missing_is_named(monkeypatch):
+    def missing():
+        raise ImportError("google-cloud-storage is not installed")
+
+    monkeypatch.setenv("MINARI_REMOTE", "gcp://bucket")
+    monkeypatch.setattr("qgpo.envs.remote.get_cloud_storage", missing)
+    with pytest.raises(RemoteError, match=r"gcp://bucket cannot be read here: google-cloud"):
+        download(ID)
