@@ -315,7 +315,7 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         vec_env = sb3.as_vec_env(env, self.adapter)
         if self.observation_space is not None:
             self.set_spaces(vec_env.observation_space, vec_env.action_space, "the environment")
-        elif isinstance(vec_env.observation_space, spaces.Dict):  # the dataset says how it is read
+        elif isinstance(vec_env.observation_space, spaces.Dict):  # read as the data will say
             check_action_space(vec_env.action_space, "the environment")
         else:
             check_spaces(vec_env.observation_space, vec_env.action_space, "the environment")

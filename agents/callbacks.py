@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
@@ -18,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.envs.evaluation import FALLBACK_LIMIT
 from qgpo.envs.making import as_played, make_env
-from qgpo.envs.observations import FlatObservations, ObservationAdapter
+from qgpo.envs.observations import ObservationAdapter, flat
 
 
 class SaveCheckpoint(BaseCallback):
@@ -133,8 +132,6 @@ def _maker(
             )
         if max_episode_steps is not None or own is None:
             made = gym.wrappers.TimeLimit(made, max_episode_steps or FALLBACK_LIMIT)
-        if adapter is not None and isinstance(made.observation_space, spaces.Dict):
-            made = FlatObservations(made, adapter)
-        return Monitor(made)
+        return Monitor(flat(made, adapter))
 
     return make

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from qgpo.envs.making import as_played, make_env
-from qgpo.envs.observations import FlatObservations, ObservationAdapter
+from qgpo.envs.observations import ObservationAdapter, flat
 
 
 def as_callback(callback: MaybeCallback) -> BaseCallback:
@@ -34,7 +33,7 @@ def as_vec_env(
 ) -> VecEnv:
     """A VecEnv from an id, an environment or a VecEnv.
 
-    With `adapter`, an environment's Dict observations become vectors: SB3 takes no nested Dicts.
+    Dict observations of a single environment become vectors: SB3 takes no Dicts in Dicts.
     """
     if isinstance(env, VecEnv):
         return env
@@ -44,9 +43,8 @@ def as_vec_env(
             f"env is a {type(env).__name__}, expected a Gymnasium id, a gymnasium.Env or an SB3 "
             "VecEnv"
         )
-    if adapter is not None and isinstance(single.observation_space, spaces.Dict):
-        single = FlatObservations(single, adapter)
-    return DummyVecEnv([lambda: Monitor(single)])
+    vectors = flat(single, adapter)
+    return DummyVecEnv([lambda: Monitor(vectors)])
 
 
 def check_state(name: str, state: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from qgpo.envs.families import find_family
+
 Path = tuple[str, ...]
 
 
@@ -132,6 +134,20 @@ class FlatObservations(gym.ObservationWrapper[Any, Any, Any]):
     def observation(self, observation: Any) -> NDArray[Any]:
         """The vector, (S,)."""
         return self.adapter.flatten(observation)
+
+
+def flat(env: gym.Env[Any, Any], adapter: ObservationAdapter | None = None) -> gym.Env[Any, Any]:
+    """The environment with vectors for observations: itself, unless they are Dicts.
+
+    Without an adapter they are read as `load_dataset` reads them in data of that environment.
+    """
+    if not isinstance(env.observation_space, spaces.Dict):
+        return env
+    if adapter is None:
+        env_id = env.spec.id if env.spec is not None else str(env)
+        keys = find_family(env_id=env_id).observation
+        adapter = ObservationAdapter.choose(env.observation_space, keys, env_id)
+    return FlatObservations(env, adapter)
 
 
 def stack(observations: Sequence[Any]) -> Any:

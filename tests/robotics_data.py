@@ -78,7 +78,7 @@ class Recorder:
         )
 
 
-def write_pointmaze(dataset_id: str = "D4RL/pointmaze/umaze-v2", n_episodes: int = 6) -> Recorder:
+def write_pointmaze(dataset_id: str = "D4RL/pointmaze/umaze-v2", n_episodes: int = 2) -> Recorder:
     """A new goal whenever one is reached, which ends the episode; the next one goes on from there.
 
     Its first observation is the last one of the episode before, with that one's goal.

@@ -6,7 +6,7 @@ import re
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import UNIT_BOX, numbered_episodes, write_buffers
+from conftest import ROOT, UNIT_BOX, numbered_episodes, write_buffers
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
@@ -267,3 +267,8 @@ def test_data_of_one_s_own_take_the_row_of_their_environment():
     source.storage.update_metadata({"env_spec": spec.to_json()})
     args = parse(["--dataset-id", "mine/maze-v0", "--preset", "paper"])
     assert (args.n_episodes, args.config.reward_tuning) == (100, "antmaze")
+
+
+def test_the_documentation_names_every_row():
+    text = (ROOT / "docs" / "families.md").read_text()
+    assert all(f"`{family.name}`" in text for family in FAMILIES)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from conftest import WHITENED, same_parameters
+from gymnasium.vector import SyncVectorEnv
 from robotics_data import (
     KITCHEN_TASKS,
     needs_robotics,
@@ -16,12 +19,14 @@ from robotics_data import (
     write_pointmaze,
 )
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from test_scripts import QUICK, TINY, run
 
 from qgpo import QGPO, evaluate, load_dataset
 from qgpo.agents.callbacks import EvaluationCallback
 from qgpo.envs.controllers import UniformPolicy, WaypointPolicy
 from qgpo.envs.making import make_env
-from qgpo.envs.observations import FlatObservations
+from qgpo.envs.observations import flat
 
 needs_robotics()
 
@@ -47,7 +52,7 @@ class Controller:
 
 
 def test_pointmaze(tmp_path):
-    recorder = write_pointmaze()
+    recorder = write_pointmaze(n_episodes=4)
     dataset = load_dataset("D4RL/pointmaze/umaze-v2")
     assert dataset.observation_space.shape == (6,)
     # the first step of every episode but the first shows the goal of the one before
@@ -158,6 +163,7 @@ def test_predict_takes_dicts_vectors_and_batches(tmp_path):
     write_antmaze()
     dataset = load_dataset("D4RL/antmaze/medium-play-v1")
     agent = round_trip(dataset, tmp_path)
+    dataset.env_spec.max_episode_steps = 5
     env = make_env(dataset.env_spec)
     observation, _ = env.reset(seed=0)
     vector = dataset.adapter.flatten(observation)
@@ -167,6 +173,10 @@ def test_predict_takes_dicts_vectors_and_batches(tmp_path):
     batch = {key: np.stack([value, value]) for key, value in observation.items()}
     both = agent.predict(batch, deterministic=True)[0]
     np.testing.assert_allclose(both, np.stack([single, single]), atol=1e-6)
+    vectors = DummyVecEnv([lambda: make_env(dataset.env_spec)] * 2)
+    assert agent.predict(vectors.reset())[0].shape == (2, 8)
+    envs = SyncVectorEnv([lambda: make_env(dataset.env_spec)] * 2)
+    assert len(evaluate(agent, envs, 2, max_episode_steps=9).returns) == 2
     with pytest.raises(ValueError, match="desired_goal"):
         agent.predict({key: v for key, v in observation.items() if key != "desired_goal"})
 
@@ -184,7 +194,8 @@ def test_stable_baselines_plays_dict_environments(write, tmp_path):
     )
     agent = QGPO(WHITENED, seed=0, device="cpu").learn(dataset, callback)
     assert np.load(tmp_path / "e" / "evaluations.npz")["ep_lengths"].max() <= 4
-    env = FlatObservations(make_env(dataset.env_spec), dataset.adapter)
+    env = flat(make_env(dataset.env_spec))
+    assert env.adapter == dataset.adapter
     agent.set_env(make_env(dataset.env_spec))
     assert agent.get_env().observation_space.shape == dataset.observation_space.shape
     assert len(evaluate_policy(agent, env, 1, return_episode_rewards=True, warn=False)[0]) == 1
@@ -226,3 +237,21 @@ def test_uniform_actions_fill_the_space():
     assert -1.0 <= actions.min() < -0.9 < 0.9 < actions.max() <= 1.0
     middle = UniformPolicy(env.action_space).act(batch, torch.Generator(), deterministic=True)
     assert not middle.any()
+
+
+def test_command_lines_from_data_to_score(tmp_path):
+    data = tmp_path / "minari"
+    name = "mine/pointmaze/umaze-v0"
+    flags = ["--env-id", "PointMaze_UMaze-v3", "--policy", "waypoints", "--dataset-id", name]
+    run("collect", *flags, "--n-steps", "50", cwd=tmp_path, data=data)
+    steps = [f"--config.{stage}-steps=2" for stage in ("behavior", "critic", "energy")]
+    flags = ["--dataset-id", name, "--run-dir", "run", "--n-episodes", "0", *QUICK, *TINY, *steps]
+    run("train", *flags, cwd=tmp_path, data=data)
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert about["dataset"]["family"] == "pointmaze"
+    flags = ["--run", "run", "--max-episode-steps", "2", "--output", "e.json"]
+    run("evaluate", *flags, cwd=tmp_path, data=data)
+    evaluation = json.loads((tmp_path / "e.json").read_text())["evaluations"][0]
+    assert len(evaluation["returns"]) == 100
+    assert evaluation["env_id"] == "PointMaze_UMaze-v3"
+    assert evaluation["reference"]["maximum"] == 1.0
