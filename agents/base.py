@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -37,8 +38,9 @@ from qgpo.agents.training import (
     choose_device,
     on_signals,
 )
-from qgpo.envs.datasets import OfflineDataset, check_spaces
+from qgpo.envs.datasets import OfflineDataset, check_action_space, check_spaces
 from qgpo.envs.loading import load_dataset
+from qgpo.envs.observations import ObservationAdapter
 from qgpo.envs.reference import ReferenceScores
 
 ConfigT = TypeVar("ConfigT")
@@ -72,6 +74,7 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         self.tensorboard_log = tensorboard_log
         self.observation_space: spaces.Box | None = None
         self.action_space: spaces.Box | None = None
+        self.adapter: ObservationAdapter | None = None
         self.dataset_id: str | None = None
         self.dataset_fingerprint: str | None = None
         self.env_spec: EnvSpec | None = None
@@ -192,7 +195,8 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
                 "dataset, go on with this one by allow_other_dataset=True, or start anew with "
                 "reset_num_timesteps=True"
             )
-        self.set_spaces(dataset.observation_space, dataset.action_space, dataset.id)
+        spaces_of_data = dataset.observation_space, dataset.action_space
+        self.set_spaces(*spaces_of_data, dataset.id, dataset.adapter)
         if self._env is not None:
             spaces_of_env = self._env.observation_space, self._env.action_space
             self.set_spaces(*spaces_of_env, "the environment")
@@ -212,14 +216,23 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         self.num_timesteps, self.stage = 0, None
         self.dataset_id = self.dataset_fingerprint = None
         self.env_spec = self.reference = None
-        self.observation_space = self.action_space = None
+        self.observation_space = self.action_space = self.adapter = None
         self._batches = None
         self.set_random_seed(self.seed)
 
     def set_spaces(
-        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], of: str
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        of: str,
+        adapter: ObservationAdapter | None = None,
     ) -> None:
-        """Build the modules for these spaces, or refuse others than those they were built for."""
+        """Build the modules for these spaces, or refuse others than those they were built for.
+
+        `adapter` turns an environment's Dict observations into the vectors of that space.
+        """
+        if isinstance(observation_space, spaces.Dict) and self.adapter is not None:
+            observation_space = self.adapter.box(observation_space, of)
         observation_box, action_box = check_spaces(observation_space, action_space, of)
         if self.observation_space is not None and self.action_space is not None:
             if (observation_box.shape, action_box) != (
@@ -234,6 +247,7 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
             if len(self.networks) > 0:
                 return
         self.observation_space, self.action_space = observation_box, action_box
+        self.adapter = adapter
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._build(observation_box.shape[0], action_box.shape[0])
@@ -244,13 +258,15 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
 
     def predict(
         self,
-        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        observation: NDArray[Any] | dict[str, Any],
         state: tuple[NDArray[Any], ...] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[np.float32], tuple[NDArray[Any], ...] | None]:
         """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
 
+        An agent that learned from Dict observations takes the environment's Dicts, single or as
+        arrays with a leading axis, as well as the vectors that its `adapter` makes of them.
         `state` is returned as given and `episode_start` ignored (no memory). `deterministic`
         makes the action a function of the observation alone; otherwise it is sampled.
         """
@@ -264,6 +280,8 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
                 "only the observation"
             )
         shape = self.observation_space.shape
+        if isinstance(observation, Mapping) and self.adapter is not None:
+            observation = self.adapter.flatten(observation)
         try:
             array = np.asarray(observation, dtype=np.float32)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -306,10 +324,13 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
 
     def set_env(self, env: gym.Env[Any, Any] | VecEnv | str) -> None:
         """Give callbacks an environment; learning itself never uses one."""
-        vec_env = sb3.as_vec_env(env)
-        check_spaces(vec_env.observation_space, vec_env.action_space, "the environment")
+        vec_env = sb3.as_vec_env(env, self.adapter)
         if self.observation_space is not None:
             self.set_spaces(vec_env.observation_space, vec_env.action_space, "the environment")
+        elif isinstance(vec_env.observation_space, spaces.Dict):  # read as the data will say
+            check_action_space(vec_env.action_space, "the environment")
+        else:
+            check_spaces(vec_env.observation_space, vec_env.action_space, "the environment")
         self._env = vec_env
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:

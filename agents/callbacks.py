@@ -16,7 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.envs.evaluation import FALLBACK_LIMIT
-from qgpo.envs.making import make_env
+from qgpo.envs.making import as_played, make_env
+from qgpo.envs.observations import ObservationAdapter, flat
 
 
 class SaveCheckpoint(BaseCallback):
@@ -68,7 +69,9 @@ class EvaluationCallback(EvalCallback):
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value}, expected an integer of at least 1")
+        adapter = None
         if isinstance(env, OfflineDataset):
+            adapter = env.adapter
             if env.env_spec is None:
                 raise ValueError(
                     f"dataset {env.id!r} does not name its environment; pass one: "
@@ -76,7 +79,8 @@ class EvaluationCallback(EvalCallback):
                 )
             env = env.env_spec
         if not isinstance(env, VecEnv):
-            env = DummyVecEnv([_maker(env, max_episode_steps)] * min(n_envs, n_eval_episodes))
+            maker = _maker(env, max_episode_steps, adapter)
+            env = DummyVecEnv([maker] * min(n_envs, n_eval_episodes))
         super().__init__(
             env,
             callback_on_new_best,
@@ -91,8 +95,8 @@ class EvaluationCallback(EvalCallback):
         self.seed = seed
 
     def _init_callback(self) -> None:
-        spaces = self.eval_env.observation_space, self.eval_env.action_space
-        self.model.set_spaces(*spaces, "the evaluation environment")  # type: ignore[attr-defined]
+        played = self.eval_env.observation_space, self.eval_env.action_space
+        self.model.set_spaces(*played, "the evaluation environment")  # type: ignore[attr-defined]
         if self.best_model_save_path is not None:
             Path(self.best_model_save_path).mkdir(parents=True, exist_ok=True)
         if self.callback_on_new_best is not None:
@@ -114,9 +118,11 @@ class EvaluationCallback(EvalCallback):
         return super()._on_step()
 
 
-def _maker(env: EnvSpec | str, max_episode_steps: int | None) -> Callable[[], gym.Env[Any, Any]]:
+def _maker(
+    env: EnvSpec | str, max_episode_steps: int | None, adapter: ObservationAdapter | None
+) -> Callable[[], gym.Env[Any, Any]]:
     def make() -> gym.Env[Any, Any]:
-        made = make_env(env)
+        made = make_env(as_played(env) if isinstance(env, str) else env)
         own = made.spec.max_episode_steps if made.spec is not None else None
         if max_episode_steps is None and own is None:
             warnings.warn(
@@ -126,6 +132,6 @@ def _maker(env: EnvSpec | str, max_episode_steps: int | None) -> Callable[[], gy
             )
         if max_episode_steps is not None or own is None:
             made = gym.wrappers.TimeLimit(made, max_episode_steps or FALLBACK_LIMIT)
-        return Monitor(made)
+        return Monitor(flat(made, adapter))
 
     return make

@@ -21,6 +21,7 @@ from qgpo.agents.checkpoint import (
 )
 from qgpo.agents.training import choose_device
 from qgpo.envs.making import spec_from_json, spec_to_json
+from qgpo.envs.observations import ObservationAdapter
 from qgpo.envs.reference import ReferenceScores
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def pack(agent: OfflineAgent[Any]) -> Checkpoint:
         },
         "optimizers": groups,
     }
+    if agent.adapter is not None:
+        header["observation_adapter"] = agent.adapter.to_json()
     generators = {
         "generator/training": agent.generator.get_state(),
         "generator/prediction": agent.prediction_generator.get_state(),
@@ -100,10 +103,12 @@ def unpack(
     try:
         config = agent_class.config_from_json(header["config"])
         agent = agent_class(config, seed=header["seed"], device=device)
+        adapter = header.get("observation_adapter")
         agent.set_spaces(
             _space_from_json(header["observation_space"]),
             _space_from_json(header["action_space"]),
             f"checkpoint {str(path)!r}",
+            ObservationAdapter.from_json(adapter) if adapter else None,
         )
         _restore(agent, checkpoint)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:

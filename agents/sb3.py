@@ -10,7 +10,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from qgpo.envs.making import make_env
+from qgpo.envs.making import as_played, make_env
+from qgpo.envs.observations import ObservationAdapter, flat
 
 
 def as_callback(callback: MaybeCallback) -> BaseCallback:
@@ -28,17 +29,23 @@ def as_callback(callback: MaybeCallback) -> BaseCallback:
     return ConvertCallback(callback)
 
 
-def as_vec_env(env: gym.Env[Any, Any] | VecEnv | str) -> VecEnv:
-    """A VecEnv from an id, an environment or a VecEnv."""
+def as_vec_env(
+    env: gym.Env[Any, Any] | VecEnv | str, adapter: ObservationAdapter | None = None
+) -> VecEnv:
+    """A VecEnv from an id, an environment or a VecEnv.
+
+    Dict observations of a single environment become vectors: SB3 takes no Dicts in Dicts.
+    """
     if isinstance(env, VecEnv):
         return env
-    single = make_env(env) if isinstance(env, str) else env
+    single = make_env(as_played(env)) if isinstance(env, str) else env
     if not isinstance(single, gym.Env):
         raise TypeError(
             f"env is a {type(env).__name__}, expected a Gymnasium id, a gymnasium.Env or an SB3 "
             "VecEnv"
         )
-    return DummyVecEnv([lambda: Monitor(single)])
+    vectors = flat(single, adapter)
+    return DummyVecEnv([lambda: Monitor(vectors)])
 
 
 def check_state(name: str, state: dict[str, Any], expected: dict[str, Any]) -> None:

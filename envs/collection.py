@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import minari
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
-from minari.dataset.minari_dataset import parse_dataset_id
-from minari.namespace import create_namespace, list_local_namespaces
-from minari.storage.datasets_root_dir import get_dataset_path
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from qgpo.envs.making import make_env, quiet_mujoco
-from qgpo.envs.policies import ActorPolicy
-from qgpo.envs.reference import reference_scores
+from qgpo.envs.families import find_family
+from qgpo.envs.local import datasets_root, folder_of, new_dataset_path, put_in_place
+from qgpo.envs.making import as_played, make_env, quiet_mujoco
+from qgpo.envs.observations import stack
 
 N_ENVS = 10
 
 
+class Policy(Protocol):
+    """What collection needs of a policy."""
+
+    def act(
+        self, observations: Any, generator: torch.Generator, deterministic: bool = False
+    ) -> NDArray[np.float32]:
+        """A batch of B observations (arrays, or Dicts of arrays) to actions (B, A)."""
+        ...
+
+
 def collect(
-    env_id: str,
-    make_policies: Callable[[gym.spaces.Box], Sequence[ActorPolicy]],
+    env_id: str | EnvSpec,
+    make_policies: Callable[[gym.spaces.Box], Sequence[Policy]],
     n_steps: int,
     seed: int,
     *,
@@ -42,16 +50,18 @@ def collect(
     """At least `n_steps` steps of whole episodes, with one policy drawn at random per episode.
 
     With `switch_every`, the policy is drawn anew about every so many steps (a coin each step),
-    so that all behaviors visit the same states. Episodes open when the steps are reached are
-    played to their end: dropping them would favour short ones. Reproducible from the seed: with
-    several torch threads sums are rounded differently, and a simulator makes that another
-    rollout, so one is used.
+    so that all behaviors visit the same states. An id is played as its family is, where a maze
+    ends at the goal; a spec as it is. Episodes open when the steps are reached are played to
+    their end: dropping them would favour short ones. Reproducible from the seed: with several
+    torch threads sums are rounded differently, and a simulator makes that another rollout, so
+    one is used.
     """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    envs = [make_env(env_id) for _ in range(N_ENVS)]
+    envs = [_make(env_id) for _ in range(N_ENVS)]
+    name = env_id if isinstance(env_id, str) else env_id.id
     if not isinstance(envs[0].action_space, gym.spaces.Box):
-        raise ValueError(f"{env_id} has action space {envs[0].action_space}, expected a Box")
+        raise ValueError(f"{name} has action space {envs[0].action_space}, expected a Box")
     policies = make_policies(envs[0].action_space)
     spec = envs[0].spec
     limit = max_episode_steps or (spec.max_episode_steps if spec else None) or 1000
@@ -61,11 +71,11 @@ def collect(
     taken = 0
     with (
         one_thread(),
-        tqdm(total=n_steps, desc=f"collect {env_id}", disable=not progress_bar) as bar,
+        tqdm(total=n_steps, desc=f"collect {name}", disable=not progress_bar) as bar,
     ):
         while playing:
             slots = list(playing)
-            observations = np.stack([playing[i].observations[-1] for i in slots])
+            observations = stack([playing[i].observations[-1] for i in slots])
             if switch_every is not None:
                 switch = rng.random(N_ENVS) < 1.0 / switch_every
                 active = np.where(switch, rng.integers(len(policies), size=N_ENVS), active)
@@ -95,12 +105,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _make(env: str | EnvSpec) -> gym.Env[Any, Any]:
+    return make_env(as_played(env) if isinstance(env, str) else env)
+
+
 class _Episode:
     """An episode under way: T + 1 observations, T of everything else."""
 
     def __init__(self, env: gym.Env[Any, Any], seed: int, observation: Any) -> None:
         self.env, self.seed = env, seed
-        self.observations = [observation]
+        self.observations: list[Any] = [observation]
         self.actions: list[Any] = []
         self.rewards: list[float] = []
         self.terminations: list[bool] = []
@@ -124,7 +138,7 @@ class _Episode:
     def buffer(self) -> EpisodeBuffer:
         return EpisodeBuffer(
             seed=self.seed,
-            observations=np.asarray(self.observations),  # type: ignore[arg-type]
+            observations=stack(self.observations),
             actions=np.asarray(self.actions),  # type: ignore[arg-type]
             rewards=self.rewards,
             terminations=self.terminations,
@@ -132,72 +146,45 @@ class _Episode:
         )
 
 
-def new_dataset_path(dataset_id: str) -> Path:
-    """The folder of a dataset yet to be written. Raises ValueError for malformed or taken ids."""
-    try:
-        parse_dataset_id(dataset_id)
-    except (ValueError, TypeError) as error:  # TypeError: no version
-        reason = error if isinstance(error, ValueError) else "no version"
-        raise ValueError(
-            f"dataset id {dataset_id!r} is malformed ({reason}); expected 'namespace/name-vN', "
-            "for example 'mine/hopper/medium-v0'"
-        ) from error
-    target = Path(get_dataset_path(dataset_id))
-    if target.exists():
-        raise ValueError(
-            f"dataset {dataset_id!r} already exists in {target}; choose another version, or "
-            f"delete it with `minari delete {dataset_id}`"
-        )
-    return target
-
-
 def write_minari(
     dataset_id: str,
     episodes: list[EpisodeBuffer],
-    env_id: str,
+    env_id: str | EnvSpec,
     algorithm_name: str,
     description: str,
+    eval_env: EnvSpec | None = None,
 ) -> None:
     """Store episodes as a Minari dataset, whole or not at all.
 
     It is written beside the local datasets and renamed into place, so that an interrupted run
-    leaves nothing that a later load would trip over. Raises ValueError where the id exists.
+    leaves nothing that a later load would trip over. `eval_env` is where agents are to play, if
+    elsewhere. Raises ValueError where the id exists.
     """
-    target = new_dataset_path(dataset_id)
-    namespace = parse_dataset_id(dataset_id)[0]
-    root = Path(get_dataset_path(""))
+    new_dataset_path(dataset_id)
+    root = folder_of("")
     root.mkdir(parents=True, exist_ok=True)
-    references = reference_scores({}, env_id)
+    env = _make(env_id)
+    family = find_family(env_id=env.spec.id if env.spec else None)
+    references = family.reference if family.episodes == "recorded" else None
     with tempfile.TemporaryDirectory(prefix=".qgpo-", dir=root) as scratch:
-        before = os.environ.get("MINARI_DATASETS_PATH")
-        os.environ["MINARI_DATASETS_PATH"] = scratch
-        try:
-            with quiet_mujoco(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="`eval_env` is set to None")
-                minari.create_dataset_from_buffers(
-                    dataset_id,
-                    episodes,
-                    env=make_env(env_id),
-                    algorithm_name=algorithm_name,
-                    author="qgpo",
-                    author_email="none",
-                    code_permalink="none",
-                    description=description,
-                    ref_min_score=references.minimum if references else None,
-                    ref_max_score=references.maximum if references else None,
-                )
-            made = Path(get_dataset_path(dataset_id))
-        finally:
-            if before is None:
-                del os.environ["MINARI_DATASETS_PATH"]
-            else:
-                os.environ["MINARI_DATASETS_PATH"] = before
-        if namespace is not None and namespace not in list_local_namespaces():
-            create_namespace(namespace)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            made.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-            shutil.rmtree(made, ignore_errors=True)
+        with (
+            datasets_root(Path(scratch)),
+            quiet_mujoco(),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", message="`eval_env` is set to None")
+            minari.create_dataset_from_buffers(
+                dataset_id,
+                episodes,
+                env=env,
+                eval_env=eval_env,
+                algorithm_name=algorithm_name,
+                author="qgpo",
+                author_email="none",
+                code_permalink="none",
+                description=description,
+                ref_min_score=references.minimum if references else None,
+                ref_max_score=references.maximum if references else None,
+            )
+            made = folder_of(dataset_id)
+        put_in_place(made, dataset_id)

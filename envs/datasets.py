@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, NDArray
 
+from qgpo.envs.observations import ObservationAdapter, image_message, is_image
 from qgpo.envs.reference import ReferenceScores
 
 Array = NDArray[np.float32]
@@ -47,7 +48,10 @@ class OfflineDataset:
     """(E,) index of the first transition of each episode"""
     observation_space: spaces.Box
     action_space: spaces.Box
+    adapter: ObservationAdapter | None = None
+    """how Dict observations became the vectors in `states`, where they did"""
     env_spec: EnvSpec | None = None
+    """the environment in which agents play"""
     reference: ReferenceScores | None = None
     details: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
@@ -142,6 +146,7 @@ class OfflineDataset:
             if (
                 other.observation_space.shape != first.observation_space.shape
                 or other.action_space != first.action_space
+                or other.adapter != first.adapter
             ):
                 raise ValueError(
                     f"datasets {first.id!r} and {other.id!r} cannot be concatenated: observations "
@@ -166,6 +171,7 @@ class OfflineDataset:
             episode_starts=np.concatenate(starts),
             observation_space=first.observation_space,
             action_space=first.action_space,
+            adapter=first.adapter,
             env_spec=first.env_spec if same_env else None,
             reference=first.reference if same_reference else None,
         )
@@ -250,6 +256,21 @@ def check_spaces(
     observation_space: gym.Space[Any], action_space: gym.Space[Any], of: str
 ) -> tuple[spaces.Box, spaces.Box]:
     """The two spaces as Boxes, or a ValueError that says what is supported."""
+    action_box = check_action_space(action_space, of)
+    if is_image(observation_space):
+        raise ValueError(image_message(of, observation_space))
+    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+        raise ValueError(
+            f"{of} has observation space {observation_space}; one-dimensional Box observations "
+            "are supported. Datasets with Dict observations are read by load_dataset, and agents "
+            "that learned from them play in their environments; others flatten with "
+            "gymnasium.wrappers.FlattenObservation"
+        )
+    return observation_space, action_box
+
+
+def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
+    """The space as a Box with finite bounds, or a ValueError that says what is supported."""
     if not isinstance(action_space, spaces.Box):
         raise ValueError(
             f"{of} has action space {action_space}; continuous actions (a Box with finite "
@@ -267,13 +288,7 @@ def check_spaces(
         raise ValueError(
             f"{of} has action space {action_space}; every action needs room: low < high"
         )
-    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
-        raise ValueError(
-            f"{of} has observation space {observation_space}; one-dimensional Box observations "
-            "are supported. Flatten Dict observations with "
-            "gymnasium.wrappers.FlattenObservation before recording, and embed images first"
-        )
-    return observation_space, action_space
+    return action_space
 
 
 def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:

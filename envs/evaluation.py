@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from qgpo.envs.datasets import OfflineDataset
-from qgpo.envs.making import make_env, quiet_mujoco
-from qgpo.envs.reference import ReferenceScores, reference_scores
+from qgpo.envs.families import find_family
+from qgpo.envs.making import as_played, make_env, quiet_mujoco
+from qgpo.envs.observations import stack
+from qgpo.envs.reference import ReferenceScores
 
 FALLBACK_LIMIT = 1000
 """steps after which an episode is cut where the environment states no limit"""
@@ -48,6 +50,11 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def readable(value: float) -> str:
+    """A return as text: decimals where it is small, as a success rate is."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Every episode's return and length; the mean with a 95 % bootstrap interval."""
@@ -68,7 +75,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = self.interval
-        text = f"{self.mean:.0f} [{low:.0f}, {high:.0f}]"
+        text = f"{readable(self.mean)} [{readable(low)}, {readable(high)}]"
         if self.score is not None:
             text += f", normalised {self.score:.1f}"
         return text + f" over {len(self.returns)} episodes"
@@ -122,9 +129,10 @@ def evaluate(
 ) -> Evaluation:
     """Play `n_episodes` episodes and return every episode's return and length.
 
-    An id, spec or dataset is played in `n_envs` copies with one batched `predict` per step;
-    episode i starts from `reset(seed=seed + i)` whatever `n_envs` is, and copies whose episodes
-    are over no longer step. As in SB3, actions are `deterministic` unless told otherwise (see the
+    An id, spec or dataset is played in `n_envs` copies with one batched `predict` per step (an
+    id as its family is played, where a maze ends at the goal; a spec as it is); episode i starts
+    from `reset(seed=seed + i)` whatever `n_envs` is, and copies whose episodes are over no longer
+    step. As in SB3, actions are `deterministic` unless told otherwise (see the
     agent's `predict`). An environment instance is played alone; a VectorEnv in whichever
     autoreset mode it has. Episodes without an end are cut after `max_episode_steps` (default:
     the environment's own limit, else 1000) and counted in `cut`. Action noise is drawn from the
@@ -165,14 +173,14 @@ def evaluate(
             stacklevel=2,
         )
     if reference is None:
-        reference = reference_scores({}, env_id)
+        reference = find_family(env_id=env_id).scores({}, spec)
     return summarize(env_id, returns, lengths, seeds, cut, reference)
 
 
 def _copies(env: str | EnvSpec, n: int) -> list[gym.Env[Any, Any]]:
     if n < 1:
         raise ValueError(f"n_envs={n}, expected at least 1")
-    return [make_env(env) for _ in range(n)]
+    return [make_env(as_played(env) if isinstance(env, str) else env) for _ in range(n)]
 
 
 def _limit(spec: EnvSpec | None, asked: int | None) -> int:
@@ -200,7 +208,7 @@ def _play(
     with tqdm(total=len(seeds), desc="evaluate", disable=not progress_bar, leave=False) as bar:
         while playing:
             order = list(playing)
-            batch = np.stack([observation[k] for k in order])
+            batch = stack([observation[k] for k in order])
             actions, _ = agent.predict(
                 batch, episode_start=starts[order], deterministic=deterministic
             )

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import minari
 import numpy as np
 from gymnasium import spaces
 from minari import EpisodeData, MinariDataset
-from minari.dataset.minari_dataset import parse_dataset_id
-from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm import tqdm
 
-from qgpo.envs import bundled, mapping
-from qgpo.envs.datasets import OfflineDataset, check_spaces
+from qgpo.envs import bundled, downloading, mapping
+from qgpo.envs.datasets import OfflineDataset, check_action_space, check_spaces
+from qgpo.envs.episodes import RULES
+from qgpo.envs.families import UNKNOWN, Family, find_family
+from qgpo.envs.local import (
+    DamagedDatasetError,
+    folder_of,
+    local_ids,
+    local_versions,
+    open_whole,
+    split_version,
+)
 from qgpo.envs.mapping import Episode
-from qgpo.envs.reference import reference_scores
+from qgpo.envs.observations import ObservationAdapter
+from qgpo.envs.remote import RemoteError
 
 STORAGES = ("memory", "memmap")
 Storage = Literal["memory", "memmap"]
@@ -36,10 +49,13 @@ def load_dataset(
 
     Ids under `qgpo/` are made on first use from the bundled policies (about a minute); other ids
     are looked up in Minari's local folder (`MINARI_DATASETS_PATH`) and, with `download`, on its
-    remote. `storage="memmap"` is for data larger than memory: on first use they are converted
-    into files beside Minari's, from which agents train without reading them whole; the arrays,
-    and what is learned from them, are the same. Raises ValueError for unknown ids, unsupported
-    spaces and invalid data.
+    remote. An id without version means the newest: of the local ones if there are any, else of
+    the remote ones. `storage="memmap"` is for data larger than memory: on first use they are
+    converted into files beside Minari's, from which agents train without reading them whole; the
+    arrays, and what is learned from them, are the same. Dict observations become vectors, and
+    episodes follow the rules of the environment that agents play in, as the dataset's row of
+    `qgpo.envs.families` says; a dataset that is in no row is warned about. Raises ValueError for
+    unknown ids, unsupported spaces and invalid data.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}, expected one of {list(STORAGES)}")
@@ -48,25 +64,76 @@ def load_dataset(
             f"dataset is a {type(dataset).__name__}, expected a Minari id such as "
             "'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset"
         )
-    source = dataset if isinstance(dataset, MinariDataset) else _open(dataset, download)
+    source = (
+        dataset
+        if isinstance(dataset, MinariDataset)
+        else open_dataset(dataset, download, progress_bar)
+    )
     if source.total_episodes == 0 or source.total_steps == 0:
         raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
-    return _map(source, progress_bar) if storage == "memmap" else _read(source)
+    reader = _Reader.of(source)
+    return _map(reader, progress_bar) if storage == "memmap" else _read(reader)
 
 
-def _read(source: MinariDataset) -> OfflineDataset:
+def recorded_in(dataset_id: str) -> str | None:
+    """The environment that a dataset which lies here was recorded in, where it says so."""
+    if dataset_id in bundled.RECIPES:
+        return bundled.RECIPES[dataset_id].env_id
+    try:
+        metadata = folder_of(dataset_id) / "data" / "metadata.json"
+        return str(json.loads(json.loads(metadata.read_text())["env_spec"])["id"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A Minari dataset and how its family is read."""
+
+    source: MinariDataset
+    family: Family
+    adapter: ObservationAdapter | None
+    observation_space: spaces.Box
+    action_space: spaces.Box
+
+    @classmethod
+    def of(cls, source: MinariDataset) -> _Reader:
+        """Raises ValueError for spaces that are not supported; says what is assumed."""
+        of = f"dataset {source.id!r}"
+        spec = getattr(source.spec, "env_spec", None)
+        family = find_family(source.id, spec.id if spec is not None else None)
+        check_action_space(source.action_space, of)
+        space, adapter = source.observation_space, None
+        if isinstance(space, spaces.Dict):
+            adapter = ObservationAdapter.choose(space, family.observation, of)
+            space = adapter.box(space, of)
+        boxes = check_spaces(space, source.action_space, of)
+        if family is UNKNOWN:
+            vector = "" if adapter is None else f"observations are the vector of {adapter}; "
+            warnings.warn(
+                f"{of} is of no known family: {vector}rewards and episodes are used as recorded, "
+                "agents play in the environment that it names, and scores are raw returns unless "
+                "its metadata have reference scores",
+                stacklevel=3,
+            )
+        return cls(source, family, adapter, *boxes)
+
+
+def _read(reader: _Reader) -> OfflineDataset:
     """All episodes into memory."""
-    episodes = list(_episodes(source))
+    source = reader.source
+    episodes = list(_episodes(reader))
     if not episodes:
         raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
     arrays = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
     lengths = [len(episode["rewards"]) for episode in episodes]
     arrays["episode_starts"] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    return _dataset(source, arrays, None)
+    return _dataset(reader, arrays, None)
 
 
-def _map(source: MinariDataset, progress_bar: bool) -> OfflineDataset:
+def _map(reader: _Reader, progress_bar: bool) -> OfflineDataset:
     """The converted files beside the Minari data, made on first use and when those changed."""
+    source = reader.source
     data = Path(source.storage.data_path)
     indices = np.asarray(source.episode_indices, dtype=np.int64)
     chosen = hashlib.sha256(indices.tobytes()).hexdigest()
@@ -74,6 +141,8 @@ def _map(source: MinariDataset, progress_bar: bool) -> OfflineDataset:
     folder = data.parent / ("memmap" if whole else f"memmap-{chosen[:12]}")
     about = {
         "episodes": chosen,
+        "rule": reader.family.episodes,
+        "observations": reader.adapter.to_json() if reader.adapter else None,
         "files": {
             str(f.relative_to(data)): [f.stat().st_size, f.stat().st_mtime_ns]
             for f in sorted(data.rglob("*"))
@@ -82,19 +151,18 @@ def _map(source: MinariDataset, progress_bar: bool) -> OfflineDataset:
     }
     index = mapping.read_index(folder, about)
     if index is None:
-        _convert(source, folder, about, progress_bar)
+        _convert(reader, folder, about, progress_bar)
         index = mapping.read_index(folder, about)
         if index is None:
             raise ValueError(f"dataset {source.id!r} changed while it was converted: load it again")
-    dataset = _dataset(source, mapping.map_arrays(folder, index["shapes"]), folder)
+    dataset = _dataset(reader, mapping.map_arrays(folder, index["shapes"]), folder)
     dataset.__dict__["fingerprint"] = index["fingerprint"]
     return dataset
 
 
-def _convert(
-    source: MinariDataset, folder: Path, about: dict[str, Any], progress_bar: bool
-) -> None:
+def _convert(reader: _Reader, folder: Path, about: dict[str, Any], progress_bar: bool) -> None:
     """Write the arrays into a scratch folder, check them, and rename it."""
+    source = reader.source
     with (
         tempfile.TemporaryDirectory(prefix=".memmap-", dir=folder.parent) as scratch,
         tqdm(
@@ -105,7 +173,7 @@ def _convert(
         target.mkdir()
 
         def counted() -> Iterator[Episode]:
-            for episode in _episodes(source):
+            for episode in _episodes(reader):
                 bar.update(len(episode["rewards"]))
                 yield episode
 
@@ -115,7 +183,7 @@ def _convert(
                 raise ValueError(
                     f"dataset {source.id!r} is empty: at least one transition is needed"
                 )
-            checked = _dataset(source, mapping.map_arrays(target, shapes), None)
+            checked = _dataset(reader, mapping.map_arrays(target, shapes), None)
             mapping.finish(
                 target, folder, shapes, {"source": about, "fingerprint": checked.fingerprint}
             )
@@ -128,29 +196,30 @@ def _convert(
             ) from error
 
 
-def _dataset(source: MinariDataset, arrays: dict[str, Any], folder: Path | None) -> OfflineDataset:
+def _dataset(reader: _Reader, arrays: dict[str, Any], folder: Path | None) -> OfflineDataset:
+    source, family = reader.source, reader.family
     metadata = source.storage.metadata
-    observation_space, action_space = _spaces(source)
-    env_spec = getattr(source.spec, "env_spec", None)
+    recorded = getattr(source.spec, "env_spec", None)
+    if recorded is None and family.environment in gym.registry:
+        recorded = gym.spec(family.environment)
+    # Minari offers the evaluation spec in no other way than as a made environment
+    played = family.played(getattr(source, "_eval_env_spec", None) or recorded)
     derived: dict[str, Any] = {
         name: arrays.pop(name) for name in ("state_index", "last_steps") if name in arrays
     }
     dataset = OfflineDataset(
         id=source.id,
         **arrays,
-        observation_space=observation_space,
-        action_space=action_space,
-        env_spec=getattr(source.spec, "eval_env_spec", None) or env_spec,
-        reference=reference_scores(metadata, env_spec.id if env_spec is not None else None),
-        details={"algorithm": metadata.get("algorithm_name")},
+        observation_space=reader.observation_space,
+        action_space=reader.action_space,
+        adapter=reader.adapter,
+        env_spec=played,
+        reference=family.scores(metadata, played),
+        details={"algorithm": metadata.get("algorithm_name"), "family": family.name},
         folder=folder,
     )
     dataset.__dict__.update(derived)  # the cached properties: mapped, not computed
     return dataset
-
-
-def _spaces(source: MinariDataset) -> tuple[spaces.Box, spaces.Box]:
-    return check_spaces(source.observation_space, source.action_space, f"dataset {source.id!r}")
 
 
 def _stored(source: MinariDataset) -> Iterator[EpisodeData]:
@@ -173,14 +242,15 @@ def _stored(source: MinariDataset) -> Iterator[EpisodeData]:
         )
 
 
-def _episodes(source: MinariDataset) -> Iterator[Episode]:
-    """Every episode with at least one step, its shapes checked, in single precision."""
-    observation_space, action_space = _spaces(source)
-    state_dim, action_dim = observation_space.shape[0], action_space.shape[0]
+def _episodes(reader: _Reader) -> Iterator[Episode]:
+    """Every episode with at least one step, its shapes checked, read by its family's rule."""
+    source, adapter, rule = reader.source, reader.adapter, RULES[reader.family.episodes]
+    state_dim, action_dim = reader.observation_space.shape[0], reader.action_space.shape[0]
     for episode in _stored(source):
+        states = episode.observations if adapter is None else adapter.flatten(episode.observations)
         length = len(episode.rewards)
         shapes = {
-            "observations": (np.shape(episode.observations), (length + 1, state_dim)),
+            "observations": (np.shape(states), (length + 1, state_dim)),
             "actions": (np.shape(episode.actions), (length, action_dim)),
             "terminations": (np.shape(episode.terminations), (length,)),
             "truncations": (np.shape(episode.truncations), (length,)),
@@ -194,80 +264,79 @@ def _episodes(source: MinariDataset) -> Iterator[Episode]:
         if length == 0:
             continue
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
-            yield {
-                "states": np.asarray(episode.observations, dtype=np.float32),
+            read = {
+                "states": np.asarray(states, dtype=np.float32),
                 "actions": np.asarray(episode.actions, dtype=np.float32),
                 "rewards": np.asarray(episode.rewards, dtype=np.float32),
                 "terminations": np.asarray(episode.terminations, dtype=np.bool_),
                 "truncations": np.asarray(episode.truncations, dtype=np.bool_),
             }
+        read = rule(read, episode.observations)
+        if len(read["rewards"]) > 0:
+            yield read
 
 
-def _open(dataset_id: str, download: bool) -> MinariDataset:
-    try:
-        parse_dataset_id(dataset_id)
-    except (ValueError, TypeError) as error:  # TypeError: no version
-        reason = error if isinstance(error, ValueError) else "no version"
-        raise ValueError(
-            f"dataset id {dataset_id!r} is malformed ({reason}); expected 'namespace/name-vN', "
-            f"for example 'mujoco/hopper/medium-v0'.\n{_choices()}"
-        ) from error
+def open_dataset(
+    dataset_id: str, download: bool = True, progress_bar: bool = True
+) -> MinariDataset:
+    """The Minari dataset of that id, made, downloaded or repaired if need be.
+
+    Raises ValueError that names the local and bundled ids where that cannot be done.
+    """
+    dataset_id = _with_version(dataset_id, download, progress_bar)
     if bundled.is_bundled(dataset_id):
-        bundled.ensure(dataset_id)
+        bundled.ensure(dataset_id, progress_bar)
         return minari.load_dataset(dataset_id)
-    folder = Path(get_dataset_path(dataset_id))
-    if folder.exists():
-        try:
-            opened = minari.load_dataset(dataset_id)
-            if opened.total_episodes > 0:
-                len(opened[0].rewards)
-                len(opened[opened.total_episodes - 1].rewards)
-            return opened
-        except ImportError as error:  # the data are whole, a package to read them is missing
-            raise ValueError(f"dataset {dataset_id!r} cannot be read here: {error}") from error
-        except Exception as error:
-            if not download:
-                raise ValueError(
-                    f"dataset {dataset_id!r} in {folder} is incomplete or damaged ({error}); "
-                    "delete that folder, or pass download=True to fetch it anew"
-                ) from error
-            aside = folder.with_name(folder.name + ".broken")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-    elif not download:
-        raise ValueError(
-            f"dataset {dataset_id!r} is not in {get_dataset_path('')}.\n{_choices()}\n"
-            f"To fetch it: load_dataset({dataset_id!r}, download=True) "
-            f"or `minari download {dataset_id}`"
-        )
-    return _download(dataset_id, folder)
-
-
-def _download(dataset_id: str, folder: Path) -> MinariDataset:
-    aside = folder.with_name(folder.name + ".broken")
     try:
-        minari.download_dataset(dataset_id)
-        opened = minari.load_dataset(dataset_id)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if aside.exists():
-            aside.rename(folder)
-        if not isinstance(error, Exception):
-            raise
+        return open_whole(dataset_id)
+    except ImportError as error:  # the data are whole, a package to read them is missing
+        raise ValueError(f"dataset {dataset_id!r} cannot be read here: {error}") from error
+    except DamagedDatasetError as error:
+        if not download:
+            raise ValueError(
+                f"dataset {dataset_id!r} in {folder_of(dataset_id)} is incomplete or damaged "
+                f"({error}); delete that folder, or pass download=True to fetch it anew"
+            ) from error
+    except FileNotFoundError as error:
+        if not download:
+            raise ValueError(
+                f"{error}.\n{_choices()}\n"
+                f"To fetch it: load_dataset({dataset_id!r}, download=True) "
+                f"or `python scripts/data.py download {dataset_id}`"
+            ) from error
+    return _download(dataset_id, progress_bar)
+
+
+def _with_version(dataset_id: str, download: bool, progress_bar: bool) -> str:
+    """The id itself, or with the newest version: a bundled one, else a local, else a remote one."""
+    try:
+        stem, version = split_version(dataset_id)
+    except ValueError as error:
+        raise ValueError(f"{error}.\n{_choices()}") from error
+    if version is not None:
+        return dataset_id
+    own = [split_version(other)[1] for other in bundled.ids() if split_version(other)[0] == stem]
+    versions = [number for number in own if number is not None] or local_versions(stem)
+    if versions:
+        return f"{stem}-v{max(versions)}"
+    if not download:
         raise ValueError(
-            f"dataset {dataset_id!r} is not in {get_dataset_path('')} and could not be "
-            f"downloaded: {type(error).__name__}: {error}\n{_choices()}\n"
-            "Check the id and the network (MINARI_REMOTE names the server), or copy the dataset "
-            "into the local folder (MINARI_DATASETS_PATH)"
+            f"no version of dataset {dataset_id!r} is in {folder_of('')}; ids are "
+            f"'namespace/name-vN', for example 'mujoco/hopper/medium-v0'.\n{_choices()}"
+        )
+    return str(_download(dataset_id, progress_bar).id)
+
+
+def _download(dataset_id: str, progress_bar: bool) -> MinariDataset:
+    try:
+        return downloading.download(dataset_id, progress_bar=progress_bar)
+    except RemoteError as error:
+        raise ValueError(
+            f"dataset {dataset_id!r} is not in {folder_of('')} and could not be "
+            f"downloaded: {error}.\n{_choices()}"
         ) from error
-    shutil.rmtree(aside, ignore_errors=True)
-    return opened
 
 
 def _choices() -> str:
-    try:
-        local = sorted(minari.list_local_datasets())
-    except Exception as error:
-        local = [f"(unreadable: {error})"]
-    listed = ", ".join(local) if local else "none"
+    listed = ", ".join(local_ids()) or "none"
     return f"Local datasets: {listed}. Bundled, made on first use: {', '.join(bundled.ids())}"

@@ -12,6 +12,12 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from qgpo.envs import robotics
+from qgpo.envs.families import find_family
+
+PACKAGES = {"gymnasium_robotics": (robotics.register, "pip install 'qgpo[robotics]'")}
+"""by module: what registers its environments, and how it is installed"""
+
 
 @contextlib.contextmanager
 def quiet_mujoco() -> Iterator[None]:
@@ -67,17 +73,43 @@ def spec_from_json(text: str) -> EnvSpec:
     )
 
 
-def _registered(spec: EnvSpec) -> EnvSpec:
-    """The spec with the entry point that its id has in Gymnasium's registry."""
-    if spec.id not in gym.registry:
-        raise gym.error.UnregisteredEnv("it is not registered")
-    return dataclasses.replace(spec, entry_point=gym.registry[spec.id].entry_point)
+def _register(env_id: str) -> None:
+    """Import the package that the environment's family names."""
+    package = find_family(env_id=env_id).package
+    if package is None:
+        return
+    register, install = PACKAGES[package]
+    try:
+        register()
+    except ImportError as error:
+        raise ValueError(
+            f"environment {env_id!r} needs the package {package}, which cannot be imported "
+            f"({error}): {install}"
+        ) from error
+
+
+def as_played(env_id: str) -> str | EnvSpec:
+    """The environment as its family is played, where a maze ends at the goal; else the id."""
+    family = find_family(env_id=env_id)
+    if not family.evaluation and family.max_episode_steps is None:
+        return env_id
+    _register(env_id)
+    return family.played(gym.spec(env_id)) or env_id
+
+
+def _cannot_be_made(env_id: str, error: Exception) -> str:
+    return (
+        f"environment {env_id!r} cannot be made: {error}. Registered ids are listed by "
+        "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported"
+    )
 
 
 def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """`gymnasium.make` for an id or a spec, with the collector's own wrappers left out.
 
-    Dataset specs may carry wrappers that only made sense while recording (SB3's Monitor).
+    Dataset specs may carry wrappers that only made sense while recording (SB3's Monitor), and
+    name versions that are out of date on purpose. Packages that the families name are imported;
+    a registered id runs what is registered, whatever entry point a spec has.
     """
     if not isinstance(env, str | EnvSpec):
         raise TypeError(
@@ -87,14 +119,17 @@ def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any,
         env = EnvSpec.from_json(env.to_json())
         env.additional_wrappers = ()
     kwargs: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    env_id = env.id if isinstance(env, EnvSpec) else env
+    _register(env_id)
+    if find_family(env_id=env_id).package is not None:
+        kwargs["disable_env_checker"] = True  # it complains of what only their authors can change
     try:
-        if isinstance(env, EnvSpec) and env.entry_point is None:
-            env = _registered(env)
-        with quiet_mujoco():
+        if isinstance(env, EnvSpec) and env_id in gym.registry:
+            env.entry_point = gym.registry[env_id].entry_point
+        elif isinstance(env, EnvSpec) and env.entry_point is None:
+            raise gym.error.UnregisteredEnv("it is not registered")
+        with quiet_mujoco(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is out of date.*")
             return gym.make(env, **kwargs)
     except (gym.error.Error, ImportError) as error:
-        name = env.id if isinstance(env, EnvSpec) else env
-        raise ValueError(
-            f"environment {name!r} cannot be made: {error}. Registered ids are listed by "
-            "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported"
-        ) from error
+        raise ValueError(_cannot_be_made(env_id, error)) from error

@@ -1,7 +1,9 @@
-"""Roll trained policies out and store the episodes as a Minari dataset to learn from.
+"""Roll policies out and store the episodes as a Minari dataset to learn from.
 
 python scripts/collect.py --env-id Hopper-v5 --policy sac_hopper.zip \
     --dataset-id mine/hopper/medium-v0 --n-steps 100000
+python scripts/collect.py --env-id PointMaze_UMaze-v3 --policy waypoints \
+    --dataset-id mine/pointmaze/umaze-v0
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
 from qgpo.envs.bundled import bundled_policy, policies
-from qgpo.envs.collection import collect, new_dataset_path, write_minari
-from qgpo.envs.policies import ActorPolicy, load_policy
+from qgpo.envs.collection import Policy, collect, write_minari
+from qgpo.envs.controllers import UniformPolicy, WaypointPolicy
+from qgpo.envs.local import new_dataset_path
+from qgpo.envs.making import make_env
+from qgpo.envs.policies import load_policy
 
 
 @dataclass
@@ -27,7 +32,8 @@ class Args:
     """Gymnasium id of the environment"""
     policy: tuple[str, ...]
     """SB3 model .zip (SAC, TQC, TD3, DDPG, PPO, A2C with an MLP), .safetensors snapshot of an
-    actor, or the name of a bundled policy; several take turns. Nothing is unpickled: a model
+    actor, the name of a bundled policy, uniform (random actions) or waypoints (a noisy walk
+    through a PointMaze); several take turns. Nothing is unpickled: a model
     trained with VecNormalize (PPO often is) keeps its observation statistics in a pickle beside
     the zip, which is not read, so fold them into the first layer before"""
     dataset_id: str
@@ -64,12 +70,16 @@ def check(args: Args) -> None:
         )
 
 
-def open_policy(name: str, action_space: spaces.Box) -> ActorPolicy:
-    """The policy in that file, or the bundled one of that name."""
+def open_policy(name: str, action_space: spaces.Box, env_id: str) -> Policy:
+    """The policy in that file, the bundled one of that name, or a scripted one."""
+    if name == "uniform":
+        return UniformPolicy(action_space)
+    if name == "waypoints":
+        return WaypointPolicy(make_env(env_id))
     if name not in policies() and not Path(name).is_file():
         raise ValueError(
-            f"--policy {name}: expected an SB3 model .zip, a .safetensors snapshot, or one of "
-            f"the bundled {policies()}"
+            f"--policy {name}: expected an SB3 model .zip, a .safetensors snapshot, uniform, "
+            f"waypoints, or one of the bundled {policies()}"
         )
     try:
         if name in policies():
@@ -83,7 +93,7 @@ def roll_out(args: Args) -> list[EpisodeBuffer]:
     """At least n_steps steps of whole episodes."""
     return collect(
         args.env_id,
-        lambda space: [open_policy(name, space) for name in args.policy],
+        lambda space: [open_policy(name, space, args.env_id) for name in args.policy],
         args.n_steps,
         args.seed,
         switch_every=args.switch_every,
@@ -109,7 +119,7 @@ def main(args: Args) -> None:
     try:
         check(args)
         episodes = roll_out(args)
-        algorithm = "Stable-Baselines3 policies"
+        algorithm = ", ".join(Path(name).name for name in args.policy)
         write_minari(args.dataset_id, episodes, args.env_id, algorithm, describe(args))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -23,6 +23,8 @@ from gymnasium.envs.registration import EnvSpec
 from qgpo.agents import OfflineAgent, load_agent
 from qgpo.agents.runs import RunFolder
 from qgpo.envs import Evaluation, evaluate
+from qgpo.envs.evaluation import readable
+from qgpo.envs.families import find_family
 from qgpo.envs.making import make_env
 from qgpo.envs.reference import ReferenceScores
 from qgpo.envs.video import RenderError, check_clip_path, choose_renderer, record, write_clip
@@ -45,8 +47,8 @@ class Args:
     """ODE solver, dpm_solver_2m or ddim; default the configured one"""
     solver_steps: int | None = None
     """solver steps per action; default as configured"""
-    n_episodes: int = 50
-    """episodes per scale"""
+    n_episodes: int | None = None
+    """episodes per scale; default 50, and 100 for mazes"""
     seed: int = 10_000
     """seed of the first episode, the others count up; train.py uses 10000 + its own seed"""
     deterministic: bool = True
@@ -155,6 +157,8 @@ def score(
 ) -> Results:
     """(label, guidance scale, evaluation) for every scale."""
     results: Results = []
+    env_id = env if isinstance(env, str) else env.id
+    n_episodes = args.n_episodes or find_family(agent.dataset_id, env_id).n_episodes
     for scale in scales:
         label = "agent" if scale is None else f"w = {scale:g}"
         if scale is not None:
@@ -165,7 +169,7 @@ def score(
             evaluation = evaluate(
                 agent,
                 env,
-                args.n_episodes,
+                n_episodes,
                 seed=args.seed,
                 deterministic=args.deterministic,
                 max_episode_steps=args.max_episode_steps,
@@ -181,8 +185,9 @@ def table(results: Results) -> str:
     lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
     for label, _, e in results:
         text = "-" if e.score is None else f"{e.score:.1f}"
-        interval = f"[{e.interval[0]:.0f}, {e.interval[1]:.0f}]"
-        lines.append(f"{label:22s}{e.mean:8.0f}   {interval:16s}{text:>10s}{len(e.returns):>10d}")
+        interval = f"[{readable(e.interval[0])}, {readable(e.interval[1])}]"
+        mean = readable(e.mean)
+        lines.append(f"{label:22s}{mean:>8s}   {interval:16s}{text:>10s}{len(e.returns):>10d}")
     cut = sum(e.cut for _, _, e in results)
     if cut:
         lines.append(f"{cut} episodes did not end by themselves and were cut at the step limit")

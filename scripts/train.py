@@ -25,9 +25,10 @@ from qgpo.agents.files import versions
 from qgpo.agents.runs import RunFolder, RunFolderError
 from qgpo.agents.training import NonFiniteError
 from qgpo.envs import OfflineDataset, evaluate, load_dataset
-from qgpo.envs.evaluation import Evaluation, bootstrap_interval
+from qgpo.envs.evaluation import Evaluation, bootstrap_interval, readable
+from qgpo.envs.families import family_settings, find_family
 from qgpo.envs.figures import draw_run, read_metrics
-from qgpo.envs.loading import Storage
+from qgpo.envs.loading import Storage, recorded_in
 from qgpo.envs.making import make_env
 
 ConfigT = TypeVar("ConfigT")
@@ -65,7 +66,7 @@ class Args(Generic[ConfigT]):
     """scales evaluated at the end, for agents with guidance; default 0 (imitation) and the
     configured scale"""
     n_episodes: int = 50
-    """evaluation episodes per scale; 0 skips evaluation"""
+    """evaluation episodes per scale (100 for mazes unless given); 0 skips evaluation"""
     env_id: str | None = None
     """environment for evaluation where the dataset names none"""
     deterministic: bool = True
@@ -104,12 +105,16 @@ class WandbOutput(KVWriter):
 
 
 def parse(argv: list[str]) -> Args[Any]:
-    """Two passes: a run, or the agent and the preset, choose the defaults that flags override."""
+    """Two passes: a run, or agent, preset and dataset, choose the defaults that flags override.
+
+    The preset comes first, then what the dataset's family changes of it, then the flags.
+    """
 
     @dataclass
     class Choice:
         agent: Literal[tuple(AGENTS)] = QGPO.name  # type: ignore[valid-type]
         preset: str = "laptop"
+        dataset_id: str = Args.dataset_id
         resume: Path | None = None
 
     without_help = [arg for arg in argv if arg not in ("-h", "--help")]
@@ -123,7 +128,12 @@ def parse(argv: list[str]) -> Args[Any]:
             known = sorted(agent_class.presets)
             raise SystemExit(f"--preset {choice.preset}: expected one of {known}")
         row = agent_class.presets[choice.preset]
-        default = Args(agent=choice.agent, preset=choice.preset, config=row)
+        family = find_family(choice.dataset_id, recorded_in(choice.dataset_id))
+        fields = {field.name for field in dataclasses.fields(row)}
+        row = dataclasses.replace(row, **family_settings(family, choice.preset, fields))
+        default = Args(
+            agent=choice.agent, preset=choice.preset, config=row, n_episodes=family.n_episodes
+        )
     config_class = AGENTS[default.agent].config_class
     args_class = Args[config_class]  # type: ignore[valid-type]
     args: Args[Any] = tyro.cli(args_class, default=default, args=argv, description=__doc__)
@@ -176,7 +186,8 @@ def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset
     refuse_former_run(args, folder)
     dataset = load_dataset(args.dataset_id, args.download, args.storage, args.progress_bar)
     agent = AGENTS[args.agent](args.config, seed=args.seed, device=args.device)
-    agent.set_spaces(dataset.observation_space, dataset.action_space, dataset.id)
+    spaces = dataset.observation_space, dataset.action_space
+    agent.set_spaces(*spaces, dataset.id, dataset.adapter)
     if args.n_episodes:
         if args.env_id is None and dataset.env_spec is None:
             raise ValueError(
@@ -266,8 +277,8 @@ def table(dataset: OfflineDataset, results: list[tuple[str, float | None, Evalua
     lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
     for label, mean, low, high, normalised, n in rows:
         text = "-" if normalised is None else f"{normalised:.1f}"
-        interval = f"[{low:.0f}, {high:.0f}]"
-        lines.append(f"{label:22s}{mean:8.0f}   {interval:16s}{text:>10s}{n:>10d}")
+        interval = f"[{readable(low)}, {readable(high)}]"
+        lines.append(f"{label:22s}{readable(mean):>8s}   {interval:16s}{text:>10s}{n:>10d}")
     return "\n".join(lines)
 
 
@@ -277,6 +288,7 @@ def about(args: Args[Any], agent: OfflineAgent[Any], dataset: OfflineDataset) ->
         "args": dataclasses.asdict(args),
         "dataset": {
             "id": dataset.id,
+            "family": dataset.details.get("family"),
             "steps": len(dataset),
             "episodes": dataset.n_episodes,
             "fingerprint": dataset.fingerprint,

@@ -24,19 +24,26 @@ from conftest import (
 from gymnasium import spaces
 
 from qgpo import OfflineDataset, load_dataset
-from qgpo.envs.collection import new_dataset_path
+from qgpo.envs.local import new_dataset_path
 
 DISCRETE = "…has action space Discrete(2); continuous actions (a Box with finite bounds) are …"
 NUMBERED = "dataset 'test/numbered-v0'"
 
+
+def observed(observations, space):
+    """One episode of two steps with these observations."""
+    buffer = replace(numbered_episodes((2,), (True,))[0], observations=observations)
+    return load_dataset(write_buffers([buffer], observation_space=space))
+
+
 CASES = [
     Case(
         LOAD,
-        "an id without version",
+        "an id without version, of which there is none, without download",
         ValueError,
-        "dataset id 'hopper' is malformed (…); expected 'namespace/name-vN', for example "
+        "no version of dataset 'hopper' is in …; ids are 'namespace/name-vN', for example "
         "'mujoco/hopper/medium-v0'. Local datasets: …. Bundled, made on first use: …",
-        lambda: load_dataset("hopper"),
+        lambda: load_dataset("hopper", download=False),
     ),
     Case(
         LOAD,
@@ -50,7 +57,8 @@ CASES = [
         "an id that is not local, without download",
         ValueError,
         "dataset 'mine/gone-v0' is not in …. Local datasets: …. Bundled, made on first use: … To "
-        "fetch it: load_dataset('mine/gone-v0', download=True) or `minari download mine/gone-v0`",
+        "fetch it: load_dataset('mine/gone-v0', download=True) or `python scripts/data.py download "
+        "mine/gone-v0`",
         lambda: load_dataset("mine/gone-v0", download=False),
     ),
     Case(
@@ -106,20 +114,30 @@ CASES = [
     ),
     Case(
         LOAD,
-        "observations of several parts",
+        "observations with a part that is no Box",
         ValueError,
-        NUMBERED + " has observation space Dict(…); one-dimensional Box observations are "
-        "supported. Flatten Dict observations with gymnasium.wrappers.FlattenObservation before "
-        "recording, and embed images first",
-        lambda: load_dataset(
-            write_buffers(
-                [
-                    replace(b, observations={"x": b.observations})
-                    for b in numbered_episodes((2,), (True,))
-                ],
-                observation_space=spaces.Dict({"x": spaces.Box(-np.inf, np.inf, (2,), np.float64)}),
-            )
-        ),
+        NUMBERED + " has observation part x of Discrete(2); parts that are Boxes are supported. "
+        "Turn it into numbers before recording",
+        lambda: observed({"x": np.array([0, 1, 1])}, spaces.Dict({"x": spaces.Discrete(2)})),
+    ),
+    Case(
+        LOAD,
+        "observations that are images",
+        ValueError,
+        NUMBERED + " has observations Box(0, 255, (8, 8, 3), uint8), which are images; vectors are "
+        "supported. Encode the images first (with a pretrained network, say), and build the "
+        "dataset from the codes with OfflineDataset.from_arrays",
+        lambda: observed(np.zeros((3, 8, 8, 3), np.uint8), spaces.Box(0, 255, (8, 8, 3), np.uint8)),
+    ),
+    Case(
+        LOAD,
+        "observations of several dimensions",
+        ValueError,
+        NUMBERED + " has observation space Box(…); one-dimensional Box observations are "
+        "supported. Datasets with Dict observations are read by load_dataset, and agents that "
+        "learned from them play in their environments; others flatten with "
+        "gymnasium.wrappers.FlattenObservation",
+        lambda: observed(np.zeros((3, 2, 2)), spaces.Box(-1.0, 1.0, (2, 2), np.float64)),
     ),
     Case(
         LOAD,

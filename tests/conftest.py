@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hub import ORGANISATION, Hub
 from minari import MinariDataset
 from minari.data_collector import EpisodeBuffer
 from safetensors.torch import save_file
 
 from qgpo import PRESETS, AEPOConfig, OfflineDataset, QGPOConfig, QIPOConfig, load_dataset
 from qgpo.agents.presets import GuidedPolicyConfig
+from qgpo.envs.local import datasets_root
 
 ROOT = Path(__file__).resolve().parents[1]
+REMOTE_ID = "test/remote/numbered-v0"
 UNIT_BOX = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 WHITENED = replace(
@@ -76,6 +79,8 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
 
 
@@ -189,6 +194,30 @@ def write_buffers(
             description="made by hand",
             **more,
         )
+
+
+def publish(hub: Hub, folder: Path, *ids: str, lengths: Sequence[int] = (2, 3)) -> None:
+    """Offer datasets of terminated, numbered episodes on the hub."""
+    with datasets_root(folder):
+        for dataset_id in ids:
+            write_buffers(numbered_episodes(lengths, [True] * len(lengths)), dataset_id)
+    hub.publish(folder)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Minari's remote on this machine, with one dataset."""
+    server = Hub()
+    monkeypatch.setenv("MINARI_REMOTE", f"hf://{ORGANISATION}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before each of its retries
+    publish(server, tmp_path / "far", REMOTE_ID)
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -11,12 +11,18 @@ import sys
 
 import bad_input_data
 import bad_input_files
+import bad_input_remote
 import bad_input_training
 import pytest
 from bad_input import register_walk
 from conftest import ROOT
 
-CASES = [*bad_input_data.CASES, *bad_input_training.CASES, *bad_input_files.CASES]
+CASES = [
+    *bad_input_data.CASES,
+    *bad_input_remote.CASES,
+    *bad_input_training.CASES,
+    *bad_input_files.CASES,
+]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -40,10 +46,10 @@ def document() -> str:
         "# What goes wrong, and what is said",
         "",
         "Every kind of bad input below is tested for exactly this exception and message; `…` is",
-        "what differs from case to case. `CheckpointError` is a `ValueError`, `NonFiniteError` and",
-        "`RunFolderError` are `RuntimeError`s, `CheckpointWriteError` (a full disk) is an",
-        "`OSError`; command lines end with exit code 1 and the message alone. This page is made by",
-        "`python tests/test_bad_input.py > docs/errors.md`.",
+        "what differs from case to case. `CheckpointError` and `RemoteError` are `ValueError`s,",
+        "`NonFiniteError` and `RunFolderError` are `RuntimeError`s, `CheckpointWriteError` (a full",
+        "disk) is an `OSError`; command lines end with exit code 1 and the message alone.",
+        "This page is made by `python tests/test_bad_input.py > docs/errors.md`.",
         "",
         "| where | what | exception | message |",
         "|---|---|---|---|",

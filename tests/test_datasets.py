@@ -5,13 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
-import minari
 import numpy as np
 import pytest
 from conftest import make_dataset, numbered_episodes, write_buffers
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
-from minari.storage.datasets_root_dir import get_dataset_path
 
 from qgpo import load_dataset
 from qgpo.envs import bundled
@@ -104,15 +102,6 @@ def test_discrete_actions_are_refused():
         load_dataset(dataset)
 
 
-def test_dict_observations_are_refused():
-    buffers = numbered_episodes((2,), (True,))
-    buffers[0] = replace(buffers[0], observations={"position": buffers[0].observations})
-    box = spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    dataset = write_buffers(buffers, observation_space=spaces.Dict({"position": box}))
-    with pytest.raises(ValueError, match="Flatten Dict observations"):
-        load_dataset(dataset)
-
-
 def test_infinite_action_bounds_are_refused():
     unbounded = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     dataset = write_buffers(numbered_episodes((2,), (True,)), action_space=unbounded)
@@ -162,10 +151,24 @@ def test_unknown_id_lists_local_and_bundled_ids():
         assert known in str(caught.value)
 
 
-@pytest.mark.parametrize("dataset_id", ["hopper", "a b/c-v0", "", "mujoco/hopper/medium"])
+@pytest.mark.parametrize("dataset_id", ["a b/c-v0", "", "mujoco/hopper/medium-v0/"])
 def test_malformed_id_shows_the_form(dataset_id):
-    with pytest.raises(ValueError, match="namespace/name-vN"):
+    with pytest.raises(ValueError, match=r"malformed.*namespace/name-vN"):
         load_dataset(dataset_id)
+
+
+def test_without_version_the_newest_local_one_is_read():
+    for version, length in ((2, 3), (10, 5)):
+        write_buffers(numbered_episodes((length,), (True,)), f"test/here-v{version}")
+    write_buffers(numbered_episodes((1,), (True,)), "test/here-other-v11")
+    dataset = load_dataset("test/here", download=False)
+    assert (dataset.id, len(dataset)) == ("test/here-v10", 5)
+
+
+@pytest.mark.parametrize("dataset_id", ["hopper", "mujoco/hopper/medium"])
+def test_no_version_at_all_shows_the_form(dataset_id):
+    with pytest.raises(ValueError, match=r"no version of.*namespace/name-vN"):
+        load_dataset(dataset_id, download=False)
 
 
 def test_unknown_bundled_id_lists_the_bundled_ones():
@@ -176,65 +179,6 @@ def test_unknown_bundled_id_lists_the_bundled_ones():
 def test_a_path_is_no_dataset():
     with pytest.raises(TypeError, match="PosixPath"):
         load_dataset(Path("somewhere"))
-
-
-def downloads(dataset_id):
-    write_buffers(numbered_episodes((2, 3), (True, False)), dataset_id)
-
-
-def fails(dataset_id):
-    folder = Path(get_dataset_path(dataset_id)) / "data"
-    folder.mkdir(parents=True)
-    (folder / "half").write_text("half")
-    raise ConnectionError("no network")
-
-
-def half_made(dataset_id):
-    folder = Path(get_dataset_path(dataset_id)) / "data"
-    folder.mkdir(parents=True)
-    (folder / "main_data.hdf5").write_bytes(b"half")
-    return folder.parent
-
-
-def test_unknown_id_is_downloaded(monkeypatch):
-    monkeypatch.setattr(minari, "download_dataset", downloads)
-    assert len(load_dataset("test/remote-v0")) == 5
-
-
-def test_half_downloaded_folder_is_replaced(monkeypatch):
-    folder = half_made("test/remote-v0")
-    monkeypatch.setattr(minari, "download_dataset", downloads)
-    assert len(load_dataset("test/remote-v0")) == 5
-    assert sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) == [folder.name]
-
-
-def test_failed_download_leaves_nothing_half_made(monkeypatch):
-    monkeypatch.setattr(minari, "download_dataset", fails)
-    with pytest.raises(ValueError, match="ConnectionError: no network"):
-        load_dataset("test/remote-v0")
-    assert not Path(get_dataset_path("test/remote-v0")).exists()
-
-
-def test_failed_repair_puts_the_old_folder_back(monkeypatch):
-    folder = half_made("test/remote-v0")
-    monkeypatch.setattr(minari, "download_dataset", fails)
-    with pytest.raises(ValueError, match="ConnectionError"):
-        load_dataset("test/remote-v0")
-    assert [p.name for p in (folder / "data").iterdir()] == ["main_data.hdf5"]
-    assert [p.name for p in folder.parent.iterdir() if p.is_dir()] == [folder.name]
-
-
-def test_damaged_folder_without_download_says_what_to_do():
-    folder = half_made("test/remote-v0")
-    with pytest.raises(ValueError, match="incomplete or damaged"):
-        load_dataset("test/remote-v0", download=False)
-    assert folder.exists()
-
-
-def test_a_good_dataset_is_never_downloaded_again(monkeypatch):
-    downloads("test/remote-v0")
-    monkeypatch.setattr(minari, "download_dataset", fails)
-    assert len(load_dataset("test/remote-v0")) == 5
 
 
 @pytest.mark.parametrize(

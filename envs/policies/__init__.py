@@ -66,11 +66,17 @@ class ActorPolicy(nn.Module):
 
     def act(
         self,
-        observations: NDArray[np.floating],
+        observations: NDArray[np.floating] | dict[str, NDArray[np.floating]],
         generator: torch.Generator,
         deterministic: bool = False,
     ) -> NDArray[np.float32]:
-        """(B, S) to (B, A) in the environment's units, sampled unless `deterministic`."""
+        """(B, S) to (B, A) in the environment's units, sampled unless `deterministic`.
+
+        Dict observations are joined in the order of their names, as SB3's MultiInputPolicy does.
+        """
+        if isinstance(observations, dict):
+            parts = [observations[name] for name in sorted(observations)]
+            observations = np.concatenate([p.reshape(len(p), -1) for p in parts], axis=1)
         with torch.no_grad():
             actions = self._act(observations, generator, deterministic).numpy()
         low, high = self.action_space.low, self.action_space.high

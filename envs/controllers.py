@@ -1,0 +1,126 @@
+"""Policies that nobody has to train: uniform actions, and waypoints through a maze."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import cache
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+Cell = tuple[int, int]
+WALL = 1
+UNREACHED = -1
+"""distance of a cell that no path joins to the goal"""
+
+
+class UniformPolicy:
+    """Actions drawn uniformly from the action space."""
+
+    def __init__(self, action_space: spaces.Box) -> None:
+        self.low, self.high = action_space.low, action_space.high
+
+    def act(
+        self, observations: Any, generator: torch.Generator, deterministic: bool = False
+    ) -> NDArray[np.float32]:
+        """A batch of B observations to (B, A); `deterministic` takes the middle of the space."""
+        first = next(iter(observations.values())) if isinstance(observations, dict) else None
+        n = len(observations if first is None else first)
+        share = torch.full((n, len(self.low)), 0.5)
+        if not deterministic:
+            share = torch.rand(share.shape, generator=generator)
+        return np.asarray(self.low + share.numpy() * (self.high - self.low), dtype=np.float32)
+
+
+class WaypointPolicy:
+    """Walks a PointMaze along the shortest path of cells, by proportional-derivative control.
+
+    The force on the ball is `gain` times the way to the middle of the next cell (the goal itself,
+    once in its cell) minus `damping` times the velocity, and Gaussian `noise` unless
+    deterministic. The line from anywhere in a cell to the middle of its neighbor stays inside
+    the two, so walls are not touched.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        noise: float = 0.5,
+        gain: float = 10.0,
+        damping: float = 1.0,
+    ) -> None:
+        maze = getattr(env.unwrapped, "maze", None)
+        parts = env.observation_space
+        if maze is None or not isinstance(parts, spaces.Dict) or parts["observation"].shape != (4,):
+            raise ValueError(
+                f"waypoints need a PointMaze environment, not {env.spec.id if env.spec else env}"
+            )
+        self.noise, self.gain, self.damping = noise, gain, damping
+        self.walls = np.array([[cell == WALL for cell in row] for row in maze.maze_map])
+        self.size = float(maze.maze_size_scaling)
+        self.distances = cache(self._distances)
+
+    def act(
+        self,
+        observations: dict[str, NDArray[Any]],
+        generator: torch.Generator,
+        deterministic: bool = False,
+    ) -> NDArray[np.float32]:
+        """A batch of B Dict observations to forces (B, 2) in [-1, 1]."""
+        state, goals = observations["observation"], observations["desired_goal"]
+        ways = np.stack([self.waypoint(s[:2], g) for s, g in zip(state, goals, strict=True)])
+        force = self.gain * (ways - state[:, :2]) - self.damping * state[:, 2:]
+        if not deterministic:
+            force = np.clip(force, -1.0, 1.0)
+            force = force + self.noise * torch.randn(force.shape, generator=generator).numpy()
+        return np.asarray(np.clip(force, -1.0, 1.0), dtype=np.float32)
+
+    def waypoint(self, position: NDArray[Any], goal: NDArray[Any]) -> NDArray[Any]:
+        """Where to go next from a position (x, y): the middle of a cell, or the goal."""
+        here, there = self.cell(position), self.cell(goal)
+        distances = self.distances(there)
+        if here == there or distances[here] == UNREACHED:
+            return goal
+        following = min(
+            (cell for cell in self._neighbors(here) if distances[cell] != UNREACHED),
+            key=lambda cell: int(distances[cell]),
+        )
+        return self.middle(following)
+
+    def cell(self, position: NDArray[Any]) -> Cell:
+        """(row, column) of a position; x grows along columns, y against rows."""
+        rows, columns = self.walls.shape
+        row = (0.5 * rows * self.size - position[1]) // self.size
+        column = (position[0] + 0.5 * columns * self.size) // self.size
+        return int(np.clip(row, 0, rows - 1)), int(np.clip(column, 0, columns - 1))
+
+    def middle(self, cell: Cell) -> NDArray[Any]:
+        """(x, y) of the middle of a cell."""
+        rows, columns = self.walls.shape
+        x = (cell[1] + 0.5 - 0.5 * columns) * self.size
+        y = (0.5 * rows - cell[0] - 0.5) * self.size
+        return np.array([x, y])
+
+    def _distances(self, goal: Cell) -> NDArray[np.int64]:
+        """Steps from every cell to the goal's, by breadth-first search; UNREACHED without a way."""
+        distances = np.full(self.walls.shape, UNREACHED)
+        distances[goal] = 0
+        queue = deque([goal])
+        while queue:
+            cell = queue.popleft()
+            for neighbor in self._neighbors(cell):
+                if distances[neighbor] == UNREACHED:
+                    distances[neighbor] = distances[cell] + 1
+                    queue.append(neighbor)
+        return distances
+
+    def _neighbors(self, cell: Cell) -> list[Cell]:
+        """The cells without walls beside a cell."""
+        row, column = cell
+        around = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+        rows, columns = self.walls.shape
+        inside = [(r, c) for r, c in around if 0 <= r < rows and 0 <= c < columns]
+        return [cell for cell in inside if not self.walls[cell]]

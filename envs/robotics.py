@@ -1,0 +1,52 @@
+"""gymnasium-robotics, registered quietly and made to run on today's MuJoCo."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import types
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+
+@functools.cache
+def register() -> None:
+    """Add its environments to Gymnasium's registry, once. Raises ImportError where it is missing.
+
+    Its notes on import (about environments that were not asked for) are kept from the user.
+    """
+    with contextlib.redirect_stderr(io.StringIO()):
+        import gymnasium_robotics
+
+        gym.register_envs(gymnasium_robotics)
+    _repair_joint_types()
+
+
+def _repair_joint_types() -> None:
+    """Let gymnasium-robotics compare joint types, which MuJoCo 4 made one-sided.
+
+    `mjtJoint.mjJNT_HINGE == numpy.int32(3)` is False there, the other way round it is True, and
+    gymnasium-robotics 1.4.2 asks the former for every hinge and slide: the kitchen could not be
+    made. It sees plain integers instead.
+    """
+    import mujoco
+    from gymnasium_robotics.utils import mujoco_utils
+
+    if mujoco.mjtJoint.mjJNT_HINGE == np.int32(mujoco.mjtJoint.mjJNT_HINGE):
+        return
+    joints = {name: int(value) for name, value in mujoco.mjtJoint.__members__.items()}
+    mujoco_utils.mujoco = _WithJoints(mujoco, types.SimpleNamespace(**joints))
+
+
+class _WithJoints:
+    """The module `mujoco` with another table of joint types."""
+
+    def __init__(self, module: types.ModuleType, joints: types.SimpleNamespace) -> None:
+        self.mjtJoint = joints
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
