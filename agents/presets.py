@@ -240,9 +240,11 @@ LAPTOP_SHARED: dict[str, Any] = {
     "critic_steps": 8_000,
     "critic_learning_rate": 1e-3,
     "critic_lambda": 0.9,
+    "critic_penalty": 0.1,
     "reward_tuning": "unit",
     "beta": 30.0,
     "beta_q": 30.0,
+    "tilt_limit": 1.0,
     "learning_rate_decay": True,
     "solver_steps": 8,
 }
