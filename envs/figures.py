@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from qgpo.envs.evaluation import Evaluation
+from qgpo.envs.evaluation import Evaluation, readable
 
 CURVES = {
     "behavior/loss": "behavior: denoising loss",
@@ -76,7 +76,7 @@ def draw_run(
         axis.scatter(returns, jitter, s=9, color=color, alpha=0.35, lw=0)
         axis.plot([returns.mean()] * 2, [y - 0.32, y + 0.32], color=color, lw=3)
         axis.annotate(
-            f"{returns.mean():.0f}",
+            readable(float(returns.mean())),
             (returns.mean(), y + 0.34),
             ha="center",
             fontsize=9,

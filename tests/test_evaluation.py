@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from qgpo import QGPO, evaluate
-from qgpo.envs.evaluation import bootstrap_interval, summarize
+from qgpo.envs.evaluation import bootstrap_interval, readable, summarize
 from qgpo.envs.making import make_env
 from qgpo.envs.reference import ReferenceScores
 
@@ -258,3 +258,8 @@ def test_wrappers_of_the_collector_are_left_out(env_id):
     env = make_env(spec)
     assert env.spec.max_episode_steps == 1000
     env.close()
+
+
+def test_small_returns_keep_their_decimals():
+    values = (3877.6, -120.4, 99.96, 0.73, -0.5, 1.0, 0.0)
+    assert [readable(v) for v in values] == ["3878", "-120", "99.96", "0.73", "-0.5", "1", "0"]
