@@ -132,12 +132,11 @@ def evaluate(
     An id, spec or dataset is played in `n_envs` copies with one batched `predict` per step (an
     id as its family is played, where a maze ends at the goal; a spec as it is); episode i starts
     from `reset(seed=seed + i)` whatever `n_envs` is, and copies whose episodes are over no longer
-    step. As in SB3, actions are `deterministic` unless told otherwise (see the agent's
-    `predict`). An environment instance is played alone; a VectorEnv in whichever autoreset mode
-    it has. Episodes without an end are cut after `max_episode_steps` (default: the environment's
-    own limit, else 1000) and counted in `cut`. Action noise is drawn from the agent's generator
-    for predictions, seeded here, never from the one for training. Scores are normalised by
-    `reference`, else the dataset's, else the family's for that environment.
+    step. As in SB3, actions are `deterministic` unless told otherwise. An environment instance is
+    played alone; a VectorEnv in whichever autoreset mode it has. Episodes without an end are cut
+    after `max_episode_steps` (default: the environment's own limit, else 1000) and counted in
+    `cut`. Action noise is drawn from the agent's generator for predictions, seeded here, never
+    from the one for training. Scores: by `reference`, else the dataset's, else the family's.
     """
     if not callable(getattr(agent, "predict", None)):
         raise TypeError(f"agent is a {type(agent).__name__} without predict(), expected an agent")

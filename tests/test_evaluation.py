@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -251,7 +252,7 @@ def test_mujoco_environments_are_quiet(tmp_path):
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"])
 def test_wrappers_of_the_collector_are_left_out(env_id):
-    spec = gym.spec(env_id)
+    spec = copy.deepcopy(gym.spec(env_id))  # gym.spec hands out the registry's own
     spec.additional_wrappers = (
         gym.envs.registration.WrapperSpec("Monitor", "nowhere.monitor:Monitor", {}),
     )
