@@ -59,7 +59,7 @@ def interruptions():
 def uninterrupted():
     """Parameters of undisturbed runs, by configuration."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qgpo.agents.qgpo.ROWS_PER_CHUNK", 12)
+        patch.setattr("qgpo.agents.guided_policy.ROWS_PER_CHUNK", 12)
         return {
             name: QGPO(config, seed=2, device="cpu").learn(make_dataset())
             for name, config in CONFIGS.items()
