@@ -106,6 +106,8 @@ def test_antmaze_ends_at_the_goal_with_a_return_of_one(tmp_path):
     env.unwrapped.goal = env.unwrapped.data.qpos[:2].copy()
     _, reward, terminated, *_ = env.step(np.zeros(8))
     assert (reward, terminated) == (1.0, True)
+    result = evaluate(round_trip(dataset, tmp_path), dataset, 2, max_episode_steps=10)
+    assert result.score == pytest.approx(100.0 * result.mean)
 
 
 def test_kitchen(tmp_path):
