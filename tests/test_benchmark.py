@@ -290,11 +290,14 @@ def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data,
     checkpoints = [Path("runs", "plan", name, "checkpoint.zip") for name in (TINY_S0, TINY_S1)]
     for checkpoint in checkpoints:
         wait_for(tmp_path / checkpoint)
-    os.kill(descendants(process.pid)[0], signal.SIGKILL)
+    killed, interrupted = descendants(process.pid)
+    os.kill(interrupted, signal.SIGSTOP)  # or it may be finished before it is asked to stop
+    os.kill(killed, signal.SIGKILL)
     while "[1/2" not in (line := process.stdout.readline()):
         assert process.poll() is None
     assert "FAILED: its process was ended by SIGKILL" in line
     process.send_signal(signal.SIGINT)
+    os.kill(interrupted, signal.SIGCONT)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 1
     assert "Traceback" not in errors
