@@ -166,7 +166,8 @@ def _train(
     about = {"args": dataclasses.asdict(cell), **_about(cell, agent, dataset)}
     folder.write_json(folder.config, about)
     clock = Clock(folder.path / "clock.json", cell.checkpoint_every)
-    if agent.num_timesteps == agent.total_timesteps:  # only the evaluation is left
+    finished = agent.num_timesteps == agent.total_timesteps
+    if finished and agent.progress[agent.stages[-1]] > 0:  # only the evaluation is left
         return agent, dict(zip(("wall_seconds", "cpu_seconds"), clock.before, strict=True))
     agent.set_logger(folder.logger(False, [], agent.progress))
     try:

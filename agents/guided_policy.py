@@ -358,13 +358,15 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             table[begin:end] = self._support_q(data, rows)
         return table
 
-    def _scaled_energies(self, q: Tensor, beta: Tensor) -> Tensor:
+    def _scaled_energies(self, q: Tensor, beta: Tensor, iterates: int = 1) -> Tensor:
         """Energies beta (Q - its mean over the state's actions), in place of q (R, M).
 
         Where the standard deviation of beta Q over a state's actions exceeds `tilt_limit`, beta is
-        lowered until it does not: KL(pi || mu) stays at about limit^2 / 2.
+        lowered until it does not: KL(pi || mu) stays at about limit^2 / 2. Iterates that tilt one
+        after the other share the limit.
         """
-        limit = self.config.tilt_limit
+        beta = beta.to(q.device)
+        limit = None if self.config.tilt_limit is None else self.config.tilt_limit / iterates
         for chunk in q.split(ROWS_PER_CHUNK):
             chunk -= chunk.mean(dim=-1, keepdim=True)
             chunk *= beta

@@ -61,7 +61,10 @@ def check_config(config: object) -> None:
         if isinstance(value, bool) or (value is None and field.default is None):
             continue
         low, high = RANGES.get(name, (1e-12, float("inf")))
+        whole = field.type in ("int", "tuple[int, ...]")
         for number in value if isinstance(value, tuple) else (value,):
+            if whole and type(number) is not int:
+                raise ValueError(f"{name}={value!r}, expected an integer")
             if not isinstance(number, int | float) or not low <= number <= high:
                 wanted = f"in [{low:g}, {high:g}]" if name in RANGES else "positive"
                 raise ValueError(f"{name}={value!r}, expected {wanted}")
@@ -140,7 +143,8 @@ class GuidedPolicyConfig:
 
     tilt_limit: float | None = None
     """largest standard deviation of beta Q over a state's support actions; beta is lowered in
-    states that exceed it (guidances that differentiate Q while acting do not heed it)"""
+    states that exceed it (heeded by cep, mse, emse and QIPO, whose iterates share it; dps,
+    analytic and aepo take beta Q itself)"""
 
     # All stages
     learning_rate_decay: bool = False

@@ -164,9 +164,16 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         self._run_stage("energy", self.last_steps, update, gradient_steps=energy.trainable)
 
     def _prepare_guidance(self, data: Batches, energies: Tensor) -> None:
-        """Constants of the guidance, from the same random states in every session."""
+        """Constants of the guidance, from the whole table.
+
+        A guidance that tabulates posterior variances sees a few random states, always the same.
+        """
         generator = torch.Generator(self.device)
         generator.manual_seed(self.seed)
+        if not self.energy.needs_energy:
+            everything = self.tables["support"].flatten(0, 1), energies.flatten()
+            self.energy.prepare(*everything, None, generator)
+            return
         n = min(STATES_TO_PREPARE, len(energies))
         rows = torch.randperm(len(energies), generator=generator, device=self.device)[:n]
         support = take(self.tables["support"], rows)

@@ -98,7 +98,8 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         q = self._table_of_q(data)
         if self.progress["policy"] == 0:
             self.temperature.beta.copy_(c.beta / self._q_scale(q))
-        energies = self._scaled_energies(q, self.temperature.beta)
+        iterates = self.most_renewals + 1
+        energies = self._scaled_energies(q, self.temperature.beta, iterates)
 
         def update(step: int) -> Metrics:
             nonlocal energies
@@ -122,8 +123,10 @@ class QIPO(GuidedPolicy[QIPOConfig]):
 
     @property
     def most_renewals(self) -> int:
-        """Renewals after which another would leave `largest_beta`."""
-        return max(0, math.floor(self.config.largest_beta / max(self.config.beta, 1e-9)) - 1)
+        """Renewals after which another would leave `largest_beta` (or training has ended)."""
+        c = self.config
+        within_beta = math.floor(c.largest_beta / max(c.beta, 1e-9) + 1e-9) - 1
+        return max(0, min(within_beta, (c.policy_steps - 1) // c.renew_every))
 
     def _renew_support(self, data: Batches) -> Tensor:
         """Draw the support from today's policy; beta Q of the new actions, (R, M)."""
@@ -131,7 +134,8 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         self.tables["generator/support"] = self.generator.get_state()
         for chunk in range(self.progress["support"]):
             self._draw_support(data, chunk)
-        return self._scaled_energies(self._table_of_q(data), self.temperature.beta)
+        q = self._table_of_q(data)
+        return self._scaled_energies(q, self.temperature.beta, self.most_renewals + 1)
 
     # Acting -------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from qgpo.agents.training import Batches, take
 from qgpo.diffusion import Metrics
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.envs.making import make_env
+from qgpo.envs.observations import flat
 
 METRICS = ("actor_loss", "critic_loss", "ent_coef")
 
@@ -234,7 +235,7 @@ class OnlineSAC(_SAC):
                 f"dataset {dataset.id!r} names no environment for online SAC to act in: choose "
                 "another dataset"
             )
-        env = make_env(dataset.env_spec)
+        env = flat(make_env(dataset.env_spec), self.adapter)
         if not self.tables:
             self._make_tables()
         observation = self._return_to_episode(env)

@@ -144,8 +144,7 @@ def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) 
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise ValueError(
-            "Ray is not installed: pip install 'qgpo[cluster]', or run locally without "
-            "--ray-address"
+            "Ray is not installed: pip install ray, or run locally without --ray-address"
         ) from error
     names = ("MINARI_DATASETS_PATH", "MINARI_REMOTE")
     variables = {name: os.environ[name] for name in names if name in os.environ}

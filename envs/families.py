@@ -91,7 +91,7 @@ def find_family(dataset_id: str | None = None, env_id: str | None = None) -> Fam
 
 def family_settings(family: Family, preset: str, fields: set[str]) -> dict[str, Any]:
     """The row's hyperparameters on top of a preset, those that the agent has."""
-    row = family.settings.get(preset, {})
+    row = family.settings.get(preset.removesuffix("-flow"), {})
     return {name: value for name, value in row.items() if name in fields}
 
 

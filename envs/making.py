@@ -15,7 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from qgpo.envs import robotics
 from qgpo.envs.families import find_family
 
-PACKAGES = {"gymnasium_robotics": (robotics.register, "pip install 'qgpo[robotics]'")}
+PACKAGES = {"gymnasium_robotics": (robotics.register, "pip install gymnasium-robotics")}
 """by module: what registers its environments, and how it is installed"""
 
 

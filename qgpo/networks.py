@@ -80,7 +80,7 @@ class _ResidualBlock(nn.Module):
 
 
 class UNetMLP(nn.Module):
-    """The authors' behavior network: residual MLP 512/256/128 with U-Net skips (METHOD of QGPO).
+    """The authors' behavior network: residual MLP 512/256/128 with U-Net skips.
 
     1.634 M parameters at C = 17, D = 6.
     """

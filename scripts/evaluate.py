@@ -44,7 +44,7 @@ class Args:
     guidance_scale: tuple[float, ...] = ()
     """scales to evaluate; default the configured one"""
     solver: str | None = None
-    """ODE solver, dpm_solver_2m or ddim; default the configured one"""
+    """dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (only ot); default the configured one"""
     solver_steps: int | None = None
     """solver steps per action; default as configured"""
     n_episodes: int | None = None

@@ -41,9 +41,10 @@ class Args(Generic[ConfigT]):
     dataset_id: str = "qgpo/halfcheetah/mixed-v0"
     """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded"""
     agent: str = "QGPO"
-    """the agent, by its name in the registry: QGPO, BC, TD3BC, IQL, DiffusionQL"""
+    """the agent, by its name in the registry: QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL"""
     preset: str = "laptop"
-    """row of hyperparameters that the --config flags start from: laptop or paper"""
+    """row of hyperparameters that the --config flags start from: laptop or paper (QIPO also
+    laptop-flow and paper-flow)"""
     seed: int = 0
     """seed of initialisation, batches, noise and evaluation"""
     run_dir: Path | None = None

@@ -34,7 +34,7 @@ KITCHEN_TASKS = ["microwave", "kettle", "light switch", "slide cabinet"]
 
 def needs_robotics() -> None:
     pytest.importorskip(
-        "gymnasium_robotics", reason="needs gymnasium-robotics: pip install 'qgpo[robotics]'"
+        "gymnasium_robotics", reason="needs gymnasium-robotics: pip install gymnasium-robotics"
     )
 
 

@@ -13,7 +13,7 @@ from qgpo.envs import bundled
 from qgpo.envs.catalogue import catalogue, describe, like_d4rl
 from qgpo.envs.local import folder_of
 
-MISSING = "package gymnasium_robotics, for its environment (pip install 'qgpo[robotics]')"
+MISSING = "package gymnasium_robotics, for its environment (pip install gymnasium-robotics)"
 
 
 def write(dataset_id, **more):

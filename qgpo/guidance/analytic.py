@@ -6,12 +6,12 @@ f_0 = beta e at m, the moment generating function of a Gaussian gives
     order 1   f = f_0(m) + g^T S g / 2
     order 2   f = f_0(m) - log det(I - S H) / 2 + g^T (I - S H)^-1 S g / 2,   valid while S H < 1
 
-exact for Gaussian q with linear, respectively quadratic, energy (derivation and checks: METHOD
-section 5; ours). Everything else is an approximation: a posterior with two modes is no Gaussian,
-and a curved energy no line. Covariance options (Bao et al. 2022, arXiv 2206.07309, have the
-first two): `moment` (sigma^2 / alpha^2)(1 - E|eps|^2 / D), `residual` E|x_0 - m|^2 / D, which is
-never negative, `per_dimension`, both tabulated over t; `jacobian` sigma^2 / alpha dm/dx_t, which
-is the exact covariance at every x_t and costs D backward passes.
+exact for Gaussian q with linear, respectively quadratic, energy (derivation and checks: ours).
+Everything else is an approximation: a posterior with two modes is no Gaussian, and a curved
+energy no line. Covariance options (Bao et al. 2022, arXiv 2206.07309, have the first two):
+`moment` (sigma^2 / alpha^2)(1 - E|eps|^2 / D), `residual` E|x_0 - m|^2 / D, which is never
+negative, `per_dimension`, both tabulated over t; `jacobian` sigma^2 / alpha dm/dx_t, which is the
+exact covariance at every x_t and costs D backward passes.
 """
 
 from __future__ import annotations
