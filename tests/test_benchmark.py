@@ -286,6 +286,8 @@ def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background jobs ignore Ctrl-C, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     checkpoints = [Path("runs", "plan", name, "checkpoint.zip") for name in (TINY_S0, TINY_S1)]
     for checkpoint in checkpoints:
