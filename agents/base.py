@@ -9,7 +9,6 @@ done per stage); so nothing can be forgotten and resuming equals not stopping.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch import Tensor, nn
 
 from qgpo.agents import files, sb3
-from qgpo.agents.checkpoint import CheckpointError, write_checkpoint
+from qgpo.agents.checkpoint import write_checkpoint
 from qgpo.agents.stages import StagedTraining
 from qgpo.agents.training import (
     LIKELY_CAUSES,
@@ -384,22 +383,6 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
                 )
         write_checkpoint(path, checkpoint)
         self._saved = f"{str(path)!r} (timestep {self.num_timesteps})"
-
-    @classmethod
-    def config_from_json(cls, data: dict[str, Any]) -> ConfigT:
-        """The configuration that `dataclasses.asdict` and JSON made of it.
-
-        `younger_fields` may be missing: their defaults are what the agent did before.
-        """
-        names = {field.name for field in dataclasses.fields(cls.config_class)}
-        unknown, missing = set(data) - names, names - set(data) - cls.younger_fields
-        if unknown or missing:
-            raise CheckpointError(
-                f"configuration fields differ: unknown {sorted(unknown)}, missing {sorted(missing)}"
-            )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        config: ConfigT = cls.config_class(**values)
-        return config
 
     @classmethod
     def load(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from qgpo.agents.checkpoint import (
@@ -30,9 +30,10 @@ from qgpo.agents.checkpoint import (
     unpack_optimizer,
     write_checkpoint,
 )
-from qgpo.agents.energy_guided_config import EnergyGuidedConfig, config_from_json
+from qgpo.agents.energy_guided_config import EnergyGuidedConfig
 from qgpo.agents.energy_guided_model import STAGES, Array, Energy, GuidedModel
-from qgpo.critic import polyak_update
+from qgpo.agents.files import config_from_json
+from qgpo.agents.training import average, half_cosine
 from qgpo.diffusion import Metrics
 from qgpo.guidance import Weighted, weighted_loss
 from qgpo.networks import join
@@ -191,7 +192,7 @@ class EnergyGuidedDiffusion(GuidedModel):
                 self.data_model, z[rows], zeros, condition, targets, self.generator
             )
             self._step("data", loss, self._rate(self.config.data_learning_rate, step, "data"))
-            self._average(self.data_model, self.data_model_ema, step)
+            average(self.data_model, self.data_model_ema, self.config.ema_decay, step)
             return {"loss": metrics["loss"]}
 
         self._run("data", self.config.data_steps, update)
@@ -247,7 +248,7 @@ class EnergyGuidedDiffusion(GuidedModel):
             )
             rate = self._rate(self.config.guidance_learning_rate, step, "guidance")
             self._step("guidance", loss, rate)
-            self._average(self.guidance_model, self.guidance_ema, step)
+            average(self.guidance_model, self.guidance_ema, self.config.ema_decay, step)
             return metrics
 
         self._run("guidance", self.config.guidance_steps, update)
@@ -290,7 +291,7 @@ class EnergyGuidedDiffusion(GuidedModel):
     def _rate(self, base: float, step: int, stage: str) -> float:
         """Half a cosine from `base` to zero."""
         total = self.config.data_steps if stage == "data" else self.config.guidance_steps
-        return base * 0.5 * (1.0 + math.cos(math.pi * step / total))
+        return half_cosine(base, step, total)
 
     def _step(self, stage: str, loss: Tensor, rate: float) -> None:
         optimizer = self.optimizers[stage]
@@ -299,11 +300,6 @@ class EnergyGuidedDiffusion(GuidedModel):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-
-    def _average(self, source: nn.Module, target: nn.Module, step: int) -> None:
-        """EMA that forgets the first steps sooner: decay min(ema_decay, (1 + n) / (10 + n))."""
-        decay = min(self.config.ema_decay, (1.0 + step) / (10.0 + step))
-        polyak_update(source, target, 1.0 - decay)
 
     # Files ----------------------------------------------------------------------------------
 
@@ -352,7 +348,8 @@ class EnergyGuidedDiffusion(GuidedModel):
         if header.get("agent") != cls.name:
             raise CheckpointError(f"{str(path)!r} holds {header.get('agent')!r}, not {cls.name!r}")
         try:
-            model = cls(config_from_json(header["config"]), seed=header["seed"], device=device)
+            config = config_from_json(EnergyGuidedConfig, header["config"])
+            model = cls(config, seed=header["seed"], device=device)
             dim, condition_dim = header["dims"]
             model._build(dim, condition_dim, header["labelled"])
             model._restore(checkpoint)

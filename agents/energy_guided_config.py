@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
-
-from qgpo.agents.checkpoint import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -66,15 +62,3 @@ class EnergyGuidedConfig:
     """its steps"""
     spacing: str = "log_snr"
     """its time grid: time, log_snr or karras"""
-
-
-def config_from_json(data: dict[str, Any]) -> EnergyGuidedConfig:
-    """The configuration that `dataclasses.asdict` and JSON made of it."""
-    names = {field.name for field in dataclasses.fields(EnergyGuidedConfig)}
-    if set(data) != names:
-        raise CheckpointError(
-            f"configuration fields differ: unknown {sorted(set(data) - names)}, missing "
-            f"{sorted(names - set(data))}"
-        )
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    return EnergyGuidedConfig(**values)

@@ -51,6 +51,22 @@ def with_suffix(path: str | Path) -> Path:
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
 
 
+def config_from_json(
+    config_class: type[Any], data: dict[str, Any], younger: frozenset[str] = frozenset()
+) -> Any:
+    """The configuration that `dataclasses.asdict` and JSON made of it.
+
+    Fields named in `younger` may be missing: their defaults are what was done before.
+    """
+    names = {field.name for field in dataclasses.fields(config_class)}
+    unknown, missing = set(data) - names, names - set(data) - younger
+    if unknown or missing:
+        raise CheckpointError(
+            f"configuration fields differ: unknown {sorted(unknown)}, missing {sorted(missing)}"
+        )
+    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
 def pack(agent: OfflineAgent[Any]) -> Checkpoint:
     """Everything that acting and further training need."""
     if agent.observation_space is None or agent.action_space is None:
@@ -101,7 +117,8 @@ def unpack(
             f"(this is {agent_class.name!r})"
         )
     try:
-        config = agent_class.config_from_json(header["config"])
+        younger = agent_class.younger_fields
+        config = config_from_json(agent_class.config_class, header["config"], younger)
         agent = agent_class(config, seed=header["seed"], device=device)
         adapter = header.get("observation_adapter")
         agent.set_spaces(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.presets import GuidedPolicyConfig
-from qgpo.agents.training import Batches, take, tuned_rewards
+from qgpo.agents.training import Batches, average, half_cosine, take, tuned_rewards
 from qgpo.critic import (
     critic_loss,
     in_support_expectile,
@@ -176,8 +176,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             loss, metrics = self.behavior.loss(z, condition, self.generator)
             rate = self._rate(c.behavior_learning_rate, step, c.behavior_steps)
             metrics["grad_norm"] = self._optimize("behavior", loss, rate)
-            decay = min(c.ema_decay, (step + 1) / (step + 10)) if c.ema_decay else 0.0
-            polyak_update(self.behavior, self.behavior_ema, 1.0 - decay)
+            average(self.behavior, self.behavior_ema, c.ema_decay, step)
             return metrics
 
         self._run_stage("behavior", c.behavior_steps, update)
@@ -308,9 +307,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         return torch.randint(n, (batch_size,), generator=self.generator, device=self.device)
 
     def _rate(self, base: float, step: int, total: int) -> float:
-        if not self.config.learning_rate_decay:
-            return base
-        return base * 0.5 * (1.0 + math.cos(math.pi * step / total))
+        return half_cosine(base, step, total) if self.config.learning_rate_decay else base
 
     def _needs(self, table: str, stage: str) -> None:
         if table not in self.tables:
@@ -320,9 +317,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """The unit of Q: typical standard deviation over support actions, or 1."""
         if self.config.q_unit == "reward":
             return torch.ones((), device=q.device)
-        if self.config.q_unit == "spread":
-            return q.std(dim=-1).mean().clamp(min=1e-6)
-        raise ValueError(f"q_unit={self.config.q_unit!r}, expected one of ['reward', 'spread']")
+        return q.std(dim=-1).mean().clamp(min=1e-6)
 
     def _value(self, q: Tensor, beta_q: float | Tensor) -> Tensor:
         """V(s) from Q of the support actions, (..., M) to (...)."""

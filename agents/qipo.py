@@ -23,8 +23,7 @@ from torch import Tensor
 
 from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
 from qgpo.agents.presets import QIPO_PRESETS, QIPOConfig
-from qgpo.agents.training import Batches, take
-from qgpo.critic import polyak_update
+from qgpo.agents.training import Batches, average, take
 from qgpo.diffusion import Diffusion, Metrics
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.guidance import Weighted, weighted_loss
@@ -115,8 +114,7 @@ class QIPO(GuidedPolicy[QIPOConfig]):
             metrics["grad_norm"] = self._optimize("policy", loss, rate)
             renewals = min(step // c.renew_every, self.most_renewals)
             metrics["effective_beta"] = torch.tensor((renewals + 1) * c.beta, device=self.device)
-            decay = min(c.ema_decay, (step + 1) / (step + 10)) if c.ema_decay else 0.0
-            polyak_update(self.policy, self.policy_ema, 1.0 - decay)
+            average(self.policy, self.policy_ema, c.ema_decay, step)
             return metrics
 
         self._run_stage("policy", c.policy_steps, update)

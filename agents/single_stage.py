@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.presets import check_config
-from qgpo.agents.training import Batches, take, tuned_rewards
+from qgpo.agents.training import Batches, half_cosine, take, tuned_rewards
 from qgpo.diffusion import Metrics
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.normalization import ObservationNormalizer
@@ -138,7 +137,7 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
         c = self.config
         if not c.learning_rate_decay:
             return c.learning_rate
-        return c.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / c.steps))
+        return half_cosine(c.learning_rate, step, c.steps)
 
     def _normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal noise of training."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import tempfile
 import threading
@@ -16,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.utils import get_device
-from torch import Tensor
+from torch import Tensor, nn
 
-from qgpo.critic import lambda_returns
+from qgpo.critic import lambda_returns, polyak_update
 from qgpo.envs.datasets import OfflineDataset
 
 
@@ -103,6 +104,16 @@ class Batches:
             return torch.zeros(shape, device=self.device)
         with _nameless_file(self.scratch) as file:
             return torch.as_tensor(np.memmap(file, np.float32, "w+", shape=shape))
+
+
+def half_cosine(rate: float, step: int, total: int) -> float:
+    """A learning rate that falls to zero along half a cosine."""
+    return rate * 0.5 * (1.0 + math.cos(math.pi * step / total))
+
+
+def average(source: nn.Module, target: nn.Module, decay: float, step: int) -> None:
+    """EMA that forgets the first steps sooner: decay min(decay, (1 + step) / (10 + step))."""
+    polyak_update(source, target, 1.0 - min(decay, (1.0 + step) / (10.0 + step)))
 
 
 def tuned_rewards(dataset: OfflineDataset, data: Batches, rule: str, gamma: float) -> Tensor:

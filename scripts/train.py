@@ -21,7 +21,7 @@ from stable_baselines3.common.logger import KVWriter
 from qgpo.agents import AGENTS, QGPO, QGPOConfig
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.callbacks import SaveCheckpoint
-from qgpo.agents.files import versions
+from qgpo.agents.files import config_from_json, versions
 from qgpo.agents.runs import RunFolder, RunFolderError
 from qgpo.agents.training import NonFiniteError
 from qgpo.envs import OfflineDataset, evaluate, load_dataset
@@ -155,7 +155,10 @@ def saved_args(folder: RunFolder) -> Args[Any]:
         raise SystemExit(f"--resume {folder.path}: no run there (config.json is missing)")
     try:
         saved = json.loads(folder.config.read_text())["args"]
-        saved["config"] = AGENTS[saved["agent"]].config_from_json(saved["config"])
+        agent_class = AGENTS[saved["agent"]]
+        saved["config"] = config_from_json(
+            agent_class.config_class, saved["config"], agent_class.younger_fields
+        )
         saved["guidance_scales"] = tuple(saved["guidance_scales"])
         saved |= {"run_dir": folder.path, "resume": folder.path, "overwrite": False}
         return Args(**saved)

@@ -233,3 +233,5 @@ def test_the_tilt_limit_lowers_beta_where_q_spreads():
     limited = train(replace(WHITENED, tilt_limit=1.0))._scaled_energies(q.clone(), beta)
     half = math.sqrt(0.5)
     torch.testing.assert_close(limited, torch.tensor([[-half, half], [-0.2, 0.2]]))
+    shared = train(replace(WHITENED, tilt_limit=1.0))._scaled_energies(q.clone(), beta, 4)
+    torch.testing.assert_close(shared, torch.tensor([[-half, half], [-half, half]]) / 4)

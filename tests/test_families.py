@@ -106,6 +106,7 @@ def test_settings_are_those_the_agent_has():
     row = family_settings(family, "paper", {"support_actions", "beta_q", "tau"})
     assert row == {"support_actions": 32, "beta_q": 20.0}
     assert family_settings(family, "no such preset", {"beta_q"}) == {}
+    assert family_settings(family, "paper-flow", {"support_actions", "beta_q", "tau"}) == row
 
 
 def test_the_data_s_own_scale_goes_before_the_table():

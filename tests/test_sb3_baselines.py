@@ -25,11 +25,16 @@ NOT_THEIRS = {
 }
 
 
-@pytest.mark.parametrize("check", sorted(set(CHECKS) - NOT_THEIRS))
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        (name, check)
+        for name in OFFLINE
+        for check in sorted(set(CHECKS) - NOT_THEIRS)
+        if name != "sb3:offline-td3" or "sampled_varies" not in check  # TD3 has no other action
+    ],
+)
 def test_offline_baselines_pass_the_battery(name, check):
-    if name == "sb3:offline-td3" and "sampled_varies" in check:
-        pytest.skip("TD3's policy is deterministic")
     CHECKS[check](Subject(BASELINES[name], TINY))
 
 
