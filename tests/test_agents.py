@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from qgpo import QGPO
 from qgpo.agents.base import NonFiniteError
+from qgpo.agents.training import average, half_cosine
 
 UNEVEN = spaces.Box(
     np.array([-2.0, 0.0], np.float32), np.array([0.5, 3.0], np.float32), dtype=np.float32
@@ -174,6 +175,37 @@ def test_a_nan_loss_stops_with_stage_and_step():
         agent.learn(make_dataset(), log_interval=1)
 
 
+def test_the_critic_s_penalty_lowers_actions_that_only_the_behavior_model_has():
+    n = 100
+    dataset = make_dataset(
+        (1,) * n,
+        observation_dim=1,
+        terminated=[True] * n,
+        states=np.zeros((2 * n, 1), np.float32),
+        actions=np.full((n, 1), 0.5, np.float32),
+        rewards=np.ones(n, np.float32),
+    )
+    config = replace(
+        WHITENED,
+        whitening_steps=0,
+        critic_hidden=(32, 32),
+        critic_steps=300,
+        critic_batch_size=64,
+        reward_tuning="none",
+        critic_penalty=0.2,
+        tau=0.1,
+    )
+    agent = QGPO(config, device="cpu")
+    agent._prepare(dataset)
+    agent.tables["support"] = torch.full((2 * n, 3, 1), -0.5)
+    agent.train_critic(dataset)
+    with torch.no_grad():
+        data, made_up = agent.critic_target(torch.zeros(2, 1), torch.tensor([[0.5], [-0.5]]))
+    # the data's own: 1 + c / 2, as mu_model / mu_data = 0 there; the other falls without end
+    assert float(data) == pytest.approx(1.1, abs=0.05)
+    assert float(made_up) < 0.5
+
+
 @pytest.mark.parametrize("critic_lambda", [0.0, 0.1])
 @pytest.mark.parametrize("terminated", [True, False])
 def test_critic_learns_the_known_values_of_two_states(terminated, critic_lambda):
@@ -235,3 +267,18 @@ def test_the_tilt_limit_lowers_beta_where_q_spreads():
     torch.testing.assert_close(limited, torch.tensor([[-half, half], [-0.2, 0.2]]))
     shared = train(replace(WHITENED, tilt_limit=1.0))._scaled_energies(q.clone(), beta, 4)
     torch.testing.assert_close(shared, torch.tensor([[-half, half], [-half, half]]) / 4)
+
+
+@pytest.mark.parametrize(
+    ("decay", "step", "kept"), [(0.9, 0, 0.1), (0.9, 1000, 0.9), (0.0, 5, 0.0)]
+)
+def test_the_average_forgets_the_first_steps_sooner(decay, step, kept):
+    source, target = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    for module, value in ((source, 0.0), (target, 1.0)):
+        torch.nn.init.constant_(module.weight, value)
+    average(source, target, decay, step)
+    assert float(target.weight.detach()) == pytest.approx(kept)
+
+
+def test_the_learning_rate_falls_along_half_a_cosine():
+    assert [half_cosine(2.0, step, 4) for step in (0, 2, 4)] == pytest.approx([2.0, 1.0, 0.0])
