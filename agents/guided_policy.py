@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,9 @@ from qgpo.critic import (
     in_support_value,
     lambda_returns,
     polyak_update,
-    support_penalty,
     td_target,
 )
-from qgpo.diffusion import Diffusion, Metrics
+from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.networks import MLPNoiseNetwork, TwinQ, UNetMLP
 from qgpo.normalization import Identity, ObservationNormalizer, Whitening
@@ -75,10 +74,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """Add the modules of the last stage to `networks`."""
 
     @abstractmethod
-    def _sample(
-        self, noise: Tensor, condition: Tensor, scale: float, solver: str, steps: int
-    ) -> Tensor:
-        """Noise (B, A) to whitened actions (B, A) at the given guidance scale."""
+    def _guided(self, scale: float) -> tuple[Diffusion, GuidanceGradient | None]:
+        """The model that acts at a guidance scale, and what guides it."""
 
     @property
     @abstractmethod
@@ -104,7 +101,12 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         self.behavior = self._make_diffusion(observation_dim, action_dim)
         self.behavior_ema = copy.deepcopy(self.behavior).requires_grad_(False)
         self.critic = TwinQ(
-            observation_dim, action_dim, c.critic_hidden, c.critic_layer_norm, c.critic_activation
+            observation_dim,
+            action_dim,
+            c.critic_hidden,
+            c.critic_layer_norm,
+            c.critic_activation,
+            c.critic_baseline,
         )
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.networks.update(
@@ -289,11 +291,10 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             condition = self.normalizer(data.observations(rows))
             with torch.no_grad():
                 z = self.whitening.encode(condition, data.scaled_actions(index))
-            loss, metrics = critic_loss(self.critic, condition, z, targets)
-            if c.critic_penalty > 0.0:
-                drawn = self._one_support_action(rows)
-                metrics["penalty"] = support_penalty(self.critic, condition, z, drawn)
-                loss = loss + c.critic_penalty * metrics["penalty"]
+            drawn = self._one_support_action(rows) if c.critic_penalty > 0.0 else None
+            loss, metrics = critic_loss(
+                self.critic, condition, z, targets, drawn, c.critic_penalty
+            )
             rate = self._rate(c.critic_learning_rate, step, c.critic_steps)
             metrics["grad_norm"] = self._optimize("critic", loss, rate)
             polyak_update(self.critic, self.critic_target, c.tau)
@@ -388,15 +389,30 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     # Acting -------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
         assert self.action_space is not None
         condition = self.normalizer(observations)
         shape = (len(observations), self.action_space.shape[0])
-        if deterministic:
-            noise = torch.zeros(shape, device=self.device)
+        model, gradient = self._guided(self.guidance_scale)
+        guided: Any = {
+            "guidance": gradient,
+            "guidance_scale": self.guidance_scale,
+            "guidance_bound": self.config.guidance_bound,
+        }
+        if deterministic and self.config.deterministic_action == "mean":
+            z = model.mean(condition, shape[1], **guided)
         else:
-            noise = torch.randn(shape, generator=self.prediction_generator, device=self.device)
-        with torch.no_grad():
-            scale, solver = self.guidance_scale, self.solver
-            z = self._sample(noise, condition, scale, solver, self.solver_steps)
-            return self.whitening.decode(condition, z).clamp(-1.0, 1.0)
+            if deterministic:
+                noise = torch.zeros(shape, device=self.device)
+            else:
+                noise = torch.randn(shape, generator=self.prediction_generator, device=self.device)
+            z = model.sample(
+                noise,
+                condition,
+                solver=self.solver,
+                steps=self.solver_steps,
+                spacing=self.config.spacing,
+                **guided,
+            )
+        return self.whitening.decode(condition, z).clamp(-1.0, 1.0)

@@ -25,6 +25,7 @@ CHOICES: dict[str, Collection[str | int]] = {
     "analytic_order": (1, 2),
     "analytic_covariance": COVARIANCES,
     "analytic_gradient": GRADIENTS,
+    "deterministic_action": ("ode", "mean"),
     "solver": SOLVERS,
     "spacing": SPACINGS,
 }
@@ -107,6 +108,8 @@ class GuidedPolicyConfig:
     """relu, silu or tanh; a guidance of second order needs a smooth one"""
     critic_layer_norm: bool = False
     """layer normalisation in the Q networks"""
+    critic_baseline: bool = False
+    """split Q into a V(s) learned by itself and an advantage regressed on what it leaves"""
     critic_steps: int = 500_000
     """gradient steps of the critic stage"""
     critic_batch_size: int = 256
@@ -155,6 +158,9 @@ class GuidedPolicyConfig:
     """w; 1 is the policy mu exp(beta Q), 0 pure imitation"""
     guidance_bound: float | None = None
     """largest |w sigma grad f| / |eps| while acting; none: no bound"""
+    deterministic_action: str = "ode"
+    """what predict(deterministic=True) returns: ode, the solver's answer to zero noise, or mean,
+    the policy's mean action (one evaluation)"""
     solver: str = "dpm_solver_2m"
     """solver of the reverse process: dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (ot)"""
     solver_steps: int = 15
@@ -235,12 +241,13 @@ LAPTOP_SHARED: dict[str, Any] = {
     "behavior_batch_size": 512,
     "behavior_learning_rate": 1e-3,
     "ema_decay": 0.999,
-    "whitening_steps": 4_000,
+    "whitening_steps": 20_000,
     "normalize_observations": True,
     "support_actions": 16,
     "support_solver_steps": 6,
     "critic_hidden": (256, 256),
     "critic_layer_norm": True,
+    "critic_baseline": True,
     "critic_steps": 8_000,
     "critic_learning_rate": 1e-3,
     "critic_lambda": 0.9,
@@ -250,6 +257,7 @@ LAPTOP_SHARED: dict[str, Any] = {
     "beta_q": 30.0,
     "tilt_limit": 1.0,
     "learning_rate_decay": True,
+    "deterministic_action": "mean",
     "solver_steps": 8,
 }
 LAPTOP_ENERGY: dict[str, Any] = {

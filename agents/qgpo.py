@@ -24,7 +24,7 @@ from torch import Tensor
 from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
 from qgpo.agents.presets import PRESETS, QGPOConfig
 from qgpo.agents.training import Batches, take
-from qgpo.diffusion import Metrics
+from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.guidance import GUIDANCES, AnalyticOptions, Guidance, GuidanceParts, make_guidance
 from qgpo.networks import EnergyNetwork
@@ -187,16 +187,5 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
     # Acting -------------------------------------------------------------------------------
 
-    def _sample(
-        self, noise: Tensor, condition: Tensor, scale: float, solver: str, steps: int
-    ) -> Tensor:
-        return self.behavior_ema.sample(
-            noise,
-            condition,
-            guidance=self.energy.gradient,
-            guidance_scale=scale,
-            guidance_bound=self.config.guidance_bound,
-            solver=solver,
-            steps=steps,
-            spacing=self.config.spacing,
-        )
+    def _guided(self, scale: float) -> tuple[Diffusion, GuidanceGradient]:
+        return self.behavior_ema, self.energy.gradient

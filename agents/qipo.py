@@ -24,7 +24,7 @@ from torch import Tensor
 from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
 from qgpo.agents.presets import QIPO_PRESETS, QIPOConfig
 from qgpo.agents.training import Batches, average, take
-from qgpo.diffusion import Diffusion, Metrics
+from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.guidance import Weighted, weighted_loss
 
@@ -137,18 +137,7 @@ class QIPO(GuidedPolicy[QIPOConfig]):
 
     # Acting -------------------------------------------------------------------------------
 
-    def _sample(
-        self, noise: Tensor, condition: Tensor, scale: float, solver: str, steps: int
-    ) -> Tensor:
-        whole = scale in (0.0, 1.0)
-        model = self.policy_ema if scale == 1.0 else self.behavior_ema
-        return model.sample(
-            noise,
-            condition,
-            guidance=None if whole else self.weighted.gradient,
-            guidance_scale=0.0 if whole else scale,
-            guidance_bound=self.config.guidance_bound,
-            solver=solver,
-            steps=steps,
-            spacing=self.config.spacing,
-        )
+    def _guided(self, scale: float) -> tuple[Diffusion, GuidanceGradient | None]:
+        if scale == 1.0:
+            return self.policy_ema, None
+        return self.behavior_ema, self.weighted.gradient

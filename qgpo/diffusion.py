@@ -160,3 +160,23 @@ class Diffusion(nn.Module):
         times = time_grid(self.schedule, steps, spacing).to(x.device)
         solve = get_solver(solver, self.schedule)
         return solve(denoise, x, times, self.schedule, generator)
+
+    def mean(
+        self,
+        condition: Tensor,
+        dim: int,
+        *,
+        guidance: GuidanceGradient | None = None,
+        guidance_scale: float = 0.0,
+        guidance_bound: float | None = None,
+    ) -> Tensor:
+        """E[x_0] of the (guided) distribution, (B, C) to (B, dim), for one evaluation.
+
+        At t_max x_t says next to nothing about x_0, so that the denoiser's answer to x_t = 0 is
+        the mean (Tweedie's formula), and the guided denoiser's answer the mean under the tilt.
+        """
+        x_t = condition.new_zeros(len(condition), dim)
+        t = condition.new_full((len(condition),), self.schedule.t_max)
+        return self.guided_denoise(
+            x_t, t, condition, guidance, guidance_scale, guidance_bound
+        )

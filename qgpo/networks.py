@@ -203,7 +203,14 @@ class NaturalNetwork(nn.Module):
 
 
 class TwinQ(nn.Module):
-    """Two independent Q functions of (observation, action)."""
+    """Two independent Q functions of (observation, action).
+
+    With `baseline` they are Q_i = V(s) + A_i(s, a) with one V, which is learned by itself, and A_i
+    by regression on what it leaves (`critic_loss`). Q varies far more between states than between
+    the actions of one, so what a single network gets wrong about the former it would pass off as
+    differences among the latter. The split is the dueling architecture's (Wang et al. 2016,
+    arXiv 1511.06581), the residual regression ours.
+    """
 
     def __init__(
         self,
@@ -212,20 +219,33 @@ class TwinQ(nn.Module):
         hidden: Sequence[int],
         layer_norm: bool = False,
         activation: str = "relu",
+        baseline: bool = False,
     ) -> None:
         super().__init__()
         sizes = [observation_dim + action_dim, *hidden, 1]
         self.heads = nn.ModuleList(mlp(sizes, activation, layer_norm) for _ in range(2))
+        self.value = mlp([observation_dim, *hidden, 1], activation, layer_norm) if baseline else None
+
+    def baseline(self, observations: Tensor) -> Tensor | float:
+        """V where there is one, else 0: (..., S) to (...)."""
+        if self.value is None:
+            return 0.0
+        value: Tensor = self.value(observations)
+        return value.squeeze(-1)
+
+    def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """What both heads add to the baseline: (..., S), (..., A) to (2, ...)."""
+        inputs = join(observations, actions)
+        return torch.stack([head(inputs).squeeze(-1) for head in self.heads])
 
     def first(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The first head alone: (..., S), (..., A) to (...)."""
-        q: Tensor = self.heads[0](join(observations, actions))
-        return q.squeeze(-1)
+        """The first Q alone: (..., S), (..., A) to (...)."""
+        advantage: Tensor = self.heads[0](join(observations, actions)).squeeze(-1)
+        return self.baseline(observations) + advantage
 
     def both(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(..., S), (..., A) to (2, ...)."""
-        inputs = join(observations, actions)
-        return torch.stack([head(inputs).squeeze(-1) for head in self.heads])
+        return self.baseline(observations) + self.advantages(observations, actions)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The smaller of the two, shape (...)."""

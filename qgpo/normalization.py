@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from qgpo.baselines import imitation_loss
 from qgpo.diffusion import Metrics
-from qgpo.networks import mlp
+from qgpo.policies import GaussianPolicy
 
 ROWS_PER_CHUNK = 8192
 
@@ -49,15 +49,16 @@ class Whitening(nn.Module):
     learns is what a Gaussian cannot say. Ours, not the paper's.
     """
 
+    min_std = 0.02
+
     def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.net = mlp([observation_dim, *hidden, 2 * action_dim], "relu")
-        self.min_std = 0.02
+        self.policy = GaussianPolicy(observation_dim, action_dim, hidden, state_dependent_std=True)
 
     def moments(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the action, each (..., A)."""
-        mean, log_std = self.net(observations).chunk(2, dim=-1)
-        return mean, torch.exp(log_std.clamp(math.log(self.min_std), 0.5))
+        mean, std = self.policy.moments(observations)
+        return mean, std.clamp(min=self.min_std)
 
     def encode(self, observations: Tensor, actions: Tensor) -> Tensor:
         """From actions to z."""
@@ -70,12 +71,8 @@ class Whitening(nn.Module):
         return mean + std * z
 
     def loss(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Metrics]:
-        """Squared error for the mean, Gaussian likelihood (mean held fixed) for the spread."""
-        mean, std = self.moments(observations)
-        mse = torch.mean((actions - mean) ** 2)
-        residual = ((actions - mean.detach()) / std) ** 2
-        nll = torch.mean(0.5 * residual + torch.log(std))
-        return mse + 0.1 * nll, {"mse": mse, "nll": nll}
+        """The Gaussian policy's, as an imitation of the data's actions (`qgpo.baselines`)."""
+        return imitation_loss(self.policy, observations, actions)
 
 
 class Identity(nn.Module):
