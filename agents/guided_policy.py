@@ -335,7 +335,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     def _support_q(self, data: Batches, rows: Tensor) -> Tensor:
         """Target Q of the support actions of those states, (B,) to (B, M)."""
         z = take(self.tables["support"], rows)
-        condition = self.normalizer(data.observations(rows))[:, None].expand(-1, z.shape[1], -1)
+        condition = self.normalizer(data.observations(rows))[:, None]
         q: Tensor = self.critic_target(condition, z)
         return q
 

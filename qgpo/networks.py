@@ -235,7 +235,7 @@ class TwinQ(nn.Module):
 
     def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
         """What both heads add to the baseline: (..., S), (..., A) to (2, ...)."""
-        inputs = join(observations, actions)
+        inputs = join(observations.expand(*actions.shape[:-1], -1), actions)
         return torch.stack([head(inputs).squeeze(-1) for head in self.heads])
 
     def first(self, observations: Tensor, actions: Tensor) -> Tensor:

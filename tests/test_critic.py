@@ -12,7 +12,6 @@ from qgpo.critic import (
     in_support_value,
     lambda_returns,
     polyak_update,
-    support_penalty,
     td_target,
 )
 from qgpo.networks import TwinQ
@@ -95,6 +94,25 @@ def test_critic_loss_regresses_both_heads():
     assert critic(observations, actions).item() == pytest.approx(3.0)
 
 
+def test_a_baseline_learns_alone_and_leaves_the_heads_the_rest():
+    critic = TwinQ(1, 1, (), baseline=True)
+    for layer, weight in ((critic.value[0], 1.0), (critic.heads[0][0], 2.0)):
+        nn.init.constant_(layer.weight, weight)
+        nn.init.zeros_(layer.bias)
+    critic.heads[1].load_state_dict(critic.heads[0].state_dict())
+    observations, actions = torch.tensor([[1.0]]), torch.tensor([[2.0]])
+    # V = 1, A = 2 (1 + 2) = 6, Q = 7; the target is 4
+    loss, metrics = critic_loss(critic, observations, actions, torch.tensor([4.0]))
+    assert critic.both(observations, actions).tolist() == [[7.0], [7.0]]
+    assert critic.first(observations, actions).item() == 7.0
+    assert metrics["loss"].item() == 9.0  # (7 - 4)^2
+    assert metrics["value_loss"].item() == 9.0  # (1 - 4)^2
+    loss.backward()
+    # V falls by its own error alone: d/db (b + 1 - 4)^2 = -6; from the heads' it would be +6 - 6 = 0
+    assert critic.value[0].bias.grad.item() == -6.0
+    assert critic.heads[0][0].bias.grad.item() == 3.0  # half of 2 (7 - 4): two heads are averaged
+
+
 def test_expectile_value_by_hand():
     # uniform on [-1, 1]: 0.9 (1 - v)^2 = 0.1 (1 + v)^2, so v = (3 - 1) / (3 + 1)
     q = torch.linspace(-1.0, 1.0, 2001)[None].repeat(2, 1)
@@ -115,7 +133,10 @@ def test_the_support_penalty_lowers_q_by_the_density_ratio():
             super().__init__()
             self.q = nn.Parameter(torch.zeros(2))
 
-        def both(self, observations, actions):
+        def baseline(self, observations):
+            return 0.0
+
+        def advantages(self, observations, actions):
             value = torch.where(actions[:, 0] > 0.0, self.q[0], self.q[1])
             return torch.stack([value, value])
 
@@ -126,8 +147,8 @@ def test_the_support_penalty_lowers_q_by_the_density_ratio():
     support[::2] = -1.0
     optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
     for _ in range(200):
-        loss, _ = critic_loss(critic, observations, actions, torch.full((1000,), target))
-        loss = loss + weight * support_penalty(critic, observations, actions, support)
+        targets = torch.full((1000,), target)
+        loss, _ = critic_loss(critic, observations, actions, targets, support, weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -241,3 +241,22 @@ def test_posterior_over_a_batch_by_hand():
 def test_unknown_prediction_lists_the_choices():
     with pytest.raises(ValueError, match=r"'score'.*noise.*velocity"):
         Diffusion(nn.Identity(), make_schedule("linear"), "score")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "ot"])
+def test_the_mean_is_the_guided_distribution_s(schedule):
+    # x_0 ~ N(m, v): its denoiser and the guidance of the energy b x_0 are known, f = b E[x_0|x_t] + c
+    m, v, b = 0.7, 0.25, 1.5
+    schedule = make_schedule(schedule)
+
+    def gradient(x_t, t, condition):
+        alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+        return b * v * alpha / (alpha**2 * v + sigma**2) + 0.0 * x_t
+
+    model = Diffusion(ExactGaussian(schedule, "noise", m, v**0.5), schedule, "noise")
+    condition = torch.zeros(2, 1)
+    mean = model.mean(condition, 1)
+    torch.testing.assert_close(mean, torch.full((2, 1), m), atol=0.01, rtol=0.0)
+    # tilting N(m, v) by exp(w b x) moves its mean by w b v
+    tilted = model.mean(condition, 1, guidance=gradient, guidance_scale=2.0)
+    torch.testing.assert_close(tilted, torch.full((2, 1), m + 2.0 * b * v), atol=0.01, rtol=0.0)

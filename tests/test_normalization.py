@@ -43,17 +43,18 @@ def test_decode_inverts_encode(whitening):
 
 def test_encode_by_hand():
     whitening = Whitening(1, 1, ())
-    layer = whitening.net[0]
-    nn.init.zeros_(layer.weight)
-    layer.bias.data = torch.tensor([0.5, math.log(0.25)])  # mean, log of the spread
+    for layer in (whitening.policy.mean, whitening.policy.log_std):
+        nn.init.zeros_(layer.weight)
+    whitening.policy.mean.bias.data = torch.tensor([math.atanh(0.5)])
+    whitening.policy.log_std.bias.data = torch.tensor([math.log(0.25)])
     z = whitening.encode(torch.zeros(1, 1), torch.tensor([[1.0]]))
     assert z.item() == pytest.approx(2.0)
 
 
 def test_spread_is_bounded_from_below():
     whitening = Whitening(1, 1, ())
-    nn.init.zeros_(whitening.net[0].weight)
-    whitening.net[0].bias.data = torch.tensor([0.0, -100.0])
+    nn.init.zeros_(whitening.policy.log_std.weight)
+    whitening.policy.log_std.bias.data = torch.tensor([-100.0])
     _, std = whitening.moments(torch.zeros(1, 1))
     assert std.item() == pytest.approx(whitening.min_std)
 
