@@ -15,11 +15,12 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from qgpo.agents import adoption
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.presets import GuidedPolicyConfig
 from qgpo.agents.training import Batches, average, half_cosine, take, tuned_rewards
@@ -146,8 +147,9 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         return self.progress[self.stages[-1]] >= self.last_steps
 
     def _forget_data(self) -> None:
+        self.tables = adoption.no_states() if self.num_timesteps else {}
         if not self.is_trained:
-            self.tables, self.progress["support"] = {}, 0
+            self.progress["support"] = 0
 
     def tables_to_save(self) -> dict[str, Tensor]:
         """All tables; the support of memory-mapped data is made anew from its random state."""
@@ -160,6 +162,20 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         if c.normalize_observations and self.num_timesteps == 0:
             self.normalizer.fit(batches.states)
         batches.rewards = tuned_rewards(dataset, batches, c.reward_tuning, c.gamma)
+
+    def adopt(self, other: OfflineAgent[Any], dataset: OfflineDataset) -> Self:
+        """Start from the first stages of another trained agent of the family.
+
+            QGPO(guidance="mse").adopt(agent, dataset).learn(dataset, reset_num_timesteps=False)
+
+        trains the last stage only and equals a training from scratch, bit for bit on the CPU.
+        Raises ValueError where configuration, seed or data make the first stages differ.
+        """
+        if not isinstance(other, GuidedPolicy):
+            name = getattr(other, "name", type(other).__name__)
+            raise TypeError(f"cannot adopt from a {name}, expected a QGPO, AEPO or QIPO agent")
+        adoption.adopt(self, other, dataset)
+        return self
 
     # Training: the stages that all share -----------------------------------------------------
 
@@ -254,11 +270,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         elif "generator/support" not in self.tables:
             return  # trained to the end: nobody needs the table
         self.tables["support"] = data.table(shape)
-        now, begin = self.generator.get_state(), self.tables["generator/support"]
-        if len(begin) == len(now):
-            self.generator.set_state(begin)
-        else:  # saved on another kind of device: other actions of the same distribution
-            self.generator.manual_seed(self.seed)
+        now = self.generator.get_state()
+        self._set_generator(self.tables["generator/support"], self.seed)
         for step in range(done):
             self._draw_support(data, step)
         self.generator.set_state(now)
@@ -292,15 +305,14 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             with torch.no_grad():
                 z = self.whitening.encode(condition, data.scaled_actions(index))
             drawn = self._one_support_action(rows) if c.critic_penalty > 0.0 else None
-            loss, metrics = critic_loss(
-                self.critic, condition, z, targets, drawn, c.critic_penalty
-            )
+            loss, metrics = critic_loss(self.critic, condition, z, targets, drawn, c.critic_penalty)
             rate = self._rate(c.critic_learning_rate, step, c.critic_steps)
             metrics["grad_norm"] = self._optimize("critic", loss, rate)
             polyak_update(self.critic, self.critic_target, c.tau)
             return metrics
 
         self._run_stage("critic", c.critic_steps, update)
+        adoption.keep_states(self)
 
     # Parts of the stages ------------------------------------------------------------------
 

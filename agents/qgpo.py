@@ -21,6 +21,7 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from qgpo.agents.adoption import kept_states
 from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
 from qgpo.agents.presets import PRESETS, QGPOConfig
 from qgpo.agents.training import Batches, take
@@ -138,7 +139,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             self.generate_support(dataset)
             self.train_critic(dataset)
             self.train_energy(dataset)
-        self.tables = {}
+        self.tables = kept_states(self)
 
     def train_energy(self, dataset: OfflineDataset) -> None:
         """Stage 4: f_t over each state's support actions, by contrast or as `guidance` says."""

@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from qgpo.agents.adoption import kept_states
 from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
 from qgpo.agents.presets import QIPO_PRESETS, QIPOConfig
 from qgpo.agents.training import Batches, average, take
@@ -84,7 +85,7 @@ class QIPO(GuidedPolicy[QIPOConfig]):
             self.generate_support(dataset)
             self.train_critic(dataset)
             self.train_policy(dataset)
-        self.tables = {}
+        self.tables = kept_states(self)
 
     def train_policy(self, dataset: OfflineDataset) -> None:
         """Stage 4: weighted regression on the support, which is renewed as it goes."""

@@ -48,6 +48,13 @@ class StagedTraining:
         self.generator.manual_seed(seed)
         self.prediction_generator.manual_seed(seed)
 
+    def _set_generator(self, state: Tensor, seed: int) -> None:
+        """Go on from that state; one of another kind of device gives way to the seed."""
+        if len(state) == len(self.generator.get_state()):
+            self.generator.set_state(state)
+        else:  # other numbers of the same distribution
+            self.generator.manual_seed(seed)
+
     @property
     def logger(self) -> Logger:
         """The SB3 logger (a silent one until `learn` or `set_logger`)."""

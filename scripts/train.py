@@ -18,10 +18,11 @@ import torch
 import tyro
 from stable_baselines3.common.logger import KVWriter
 
-from qgpo.agents import AGENTS, QGPO, QGPOConfig
+from qgpo.agents import AGENTS, QGPO, QGPOConfig, load_agent
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.callbacks import SaveCheckpoint
 from qgpo.agents.files import config_from_json, versions
+from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.runs import RunFolder, RunFolderError
 from qgpo.agents.training import NonFiniteError
 from qgpo.envs import OfflineDataset, evaluate, load_dataset
@@ -51,6 +52,9 @@ class Args(Generic[ConfigT]):
     """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>"""
     resume: Path | None = None
     """continue the run in this folder from its checkpoint; settings are the run's unless given"""
+    adopt: Path | None = None
+    """train the last stage only: take the others from the agent in this run folder or checkpoint
+    (QGPO, AEPO and QIPO with the same seed, data and settings of those stages)"""
     allow_other_dataset: bool = False
     """let --resume go on with other data than the run began with"""
     overwrite: bool = False
@@ -139,6 +143,11 @@ def parse(argv: list[str]) -> Args[Any]:
     args_class = Args[config_class]  # type: ignore[valid-type]
     args: Args[Any] = tyro.cli(args_class, default=default, args=argv, description=__doc__)
     if choice.resume is not None:
+        if args.adopt is not None:
+            raise SystemExit(
+                f"--adopt {args.adopt} cannot be combined with --resume: the run in "
+                f"{choice.resume} has in its own checkpoint what it adopted"
+            )
         for name in ("agent", "preset", "seed", "config"):
             if getattr(args, name) != getattr(default, name):
                 raise SystemExit(
@@ -160,7 +169,7 @@ def saved_args(folder: RunFolder) -> Args[Any]:
             agent_class.config_class, saved["config"], agent_class.younger_fields
         )
         saved["guidance_scales"] = tuple(saved["guidance_scales"])
-        saved |= {"run_dir": folder.path, "resume": folder.path, "overwrite": False}
+        saved |= {"run_dir": folder.path, "resume": folder.path, "overwrite": False, "adopt": None}
         return Args(**saved)
     except (LookupError, TypeError, ValueError) as error:
         raise SystemExit(
@@ -201,7 +210,24 @@ def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset
         env = make_env(args.env_id or dataset.env_spec or "")
         agent.set_spaces(env.observation_space, env.action_space, "the environment")
         env.close()
+    if args.adopt is not None:
+        adopt(args.adopt, agent, dataset)
     return folder, agent, dataset
+
+
+def adopt(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) -> None:
+    """Give the agent the first stages of another run's."""
+    if not isinstance(agent, GuidedPolicy):
+        raise ValueError(
+            f"--adopt {path}: a {agent.name} agent shares no stages, expected QGPO, AEPO or QIPO"
+        )
+    other = load_agent(RunFolder(path).checkpoint if path.is_dir() else path, device=agent.device)
+    agent.adopt(other, dataset)
+    shared = ", ".join(stage for stage in agent.stages[:-1] if agent.progress[stage])
+    print(
+        f"adopted from the {other.name} in {path}: {shared} ({agent.num_timesteps} of "
+        f"{agent.total_timesteps} steps)"
+    )
 
 
 def refuse_former_run(args: Args[Any], folder: RunFolder) -> None:
@@ -317,6 +343,8 @@ def run(
     elif args.resume is not None:
         print("no checkpoint was written yet: starting from the beginning")
     if args.resume is None:
+        if args.adopt is not None:  # before the folder is one that can be resumed
+            agent.save(folder.checkpoint)
         folder.write_json(folder.config, about(args, agent, dataset))
     outputs: list[KVWriter] = []
     tracked = None
