@@ -11,6 +11,7 @@ import numpy as np
 
 from qgpo.agents.cells import check_same_training, read_config, read_result
 from qgpo.agents.checkpoint import read_header
+from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.plan import Cell
 from qgpo.agents.runs import RunFolder
 from qgpo.agents.workers import Outcome, run_locally, run_on_ray
@@ -81,9 +82,10 @@ class Benchmark:
         else:
             return Standing(cell, None, self._timesteps(cell), None, "unknown")
         timesteps = self._timesteps(cell)
-        if timesteps:
-            total = cell.agent_class(cell.config, device="cpu").total_timesteps
-            seconds *= 1.0 - timesteps / total
+        if timesteps or cell.adopt is not None:
+            agent = cell.agent_class(cell.config, device="cpu")
+            adopted = agent.shared_timesteps if isinstance(agent, GuidedPolicy) else 0
+            seconds *= 1.0 - (timesteps or adopted) / agent.total_timesteps
         return Standing(cell, None, timesteps, seconds, source)
 
     def _timesteps(self, cell: Cell) -> int:

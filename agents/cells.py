@@ -27,6 +27,7 @@ from qgpo.agents.base import OfflineAgent
 from qgpo.agents.callbacks import SaveCheckpoint
 from qgpo.agents.files import versions
 from qgpo.agents.plan import Cell
+from qgpo.agents.registry import adopt_from
 from qgpo.agents.runs import RunFolder
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.envs.evaluation import Evaluation, evaluate
@@ -35,6 +36,8 @@ from qgpo.envs.loading import load_dataset
 FORMAT_VERSION = 1
 RESULT = "cell.json"
 LOG = "log.txt"
+POLL_SECONDS = 2.0
+"""between two looks at a cell that another one waits for"""
 STOPPED = 130
 """exit code of a worker that was asked to stop"""
 
@@ -44,7 +47,7 @@ class CellError(ValueError):
 
 
 class Clock(BaseCallback):
-    """Wall and CPU seconds of training, over interruptions: what each checkpoint cost.
+    """Wall and CPU seconds of every stage, over interruptions: what each checkpoint cost.
 
     Comes after SaveCheckpoint in a list of callbacks. Work that a kill threw away is not in it.
     """
@@ -52,29 +55,54 @@ class Clock(BaseCallback):
     def __init__(self, path: Path, every: int) -> None:
         super().__init__()
         self.path, self.every = path, every
-        self.before = (0.0, 0.0)
-        if path.exists():
-            saved = json.loads(path.read_text())
-            self.before = (saved["wall_seconds"], saved["cpu_seconds"])
-        self.began = (time.monotonic(), time.process_time())
+        saved: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.adopted_from: str | None = saved.get("adopted_from")
+        self.stages: dict[str, tuple[float, float]] = {
+            stage: (seconds["wall"], seconds["cpu"])
+            for stage, seconds in saved.get("stage_seconds", {}).items()
+        }
+        if saved and "stage_seconds" not in saved:  # before stages were told apart
+            self.stages["unknown"] = (saved["wall_seconds"], saved["cpu_seconds"])
+        self.since = (time.monotonic(), time.process_time())
 
     @property
-    def seconds(self) -> dict[str, float]:
-        """So far."""
-        now = (time.monotonic(), time.process_time())
-        wall, cpu = (b + n - a for b, n, a in zip(self.before, now, self.began, strict=True))
-        return {"wall_seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+    def seconds(self) -> dict[str, Any]:
+        """So far: the whole, and of each stage."""
+        rounded = {s: (round(wall, 2), round(cpu, 2)) for s, (wall, cpu) in self.stages.items()}
+        adopted = {} if self.adopted_from is None else {"adopted_from": self.adopted_from}
+        return {
+            "wall_seconds": round(sum(wall for wall, _ in rounded.values()), 2),
+            "cpu_seconds": round(sum(cpu for _, cpu in rounded.values()), 2),
+            "stage_seconds": {s: {"wall": w, "cpu": c} for s, (w, c) in rounded.items()},
+            **adopted,
+        }
+
+    def adopt(self, label: str, training: dict[str, Any], last_stage: str) -> None:
+        """Begin with what the stages before the last cost the agent of that label."""
+        stages = {s: v for s, v in training["stage_seconds"].items() if s != last_stage}
+        self.stages = {s: (v["wall"], v["cpu"]) for s, v in stages.items()}
+        self.adopted_from = label
+        self.write()
 
     def write(self) -> None:
         """Keep the time of the checkpoint that was just written."""
         RunFolder(self.path.parent).write_json(self.path, self.seconds)
 
+    def count(self, stage: str) -> None:
+        """Put the time since the last call on that stage's account."""
+        now = (time.monotonic(), time.process_time())
+        wall, cpu = self.stages.get(stage, (0.0, 0.0))
+        self.stages[stage] = (wall + now[0] - self.since[0], cpu + now[1] - self.since[1])
+        self.since = now
+
     def _on_step(self) -> bool:
+        self.count(self.model.stage)  # type: ignore[attr-defined]
         if self.n_calls % self.every == 0:
             self.write()
         return True
 
     def _on_training_end(self) -> None:
+        self.count(self.model.stage)  # type: ignore[attr-defined]
         self.write()
 
 
@@ -134,6 +162,8 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
             return result
         if folder.config.exists():
             check_same_training(cell, read_config(folder), folder.config)
+        if cell.donor is not None and not folder.checkpoint.exists():
+            wait_for_donor(cell, root)
         torch.set_num_threads(1)
         with _one_at_a_time(root, cell.dataset):
             dataset = load_dataset(cell.dataset, storage=cell.storage, progress_bar=False)
@@ -152,23 +182,60 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
         return read_result(folder.path / RESULT) or result
 
 
+def wait_for_donor(cell: Cell, root: Path) -> dict[str, Any]:
+    """The result of the cell that this one adopts from, once it is there.
+
+    Waits while a process trains it. Raises CellError where none does and it is not finished.
+    """
+    assert cell.donor is not None
+    folder = RunFolder(root / cell.donor)
+    told = False
+    while (result := read_result(folder.path / RESULT)) is None:
+        if not folder.is_locked and not (folder.path / RESULT).exists():
+            raise CellError(
+                f"{cell.name} adopts from {cell.donor}, which is neither finished nor running in "
+                f"{folder.path}: run that cell first"
+            )
+        if not told:
+            print(f"{cell.name}: waiting for {cell.donor}", flush=True)
+            told = True
+        time.sleep(POLL_SECONDS)
+    return result
+
+
+def _adopt(
+    cell: Cell, agent: OfflineAgent[Any], folder: RunFolder, dataset: OfflineDataset
+) -> None:
+    """Take over the stages before the last and what they cost."""
+    assert cell.adopt is not None
+    assert cell.donor is not None
+    root = folder.path.parent
+    training = wait_for_donor(cell, root)["training"]
+    print(f"{cell.name}: {adopt_from(root / cell.donor, agent, dataset)}", flush=True)
+    clock = Clock(folder.path / "clock.json", cell.checkpoint_every)
+    clock.adopt(cell.adopt, training, agent.stages[-1])
+
+
 def _train(
     cell: Cell, folder: RunFolder, dataset: OfflineDataset
-) -> tuple[OfflineAgent[Any], dict[str, float]]:
+) -> tuple[OfflineAgent[Any], dict[str, Any]]:
     """The trained agent, and the seconds it took over all sessions."""
+    path = folder.path / "clock.json"
     if folder.checkpoint.exists():
         agent = cell.agent_class.load(folder.checkpoint, device=cell.device)
         print(f"{cell.name}: going on from timestep {agent.num_timesteps}", flush=True)
     else:
         agent = cell.agent_class(cell.config, seed=cell.seed, device=cell.device)
         print(f"{cell.name}: starting", flush=True)
-        (folder.path / "clock.json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        if cell.donor is not None:
+            _adopt(cell, agent, folder, dataset)
     about = {"args": dataclasses.asdict(cell), **_about(cell, agent, dataset)}
     folder.write_json(folder.config, about)
-    clock = Clock(folder.path / "clock.json", cell.checkpoint_every)
+    clock = Clock(path, cell.checkpoint_every)
     finished = agent.num_timesteps == agent.total_timesteps
     if finished and agent.progress[agent.stages[-1]] > 0:  # only the evaluation is left
-        return agent, dict(zip(("wall_seconds", "cpu_seconds"), clock.before, strict=True))
+        return agent, clock.seconds
     agent.set_logger(folder.logger(False, [], agent.progress))
     try:
         agent.learn(
@@ -179,6 +246,7 @@ def _train(
         )
     except KeyboardInterrupt:
         agent.save(folder.checkpoint)
+        clock.count(agent.stage or "unknown")
         clock.write()
         print(f"{cell.name}: stopped at timestep {agent.num_timesteps}", flush=True)
         raise

@@ -12,7 +12,15 @@
     guidance_scales = [0.0, 1.0, 2.0]
     estimate_minutes = 6                  # for the plan's table, until a cell is finished
 
-Each combination is a cell. An agent's table may have `datasets` and `seeds` of its own.
+    [[agents]]
+    label = "QGPO, MSE"
+    agent = "QGPO"
+    overrides = { beta = 10.0, guidance = "mse" }
+    adopt = "QGPO"                        # trains the last stage only
+
+Each combination is a cell. An agent's table may have `datasets` and `seeds` of its own. `adopt` is
+the label of an agent further up: its cell of the same dataset and seed gives the stages before the
+last one, once it is finished. The result is that of a training from scratch, in less time.
 """
 
 from __future__ import annotations
@@ -25,7 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qgpo.agents.adoption import different_field
 from qgpo.agents.base import OfflineAgent
+from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.registry import agent_class
 from qgpo.envs.loading import STORAGES, Storage
 
@@ -64,17 +74,27 @@ class Cell:
     """steps between two checkpoints"""
     log_interval: int = 500
     """steps between two rows of metrics"""
+    adopt: str | None = None
+    """label of the agent whose cell gives the stages before the last"""
     device: str = "auto"
     """torch device"""
     gpus: float = 0.0
     """share of a GPU that a cell asks of a Ray cluster"""
     estimate_minutes: float | None = None
-    """training and evaluation, as whoever wrote the plan expects them"""
+    """training (from scratch) and evaluation, as whoever wrote the plan expects them"""
 
     @property
     def name(self) -> str:
         """Name of its run folder and of its result's file."""
-        return re.sub(r"[^\w.+=-]+", "-", f"{self.dataset}-{self.label}-s{self.seed}")
+        return self._name_of(self.label)
+
+    @property
+    def donor(self) -> str | None:
+        """Name of the cell that gives the stages before the last."""
+        return None if self.adopt is None else self._name_of(self.adopt)
+
+    def _name_of(self, label: str) -> str:
+        return re.sub(r"[^\w.+=-]+", "-", f"{self.dataset}-{label}-s{self.seed}")
 
     @property
     def agent_class(self) -> type[OfflineAgent[Any]]:
@@ -124,7 +144,7 @@ def _as_json(config: Any) -> dict[str, Any]:
 def read_plan(path: Path) -> list[Cell]:
     """Every cell of the plan, seed by seed: one that is stopped has something of all agents.
 
-    Raises PlanError.
+    Those that adopt come last of their seed: meanwhile their donors are trained. Raises PlanError.
     """
     try:
         data = tomllib.loads(path.read_text())
@@ -136,9 +156,37 @@ def read_plan(path: Path) -> list[Cell]:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PlanError(f"{twice[0]} is there twice: give the agents different labels")
+        for i, cell in enumerate(cells):
+            _check_donor(cell, cells[:i])
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}: {error}") from error
-    return sorted(cells, key=lambda cell: cell.seed)
+    return sorted(cells, key=lambda cell: (cell.seed, cell.adopt is not None))
+
+
+def _check_donor(cell: Cell, earlier: list[Cell]) -> None:
+    """Raise PlanError where the agent that the cell adopts from is not there, or another one."""
+    if cell.adopt is None:
+        return
+    of = f"agent {cell.label!r}: adopt = {cell.adopt!r}"
+    labels = list(dict.fromkeys(c.label for c in earlier if c.label != cell.label))
+    if cell.adopt not in labels:
+        raise PlanError(f"{of}, expected the label of an agent further up, one of {labels}")
+    donors = [c for c in earlier if c.name == cell.donor]
+    if not donors:
+        raise PlanError(
+            f"{of} has no cell of dataset {cell.dataset!r} and seed {cell.seed}: give both agents "
+            "the same datasets and seeds"
+        )
+    for one in (cell, donors[0]):
+        if not issubclass(one.agent_class, GuidedPolicy):
+            raise PlanError(f"{of}: a {one.agent} shares no stages, expected QGPO, AEPO or QIPO")
+    different = different_field(cell.config, donors[0].config)
+    if different is not None:
+        name, wanted, found = different
+        raise PlanError(
+            f"{of} has {name} = {found!r} and this agent {wanted!r}, which decides the stages "
+            "before the last: give both the same, or leave adopt away"
+        )
 
 
 def _agents(data: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,11 +14,14 @@ from qgpo.agents.base import OfflineAgent
 from qgpo.agents.bc import BC
 from qgpo.agents.checkpoint import CheckpointError, read_header
 from qgpo.agents.diffusion_ql import DiffusionQL
+from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.iql import IQL
 from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
+from qgpo.agents.runs import RunFolder
 from qgpo.agents.sb3_baselines import BASELINES
 from qgpo.agents.td3bc import TD3BC
+from qgpo.envs.datasets import OfflineDataset
 
 AGENTS: dict[str, type[OfflineAgent[Any]]] = {
     agent.name: agent for agent in (QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL)
@@ -53,3 +56,22 @@ def load_agent(
             f"{str(path)!r} holds a {name!r} agent, expected one of {sorted(KNOWN)}"
         )
     return KNOWN[name].load(path, env=env, device=device)
+
+
+def adopt_from(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) -> str:
+    """Give the agent the first stages of one in a run folder or a file; a line that says what.
+
+    Raises ValueError where they are not the agent's own, CheckpointError as `load_agent` does.
+    """
+    if not isinstance(agent, GuidedPolicy):
+        raise ValueError(
+            f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO and QIPO "
+            "share stages; leave adopt away"
+        )
+    other = load_agent(RunFolder(path).checkpoint if path.is_dir() else path, device=agent.device)
+    agent.adopt(other, dataset)
+    shared = ", ".join(stage for stage in agent.stages[:-1] if agent.progress[stage])
+    return (
+        f"adopted from the {other.name} in {path}: {shared} ({agent.num_timesteps} of "
+        f"{agent.total_timesteps} steps)"
+    )

@@ -43,6 +43,18 @@ class RunFolder:
         self.evaluation = path / "evaluation.json"
         self.report = path / "report.png"
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process is training here."""
+        try:
+            with open(self.path / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder; a second process that wants it gets a RunFolderError."""
@@ -82,6 +94,23 @@ class RunFolder:
         if verbose:
             outputs.append(HumanOutputFormat(sys.stdout))
         return Logger(folder=str(self.path), output_formats=outputs)
+
+
+class WandbOutput(KVWriter):
+    """Sends SB3's logger to Weights & Biases."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0
+    ) -> None:
+        """One row of metrics."""
+        numbers = {k: v for k, v in key_values.items() if isinstance(v, int | float)}
+        self.run.log(numbers, step=step)
+
+    def close(self) -> None:
+        """The run is finished by its owner."""
 
 
 class ContinuedCSV(CSVOutputFormat):

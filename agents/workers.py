@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,12 @@ def run_locally(cells: Sequence[Cell], root: Path, workers: int, report: Report)
         raise ValueError(f"workers={workers}, expected at least 1")
     processes = _Processes(root)
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(processes.run, cell) for cell in cells]
+        futures: dict[str, Future[Outcome]] = {}
+        for cell in cells:
+            futures[cell.name] = pool.submit(processes.run, cell, futures.get(cell.donor or ""))
         try:
             with _sigterm_interrupts():
-                for future in as_completed(futures):
+                for future in as_completed(futures.values()):
                     report(future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -72,8 +74,10 @@ class _Processes:
         self.stopping = False
         self.lock = threading.Lock()
 
-    def run(self, cell: Cell) -> Outcome:
-        """Wait for one cell."""
+    def run(self, cell: Cell, donor: Future[Outcome] | None = None) -> Outcome:
+        """Wait for one cell, after that from which it adopts; that one was started before it."""
+        if donor is not None:
+            wait([donor])
         folder = self.root / cell.name
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / LOG
@@ -154,10 +158,13 @@ def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) 
         log_to_driver=False,
     )
     pending: dict[Any, Cell] = {}
+    tasks: dict[str | None, Any] = {}
     try:
         for cell in cells:
             task = ray.remote(num_cpus=1, num_gpus=cell.gpus, max_retries=RETRIES)(run_logged)
-            pending[task.remote(cell, root.absolute())] = cell
+            donor = tasks.get(cell.donor)  # Ray starts the cell when that one has ended
+            tasks[cell.name] = task.remote(cell, root.absolute(), donor)
+            pending[tasks[cell.name]] = cell
         while pending:
             [done], _ = ray.wait(list(pending), num_returns=1)
             cell = pending.pop(done)
@@ -180,8 +187,11 @@ def _ray_outcome(ray: Any, done: Any, cell: Cell, root: Path) -> Outcome:
         return Outcome(cell, None, str(failure).strip().splitlines()[0], log)
 
 
-def run_logged(cell: Cell, root: Path) -> tuple[dict[str, Any] | None, str]:
-    """A cell in a worker of Ray's, printing to its log: (result, error)."""
+def run_logged(cell: Cell, root: Path, donor: object = None) -> tuple[dict[str, Any] | None, str]:
+    """A cell in a worker of Ray's, printing to its log: (result, error).
+
+    `donor` is what the cell that it adopts from has returned: Ray waits for that.
+    """
     folder = root / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     with (

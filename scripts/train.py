@@ -18,12 +18,12 @@ import torch
 import tyro
 from stable_baselines3.common.logger import KVWriter
 
-from qgpo.agents import AGENTS, QGPO, QGPOConfig, load_agent
+from qgpo.agents import AGENTS, QGPO, QGPOConfig
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.callbacks import SaveCheckpoint
 from qgpo.agents.files import config_from_json, versions
-from qgpo.agents.guided_policy import GuidedPolicy
-from qgpo.agents.runs import RunFolder, RunFolderError
+from qgpo.agents.registry import adopt_from
+from qgpo.agents.runs import RunFolder, RunFolderError, WandbOutput
 from qgpo.agents.training import NonFiniteError
 from qgpo.envs import OfflineDataset, evaluate, load_dataset
 from qgpo.envs.evaluation import Evaluation, bootstrap_interval, readable
@@ -90,23 +90,6 @@ class Args(Generic[ConfigT]):
     """project for --track"""
     config: ConfigT = field(default_factory=QGPOConfig)  # type: ignore[assignment]
     """the agent's hyperparameters, starting from the preset"""
-
-
-class WandbOutput(KVWriter):
-    """Sends SB3's logger to Weights & Biases."""
-
-    def __init__(self, run: Any) -> None:
-        self.run = run
-
-    def write(
-        self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0
-    ) -> None:
-        """One row of metrics."""
-        numbers = {k: v for k, v in key_values.items() if isinstance(v, int | float)}
-        self.run.log(numbers, step=step)
-
-    def close(self) -> None:
-        """The run is finished by its owner."""
 
 
 def parse(argv: list[str]) -> Args[Any]:
@@ -211,23 +194,8 @@ def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset
         agent.set_spaces(env.observation_space, env.action_space, "the environment")
         env.close()
     if args.adopt is not None:
-        adopt(args.adopt, agent, dataset)
+        print(adopt_from(args.adopt, agent, dataset))
     return folder, agent, dataset
-
-
-def adopt(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) -> None:
-    """Give the agent the first stages of another run's."""
-    if not isinstance(agent, GuidedPolicy):
-        raise ValueError(
-            f"--adopt {path}: a {agent.name} agent shares no stages, expected QGPO, AEPO or QIPO"
-        )
-    other = load_agent(RunFolder(path).checkpoint if path.is_dir() else path, device=agent.device)
-    agent.adopt(other, dataset)
-    shared = ", ".join(stage for stage in agent.stages[:-1] if agent.progress[stage])
-    print(
-        f"adopted from the {other.name} in {path}: {shared} ({agent.num_timesteps} of "
-        f"{agent.total_timesteps} steps)"
-    )
 
 
 def refuse_former_run(args: Args[Any], folder: RunFolder) -> None:
