@@ -39,7 +39,7 @@ LAST_STAGE_FIELDS = frozenset(
     }
 )
 """fields of GuidedPolicyConfig that no stage before the last one reads"""
-SUPPORT_STATE, LAST_STATE = "generator/adoption/support", "generator/adoption/last"
+SUPPORT_STATE, LAST_STATE = "generator/shared/support", "generator/shared/last"
 """tables with the generator's state at the beginning of those stages, kept after training"""
 
 

@@ -285,6 +285,22 @@ CASES = [
     ),
     Case(
         CLI,
+        "train: resuming and adopting",
+        SystemExit,
+        "--adopt other cannot be combined with --resume: the run in run has in its own checkpoint "
+        "what it adopted",
+        train_in_run("--resume", "run", "--adopt", "other"),
+    ),
+    Case(
+        CLI,
+        "train: adopting by an agent outside the family",
+        SystemExit,
+        "error: a BC agent cannot adopt from 'other': only QGPO, AEPO and QIPO share stages; leave "
+        "adopt away",
+        train("--agent", "BC", "--adopt", "other"),
+    ),
+    Case(
+        CLI,
         "a folder in which another process trains",
         RunFolderError,
         "another process is training in run: wait for it, or choose another --run-dir",

@@ -19,6 +19,8 @@ from qgpo.agents.plan import PlanError, read_plan
 from qgpo.agents.runs import RunFolder
 from qgpo.scripts import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is of no known family:UserWarning")
+
 DATASET = "test/mapped-v0"
 TORQUES = spaces.Box(-2.0, 2.0, (1,), np.float32)
 SETTINGS = {k: v for k, v in dataclasses.asdict(WHITENED).items() if v is not None}
@@ -202,7 +204,6 @@ def run(folder, guidance, *more):
     return load_agent(RunFolder(Path(folder)).checkpoint, device="cpu")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.usefixtures("data")
 def test_train_adopts_from_a_folder_or_a_file_and_may_be_resumed(monkeypatch, capsys):
     run("first", "cep")
@@ -224,7 +225,6 @@ def test_train_adopts_from_a_folder_or_a_file_and_may_be_resumed(monkeypatch, ca
     assert same_parameters(resumed.get_parameters(), expected)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.usefixtures("data")
 def test_train_refuses_what_cannot_be_adopted():
     with pytest.raises(SystemExit, match=r"error: checkpoint 'nowhere\.zip' does not exist"):
