@@ -55,9 +55,14 @@ def different_field(
 
 
 def keep_states(agent: GuidedPolicy[Any]) -> None:
-    """Between the critic and the last stage: keep the generator's states, as tables."""
-    if LAST_STATE not in agent.tables and agent.progress[agent.stages[-1]] == 0:
-        agent.tables[SUPPORT_STATE] = agent.tables["generator/support"].clone()
+    """Between the critic and the last stage: keep the generator's states, as tables.
+
+    A support that was put there by hand has none.
+    """
+    begin = agent.tables.get("generator/support")
+    fresh = LAST_STATE not in agent.tables and agent.progress[agent.stages[-1]] == 0
+    if fresh and begin is not None:
+        agent.tables[SUPPORT_STATE] = begin.clone()
         agent.tables[LAST_STATE] = agent.generator.get_state()
 
 
