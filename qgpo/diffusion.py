@@ -177,6 +177,4 @@ class Diffusion(nn.Module):
         """
         x_t = condition.new_zeros(len(condition), dim)
         t = condition.new_full((len(condition),), self.schedule.t_max)
-        return self.guided_denoise(
-            x_t, t, condition, guidance, guidance_scale, guidance_bound
-        )
+        return self.guided_denoise(x_t, t, condition, guidance, guidance_scale, guidance_bound)

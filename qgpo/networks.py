@@ -224,7 +224,9 @@ class TwinQ(nn.Module):
         super().__init__()
         sizes = [observation_dim + action_dim, *hidden, 1]
         self.heads = nn.ModuleList(mlp(sizes, activation, layer_norm) for _ in range(2))
-        self.value = mlp([observation_dim, *hidden, 1], activation, layer_norm) if baseline else None
+        self.value = (
+            mlp([observation_dim, *hidden, 1], activation, layer_norm) if baseline else None
+        )
 
     def baseline(self, observations: Tensor) -> Tensor | float:
         """V where there is one, else 0: (..., S) to (...)."""

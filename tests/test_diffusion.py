@@ -245,7 +245,7 @@ def test_unknown_prediction_lists_the_choices():
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "ot"])
 def test_the_mean_is_the_guided_distribution_s(schedule):
-    # x_0 ~ N(m, v): its denoiser and the guidance of the energy b x_0 are known, f = b E[x_0|x_t] + c
+    # x_0 ~ N(m, v) with the energy b x_0, for which f_t = b E[x_0|x_t] + c(t)
     m, v, b = 0.7, 0.25, 1.5
     schedule = make_schedule(schedule)
 

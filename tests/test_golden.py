@@ -22,8 +22,10 @@ CONFIG = replace(
     behavior_hidden=(4,),
     critic_hidden=(4,),
     energy_hidden=(4,),
+    critic_baseline=False,
     critic_penalty=0.0,
     tilt_limit=None,
+    deterministic_action="ode",
 )
 
 
