@@ -304,8 +304,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             condition = self.normalizer(data.observations(rows))
             with torch.no_grad():
                 z = self.whitening.encode(condition, data.scaled_actions(index))
-            drawn = self._one_support_action(rows) if c.critic_penalty > 0.0 else None
-            loss, metrics = critic_loss(self.critic, condition, z, targets, drawn, c.critic_penalty)
+            loss, metrics = critic_loss(self.critic, condition, z, targets)
             rate = self._rate(c.critic_learning_rate, step, c.critic_steps)
             metrics["grad_norm"] = self._optimize("critic", loss, rate)
             polyak_update(self.critic, self.critic_target, c.tau)
@@ -350,12 +349,6 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         condition = self.normalizer(data.observations(rows))[:, None]
         q: Tensor = self.critic_target(condition, z)
         return q
-
-    def _one_support_action(self, rows: Tensor) -> Tensor:
-        """A random support action of each of those states, (B, A)."""
-        support = take(self.tables["support"], rows)
-        chosen = self._draw(support.shape[1], len(rows))
-        return support[torch.arange(len(rows), device=self.device), chosen]
 
     def _table_of_q(self, data: Batches) -> Tensor:
         """Target Q of every support action, (R, M)."""

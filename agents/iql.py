@@ -40,7 +40,13 @@ class IQLConfig(CriticConfig):
 IQL_PRESETS: dict[str, IQLConfig] = {
     "paper": IQLConfig(),
     "laptop": replace(
-        IQLConfig(), steps=9_000, learning_rate=1e-3, tau=0.01, normalize_observations=True
+        IQLConfig(),
+        steps=12_000,
+        learning_rate=1e-3,
+        tau=0.01,
+        reward_tuning="unit",
+        beta=10.0,
+        normalize_observations=True,
     ),
 }
 

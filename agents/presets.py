@@ -33,7 +33,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "ema_decay": (0.0, 0.999999),
     "gamma": (0.0, 1.0),
     "tau": (1e-9, 1.0),
-    "critic_penalty": (0.0, 1e9),
     "critic_lambda": (0.0, 1.0),
     "support_actions": (2, 1_000_000),
     "whitening_steps": (0, 10**12),
@@ -130,9 +129,6 @@ class GuidedPolicyConfig:
     """lambda of the returns that the critic regresses on; 0 is the one-step target"""
     target_every: int = 1000
     """critic steps between two computations of the lambda-returns (unused at lambda 0)"""
-    critic_penalty: float = 0.0
-    """weight of Q of support actions minus Q of the data's actions in the critic's loss: lowers Q
-    where the behavior model makes up actions; 0 is the paper's critic"""
     reward_tuning: str = "locomotion"
     """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
     returns of unit standard deviation)"""
@@ -237,7 +233,7 @@ LAPTOP_SHARED: dict[str, Any] = {
     "schedule": "cosine",
     "prediction": "velocity",
     "behavior_hidden": (256, 256),
-    "behavior_steps": 8_000,
+    "behavior_steps": 6_000,
     "behavior_batch_size": 512,
     "behavior_learning_rate": 1e-3,
     "ema_decay": 0.999,
@@ -248,13 +244,13 @@ LAPTOP_SHARED: dict[str, Any] = {
     "critic_hidden": (256, 256),
     "critic_layer_norm": True,
     "critic_baseline": True,
-    "critic_steps": 8_000,
-    "critic_learning_rate": 1e-3,
+    "critic_steps": 6_000,
+    "critic_learning_rate": 2e-3,
     "critic_lambda": 0.9,
-    "critic_penalty": 0.1,
+    "target_every": 2_000,
     "reward_tuning": "unit",
-    "beta": 30.0,
-    "beta_q": 30.0,
+    "beta": 20.0,
+    "beta_q": 20.0,
     "tilt_limit": 1.0,
     "learning_rate_decay": True,
     "deterministic_action": "mean",
@@ -264,16 +260,16 @@ LAPTOP_ENERGY: dict[str, Any] = {
     "energy_hidden": (256, 256),
     "energy_time_scale": 1.0,
     "energy_preconditioned": True,
-    "energy_steps": 4_000,
+    "energy_steps": 3_000,
     "energy_batch_size": 128,
     "energy_learning_rate": 1e-3,
 }
 LAPTOP_POLICY: dict[str, Any] = {
-    "policy_steps": 4_000,
+    "policy_steps": 3_000,
     "policy_batch_size": 128,
     "policy_learning_rate": 1e-3,
-    "renew_every": 2_000,
-    "beta": 15.0,
+    "renew_every": 1_500,
+    "beta": 10.0,
 }
 FLOW: dict[str, Any] = {"schedule": "ot", "prediction": "flow"}
 

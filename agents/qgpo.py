@@ -55,7 +55,6 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             "analytic_order",
             "critic_activation",
             "critic_baseline",
-            "critic_penalty",
             "critic_value",
             "deterministic_action",
             "expectile",

@@ -80,38 +80,20 @@ def lambda_returns(
 
 
 def critic_loss(
-    critic: TwinQ,
-    observations: Tensor,
-    actions: Tensor,
-    targets: Tensor,
-    support_actions: Tensor | None = None,
-    penalty: float = 0.0,
+    critic: TwinQ, observations: Tensor, actions: Tensor, targets: Tensor
 ) -> tuple[Tensor, Metrics]:
-    """Mean squared error of both heads on targets of shape (B,), and the support penalty.
+    """Mean squared error of both heads on targets of shape (B,).
 
-    A critic with a baseline learns V by its own squared error, and its heads on the rest.
-
-    The penalty is weight times the mean Q of support actions (B, A) minus the mean Q of the
-    data's: conservative Q-learning (Kumar et al. 2020, arXiv 2006.04779, Eq. 2) with the behavior
-    model as the proposal. Where that model is right the two means agree and nothing happens in
-    expectation; where it makes up actions, their Q is lowered: the minimiser of the squared error
-    moves by -(penalty / 2) (mu_model / mu_data - 1).
+    A critic with a baseline learns V by its own squared error, and its heads on what V leaves.
     """
-    metrics: Metrics = {"target": targets.mean()}
-    everything = actions if support_actions is None else torch.cat([actions, support_actions])
-    repeated = torch.cat([observations] * (len(everything) // len(actions)))
-    advantages = critic.advantages(repeated, everything)
+    advantages = critic.advantages(observations, actions)
     baseline = torch.as_tensor(critic.baseline(observations))
-    q = baseline.detach() + advantages[:, : len(actions)]
-    loss = metrics["loss"] = torch.mean((q - targets) ** 2)
-    metrics["q"] = q.mean()
+    q = baseline.detach() + advantages
+    loss = torch.mean((q - targets) ** 2)
+    metrics = {"loss": loss, "q": q.mean(), "target": targets.mean()}
     if baseline.requires_grad:
         metrics["value_loss"] = torch.mean((baseline - targets) ** 2)
         loss = loss + metrics["value_loss"]
-    if support_actions is not None:
-        of_data, of_support = advantages.split(len(actions), dim=1)
-        metrics["penalty"] = of_support.mean() - of_data.mean()
-        loss = loss + penalty * metrics["penalty"]
     return loss, metrics
 
 

@@ -15,6 +15,8 @@ GuidanceGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t (B, D), t (B,), condition (B, C)) to the gradient of f in x_t, shape (B, D)."""
 
 PREDICTIONS = ("noise", "velocity", "flow")
+MEAN_HALF_LOG_SNR = -3.0
+"""log(alpha / sigma) at which `mean` asks: nearer to t_max 1 / alpha would amplify every error"""
 
 
 def uniform_times(n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
@@ -172,9 +174,11 @@ class Diffusion(nn.Module):
     ) -> Tensor:
         """E[x_0] of the (guided) distribution, (B, C) to (B, dim), for one evaluation.
 
-        At t_max x_t says next to nothing about x_0, so that the denoiser's answer to x_t = 0 is
-        the mean (Tweedie's formula), and the guided denoiser's answer the mean under the tilt.
+        Where x_t says next to nothing about x_0, the denoiser's answer to x_t = 0 is the mean
+        (Tweedie's formula), and the guided denoiser's answer the mean under the tilt. At
+        MEAN_HALF_LOG_SNR a mean m of samples with variance v comes out as m / (1 + 0.0025 v).
         """
+        level = condition.new_full((len(condition),), MEAN_HALF_LOG_SNR)
+        t = self.schedule.inverse_half_log_snr(level)
         x_t = condition.new_zeros(len(condition), dim)
-        t = condition.new_full((len(condition),), self.schedule.t_max)
         return self.guided_denoise(x_t, t, condition, guidance, guidance_scale, guidance_bound)

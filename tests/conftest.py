@@ -38,7 +38,6 @@ WHITENED = replace(
     critic_steps=6,
     critic_batch_size=8,
     target_every=4,
-    critic_penalty=0.1,
     tilt_limit=1.0,
     energy_hidden=(8, 8),
     energy_steps=4,

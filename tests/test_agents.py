@@ -175,35 +175,34 @@ def test_a_nan_loss_stops_with_stage_and_step():
         agent.learn(make_dataset(), log_interval=1)
 
 
-def test_the_critic_s_penalty_lowers_actions_that_only_the_behavior_model_has():
-    n = 100
+def test_a_baseline_leaves_no_differences_among_actions_where_there_are_none():
+    # rewards 10 s, whatever the action: all that Q may know is the state
+    n = 400
+    states = np.linspace(-1.0, 1.0, 2 * n, dtype=np.float32)[:, None]
     dataset = make_dataset(
         (1,) * n,
         observation_dim=1,
         terminated=[True] * n,
-        states=np.zeros((2 * n, 1), np.float32),
-        actions=np.full((n, 1), 0.5, np.float32),
-        rewards=np.ones(n, np.float32),
+        states=states,
+        rewards=10.0 * states[::2, 0],
     )
-    config = replace(
-        WHITENED,
-        whitening_steps=0,
-        critic_hidden=(32, 32),
-        critic_steps=300,
-        critic_batch_size=64,
-        reward_tuning="none",
-        critic_penalty=0.2,
-        tau=0.1,
-    )
-    agent = QGPO(config, device="cpu")
-    agent._prepare(dataset)
-    agent.tables["support"] = torch.full((2 * n, 3, 1), -0.5)
-    agent.train_critic(dataset)
-    with torch.no_grad():
-        data, made_up = agent.critic_target(torch.zeros(2, 1), torch.tensor([[0.5], [-0.5]]))
-    # the data's own: 1 + c / 2, as mu_model / mu_data = 0 there; the other falls without end
-    assert float(data) == pytest.approx(1.1, abs=0.05)
-    assert float(made_up) < 0.5
+    spread = {}
+    for baseline in (False, True):
+        config = replace(
+            WHITENED,
+            critic_baseline=baseline,
+            critic_hidden=(32, 32),
+            critic_steps=300,
+            critic_batch_size=64,
+            reward_tuning="none",
+            tau=0.1,
+        )
+        agent = train(config, dataset)
+        z = torch.linspace(-1.0, 1.0, 21)[None, :, None].expand(2 * n, -1, -1)
+        with torch.no_grad():
+            q = agent.critic_target(agent.normalizer(torch.as_tensor(states))[:, None], z)
+        spread[baseline] = float(q.std(dim=-1).mean())
+    assert spread[True] < 0.5 * spread[False]
 
 
 @pytest.mark.parametrize("critic_lambda", [0.0, 0.1])
@@ -228,7 +227,6 @@ def test_critic_learns_the_known_values_of_two_states(terminated, critic_lambda)
         target_every=25,
         tau=0.1,
         gamma=gamma,
-        critic_penalty=0.0,
         reward_tuning="none",
     )
     agent = train(config, dataset)

@@ -38,7 +38,6 @@ LEARNING = replace(
     reward_tuning="none",
     q_unit="reward",
     beta=3.0,
-    critic_penalty=0.0,
     tilt_limit=None,
     solver_steps=20,
 )

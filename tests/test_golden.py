@@ -23,7 +23,6 @@ CONFIG = replace(
     critic_hidden=(4,),
     energy_hidden=(4,),
     critic_baseline=False,
-    critic_penalty=0.0,
     tilt_limit=None,
     deterministic_action="ode",
 )
