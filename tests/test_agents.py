@@ -175,36 +175,6 @@ def test_a_nan_loss_stops_with_stage_and_step():
         agent.learn(make_dataset(), log_interval=1)
 
 
-def test_a_baseline_leaves_no_differences_among_actions_where_there_are_none():
-    # rewards 10 s, whatever the action: all that Q may know is the state
-    n = 400
-    states = np.linspace(-1.0, 1.0, 2 * n, dtype=np.float32)[:, None]
-    dataset = make_dataset(
-        (1,) * n,
-        observation_dim=1,
-        terminated=[True] * n,
-        states=states,
-        rewards=10.0 * states[::2, 0],
-    )
-    spread = {}
-    for baseline in (False, True):
-        config = replace(
-            WHITENED,
-            critic_baseline=baseline,
-            critic_hidden=(32, 32),
-            critic_steps=300,
-            critic_batch_size=64,
-            reward_tuning="none",
-            tau=0.1,
-        )
-        agent = train(config, dataset)
-        z = torch.linspace(-1.0, 1.0, 21)[None, :, None].expand(2 * n, -1, -1)
-        with torch.no_grad():
-            q = agent.critic_target(agent.normalizer(torch.as_tensor(states))[:, None], z)
-        spread[baseline] = float(q.std(dim=-1).mean())
-    assert spread[True] < 0.5 * spread[False]
-
-
 @pytest.mark.parametrize("critic_lambda", [0.0, 0.1])
 @pytest.mark.parametrize("terminated", [True, False])
 def test_critic_learns_the_known_values_of_two_states(terminated, critic_lambda):
