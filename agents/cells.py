@@ -162,12 +162,13 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
             return result
         if folder.config.exists():
             check_same_training(cell, read_config(folder), folder.config)
+        donated = None
         if cell.donor is not None and not folder.checkpoint.exists():
-            wait_for_donor(cell, root)
+            donated = wait_for_donor(cell, root)
         torch.set_num_threads(1)
         with _one_at_a_time(root, cell.dataset):
             dataset = load_dataset(cell.dataset, storage=cell.storage, progress_bar=False)
-        agent, seconds = _train(cell, folder, dataset)
+        agent, seconds = _train(cell, folder, dataset, donated)
         began = time.monotonic()
         evaluations = _evaluate(cell, agent, dataset)
         result = {
@@ -182,20 +183,23 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
         return read_result(folder.path / RESULT) or result
 
 
-def wait_for_donor(cell: Cell, root: Path) -> dict[str, Any]:
+def wait_for_donor(cell: Cell, root: Path) -> dict[str, Any] | None:
     """The result of the cell that this one adopts from, once it is there.
 
-    Waits while a process trains it. Raises CellError where none does and it is not finished.
+    Waits while a process trains it; None where none does and it is not finished, because it
+    failed or its run folder is gone. Training from scratch gives the same agent.
     """
     assert cell.donor is not None
     folder = RunFolder(root / cell.donor)
     told = False
     while (result := read_result(folder.path / RESULT)) is None:
         if not folder.is_locked and not (folder.path / RESULT).exists():
-            raise CellError(
-                f"{cell.name} adopts from {cell.donor}, which is neither finished nor running in "
-                f"{folder.path}: run that cell first"
+            print(
+                f"{cell.name}: {cell.donor} is neither finished nor running in {folder.path}, so "
+                "all stages are trained here",
+                flush=True,
             )
+            return None
         if not told:
             print(f"{cell.name}: waiting for {cell.donor}", flush=True)
             told = True
@@ -204,20 +208,22 @@ def wait_for_donor(cell: Cell, root: Path) -> dict[str, Any]:
 
 
 def _adopt(
-    cell: Cell, agent: OfflineAgent[Any], folder: RunFolder, dataset: OfflineDataset
+    cell: Cell,
+    agent: OfflineAgent[Any],
+    folder: RunFolder,
+    dataset: OfflineDataset,
+    donated: dict[str, Any],
 ) -> None:
     """Take over the stages before the last and what they cost."""
     assert cell.adopt is not None
     assert cell.donor is not None
-    root = folder.path.parent
-    training = wait_for_donor(cell, root)["training"]
-    print(f"{cell.name}: {adopt_from(root / cell.donor, agent, dataset)}", flush=True)
+    print(f"{cell.name}: {adopt_from(folder.path.parent / cell.donor, agent, dataset)}", flush=True)
     clock = Clock(folder.path / "clock.json", cell.checkpoint_every)
-    clock.adopt(cell.adopt, training, agent.stages[-1])
+    clock.adopt(cell.adopt, donated["training"], agent.stages[-1])
 
 
 def _train(
-    cell: Cell, folder: RunFolder, dataset: OfflineDataset
+    cell: Cell, folder: RunFolder, dataset: OfflineDataset, donated: dict[str, Any] | None
 ) -> tuple[OfflineAgent[Any], dict[str, Any]]:
     """The trained agent, and the seconds it took over all sessions."""
     path = folder.path / "clock.json"
@@ -228,8 +234,8 @@ def _train(
         agent = cell.agent_class(cell.config, seed=cell.seed, device=cell.device)
         print(f"{cell.name}: starting", flush=True)
         path.unlink(missing_ok=True)
-        if cell.donor is not None:
-            _adopt(cell, agent, folder, dataset)
+        if donated is not None:
+            _adopt(cell, agent, folder, dataset, donated)
     about = {"args": dataclasses.asdict(cell), **_about(cell, agent, dataset)}
     folder.write_json(folder.config, about)
     clock = Clock(path, cell.checkpoint_every)

@@ -65,7 +65,7 @@ class Cell:
     n_episodes: int = 50
     """episodes per scale"""
     deterministic: bool = True
-    """the central action instead of a sampled one"""
+    """deterministic actions instead of sampled ones"""
     env_id: str | None = None
     """environment for evaluation, where it is not the dataset's"""
     storage: Storage = "memory"

@@ -52,7 +52,7 @@ class Args:
     seed: int = 10_000
     """seed of the first episode, the others count up; train.py uses 10000 + its own seed"""
     deterministic: bool = True
-    """the central action (noise zero) instead of a sampled one"""
+    """deterministic actions instead of sampled ones"""
     max_episode_steps: int | None = None
     """cut episodes after so many steps; default the environment's own limit"""
     device: str = "auto"

@@ -75,7 +75,7 @@ class Args(Generic[ConfigT]):
     env_id: str | None = None
     """environment for evaluation where the dataset names none"""
     deterministic: bool = True
-    """evaluate the central action (noise zero) instead of a sampled one"""
+    """evaluate deterministic actions instead of sampled ones"""
     log_interval: int = 500
     """gradient steps between two rows of metrics"""
     checkpoint_every: int = 5000
