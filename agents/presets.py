@@ -249,7 +249,7 @@ LAPTOP_SHARED: dict[str, Any] = {
     "critic_lambda": 0.9,
     "target_every": 2_000,
     "reward_tuning": "unit",
-    "beta": 20.0,
+    "beta": 10.0,
     "beta_q": 20.0,
     "tilt_limit": 1.0,
     "learning_rate_decay": True,
@@ -269,7 +269,7 @@ LAPTOP_POLICY: dict[str, Any] = {
     "policy_batch_size": 128,
     "policy_learning_rate": 1e-3,
     "renew_every": 1_500,
-    "beta": 10.0,
+    "beta": 5.0,
 }
 FLOW: dict[str, Any] = {"schedule": "ot", "prediction": "flow"}
 
