@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) ## train and evaluate an agent on the bundled data, into runs/demo
 	$(BIN)/python scripts/train.py --dataset-id qgpo/halfcheetah/mixed-v0 --preset laptop \
-		--seed 0 --run-dir runs/demo --overwrite --n-episodes 50
+		--seed 0 --run-dir runs/demo --overwrite --n-episodes 50 --guidance-scales 0 1 2 4
 
 test: $(INSTALLED) ## formatting, lint, types, tests
 	$(BIN)/ruff format --check .
