@@ -86,12 +86,11 @@ def critic_loss(
 
     A critic with a baseline learns V by its own squared error, and its heads on what V leaves.
     """
-    advantages = critic.advantages(observations, actions)
-    baseline = torch.as_tensor(critic.baseline(observations))
-    q = baseline.detach() + advantages
+    baseline = critic.baseline(observations)
+    q = baseline.detach() + critic.advantages(observations, actions)
     loss = torch.mean((q - targets) ** 2)
-    metrics = {"loss": loss, "q": q.mean(), "target": targets.mean()}
-    if baseline.requires_grad:
+    metrics: Metrics = {"loss": loss, "q": q.mean(), "target": targets.mean()}
+    if critic.value is not None:
         metrics["value_loss"] = torch.mean((baseline - targets) ** 2)
         loss = loss + metrics["value_loss"]
     return loss, metrics

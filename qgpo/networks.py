@@ -228,10 +228,10 @@ class TwinQ(nn.Module):
             mlp([observation_dim, *hidden, 1], activation, layer_norm) if baseline else None
         )
 
-    def baseline(self, observations: Tensor) -> Tensor | float:
+    def baseline(self, observations: Tensor) -> Tensor:
         """V where there is one, else 0: (..., S) to (...)."""
         if self.value is None:
-            return 0.0
+            return observations.new_zeros(observations.shape[:-1])
         value: Tensor = self.value(observations)
         return value.squeeze(-1)
 
