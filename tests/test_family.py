@@ -107,6 +107,10 @@ def acts(agent, scale=1.0):
     return float(actions.mean()), float(actions.std())
 
 
+def mean_action(agent):
+    return agent.predict(np.zeros(1), deterministic=True)[0].item()
+
+
 def test_qgpo_with_all_its_stages_on_a_uniform_behavior():
     # uniform times exp(3 a) on [-1, 1] has mean coth(3) - 1/3 = 0.672
     actions = np.random.default_rng(0).uniform(-1.0, 1.0, 1000)
@@ -122,6 +126,7 @@ def test_every_guidance_is_right_for_a_gaussian_behavior_and_a_linear_q(guidance
     agent.train_energy(gaussian_bandit())
     mean, spread = acts(agent)
     assert mean == pytest.approx(3.0 * SPREAD**2, abs=0.04)
+    assert mean_action(agent) == pytest.approx(mean, abs=0.05)
     assert spread == pytest.approx(SPREAD, abs=0.04)
 
 
@@ -154,6 +159,7 @@ def test_qipo_s_iterate_has_the_effective_inverse_temperature(path, renewals, be
     assert agent.most_renewals == renewals
     mean, _ = acts(agent)
     assert mean == pytest.approx(2.0 * (renewals + 1) * SPREAD**2, abs=0.05)
+    assert mean_action(agent) == pytest.approx(mean, abs=0.05)
     assert acts(agent, 0.0)[0] == pytest.approx(0.0, abs=0.04)
     assert acts(agent, 0.5)[0] == pytest.approx(mean / 2, abs=0.04)
 
