@@ -279,7 +279,7 @@ PRESETS: dict[str, QGPOConfig] = {
 }
 AEPO_PRESETS: dict[str, AEPOConfig] = {
     "paper": AEPOConfig(),
-    "laptop": AEPOConfig(**{**LAPTOP_SHARED, **LAPTOP_ENERGY}),
+    "laptop": AEPOConfig(**{**LAPTOP_SHARED, **LAPTOP_ENERGY, "energy_steps": 1_000}),
 }
 QIPO_PRESETS: dict[str, QIPOConfig] = {
     "paper": QIPOConfig(),
