@@ -84,7 +84,7 @@ def test_cells_that_adopt_come_last_and_measure_the_same(plan):
         ('adopt = "first"', 'adopt = "other"', "adopt = 'other', expected the label of an agent "),
         ('adopt = "first"', 'adopt = "second"', r"further up, one of \['first'\]"),
         ('adopt = "first"', 'adopt = "first"\nseeds = [1]', "has no cell of dataset .* seed 1"),
-        ('"beta_q" = 20.0', '"beta_q" = 1.0', "has beta_q = 1.0 and this agent 20.0"),
+        ('"beta_q" = 30.0', '"beta_q" = 1.0', "has beta_q = 1.0 and this agent 30.0"),
         ('agent = "QGPO"\noverrides', 'agent = "BC"\n# ', "a BC shares no stages, expected QGPO"),
     ],
 )

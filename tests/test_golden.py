@@ -23,6 +23,7 @@ CONFIG = replace(
     critic_hidden=(4,),
     energy_hidden=(4,),
     critic_baseline=False,
+    critic_learning_rate=1e-3,
     tilt_limit=None,
     deterministic_action="ode",
 )

@@ -118,7 +118,7 @@ def test_wrong_files_are_refused_by_name(change, message, folder):
 
 
 def test_files_of_the_benchmark_are_read():
-    results = Results.read([ROOT / "benchmarks" / "unlimited"])
+    results = Results.read([ROOT / "benchmarks" / "locomotion"])
     runs = results.of("zoo/hopper/medium-expert-v0", "QGPO")
     assert len(runs) == 3
     assert [len(run.returns[1.0]) for run in runs] == [50, 50, 50]
