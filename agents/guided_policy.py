@@ -58,7 +58,8 @@ class InverseTemperature(nn.Module):
 class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     """Behavior, support and critic; a subclass adds the stage that uses the critic.
 
-    `guidance_scale`, `solver` and `solver_steps` are attributes that may be set at any time.
+    `guidance_scale`, `solver` and `solver_steps` are attributes that may be set at any time; the
+    latter two do not touch deterministic actions where `deterministic_action` is mean.
     """
 
     normalizer: ObservationNormalizer

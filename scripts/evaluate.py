@@ -46,7 +46,8 @@ class Args:
     solver: str | None = None
     """dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (only ot); default the configured one"""
     solver_steps: int | None = None
-    """solver steps per action; default as configured"""
+    """solver steps per action; default as configured. Solver and steps make no difference to
+    deterministic actions that are the policy's mean (deterministic_action), which need neither"""
     n_episodes: int | None = None
     """episodes per scale; default 50, and 100 for mazes"""
     seed: int = 10_000

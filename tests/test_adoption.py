@@ -99,7 +99,7 @@ def test_other_first_stages_are_refused(changes, seed, message, scratch):
 
 def test_what_only_the_last_stage_and_acting_read_may_differ(scratch):
     changes = {"beta": 1.0, "tilt_limit": None, "guidance_scale": 2.0, "guidance_bound": 0.5}
-    more = {"deterministic_action": "mean", "solver_steps": 5, "energy_steps": 2}
+    more = {"deterministic_action": "ode", "solver_steps": 5, "energy_steps": 2}
     config = replace(WHITENED, **changes, **more)
     agent = QGPO(config, seed=2, device="cpu").adopt(scratch["cep"], make_dataset())
     agent.learn(make_dataset(), reset_num_timesteps=False)

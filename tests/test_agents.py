@@ -169,6 +169,15 @@ def test_solver_attributes_may_be_set_at_any_time():
     assert len(set(seen)) == 3
 
 
+@pytest.mark.parametrize(("choice", "answers"), [("mean", 1), ("ode", 3)])
+def test_the_deterministic_action_is_the_solver_s_or_the_mean(choice, answers):
+    agent = train(replace(WHITENED, deterministic_action=choice))
+    seen = set()
+    for agent.solver_steps in (1, 3, 8):
+        seen.add(agent.predict(np.ones((8, 3)), deterministic=True)[0].tobytes())
+    assert len(seen) == answers
+
+
 def test_a_nan_loss_stops_with_stage_and_step():
     agent = QGPO(replace(PAPER_LIKE, critic_learning_rate=math.inf), device="cpu")
     with pytest.raises(NonFiniteError, match=r"critic/\w+ is (nan|inf).*stage 'critic'"):
