@@ -42,6 +42,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "alpha": (0.0, 1e9),
     "eta": (0.0, 1e9),
     "expectile": (1e-6, 1.0 - 1e-6),
+    "trust_power": (0.0, 1e3),
     "policy_noise": (0.0, 1e9),
     "noise_clip": (0.0, 1e9),
     "exploration_noise": (0.0, 1e9),
@@ -142,8 +143,8 @@ class GuidedPolicyConfig:
 
     tilt_limit: float | None = None
     """largest standard deviation of beta Q over a state's support actions; beta is lowered in
-    states that exceed it (heeded by cep, mse, emse and QIPO, whose iterates share it; dps,
-    analytic and aepo take beta Q itself)"""
+    states that exceed it (by cep, mse, emse and QIPO, whose iterates share it; dps, analytic and
+    aepo, which take beta Q itself, lower it in all states by the typical standard deviation)"""
 
     # All stages
     learning_rate_decay: bool = False
@@ -174,6 +175,9 @@ class QGPOConfig(GuidedPolicyConfig):
 
     guidance: str = "cep"
     """how f_t is obtained: cep (the paper's), mse, emse, dps, analytic or aepo"""
+    trust_power: float = 0.0
+    """lower the guidance scale in states where data are sparse, farther from the nearest one than
+    the median, by (median / distance)^trust_power; 0: one scale for all states"""
     energy_hidden: tuple[int, ...] = (256, 256, 256, 256)
     """layers of the energy network"""
     energy_time_scale: float = 30.0
@@ -264,6 +268,8 @@ LAPTOP_ENERGY: dict[str, Any] = {
     "energy_batch_size": 128,
     "energy_learning_rate": 1e-3,
 }
+LAPTOP_TRUST: dict[str, Any] = {"beta": 1_000.0, "trust_power": 4.0}
+"""QGPO's own: in nearly every state beta is what `tilt_limit` makes of it"""
 LAPTOP_POLICY: dict[str, Any] = {
     "policy_steps": 3_000,
     "policy_batch_size": 128,
@@ -275,7 +281,7 @@ FLOW: dict[str, Any] = {"schedule": "ot", "prediction": "flow"}
 
 PRESETS: dict[str, QGPOConfig] = {
     "paper": QGPOConfig(),
-    "laptop": QGPOConfig(**{**LAPTOP_SHARED, **LAPTOP_ENERGY}),
+    "laptop": QGPOConfig(**{**LAPTOP_SHARED, **LAPTOP_ENERGY, **LAPTOP_TRUST}),
 }
 AEPO_PRESETS: dict[str, AEPOConfig] = {
     "paper": AEPOConfig(),

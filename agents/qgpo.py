@@ -25,6 +25,7 @@ from qgpo.agents.adoption import kept_states
 from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
 from qgpo.agents.presets import PRESETS, QGPOConfig
 from qgpo.agents.training import Batches, take
+from qgpo.density import REFERENCES, STATES_FOR_MEDIAN, Trust
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.guidance import GUIDANCES, AnalyticOptions, Guidance, GuidanceParts, make_guidance
@@ -61,6 +62,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             "guidance",
             "guidance_bound",
             "tilt_limit",
+            "trust_power",
         }
     )
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
@@ -110,6 +112,9 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         self.networks["energy"] = self.energy
         if self.energy.needs_energy:
             self.networks["temperature"] = self.temperature
+        self.trust = Trust(observation_dim, c.trust_power)
+        if c.trust_power:
+            self.networks["trust"] = self.trust
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """f_0 = beta Q(s, a) at the nearest action inside the bounds, (B, A), (B, S) to (B,)."""
@@ -148,7 +153,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         self._needs("support", "generate_support")
         c, energy = self.config, self.energy
         q = self._table_of_q(data)
-        self.temperature.beta.copy_(c.beta / self._q_scale(q))
+        self.temperature.beta.copy_(self._inverse_temperature(q))
+        self._fit_trust(data)
         energies = self._scaled_energies(q, self.temperature.beta)
         self._prepare_guidance(data, energies)
 
@@ -164,6 +170,29 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             return metrics
 
         self._run_stage("energy", self.last_steps, update, gradient_steps=energy.trainable)
+
+    def _inverse_temperature(self, q: Tensor) -> Tensor:
+        """The factor on Q; `tilt_limit` lowers it here where it is the same in all states."""
+        c = self.config
+        beta = c.beta / self._q_scale(q)
+        if self.energy.needs_energy and c.tilt_limit is not None:
+            beta = torch.minimum(beta, c.tilt_limit / q.std(dim=-1).mean().clamp(min=1e-9))
+        return beta
+
+    def _fit_trust(self, data: Batches) -> None:
+        if not self.config.trust_power:
+            return
+        generator = torch.Generator(self.device)
+        generator.manual_seed(self.seed)
+        rows = torch.randperm(len(data.states), generator=generator, device=self.device)
+        kept = rows[torch.arange(REFERENCES, device=self.device) % len(rows)]
+        others = rows[-STATES_FOR_MEDIAN:]
+        episodes = data.episodes()
+        self.trust.fit(
+            self.normalizer(data.observations(kept)),
+            self.normalizer(data.observations(others)),
+            episodes[others][:, None] == episodes[kept],
+        )
 
     def _prepare_guidance(self, data: Batches, energies: Tensor) -> None:
         """Constants of the guidance, from the whole table.
@@ -190,4 +219,13 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     # Acting -------------------------------------------------------------------------------
 
     def _guided(self, scale: float) -> tuple[Diffusion, GuidanceGradient]:
-        return self.behavior_ema, self.energy.gradient
+        return self.behavior_ema, self._trusted_gradient
+
+    def _trusted_gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """Gradient of f_t, (B, A), less of it where the data do not bear the critic out."""
+        gradient = self.energy.gradient(x_t, t, condition)
+        if not self.config.trust_power:
+            return gradient
+        assert condition is not None
+        trust: Tensor = self.trust(condition)
+        return trust[:, None] * gradient

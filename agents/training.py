@@ -93,6 +93,12 @@ class Batches:
         """Those rows of `states`, (B, S)."""
         return take(self.states, rows)
 
+    def episodes(self) -> Tensor:
+        """Number of the episode to which each row of `states` belongs, (R,)."""
+        starts = torch.zeros(len(self.states), dtype=torch.long, device=self.device)
+        starts[(self.state_index[self.last_steps] + 2)[:-1].to(self.device)] = 1
+        return starts.cumsum(0)
+
     def scaled_actions(self, index: Tensor) -> Tensor:
         """Actions of those transitions in [-1, 1], (B, A)."""
         actions = take(self.actions, index)
