@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from qgpo.agents import adoption
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.presets import GuidedPolicyConfig
 from qgpo.agents.training import Batches, average, half_cosine, take, tuned_rewards
+from qgpo.agents.tuning import SCALES, STEPS, GuidanceTuning, tune_guidance
 from qgpo.critic import (
     critic_loss,
     in_support_expectile,
@@ -177,6 +179,23 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             raise TypeError(f"cannot adopt from a {name}, expected a QGPO, AEPO or QIPO agent")
         adoption.adopt(self, other, dataset)
         return self
+
+    def tune_guidance(
+        self,
+        dataset: OfflineDataset,
+        scales: Sequence[float] = SCALES,
+        rollouts: int = 48,
+        steps: int = STEPS,
+        deterministic: bool = True,
+        progress_bar: bool = False,
+    ) -> GuidanceTuning:
+        """Choose `guidance_scale` without an environment, and say what spoke for it.
+
+        An ensemble learns the environment's steps from the dataset in `steps` gradient steps; at
+        each of the `scales` the trained agent plays `rollouts` episodes in it. The best scale
+        becomes the attribute and the configuration's, so files keep it.
+        """
+        return tune_guidance(self, dataset, scales, rollouts, steps, deterministic, progress_bar)
 
     # Training: the stages that all share -----------------------------------------------------
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 REFERENCES = 10_000
 """states among which the nearest one is searched"""
 STATES_FOR_MEDIAN = 4_000
+FARTHEST = torch.finfo(torch.float32).max
+"""a median at which every state is trusted; files hold finite numbers only"""
 
 
 class Trust(nn.Module):
@@ -31,7 +33,7 @@ class Trust(nn.Module):
         super().__init__()
         self.power = power
         self.register_buffer("references", torch.zeros(REFERENCES, dim))
-        self.register_buffer("median", torch.tensor(torch.inf))
+        self.register_buffer("median", torch.tensor(FARTHEST))
 
     @torch.no_grad()
     def fit(self, references: Tensor, states: Tensor, own: Tensor) -> None:
@@ -41,7 +43,7 @@ class Trust(nn.Module):
         nothing else is left, and every state is trusted.
         """
         self.references.copy_(references)
-        distances = torch.cdist(states, self.references).masked_fill(own, torch.inf)
+        distances = torch.cdist(states, self.references).masked_fill(own, FARTHEST)
         self.median.copy_(distances.min(dim=-1).values.median())
 
     def forward(self, states: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from qgpo.agents import AGENTS, QGPO, QGPOConfig
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.callbacks import SaveCheckpoint
 from qgpo.agents.files import config_from_json, versions
+from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.registry import adopt_from
 from qgpo.agents.runs import RunFolder, RunFolderError, WandbOutput
 from qgpo.agents.training import NonFiniteError
@@ -70,6 +71,8 @@ class Args(Generic[ConfigT]):
     guidance_scales: tuple[float, ...] = ()
     """scales evaluated at the end, for agents with guidance; default 0 (imitation) and the
     configured scale"""
+    tune_guidance: bool = False
+    """choose the guidance scale after training, by episodes in a model learned from the dataset"""
     n_episodes: int = 50
     """evaluation episodes per scale (100 for mazes unless given); 0 skips evaluation"""
     env_id: str | None = None
@@ -175,6 +178,8 @@ def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset
         raise ValueError(
             f"--guidance-scales {args.guidance_scales}: a {args.agent} agent has no guidance_scale"
         )
+    if args.tune_guidance and not hasattr(args.config, "guidance_scale"):
+        raise ValueError(f"--tune-guidance: a {args.agent} agent has no guidance_scale")
     if args.threads:
         torch.set_num_threads(args.threads)
     name = f"{args.dataset_id}-{args.agent}-{args.preset}-s{args.seed}".replace("/", "-")
@@ -332,6 +337,9 @@ def run(
     )
     seconds = train(args, folder, agent, dataset, outputs)
     print(f"trained in {seconds:.0f} s")
+    if args.tune_guidance and isinstance(agent, GuidedPolicy):
+        print(agent.tune_guidance(dataset, progress_bar=args.progress_bar))
+        agent.save(folder.checkpoint)
     results = score(args, agent, dataset) if args.n_episodes else []
     write_results(args, folder, dataset, seconds, results)
     if tracked is not None:

@@ -52,7 +52,7 @@ def test_stages_change_their_own_networks_only(config):
         | ({"whitening"} if config.whitening_steps else set()),
         agent.generate_support: set(),
         agent.train_critic: {"critic", "critic_target"},
-        agent.train_energy: {"energy"},
+        agent.train_energy: {"energy"} | ({"trust"} if config.trust_power else set()),
     }
     for stage, expected in changed.items():
         before = {

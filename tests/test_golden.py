@@ -25,6 +25,7 @@ CONFIG = replace(
     critic_baseline=False,
     critic_learning_rate=1e-3,
     tilt_limit=None,
+    trust_power=0.0,
     deterministic_action="ode",
 )
 

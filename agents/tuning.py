@@ -1,0 +1,203 @@
+"""The guidance scale from data alone: imagined episodes in a model learned from the dataset.
+
+For every scale the policy acts in an ensemble of networks that predict the environment's next
+step. An episode that reaches states on which the members disagree more than anywhere in held-out
+data counts nothing from there on: the model guesses there (MOReL, Kidambi et al. 2020, arXiv
+2005.05951). The scale with the highest mean return is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from qgpo.agents.training import Batches, half_cosine, take
+from qgpo.dynamics import DynamicsEnsemble
+from qgpo.envs.datasets import OfflineDataset
+
+if TYPE_CHECKING:
+    from qgpo.agents.guided_policy import GuidedPolicy
+
+SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
+STEPS = 6_000
+BATCH_SIZE = 256
+LEARNING_RATE = 1e-3
+HELD_OUT = 10
+"""every tenth episode measures how far members disagree on data that they have not seen"""
+MOST_TRANSITIONS = 20_000
+"""of the held-out episodes, for that"""
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceTuning:
+    """What `tune_guidance` found. Returns are the model's, good for comparing scales."""
+
+    scales: tuple[float, ...]
+    returns: NDArray[np.float64]
+    """(scales, rollouts) undiscounted"""
+    left_data: NDArray[np.bool_]
+    """(scales, rollouts) whether the episode left the data"""
+    best: float
+    """the scale with the highest mean return; the smaller one of equals"""
+
+    def __str__(self) -> str:
+        lines = [f"{'w':>6s}{'predicted return':>18s}{'± s.e.':>9s}{'left the data':>15s}"]
+        errors = self.returns.std(axis=1) / np.sqrt(self.returns.shape[1])
+        for w, row, error, left in zip(
+            self.scales, self.returns, errors, self.left_data, strict=True
+        ):
+            mark = "  <" if w == self.best else ""
+            lines.append(f"{w:6g}{row.mean():18.1f}{error:9.1f}{left.mean():15.0%}{mark}")
+        return "\n".join(lines)
+
+
+def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """At least one, each finite and not negative; ascending and without repetition."""
+    if not scales or not all(np.isfinite(w) and w >= 0.0 for w in scales):
+        raise ValueError(f"scales={tuple(scales)}, expected numbers of at least 0")
+    return tuple(sorted({float(w) for w in scales}))
+
+
+def fit_dynamics(
+    dataset: OfflineDataset, data: Batches, generator: torch.Generator, steps: int, bar: tqdm[Any]
+) -> tuple[DynamicsEnsemble, float]:
+    """The ensemble, and the largest disagreement on transitions of held-out episodes."""
+    device = generator.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        model = DynamicsEnsemble(data.states.shape[1], data.actions.shape[1]).to(device)
+    rewards = torch.as_tensor(dataset.rewards, device=device)
+    ends = torch.as_tensor(dataset.last_steps, device=device).long()
+    episodes = ends.cumsum(0) - ends
+    held_out = episodes % HELD_OUT == HELD_OUT - 1
+    seen = torch.nonzero(~held_out).squeeze(-1)
+    unseen = torch.nonzero(held_out).squeeze(-1) if bool(held_out.any()) else seen
+
+    def transitions(index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        rows = take(data.state_index, index)
+        return (
+            data.observations(rows),
+            data.scaled_actions(index),
+            data.observations(rows + 1),
+            rewards[index],
+            take(data.terminations, index).float(),
+        )
+
+    def draw(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return rows[torch.randint(len(rows), shape, generator=generator, device=device)]
+
+    states, _, next_states, gains, _ = transitions(draw(seen, (min(len(seen), 100_000),)))
+    model.fit_scales(states, next_states, gains)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = half_cosine(LEARNING_RATE, step, steps)
+        loss = model.loss(*transitions(draw(seen, (len(model.members), BATCH_SIZE))))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bar.update()
+    with torch.no_grad():
+        chosen = unseen[:MOST_TRANSITIONS]
+        worst = max(
+            float(model(*transitions(part)[:2]).disagreement.max()) for part in chosen.split(2048)
+        )
+    return model.requires_grad_(False), worst
+
+
+@torch.no_grad()
+def imagine(
+    agent: GuidedPolicy[Any],
+    model: DynamicsEnsemble,
+    starts: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    horizon: int,
+    most_disagreement: float,
+    worst_reward: float,
+    deterministic: bool,
+    bar: tqdm[Any],
+) -> tuple[Tensor, Tensor]:
+    """Undiscounted returns (B,) from states (B, S), and whether each episode left the data.
+
+    Each episode follows one member of the ensemble, the same for every policy that is compared.
+    States stay within the bounds of the data. After leaving, each step gives `worst_reward`.
+    """
+    n, states = len(starts), starts
+    member = torch.arange(n, device=starts.device) % len(model.members)
+    lanes = torch.arange(n, device=starts.device)
+    returns = starts.new_zeros(n)
+    alive = torch.ones(n, dtype=torch.bool, device=starts.device)
+    left = torch.zeros_like(alive)
+    for _ in range(horizon):
+        prediction = model(states, agent._act(states, deterministic))
+        left |= alive & (prediction.disagreement > most_disagreement)
+        gains = prediction.rewards[member, lanes]
+        returns += torch.where(alive, torch.where(left, worst_reward, gains), 0.0)
+        alive &= left | (prediction.terminations[member, lanes] <= 0.0)
+        states = prediction.next_states[member, lanes].clamp(*bounds)
+        bar.update()
+    return returns, left
+
+
+def tune_guidance(
+    agent: GuidedPolicy[Any],
+    dataset: OfflineDataset,
+    scales: Sequence[float] = SCALES,
+    rollouts: int = 48,
+    steps: int = STEPS,
+    deterministic: bool = True,
+    progress_bar: bool = False,
+) -> GuidanceTuning:
+    """See `GuidedPolicy.tune_guidance`."""
+    chosen = check_scales(scales)
+    if rollouts < 2 or steps < 1:
+        raise ValueError(f"rollouts={rollouts}, steps={steps}, expected at least 2 and 1")
+    if not agent.is_trained:
+        raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
+    data = agent._prepare(dataset)
+    generator = torch.Generator(agent.device)
+    generator.manual_seed(agent.seed)
+    horizon = int(np.diff([*dataset.episode_starts, len(dataset)]).max())
+    before, noise = agent.guidance_scale, agent.prediction_generator.get_state()
+    with tqdm(
+        total=steps + horizon * len(chosen), desc="guidance scale", disable=not progress_bar
+    ) as bar:
+        model, most_disagreement = fit_dynamics(dataset, data, generator, steps, bar)
+        first = torch.as_tensor(dataset.episode_starts, device=agent.device)
+        lanes = torch.randint(len(first), (rollouts,), generator=generator, device=agent.device)
+        starts = data.observations(take(data.state_index, first[lanes]))
+        low = data.states.min(dim=0).values.to(agent.device)
+        high = data.states.max(dim=0).values.to(agent.device)
+        worst_reward = min(0.0, float(np.min(dataset.rewards)))
+        results = []
+        try:
+            for w in chosen:
+                agent.guidance_scale = w
+                results.append(
+                    imagine(
+                        agent,
+                        model,
+                        starts,
+                        (low, high),
+                        horizon,
+                        most_disagreement,
+                        worst_reward,
+                        deterministic,
+                        bar,
+                    )
+                )
+        finally:
+            agent.guidance_scale = before
+            agent.prediction_generator.set_state(noise)
+    returns = np.stack([r.double().cpu().numpy() for r, _ in results])
+    left = np.stack([x.cpu().numpy() for _, x in results])
+    best = chosen[int(np.argmax(returns.mean(axis=1)))]
+    agent.guidance_scale = best
+    agent.config = replace(agent.config, guidance_scale=best)
+    return GuidanceTuning(chosen, returns, left, best)

@@ -1,0 +1,99 @@
+"""How good a guidance scale `tune_guidance` chooses, beside the best one found by playing.
+
+python benchmarks/tuning.py --runs runs/locomotion --results benchmarks/locomotion
+
+For every finished cell of the label with a checkpoint in `runs`: the scales at which the cell was
+played are compared in the model that is learned from the cell's dataset. The loss is the played
+score at the best scale minus that at the chosen one, in normalised points. The best of several
+measured means is too good by chance, so the loss is an upper estimate.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from qgpo import QGPO, load_dataset
+
+
+@dataclass
+class Args:
+    """Guidance scales chosen from data, against played returns."""
+
+    runs: Path
+    """folder with the cells' run folders"""
+    results: Path = Path("benchmarks/locomotion")
+    """folder with the cells' results"""
+    label: str = "QGPO"
+    """label of the cells"""
+    seeds: tuple[int, ...] = ()
+    """only these; default all"""
+    output: Path = Path("benchmarks/tuning.json")
+    """JSON to write; cells that it already holds are not repeated"""
+
+
+def compare(cell: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Tune the agent of one cell."""
+    dataset = load_dataset(cell["measured"]["dataset"], download=False)
+    agent = QGPO.load(run / "checkpoint.zip", device="cpu")
+    played = {e["guidance_scale"]: e for e in cell["evaluations"]}
+    began = time.process_time()
+    found = agent.tune_guidance(dataset, tuple(played))
+    seconds = time.process_time() - began
+    scores = {w: e["score"] for w, e in played.items()}
+    return {
+        "dataset": dataset.id,
+        "seed": cell["measured"]["seed"],
+        "chosen": found.best,
+        "loss": max(scores.values()) - scores[found.best],
+        "loss_of_1": max(scores.values()) - scores[1.0],
+        "cpu_seconds": seconds,
+        "scales": [
+            {
+                "guidance_scale": w,
+                "predicted": float(predicted.mean()),
+                "left_data": float(left.mean()),
+                "played": played[w]["mean"],
+                "score": scores[w],
+            }
+            for w, predicted, left in zip(found.scales, found.returns, found.left_data, strict=True)
+        ],
+    }
+
+
+def main(args: Args) -> None:
+    """Tune, write after every cell, and print."""
+    torch.set_num_threads(1)
+    rows = json.loads(args.output.read_text()) if args.output.exists() else []
+    done = {(row["dataset"], row["seed"]) for row in rows}
+    for file in sorted(args.results.glob("*.json")):
+        cell = json.loads(file.read_text())
+        key = cell["measured"]["dataset"], cell["measured"]["seed"]
+        run = args.runs / file.stem
+        if cell["label"] != args.label or (args.seeds and key[1] not in args.seeds) or key in done:
+            continue
+        if not (run / "checkpoint.zip").exists():
+            print(f"{file.stem}: no checkpoint in {run}")
+            continue
+        rows = sorted([*rows, compare(cell, run)], key=lambda row: (row["dataset"], row["seed"]))
+        args.output.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"{'dataset':36s}{'seed':>5s}{'chosen':>8s}{'loss':>7s}{'loss at w = 1':>15s}")
+    for row in rows:
+        print(
+            f"{row['dataset']:36s}{row['seed']:5d}{row['chosen']:8g}{row['loss']:7.1f}"
+            f"{row['loss_of_1']:15.1f}"
+        )
+    if rows:
+        losses = [np.mean([row[name] for row in rows]) for name in ("loss", "loss_of_1")]
+        print(f"mean loss {losses[0]:.1f}, at w = 1 {losses[1]:.1f} normalised points")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,94 @@
+"""A model of the environment, learned from the data: an ensemble that knows where it guesses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qgpo.networks import mlp
+from qgpo.normalization import ObservationNormalizer
+
+MEMBERS = 4
+HIDDEN = (256, 256, 256)
+TERMINATION_WEIGHT = 0.1
+
+
+class Prediction(NamedTuple):
+    """What each of the E members says of B transitions."""
+
+    next_states: Tensor
+    """(E, B, S)"""
+    rewards: Tensor
+    """(E, B)"""
+    terminations: Tensor
+    """(E, B) logits"""
+    disagreement: Tensor
+    """(B,) norm of the members' standard deviation, in units of the data's one-step changes"""
+
+
+class DynamicsEnsemble(nn.Module):
+    """(s, a) to the change of s, the reward and the odds of an end: networks of one shape.
+
+    They differ in their first weights and in their batches; where their predictions differ, the
+    data do not determine them (Chua et al. 2018, arXiv 1805.12114).
+    """
+
+    change: Tensor
+    reward_mean: Tensor
+    reward_std: Tensor
+
+    def __init__(self, observation_dim: int, action_dim: int, members: int = MEMBERS) -> None:
+        super().__init__()
+        self.observations = ObservationNormalizer(observation_dim)
+        self.register_buffer("change", torch.ones(observation_dim))
+        self.register_buffer("reward_mean", torch.zeros(()))
+        self.register_buffer("reward_std", torch.ones(()))
+        sizes = (observation_dim + action_dim, *HIDDEN, observation_dim + 2)
+        self.members = nn.ModuleList([mlp(sizes, "silu") for _ in range(members)])
+
+    def fit_scales(self, states: Tensor, next_states: Tensor, rewards: Tensor) -> None:
+        """Constants that bring inputs and targets to unit size, from (N, S), (N, S), (N,)."""
+        self.observations.fit(states)
+        floor = 1e-6
+        self.change.copy_((next_states - states).std(dim=0).clamp(min=floor))
+        self.reward_mean.copy_(rewards.mean())
+        self.reward_std.copy_(rewards.std().clamp(min=floor))
+
+    def _outputs(self, states: Tensor, actions: Tensor) -> Tensor:
+        x = torch.cat([self.observations(states), actions], dim=-1)
+        return torch.stack(
+            [member(x[i] if x.ndim == 3 else x) for i, member in enumerate(self.members)]
+        )
+
+    def forward(self, states: Tensor, actions: Tensor) -> Prediction:
+        """Predictions for states (B, S) and actions (B, A) in [-1, 1]."""
+        changes, rewards, terminations = self._outputs(states, actions).split(
+            [states.shape[-1], 1, 1], dim=-1
+        )
+        return Prediction(
+            states + changes * self.change,
+            rewards.squeeze(-1) * self.reward_std + self.reward_mean,
+            terminations.squeeze(-1),
+            changes.std(dim=0).norm(dim=-1),
+        )
+
+    def loss(
+        self,
+        states: Tensor,
+        actions: Tensor,
+        next_states: Tensor,
+        rewards: Tensor,
+        terminations: Tensor,
+    ) -> Tensor:
+        """Mean squared error plus cross entropy; a batch per member: (E, B, S), ..., (E, B)."""
+        changes, gains, ends = self._outputs(states, actions).split(
+            [states.shape[-1], 1, 1], dim=-1
+        )
+        error = torch.mean((changes - (next_states - states) / self.change) ** 2)
+        wanted = (rewards - self.reward_mean) / self.reward_std
+        error = error + torch.mean((gains.squeeze(-1) - wanted) ** 2)
+        ended = functional.binary_cross_entropy_with_logits(ends.squeeze(-1), terminations)
+        return error + TERMINATION_WEIGHT * ended

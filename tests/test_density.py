@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import WHITENED, make_dataset
+
+from qgpo import QGPO
+from qgpo.agents.training import Batches
+from qgpo.density import REFERENCES, Trust
+
+
+def fitted(power: float) -> Trust:
+    """References at 0 and 10 on a line; states at 1, 12 and 4, the last of episode 0 itself."""
+    trust = Trust(1, power)
+    references = torch.tensor([[0.0], [10.0]])[torch.arange(REFERENCES) % 2]
+    states = torch.tensor([[1.0], [12.0], [4.0]])
+    own = torch.zeros(3, REFERENCES, dtype=torch.bool)
+    own[2, ::2] = True  # the reference at 0 does not count: its distance is 6, not 4
+    trust.fit(references, states, own)
+    return trust
+
+
+def test_trust_by_hand():
+    trust = fitted(2.0)
+    assert float(trust.median) == pytest.approx(2.0)  # of 1, 2 and 6
+    found = trust(torch.tensor([[0.0], [2.0], [4.0], [5.0], [-8.0]]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 0.25, 4.0 / 25.0, 4.0 / 64.0]))
+
+
+def test_before_the_fit_and_in_a_single_episode_every_state_is_trusted():
+    trust = Trust(2, 4.0)
+    far = torch.tensor([[1e6, 0.0]])
+    assert trust(far).tolist() == [1.0]
+    trust.fit(
+        torch.zeros(REFERENCES, 2), torch.ones(3, 2), torch.ones(3, REFERENCES, dtype=torch.bool)
+    )
+    assert trust(far).tolist() == [1.0]
+    assert torch.isfinite(trust.median)
+
+
+def test_data_in_which_most_states_are_the_same():
+    trust = Trust(1, 4.0)
+    trust.fit(
+        torch.zeros(REFERENCES, 1), torch.zeros(3, 1), torch.zeros(3, REFERENCES, dtype=torch.bool)
+    )
+    assert trust(torch.tensor([[0.0], [1.0]])).tolist() == [1.0, 0.0]
+
+
+def test_rows_of_states_know_their_episode():
+    data = Batches.of(make_dataset(lengths=(2, 1, 3)), torch.device("cpu"))
+    assert data.episodes().tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+
+
+def test_far_from_the_data_the_agent_acts_by_the_behavior():
+    dataset = make_dataset(lengths=(40, 40))
+    agent = QGPO(replace(WHITENED, trust_power=8.0), device="cpu").learn(dataset)
+    always = QGPO(replace(WHITENED, trust_power=0.0), device="cpu").learn(dataset)
+    near, far = dataset.states[:5], dataset.states[:5] + 1e4
+
+    def act(of: QGPO, scale: float, observations: np.ndarray) -> np.ndarray:
+        of.guidance_scale = scale
+        return of.predict(observations, deterministic=True)[0]
+
+    # states of the references themselves are at no distance: there the trust changes nothing
+    np.testing.assert_array_equal(act(agent, 3.0, near), act(always, 3.0, near))
+    assert not np.allclose(act(always, 3.0, near), act(always, 0.0, near))
+    np.testing.assert_array_equal(act(agent, 3.0, far), act(agent, 0.0, far))
+    assert not np.array_equal(act(always, 3.0, far), act(always, 0.0, far))
+
+
+@pytest.mark.parametrize("guidance", ["dps", "aepo"])
+def test_where_beta_is_one_number_the_limit_holds_for_the_typical_state(guidance):
+    dataset = make_dataset(lengths=(40, 40))
+    config = replace(
+        WHITENED, guidance=guidance, beta=1e6, tilt_limit=0.5, critic_activation="silu"
+    )
+    agent = QGPO(config, device="cpu")
+    agent.train_behavior(dataset)
+    agent.generate_support(dataset)
+    agent.train_critic(dataset)
+    q = agent._table_of_q(agent._prepare(dataset))
+    agent.train_energy(dataset)
+    spread = float(agent.temperature.beta * q.std(dim=-1).mean())
+    assert spread == pytest.approx(0.5, rel=1e-5)
+    small = QGPO(replace(config, beta=1e-3), device="cpu").learn(dataset)
+    assert float(small.temperature.beta) == pytest.approx(1e-3)
