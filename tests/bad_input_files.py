@@ -255,6 +255,13 @@ CASES = [
     ),
     Case(
         CLI,
+        "train: tuning the guidance of an agent without any",
+        SystemExit,
+        "error: --tune-guidance: a TD3BC agent has no guidance_scale",
+        train("--agent", "TD3BC", "--tune-guidance"),
+    ),
+    Case(
+        CLI,
         "train: checkpoints every nothing",
         SystemExit,
         "error: --checkpoint-every 0: expected at least 1",

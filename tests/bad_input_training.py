@@ -278,6 +278,20 @@ CASES = [
         lambda: agent().set_parameters({"critic": {}}, exact_match=False),
     ),
     Case(
+        LEARN,
+        "tuning the guidance before training",
+        RuntimeError,
+        "this QGPO is not trained to the end: call learn(dataset)",
+        lambda: QGPO(PAPER_LIKE, device="cpu").tune_guidance(make_dataset()),
+    ),
+    Case(
+        LEARN,
+        "tuning the guidance to a negative scale",
+        ValueError,
+        "scales=(1.0, -1.0), expected numbers of at least 0",
+        lambda: agent().tune_guidance(make_dataset(), scales=(1.0, -1.0)),
+    ),
+    Case(
         PREDICT,
         "an agent that was not trained",
         RuntimeError,

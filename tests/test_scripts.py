@@ -311,6 +311,25 @@ def test_agents_without_guidance_train_from_the_command_line(name, tmp_path, dat
     assert load_agent(tmp_path / "run" / "checkpoint.zip", device="cpu").name == name
 
 
+def test_a_tuned_scale_is_scored_and_kept(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
+    monkeypatch.setattr("qgpo.agents.guided_policy.GuidedPolicy.tune_guidance", tuned_to_2)
+    where = ["--dataset-id", DATASET, "--run-dir", str(tmp_path / "run"), "--n-episodes", "1"]
+    short = ["--config.behavior-steps", "5", "--config.energy-steps", "5", "--tune-guidance"]
+    train.main(train.parse([*where, *QUICK, *TINY, *short]))
+    assert "what spoke for 2" in capsys.readouterr().out
+    evaluations = json.loads((tmp_path / "run" / "evaluation.json").read_text())["evaluations"]
+    assert [e["guidance_scale"] for e in evaluations] == [0.0, 2.0]
+    agent = QGPO.load(tmp_path / "run" / "checkpoint.zip", device="cpu")
+    assert agent.guidance_scale == 2.0
+
+
+def tuned_to_2(agent, dataset, progress_bar):
+    agent.guidance_scale = 2.0
+    agent.config = dataclasses.replace(agent.config, guidance_scale=2.0)
+    return "what spoke for 2"
+
+
 def test_collected_dataset_can_be_read(tmp_path, snapshot):
     flags = ["--env-id", "Pendulum-v1", "--policy", str(snapshot), "--dataset-id", "mine/p-v0"]
     flags += ["--n-steps", "100", "--max-episode-steps", "10", "--no-progress-bar"]
