@@ -78,8 +78,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """Add the modules of the last stage to `networks`."""
 
     @abstractmethod
-    def _guided(self, scale: float) -> tuple[Diffusion, GuidanceGradient | None]:
-        """The model that acts at a guidance scale, and what guides it."""
+    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
+        """The model that acts at a guidance scale in normalised states (B, S); what guides it."""
 
     @property
     @abstractmethod
@@ -192,8 +192,13 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """Choose `guidance_scale` without an environment, and say what spoke for it.
 
         An ensemble learns the environment's steps from the dataset in `steps` gradient steps; at
-        each of the `scales` the trained agent plays `rollouts` episodes in it. The best scale
-        becomes the attribute and the configuration's, so files keep it.
+        each of the `scales` the trained agent plays `rollouts` episodes in it, as long as the
+        data's (at most the environment's limit), with `deterministic` actions or sampled ones.
+        The best scale becomes the attribute and the configuration's, so files keep it.
+
+        Raises RuntimeError before training has ended, ValueError for scales outside [0, 1e9],
+        other data than those of the training, or fewer than 2 rollouts, NonFiniteError where the
+        model diverges.
         """
         return tune_guidance(self, dataset, scales, rollouts, steps, deterministic, progress_bar)
 
@@ -419,7 +424,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         assert self.action_space is not None
         condition = self.normalizer(observations)
         shape = (len(observations), self.action_space.shape[0])
-        model, gradient = self._guided(self.guidance_scale)
+        model, gradient = self._guided(self.guidance_scale, condition)
         guided: Any = {
             "guidance": gradient,
             "guidance_scale": self.guidance_scale,

@@ -218,14 +218,14 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
     # Acting -------------------------------------------------------------------------------
 
-    def _guided(self, scale: float) -> tuple[Diffusion, GuidanceGradient]:
-        return self.behavior_ema, self._trusted_gradient
+    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient]:
+        """The behavior and the gradient of f_t, less of it where the data do not bear Q out."""
+        if not self.config.trust_power or scale == 0.0:
+            return self.behavior_ema, self.energy.gradient
+        trust: Tensor = self.trust(condition)[:, None]
 
-    def _trusted_gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Gradient of f_t, (B, A), less of it where the data do not bear the critic out."""
-        gradient = self.energy.gradient(x_t, t, condition)
-        if not self.config.trust_power:
-            return gradient
-        assert condition is not None
-        trust: Tensor = self.trust(condition)
-        return trust[:, None] * gradient
+        def gradient(x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+            full: Tensor = self.energy.gradient(x_t, t, condition)
+            return trust * full
+
+        return self.behavior_ema, gradient

@@ -138,7 +138,7 @@ class QIPO(GuidedPolicy[QIPOConfig]):
 
     # Acting -------------------------------------------------------------------------------
 
-    def _guided(self, scale: float) -> tuple[Diffusion, GuidanceGradient | None]:
+    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
         if scale == 1.0:
             return self.policy_ema, None
         return self.behavior_ema, self.weighted.gradient

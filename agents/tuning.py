@@ -1,13 +1,14 @@
 """The guidance scale from data alone: imagined episodes in a model learned from the dataset.
 
 For every scale the policy acts in an ensemble of networks that predict the environment's next
-step. An episode that reaches states on which the members disagree more than anywhere in held-out
-data counts nothing from there on: the model guesses there (MOReL, Kidambi et al. 2020, arXiv
-2005.05951). The scale with the highest mean return is taken.
+step. Where the members disagree more than anywhere in held-out data the model guesses; an episode
+that comes there gets the dataset's lowest reward (at most 0) for every step that is left (MOReL,
+Kidambi et al. 2020, arXiv 2005.05951). The scale with the highest mean return is taken.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from qgpo.agents.training import Batches, half_cosine, take
+from qgpo.agents.presets import RANGES
+from qgpo.agents.training import LIKELY_CAUSES, Batches, NonFiniteError, half_cosine, take
 from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.datasets import OfflineDataset
 
@@ -35,6 +37,10 @@ MOST_TRANSITIONS = 20_000
 """of the held-out episodes, for that"""
 
 
+LONGEST_EPISODE = 1_000
+"""where the dataset names no environment with a limit of its own"""
+
+
 @dataclass(frozen=True, eq=False)
 class GuidanceTuning:
     """What `tune_guidance` found. Returns are the model's, good for comparing scales."""
@@ -46,6 +52,15 @@ class GuidanceTuning:
     """(scales, rollouts) whether the episode left the data"""
     best: float
     """the scale with the highest mean return; the smaller one of equals"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Means per scale and the choice, for JSON."""
+        return {
+            "scales": list(self.scales),
+            "returns": self.returns.mean(axis=1).tolist(),
+            "left_data": self.left_data.mean(axis=1).tolist(),
+            "best": self.best,
+        }
 
     def __str__(self) -> str:
         lines = [f"{'w':>6s}{'predicted return':>18s}{'± s.e.':>9s}{'left the data':>15s}"]
@@ -59,10 +74,12 @@ class GuidanceTuning:
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """At least one, each finite and not negative; ascending and without repetition."""
-    if not scales or not all(np.isfinite(w) and w >= 0.0 for w in scales):
-        raise ValueError(f"scales={tuple(scales)}, expected numbers of at least 0")
-    return tuple(sorted({float(w) for w in scales}))
+    """At least one, each within the configuration's range; ascending and without repetition."""
+    low, high = RANGES["guidance_scale"]
+    numbers = tuple(float(w) for w in scales)
+    if not numbers or not all(low <= w <= high for w in numbers):
+        raise ValueError(f"scales={numbers}, expected numbers in [{low:g}, {high:g}]")
+    return tuple(sorted(set(numbers)))
 
 
 def fit_dynamics(
@@ -104,10 +121,13 @@ def fit_dynamics(
         optimizer.step()
         bar.update()
     with torch.no_grad():
-        chosen = unseen[:MOST_TRANSITIONS]
+        evenly = torch.linspace(0, len(unseen) - 1, min(len(unseen), MOST_TRANSITIONS))
+        chosen = unseen[evenly.long().to(device)]
         worst = max(
             float(model(*transitions(part)[:2]).disagreement.max()) for part in chosen.split(2048)
         )
+    if not math.isfinite(worst):
+        raise NonFiniteError(f"the model of {dataset.id!r} diverged. {LIKELY_CAUSES}")
     return model.requires_grad_(False), worst
 
 
@@ -126,7 +146,8 @@ def imagine(
     """Undiscounted returns (B,) from states (B, S), and whether each episode left the data.
 
     Each episode follows one member of the ensemble, the same for every policy that is compared.
-    States stay within the bounds of the data. After leaving, each step gives `worst_reward`.
+    States stay within the bounds of the data. After leaving, each step gives `worst_reward`, ended
+    or not.
     """
     n, states = len(starts), starts
     member = torch.arange(n, device=starts.device) % len(model.members)
@@ -163,7 +184,9 @@ def tune_guidance(
     data = agent._prepare(dataset)
     generator = torch.Generator(agent.device)
     generator.manual_seed(agent.seed)
-    horizon = int(np.diff([*dataset.episode_starts, len(dataset)]).max())
+    limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
+    longest = int(np.diff([*dataset.episode_starts, len(dataset)]).max())
+    horizon = min(longest, limit or LONGEST_EPISODE)
     before, noise = agent.guidance_scale, agent.prediction_generator.get_state()
     with tqdm(
         total=steps + horizon * len(chosen), desc="guidance scale", disable=not progress_bar
@@ -179,6 +202,7 @@ def tune_guidance(
         try:
             for w in chosen:
                 agent.guidance_scale = w
+                agent.prediction_generator.set_state(noise)  # the same for every scale
                 results.append(
                     imagine(
                         agent,
@@ -197,7 +221,9 @@ def tune_guidance(
             agent.prediction_generator.set_state(noise)
     returns = np.stack([r.double().cpu().numpy() for r, _ in results])
     left = np.stack([x.cpu().numpy() for _, x in results])
+    if not np.isfinite(returns).all():
+        raise NonFiniteError(f"returns in the model of {dataset.id!r} are not finite")
     best = chosen[int(np.argmax(returns.mean(axis=1)))]
-    agent.guidance_scale = best
     agent.config = replace(agent.config, guidance_scale=best)
+    agent.guidance_scale = best
     return GuidanceTuning(chosen, returns, left, best)

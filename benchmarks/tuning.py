@@ -3,13 +3,14 @@
 python benchmarks/tuning.py --runs runs/locomotion --results benchmarks/locomotion
 
 For every finished cell of the label with a checkpoint in `runs`: the scales at which the cell was
-played are compared in the model that is learned from the cell's dataset. The loss is the played
-score at the best scale minus that at the chosen one, in normalised points. The best of several
-measured means is too good by chance, so the loss is an upper estimate.
+played (1 must be among them) are compared in the model that is learned from the cell's dataset. The
+loss is the played score at the best scale minus that at the chosen one, in normalised points. The
+best of several measured means is too good by chance, so the loss is an upper estimate.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ def compare(cell: dict[str, Any], run: Path) -> dict[str, Any]:
     """Tune the agent of one cell."""
     dataset = load_dataset(cell["measured"]["dataset"], download=False)
     agent = QGPO.load(run / "checkpoint.zip", device="cpu")
+    config = json.loads(json.dumps(dataclasses.asdict(agent.config)))
+    if config != cell["measured"]["config"]:
+        raise SystemExit(f"{run}: the checkpoint is not that of the cell's configuration")
     played = {e["guidance_scale"]: e for e in cell["evaluations"]}
     began = time.process_time()
     found = agent.tune_guidance(dataset, tuple(played))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 REFERENCES = 10_000
 """states among which the nearest one is searched"""
 STATES_FOR_MEDIAN = 4_000
+ROWS_PER_CHUNK = 4_096
 FARTHEST = torch.finfo(torch.float32).max
 """a median at which every state is trusted; files hold finite numbers only"""
 
@@ -35,6 +36,11 @@ class Trust(nn.Module):
         self.register_buffer("references", torch.zeros(REFERENCES, dim))
         self.register_buffer("median", torch.tensor(FARTHEST))
 
+    def _distances(self, states: Tensor) -> Tensor:
+        # a common offset, which cancels, would cost the fast formula of cdist its digits
+        center = self.references.mean(dim=0)
+        return torch.cdist(states - center, self.references - center)
+
     @torch.no_grad()
     def fit(self, references: Tensor, states: Tensor, own: Tensor) -> None:
         """Keep the references, and find the median distance of other states (K, S) to them.
@@ -43,12 +49,13 @@ class Trust(nn.Module):
         nothing else is left, and every state is trusted.
         """
         self.references.copy_(references)
-        distances = torch.cdist(states, self.references).masked_fill(own, FARTHEST)
+        distances = self._distances(states).masked_fill(own, FARTHEST)
         self.median.copy_(distances.min(dim=-1).values.median())
 
     def forward(self, states: Tensor) -> Tensor:
         """How far to trust a critic in those states, (B, S) to (B,)."""
-        distances = torch.cdist(states, self.references).min(dim=-1).values
+        chunks = states.split(ROWS_PER_CHUNK)
+        distances = torch.cat([self._distances(chunk).min(dim=-1).values for chunk in chunks])
         near = distances <= self.median
         ratio = self.median / distances.clamp(min=torch.finfo(distances.dtype).tiny)
         return torch.where(near, 1.0, ratio**self.power)

@@ -26,6 +26,7 @@ from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.registry import adopt_from
 from qgpo.agents.runs import RunFolder, RunFolderError, WandbOutput
 from qgpo.agents.training import NonFiniteError
+from qgpo.agents.tuning import GuidanceTuning
 from qgpo.envs import OfflineDataset, evaluate, load_dataset
 from qgpo.envs.evaluation import Evaluation, bootstrap_interval, readable
 from qgpo.envs.families import family_settings, find_family
@@ -72,7 +73,8 @@ class Args(Generic[ConfigT]):
     """scales evaluated at the end, for agents with guidance; default 0 (imitation) and the
     configured scale"""
     tune_guidance: bool = False
-    """choose the guidance scale after training, by episodes in a model learned from the dataset"""
+    """choose the guidance scale after training, by episodes in a model learned from the dataset,
+    and evaluate it too"""
     n_episodes: int = 50
     """evaluation episodes per scale (100 for mazes unless given); 0 skips evaluation"""
     env_id: str | None = None
@@ -248,6 +250,8 @@ def score(
     """(label, guidance scale, evaluation) for every scale asked for."""
     chosen = getattr(agent, "guidance_scale", None)
     scales = args.guidance_scales or ((0.0, chosen) if chosen else (chosen,))
+    if args.tune_guidance and chosen is not None and chosen not in scales:
+        scales = (*scales, chosen)
     results = []
     for scale in scales:
         label = "agent" if scale is None else f"w = {scale:g}"
@@ -337,11 +341,13 @@ def run(
     )
     seconds = train(args, folder, agent, dataset, outputs)
     print(f"trained in {seconds:.0f} s")
+    tuning = None
     if args.tune_guidance and isinstance(agent, GuidedPolicy):
-        print(agent.tune_guidance(dataset, progress_bar=args.progress_bar))
+        tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
+        print(tuning)
         agent.save(folder.checkpoint)
     results = score(args, agent, dataset) if args.n_episodes else []
-    write_results(args, folder, dataset, seconds, results)
+    write_results(args, folder, dataset, seconds, results, tuning)
     if tracked is not None:
         tracked.summary.update({f"return/{label}": e.mean for label, _, e in results})
         tracked.finish()
@@ -353,6 +359,7 @@ def write_results(
     dataset: OfflineDataset,
     seconds: float,
     results: list[tuple[str, float | None, Evaluation]],
+    tuning: GuidanceTuning | None,
 ) -> None:
     """evaluation.json, the picture, and the table on the screen."""
     evaluations = [{"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results]
@@ -363,6 +370,7 @@ def write_results(
             "training_seconds": seconds,
             "deterministic": args.deterministic,
             "evaluations": evaluations,
+            **({} if tuning is None else {"guidance_tuning": tuning.as_dict()}),
         },
     )
     draw_run(

@@ -288,7 +288,7 @@ CASES = [
         LEARN,
         "tuning the guidance to a negative scale",
         ValueError,
-        "scales=(1.0, -1.0), expected numbers of at least 0",
+        "scales=(1.0, -1.0), expected numbers in [0, 1e+09]",
         lambda: agent().tune_guidance(make_dataset(), scales=(1.0, -1.0)),
     ),
     Case(

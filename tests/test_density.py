@@ -87,3 +87,16 @@ def test_where_beta_is_one_number_the_limit_holds_for_the_typical_state(guidance
     assert spread == pytest.approx(0.5, rel=1e-5)
     small = QGPO(replace(config, beta=1e-3), device="cpu").learn(dataset)
     assert float(small.temperature.beta) == pytest.approx(1e-3)
+
+
+def test_an_offset_does_not_cost_digits():
+    torch.manual_seed(0)
+    references, states = torch.randn(REFERENCES, 3), torch.randn(40, 3)
+    found = []
+    for offset in (0.0, 1000.0):
+        trust = Trust(3, 4.0)
+        trust.fit(references + offset, states + offset, torch.zeros(40, REFERENCES, dtype=bool))
+        found.append(trust(3.0 * states + offset))
+    torch.testing.assert_close(found[0], found[1], atol=0.0, rtol=0.02)
+    one_by_one = torch.cat([trust(row[None]) for row in 3.0 * states + 1000.0])
+    torch.testing.assert_close(one_by_one, found[1], atol=0.0, rtol=1e-3)

@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, WHITENED, same_parameters, subprocess_environment
 
 from qgpo import QGPO, load_agent, load_dataset
 from qgpo.agents.runs import ContinuedCSV
+from qgpo.agents.tuning import GuidanceTuning
 from qgpo.envs.collection import collect, write_minari
 from qgpo.envs.policies import load_policy
 from qgpo.scripts import train
@@ -317,9 +319,15 @@ def test_a_tuned_scale_is_scored_and_kept(tmp_path, data, monkeypatch, capsys):
     where = ["--dataset-id", DATASET, "--run-dir", str(tmp_path / "run"), "--n-episodes", "1"]
     short = ["--config.behavior-steps", "5", "--config.energy-steps", "5", "--tune-guidance"]
     train.main(train.parse([*where, *QUICK, *TINY, *short]))
-    assert "what spoke for 2" in capsys.readouterr().out
-    evaluations = json.loads((tmp_path / "run" / "evaluation.json").read_text())["evaluations"]
-    assert [e["guidance_scale"] for e in evaluations] == [0.0, 2.0]
+    assert "     2               7.0" in capsys.readouterr().out
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [e["guidance_scale"] for e in written["evaluations"]] == [0.0, 2.0]
+    assert written["guidance_tuning"] == {
+        "scales": [2.0],
+        "returns": [7.0],
+        "left_data": [0.5],
+        "best": 2.0,
+    }
     agent = QGPO.load(tmp_path / "run" / "checkpoint.zip", device="cpu")
     assert agent.guidance_scale == 2.0
 
@@ -327,7 +335,7 @@ def test_a_tuned_scale_is_scored_and_kept(tmp_path, data, monkeypatch, capsys):
 def tuned_to_2(agent, dataset, progress_bar):
     agent.guidance_scale = 2.0
     agent.config = dataclasses.replace(agent.config, guidance_scale=2.0)
-    return "what spoke for 2"
+    return GuidanceTuning((2.0,), np.array([[6.0, 8.0]]), np.array([[False, True]]), 2.0)
 
 
 def test_collected_dataset_can_be_read(tmp_path, snapshot):

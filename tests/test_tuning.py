@@ -3,14 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import WHITENED, make_dataset
+from conftest import WHITENED, make_dataset, mapped
 from tqdm import tqdm
 
 from qgpo import QGPO
+from qgpo.agents.training import NonFiniteError
 from qgpo.agents.tuning import check_scales, fit_dynamics, imagine, tune_guidance
 from qgpo.dynamics import DynamicsEnsemble, Prediction
 
-LENGTHS = (20,) * 40
+EPISODES = 60
 SILENT = {"disable": True}
 
 
@@ -20,39 +21,74 @@ def _small_networks(monkeypatch):
 
 
 def line_dataset():
-    """s' = s + a / 2 on a line, reward 1 - a^2, actions all over [-1, 1]."""
+    """s' = s + a / 2 on a line, reward 1 - a^2, the end beyond -1; actions all over [-1, 1]."""
     rng = np.random.default_rng(0)
-    actions = rng.uniform(-1.0, 1.0, (sum(LENGTHS), 1)).astype(np.float32)
-    states = [
-        np.concatenate([[0.0], np.cumsum(part[:, 0]) / 2.0])
-        for part in np.split(actions, len(LENGTHS))
-    ]
+    states, actions, rewards, lengths = [], [], [], []
+    for _ in range(EPISODES):
+        s, length = 0.0, 0
+        states.append(s)
+        while length < 20 and s > -1.0:
+            a = rng.uniform(-1.0, 1.0)
+            s, length = s + a / 2.0, length + 1
+            states.append(s)
+            actions.append(a)
+            rewards.append(1.0 - a**2)
+        lengths.append(length)
     return make_dataset(
-        lengths=LENGTHS,
+        lengths=lengths,
         observation_dim=1,
-        terminated=[False] * len(LENGTHS),
-        states=np.concatenate(states)[:, None].astype(np.float32),
-        actions=actions,
-        rewards=1.0 - actions[:, 0] ** 2,
+        terminated=[length < 20 for length in lengths],
+        states=np.array(states, np.float32)[:, None],
+        actions=np.array(actions, np.float32)[:, None],
+        rewards=np.array(rewards, np.float32),
     )
 
 
-def test_the_model_learns_a_line_and_knows_where_it_guesses():
+def test_the_model_learns_a_line_its_end_and_where_it_guesses():
     dataset = line_dataset()
     agent = QGPO(WHITENED, device="cpu")
     data = agent._prepare(dataset)
     generator = torch.Generator().manual_seed(0)
-    model, worst = fit_dynamics(dataset, data, generator, 600, tqdm(**SILENT))
-    states, actions = torch.tensor([[0.0], [0.5]]), torch.tensor([[0.5], [-1.0]])
+    model, worst = fit_dynamics(dataset, data, generator, 1500, tqdm(**SILENT))
+    states = torch.tensor([[0.0], [0.5], [-0.9]])
+    actions = torch.tensor([[0.5], [-1.0], [-0.9]])
     found = model(states, actions)
-    expected = torch.tensor([[0.25], [0.0]]).expand(4, 2, 1)
+    expected = torch.tensor([[0.25], [0.0], [-1.35]]).expand(4, 3, 1)
     torch.testing.assert_close(found.next_states, expected, atol=0.05, rtol=0.0)
     torch.testing.assert_close(
-        found.rewards, torch.tensor([0.75, 0.0]).expand(4, 2), atol=0.1, rtol=0.0
+        found.rewards, torch.tensor([0.75, 0.0, 0.19]).expand(4, 3), atol=0.1, rtol=0.0
     )
-    assert bool((found.terminations < -2.0).all())
-    assert float(found.disagreement.max()) < worst
+    assert bool((found.terminations[:, :2] < -1.0).all())
+    assert bool((found.terminations[:, 2] > 0.0).all())
+    assert float(found.disagreement[:2].max()) < worst  # the third is at the edge
     assert float(model(torch.tensor([[60.0]]), torch.zeros(1, 1)).disagreement) > worst
+
+
+def test_disagreement_is_measured_on_episodes_that_were_not_learned(monkeypatch):
+    seen = []
+    original = DynamicsEnsemble.loss
+
+    def spy(self, states, *rest):
+        seen.append(states)
+        return original(self, states, *rest)
+
+    monkeypatch.setattr(DynamicsEnsemble, "loss", spy)
+    # episode e stands at e: the tenth and the twentieth are held out
+    lengths = (6,) * 20
+    places = np.repeat(np.arange(20.0), 7)[:, None].astype(np.float32)
+    dataset = make_dataset(lengths=lengths, observation_dim=1, states=places)
+    data = QGPO(WHITENED, device="cpu")._prepare(dataset)
+    fit_dynamics(dataset, data, torch.Generator().manual_seed(0), 5, tqdm(**SILENT))
+    assert set(torch.cat([s.flatten() for s in seen]).tolist()) == set(range(20)) - {9, 19}
+
+
+def test_a_model_that_diverges_is_an_error(monkeypatch):
+    monkeypatch.setattr("qgpo.agents.tuning.LEARNING_RATE", 1e30)
+    dataset = make_dataset(lengths=(12, 9, 11))
+    agent = QGPO(WHITENED, device="cpu").learn(dataset)
+    with pytest.raises(NonFiniteError, match="diverged"):
+        agent.tune_guidance(dataset, rollouts=2, steps=5)
+    assert agent.guidance_scale == WHITENED.guidance_scale
 
 
 class Scripted:
@@ -80,7 +116,7 @@ def test_the_scale_whose_actions_pay_is_chosen():
     found = tune_guidance(agent, dataset, (2.0, 0.0, 1.0, 0.5), rollouts=8, steps=400)
     assert found.scales == (0.0, 0.5, 1.0, 2.0)
     assert found.best == agent.guidance_scale == agent.config.guidance_scale == 1.0
-    # twenty steps of reward 1, and of reward 3/4 where it does not leave the data
+    # twenty steps of reward 1
     assert found.returns[2].mean() == pytest.approx(20.0, abs=1.0)
     assert found.returns[1].mean() < found.returns[2].mean()
     assert "  1 " in str(found)
@@ -124,13 +160,19 @@ def test_a_trained_agent_is_tuned_and_keeps_its_scale(tmp_path):
     dataset = make_dataset(lengths=(12, 9, 11))
     agent = QGPO(WHITENED, device="cpu").learn(dataset)
     noise = agent.prediction_generator.get_state()
+    agent.tune_guidance(dataset, (1.0,), rollouts=4, steps=5, deterministic=False)
+    assert torch.equal(noise, agent.prediction_generator.get_state())
     found = agent.tune_guidance(dataset, scales=(0.0, 2.0), rollouts=4, steps=5)
     assert found.returns.shape == (2, 4)
     assert found.best in (0.0, 2.0)
-    assert torch.equal(noise, agent.prediction_generator.get_state())
     again = QGPO(WHITENED, device="cpu").learn(dataset)
     same = again.tune_guidance(dataset, scales=(0.0, 2.0), rollouts=4, steps=5)
     np.testing.assert_array_equal(found.returns, same.returns)
+    on_disk = mapped(dataset)
+    other = QGPO(WHITENED, device="cpu").learn(on_disk)
+    np.testing.assert_array_equal(
+        found.returns, other.tune_guidance(on_disk, (0.0, 2.0), rollouts=4, steps=5).returns
+    )
     agent.save(tmp_path / "tuned")
     assert QGPO.load(tmp_path / "tuned", device="cpu").guidance_scale == found.best
 
@@ -141,7 +183,7 @@ def test_what_cannot_be_tuned_is_refused():
     with pytest.raises(RuntimeError, match=r"not trained.*learn\(dataset\)"):
         agent.tune_guidance(dataset)
     agent.learn(dataset)
-    with pytest.raises(ValueError, match=r"scales=\(\), expected numbers of at least 0"):
+    with pytest.raises(ValueError, match=r"scales=\(\), expected numbers in"):
         agent.tune_guidance(dataset, scales=())
     with pytest.raises(ValueError, match=r"scales=\(1\.0, -1\.0\)"):
         agent.tune_guidance(dataset, scales=(1.0, -1.0))
@@ -149,17 +191,30 @@ def test_what_cannot_be_tuned_is_refused():
         agent.tune_guidance(dataset, rollouts=1)
     with pytest.raises(ValueError, match="other data"):
         agent.tune_guidance(make_dataset(seed=5))
-    assert agent.guidance_scale == WHITENED.guidance_scale
+    agent._act = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        agent.tune_guidance(dataset, scales=(0.0, 2.0), rollouts=2, steps=1)
+    assert agent.guidance_scale == agent.config.guidance_scale == WHITENED.guidance_scale
+
+
+def interrupted(observations, deterministic):
+    raise KeyboardInterrupt
 
 
 def test_scales_are_sorted_and_unique():
     assert check_scales([2, 0.5, 2.0]) == (0.5, 2.0)
+    assert check_scales(np.array([1.0, 0.0])) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="1e"):
+        check_scales([1e12])
     with pytest.raises(ValueError, match="nan"):
         check_scales([float("nan")])
 
 
 def test_ensembles_of_one_seed_are_the_same_and_their_members_are_not():
-    torch.manual_seed(0)
-    model = DynamicsEnsemble(2, 1)
-    first, second = (next(iter(m.parameters())) for m in list(model.members)[:2])
-    assert not torch.equal(first, second)
+    def weights() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        return [next(iter(m.parameters())) for m in DynamicsEnsemble(2, 1).members]
+
+    first, second = weights(), weights()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
