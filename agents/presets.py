@@ -152,7 +152,7 @@ class GuidedPolicyConfig:
 
     # Acting
     guidance_scale: float = 1.0
-    """w; 1 is the policy mu exp(beta Q), 0 pure imitation"""
+    """w; 1 is the policy mu exp(beta Q) (but for tilt_limit and trust_power), 0 imitation"""
     guidance_bound: float | None = None
     """largest |w sigma grad f| / |eps| while acting; none: no bound"""
     deterministic_action: str = "ode"
