@@ -2,9 +2,9 @@
 
 For every scale the policy acts in an ensemble of networks that predict the environment's next
 step. Where the members disagree over ten steps twice as much as anywhere in held-out data the
-model guesses; an episode that comes there gets the mean reward of the dataset's worst episode (at most
-0) for every step that is left (after MOReL, Kidambi et al. 2020, arXiv 2005.05951). The scale with
-the highest mean return is taken.
+model guesses; an episode that comes there gets the mean reward of the dataset's worst episode (at
+most 0) for every step that is left (after MOReL, Kidambi et al. 2020, arXiv 2005.05951). The scale
+with the highest mean return is taken.
 """
 
 from __future__ import annotations
