@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -25,7 +24,7 @@ from qgpo.agents import adoption
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.presets import GuidedPolicyConfig
 from qgpo.agents.training import Batches, average, half_cosine, take, tuned_rewards
-from qgpo.agents.tuning import SCALES, STEPS, GuidanceTuning, tune_guidance
+from qgpo.agents.tuning import tune_guidance
 from qgpo.critic import (
     critic_loss,
     in_support_expectile,
@@ -180,27 +179,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         adoption.adopt(self, other, dataset)
         return self
 
-    def tune_guidance(
-        self,
-        dataset: OfflineDataset,
-        scales: Sequence[float] = SCALES,
-        rollouts: int = 48,
-        steps: int = STEPS,
-        deterministic: bool = True,
-        progress_bar: bool = False,
-    ) -> GuidanceTuning:
-        """Choose `guidance_scale` without an environment, and say what spoke for it.
-
-        An ensemble learns the environment's steps from the dataset in `steps` gradient steps; at
-        each of the `scales` the trained agent plays `rollouts` episodes in it, as long as the
-        data's (at most the environment's limit), with `deterministic` actions or sampled ones.
-        The best scale becomes the attribute and the configuration's, so files keep it.
-
-        Raises RuntimeError before training has ended, ValueError for scales outside [0, 1e9],
-        other data than those of the training, or fewer than 2 rollouts, NonFiniteError where the
-        model diverges.
-        """
-        return tune_guidance(self, dataset, scales, rollouts, steps, deterministic, progress_bar)
+    tune_guidance = tune_guidance
 
     # Training: the stages that all share -----------------------------------------------------
 

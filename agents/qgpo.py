@@ -68,6 +68,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
 
     energy: Guidance
+    trust: Trust
 
     def __init__(
         self,
@@ -112,8 +113,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         self.networks["energy"] = self.energy
         if self.energy.needs_energy:
             self.networks["temperature"] = self.temperature
-        self.trust = Trust(observation_dim, c.trust_power)
         if c.trust_power:
+            self.trust = Trust(observation_dim, c.trust_power)
             self.networks["trust"] = self.trust
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:

@@ -185,7 +185,17 @@ def tune_guidance(
     deterministic: bool = True,
     progress_bar: bool = False,
 ) -> GuidanceTuning:
-    """See `GuidedPolicy.tune_guidance`."""
+    """Choose `guidance_scale` without an environment, and say what spoke for it.
+
+    The agents' method of that name. An ensemble learns the environment's steps from the dataset in
+    `steps` gradient steps; at each of the `scales` the trained agent plays `rollouts` episodes in
+    it, as long as the data's (at most the environment's limit), with `deterministic` actions or
+    sampled ones. The best scale becomes the attribute and the configuration's, so files keep it.
+
+    Raises RuntimeError before training has ended, ValueError for scales outside [0, 1e9], other
+    data than those of the training, or fewer than 2 rollouts, NonFiniteError where the model
+    diverges.
+    """
     chosen = check_scales(scales)
     if rollouts < 2 or steps < 1:
         raise ValueError(f"rollouts={rollouts}, steps={steps}, expected at least 2 and 1")
@@ -195,8 +205,8 @@ def tune_guidance(
     generator = torch.Generator(agent.device)
     generator.manual_seed(agent.seed)
     limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
-    longest = int(np.diff([*dataset.episode_starts, len(dataset)]).max())
-    horizon = min(longest, limit or LONGEST_EPISODE)
+    lengths = np.diff([*dataset.episode_starts, len(dataset)])
+    horizon = min(int(lengths.max()), limit or LONGEST_EPISODE)
     before, noise = agent.guidance_scale, agent.prediction_generator.get_state()
     with tqdm(
         total=steps + horizon * len(chosen), desc="guidance scale", disable=not progress_bar
@@ -207,7 +217,6 @@ def tune_guidance(
         starts = data.observations(take(data.state_index, first[lanes]))
         low = data.states.min(dim=0).values.to(agent.device)
         high = data.states.max(dim=0).values.to(agent.device)
-        lengths = np.diff([*dataset.episode_starts, len(dataset)])
         worst_reward = min(0.0, float((dataset.episode_returns / lengths).min()))
         results = []
         try:

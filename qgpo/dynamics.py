@@ -57,21 +57,20 @@ class DynamicsEnsemble(nn.Module):
         self.reward_mean.copy_(rewards.mean())
         self.reward_std.copy_(rewards.std().clamp(min=floor))
 
-    def _outputs(self, states: Tensor, actions: Tensor) -> Tensor:
+    def _outputs(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Changes (E, B, S) and rewards (E, B), both in unit size, and terminations (E, B)."""
         x = torch.cat([self.observations(states), actions], dim=-1)
-        return torch.stack(
-            [member(x[i] if x.ndim == 3 else x) for i, member in enumerate(self.members)]
-        )
+        x = x.expand(len(self.members), *x.shape[-2:])
+        y = torch.stack([member(rows) for member, rows in zip(self.members, x, strict=True)])
+        return y[..., :-2], y[..., -2], y[..., -1]
 
     def forward(self, states: Tensor, actions: Tensor) -> Prediction:
         """Predictions for states (B, S) and actions (B, A) in [-1, 1]."""
-        changes, rewards, terminations = self._outputs(states, actions).split(
-            [states.shape[-1], 1, 1], dim=-1
-        )
+        changes, rewards, terminations = self._outputs(states, actions)
         return Prediction(
             states + changes * self.change,
-            rewards.squeeze(-1) * self.reward_std + self.reward_mean,
-            terminations.squeeze(-1),
+            rewards * self.reward_std + self.reward_mean,
+            terminations,
             changes.std(dim=0).norm(dim=-1),
         )
 
@@ -84,11 +83,9 @@ class DynamicsEnsemble(nn.Module):
         terminations: Tensor,
     ) -> Tensor:
         """Mean squared error plus cross entropy; a batch per member: (E, B, S), ..., (E, B)."""
-        changes, gains, ends = self._outputs(states, actions).split(
-            [states.shape[-1], 1, 1], dim=-1
-        )
+        changes, gains, ends = self._outputs(states, actions)
         error = torch.mean((changes - (next_states - states) / self.change) ** 2)
         wanted = (rewards - self.reward_mean) / self.reward_std
-        error = error + torch.mean((gains.squeeze(-1) - wanted) ** 2)
-        ended = functional.binary_cross_entropy_with_logits(ends.squeeze(-1), terminations)
+        error = error + torch.mean((gains - wanted) ** 2)
+        ended = functional.binary_cross_entropy_with_logits(ends, terminations)
         return error + TERMINATION_WEIGHT * ended

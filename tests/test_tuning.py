@@ -126,13 +126,13 @@ def test_the_scale_whose_actions_pay_is_chosen():
 
 class Fixed(torch.nn.Module):
     """One step to the right; from 3 on members disagree, by more than the limit even when averaged
-    over the window; the second one says that it ends at 2."""
+    over the window; the second one says that it ends at 2, the first at 4, which is too late."""
 
     members = (0, 1)
 
     def forward(self, states, actions):
         x = states[:, 0]
-        ends = torch.stack([torch.full_like(x, -1.0), torch.where(x >= 2.0, 1.0, -1.0)])
+        ends = torch.stack([torch.where(x >= end, 1.0, -1.0) for end in (4.0, 2.0)])
         after = (states + 1.0).expand(2, -1, -1)
         return Prediction(after, torch.ones(2, len(x)), ends, torch.where(x >= 3.0, 11.0, 0.0))
 
@@ -186,6 +186,24 @@ def test_a_trained_agent_is_tuned_and_keeps_its_scale(tmp_path):
     )
     agent.save(tmp_path / "tuned")
     assert QGPO.load(tmp_path / "tuned", device="cpu").guidance_scale == found.best
+
+
+@pytest.mark.parametrize(("rewards", "cost"), [((-1, -3, 0, 4, 9), -2.0), ((1, 3, 0, 4, 9), 0.0)])
+def test_what_leaving_the_data_costs_and_how_long_an_episode_is(rewards, cost, monkeypatch):
+    dataset = make_dataset(lengths=(2, 3), rewards=np.array(rewards, np.float32))
+    agent = QGPO(WHITENED, device="cpu").learn(dataset)
+    found = []
+
+    def spy(agent, model, starts, bounds, horizon, most, worst_reward, deterministic, bar):
+        found.append((horizon, most, worst_reward))
+        return torch.zeros(len(starts)), torch.zeros(len(starts), dtype=torch.bool)
+
+    monkeypatch.setattr("qgpo.agents.tuning.fit_dynamics", lambda *_: (None, 3.0))
+    monkeypatch.setattr("qgpo.agents.tuning.imagine", spy)
+    agent.tune_guidance(dataset, (1.0,), rollouts=2, steps=1)
+    monkeypatch.setattr("qgpo.agents.tuning.LONGEST_EPISODE", 2)
+    agent.tune_guidance(dataset, (1.0,), rollouts=2, steps=1)
+    assert found == [(3, 6.0, cost), (2, 6.0, cost)]
 
 
 def test_what_cannot_be_tuned_is_refused():
