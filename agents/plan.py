@@ -142,10 +142,7 @@ def _as_json(config: Any) -> dict[str, Any]:
 
 
 def read_plan(path: Path) -> list[Cell]:
-    """Every cell of the plan, seed by seed: one that is stopped has something of all agents.
-
-    Those that adopt come last of their seed: meanwhile their donors are trained. Raises PlanError.
-    """
+    """Every cell of the plan, agent by agent as it lists them. Raises PlanError."""
     try:
         data = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -160,6 +157,14 @@ def read_plan(path: Path) -> list[Cell]:
             _check_donor(cell, cells[:i])
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}: {error}") from error
+    return cells
+
+
+def in_turn(cells: list[Cell]) -> list[Cell]:
+    """The cells as they are run, seed by seed: one that is stopped has something of all agents.
+
+    Those that adopt come last of their seed: meanwhile their donors are trained.
+    """
     return sorted(cells, key=lambda cell: (cell.seed, cell.adopt is not None))
 
 

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from qgpo import statistics
 from qgpo.envs import result_figures as figures
-from qgpo.envs.results import Results, Run
-
-RESAMPLES = 2_000
+from qgpo.envs.results import RESAMPLES, Results, Run
 
 
 @dataclass(frozen=True)
@@ -183,16 +181,22 @@ def _aggregate(folder: Path, results: Results) -> list[Block]:
 
 
 def _improvement(folder: Path, results: Results) -> list[Block]:
-    rows = []
-    for first, second, common in figures.pairs(results):
-        sides = results.tasks(first, common), results.tasks(second, common)
-        low, high = statistics.improvement_interval(*sides, resamples=RESAMPLES)
-        found = statistics.probability_of_improvement(*sides)
-        rows.append([first, second, f"{found:.2f} [{low:.2f}, {high:.2f}]", str(len(common))])
+    rows = [
+        [
+            pair.first,
+            pair.second,
+            f"{pair.probability:.2f} [{pair.interval[0]:.2f}, {pair.interval[1]:.2f}]",
+            str(pair.datasets),
+        ]
+        for pair in results.improvements
+    ]
     if not rows:
         return []
     return [
-        Text("Probability that a run of one agent beats one of another, on what both cover."),
+        Text(
+            "Probability that a run of one agent beats one of another, on what both cover; bold in "
+            "the picture where the interval excludes a half."
+        ),
         Table(["agent", "better than", "probability", "datasets"], rows),
         _draw(folder, "improvement", figures.draw_improvement, results, "Pairs of agents"),
     ]

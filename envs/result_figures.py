@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ import numpy as np
 
 from qgpo import statistics
 from qgpo.envs.figures import BLUE, GRAY, GREEN, ORANGE
-from qgpo.envs.results import Results
+from qgpo.envs.results import RESAMPLES, Results
 
-COLORS = (BLUE, ORANGE, GREEN, "#805ad5", "#c53030", "#b7791f", "#0987a0", "#b83280")
+COLORS = (
+    *(BLUE, ORANGE, GREEN, "#805ad5", "#c53030", "#b7791f", "#0987a0", "#b83280"),
+    *("#63b3ed", "#f6ad55", "#68d391", "#b794f4", "#fc8181", "#2d3748", "#4fd1c5", "#f687b3"),
+)
 NOTE: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": GRAY}
-RESAMPLES = 2_000
 
 
 def short(dataset: str) -> str:
@@ -73,34 +74,26 @@ def draw_aggregate(path: Path, results: Results) -> None:
     _save(figure, path, "Interquartile mean over runs, 95 % stratified bootstrap interval")
 
 
-def pairs(results: Results) -> list[tuple[str, str, list[str]]]:
-    """Agents in pairs, with the datasets on which both have scores."""
-    found = []
-    for first, second in combinations(results.labels, 2):
-        common = [d for d in results.covered(first) if d in results.covered(second)]
-        if common:
-            found.append((first, second, common))
-    return found
-
-
 def draw_improvement(path: Path, results: Results) -> None:
-    """P(a run of one agent beats a run of another) for each pair."""
-    rows = pairs(results)
-    figure, axis = _single(0.42 * len(rows) + 1.2)
-    for y, (first, second, common) in enumerate(reversed(rows)):
-        sides = results.tasks(first, common), results.tasks(second, common)
-        low, high = statistics.improvement_interval(*sides, resamples=RESAMPLES)
-        middle, shade = statistics.probability_of_improvement(*sides), color(results, first)
-        axis.plot([low, high], [y, y], color=shade, lw=9, alpha=0.35, solid_capstyle="butt")
-        axis.plot([middle] * 2, [y - 0.25, y + 0.25], color=shade, lw=3)
-    names = [f"{first} > {second}" for first, second, _ in reversed(rows)]
-    axis.set_yticks(range(len(rows)), names, fontsize=9)
-    axis.axvline(0.5, color=GRAY, ls="--", lw=1.2)
-    axis.set_xlim(-0.02, 1.02)
-    axis.set_ylim(-0.6, len(rows) - 0.4)
-    axis.set_xlabel("probability of improvement")
-    _plain(axis, "x")
-    _save(figure, path, "Probability that a run of the first beats one of the second")
+    """P(a run of the row's agent beats one of the column's); bold where the interval is clear."""
+    found = results.improvements
+    labels = [x for x in results.labels if any(x in (pair.first, pair.second) for pair in found)]
+    n = len(labels)
+    size = 0.55 * n
+    figure, axis = _pyplot().subplots(figsize=(size + 2.6, size + 1.9), layout="constrained")
+    table = np.full((n, n), np.nan)
+    for pair in found:
+        i, j = labels.index(pair.first), labels.index(pair.second)
+        table[i, j], table[j, i] = pair.probability, 1.0 - pair.probability
+        weight = "bold" if pair.is_clear else "normal"
+        for y, x in ((i, j), (j, i)):
+            note = {**NOTE, "color": "black", "fontweight": weight}
+            axis.text(x, y, f"{table[y, x]:.2f}", **note)
+    axis.imshow(table, cmap="RdBu", vmin=-0.1, vmax=1.1)
+    axis.set_xticks(range(n), labels, fontsize=8, rotation=45, ha="right")
+    axis.set_yticks(range(n), labels, fontsize=8)
+    axis.spines[:].set_visible(False)
+    _save(figure, path, "Probability that a run of the row\nbeats one of the column")
 
 
 def draw_profiles(path: Path, results: Results) -> None:
@@ -171,7 +164,8 @@ def draw_scales(path: Path, results: Results) -> None:
             axis.plot(scales, np.transpose(means), color=shade, lw=0.8, alpha=0.4)
             middle = np.mean(means, axis=0)
             axis.plot(scales, middle, color=shade, lw=2.2, marker=".", label=label)
-            axis.plot(best, middle[scales.index(best)], "*", ms=19, mfc="white", mec=shade)
+            if len(scales) > 1:
+                axis.plot(best, middle[scales.index(best)], "*", ms=19, mfc="white", mec=shade)
             axis.plot(headline, middle[scales.index(headline)], "o", ms=7, color=shade)
         run = results.data(dataset)
         if run is not None:

@@ -6,13 +6,18 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qgpo import statistics
 from qgpo.envs.reference import ReferenceScores
+
+RESAMPLES = 2_000
+"""draws of a bootstrap interval"""
 
 Key = tuple[str, str, int]
 """dataset, label, seed"""
@@ -58,6 +63,24 @@ class Run:
     def score(self, scale: float | None) -> float | None:
         """Normalised score of the mean return, None without references."""
         return None if self.reference is None else float(self.reference.normalize(self.mean(scale)))
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """How probably a run of one agent beats one of another."""
+
+    first: str
+    second: str
+    datasets: int
+    """on which both have scores"""
+    probability: float
+    interval: tuple[float, float]
+    """95 % bootstrap"""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether a half is outside the interval."""
+        return not self.interval[0] <= 0.5 <= self.interval[1]
 
 
 @dataclass(frozen=True)
@@ -138,6 +161,19 @@ class Results:
         if not everywhere:
             return None
         return max(everywhere, key=lambda s: float(np.mean([run.mean(s) for run in runs])))
+
+    @cached_property
+    def improvements(self) -> list[Improvement]:
+        """All pairs of agents that have scores on a common dataset."""
+        found = []
+        for first, second in combinations(self.labels, 2):
+            common = [d for d in self.covered(first) if d in self.covered(second)]
+            if common:
+                sides = self.tasks(first, common), self.tasks(second, common)
+                probability = statistics.probability_of_improvement(*sides)
+                interval = statistics.improvement_interval(*sides, resamples=RESAMPLES)
+                found.append(Improvement(first, second, len(common), probability, interval))
+        return found
 
     def data(self, dataset: str) -> Run | None:
         """Any run on the dataset, for what it says of the data."""

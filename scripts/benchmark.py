@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from qgpo.agents.benchmark import Benchmark, Standing
-from qgpo.agents.plan import read_plan
+from qgpo.agents.plan import in_turn, read_plan
 from qgpo.agents.workers import Outcome
 
 
@@ -73,7 +73,7 @@ def main(args: Args) -> None:
     try:
         if args.workers < 1:
             raise ValueError(f"--workers {args.workers}: expected at least 1")
-        benchmark = Benchmark(read_plan(args.plan), runs, results)
+        benchmark = Benchmark(in_turn(read_plan(args.plan)), runs, results)
         standings = benchmark.standings()
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

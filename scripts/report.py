@@ -34,7 +34,7 @@ def main(args: Args) -> None:
     try:
         cells = [] if args.plan is None else read_plan(args.plan)
         expected = [(cell.dataset, cell.label, cell.seed) for cell in cells]
-        results = Results.read(args.results, sorted(expected, key=lambda key: key[2]))
+        results = Results.read(args.results, expected)
         output = args.output or args.results[0] / "report"
         title = args.title or f"Benchmark: {', '.join(folder.name for folder in args.results)}"
         write_report(output, results, title)

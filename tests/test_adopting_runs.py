@@ -15,7 +15,7 @@ from gymnasium import spaces
 from qgpo import load_agent
 from qgpo.agents.benchmark import Benchmark
 from qgpo.agents.cells import run_cell
-from qgpo.agents.plan import PlanError, read_plan
+from qgpo.agents.plan import PlanError, in_turn, read_plan
 from qgpo.agents.runs import RunFolder
 from qgpo.scripts import train
 
@@ -72,10 +72,11 @@ def data() -> None:
 
 
 def test_cells_that_adopt_come_last_and_measure_the_same(plan):
-    first, alone, second = read_plan(plan)
+    first, alone, second = in_turn(read_plan(plan))
     assert (first.label, alone.label, second.label) == ("first", "alone", "second")
     assert (first.donor, second.donor) == (None, first.name)
     assert second.measured == alone.measured
+    assert [cell.label for cell in read_plan(plan)] == ["first", "second", "alone"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def without_times(result):
 
 @pytest.mark.usefixtures("data")
 def test_a_cell_waits_for_its_donor_and_costs_what_both_took(plan, monkeypatch, capsys):
-    first, alone, second = read_plan(plan)
+    first, alone, second = in_turn(read_plan(plan))
     root = Path("runs")
     lock = contextlib.ExitStack()
     lock.enter_context(RunFolder(root / first.name).locked())
@@ -141,7 +142,7 @@ def test_a_cell_waits_for_its_donor_and_costs_what_both_took(plan, monkeypatch, 
 
 @pytest.mark.usefixtures("data")
 def test_an_adopting_cell_that_was_stopped_goes_on_without_its_donor(plan, monkeypatch):
-    first, _, second = read_plan(plan)
+    first, _, second = in_turn(read_plan(plan))
     run_cell(first, Path("runs"))
     with monkeypatch.context() as patch:
         patch.setattr("qgpo.agents.cells._evaluate", lambda *_: 1 / 0)
@@ -156,7 +157,7 @@ def test_an_adopting_cell_that_was_stopped_goes_on_without_its_donor(plan, monke
 
 @pytest.mark.usefixtures("data")
 def test_a_cell_whose_donor_nobody_runs_trains_all_stages(plan, capsys):
-    first, alone, second = read_plan(plan)
+    first, alone, second = in_turn(read_plan(plan))
     result = run_cell(second, Path("runs"))
     assert f"{first.name} is neither finished nor running" in capsys.readouterr().out
     assert "adopted_from" not in result["training"]
@@ -178,7 +179,7 @@ def test_seconds_from_before_stages_were_told_apart_still_count(plan):
 @pytest.mark.usefixtures("data")
 def test_workers_start_a_cell_when_its_donor_has_ended(plan):
     plan.write_text(PLAN)
-    first, second = cells = read_plan(plan)
+    first, second = cells = in_turn(read_plan(plan))
     benchmark = Benchmark(cells, Path("runs"), Path("results"))
     ended = []
     failed = benchmark.run(cells, lambda outcome: ended.append(outcome.cell.label), workers=2)

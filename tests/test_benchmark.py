@@ -17,7 +17,7 @@ from minari.data_collector import EpisodeBuffer
 from qgpo import QGPO
 from qgpo.agents.benchmark import Benchmark
 from qgpo.agents.cells import CellError, read_result, run_cell
-from qgpo.agents.plan import PlanError, read_plan
+from qgpo.agents.plan import PlanError, in_turn, read_plan
 
 DATASET = "test/pendulum/tiny-v0"
 LONGER = dataclasses.replace(WHITENED, behavior_steps=2500, critic_steps=20)
@@ -123,7 +123,7 @@ def measured(tmp_path_factory, data) -> Path:
 
 def test_a_plan_is_all_combinations_seed_by_seed(plan):
     plan.write_text(PLAN + BASELINE)
-    cells = read_plan(plan)
+    cells = in_turn(read_plan(plan))
     assert [(c.label, c.seed) for c in cells] == [
         ("tiny", 0),
         ("sb3:offline-td3", 0),
