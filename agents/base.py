@@ -362,6 +362,8 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
             module = known[name]
             if isinstance(module, nn.Module):
                 sb3.check_state(name, state, module.state_dict())
+            else:
+                sb3.check_optimizer_state(name, state, module)
         for name, state in parameters.items():
             known[name].load_state_dict(state)
 

@@ -99,7 +99,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _read(path: Path, tensor_files: tuple[str, ...]) -> Checkpoint:
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {str(path)!r} does not exist")
+        inside = path.with_suffix("") / "checkpoint.zip"
+        hint = f"; that of the run folder is {str(inside)!r}" if inside.is_file() else ""
+        raise CheckpointError(f"checkpoint {str(path)!r} does not exist{hint}")
     try:
         with zipfile.ZipFile(path) as archive:
             expected = {_HEADER, *(f"{name}.safetensors" for name in TENSOR_FILES)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -46,6 +47,24 @@ def as_vec_env(
         )
     vectors = flat(single, adapter)
     return DummyVecEnv([lambda: Monitor(vectors)])
+
+
+def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what is no state of that optimizer before anything is loaded."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        known = [i for group in state["param_groups"] for i in group["params"]]
+        fits = len(known) == len(parameters) and set(state["state"]) <= set(known)
+        for index, moments in state["state"].items() if fits else ():
+            shapes = {m.shape for m in moments.values() if m.dim()}
+            fits = fits and shapes <= {parameters[known.index(index)].shape}
+    except (AttributeError, LookupError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"parameters of {name!r} are no state of that optimizer, expected 'state' and "
+            f"'param_groups' for its {len(parameters)} parameters, as get_parameters() returns them"
+        )
 
 
 def check_state(name: str, state: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -33,6 +33,13 @@ from qgpo.agents.callbacks import EvaluationCallback
 from qgpo.agents.checkpoint import CheckpointError, CheckpointWriteError
 from qgpo.agents.runs import RunFolderError
 
+
+def a_run_folder() -> None:
+    """A name that is a folder with a checkpoint."""
+    agent().save("run/checkpoint")
+    QGPO.load("run")
+
+
 CASES = [
     Case(
         MAKE, "a discount above one", ValueError, "gamma=1.5, expected in [0, 1]", config(gamma=1.5)
@@ -50,6 +57,13 @@ CASES = [
         CheckpointError,
         "checkpoint 'nowhere.zip' does not exist",
         lambda: QGPO.load("nowhere"),
+    ),
+    Case(
+        FILE,
+        "a run folder instead of its file",
+        CheckpointError,
+        "checkpoint 'run.zip' does not exist; that of the run folder is 'run/checkpoint.zip'",
+        a_run_folder,
     ),
     Case(
         FILE,

@@ -279,6 +279,14 @@ CASES = [
     ),
     Case(
         LEARN,
+        "parameters of another kind of optimizer",
+        ValueError,
+        "parameters of 'critic.optimizer' are no state of that optimizer, expected 'state' and "
+        "'param_groups' for its … parameters, as get_parameters() returns them",
+        lambda: agent().set_parameters({"critic.optimizer": {"lr": 0.1}}, exact_match=False),
+    ),
+    Case(
+        LEARN,
         "tuning the guidance before training",
         RuntimeError,
         "this QGPO is not trained to the end: call learn(dataset)",

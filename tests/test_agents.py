@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -226,6 +227,16 @@ def test_parameters_can_be_taken_and_given(config):
         other.set_parameters({"actor": {}}, exact_match=False)
     with pytest.raises(ValueError, match="missing"):
         other.set_parameters({})
+
+
+def test_parameters_that_do_not_fit_leave_all_as_they_were(config):
+    agent, other = train(config, seed=0), train(config, seed=1)
+    before = copy.deepcopy(other.get_parameters())
+    parameters = agent.get_parameters()
+    parameters["critic.optimizer"] = parameters["behavior.optimizer"]
+    with pytest.raises(ValueError, match=r"'critic\.optimizer' are no state of that optimizer"):
+        other.set_parameters(parameters)
+    assert same_parameters(other.get_parameters(), before)
 
 
 def test_both_configurations_are_really_different():
