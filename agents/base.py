@@ -152,12 +152,17 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         if not isinstance(log_interval, int) or log_interval < 1:
             raise ValueError(f"log_interval={log_interval}, expected an integer of at least 1")
         callback = sb3.as_callback(callback)
-        if reset_num_timesteps:
-            self._reset_training()
-        elif allow_other_dataset and self.dataset_fingerprint not in (None, dataset.fingerprint):
-            self._forget_data()
-            self.dataset_fingerprint = None
-        self._prepare(dataset)
+        self._interrupted = False
+        with on_signals(self._interrupt):  # an agent whose modules are half built cannot be saved
+            if reset_num_timesteps:
+                self._reset_training()
+            elif allow_other_dataset and self.dataset_fingerprint not in (
+                None,
+                dataset.fingerprint,
+            ):
+                self._forget_data()
+                self.dataset_fingerprint = None
+            self._prepare(dataset)
         if self._logger is None:
             name = tb_log_name or self.name
             self.set_logger(
@@ -166,7 +171,6 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         self._log_interval = log_interval
         self._progress_bar = progress_bar
         self._started = time.monotonic()
-        self._interrupted = False
         total_timesteps = self.total_timesteps  # for callbacks, which read our locals
         self._callback = callback
         self._callback.init_callback(self)  # type: ignore[arg-type]

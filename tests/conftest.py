@@ -22,6 +22,8 @@ from qgpo import PRESETS, AEPOConfig, OfflineDataset, QGPOConfig, QIPOConfig, lo
 from qgpo.agents.presets import GuidedPolicyConfig
 from qgpo.envs.local import datasets_root
 
+torch.set_num_threads(1)  # for the fixtures of modules too: other threads, other last digits
+
 ROOT = Path(__file__).resolve().parents[1]
 REMOTE_ID = "test/remote/numbered-v0"
 UNIT_BOX = spaces.Box(-1.0, 1.0, (1,), np.float32)

@@ -115,6 +115,26 @@ def test_a_signal_finishes_the_step_and_leaves_a_fit_agent(number, uninterrupted
     assert same_parameters(resumed.get_parameters(), uninterrupted["whitened"].get_parameters())
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_modules_are_built_leaves_a_whole_agent(number, uninterrupted, monkeypatch):
+    agent = QGPO(WHITENED, seed=2, device="cpu")
+    build = agent._build_last
+
+    def send(*dims):
+        os.kill(os.getpid(), number)
+        build(*dims)
+
+    monkeypatch.setattr(agent, "_build_last", send)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(make_dataset())
+    assert sum(agent.progress.values()) == 1
+    agent.save("interrupted")
+    resumed = QGPO.load("interrupted", device="cpu")
+    resumed.learn(make_dataset(), reset_num_timesteps=False)
+    assert same_parameters(resumed.get_parameters(), uninterrupted["whitened"].get_parameters())
+
+
 @pytest.fixture(scope="module")
 def trained():
     return QGPO(PAPER_LIKE, seed=1, device="cpu").learn(make_dataset())
