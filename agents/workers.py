@@ -165,10 +165,11 @@ def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) 
             donor = tasks.get(cell.donor)  # Ray starts the cell when that one has ended
             tasks[cell.name] = task.remote(cell, root.absolute(), donor)
             pending[tasks[cell.name]] = cell
-        while pending:
-            [done], _ = ray.wait(list(pending), num_returns=1)
-            cell = pending.pop(done)
-            report(_ray_outcome(ray, done, cell, root))
+        with _sigterm_interrupts():  # in place of Ray's own answer to it
+            while pending:
+                [done], _ = ray.wait(list(pending), num_returns=1)
+                cell = pending.pop(done)
+                report(_ray_outcome(ray, done, cell, root))
     except KeyboardInterrupt:
         for task in pending:
             ray.cancel(task)

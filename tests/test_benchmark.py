@@ -334,6 +334,31 @@ def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(measured, data, 
     assert same_results(tmp_path, measured)
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured, data, tmp_path):
+    pytest.importorskip("ray", reason="the cluster extra is not installed")
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN)
+    process = subprocess.Popen(
+        arguments(plan, "--ray-address", "local"),
+        cwd=tmp_path,
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data), RAY_AUTH_MODE="disabled"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "runs" / "plan" / TINY_S0 / "checkpoint.zip")
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "stopped with checkpoints" in errors
+    assert not (tmp_path / "plan" / f"{TINY_S0}.json").exists()
+    done = run(plan, "--workers", "2", data=data)
+    assert "goes on from" in done.stdout
+    assert same_results(tmp_path, measured)
+
+
 def test_ray_that_is_not_installed_is_named(plan, data, tmp_path):
     (tmp_path / "ray.py").write_text("raise ImportError")
     more = {"PYTHONPATH": str(tmp_path)}
