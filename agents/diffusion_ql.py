@@ -51,14 +51,15 @@ DIFFUSION_QL_PRESETS: dict[str, DiffusionQLConfig] = {
     "paper": DiffusionQLConfig(),
     "laptop": replace(
         DiffusionQLConfig(),
-        steps=10_000,
+        steps=7_000,
         learning_rate=1e-3,
         learning_rate_decay=True,
         hidden=(256, 256),
         normalize_observations=True,
         reward_tuning="unit",
         tau=0.01,
-        candidates=10,
+        eta=0.05,
+        candidates=1,
     ),
 }
 

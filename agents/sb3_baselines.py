@@ -56,10 +56,10 @@ class SB3Config:
         check_config(self)
 
 
-SAC_PRESETS = {"laptop": SB3Config(steps=30_000), "paper": SB3Config()}
+SAC_PRESETS = {"laptop": SB3Config(steps=10_000), "paper": SB3Config()}
 TD3_NETWORKS: dict[str, Any] = {"hidden": (400, 300), "learning_rate": 1e-3}
 TD3_PRESETS = {
-    "laptop": SB3Config(steps=30_000, **TD3_NETWORKS),
+    "laptop": SB3Config(steps=10_000, **TD3_NETWORKS),
     "paper": SB3Config(**TD3_NETWORKS),
 }
 ONLINE_PRESETS = {"laptop": SB3Config(steps=100_000), "paper": SB3Config()}

@@ -36,7 +36,15 @@ class TD3BCConfig(CriticConfig):
 
 TD3BC_PRESETS: dict[str, TD3BCConfig] = {
     "paper": TD3BCConfig(),
-    "laptop": replace(TD3BCConfig(), steps=40_000),
+    "laptop": replace(
+        TD3BCConfig(),
+        steps=15_000,
+        learning_rate=1e-3,
+        learning_rate_decay=True,
+        tau=0.01,
+        reward_tuning="unit",
+        alpha=0.1,
+    ),
 }
 
 
