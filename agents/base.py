@@ -154,12 +154,10 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
         callback = sb3.as_callback(callback)
         self._interrupted = False
         with on_signals(self._interrupt):  # an agent whose modules are half built cannot be saved
+            known = self.dataset_fingerprint in (None, dataset.fingerprint)
             if reset_num_timesteps:
                 self._reset_training()
-            elif allow_other_dataset and self.dataset_fingerprint not in (
-                None,
-                dataset.fingerprint,
-            ):
+            elif allow_other_dataset and not known:
                 self._forget_data()
                 self.dataset_fingerprint = None
             self._prepare(dataset)
