@@ -31,6 +31,7 @@ SHARED_NETWORKS = (
 LAST_STAGE_FIELDS = frozenset(
     {
         "beta",
+        "q_unit",
         "tilt_limit",
         "guidance_scale",
         "guidance_bound",

@@ -302,7 +302,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
                 targets = td_target(
                     data.rewards[index],
                     take(data.terminations, index).float(),
-                    self._value(q, c.beta_q / self._q_scale(q)),
+                    self._value(q, c.beta_q),
                     c.gamma,
                 )
             condition = self.normalizer(data.observations(rows))
@@ -330,12 +330,12 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             raise RuntimeError(f"no {table} actions yet: call {stage}(dataset) first")
 
     def _q_scale(self, q: Tensor) -> Tensor:
-        """The unit of Q: typical standard deviation over support actions, or 1."""
+        """The unit of Q in beta Q: typical standard deviation over support actions, or 1."""
         if self.config.q_unit == "reward":
             return torch.ones((), device=q.device)
         return q.std(dim=-1).mean().clamp(min=1e-6)
 
-    def _value(self, q: Tensor, beta_q: float | Tensor) -> Tensor:
+    def _value(self, q: Tensor, beta_q: float) -> Tensor:
         """V(s) from Q of the support actions, (..., M) to (...)."""
         if self.config.critic_value == "expectile":
             return in_support_expectile(q, self.config.expectile)
@@ -384,9 +384,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """lambda-returns of every transition with today's in-support values, (N,)."""
         c = self.config
         q = self._table_of_q(data)
-        beta_q = c.beta_q / self._q_scale(q)
         chunks = q.split(ROWS_PER_CHUNK)
-        values = torch.cat([self._value(chunk, beta_q) for chunk in chunks]).to(self.device)
+        values = torch.cat([self._value(chunk, c.beta_q) for chunk in chunks]).to(self.device)
         return lambda_returns(
             data.rewards,
             data.terminations,

@@ -138,9 +138,8 @@ class GuidedPolicyConfig:
     beta: float = 3.0
     """inverse temperature"""
     q_unit: str = "reward"
-    """unit of Q in beta Q and beta_q Q: reward (as tuned) or spread (the typical standard
-    deviation of Q over a state's support actions)"""
-
+    """unit of Q in beta Q: reward (as tuned) or spread (the typical standard deviation of Q over
+    a state's support actions)"""
     tilt_limit: float | None = None
     """largest standard deviation of beta Q over a state's support actions; beta is lowered in
     states that exceed it (by cep, mse, emse and QIPO, whose iterates share it; dps, analytic and
@@ -268,8 +267,13 @@ LAPTOP_ENERGY: dict[str, Any] = {
     "energy_batch_size": 128,
     "energy_learning_rate": 1e-3,
 }
-LAPTOP_TRUST: dict[str, Any] = {"beta": 1_000.0, "trust_power": 4.0}
-"""QGPO's own: in nearly every state beta is what `tilt_limit` makes of it"""
+LAPTOP_TRUST: dict[str, Any] = {
+    "beta": 1.0,
+    "q_unit": "spread",
+    "tilt_limit": 3.0,
+    "trust_power": 4.0,
+}
+"""QGPO's own: beta is such that a typical state's actions differ by one in beta Q"""
 LAPTOP_POLICY: dict[str, Any] = {
     "policy_steps": 3_000,
     "policy_batch_size": 128,
