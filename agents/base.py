@@ -161,6 +161,7 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
                 self._forget_data()
                 self.dataset_fingerprint = None
             self._prepare(dataset)
+        self._stop_if_interrupted("before the first step")
         if self._logger is None:
             name = tb_log_name or self.name
             self.set_logger(
@@ -203,9 +204,10 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
             self.set_spaces(*spaces_of_env, "the environment")
         self.dataset_id, self.dataset_fingerprint = dataset.id, dataset.fingerprint
         self.env_spec, self.reference = dataset.env_spec, dataset.reference
-        self._batches = Batches.of(dataset, self.device)
-        self._on_new_data(dataset, self._batches)
-        return self._batches
+        batches = Batches.of(dataset, self.device)
+        self._on_new_data(dataset, batches)
+        self._batches = batches  # only now: what was interrupted is done again
+        return batches
 
     def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
         """Hook: constants that follow from the data (normalisers, tuned rewards)."""
@@ -249,10 +251,14 @@ class OfflineAgent(StagedTraining, ABC, Generic[ConfigT]):
                 return
         self.observation_space, self.action_space = observation_box, action_box
         self.adapter = adapter
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self._build(observation_box.shape[0], action_box.shape[0])
-        self.networks.to(self.device)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                self._build(observation_box.shape[0], action_box.shape[0])
+            self.networks.to(self.device)
+        except BaseException:  # half an agent could be saved, and not be loaded
+            self._reset_training()
+            raise
         self.networks.train(False)
 
     # Acting -------------------------------------------------------------------------------

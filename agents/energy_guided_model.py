@@ -60,6 +60,13 @@ class GuidedModel:
 
     def _build(self, dim: int, condition_dim: int, labelled: bool) -> None:
         """Networks and optimizers; `labelled`: the energy came as labels and may be learned."""
+        try:
+            self._build_parts(dim, condition_dim, labelled)
+        except BaseException:  # half a model could be saved, and not be loaded
+            self._reset()
+            raise
+
+    def _build_parts(self, dim: int, condition_dim: int, labelled: bool) -> None:
         c = self.config
         self.dims, self._labelled = (dim, condition_dim), labelled
         with torch.random.fork_rng(devices=[]):

@@ -49,16 +49,22 @@ def as_vec_env(
     return DummyVecEnv([lambda: Monitor(vectors)])
 
 
+ADAM = {"step", "exp_avg", "exp_avg_sq"}
+"""what Adam, which is everybody's optimizer here, remembers of a parameter"""
+
+
 def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimizer) -> None:
     """Refuse what is no state of that optimizer before anything is loaded."""
+    expected = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:
+        groups = [(len(group["params"]), set(group)) for group in state["param_groups"]]
+        fits = groups == [(len(group["params"]), set(group)) for group in expected["param_groups"]]
         known = [i for group in state["param_groups"] for i in group["params"]]
-        fits = len(known) == len(parameters) and set(state["state"]) <= set(known)
-        for index, moments in state["state"].items() if fits else ():
-            shapes = {m.shape for m in moments.values() if m.dim()}
-            fits = fits and shapes <= {parameters[known.index(index)].shape}
-    except (AttributeError, LookupError, TypeError):
+        for index, moments in state["state"].items():
+            shape = parameters[known.index(index)].shape
+            fits = fits and set(moments) >= ADAM and moments["exp_avg"].shape == shape
+    except (AttributeError, LookupError, TypeError, ValueError):
         fits = False
     if not fits:
         raise ValueError(

@@ -106,11 +106,16 @@ class StagedTraining:
                     sums, counts = {}, {}
                 if self._callback is not None and not self._callback.on_step():
                     raise TrainingStoppedError
-                if self._interrupted:
-                    raise KeyboardInterrupt(
-                        f"stopped after step {step + 1} of stage {stage!r}; save(path), and later "
-                        "load(path).learn(dataset, reset_num_timesteps=False) to go on"
-                    )
+                self._stop_if_interrupted(f"after step {step + 1} of stage {stage!r}")
+
+    def _stop_if_interrupted(self, when: str) -> None:
+        """Raise the KeyboardInterrupt that a signal asked for."""
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt(
+                f"stopped {when}; save(path), and later "
+                "load(path).learn(dataset, reset_num_timesteps=False) to go on"
+            )
 
     def _log(self, stage: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

@@ -45,8 +45,8 @@ Report = Callable[[Outcome], None]
 def run_locally(cells: Sequence[Cell], root: Path, workers: int, report: Report) -> None:
     """Run the cells in `workers` processes at a time, one torch thread each.
 
-    `report` is called in this thread as cells end, failed ones too. On Ctrl-C the processes
-    write checkpoints and end, then KeyboardInterrupt is raised.
+    `report` is called in this thread as cells end, failed ones too. On Ctrl-C or SIGTERM the
+    processes write checkpoints and end, then KeyboardInterrupt is raised.
     """
     if workers < 1:
         raise ValueError(f"workers={workers}, expected at least 1")
@@ -142,7 +142,7 @@ def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) 
 
     `root` and the datasets' folder must be shared by all machines: a cell whose worker died is
     started again elsewhere, up to three times, and goes on from its checkpoint. On Ctrl-C
-    running cells write checkpoints, then KeyboardInterrupt is raised.
+    or SIGTERM running cells write checkpoints, then KeyboardInterrupt is raised.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -159,24 +159,24 @@ def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) 
     )
     pending: dict[Any, Cell] = {}
     tasks: dict[str | None, Any] = {}
-    try:
-        for cell in cells:
-            task = ray.remote(num_cpus=1, num_gpus=cell.gpus, max_retries=RETRIES)(run_logged)
-            donor = tasks.get(cell.donor)  # Ray starts the cell when that one has ended
-            tasks[cell.name] = task.remote(cell, root.absolute(), donor)
-            pending[tasks[cell.name]] = cell
-        with _sigterm_interrupts():  # in place of Ray's own answer to it
+    with _sigterm_interrupts():  # in place of Ray's own answer to it
+        try:
+            for cell in cells:
+                task = ray.remote(num_cpus=1, num_gpus=cell.gpus, max_retries=RETRIES)(run_logged)
+                donor = tasks.get(cell.donor)  # Ray starts the cell when that one has ended
+                tasks[cell.name] = task.remote(cell, root.absolute(), donor)
+                pending[tasks[cell.name]] = cell
             while pending:
                 [done], _ = ray.wait(list(pending), num_returns=1)
                 cell = pending.pop(done)
                 report(_ray_outcome(ray, done, cell, root))
-    except KeyboardInterrupt:
-        for task in pending:
-            ray.cancel(task)
-        ray.wait(list(pending), num_returns=len(pending), timeout=60)
-        raise
-    finally:
-        ray.shutdown()
+        except KeyboardInterrupt:
+            for task in pending:
+                ray.cancel(task)
+            ray.wait(list(pending), num_returns=len(pending), timeout=60)
+            raise
+        finally:
+            ray.shutdown()
 
 
 def _ray_outcome(ray: Any, done: Any, cell: Cell, root: Path) -> Outcome:

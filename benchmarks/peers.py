@@ -4,9 +4,13 @@
     python benchmarks/peers.py --corl CORL --dataset-id zoo/halfcheetah/medium-v0
 
 CORL (Clean Offline Reinforcement Learning, arXiv 2210.07105) is imported from that clone, which
-runs its code; its learners, networks and replay buffer are used as they are. Simulator, logging
-and command line (d4rl, gym, wandb, pyrallis), which it imports beside, are replaced by empty
-modules. Agents that are in the output already are not trained again.
+runs its code; its learners, networks and replay buffer are used as they are, with the defaults of
+its files (not its configurations per dataset), BC on all episodes and observations standardised.
+Simulator, logging and command line (d4rl, gym, wandb, pyrallis), which it imports beside, are
+replaced by empty modules. Agents that are in the output already are not trained again.
+
+Known differences: CORL's std has 1e-3 added and is over starting states only; its IQL takes the
+advantage and V(s') from V before its update, ours from V after it, as the authors do.
 """
 
 from __future__ import annotations
@@ -29,7 +33,6 @@ from torch import Tensor, nn
 
 from qgpo import BC, IQL, TD3BC, OfflineDataset, evaluate, load_dataset
 from qgpo.agents import OfflineAgent
-from qgpo.statistics import mean, stratified_bootstrap
 
 FILES = {"BC": "any_percent_bc", "TD3+BC": "td3_bc", "IQL": "iql"}
 LEARNING_RATE = 3e-4
@@ -90,7 +93,7 @@ class Peer:
 
 
 def train_corl(clone: Path, name: str, dataset: OfflineDataset, steps: int, seed: int) -> Peer:
-    """CORL's learner with the defaults of its file."""
+    """CORL's learner with the defaults of its file; BC on all episodes."""
     corl = module(clone, FILES[name])
     data = transitions(dataset)
     mean, std = corl.compute_mean_std(data["observations"], eps=1e-3)
@@ -139,7 +142,7 @@ def train_corl(clone: Path, name: str, dataset: OfflineDataset, steps: int, seed
 
 
 def transitions(dataset: OfflineDataset) -> dict[str, np.ndarray]:
-    """The dataset as D4RL's `qlearning_dataset` has it, but for the next state of timeouts."""
+    """The dataset in D4RL's form, with the last transition of timeouts, which D4RL drops."""
     return {
         "observations": np.asarray(dataset.observations, np.float32),
         "actions": np.asarray(dataset.actions, np.float32),
@@ -185,19 +188,40 @@ def train(args: Args, code: str, name: str, dataset: OfflineDataset, seed: int) 
     }
 
 
+def interval(tasks: list[list[float]], resamples: int = 4000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean: seeds are drawn, then episodes of each."""
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(resamples):
+        drawn = [tasks[seed] for seed in rng.integers(len(tasks), size=len(tasks))]
+        means.append(np.mean([rng.choice(task, len(task)).mean() for task in drawn]))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def table(rows: list[dict[str, Any]]) -> None:
-    """Print means over seeds and episodes with 95 % intervals, and CPU seconds."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """Print means with intervals over seeds and episodes, and CPU seconds with preparing data."""
+    groups: dict[tuple[str, int, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["dataset"], row["agent"], row["code"]), []).append(row)
-    for (dataset_id, name, code), group in groups.items():
+        key = row["dataset"], row["steps"], row["agent"], row["code"]
+        groups.setdefault(key, []).append(row)
+    for (dataset_id, steps, name, code), group in groups.items():
         tasks = [row["returns"] for row in group]
-        low, high = stratified_bootstrap(tasks, mean)
+        low, high = interval(tasks)
         seconds = np.mean([row["cpu_seconds"] for row in group])
         print(
-            f"{dataset_id:36s}{name:8s}{code:6s}{mean(tasks):7.0f} [{low:.0f}, {high:.0f}]"
-            f"  {seconds:4.0f} CPU-s  seeds {' '.join(f'{np.mean(task):.0f}' for task in tasks)}"
+            f"{dataset_id}  {steps} steps  {name:7s}{code:5s}{np.mean(tasks):7.0f} "
+            f"[{low:.0f}, {high:.0f}]  seeds {' '.join(f'{np.mean(task):.0f}' for task in tasks)}"
+            f"  {seconds:.0f} CPU-s"
         )
+
+
+def check(dataset: OfflineDataset) -> OfflineDataset:
+    """Refuse what CORL's code, as it is used here, does not handle."""
+    space = dataset.action_space
+    if dataset.adapter is not None or not (np.all(space.low == -1) and np.all(space.high == 1)):
+        raise SystemExit(f"{dataset.id}: expected vector observations and actions in [-1, 1]")
+    return dataset
 
 
 def main(args: Args) -> None:
@@ -206,9 +230,12 @@ def main(args: Args) -> None:
     for file in FILES.values():
         module(args.corl, file)  # a wrong clone is said before anything is trained
     rows = json.loads(args.output.read_text()) if args.output.exists() else []
-    keys = ("dataset", "agent", "code", "seed")
-    done = {tuple(row[key] for key in keys) for row in rows if row["steps"] == args.steps}
-    for dataset in map(load_dataset, args.dataset_id):
+    done = {
+        (row["dataset"], row["agent"], row["code"], row["seed"])
+        for row in rows
+        if (row["steps"], len(row["returns"])) == (args.steps, args.n_episodes)
+    }
+    for dataset in [check(load_dataset(dataset_id)) for dataset_id in args.dataset_id]:
         for seed in args.seeds:
             for name in FILES:
                 for code in ("ours", "CORL"):

@@ -195,7 +195,8 @@ def _improvement(folder: Path, results: Results) -> list[Block]:
     return [
         Text(
             "Probability that a run of one agent beats one of another, on what both cover; bold in "
-            "the picture where the interval excludes a half."
+            "the picture where the interval excludes a half. Where an agent has a single run on "
+            "some dataset, the interval says nothing of what another seed would give."
         ),
         Table(["agent", "better than", "probability", "datasets"], rows),
         _draw(folder, "improvement", figures.draw_improvement, results, "Pairs of agents"),

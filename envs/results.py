@@ -73,14 +73,16 @@ class Improvement:
     second: str
     datasets: int
     """on which both have scores"""
+    runs: int
+    """of either agent, on the dataset with the fewest"""
     probability: float
     interval: tuple[float, float]
     """95 % bootstrap"""
 
     @property
     def is_clear(self) -> bool:
-        """Whether a half is outside the interval."""
-        return not self.interval[0] <= 0.5 <= self.interval[1]
+        """Whether a half is outside the interval; that of single runs has no width."""
+        return self.runs > 1 and not self.interval[0] <= 0.5 <= self.interval[1]
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ class Results:
                 sides = self.tasks(first, common), self.tasks(second, common)
                 probability = statistics.probability_of_improvement(*sides)
                 interval = statistics.improvement_interval(*sides, resamples=RESAMPLES)
-                found.append(Improvement(first, second, len(common), probability, interval))
+                runs = min(len(scores) for side in sides for scores in side)
+                found.append(Improvement(first, second, len(common), runs, probability, interval))
         return found
 
     def data(self, dataset: str) -> Run | None:

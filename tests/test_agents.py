@@ -229,11 +229,34 @@ def test_parameters_can_be_taken_and_given(config):
         other.set_parameters({})
 
 
-def test_parameters_that_do_not_fit_leave_all_as_they_were(config):
+def of_sgd(state):
+    """The state of SGD with momentum for the same parameters."""
+    [group] = state["param_groups"]
+    moments = {i: {"momentum_buffer": m["exp_avg"]} for i, m in state["state"].items()}
+    names = ("lr", "params")
+    return {"state": moments, "param_groups": [{name: group[name] for name in names}]}
+
+
+WRONG_STATES = {
+    "another stage's": lambda states: states["behavior.optimizer"],
+    "another optimizer's": lambda states: of_sgd(states["critic.optimizer"]),
+    "without hyperparameters": lambda states: {
+        **states["critic.optimizer"],
+        "param_groups": [{"params": states["critic.optimizer"]["param_groups"][0]["params"]}],
+    },
+    "half of each moment": lambda states: {
+        **states["critic.optimizer"],
+        "state": {i: {"step": m["step"]} for i, m in states["critic.optimizer"]["state"].items()},
+    },
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_STATES)
+def test_parameters_that_do_not_fit_leave_all_as_they_were(config, wrong):
     agent, other = train(config, seed=0), train(config, seed=1)
     before = copy.deepcopy(other.get_parameters())
-    parameters = agent.get_parameters()
-    parameters["critic.optimizer"] = parameters["behavior.optimizer"]
+    parameters = copy.deepcopy(agent.get_parameters())
+    parameters["critic.optimizer"] = WRONG_STATES[wrong](parameters)
     with pytest.raises(ValueError, match=r"'critic\.optimizer' are no state of that optimizer"):
         other.set_parameters(parameters)
     assert same_parameters(other.get_parameters(), before)

@@ -128,11 +128,36 @@ def test_a_signal_while_modules_are_built_leaves_a_whole_agent(number, uninterru
     monkeypatch.setattr(agent, "_build_last", send)
     with pytest.raises(KeyboardInterrupt):
         agent.learn(make_dataset())
-    assert sum(agent.progress.values()) == 1
+    assert sum(agent.progress.values()) == 0
     agent.save("interrupted")
     resumed = QGPO.load("interrupted", device="cpu")
     resumed.learn(make_dataset(), reset_num_timesteps=False)
     assert same_parameters(resumed.get_parameters(), uninterrupted["whitened"].get_parameters())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_half_built_modules_are_no_agent(error, monkeypatch, uninterrupted):
+    agent = QGPO(WHITENED, seed=2, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(agent, "_build_last", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(error):
+            agent.train_behavior(make_dataset())
+    with pytest.raises(RuntimeError, match="nothing to save"):
+        agent.save("half")
+    monkeypatch.setattr("qgpo.agents.guided_policy.ROWS_PER_CHUNK", 12)
+    agent.learn(make_dataset())
+    assert same_parameters(agent.get_parameters(), uninterrupted["whitened"].get_parameters())
+
+
+def test_preparing_that_was_interrupted_is_done_again(monkeypatch, uninterrupted):
+    agent = QGPO(WHITENED, seed=2, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr("qgpo.agents.guided_policy.tuned_rewards", lambda *_: [][0])
+        with pytest.raises(IndexError):
+            agent.train_behavior(make_dataset())
+    monkeypatch.setattr("qgpo.agents.guided_policy.ROWS_PER_CHUNK", 12)
+    agent.learn(make_dataset(), reset_num_timesteps=False)
+    assert same_parameters(agent.get_parameters(), uninterrupted["whitened"].get_parameters())
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,21 @@ def noise():
     return torch.Generator().manual_seed(3)
 
 
+def test_a_half_built_model_is_none(monkeypatch):
+    model = EnergyGuidedDiffusion(TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "qgpo.agents.energy_guided_model.make_guidance", lambda *_: [][0], raising=True
+        )
+        with pytest.raises(IndexError):
+            model.fit(data(), energy)
+    with pytest.raises(RuntimeError, match="nothing to save"):
+        model.save("half")
+    whole = EnergyGuidedDiffusion(TINY).fit(data(), energy)
+    expected = whole.sample(4)
+    torch.testing.assert_close(model.fit(data(), energy).sample(4), expected, rtol=0, atol=0)
+
+
 def fitted(config, x=None, e=energy, condition=None, **more):
     x = data() if x is None else x
     return EnergyGuidedDiffusion(config, seed=1, device="cpu").fit(x, e, condition, **more)

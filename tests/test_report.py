@@ -79,6 +79,19 @@ def test_results_know_what_is_there_and_what_is_missing(folder):
     assert Results.read([folder], planned).planned(SECOND, "plain") == []
 
 
+def test_pairs_are_clear_when_the_interval_excludes_a_half(folder):
+    [pair] = Results.read([folder]).improvements
+    assert (pair.first, pair.second, pair.datasets, pair.runs) == ("guided", "plain", 2, 2)
+    assert pair.probability == pytest.approx((1.0 + 2 / 3) / 2)
+    assert pair.interval == (pytest.approx(0.5, abs=0.01), 1.0)
+    assert not pair.is_clear
+    for runs, clear in ((3, True), (1, False)):
+        expected = [(FIRST, label, seed) for label in ("plain", "guided") for seed in range(runs)]
+        [pair] = Results.read([folder], expected).improvements
+        assert (pair.first, pair.probability, pair.interval) == ("plain", 0.0, (0.0, 0.0))
+        assert pair.is_clear is clear
+
+
 def test_runs_without_references_are_in_no_aggregate(folder):
     write(
         folder,
