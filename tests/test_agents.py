@@ -229,6 +229,21 @@ def test_parameters_can_be_taken_and_given(config):
         other.set_parameters({})
 
 
+def test_beta_in_units_of_spread_is_what_typical_actions_differ_by():
+    dataset = make_dataset()
+    tables = []
+    for unit in ("reward", "spread"):
+        config = replace(WHITENED, tilt_limit=None, beta=2.0, beta_q=5.0, q_unit=unit)
+        agent = QGPO(config, seed=2, device="cpu")
+        for stage in (agent.train_behavior, agent.generate_support, agent.train_critic):
+            stage(dataset)
+        tables.append(agent._table_of_q(agent._prepare(dataset)))
+        typical = tables[-1].std(dim=-1).mean()
+        expected = 2.0 if unit == "reward" else 2.0 / float(typical)
+        assert float(agent._inverse_temperature(tables[-1])) == pytest.approx(expected)
+    assert torch.equal(*tables)  # the unit is beta's, not that of the critic's beta_q
+
+
 def of_sgd(state):
     """The state of SGD with momentum for the same parameters."""
     [group] = state["param_groups"]
