@@ -42,6 +42,7 @@ WHITENED = replace(
     target_every=4,
     beta=30.0,
     beta_q=30.0,
+    q_unit="reward",
     tilt_limit=1.0,
     energy_hidden=(8, 8),
     energy_steps=4,
