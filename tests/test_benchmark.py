@@ -348,7 +348,14 @@ def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured, data, 
         text=True,
     )
     wait_for(tmp_path / "runs" / "plan" / TINY_S0 / "checkpoint.zip")
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)}
+    workers = [pid for pid, name in names.items() if name.startswith(b"ray::run_logged")]
+    for pid in workers:  # or they may be finished before they are asked to stop
+        os.kill(pid, signal.SIGSTOP)
     process.send_signal(sent)
+    time.sleep(2.0)
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" not in errors
