@@ -1,7 +1,7 @@
 """BC, TD3+BC and IQL beside CORL's: the same data, settings, steps and evaluation episodes.
 
     git clone https://github.com/tinkoff-ai/CORL
-    python benchmarks/peers.py --corl CORL --dataset-id zoo/halfcheetah/medium-v0
+    python benchmarks/peers.py --corl CORL --dataset-id zoo/halfcheetah/medium-v0 --steps 3000
 
 CORL (Clean Offline Reinforcement Learning, arXiv 2210.07105) is imported from that clone, which
 runs its code; its learners, networks and replay buffer are used as they are, with the defaults of
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from qgpo import BC, IQL, TD3BC, OfflineDataset, evaluate, load_dataset
 from qgpo.agents import OfflineAgent
+from qgpo.statistics import hierarchical_bootstrap
 
 FILES = {"BC": "any_percent_bc", "TD3+BC": "td3_bc", "IQL": "iql"}
 LEARNING_RATE = 3e-4
@@ -188,17 +189,6 @@ def train(args: Args, code: str, name: str, dataset: OfflineDataset, seed: int) 
     }
 
 
-def interval(tasks: list[list[float]], resamples: int = 4000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean: seeds are drawn, then episodes of each."""
-    rng = np.random.default_rng(0)
-    means = []
-    for _ in range(resamples):
-        drawn = [tasks[seed] for seed in rng.integers(len(tasks), size=len(tasks))]
-        means.append(np.mean([rng.choice(task, len(task)).mean() for task in drawn]))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def table(rows: list[dict[str, Any]]) -> None:
     """Print means with intervals over seeds and episodes, and CPU seconds with preparing data."""
     groups: dict[tuple[str, int, str, str], list[dict[str, Any]]] = {}
@@ -207,7 +197,7 @@ def table(rows: list[dict[str, Any]]) -> None:
         groups.setdefault(key, []).append(row)
     for (dataset_id, steps, name, code), group in groups.items():
         tasks = [row["returns"] for row in group]
-        low, high = interval(tasks)
+        low, high = hierarchical_bootstrap(tasks)
         seconds = np.mean([row["cpu_seconds"] for row in group])
         print(
             f"{dataset_id}  {steps} steps  {name:7s}{code:5s}{np.mean(tasks):7.0f} "

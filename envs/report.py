@@ -94,7 +94,26 @@ def _headline(folder: Path, results: Results) -> list[Block]:
     ]
     if results.missing:
         blocks.insert(2, Text(_missing(results)))
-    return [*blocks, *_references(results)]
+    return [*blocks, *_intervals(results), *_references(results)]
+
+
+def _intervals(results: Results) -> list[Block]:
+    rows = []
+    for dataset in results.datasets:
+        for label in results.labels:
+            seeds = [run.returns[run.headline_scale] for run in results.of(dataset, label)]
+            if seeds:
+                low, high = statistics.hierarchical_bootstrap(seeds, resamples=RESAMPLES)
+                middle = np.mean([returns.mean() for returns in seeds])
+                found = f"{middle:.0f} [{low:.0f}, {high:.0f}]"
+                rows.append([f"`{dataset}`", label, found, str(len(seeds))])
+    return [
+        Text(
+            "The same with 95 % bootstrap intervals over seeds and episodes; with one seed they "
+            "say nothing of another."
+        ),
+        Table(["dataset", "agent", "mean return", "seeds"], rows),
+    ]
 
 
 def _missing(results: Results) -> str:

@@ -62,6 +62,25 @@ def stratified_bootstrap(
     return _percentiles(values, confidence)
 
 
+def hierarchical_bootstrap(
+    seeds: Sequence[ArrayLike],
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of the mean return of a new training: seeds are drawn, then episodes.
+
+    `seeds` has the returns of each training's episodes.
+    """
+    arrays = as_tasks(seeds)
+    rng = np.random.default_rng(seed)
+    values = [
+        mean(resampled([arrays[i] for i in rng.integers(len(arrays), size=len(arrays))], rng))
+        for _ in range(resamples)
+    ]
+    return _percentiles(values, confidence)
+
+
 def resampled(tasks: Sequence[Scores], rng: np.random.Generator) -> list[Scores]:
     """As many runs of each task, drawn with replacement."""
     return [task[rng.integers(len(task), size=len(task))] for task in tasks]

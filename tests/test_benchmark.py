@@ -310,22 +310,27 @@ def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data,
     assert same_results(tmp_path, measured)
 
 
-def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(measured, data, tmp_path):
+def started_on_ray(plan: Path, data: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """The benchmark on a local Ray cluster with a first checkpoint, and its workers."""
     pytest.importorskip("ray", reason="the cluster extra is not installed")
-    plan = tmp_path / "plan.toml"
     plan.write_text(PLAN)
     process = subprocess.Popen(
         arguments(plan, "--ray-address", "local"),
-        cwd=tmp_path,
+        cwd=plan.parent,
         env=subprocess_environment(MINARI_DATASETS_PATH=str(data), RAY_AUTH_MODE="disabled"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    wait_for(tmp_path / "runs" / "plan" / TINY_S0 / "checkpoint.zip")
+    wait_for(plan.parent / "runs" / "plan" / TINY_S0 / "checkpoint.zip")
     names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)}
     workers = [pid for pid, name in names.items() if name.startswith(b"ray::run_logged")]
     assert workers
+    return process, workers
+
+
+def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(measured, data, tmp_path):
+    process, workers = started_on_ray(tmp_path / "plan.toml", data)
     os.kill(workers[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
@@ -336,30 +341,18 @@ def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(measured, data, 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured, data, tmp_path):
-    pytest.importorskip("ray", reason="the cluster extra is not installed")
     plan = tmp_path / "plan.toml"
-    plan.write_text(PLAN)
-    process = subprocess.Popen(
-        arguments(plan, "--ray-address", "local"),
-        cwd=tmp_path,
-        env=subprocess_environment(MINARI_DATASETS_PATH=str(data), RAY_AUTH_MODE="disabled"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(tmp_path / "runs" / "plan" / TINY_S0 / "checkpoint.zip")
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)}
-    workers = [pid for pid, name in names.items() if name.startswith(b"ray::run_logged")]
+    process, workers = started_on_ray(plan, data)
     for pid in workers:  # or they may be finished before they are asked to stop
         os.kill(pid, signal.SIGSTOP)
     process.send_signal(sent)
     time.sleep(2.0)
     for pid in workers:
         os.kill(pid, signal.SIGCONT)
-    _, errors = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "Traceback" not in errors
-    assert "stopped with checkpoints" in errors
+    assert "Traceback" not in output
+    assert "stopped with checkpoints" in output
     assert not (tmp_path / "plan" / f"{TINY_S0}.json").exists()
     done = run(plan, "--workers", "2", data=data)
     assert "goes on from" in done.stdout

@@ -187,6 +187,9 @@ def test_a_report_says_what_was_measured_and_what_is_missing(folder, tmp_path):
     assert f"plain on `{SECOND}` (seeds 2)" in text
     assert f"| `{FIRST}` | 60 | 120 ± 20 (60.0 ± 10.0) | 50 ± 0 (25.0 ± 0.0) |" in text
     assert "110 ± 0 (55.0 ± 0.0), 2 of 3 seeds" in text
+    # seeds of 99 and 101, 119 and 121, 139 and 141: drawn three times, the extremes are rare
+    assert re.search(rf"\| `{FIRST}` \| guided \| 120 \[10\d, 13\d\] \| 3 \|", text)
+    assert f"| `{SECOND}` | plain | 110 [110, 110] | 2 |" in text
     # guided has 50 50 60 60 70 70: without a quarter on each side 60. plain 25 25 25 55 55: 35
     assert "| guided | 2 of 2 | 6 | 60.0 [" in text
     assert "| plain | 2 of 2 | 5 | 35.0 [35.0, 35.0] | 37.0 |" in text

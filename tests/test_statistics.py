@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from qgpo.statistics import (
+    hierarchical_bootstrap,
     improvement_interval,
     iqm,
     mean,
@@ -47,6 +48,15 @@ def test_the_bootstrap_is_stratified():
     assert stratified_bootstrap([[0.0, 0.0], [100.0, 100.0]], mean, resamples=200) == (50.0, 50.0)
     assert stratified_bootstrap([[7.0]], resamples=10) == (7.0, 7.0)
     assert improvement_interval([[1.0, 1.0]], [[0.0, 0.0]], resamples=10) == (1.0, 1.0)
+
+
+def test_the_hierarchical_bootstrap_draws_seeds_and_then_episodes():
+    # seeds that differ: the mean of two draws is 0, 50, 100 with probability 1/4, 1/2, 1/4
+    assert hierarchical_bootstrap([[0.0, 0.0], [100.0, 100.0]], 0.4, 4000) == (50.0, 50.0)
+    assert hierarchical_bootstrap([[0.0, 0.0], [100.0, 100.0]], 0.6, 4000) == (0.0, 100.0)
+    # a single seed: its episodes, as above
+    assert hierarchical_bootstrap([[0.0, 1.0]], 0.4, 4000) == (0.5, 0.5)
+    assert hierarchical_bootstrap([[0.0, 1.0]], 0.6, 4000) == (0.0, 1.0)
 
 
 def test_the_bootstrap_s_interval_is_that_of_the_binomial():
