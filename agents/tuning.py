@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from qgpo.agents.guided_policy import GuidedPolicy
 
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
-STEPS = 6_000
-BATCH_SIZE = 256
-LEARNING_RATE = 1e-3
+STEPS = 16_000
+BATCH_SIZE = 64
+LEARNING_RATE = 4e-3
 HELD_OUT = 10
 """every tenth episode measures how far members disagree on data that they have not seen"""
 WINDOW = 10

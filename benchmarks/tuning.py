@@ -5,7 +5,8 @@ python benchmarks/tuning.py --runs runs/locomotion --results benchmarks/locomoti
 For every finished cell of the label with a checkpoint in `runs`: the scales at which the cell was
 played (1 must be among them) are compared in the model that is learned from the cell's dataset. The
 loss is the played score at the best scale minus that at the chosen one, in normalised points. The
-best of several measured means is too good by chance, so the loss is an upper estimate.
+best of several measured means is too good by chance, so that is an upper estimate; the halved
+loss finds the best scale in one half of the played episodes and compares in the other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ import torch
 import tyro
 
 from qgpo import QGPO, load_dataset
+from qgpo.statistics import hierarchical_bootstrap, loss_of_choice
+
+Key = tuple[str, int]
+COLUMNS = ("loss", "loss_of_1", "halved_loss", "halved_loss_of_1")
 
 
 @dataclass
@@ -52,17 +57,24 @@ def compare(cell: dict[str, Any], run: Path) -> dict[str, Any]:
     found = agent.tune_guidance(dataset, tuple(played))
     seconds = time.process_time() - began
     scores = {w: e["score"] for w, e in played.items()}
+    returns = np.array([e["returns"] for e in played.values()])
+    reference = next(iter(played.values()))["reference"]
+    point = (reference["maximum"] - reference["minimum"]) / 100.0
+    order = list(played)
     return {
         "dataset": dataset.id,
         "seed": cell["measured"]["seed"],
         "chosen": found.best,
         "loss": max(scores.values()) - scores[found.best],
         "loss_of_1": max(scores.values()) - scores[1.0],
+        "halved_loss": loss_of_choice(returns, order.index(found.best)) / point,
+        "halved_loss_of_1": loss_of_choice(returns, order.index(1.0)) / point,
         "cpu_seconds": seconds,
         "scales": [
             {
                 "guidance_scale": w,
                 "predicted": float(predicted.mean()),
+                "standard_error": float(predicted.std() / len(predicted) ** 0.5),
                 "left_data": float(left.mean()),
                 "played": played[w]["mean"],
                 "score": scores[w],
@@ -72,31 +84,50 @@ def compare(cell: dict[str, Any], run: Path) -> dict[str, Any]:
     }
 
 
+def summary(rows: list[dict[str, Any]], cells: dict[Key, dict[str, Any]]) -> str:
+    """What each agent loses; the mean return of each dataset's agents at their chosen scales."""
+    lines = [f"{'dataset':36s}{'seed':>5s}{'chosen':>8s}" + "".join(f"{c:>18s}" for c in COLUMNS)]
+    for row in rows:
+        losses = "".join(f"{row[c]:18.1f}" for c in COLUMNS)
+        lines.append(f"{row['dataset']:36s}{row['seed']:5d}{row['chosen']:8g}{losses}")
+    means = "".join(f"{np.mean([row[c] for row in rows]):18.1f}" for c in COLUMNS)
+    lines.append(f"{'mean, normalised points':49s}{means}")
+    played: dict[str, list[list[float]]] = {}
+    for row in rows:
+        for e in cells.get((row["dataset"], row["seed"]), {}).get("evaluations", []):
+            if e["guidance_scale"] == row["chosen"]:
+                played.setdefault(row["dataset"], []).append(e["returns"])
+    for dataset, returns in played.items():
+        low, high = hierarchical_bootstrap(returns)
+        lines.append(
+            f"{dataset:36s} return at the chosen scales {np.mean(returns):.0f} "
+            f"[{low:.0f}, {high:.0f}], {len(returns)} seeds"
+        )
+    return "\n".join(lines)
+
+
 def main(args: Args) -> None:
     """Tune, write after every cell, and print."""
     torch.set_num_threads(1)
     rows = json.loads(args.output.read_text()) if args.output.exists() else []
     done = {(row["dataset"], row["seed"]) for row in rows}
+    cells = {}
     for file in sorted(args.results.glob("*.json")):
         cell = json.loads(file.read_text())
         key = cell["measured"]["dataset"], cell["measured"]["seed"]
+        if cell["label"] != args.label or (args.seeds and key[1] not in args.seeds):
+            continue
+        cells[key] = cell
         run = args.runs / file.stem
-        if cell["label"] != args.label or (args.seeds and key[1] not in args.seeds) or key in done:
+        if key in done:
             continue
         if not (run / "checkpoint.zip").exists():
             print(f"{file.stem}: no checkpoint in {run}")
             continue
         rows = sorted([*rows, compare(cell, run)], key=lambda row: (row["dataset"], row["seed"]))
         args.output.write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"{'dataset':36s}{'seed':>5s}{'chosen':>8s}{'loss':>7s}{'loss at w = 1':>15s}")
-    for row in rows:
-        print(
-            f"{row['dataset']:36s}{row['seed']:5d}{row['chosen']:8g}{row['loss']:7.1f}"
-            f"{row['loss_of_1']:15.1f}"
-        )
     if rows:
-        losses = [np.mean([row[name] for row in rows]) for name in ("loss", "loss_of_1")]
-        print(f"mean loss {losses[0]:.1f}, at w = 1 {losses[1]:.1f} normalised points")
+        print(summary(rows, cells))
 
 
 if __name__ == "__main__":

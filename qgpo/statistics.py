@@ -113,6 +113,26 @@ def improvement_interval(
     return _percentiles(values, confidence)
 
 
+def loss_of_choice(returns: ArrayLike, chosen: int, halves: int = 1_000, seed: int = 0) -> float:
+    """What option `chosen` loses to the best one, without the luck that is in "best".
+
+    Of returns (options, episodes) the best option is found in a random half of the episodes, and
+    the difference of means taken in the other half; averaged over `halves` divisions.
+    """
+    values = np.asarray(returns, dtype=np.float64)
+    if values.ndim != 2 or min(values.shape) < 2:
+        raise ValueError(
+            f"returns of shape {values.shape}, expected (options, episodes), 2 or more"
+        )
+    rng = np.random.default_rng(seed)
+    losses = []
+    for _ in range(halves):
+        here, there = np.array_split(rng.permutation(values.shape[1]), 2)
+        best = values[:, here].mean(axis=1).argmax()
+        losses.append(values[best, there].mean() - values[chosen, there].mean())
+    return float(np.mean(losses))
+
+
 def performance_profile(tasks: Sequence[ArrayLike], thresholds: ArrayLike) -> Scores:
     """Share of runs above each threshold (K,), averaged over tasks: (K,)."""
     levels = np.asarray(thresholds, dtype=np.float64)

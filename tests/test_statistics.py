@@ -7,6 +7,7 @@ from qgpo.statistics import (
     hierarchical_bootstrap,
     improvement_interval,
     iqm,
+    loss_of_choice,
     mean,
     performance_profile,
     probability_of_improvement,
@@ -86,3 +87,23 @@ def test_missing_scores_are_refused_not_imputed(tasks):
 def test_confidence_is_a_probability():
     with pytest.raises(ValueError, match=r"confidence=95, expected between 0 and 1"):
         stratified_bootstrap([[1.0]], confidence=95)
+
+
+def test_a_choice_loses_the_difference_to_the_best():
+    returns = [[1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0], [2.0, 2.0, 2.0, 2.0]]
+    assert [loss_of_choice(returns, i) for i in range(3)] == [2.0, 0.0, 1.0]
+
+
+def test_luck_is_no_loss():
+    # five options that are all the same: the best of their means is 1.16 standard errors too high
+    rng = np.random.default_rng(0)
+    draws = [rng.normal(size=(5, 20)) for _ in range(200)]
+    naive = [d.mean(axis=1).max() - d[0].mean() for d in draws]
+    halved = [loss_of_choice(d, 0, halves=20) for d in draws]
+    assert np.mean(naive) == pytest.approx(1.163 / 20**0.5, abs=0.04)
+    assert np.mean(halved) == pytest.approx(0.0, abs=0.06)
+
+
+def test_a_choice_is_among_several():
+    with pytest.raises(ValueError, match=r"shape \(1, 4\)"):
+        loss_of_choice([[1.0, 2.0, 3.0, 4.0]], 0)
