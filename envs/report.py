@@ -103,7 +103,7 @@ def _intervals(results: Results) -> list[Block]:
         for label in results.labels:
             seeds = [run.returns[run.headline_scale] for run in results.of(dataset, label)]
             if seeds:
-                low, high = statistics.hierarchical_bootstrap(seeds, resamples=RESAMPLES)
+                low, high = statistics.hierarchical_bootstrap(seeds)
                 middle = np.mean([returns.mean() for returns in seeds])
                 found = f"{middle:.0f} [{low:.0f}, {high:.0f}]"
                 rows.append([f"`{dataset}`", label, found, str(len(seeds))])

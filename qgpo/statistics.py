@@ -70,15 +70,17 @@ def hierarchical_bootstrap(
 ) -> tuple[float, float]:
     """Percentile interval of the mean return of a new training: seeds are drawn, then episodes.
 
-    `seeds` has the returns of each training's episodes.
+    `seeds` has the returns of each training's episodes; each training counts the same.
     """
     arrays = as_tasks(seeds)
     rng = np.random.default_rng(seed)
-    values = [
-        mean(resampled([arrays[i] for i in rng.integers(len(arrays), size=len(arrays))], rng))
-        for _ in range(resamples)
-    ]
-    return _percentiles(values, confidence)
+    drawn = rng.integers(len(arrays), size=(resamples, len(arrays)))
+    means = np.empty(drawn.shape)
+    for i, returns in enumerate(arrays):
+        here = drawn == i
+        episodes = rng.integers(len(returns), size=(int(here.sum()), len(returns)))
+        means[here] = returns[episodes].mean(axis=1)
+    return _percentiles(means.mean(axis=1), confidence)
 
 
 def resampled(tasks: Sequence[Scores], rng: np.random.Generator) -> list[Scores]:
@@ -156,7 +158,7 @@ def profile_band(
     return low, high
 
 
-def _percentiles(values: Sequence[float], confidence: float) -> tuple[float, float]:
+def _percentiles(values: Sequence[float] | Scores, confidence: float) -> tuple[float, float]:
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence={confidence}, expected between 0 and 1")
     tail = 50.0 * (1.0 - confidence)

@@ -58,6 +58,8 @@ def test_the_hierarchical_bootstrap_draws_seeds_and_then_episodes():
     # a single seed: its episodes, as above
     assert hierarchical_bootstrap([[0.0, 1.0]], 0.4, 4000) == (0.5, 0.5)
     assert hierarchical_bootstrap([[0.0, 1.0]], 0.6, 4000) == (0.0, 1.0)
+    # a training counts once, however many episodes it played
+    assert hierarchical_bootstrap([[0.0] * 9, [100.0]], 0.4, 4000) == (50.0, 50.0)
 
 
 def test_the_bootstrap_s_interval_is_that_of_the_binomial():
