@@ -6,7 +6,7 @@ For every finished cell of the label with a checkpoint in `runs`: the scales at 
 played (1 must be among them) are compared in the model that is learned from the cell's dataset. The
 loss is the played score at the best scale minus that at the chosen one, in normalised points. The
 best of several measured means is too good by chance, so that is an upper estimate; the halved
-loss finds the best scale in one half of the played episodes and compares in the other.
+loss, a lower one, finds the best scale in half of the played episodes and compares in the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import tyro
 from qgpo import QGPO, load_dataset
 from qgpo.statistics import hierarchical_bootstrap, loss_of_choice
 
-Key = tuple[str, int]
+Key = tuple[str, str, int]
 COLUMNS = ("loss", "loss_of_1", "halved_loss", "halved_loss_of_1")
 
 
@@ -59,16 +59,17 @@ def compare(cell: dict[str, Any], run: Path) -> dict[str, Any]:
     scores = {w: e["score"] for w, e in played.items()}
     returns = np.array([e["returns"] for e in played.values()])
     reference = next(iter(played.values()))["reference"]
-    point = (reference["maximum"] - reference["minimum"]) / 100.0
-    order = list(played)
+    return_per_point = (reference["maximum"] - reference["minimum"]) / 100.0
+    scales = list(played)
     return {
+        "label": cell["label"],
         "dataset": dataset.id,
         "seed": cell["measured"]["seed"],
         "chosen": found.best,
         "loss": max(scores.values()) - scores[found.best],
         "loss_of_1": max(scores.values()) - scores[1.0],
-        "halved_loss": loss_of_choice(returns, order.index(found.best)) / point,
-        "halved_loss_of_1": loss_of_choice(returns, order.index(1.0)) / point,
+        "halved_loss": loss_of_choice(returns, scales.index(found.best)) / return_per_point,
+        "halved_loss_of_1": loss_of_choice(returns, scales.index(1.0)) / return_per_point,
         "cpu_seconds": seconds,
         "scales": [
             {
@@ -84,8 +85,13 @@ def compare(cell: dict[str, Any], run: Path) -> dict[str, Any]:
     }
 
 
+def key_of(row: dict[str, Any]) -> Key:
+    """Which agent the row is about."""
+    return row["label"], row["dataset"], row["seed"]
+
+
 def summary(rows: list[dict[str, Any]], cells: dict[Key, dict[str, Any]]) -> str:
-    """What each agent loses; the mean return of each dataset's agents at their chosen scales."""
+    """What each agent of the rows loses; for the cells, the mean return at the chosen scales."""
     lines = [f"{'dataset':36s}{'seed':>5s}{'chosen':>8s}" + "".join(f"{c:>18s}" for c in COLUMNS)]
     for row in rows:
         losses = "".join(f"{row[c]:18.1f}" for c in COLUMNS)
@@ -94,7 +100,7 @@ def summary(rows: list[dict[str, Any]], cells: dict[Key, dict[str, Any]]) -> str
     lines.append(f"{'mean, normalised points':49s}{means}")
     played: dict[str, list[list[float]]] = {}
     for row in rows:
-        for e in cells.get((row["dataset"], row["seed"]), {}).get("evaluations", []):
+        for e in cells.get(key_of(row), {}).get("evaluations", []):
             if e["guidance_scale"] == row["chosen"]:
                 played.setdefault(row["dataset"], []).append(e["returns"])
     for dataset, returns in played.items():
@@ -110,12 +116,12 @@ def main(args: Args) -> None:
     """Tune, write after every cell, and print."""
     torch.set_num_threads(1)
     rows = json.loads(args.output.read_text()) if args.output.exists() else []
-    done = {(row["dataset"], row["seed"]) for row in rows}
+    done = {key_of(row) for row in rows}
     cells = {}
     for file in sorted(args.results.glob("*.json")):
         cell = json.loads(file.read_text())
-        key = cell["measured"]["dataset"], cell["measured"]["seed"]
-        if cell["label"] != args.label or (args.seeds and key[1] not in args.seeds):
+        key = cell["label"], cell["measured"]["dataset"], cell["measured"]["seed"]
+        if key[0] != args.label or (args.seeds and key[2] not in args.seeds):
             continue
         cells[key] = cell
         run = args.runs / file.stem
@@ -124,10 +130,10 @@ def main(args: Args) -> None:
         if not (run / "checkpoint.zip").exists():
             print(f"{file.stem}: no checkpoint in {run}")
             continue
-        rows = sorted([*rows, compare(cell, run)], key=lambda row: (row["dataset"], row["seed"]))
+        rows = sorted([*rows, compare(cell, run)], key=key_of)
         args.output.write_text(json.dumps(rows, indent=1) + "\n")
-    if rows:
-        print(summary(rows, cells))
+    if mine := [row for row in rows if row["label"] == args.label]:
+        print(summary(mine, cells))
 
 
 if __name__ == "__main__":

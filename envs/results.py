@@ -56,6 +56,11 @@ class Run:
         """Which run it is."""
         return self.dataset, self.label, self.seed
 
+    @property
+    def device(self) -> str:
+        """Torch device of the training."""
+        return str(self.about["machine"]["device"])
+
     def mean(self, scale: float | None) -> float:
         """Mean return at that guidance scale."""
         return float(self.returns[scale].mean())
@@ -177,6 +182,12 @@ class Results:
                 runs = min(len(scores) for side in sides for scores in side)
                 found.append(Improvement(first, second, len(common), runs, probability, interval))
         return found
+
+    @cached_property
+    def trained_on_cpu(self) -> bool:
+        """Whether CPU time says how long training takes: measured for all runs, and no GPU."""
+        runs = self.runs.values()
+        return all(r.cpu_seconds is not None and r.device == "cpu" for r in runs)
 
     def data(self, dataset: str) -> Run | None:
         """Any run on the dataset, for what it says of the data."""

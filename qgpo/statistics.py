@@ -116,16 +116,19 @@ def improvement_interval(
 
 
 def loss_of_choice(returns: ArrayLike, chosen: int, halves: int = 1_000, seed: int = 0) -> float:
-    """What option `chosen` loses to the best one, without the luck that is in "best".
+    """What option `chosen` loses to the best one, without the luck that is in the best of means.
 
     Of returns (options, episodes) the best option is found in a random half of the episodes, and
-    the difference of means taken in the other half; averaged over `halves` divisions.
+    the difference of means taken in the other half; averaged over `halves` divisions. A lower
+    estimate, which may be negative: the best of one half need not be the best.
     """
-    values = np.asarray(returns, dtype=np.float64)
-    if values.ndim != 2 or min(values.shape) < 2:
+    values = np.stack(as_tasks(list(np.asarray(returns, dtype=np.float64))))
+    if min(values.shape) < 2:
         raise ValueError(
             f"returns of shape {values.shape}, expected (options, episodes), 2 or more"
         )
+    if not 0 <= chosen < len(values):
+        raise ValueError(f"chosen={chosen}, expected an option from 0 to {len(values) - 1}")
     rng = np.random.default_rng(seed)
     losses = []
     for _ in range(halves):

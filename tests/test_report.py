@@ -63,6 +63,16 @@ def folder(tmp_path) -> Path:
     return folder
 
 
+def test_cpu_time_counts_where_all_trained_on_cpus(folder):
+    assert Results.read([folder]).trained_on_cpu
+    gpu = {"processor": "abacus", "cpus": 2, "device": "cuda", "threads": 1}
+    write(folder, "plain", 2, {None: [110.0]}, SECOND, machine=gpu)
+    assert not Results.read([folder]).trained_on_cpu
+    unmeasured = {"timesteps": 10, "wall_seconds": 100.0, "cpu_seconds": None}
+    write(folder, "plain", 2, {None: [110.0]}, SECOND, training=unmeasured)
+    assert not Results.read([folder]).trained_on_cpu
+
+
 def test_results_know_what_is_there_and_what_is_missing(folder):
     results = Results.read([folder])
     assert results.labels == ["guided", "plain"]
@@ -188,7 +198,7 @@ def test_a_report_says_what_was_measured_and_what_is_missing(folder, tmp_path):
     assert f"| `{FIRST}` | 60 | 120 ± 20 (60.0 ± 10.0) | 50 ± 0 (25.0 ± 0.0) |" in text
     assert "110 ± 0 (55.0 ± 0.0), 2 of 3 seeds" in text
     # seeds of 99 and 101, 119 and 121, 139 and 141: drawn three times, the extremes are rare
-    assert re.search(rf"\| `{FIRST}` \| guided \| 120 \[10\d, 13\d\] \| 3 \|", text)
+    assert re.search(rf"\| `{FIRST}` \| guided \| 120 \[100, 140\] \| 3 \|", text)
     assert f"| `{SECOND}` | plain | 110 [110, 110] | 2 |" in text
     # guided has 50 50 60 60 70 70: without a quarter on each side 60. plain 25 25 25 55 55: 35
     assert "| guided | 2 of 2 | 6 | 60.0 [" in text

@@ -107,5 +107,10 @@ def test_luck_is_no_loss():
 
 
 def test_a_choice_is_among_several():
-    with pytest.raises(ValueError, match=r"shape \(1, 4\)"):
-        loss_of_choice([[1.0, 2.0, 3.0, 4.0]], 0)
+    for shape in ((1, 4), (2, 1)):
+        with pytest.raises(ValueError, match=rf"shape \({shape[0]}, {shape[1]}\)"):
+            loss_of_choice(np.ones(shape), 0)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        loss_of_choice(np.ones((2, 4)), -1)
+    with pytest.raises(ValueError, match="finite"):
+        loss_of_choice([[1.0, np.nan], [1.0, 1.0]], 0)
