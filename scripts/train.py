@@ -23,6 +23,7 @@ from qgpo.agents.base import OfflineAgent
 from qgpo.agents.callbacks import SaveCheckpoint
 from qgpo.agents.files import config_from_json, versions
 from qgpo.agents.guided_policy import GuidedPolicy
+from qgpo.agents.presets import longer
 from qgpo.agents.registry import adopt_from
 from qgpo.agents.runs import RunFolder, RunFolderError, WandbOutput
 from qgpo.agents.training import NonFiniteError
@@ -48,10 +49,12 @@ class Args(Generic[ConfigT]):
     preset: str = "laptop"
     """row of hyperparameters that the --config flags start from: laptop or paper (QIPO also
     laptop-flow and paper-flow)"""
+    longer: float = 1.0
+    """times the preset's gradient steps in every stage: 4 takes four times as long"""
     seed: int = 0
     """seed of initialisation, batches, noise and evaluation"""
     run_dir: Path | None = None
-    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>"""
+    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, the preset with -x4 if longer"""
     resume: Path | None = None
     """continue the run in this folder from its checkpoint; settings are the run's unless given"""
     adopt: Path | None = None
@@ -100,13 +103,15 @@ class Args(Generic[ConfigT]):
 def parse(argv: list[str]) -> Args[Any]:
     """Two passes: a run, or agent, preset and dataset, choose the defaults that flags override.
 
-    The preset comes first, then what the dataset's family changes of it, then the flags.
+    The preset comes first, then what the dataset's family changes of it, then `longer`, then the
+    flags.
     """
 
     @dataclass
     class Choice:
         agent: Literal[tuple(AGENTS)] = QGPO.name  # type: ignore[valid-type]
         preset: str = "laptop"
+        longer: float = 1.0
         dataset_id: str = Args.dataset_id
         resume: Path | None = None
 
@@ -124,8 +129,16 @@ def parse(argv: list[str]) -> Args[Any]:
         family = find_family(choice.dataset_id, recorded_in(choice.dataset_id))
         fields = {field.name for field in dataclasses.fields(row)}
         row = dataclasses.replace(row, **family_settings(family, choice.preset, fields))
+        try:
+            row = longer(row, choice.longer)
+        except ValueError as error:
+            raise SystemExit(f"--longer {choice.longer:g}: expected a positive number") from error
         default = Args(
-            agent=choice.agent, preset=choice.preset, config=row, n_episodes=family.n_episodes
+            agent=choice.agent,
+            preset=choice.preset,
+            longer=choice.longer,
+            config=row,
+            n_episodes=family.n_episodes,
         )
     config_class = AGENTS[default.agent].config_class
     args_class = Args[config_class]  # type: ignore[valid-type]
@@ -136,7 +149,7 @@ def parse(argv: list[str]) -> Args[Any]:
                 f"--adopt {args.adopt} cannot be combined with --resume: the run in "
                 f"{choice.resume} has in its own checkpoint what it adopted"
             )
-        for name in ("agent", "preset", "seed", "config"):
+        for name in ("agent", "preset", "longer", "seed", "config"):
             if getattr(args, name) != getattr(default, name):
                 raise SystemExit(
                     f"--{name} cannot change when a run is resumed: {choice.resume} has "
@@ -184,7 +197,8 @@ def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset
         raise ValueError(f"--tune-guidance: a {args.agent} agent has no guidance_scale")
     if args.threads:
         torch.set_num_threads(args.threads)
-    name = f"{args.dataset_id}-{args.agent}-{args.preset}-s{args.seed}".replace("/", "-")
+    preset = args.preset if args.longer == 1.0 else f"{args.preset}-x{args.longer:g}"
+    name = f"{args.dataset_id}-{args.agent}-{preset}-s{args.seed}".replace("/", "-")
     folder = RunFolder(args.resume or args.run_dir or Path("runs") / name)
     refuse_former_run(args, folder)
     dataset = load_dataset(args.dataset_id, args.download, args.storage, args.progress_bar)

@@ -241,6 +241,13 @@ CASES = [
     ),
     Case(
         CLI,
+        "train: no times the steps",
+        SystemExit,
+        "--longer 0: expected a positive number",
+        train("--longer", "0"),
+    ),
+    Case(
+        CLI,
         "train: a negative number of threads",
         SystemExit,
         "error: --threads -1: expected at least 0",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 import gymnasium as gym
@@ -11,6 +12,8 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo import PRESETS, load_dataset
+from qgpo.agents import AGENTS
+from qgpo.agents.presets import longer
 from qgpo.envs import making
 from qgpo.envs.episodes import RULES, first_completions, until_success
 from qgpo.envs.families import FAMILIES, UNKNOWN, family_settings, find_family
@@ -255,6 +258,29 @@ def test_preset_then_family_then_flags():
     assert (args.config.beta_q, args.config.support_actions, args.n_episodes) == (2.0, 32, 3)
     args = parse(["--dataset-id", "mujoco/hopper/medium-v0", "--preset", "paper"])
     assert (args.config, args.n_episodes) == (PRESETS["paper"], 50)
+
+
+def test_longer_multiplies_the_steps_that_are_trained():
+    laptop = PRESETS["laptop"]
+    expected = {
+        name: 3 * getattr(laptop, name)
+        for name in ("whitening_steps", "behavior_steps", "critic_steps", "energy_steps")
+    }
+    assert longer(laptop, 3) == dataclasses.replace(laptop, **expected)
+    assert longer(PRESETS["paper"], 0.5).whitening_steps == 0
+    assert longer(laptop, 1e-9).critic_steps == 1
+    for name, agent_class in AGENTS.items():  # no number of steps is overlooked
+        row = agent_class.presets["laptop"]
+        steps = agent_class(row, device="cpu").total_timesteps
+        assert agent_class(longer(row, 2), device="cpu").total_timesteps == 2 * steps, name
+    for factor in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="expected a positive number"):
+            longer(laptop, factor)
+
+
+def test_flags_go_before_longer():
+    args = parse(["--longer", "4", "--config.critic-steps", "7"])
+    assert args.config == dataclasses.replace(longer(PRESETS["laptop"], 4.0), critic_steps=7)
 
 
 def test_data_of_one_s_own_take_the_row_of_their_environment():

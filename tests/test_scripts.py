@@ -226,6 +226,12 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(finished, tmp_path, d
     assert (folder / "evaluation.json").exists()
 
 
+def test_a_resumed_run_is_as_long_as_it_was(finished):
+    with pytest.raises(SystemExit, match="--longer cannot change"):
+        train.parse(["--resume", str(finished), "--longer", "2"])
+    assert train.parse(["--resume", str(finished), "--longer", "1"]).longer == 1.0
+
+
 def kill_after_a_checkpoint(folder: Path, flags: list[str], data: Path) -> int:
     """Train, and kill once a checkpoint is there; the timestep that it holds."""
     process = subprocess.Popen(
