@@ -276,6 +276,11 @@ def same_results(first: Path, second: Path) -> bool:
     return True
 
 
+def as_in_a_terminal() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so does all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data, tmp_path):
     plan = tmp_path / "plan.toml"
     plan.write_text(PLAN)
@@ -286,8 +291,7 @@ def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell's background jobs ignore Ctrl-C, and so would their children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=as_in_a_terminal,
     )
     checkpoints = [Path("runs", "plan", name, "checkpoint.zip") for name in (TINY_S0, TINY_S1)]
     for checkpoint in checkpoints:
@@ -321,6 +325,7 @@ def started_on_ray(plan: Path, data: Path) -> tuple[subprocess.Popen[str], list[
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=as_in_a_terminal,
     )
     wait_for(plan.parent / "runs" / "plan" / TINY_S0 / "checkpoint.zip")
     names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)}
