@@ -58,9 +58,11 @@ TRAINING_STEPS = (
     "critic_steps",
     "energy_steps",
     "policy_steps",
+    "renew_every",
     "steps",
 )
-"""gradient steps of the stages, where a configuration has them"""
+"""gradient steps of the stages, where a configuration has them, and what divides QIPO's: a longer
+training renews as often, or its policy would be another"""
 
 ConfigT = TypeVar("ConfigT")
 

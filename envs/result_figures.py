@@ -11,7 +11,7 @@ import numpy as np
 
 from qgpo import statistics
 from qgpo.envs.figures import BLUE, GRAY, GREEN, ORANGE
-from qgpo.envs.results import RESAMPLES, Results, Run
+from qgpo.envs.results import RESAMPLES, Results
 
 COLORS = (
     *(BLUE, ORANGE, GREEN, "#805ad5", "#c53030", "#b7791f", "#0987a0", "#b83280"),
@@ -124,16 +124,14 @@ def draw_time(path: Path, results: Results) -> None:
     """
     figure, axis = _single(3.8)
     for label in results.labels:
-        shade, centers = color(results, label), []
+        shade = color(results, label)
         for dataset in results.covered(label):
-            runs = [run for run in results.of(dataset, label) if run.reference is not None]
-            minutes = [_seconds(results, run) / 60.0 for run in runs]
+            minutes = [results.minutes(run) for run in results.of(dataset, label)]
             scores = results.scores(dataset, label)
             axis.scatter(minutes, scores, s=22, color=shade, alpha=0.6, lw=0)
-            centers.append((np.mean(minutes), scores.mean()))
-        if centers:
-            center = np.mean(centers, axis=0)
-            axis.scatter(*center, s=150, color=shade, marker="D", label=_covering(results, label))
+        if results.covered(label):
+            center, name = results.center(label), _covering(results, label)
+            axis.scatter(*center, s=150, color=shade, marker="D", label=name)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
     axis.xaxis.set_minor_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
@@ -146,13 +144,6 @@ def draw_time(path: Path, results: Results) -> None:
     )
     _plain(axis, "both")
     _save(figure, path, "Score against training time (dots: runs, diamonds: means over datasets)")
-
-
-def _seconds(results: Results, run: Run) -> float:
-    if results.trained_on_cpu:
-        assert run.cpu_seconds is not None
-        return run.cpu_seconds
-    return run.wall_seconds
 
 
 def draw_scales(path: Path, results: Results) -> None:

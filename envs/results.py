@@ -189,6 +189,22 @@ class Results:
         runs = self.runs.values()
         return all(r.cpu_seconds is not None and r.device == "cpu" for r in runs)
 
+    def minutes(self, run: Run) -> float:
+        """Of training: CPU time, or where that says too little the wall clock."""
+        if self.trained_on_cpu and run.cpu_seconds is not None:
+            return run.cpu_seconds / 60.0
+        return run.wall_seconds / 60.0
+
+    def center(self, label: str) -> tuple[float, float]:
+        """Minutes of training and headline score of an agent: means over its covered datasets.
+
+        A mean over runs would favor the dataset with most seeds.
+        """
+        covered = self.covered(label)
+        minutes = [np.mean([self.minutes(run) for run in self.of(d, label)]) for d in covered]
+        scores = [self.scores(dataset, label).mean() for dataset in covered]
+        return float(np.mean(minutes)), float(np.mean(scores))
+
     def data(self, dataset: str) -> Run | None:
         """Any run on the dataset, for what it says of the data."""
         return next((run for run in self.runs.values() if run.dataset == dataset), None)

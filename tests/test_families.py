@@ -11,7 +11,7 @@ from conftest import ROOT, UNIT_BOX, numbered_episodes, write_buffers
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from qgpo import PRESETS, load_dataset
+from qgpo import PRESETS, QIPO, load_dataset
 from qgpo.agents import AGENTS
 from qgpo.agents.presets import longer
 from qgpo.envs import making
@@ -273,6 +273,8 @@ def test_longer_multiplies_the_steps_that_are_trained():
         row = agent_class.presets["laptop"]
         steps = agent_class(row, device="cpu").total_timesteps
         assert agent_class(longer(row, 2), device="cpu").total_timesteps == 2 * steps, name
+    qipo = QIPO.presets["laptop"]
+    assert QIPO(longer(qipo, 4), device="cpu").most_renewals == QIPO(qipo).most_renewals == 1
     for factor in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="expected a positive number"):
             longer(laptop, factor)

@@ -64,10 +64,16 @@ def folder(tmp_path) -> Path:
 
 
 def test_cpu_time_counts_where_all_trained_on_cpus(folder):
-    assert Results.read([folder]).trained_on_cpu
+    results = Results.read([folder])
+    assert results.trained_on_cpu
+    # 25 on one dataset with three seeds, 55 on the other with two; 90 seconds each
+    assert results.center("plain") == (1.5, 40.0)
     gpu = {"processor": "abacus", "cpus": 2, "device": "cuda", "threads": 1}
     write(folder, "plain", 2, {None: [110.0]}, SECOND, machine=gpu)
-    assert not Results.read([folder]).trained_on_cpu
+    results = Results.read([folder])
+    assert not results.trained_on_cpu
+    # 100, 101 and 102 seconds of wall clock on both
+    assert results.center("plain") == (pytest.approx(101 / 60), 40.0)
     unmeasured = {"timesteps": 10, "wall_seconds": 100.0, "cpu_seconds": None}
     write(folder, "plain", 2, {None: [110.0]}, SECOND, training=unmeasured)
     assert not Results.read([folder]).trained_on_cpu
