@@ -132,6 +132,8 @@ def main(args: Args) -> None:
             continue
         rows = sorted([*rows, compare(cell, run)], key=key_of)
         args.output.write_text(json.dumps(rows, indent=1) + "\n")
+    if not cells:
+        raise SystemExit(f"{args.results} has no cell labelled {args.label!r} with those seeds")
     if mine := [row for row in rows if row["label"] == args.label]:
         print(summary(mine, cells))
 
