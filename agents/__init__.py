@@ -6,6 +6,7 @@ from qgpo.agents.bc import BC, BCConfig
 from qgpo.agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from qgpo.agents.energy_guided import EnergyGuidedDiffusion
 from qgpo.agents.energy_guided_config import EnergyGuidedConfig
+from qgpo.agents.ensemble import Ensemble
 from qgpo.agents.iql import IQL, IQLConfig
 from qgpo.agents.presets import PRESETS, AEPOConfig, QGPOConfig, QIPOConfig
 from qgpo.agents.qgpo import QGPO
@@ -28,6 +29,7 @@ __all__ = [
     "DiffusionQLConfig",
     "EnergyGuidedConfig",
     "EnergyGuidedDiffusion",
+    "Ensemble",
     "IQLConfig",
     "OfflineAgent",
     "QGPOConfig",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -180,6 +181,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         return self
 
     tune_guidance = tune_guidance
+
+    def configure_guidance(self, scale: float) -> None:
+        """Set the guidance scale so that files keep it."""
+        self.config = replace(self.config, guidance_scale=scale)
+        self.guidance_scale = scale
 
     # Training: the stages that all share -----------------------------------------------------
 

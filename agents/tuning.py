@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.datasets import OfflineDataset
 
 if TYPE_CHECKING:
+    from qgpo.agents.ensemble import Ensemble
     from qgpo.agents.guided_policy import GuidedPolicy
 
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -141,7 +142,7 @@ def fit_dynamics(
 
 @torch.no_grad()
 def imagine(
-    agent: GuidedPolicy[Any],
+    agent: GuidedPolicy[Any] | Ensemble,
     model: DynamicsEnsemble,
     starts: Tensor,
     bounds: tuple[Tensor, Tensor],
@@ -177,7 +178,7 @@ def imagine(
 
 
 def tune_guidance(
-    agent: GuidedPolicy[Any],
+    agent: GuidedPolicy[Any] | Ensemble,
     dataset: OfflineDataset,
     scales: Sequence[float] = SCALES,
     rollouts: int = 48,
@@ -187,10 +188,11 @@ def tune_guidance(
 ) -> GuidanceTuning:
     """Choose `guidance_scale` without an environment, and say what spoke for it.
 
-    The agents' method of that name. An ensemble learns the environment's steps from the dataset in
-    `steps` gradient steps; at each of the `scales` the trained agent plays `rollouts` episodes in
-    it, as long as the data's (at most the environment's limit), with `deterministic` actions or
-    sampled ones. The best scale becomes the attribute and the configuration's, so files keep it.
+    The agents' method of that name, and `Ensemble`'s. An ensemble of networks learns the
+    environment's steps from the dataset in `steps` gradient steps; at each of the `scales` the
+    trained agent plays `rollouts` episodes in it, as long as the data's (at most the environment's
+    limit), with `deterministic` actions or sampled ones. The best scale becomes the attribute and
+    the configuration's, so files keep it.
 
     Raises RuntimeError before training has ended, ValueError for scales outside [0, 1e9], other
     data than those of the training, or fewer than 2 rollouts, NonFiniteError where the model
@@ -207,7 +209,8 @@ def tune_guidance(
     limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
     lengths = np.diff([*dataset.episode_starts, len(dataset)])
     horizon = min(int(lengths.max()), limit or LONGEST_EPISODE)
-    before, noise = agent.guidance_scale, agent.prediction_generator.get_state()
+    before: Any = agent.guidance_scale
+    noise = agent.prediction_generator.get_state()
     with tqdm(
         total=steps + horizon * len(chosen), desc="guidance scale", disable=not progress_bar
     ) as bar:
@@ -244,6 +247,5 @@ def tune_guidance(
     if not np.isfinite(returns).all():
         raise NonFiniteError(f"returns in the model of {dataset.id!r} are not finite")
     best = chosen[int(np.argmax(returns.mean(axis=1)))]
-    agent.config = replace(agent.config, guidance_scale=best)
-    agent.guidance_scale = best
+    agent.configure_guidance(best)
     return GuidanceTuning(chosen, returns, left, best)

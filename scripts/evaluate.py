@@ -1,6 +1,8 @@
 """Evaluate a trained agent at one or several guidance scales, and draw a clip of it.
 
 python scripts/evaluate.py --run runs/demo --guidance-scale 0 1 --video demo.gif
+
+Several run folders are played together, as one agent that takes the mean of their actions.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import torch
 import tyro
 from gymnasium.envs.registration import EnvSpec
 
-from qgpo.agents import OfflineAgent, load_agent
+from qgpo.agents import Ensemble, OfflineAgent, load_agent
+from qgpo.agents.acting import Actor
 from qgpo.agents.runs import RunFolder
 from qgpo.envs import Evaluation, evaluate
 from qgpo.envs.evaluation import readable
@@ -30,15 +33,18 @@ from qgpo.envs.reference import ReferenceScores
 from qgpo.envs.video import RenderError, check_clip_path, choose_renderer, record, write_clip
 from qgpo.solver import get_solver
 
+Scales = tuple[float | None, ...]
 Results = list[tuple[str, float | None, Evaluation]]
+MIXED = {True: "the mean of their actions", False: "each action is one of theirs, by lot"}
 
 
 @dataclass
 class Args:
-    """Evaluate an agent from a run folder or a checkpoint."""
+    """Evaluate an agent from a run folder or a checkpoint, or several that act together."""
 
-    run: Path
-    """run folder (with checkpoint.zip), or a checkpoint .zip"""
+    run: tuple[Path, ...]
+    """run folder (with checkpoint.zip), or a checkpoint .zip; several act together: the mean of
+    their actions"""
     env_id: str | None = None
     """environment; default the one of the run, which is its dataset's"""
     guidance_scale: tuple[float, ...] = ()
@@ -72,6 +78,8 @@ class Args:
 
 def check(args: Args) -> None:
     """Refuse wrong values before anything is loaded."""
+    if not args.run:
+        raise ValueError("--run: expected a run folder or a checkpoint, or several")
     for name in ("n_episodes", "solver_steps", "max_episode_steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -133,33 +141,40 @@ def environment(
     return env, agent.reference if own else None
 
 
-def configure(args: Args, agent: OfflineAgent[Any]) -> tuple[float | None, ...]:
-    """Set the solver; returns the scales to evaluate (None where the agent has no scale)."""
-    asked = {"guidance_scale": args.guidance_scale or None}
-    asked |= {"solver": args.solver, "solver_steps": args.solver_steps}  # type: ignore[dict-item]
-    for name, value in asked.items():
-        if value is not None and not hasattr(agent, name):
-            raise ValueError(
-                f"--{name.replace('_', '-')} {value}: a {agent.name} agent has no {name}"
-            )
-        if value is not None and name != "guidance_scale":
-            setattr(agent, name, value)
+def configure(args: Args, agent: Actor, members: list[OfflineAgent[Any]]) -> Scales:
+    """Set the solver; returns the scales to evaluate (None: as the agents have it, if at all)."""
+    if args.guidance_scale and not hasattr(agent, "guidance_scale"):
+        raise ValueError(f"--guidance-scale {args.guidance_scale}: {no(members, 'guidance_scale')}")
+    for name in ("solver", "solver_steps"):
+        value = getattr(args, name)
+        for member in members if value is not None else []:
+            if not hasattr(member, name):
+                raise ValueError(f"--{name.replace('_', '-')} {value}: {no(members, name)}")
+            setattr(member, name, value)
     assert agent.observation_space is not None
     agent.predict(np.zeros(agent.observation_space.shape))  # refuses what does not fit, now
-    return args.guidance_scale or (getattr(agent, "guidance_scale", None),)
+    own = getattr(agent, "guidance_scale", None)
+    return args.guidance_scale or (None if isinstance(own, tuple) else own,)
+
+
+def no(members: list[OfflineAgent[Any]], name: str) -> str:
+    """Which of the members lacks that attribute."""
+    lacking = next(member for member in members if not hasattr(member, name))
+    return f"a {lacking.name} agent has no {name}"
 
 
 def score(
     args: Args,
-    agent: OfflineAgent[Any],
+    agent: Actor,
+    dataset_id: str | None,
     env: str | EnvSpec,
     reference: ReferenceScores | None,
-    scales: tuple[float | None, ...],
+    scales: Scales,
 ) -> Results:
     """(label, guidance scale, evaluation) for every scale."""
     results: Results = []
     env_id = env if isinstance(env, str) else env.id
-    n_episodes = args.n_episodes or find_family(agent.dataset_id, env_id).n_episodes
+    n_episodes = args.n_episodes or find_family(dataset_id, env_id).n_episodes
     for scale in scales:
         label = "agent" if scale is None else f"w = {scale:g}"
         if scale is not None:
@@ -195,22 +210,20 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def write(args: Args, folder: RunFolder, agent: OfflineAgent[Any], results: Results) -> Path:
+def write(
+    args: Args, folders: list[RunFolder], members: list[OfflineAgent[Any]], results: Results
+) -> Path:
     """The raw returns, lengths and seeds as JSON, laid out like train.py's evaluation.json."""
+    folder = folders[0]
     output = args.output or folder.path / f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
+    agents = [describe(*both) for both in zip(folders, members, strict=True)]
     about = {
-        "checkpoint": str(folder.checkpoint),
-        "agent": agent.name,
-        "stage": agent.stage,
-        "timesteps": agent.num_timesteps,
-        "dataset": {"id": agent.dataset_id, "fingerprint": agent.dataset_fingerprint},
+        **(agents[0] if len(agents) == 1 else {"agent": Ensemble.name, "members": agents}),
         "seed": args.seed,
         "deterministic": args.deterministic,
         "max_episode_steps": args.max_episode_steps,
-        "solver": getattr(agent, "solver", None),
-        "solver_steps": getattr(agent, "solver_steps", None),
-        "device": str(agent.device),
+        "device": str(members[0].device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "evaluations": [
             {"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results
@@ -220,7 +233,20 @@ def write(args: Args, folder: RunFolder, agent: OfflineAgent[Any], results: Resu
     return output
 
 
-def film(args: Args, agent: OfflineAgent[Any], env: str | EnvSpec, scale: float | None) -> None:
+def describe(folder: RunFolder, agent: OfflineAgent[Any]) -> dict[str, Any]:
+    """Which agent played, for JSON."""
+    return {
+        "checkpoint": str(folder.checkpoint),
+        "agent": agent.name,
+        "stage": agent.stage,
+        "timesteps": agent.num_timesteps,
+        "dataset": {"id": agent.dataset_id, "fingerprint": agent.dataset_fingerprint},
+        "solver": getattr(agent, "solver", None),
+        "solver_steps": getattr(agent, "solver_steps", None),
+    }
+
+
+def film(args: Args, agent: Actor, env: str | EnvSpec, scale: float | None) -> None:
     """Write the clip of the first episode at the given scale."""
     assert args.video is not None
     if scale is not None:
@@ -236,24 +262,30 @@ def main(args: Args) -> None:
         check(args)
         if args.video is not None:
             choose_renderer()
-        folder = find_run(args.run)
-        agent = load_agent(folder.checkpoint, device=args.device)
-        env, reference = environment(args, folder, agent)
-        scales = configure(args, agent)
+        folders = [find_run(run) for run in args.run]
+        members = [load_agent(folder.checkpoint, device=args.device) for folder in folders]
+        env, reference = environment(args, folders[0], members[0])
+        agent: Actor = members[0] if len(members) == 1 else Ensemble(members)
+        scales = configure(args, agent, members)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     env_id = env if isinstance(env, str) else env.id
-    print(
-        f"{agent.name} from {folder.checkpoint}, trained on {agent.dataset_id} for "
-        f"{agent.num_timesteps} steps, in {env_id}"
-    )
-    if agent.stage != agent.stages[-1]:
-        stages = ", ".join(agent.stages)
-        print(f"note: training stopped in stage {agent.stage!r} of {stages}: it is not complete")
+    for folder, member in zip(folders, members, strict=True):
+        print(
+            f"{member.name} from {folder.checkpoint}, trained on {member.dataset_id} for "
+            f"{member.num_timesteps} steps, in {env_id}"
+        )
+        if member.stage != member.stages[-1]:
+            stages = ", ".join(member.stages)
+            print(
+                f"note: training stopped in stage {member.stage!r} of {stages}: it is not complete"
+            )
+    if len(members) > 1:
+        print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
     try:
-        results = score(args, agent, env, reference, scales)
+        results = score(args, agent, members[0].dataset_id, env, reference, scales)
         print(table(results))
-        print(f"returns: {write(args, folder, agent, results)}")
+        print(f"returns: {write(args, folders, members, results)}")
         if args.video is not None:
             film(args, agent, env, scales[0])
     except (RenderError, OSError) as error:

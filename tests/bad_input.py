@@ -178,6 +178,12 @@ def play(*argv: str) -> Callable[[], Any]:
     return provoke
 
 
+def prepared(**changes: Any) -> QGPO:
+    one = QGPO(PAPER_LIKE, device="cpu")
+    one._prepare(make_dataset(**changes))
+    return one
+
+
 def exploding() -> QGPO:
     return learn_with(critic_learning_rate=math.inf)
 

@@ -343,6 +343,13 @@ CASES = [
     ),
     Case(
         CLI,
+        "evaluate: no run named",
+        SystemExit,
+        "error: --run: expected a run folder or a checkpoint, or several",
+        play("--run"),
+    ),
+    Case(
+        CLI,
         "evaluate: an unknown solver",
         SystemExit,
         "error: solver='leapfrog', expected one of […]",

@@ -17,6 +17,7 @@ from bad_input import (
     learn,
     predict,
     predict_with,
+    prepared,
     resume_on,
 )
 from conftest import (
@@ -25,7 +26,7 @@ from conftest import (
 )
 from gymnasium import spaces
 
-from qgpo import QGPO, IQLConfig
+from qgpo import QGPO, Ensemble, IQLConfig
 from qgpo.agents.callbacks import SaveCheckpoint
 from qgpo.agents.training import NonFiniteError
 
@@ -355,5 +356,26 @@ CASES = [
         ValueError,
         "solver steps=0, expected at least 1",
         lambda: predict_with(solver_steps=0),
+    ),
+    Case(
+        PREDICT,
+        "an ensemble of none",
+        ValueError,
+        "members is empty, expected at least one agent",
+        lambda: Ensemble([]),
+    ),
+    Case(
+        PREDICT,
+        "an ensemble with an agent that is not trained",
+        ValueError,
+        "member 0 has not been trained: call learn(dataset) first",
+        lambda: Ensemble([QGPO(PAPER_LIKE, device="cpu")]),
+    ),
+    Case(
+        PREDICT,
+        "an ensemble of agents for different spaces",
+        ValueError,
+        "member 1 has observations (4,) and actions …; this agent was made for (3,) and …",
+        lambda: Ensemble([prepared(), prepared(observation_dim=4)]),
     ),
 ]

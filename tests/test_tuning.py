@@ -7,6 +7,7 @@ from conftest import WHITENED, make_dataset, mapped
 from tqdm import tqdm
 
 from qgpo import QGPO
+from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.training import NonFiniteError
 from qgpo.agents.tuning import check_scales, fit_dynamics, imagine, tune_guidance
 from qgpo.dynamics import DynamicsEnsemble, Prediction
@@ -106,6 +107,8 @@ class Scripted:
 
     def _prepare(self, dataset):
         return self.data
+
+    configure_guidance = GuidedPolicy.configure_guidance
 
     def _act(self, observations, deterministic):
         return torch.full((len(observations), 1), self.guidance_scale - 1.0)
