@@ -15,7 +15,7 @@ from torch import Tensor
 from qgpo.envs.observations import ObservationAdapter
 
 
-class Actor(ABC):
+class Acting(ABC):
     """What acts in Box spaces; a subclass says how in `_act`."""
 
     name: ClassVar[str]

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch import Tensor, nn
 
 from qgpo.agents import files, sb3
-from qgpo.agents.acting import Actor
+from qgpo.agents.acting import Acting
 from qgpo.agents.checkpoint import write_checkpoint
 from qgpo.agents.stages import StagedTraining
 from qgpo.agents.training import (
@@ -44,10 +44,9 @@ from qgpo.envs.reference import ReferenceScores
 ConfigT = TypeVar("ConfigT")
 
 
-class OfflineAgent(StagedTraining, Actor, Generic[ConfigT]):
+class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
     """An agent that learns from an OfflineDataset and acts like an SB3 algorithm."""
 
-    name: ClassVar[str]
     config_class: ClassVar[type[Any]]
     presets: ClassVar[dict[str, Any]]
     younger_fields: ClassVar[frozenset[str]] = frozenset()
@@ -113,6 +112,12 @@ class OfflineAgent(StagedTraining, Actor, Generic[ConfigT]):
     @abstractmethod
     def total_timesteps(self) -> int:
         """Gradient steps of a whole training."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training has come to its end."""
+        last = self.progress[self.stages[-1]]
+        return last > 0 and self.num_timesteps == self.total_timesteps
 
     def _forget_data(self) -> None:
         """Hook: drop what was computed for the states of a dataset that is replaced."""

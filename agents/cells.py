@@ -239,8 +239,7 @@ def _train(
     about = {"args": dataclasses.asdict(cell), **_about(cell, agent, dataset)}
     folder.write_json(folder.config, about)
     clock = Clock(path, cell.checkpoint_every)
-    finished = agent.num_timesteps == agent.total_timesteps
-    if finished and agent.progress[agent.stages[-1]] > 0:  # only the evaluation is left
+    if agent.is_trained:  # only the evaluation is left
         return agent, clock.seconds
     agent.set_logger(folder.logger(False, [], agent.progress))
     try:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from gymnasium.envs.registration import EnvSpec
 from torch import Tensor
 
-from qgpo.agents.acting import Actor
+from qgpo.agents.acting import Acting
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.registry import load_agent
 from qgpo.agents.training import Batches
 from qgpo.agents.tuning import tune_guidance
 from qgpo.envs.datasets import OfflineDataset
-from qgpo.envs.reference import ReferenceScores
 
 
-class Ensemble(Actor):
+class Ensemble(Acting):
     """Trained agents of any kind that act together.
 
         together = Ensemble([QGPO("laptop", seed=seed).learn(dataset) for seed in range(3)])
@@ -29,98 +29,100 @@ class Ensemble(Actor):
     Their policies are mixed in equal parts: a deterministic action is the mean of the members', a
     sampled one that of a member drawn anew for every observation. What the data say all members
     have learned; what chance has left in each of them differs, and the mean has less of it. The
-    members are saved one by one (`load` reads several files); from now on they share their noise.
+    members are saved one by one; `load` reads several files.
 
-    Raises ValueError without members, for members that are not trained, on different devices, or
-    with different spaces.
+    Raises TypeError for what is no agent, ValueError without members and for members that know no
+    spaces yet, are on different devices, or have different spaces or parts of a Dict observation.
     """
 
     name: ClassVar[str] = "Ensemble"
 
-    def __init__(self, members: Sequence[OfflineAgent[Any]]) -> None:
-        if not members:
-            raise ValueError("members is empty, expected at least one agent")
+    def __init__(self, members: Iterable[OfflineAgent[Any]]) -> None:
         self.members = tuple(members)
+        if not self.members:
+            raise ValueError("members is empty, expected at least one agent")
         first = self.members[0]
         for i, member in enumerate(self.members):
+            if not isinstance(member, OfflineAgent):
+                raise TypeError(f"member {i} is a {type(member).__name__}, expected an agent")
             if member.observation_space is None or member.action_space is None:
                 raise ValueError(f"member {i} has not been trained: call learn(dataset) first")
-            if member.device != first.device:
+            if not _same(member.device, first.device):
                 raise ValueError(
                     f"member {i} is on {member.device}, member 0 on {first.device}: load all with "
                     "the same device"
                 )
             first.set_spaces(member.observation_space, member.action_space, f"member {i}")
+            if member.adapter != first.adapter:
+                raise ValueError(f"member {i} reads Dict observations in another way than member 0")
         self.device = first.device
         self.seed = first.seed
         self.observation_space, self.action_space = first.observation_space, first.action_space
         self.adapter = first.adapter
-        self.prediction_generator = first.prediction_generator
-        for member in self.members:
-            member.prediction_generator = self.prediction_generator
+        self.prediction_generator = torch.Generator(self.device)
+        self.seed_predictions(self.seed)
 
     @classmethod
-    def load(cls, paths: Sequence[str | Path], device: torch.device | str = "auto") -> Self:
+    def load(cls, paths: Iterable[str | Path], device: torch.device | str = "auto") -> Self:
         """The agents of these files together; raises what `load_agent` does, too."""
+        if isinstance(paths, str | Path):
+            raise TypeError(f"paths={str(paths)!r} is one file, expected a list of them")
         return cls([load_agent(path, device=device) for path in paths])
 
-    @property
-    def dataset_id(self) -> str | None:
-        """What the first member learned from."""
-        return self.members[0].dataset_id
+    # What tune_guidance asks --------------------------------------------------------------
 
-    @property
-    def env_spec(self) -> EnvSpec | None:
-        """The environment of that dataset."""
-        return self.members[0].env_spec
-
-    @property
-    def reference(self) -> ReferenceScores | None:
-        """The reference scores of that dataset."""
-        return self.members[0].reference
+    tune_guidance = tune_guidance
 
     @property
     def is_trained(self) -> bool:
         """Whether every member is, to the end."""
-        return all(member.num_timesteps == member.total_timesteps for member in self.members)
-
-    # The guidance scale, where members have one -------------------------------------------
+        return all(member.is_trained for member in self.members)
 
     @property
     def guidance_scale(self) -> float | tuple[float, ...]:
         """The members' scale, or all of them where they differ; set it likewise."""
-        scales = tuple(self._guided(member).guidance_scale for member in self.members)
+        scales = tuple(member.guidance_scale for member in self._guided())
         return scales if len(set(scales)) > 1 else scales[0]
 
     @guidance_scale.setter
-    def guidance_scale(self, scale: float | tuple[float, ...]) -> None:
-        scales = scale if isinstance(scale, tuple) else (scale,) * len(self.members)
-        for member, own in zip(self.members, scales, strict=True):
-            self._guided(member).guidance_scale = own
+    def guidance_scale(self, scale: float | Sequence[float]) -> None:
+        scales = [scale] * len(self.members) if isinstance(scale, int | float) else list(scale)
+        if len(scales) != len(self.members) or not all(map(math.isfinite, scales)):
+            raise ValueError(
+                f"guidance_scale={scale}, expected a finite number, or one for each of the "
+                f"{len(self.members)} members"
+            )
+        for member, own in zip(self._guided(), scales, strict=True):
+            member.guidance_scale = own
 
     def configure_guidance(self, scale: float) -> None:
         """Set everyone's scale so that their files keep it."""
-        for member in self.members:
-            self._guided(member).configure_guidance(scale)
+        for member in self._guided():
+            member.configure_guidance(scale)
 
-    @staticmethod
-    def _guided(member: OfflineAgent[Any]) -> Any:
-        if not hasattr(member, "guidance_scale"):
-            raise AttributeError(f"a {member.name} agent has no guidance_scale")
-        return member
-
-    tune_guidance = tune_guidance
-
-    # Acting -------------------------------------------------------------------------------
+    def _guided(self) -> list[Any]:
+        """The members, if all of them have a guidance scale; AttributeError otherwise."""
+        for i, member in enumerate(self.members):
+            if not hasattr(member, "guidance_scale"):
+                raise AttributeError(f"member {i}, a {member.name} agent, has no guidance_scale")
+        return list(self.members)
 
     def _prepare(self, dataset: OfflineDataset) -> Batches:
         """The data on the device; ValueError where a member has learned from others."""
-        first, *_ = [member._prepare(dataset) for member in self.members]
-        return first
+        for i, member in enumerate(self.members):
+            if member.dataset_fingerprint != dataset.fingerprint:
+                raise ValueError(
+                    f"member {i} has learned from {member.dataset_id!r}; {dataset.id!r} holds "
+                    "other data"
+                )
+        return self.members[0]._prepare(dataset)
+
+    # Acting -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
-        actions = torch.stack([m._act(observations, deterministic) for m in self.members])
+        with self._one_noise():
+            actions = torch.stack([m._act(observations, deterministic) for m in self.members])
         if deterministic:
             return actions.mean(dim=0)
         shape = (len(observations),)
@@ -128,3 +130,20 @@ class Ensemble(Actor):
             len(self.members), shape, generator=self.prediction_generator, device=self.device
         )
         return actions[chosen, torch.arange(len(observations), device=self.device)]
+
+    @contextlib.contextmanager
+    def _one_noise(self) -> Iterator[None]:
+        """The members draw from the ensemble's generator, so that seeding it seeds them."""
+        own = [member.prediction_generator for member in self.members]
+        try:
+            for member in self.members:
+                member.prediction_generator = self.prediction_generator
+            yield
+        finally:
+            for member, generator in zip(self.members, own, strict=True):
+                member.prediction_generator = generator
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether both are the same device; "cuda" is its first."""
+    return (one.type, one.index or 0) == (other.type, other.index or 0)

@@ -194,22 +194,22 @@ def tune_guidance(
     limit), with `deterministic` actions or sampled ones. The best scale becomes the attribute and
     the configuration's, so files keep it.
 
-    Raises RuntimeError before training has ended, ValueError for scales outside [0, 1e9], other
-    data than those of the training, or fewer than 2 rollouts, NonFiniteError where the model
-    diverges.
+    Raises RuntimeError before training has ended, AttributeError for an ensemble with agents that
+    have no guidance scale, ValueError for scales outside [0, 1e9], other data than those of the
+    training, or fewer than 2 rollouts, NonFiniteError where the model diverges.
     """
     chosen = check_scales(scales)
     if rollouts < 2 or steps < 1:
         raise ValueError(f"rollouts={rollouts}, steps={steps}, expected at least 2 and 1")
     if not agent.is_trained:
         raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
+    before: Any = agent.guidance_scale
     data = agent._prepare(dataset)
     generator = torch.Generator(agent.device)
     generator.manual_seed(agent.seed)
     limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
     lengths = np.diff([*dataset.episode_starts, len(dataset)])
     horizon = min(int(lengths.max()), limit or LONGEST_EPISODE)
-    before: Any = agent.guidance_scale
     noise = agent.prediction_generator.get_state()
     with tqdm(
         total=steps + horizon * len(chosen), desc="guidance scale", disable=not progress_bar

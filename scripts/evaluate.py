@@ -1,8 +1,9 @@
 """Evaluate a trained agent at one or several guidance scales, and draw a clip of it.
 
 python scripts/evaluate.py --run runs/demo --guidance-scale 0 1 --video demo.gif
+python scripts/evaluate.py --run runs/seed0 runs/seed1 runs/seed2
 
-Several run folders are played together, as one agent that takes the mean of their actions.
+Several runs are played together, as one agent that takes the mean of their actions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
-from qgpo.agents.acting import Actor
+from qgpo.agents.acting import Acting
 from qgpo.agents.runs import RunFolder
 from qgpo.envs import Evaluation, evaluate
 from qgpo.envs.evaluation import readable
@@ -43,8 +44,8 @@ class Args:
     """Evaluate an agent from a run folder or a checkpoint, or several that act together."""
 
     run: tuple[Path, ...]
-    """run folder (with checkpoint.zip), or a checkpoint .zip; several act together: the mean of
-    their actions"""
+    """run folder (with checkpoint.zip), or a checkpoint .zip; several act together, by the mean of
+    their actions (sampled ones: each is one of theirs, by lot)"""
     env_id: str | None = None
     """environment; default the one of the run, which is its dataset's"""
     guidance_scale: tuple[float, ...] = ()
@@ -65,7 +66,8 @@ class Args:
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
     output: Path | None = None
-    """JSON of raw returns, lengths and seeds; default evaluation-<time>.json in the run folder"""
+    """JSON of raw returns, lengths and seeds; default evaluation-<time>.json in the run folder, for
+    several evaluation-together-<time>.json in the first"""
     video: Path | None = None
     """write a clip of the first episode at the first scale: a .gif or .mp4"""
     video_seconds: float = 10.0
@@ -80,6 +82,9 @@ def check(args: Args) -> None:
     """Refuse wrong values before anything is loaded."""
     if not args.run:
         raise ValueError("--run: expected a run folder or a checkpoint, or several")
+    twice = [str(run) for run in args.run if args.run.count(run) > 1]
+    if twice:
+        raise ValueError(f"--run {twice[0]}: named twice")
     for name in ("n_episodes", "solver_steps", "max_episode_steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -118,9 +123,16 @@ def find_run(run: Path) -> RunFolder:
 
 
 def environment(
-    args: Args, folder: RunFolder, agent: OfflineAgent[Any]
+    args: Args, folder: RunFolder, members: list[OfflineAgent[Any]]
 ) -> tuple[str | EnvSpec, ReferenceScores | None]:
     """The environment to play in, checked against the agent, and its reference scores."""
+    agent = members[0]
+    learned_in = {member.env_spec.id for member in members if member.env_spec is not None}
+    if len(learned_in) > 1 and args.env_id is None:
+        raise ValueError(
+            f"the runs' datasets are of different environments {sorted(learned_in)}: choose one "
+            "with --env-id"
+        )
     saved = None
     if folder.config.is_file() and folder.checkpoint.name == "checkpoint.zip":
         saved = json.loads(folder.config.read_text())["args"].get("env_id")
@@ -141,7 +153,7 @@ def environment(
     return env, agent.reference if own else None
 
 
-def configure(args: Args, agent: Actor, members: list[OfflineAgent[Any]]) -> Scales:
+def configure(args: Args, agent: Acting, members: list[OfflineAgent[Any]]) -> Scales:
     """Set the solver; returns the scales to evaluate (None: as the agents have it, if at all)."""
     if args.guidance_scale and not hasattr(agent, "guidance_scale"):
         raise ValueError(f"--guidance-scale {args.guidance_scale}: {no(members, 'guidance_scale')}")
@@ -165,7 +177,7 @@ def no(members: list[OfflineAgent[Any]], name: str) -> str:
 
 def score(
     args: Args,
-    agent: Actor,
+    agent: Acting,
     dataset_id: str | None,
     env: str | EnvSpec,
     reference: ReferenceScores | None,
@@ -211,19 +223,19 @@ def table(results: Results) -> str:
 
 
 def write(
-    args: Args, folders: list[RunFolder], members: list[OfflineAgent[Any]], results: Results
+    args: Args, folder: RunFolder, agents: list[dict[str, Any]], device: Any, results: Results
 ) -> Path:
-    """The raw returns, lengths and seeds as JSON, laid out like train.py's evaluation.json."""
-    folder = folders[0]
-    output = args.output or folder.path / f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    """The raw returns, lengths and seeds as JSON; `evaluations` is laid out like train.py's."""
+    alone = len(agents) == 1
+    name = "evaluation" if alone else "evaluation-together"
+    output = args.output or folder.path / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    agents = [describe(*both) for both in zip(folders, members, strict=True)]
     about = {
-        **(agents[0] if len(agents) == 1 else {"agent": Ensemble.name, "members": agents}),
+        **(agents[0] if alone else {"agent": Ensemble.name, "members": agents}),
         "seed": args.seed,
         "deterministic": args.deterministic,
         "max_episode_steps": args.max_episode_steps,
-        "device": str(members[0].device),
+        "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "evaluations": [
             {"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results
@@ -234,19 +246,20 @@ def write(
 
 
 def describe(folder: RunFolder, agent: OfflineAgent[Any]) -> dict[str, Any]:
-    """Which agent played, for JSON."""
+    """An agent as it was loaded, or with the solver that was asked for, for JSON."""
     return {
         "checkpoint": str(folder.checkpoint),
         "agent": agent.name,
         "stage": agent.stage,
         "timesteps": agent.num_timesteps,
         "dataset": {"id": agent.dataset_id, "fingerprint": agent.dataset_fingerprint},
+        "guidance_scale": getattr(agent, "guidance_scale", None),
         "solver": getattr(agent, "solver", None),
         "solver_steps": getattr(agent, "solver_steps", None),
     }
 
 
-def film(args: Args, agent: Actor, env: str | EnvSpec, scale: float | None) -> None:
+def film(args: Args, agent: Acting, env: str | EnvSpec, scale: float | None) -> None:
     """Write the clip of the first episode at the given scale."""
     assert args.video is not None
     if scale is not None:
@@ -264,9 +277,10 @@ def main(args: Args) -> None:
             choose_renderer()
         folders = [find_run(run) for run in args.run]
         members = [load_agent(folder.checkpoint, device=args.device) for folder in folders]
-        env, reference = environment(args, folders[0], members[0])
-        agent: Actor = members[0] if len(members) == 1 else Ensemble(members)
+        env, reference = environment(args, folders[0], members)
+        agent: Acting = members[0] if len(members) == 1 else Ensemble(members)
         scales = configure(args, agent, members)
+        agents = [describe(*both) for both in zip(folders, members, strict=True)]
     except (ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     env_id = env if isinstance(env, str) else env.id
@@ -285,7 +299,7 @@ def main(args: Args) -> None:
     try:
         results = score(args, agent, members[0].dataset_id, env, reference, scales)
         print(table(results))
-        print(f"returns: {write(args, folders, members, results)}")
+        print(f"returns: {write(args, folders[0], agents, agent.device, results)}")
         if args.video is not None:
             film(args, agent, env, scales[0])
     except (RenderError, OSError) as error:

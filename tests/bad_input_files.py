@@ -350,6 +350,13 @@ CASES = [
     ),
     Case(
         CLI,
+        "evaluate: a run named twice",
+        SystemExit,
+        "error: --run agent.zip: named twice",
+        play("--run", "agent.zip", "agent.zip"),
+    ),
+    Case(
+        CLI,
         "evaluate: an unknown solver",
         SystemExit,
         "error: solver='leapfrog', expected one of […]",
