@@ -24,7 +24,7 @@ import tyro
 
 from qgpo import Ensemble, evaluate, load_agent, load_dataset
 from qgpo.agents.files import versions
-from qgpo.statistics import hierarchical_bootstrap
+from qgpo.statistics import hierarchical_bootstrap, loss_of_choice
 
 Group = list[tuple[dict[str, Any], Path]]
 
@@ -138,7 +138,22 @@ def summary(rows: list[dict[str, Any]]) -> str:
             chosen = [row["tuning"]["best"] for row in mine]
             at_chosen = [by_scale[w] for by_scale, w in zip(played, chosen, strict=True)]
             lines.append(f"{line('tuned', at_chosen)}, w = {chosen}, {more:.0f} CPU-seconds more")
+            for kind, scales in (("tuned", chosen), ("w = 1", [1.0] * len(mine))):
+                lost = [losses(row["evaluations"], w) for row, w in zip(mine, scales, strict=True)]
+                upper, lower = np.mean(lost, axis=0)
+                lines.append(f"  {kind} loses {lower:.1f} (halved) to {upper:.1f} points")
     return "\n".join(lines)
+
+
+def losses(evaluations: list[dict[str, Any]], chosen: float) -> tuple[float, float]:
+    """Normalised points to the best played scale, and the halved loss (benchmarks/tuning.py)."""
+    returns = np.array([e["returns"] for e in evaluations])
+    index = [e["guidance_scale"] for e in evaluations].index(chosen)
+    reference = evaluations[0]["reference"]
+    return_per_point = (reference["maximum"] - reference["minimum"]) / 100.0
+    means = returns.mean(axis=1)
+    upper = (means.max() - means[index]) / return_per_point
+    return float(upper), loss_of_choice(returns, index) / return_per_point
 
 
 def line(kind: str, evaluations: list[dict[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """Evaluate a trained agent at one or several guidance scales, and draw a clip of it.
 
 python scripts/evaluate.py --run runs/demo --guidance-scale 0 1 --video demo.gif
-python scripts/evaluate.py --run runs/seed0 runs/seed1 runs/seed2
+python scripts/evaluate.py --run runs/seed0 runs/seed1 runs/seed2 --tune-guidance
 
 Several runs are played together, as one agent that takes the mean of their actions.
 """
@@ -25,8 +25,9 @@ from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
 from qgpo.agents.acting import Acting
+from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.runs import RunFolder
-from qgpo.envs import Evaluation, evaluate
+from qgpo.envs import Evaluation, evaluate, load_dataset
 from qgpo.envs.evaluation import readable
 from qgpo.envs.families import find_family
 from qgpo.envs.making import make_env
@@ -50,6 +51,8 @@ class Args:
     """environment; default the one of the run, which is its dataset's"""
     guidance_scale: tuple[float, ...] = ()
     """scales to evaluate; default the configured one"""
+    tune_guidance: bool = False
+    """choose the scale from the run's dataset alone and evaluate it, too; the run keeps its own"""
     solver: str | None = None
     """dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (only ot); default the configured one"""
     solver_steps: int | None = None
@@ -157,6 +160,8 @@ def configure(args: Args, agent: Acting, members: list[OfflineAgent[Any]]) -> Sc
     """Set the solver; returns the scales to evaluate (None: as the agents have it, if at all)."""
     if args.guidance_scale and not hasattr(agent, "guidance_scale"):
         raise ValueError(f"--guidance-scale {args.guidance_scale}: {no(members, 'guidance_scale')}")
+    if args.tune_guidance and not hasattr(agent, "guidance_scale"):
+        raise ValueError(f"--tune-guidance: {no(members, 'guidance_scale')}")
     for name in ("solver", "solver_steps"):
         value = getattr(args, name)
         for member in members if value is not None else []:
@@ -173,6 +178,17 @@ def no(members: list[OfflineAgent[Any]], name: str) -> str:
     """Which of the members lacks that attribute."""
     lacking = next(member for member in members if not hasattr(member, name))
     return f"a {lacking.name} agent has no {name}"
+
+
+def tune(
+    args: Args, agent: GuidedPolicy[Any] | Ensemble, dataset_id: str, scales: Scales
+) -> tuple[dict[str, Any], Scales]:
+    """What `tune_guidance` found on the dataset, and its choice among the scales."""
+    dataset = load_dataset(dataset_id, progress_bar=args.progress_bar)
+    tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
+    print(tuning)
+    asked = scales if args.guidance_scale else ()
+    return tuning.as_dict(), tuple(dict.fromkeys((*asked, tuning.best)))
 
 
 def score(
@@ -223,7 +239,11 @@ def table(results: Results) -> str:
 
 
 def write(
-    args: Args, folder: RunFolder, agents: list[dict[str, Any]], device: Any, results: Results
+    args: Args,
+    folder: RunFolder,
+    agents: list[dict[str, Any]],
+    about: dict[str, Any],
+    results: Results,
 ) -> Path:
     """The raw returns, lengths and seeds as JSON; `evaluations` is laid out like train.py's."""
     alone = len(agents) == 1
@@ -232,10 +252,10 @@ def write(
     output.parent.mkdir(parents=True, exist_ok=True)
     about = {
         **(agents[0] if alone else {"agent": Ensemble.name, "members": agents}),
+        **about,
         "seed": args.seed,
         "deterministic": args.deterministic,
         "max_episode_steps": args.max_episode_steps,
-        "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "evaluations": [
             {"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results
@@ -296,13 +316,17 @@ def main(args: Args) -> None:
             )
     if len(members) > 1:
         print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
+    about: dict[str, Any] = {"device": str(agent.device)}
     try:
+        if args.tune_guidance and isinstance(agent, GuidedPolicy | Ensemble):
+            dataset_id = str(members[0].dataset_id)
+            about["guidance_tuning"], scales = tune(args, agent, dataset_id, scales)
         results = score(args, agent, members[0].dataset_id, env, reference, scales)
         print(table(results))
-        print(f"returns: {write(args, folders[0], agents, agent.device, results)}")
+        print(f"returns: {write(args, folders[0], agents, about, results)}")
         if args.video is not None:
             film(args, agent, env, scales[0])
-    except (RenderError, OSError) as error:
+    except (RenderError, OSError, ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("\nstopped") from None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partialmethod
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import WHITENED, make_dataset
 from gymnasium import spaces
 
 from qgpo import BC, QGPO, BCConfig, Ensemble
+from qgpo.agents.tuning import tune_guidance
 from qgpo.envs import evaluate
 from qgpo.envs.observations import ObservationAdapter
 from qgpo.scripts import evaluate as evaluate_script
@@ -257,6 +259,20 @@ def test_evaluate_leaves_each_run_its_own_scale_and_gives_all_the_solver(members
     assert one["returns"] == evaluate(Ensemble(members), "test/Walk-v0", 2, seed=10_000).returns
 
 
+def test_evaluate_tunes_the_scale_on_the_data_of_the_runs(members, dataset, folders, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluate_script, "load_dataset", lambda *a, **k: asked.append(a) or dataset)
+    monkeypatch.setattr(
+        Ensemble, "tune_guidance", partialmethod(tune_guidance, rollouts=2, steps=5)
+    )
+    about = play(*folders, tune_guidance=True, guidance_scale=(0.25,))
+    assert asked == [(dataset.id,)]
+    found = Ensemble(members).tune_guidance(dataset)
+    assert about["guidance_tuning"] == found.as_dict()
+    assert [one["guidance_scale"] for one in about["evaluations"]] == [0.25, found.best]
+    assert QGPO.load(folders[0] / "checkpoint.zip").guidance_scale == 1.0
+
+
 def test_evaluate_names_the_run_that_is_not_complete(dataset, folders, capsys):
     unfinished = QGPO(WHITENED, device="cpu")
     unfinished.train_behavior(dataset)
@@ -269,6 +285,7 @@ def test_evaluate_names_the_run_that_is_not_complete(dataset, folders, capsys):
     ("changes", "message"),
     [
         ({"guidance_scale": (1.0,)}, "a BC agent has no guidance_scale"),
+        ({"tune_guidance": True}, "--tune-guidance: a BC agent has no guidance_scale"),
         ({"solver": "ddim"}, "a BC agent has no solver"),
     ],
 )
