@@ -12,7 +12,14 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 import torch
-from conftest import AEPO_CONFIGS, QIPO_CONFIGS, WHITENED, make_dataset
+from conftest import (
+    AEPO_CONFIGS,
+    QIPO_CONFIGS,
+    WHITENED,
+    make_dataset,
+    mapped,
+    same_parameters,
+)
 from torch import nn
 
 from qgpo import AEPO, QGPO, QIPO
@@ -169,3 +176,30 @@ def test_other_guidances_are_refused_by_name():
         replace(AEPO_CONFIGS["aepo"], guidance="cep")
     with pytest.raises(ValueError, match="guidance='weighted', expected one of"):
         QGPO("laptop", guidance="weighted")
+
+
+@pytest.mark.parametrize("path", sorted(QIPO_CONFIGS))
+@pytest.mark.parametrize("renewal", [2, 4])
+@pytest.mark.parametrize("scratch", [None, "memmap"])
+def test_ctrl_c_while_the_support_is_renewed_undoes_it(path, renewal, scratch, small_chunks):
+    dataset = mapped(make_dataset()) if scratch else make_dataset()
+    config = QIPO_CONFIGS[path]
+    whole = QIPO(config, device="cpu").learn(dataset)
+    agent = QIPO(config, device="cpu")
+    draw = agent._draw_support
+
+    def draw_and_stop(data, chunk):
+        draw(data, chunk)
+        if agent.progress["policy"] == renewal and chunk == 1:
+            agent._interrupt()
+
+    agent._draw_support = draw_and_stop
+    with pytest.raises(KeyboardInterrupt, match="while the support was being renewed"):
+        agent.learn(dataset)
+    assert agent.progress["policy"] == renewal
+    agent.save("stopped")
+    agent._draw_support = draw
+    for one in (agent, QIPO.load("stopped", device="cpu")):
+        one.learn(dataset, reset_num_timesteps=False)
+        assert same_parameters(one.get_parameters(), whole.get_parameters())
+        assert torch.equal(one.generator.get_state(), whole.generator.get_state())
