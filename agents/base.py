@@ -116,8 +116,7 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
     @property
     def is_trained(self) -> bool:
         """Whether training has come to its end."""
-        last = self.progress[self.stages[-1]]
-        return last > 0 and self.num_timesteps == self.total_timesteps
+        return self.num_timesteps == self.total_timesteps
 
     def _forget_data(self) -> None:
         """Hook: drop what was computed for the states of a dataset that is replaced."""

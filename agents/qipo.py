@@ -130,19 +130,15 @@ class QIPO(GuidedPolicy[QIPOConfig]):
     def _renew_support(self, data: Batches) -> Tensor:
         """Draw the support from today's policy; beta Q of the new actions, (R, M).
 
-        Ctrl-C undoes what was drawn, so that the step that renews is one that has not been made.
+        After Ctrl-C the renewal is made anew by whoever goes on: nothing else has used it.
         """
-        source = copy.deepcopy(self.source.state_dict())
-        drawn_from, now = self.tables["generator/support"], self.generator.get_state()
+        now = self.generator.get_state()
         self.source.load_state_dict(self.policy_ema.state_dict())
         self.tables["generator/support"] = now
         for chunk in range(self.progress["support"]):
             self._draw_support(data, chunk)
             if self._interrupted:
-                self.source.load_state_dict(source)
-                self.tables["generator/support"] = drawn_from
                 self.generator.set_state(now)
-                del self.tables["support"]  # whoever goes on draws it again
                 self._stop_if_interrupted("while the support was being renewed")
         q = self._table_of_q(data)
         return self._scaled_energies(q, self.temperature.beta, self.most_renewals + 1)

@@ -181,7 +181,7 @@ def test_other_guidances_are_refused_by_name():
 @pytest.mark.parametrize("path", sorted(QIPO_CONFIGS))
 @pytest.mark.parametrize("renewal", [2, 4])
 @pytest.mark.parametrize("scratch", [None, "memmap"])
-def test_ctrl_c_while_the_support_is_renewed_undoes_it(path, renewal, scratch, small_chunks):
+def test_ctrl_c_while_the_support_is_renewed_loses_nothing(path, renewal, scratch, small_chunks):
     dataset = mapped(make_dataset()) if scratch else make_dataset()
     config = QIPO_CONFIGS[path]
     whole = QIPO(config, device="cpu").learn(dataset)
