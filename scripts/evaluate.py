@@ -85,9 +85,6 @@ def check(args: Args) -> None:
     """Refuse wrong values before anything is loaded."""
     if not args.run:
         raise ValueError("--run: expected a run folder or a checkpoint, or several")
-    twice = [str(run) for run in args.run if args.run.count(run) > 1]
-    if twice:
-        raise ValueError(f"--run {twice[0]}: named twice")
     for name in ("n_episodes", "solver_steps", "max_episode_steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -125,6 +122,16 @@ def find_run(run: Path) -> RunFolder:
     return folder
 
 
+def find_runs(runs: tuple[Path, ...]) -> list[RunFolder]:
+    """The folder of each; a checkpoint that would count twice is refused."""
+    folders = [find_run(run) for run in runs]
+    files = [folder.checkpoint.resolve() for folder in folders]
+    for i, run in enumerate(runs):
+        if files[i] in files[:i]:
+            raise ValueError(f"--run {run}: named twice")
+    return folders
+
+
 def environment(
     args: Args, folder: RunFolder, members: list[OfflineAgent[Any]]
 ) -> tuple[str | EnvSpec, ReferenceScores | None]:
@@ -159,14 +166,16 @@ def environment(
 def configure(args: Args, agent: Acting, members: list[OfflineAgent[Any]]) -> Scales:
     """Set the solver; returns the scales to evaluate (None: as the agents have it, if at all)."""
     if args.guidance_scale and not hasattr(agent, "guidance_scale"):
-        raise ValueError(f"--guidance-scale {args.guidance_scale}: {no(members, 'guidance_scale')}")
+        raise ValueError(
+            f"--guidance-scale {args.guidance_scale}: {who_lacks(members, 'guidance_scale')}"
+        )
     if args.tune_guidance and not hasattr(agent, "guidance_scale"):
-        raise ValueError(f"--tune-guidance: {no(members, 'guidance_scale')}")
+        raise ValueError(f"--tune-guidance: {who_lacks(members, 'guidance_scale')}")
     for name in ("solver", "solver_steps"):
         value = getattr(args, name)
         for member in members if value is not None else []:
             if not hasattr(member, name):
-                raise ValueError(f"--{name.replace('_', '-')} {value}: {no(members, name)}")
+                raise ValueError(f"--{name.replace('_', '-')} {value}: {who_lacks(members, name)}")
             setattr(member, name, value)
     assert agent.observation_space is not None
     agent.predict(np.zeros(agent.observation_space.shape))  # refuses what does not fit, now
@@ -174,7 +183,7 @@ def configure(args: Args, agent: Acting, members: list[OfflineAgent[Any]]) -> Sc
     return args.guidance_scale or (None if isinstance(own, tuple) else own,)
 
 
-def no(members: list[OfflineAgent[Any]], name: str) -> str:
+def who_lacks(members: list[OfflineAgent[Any]], name: str) -> str:
     """Which of the members lacks that attribute."""
     lacking = next(member for member in members if not hasattr(member, name))
     return f"a {lacking.name} agent has no {name}"
@@ -295,7 +304,7 @@ def main(args: Args) -> None:
         check(args)
         if args.video is not None:
             choose_renderer()
-        folders = [find_run(run) for run in args.run]
+        folders = find_runs(args.run)
         members = [load_agent(folder.checkpoint, device=args.device) for folder in folders]
         env, reference = environment(args, folders[0], members)
         agent: Acting = members[0] if len(members) == 1 else Ensemble(members)

@@ -300,6 +300,8 @@ def test_evaluate_refuses_what_one_of_the_runs_lacks(changes, message, dataset, 
 def test_evaluate_refuses_a_run_named_twice_and_runs_of_different_environments(members, folders):
     with pytest.raises(SystemExit, match=r"run0: named twice"):
         play(folders[0], folders[1], folders[0])
+    with pytest.raises(SystemExit, match=r"checkpoint.zip: named twice"):
+        play(folders[0], folders[0] / "checkpoint.zip")
     for member, name in zip(members, ("Pendulum-v1", "test/Walk-v0"), strict=False):
         member.env_spec = gym.spec(name)
         member.save(folders[members.index(member)] / "checkpoint.zip")
