@@ -31,6 +31,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from qgpo.agents.adoption import different_field
@@ -38,6 +39,21 @@ from qgpo.agents.base import OfflineAgent
 from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.registry import agent_class
 from qgpo.envs.loading import STORAGES, Storage
+
+
+KINDS: dict[str, tuple[type | UnionType, str]] = {
+    "label": (str, "a string"),
+    "agent": (str, "a string"),
+    "preset": (str, "a string"),
+    "overrides": (dict, "a table"),
+    "deterministic": (bool, "true or false"),
+    "env_id": (str | None, "a string"),
+    "adopt": (str | None, "a string"),
+    "device": (str, "a string"),
+    "gpus": (int | float, "a number"),
+    "estimate_minutes": (int | float | None, "a number"),
+}
+"""types of the plan's keys that have no check of their own, as `isinstance` and as people say it"""
 
 
 class PlanError(ValueError):
@@ -245,6 +261,10 @@ def _scales(values: Any, label: Any) -> tuple[float, ...]:
 def _checked(cell: Cell) -> Cell:
     """The cell with its scales settled. Raises PlanError where agent or settings are wrong."""
     of = f"agent {cell.label!r}"
+    for name, (kind, said) in KINDS.items():
+        value = getattr(cell, name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise PlanError(f"{of}: {name} = {value!r}, expected {said}")
     try:
         presets = cell.agent_class.presets
         if cell.preset not in presets:

@@ -379,6 +379,13 @@ CASES = [
     ),
     Case(
         CLI,
+        "evaluate: a negative number of threads",
+        SystemExit,
+        "error: --threads -1: expected at least 0",
+        play("--threads", "-1"),
+    ),
+    Case(
+        CLI,
         "evaluate: an environment of other spaces",
         SystemExit,
         "error: environment 'Pendulum-v1' does not fit the agent: …",
