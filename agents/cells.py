@@ -30,7 +30,7 @@ from qgpo.agents.plan import Cell
 from qgpo.agents.registry import adopt_from
 from qgpo.agents.runs import RunFolder
 from qgpo.envs.datasets import OfflineDataset
-from qgpo.envs.evaluation import Evaluation, evaluate
+from qgpo.envs.evaluation import evaluate_scales
 from qgpo.envs.loading import load_dataset
 
 FORMAT_VERSION = 1
@@ -170,7 +170,17 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
             dataset = load_dataset(cell.dataset, storage=cell.storage, progress_bar=False)
         agent, seconds = _train(cell, folder, dataset, donated)
         began = time.monotonic()
-        evaluations = _evaluate(cell, agent, dataset)
+        evaluations = []
+        for scale, evaluation in evaluate_scales(
+            agent,
+            cell.env_id or dataset,
+            cell.n_episodes,
+            cell.guidance_scales or (None,),
+            seed=10_000 + cell.seed,
+            deterministic=cell.deterministic,
+        ):
+            print(f"{cell.name}: scale {scale}: {evaluation}", flush=True)
+            evaluations.append((scale, evaluation))
         result = {
             **_about(cell, agent, dataset),
             "training": {"timesteps": agent.num_timesteps, **seconds},
@@ -258,26 +268,6 @@ def _train(
     finally:
         agent.logger.close()
     return agent, json.loads(clock.path.read_text())
-
-
-def _evaluate(
-    cell: Cell, agent: OfflineAgent[Any], dataset: OfflineDataset
-) -> list[tuple[float | None, Evaluation]]:
-    """The last checkpoint at every scale."""
-    results = []
-    for scale in cell.guidance_scales or (None,):
-        if scale is not None:
-            agent.guidance_scale = scale  # type: ignore[attr-defined]
-        evaluation = evaluate(
-            agent,
-            cell.env_id or dataset,
-            cell.n_episodes,
-            seed=10_000 + cell.seed,
-            deterministic=cell.deterministic,
-        )
-        print(f"{cell.name}: scale {scale}: {evaluation}", flush=True)
-        results.append((scale, evaluation))
-    return results
 
 
 def _about(cell: Cell, agent: OfflineAgent[Any], dataset: OfflineDataset) -> dict[str, Any]:

@@ -40,7 +40,6 @@ from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.registry import agent_class
 from qgpo.envs.loading import STORAGES, Storage
 
-
 KINDS: dict[str, tuple[type | UnionType, str]] = {
     "label": (str, "a string"),
     "agent": (str, "a string"),

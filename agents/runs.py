@@ -97,10 +97,13 @@ class RunFolder:
 
 
 class WandbOutput(KVWriter):
-    """Sends SB3's logger to Weights & Biases."""
+    """Sends SB3's logger to a new run on Weights & Biases."""
 
-    def __init__(self, run: Any) -> None:
-        self.run = run
+    def __init__(self, project: str, folder: RunFolder, config: dict[str, Any]) -> None:
+        import wandb
+
+        path = folder.path
+        self.run = wandb.init(project=project, name=path.name, dir=str(path), config=config)
 
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0
@@ -110,7 +113,12 @@ class WandbOutput(KVWriter):
         self.run.log(numbers, step=step)
 
     def close(self) -> None:
-        """The run is finished by its owner."""
+        """Nothing yet: returns come after training."""
+
+    def finish(self, summary: dict[str, float]) -> None:
+        """Add figures of the whole run and end it."""
+        self.run.summary.update(summary)
+        self.run.finish()
 
 
 class ContinuedCSV(CSVOutputFormat):

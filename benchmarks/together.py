@@ -22,8 +22,9 @@ import numpy as np
 import torch
 import tyro
 
-from qgpo import Ensemble, evaluate, load_agent, load_dataset
+from qgpo import Ensemble, load_agent, load_dataset
 from qgpo.agents.files import versions
+from qgpo.envs.evaluation import evaluate_scales
 from qgpo.statistics import hierarchical_bootstrap, loss_of_choice
 
 Group = list[tuple[dict[str, Any], Path]]
@@ -101,16 +102,14 @@ def measure(group: Group) -> dict[str, Any]:
         tuned["tuning"] = together.tune_guidance(dataset, scales).as_dict()
         tuned["tuning_cpu_seconds"] = time.process_time() - began
     evaluations = []
-    for w in scales or [None]:
-        if w is not None:
-            together.guidance_scale = w
-        played = evaluate(
-            together,
-            measured["env_id"] or dataset,
-            measured["n_episodes"],
-            seed=10_000 + seeds_of(group)[0],
-            deterministic=measured["deterministic"],
-        )
+    for w, played in evaluate_scales(
+        together,
+        measured["env_id"] or dataset,
+        measured["n_episodes"],
+        scales or [None],
+        seed=10_000 + seeds_of(group)[0],
+        deterministic=measured["deterministic"],
+    ):
         print(f"{about['label']}, {dataset.id} {seeds_of(group)}, scale {w}: {played}", flush=True)
         evaluations.append({"guidance_scale": w, **dataclasses.asdict(played)})
     return {

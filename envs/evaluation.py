@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from qgpo.envs.making import as_played, make_env, quiet_mujoco
 from qgpo.envs.observations import stack
 from qgpo.envs.reference import ReferenceScores
 
+Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
+"""what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
 FALLBACK_LIMIT = 1000
 """steps after which an episode is cut where the environment states no limit"""
 
@@ -114,9 +116,30 @@ def summarize(
     )
 
 
+def scale_label(scale: float | None) -> str:
+    """What was evaluated, for tables and pictures."""
+    if scale is None:
+        return "agent"
+    return f"w = {scale:g} ({'guided' if scale else 'imitation'})"
+
+
+def score_table(rows: Sequence[tuple[str, Evaluation]]) -> str:
+    """Labelled evaluations, or data (`summarize`), as lines with 95 % intervals."""
+    lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
+    for label, e in rows:
+        score = "-" if e.score is None else f"{e.score:.1f}"
+        interval = f"[{readable(e.interval[0])}, {readable(e.interval[1])}]"
+        returns = f"{readable(e.mean):>8s}   {interval:16s}"
+        lines.append(f"{label:22s}{returns}{score:>10s}{len(e.returns):>10d}")
+    cut = sum(e.cut for _, e in rows)
+    if cut:
+        lines.append(f"{cut} episodes did not end by themselves and were cut at the step limit")
+    return "\n".join(lines)
+
+
 def evaluate(
     agent: Predicts,
-    env: str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
+    env: Playable,
     n_episodes: int = 10,
     seed: int = 0,
     *,
@@ -174,6 +197,29 @@ def evaluate(
     if reference is None:
         reference = find_family(env_id=env_id).scores({}, spec)
     return summarize(env_id, returns, lengths, seeds, cut, reference)
+
+
+def evaluate_scales(
+    agent: Predicts,
+    env: Playable,
+    n_episodes: int,
+    scales: Sequence[float | None],
+    **settings: Any,
+) -> Iterator[tuple[float | None, Evaluation]]:
+    """`evaluate` at one guidance scale after the other; None is its own, if it has one.
+
+    In the end the agent has its own scale again. Settings are those of `evaluate`.
+    """
+    guided: Any = agent
+    own = getattr(agent, "guidance_scale", None)
+    try:
+        for scale in scales:
+            if scale is not None or own is not None:
+                guided.guidance_scale = own if scale is None else scale
+            yield scale, evaluate(agent, env, n_episodes, **settings)
+    finally:
+        if own is not None:
+            guided.guidance_scale = own
 
 
 def _copies(env: str | EnvSpec, n: int) -> list[gym.Env[Any, Any]]:

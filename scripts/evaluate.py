@@ -27,8 +27,8 @@ from qgpo.agents import Ensemble, OfflineAgent, load_agent
 from qgpo.agents.acting import Acting
 from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.runs import RunFolder
-from qgpo.envs import Evaluation, evaluate, load_dataset
-from qgpo.envs.evaluation import readable
+from qgpo.envs import Evaluation, load_dataset
+from qgpo.envs.evaluation import evaluate_scales, scale_label, score_table
 from qgpo.envs.families import find_family
 from qgpo.envs.making import make_env
 from qgpo.envs.reference import ReferenceScores
@@ -36,7 +36,7 @@ from qgpo.envs.video import RenderError, check_clip_path, choose_renderer, recor
 from qgpo.solver import get_solver
 
 Scales = tuple[float | None, ...]
-Results = list[tuple[str, float | None, Evaluation]]
+Results = list[tuple[float | None, Evaluation]]
 MIXED = {True: "the mean of their actions", False: "each action is one of theirs, by lot"}
 
 
@@ -211,43 +211,22 @@ def score(
     reference: ReferenceScores | None,
     scales: Scales,
 ) -> Results:
-    """(label, guidance scale, evaluation) for every scale."""
-    results: Results = []
+    """Every scale and its evaluation."""
     env_id = env if isinstance(env, str) else env.id
-    n_episodes = args.n_episodes or find_family(dataset_id, env_id).n_episodes
-    for scale in scales:
-        label = "agent" if scale is None else f"w = {scale:g}"
-        if scale is not None:
-            agent.guidance_scale = scale  # type: ignore[attr-defined]
-            label += " (imitation)" if scale == 0 else " (guided)"
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*cut at the step limit.*")
-            evaluation = evaluate(
-                agent,
-                env,
-                n_episodes,
-                seed=args.seed,
-                deterministic=args.deterministic,
-                max_episode_steps=args.max_episode_steps,
-                reference=reference,
-                progress_bar=args.progress_bar,
-            )
-        results.append((label, scale, evaluation))
-    return results
-
-
-def table(results: Results) -> str:
-    """Every evaluation with 95 % intervals."""
-    lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
-    for label, _, e in results:
-        text = "-" if e.score is None else f"{e.score:.1f}"
-        interval = f"[{readable(e.interval[0])}, {readable(e.interval[1])}]"
-        mean = readable(e.mean)
-        lines.append(f"{label:22s}{mean:>8s}   {interval:16s}{text:>10s}{len(e.returns):>10d}")
-    cut = sum(e.cut for _, _, e in results)
-    if cut:
-        lines.append(f"{cut} episodes did not end by themselves and were cut at the step limit")
-    return "\n".join(lines)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*cut at the step limit.*")
+        played = evaluate_scales(
+            agent,
+            env,
+            args.n_episodes or find_family(dataset_id, env_id).n_episodes,
+            scales,
+            seed=args.seed,
+            deterministic=args.deterministic,
+            max_episode_steps=args.max_episode_steps,
+            reference=reference,
+            progress_bar=args.progress_bar,
+        )
+        return list(played)
 
 
 def write(
@@ -269,9 +248,7 @@ def write(
         "deterministic": args.deterministic,
         "max_episode_steps": args.max_episode_steps,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "evaluations": [
-            {"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results
-        ],
+        "evaluations": [{"guidance_scale": scale, **dataclasses.asdict(e)} for scale, e in results],
     }
     folder.write_json(output, about)
     return output
@@ -330,13 +307,13 @@ def main(args: Args) -> None:
             )
     if len(members) > 1:
         print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
-    about: dict[str, Any] = {"device": str(agent.device)}
+    about: dict[str, Any] = {"device": str(agent.device), "threads": torch.get_num_threads()}
     try:
         if args.tune_guidance and isinstance(agent, GuidedPolicy | Ensemble):
             dataset_id = str(members[0].dataset_id)
             about["guidance_tuning"], scales = tune(args, agent, dataset_id, scales)
         results = score(args, agent, members[0].dataset_id, env, reference, scales)
-        print(table(results))
+        print(score_table([(scale_label(scale), e) for scale, e in results]))
         print(f"returns: {write(args, folders[0], agents, about, results)}")
         if args.video is not None:
             film(args, agent, env, scales[0])

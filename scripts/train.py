@@ -28,8 +28,14 @@ from qgpo.agents.registry import adopt_from
 from qgpo.agents.runs import RunFolder, RunFolderError, WandbOutput
 from qgpo.agents.training import NonFiniteError
 from qgpo.agents.tuning import GuidanceTuning
-from qgpo.envs import OfflineDataset, evaluate, load_dataset
-from qgpo.envs.evaluation import Evaluation, bootstrap_interval, readable
+from qgpo.envs import OfflineDataset, load_dataset
+from qgpo.envs.evaluation import (
+    Evaluation,
+    evaluate_scales,
+    scale_label,
+    score_table,
+    summarize,
+)
 from qgpo.envs.families import family_settings, find_family
 from qgpo.envs.figures import draw_run, read_metrics
 from qgpo.envs.loading import Storage, recorded_in
@@ -260,47 +266,22 @@ def train(
 
 def score(
     args: Args[Any], agent: OfflineAgent[Any], dataset: OfflineDataset
-) -> list[tuple[str, float | None, Evaluation]]:
-    """(label, guidance scale, evaluation) for every scale asked for."""
+) -> list[tuple[float | None, Evaluation]]:
+    """Every scale that was asked for, and its evaluation."""
     chosen = getattr(agent, "guidance_scale", None)
     scales = args.guidance_scales or ((0.0, chosen) if chosen else (chosen,))
     if args.tune_guidance and chosen is not None and chosen not in scales:
         scales = (*scales, chosen)
-    results = []
-    for scale in scales:
-        label = "agent" if scale is None else f"w = {scale:g}"
-        if scale is not None:
-            agent.guidance_scale = scale  # type: ignore[attr-defined]
-            label += " (imitation)" if scale == 0 else " (guided)"
-        evaluation = evaluate(
-            agent,
-            args.env_id or dataset,
-            args.n_episodes,
-            seed=10_000 + args.seed,
-            deterministic=args.deterministic,
-            progress_bar=args.progress_bar,
-        )
-        results.append((label, scale, evaluation))
-    if chosen is not None:
-        agent.guidance_scale = chosen  # type: ignore[attr-defined]
-    return results
-
-
-def table(dataset: OfflineDataset, results: list[tuple[str, float | None, Evaluation]]) -> str:
-    """The data and every evaluation with 95 % intervals."""
-    data = dataset.episode_returns
-    low, high = bootstrap_interval(data)
-    scored = dataset.normalized_score(data.mean())
-    own = None if scored is None else float(scored)
-    rows = [("data", float(data.mean()), low, high, own, len(data))]
-    for label, _, e in results:
-        rows.append((label, e.mean, *e.interval, e.score, len(e.returns)))
-    lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
-    for label, mean, low, high, normalised, n in rows:
-        text = "-" if normalised is None else f"{normalised:.1f}"
-        interval = f"[{readable(low)}, {readable(high)}]"
-        lines.append(f"{label:22s}{readable(mean):>8s}   {interval:16s}{text:>10s}{n:>10d}")
-    return "\n".join(lines)
+    played = evaluate_scales(
+        agent,
+        args.env_id or dataset,
+        args.n_episodes,
+        scales,
+        seed=10_000 + args.seed,
+        deterministic=args.deterministic,
+        progress_bar=args.progress_bar,
+    )
+    return list(played)
 
 
 def about(args: Args[Any], agent: OfflineAgent[Any], dataset: OfflineDataset) -> dict[str, Any]:
@@ -337,23 +318,14 @@ def run(
         if args.adopt is not None:  # before the folder is one that can be resumed
             agent.save(folder.checkpoint)
         folder.write_json(folder.config, about(args, agent, dataset))
-    outputs: list[KVWriter] = []
     tracked = None
     if args.track:
-        import wandb
-
-        tracked = wandb.init(
-            project=args.wandb_project,
-            name=folder.path.name,
-            dir=str(folder.path),
-            config=about(args, agent, dataset),
-        )
-        outputs.append(WandbOutput(tracked))
+        tracked = WandbOutput(args.wandb_project, folder, about(args, agent, dataset))
     print(
         f"{args.agent} ({args.preset}) on {dataset.id}: {len(dataset)} transitions in "
         f"{dataset.n_episodes} episodes, to {folder.path}"
     )
-    seconds = train(args, folder, agent, dataset, outputs)
+    seconds = train(args, folder, agent, dataset, [] if tracked is None else [tracked])
     print(f"trained in {seconds:.0f} s")
     tuning = None
     if args.tune_guidance and isinstance(agent, GuidedPolicy):
@@ -363,8 +335,7 @@ def run(
     results = score(args, agent, dataset) if args.n_episodes else []
     write_results(args, folder, dataset, seconds, results, tuning)
     if tracked is not None:
-        tracked.summary.update({f"return/{label}": e.mean for label, _, e in results})
-        tracked.finish()
+        tracked.finish({f"return/{scale_label(w)}": e.mean for w, e in results})
 
 
 def write_results(
@@ -372,11 +343,12 @@ def write_results(
     folder: RunFolder,
     dataset: OfflineDataset,
     seconds: float,
-    results: list[tuple[str, float | None, Evaluation]],
+    results: list[tuple[float | None, Evaluation]],
     tuning: GuidanceTuning | None,
 ) -> None:
     """evaluation.json, the picture, and the table on the screen."""
-    evaluations = [{"guidance_scale": scale, **dataclasses.asdict(e)} for _, scale, e in results]
+    evaluations = [{"guidance_scale": scale, **dataclasses.asdict(e)} for scale, e in results]
+    played = [(scale_label(scale), e) for scale, e in results]
     folder.write_json(
         folder.evaluation,
         {
@@ -392,10 +364,12 @@ def write_results(
         f"{args.agent} ({args.preset}, seed {args.seed}) on {dataset.id}",
         read_metrics(folder.metrics),
         dataset.episode_returns,
-        [(label, e) for label, _, e in results],
+        played,
     )
-    if results:
-        print(table(dataset, results))
+    if played:
+        returns = dataset.episode_returns.tolist()
+        data = summarize(dataset.id, returns, [], [], 0, dataset.reference)
+        print(score_table([("data", data), *played]))
     print(f"picture: {folder.report}")
 
 

@@ -15,7 +15,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from qgpo import QGPO, evaluate
-from qgpo.envs.evaluation import bootstrap_interval, readable, summarize
+from qgpo.envs.evaluation import (
+    bootstrap_interval,
+    evaluate_scales,
+    readable,
+    scale_label,
+    score_table,
+    summarize,
+)
 from qgpo.envs.making import make_env
 from qgpo.envs.reference import ReferenceScores
 
@@ -264,3 +271,58 @@ def test_wrappers_of_the_collector_are_left_out(env_id):
 def test_small_returns_keep_their_decimals():
     values = (3877.6, -120.4, 99.96, 0.73, -0.5, 1.0, 0.0)
     assert [readable(v) for v in values] == ["3878", "-120", "99.96", "0.73", "-0.5", "1", "0"]
+
+
+class Scaled(StepsDone):
+    """Acts with its guidance scale."""
+
+    guidance_scale = 0.25
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.full((len(observation), 1), self.guidance_scale), state
+
+
+def test_scales_are_played_one_after_the_other_and_the_agent_keeps_its_own():
+    agent = Scaled()
+    played = evaluate_scales(agent, TOY, 3, [0.0, 1.0, None], seed=1)
+    found = {scale: (agent.guidance_scale, e.returns, e.seeds) for scale, e in played}
+    assert agent.guidance_scale == 0.25
+    lengths = np.array([3.0, 4.0, 2.0])  # seeds 1, 2 and 3
+    for scale, acted in ((0.0, 0.0), (1.0, 1.0), (None, 0.25)):
+        assert found[scale][0] == acted
+        np.testing.assert_allclose(found[scale][1], lengths**2 + 10.0 * lengths * acted)
+        assert found[scale][2] == [1, 2, 3]
+
+
+def test_the_scale_is_the_agents_own_again_where_playing_stops():
+    agent = Scaled()
+    played = evaluate_scales(agent, TOY, 2, [1.0, 2.0])
+    next(played)
+    played.close()
+    assert agent.guidance_scale == 0.25
+    with pytest.raises(ValueError, match="n_episodes=0"):
+        list(evaluate_scales(agent, TOY, 0, [1.0]))
+    assert agent.guidance_scale == 0.25
+
+
+def test_agents_without_guidance_have_one_evaluation():
+    agent = StepsDone()
+    [(scale, played)] = evaluate_scales(agent, TOY, 1, [None])
+    assert (scale, played.returns) == (None, [toy_return(2)])
+    assert not hasattr(agent, "guidance_scale")
+
+
+def test_tables_of_scores_say_what_was_cut():
+    data = summarize("data", [100.0, 300.0], [], [], 0, ReferenceScores(0.0, 400.0, "test"))
+    cut = summarize(TOY, [0.5], [10], [0], 1, None)
+    head, first, second, last = score_table([("data", data), (scale_label(1.0), cut)]).split("\n")
+    assert head.split() == ["return", "95", "%", "interval", "normalised", "episodes"]
+    assert first.split() == ["data", "200", "[100,", "300]", "50.0", "2"]
+    assert second.split() == ["w", "=", "1", "(guided)", "0.5", "[0.5,", "0.5]", "-", "1"]
+    assert last.startswith("1 episodes did not end")
+    assert "cut" not in score_table([("data", data)])
+    assert [scale_label(w) for w in (None, 0.0, 2.0)] == [
+        "agent",
+        "w = 0 (imitation)",
+        "w = 2 (guided)",
+    ]

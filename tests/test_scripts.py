@@ -364,8 +364,10 @@ def test_collecting_with_a_wrong_policy_is_refused(policy, tmp_path):
 def test_evaluation_of_a_run(finished, tmp_path, data):
     flags = ["--run", str(finished), "--guidance-scale", "0", "1", "--n-episodes", "2"]
     flags += ["--seed", "10000", "--output", "out.json", "--device", "cpu", "--no-progress-bar"]
-    run("evaluate", *flags, cwd=tmp_path, data=data)
-    found = json.loads((tmp_path / "out.json").read_text())["evaluations"]
+    run("evaluate", *flags, "--threads", "2", cwd=tmp_path, data=data)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["threads"] == 2
+    found = written["evaluations"]
     trained = json.loads((finished / "evaluation.json").read_text())["evaluations"]
     assert [e["guidance_scale"] for e in found] == [0.0, 1.0]
     for one, other in zip(found, trained, strict=True):
