@@ -19,6 +19,7 @@ from qgpo.envs.datasets import OfflineDataset
 
 if TYPE_CHECKING:
     from qgpo.agents.guided_policy import GuidedPolicy
+    from qgpo.agents.support_critic import SupportCritic
 
 SHARED_NETWORKS = (
     "normalizer",
@@ -55,7 +56,7 @@ def different_field(
     return None
 
 
-def keep_states(agent: GuidedPolicy[Any]) -> None:
+def keep_states(agent: SupportCritic[Any]) -> None:
     """Between the critic and the last stage: keep the generator's states, as tables.
 
     A support that was put there by hand has none.

@@ -96,7 +96,7 @@ def config(request: pytest.FixtureRequest) -> QGPOConfig:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The support table in several steps even on tiny datasets."""
-    monkeypatch.setattr("qgpo.agents.guided_policy.ROWS_PER_CHUNK", 12)
+    monkeypatch.setattr("qgpo.agents.support_critic.ROWS_PER_CHUNK", 12)
 
 
 def make_dataset(
