@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+import bad_input_commands
 import bad_input_data
 import bad_input_files
 import bad_input_remote
@@ -22,6 +23,7 @@ CASES = [
     *bad_input_remote.CASES,
     *bad_input_training.CASES,
     *bad_input_files.CASES,
+    *bad_input_commands.CASES,
 ]
 
 
