@@ -41,16 +41,16 @@ from qgpo.agents.registry import agent_class
 from qgpo.envs.loading import STORAGES, Storage
 
 KINDS: dict[str, tuple[type | UnionType, str]] = {
-    "label": (str, "a string"),
     "agent": (str, "a string"),
+    "label": (str, "a string"),
     "preset": (str, "a string"),
     "overrides": (dict, "a table"),
     "deterministic": (bool, "true or false"),
     "env_id": (str | None, "a string"),
     "adopt": (str | None, "a string"),
     "device": (str, "a string"),
-    "gpus": (int | float, "a number"),
-    "estimate_minutes": (int | float | None, "a number"),
+    "gpus": (int | float, "a number of at least 0"),
+    "estimate_minutes": (int | float | None, "a number of at least 0"),
 }
 """types of the plan's keys that have no check of their own, as `isinstance` and as people say it"""
 
@@ -249,7 +249,7 @@ def _list(values: Any, name: str, kind: type, label: Any) -> list[Any]:
 
 def _scales(values: Any, label: Any) -> tuple[float, ...]:
     if not isinstance(values, list) or not all(
-        isinstance(v, int | float) and math.isfinite(v) for v in values
+        type(v) in (int, float) and math.isfinite(v) for v in values
     ):
         raise PlanError(
             f"agent {label!r}: guidance_scales = {values!r}, expected a list of finite numbers"
@@ -262,7 +262,10 @@ def _checked(cell: Cell) -> Cell:
     of = f"agent {cell.label!r}"
     for name, (kind, said) in KINDS.items():
         value = getattr(cell, name)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        good = isinstance(value, kind) and (type(value) is not bool or kind is bool)
+        if isinstance(value, float):
+            good = good and math.isfinite(value)
+        if not good or (isinstance(value, int | float) and value < 0):
             raise PlanError(f"{of}: {name} = {value!r}, expected {said}")
     try:
         presets = cell.agent_class.presets

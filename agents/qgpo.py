@@ -7,8 +7,8 @@
 act           solve the reverse ODE with the score of mu plus the gradient of w f_t,
               so that actions follow mu(a|s) exp(beta Q(s, a)) at w = 1
 
-The first three stages are in `guided_policy.py`. `guidance` names another answer than contrastive
-energy prediction to what f_t is (`qgpo.guidance`).
+Stages 1 and 2 are in `guided_policy.py`, 3 in `support_critic.py`. `guidance` names another answer
+than contrastive energy prediction to what f_t is (`qgpo.guidance`).
 """
 
 from __future__ import annotations

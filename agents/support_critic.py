@@ -35,7 +35,7 @@ GuidedConfigT = TypeVar("GuidedConfigT", bound=GuidedPolicyConfig)
 
 
 class SupportCritic(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
-    """The critic stage of the family, and what the last stage asks of Q."""
+    """The critic stage of the family, what the last stage asks of Q, and what all stages share."""
 
     normalizer: ObservationNormalizer
     whitening: Whitening | Identity

@@ -25,6 +25,8 @@ Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, A
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
 FALLBACK_LIMIT = 1000
 """steps after which an episode is cut where the environment states no limit"""
+CUT = ".*cut at the step limit.*"
+"""the warning about such episodes, as a pattern, for those who say it otherwise"""
 
 
 class Predicts(Protocol):
@@ -206,15 +208,19 @@ def evaluate_scales(
     scales: Sequence[float | None],
     **settings: Any,
 ) -> Iterator[tuple[float | None, Evaluation]]:
-    """`evaluate` at one guidance scale after the other; None is its own, if it has one.
+    """Play the episodes at one guidance scale after the other; None is the agent's own, if any.
 
-    In the end the agent has its own scale again. Settings are those of `evaluate`.
+    Each evaluation is played when it is asked for, and the agent keeps its scale until the next;
+    in the end it has its own again. Settings are those of `evaluate`. Raises ValueError for a
+    scale where the agent has none.
     """
     guided: Any = agent
     own = getattr(agent, "guidance_scale", None)
+    if own is None and any(scale is not None for scale in scales):
+        raise ValueError(f"scales={list(scales)}: a {type(agent).__name__} has no guidance_scale")
     try:
         for scale in scales:
-            if scale is not None or own is not None:
+            if own is not None:
                 guided.guidance_scale = own if scale is None else scale
             yield scale, evaluate(agent, env, n_episodes, **settings)
     finally:

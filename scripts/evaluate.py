@@ -28,7 +28,7 @@ from qgpo.agents.acting import Acting
 from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.runs import RunFolder
 from qgpo.envs import Evaluation, load_dataset
-from qgpo.envs.evaluation import evaluate_scales, scale_label, score_table
+from qgpo.envs.evaluation import CUT, evaluate_scales, scale_label, score_table
 from qgpo.envs.families import find_family
 from qgpo.envs.making import make_env
 from qgpo.envs.reference import ReferenceScores
@@ -214,7 +214,7 @@ def score(
     """Every scale and its evaluation."""
     env_id = env if isinstance(env, str) else env.id
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*cut at the step limit.*")
+        warnings.filterwarnings("ignore", message=CUT)
         played = evaluate_scales(
             agent,
             env,

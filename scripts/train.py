@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -30,6 +31,7 @@ from qgpo.agents.training import NonFiniteError
 from qgpo.agents.tuning import GuidanceTuning
 from qgpo.envs import OfflineDataset, load_dataset
 from qgpo.envs.evaluation import (
+    CUT,
     Evaluation,
     evaluate_scales,
     scale_label,
@@ -56,7 +58,8 @@ class Args(Generic[ConfigT]):
     """row of hyperparameters that the --config flags start from: laptop or paper (QIPO also
     laptop-flow and paper-flow)"""
     longer: float = 1.0
-    """times the preset's gradient steps in every stage: 4 takes four times as long"""
+    """times the preset's gradient steps in every stage: 4 takes four times as long; what the
+    critic learns from is renewed as many times as before"""
     seed: int = 0
     """seed of initialisation, batches, noise and evaluation"""
     run_dir: Path | None = None
@@ -187,14 +190,11 @@ def saved_args(folder: RunFolder) -> Args[Any]:
 
 def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset]:
     """The folder, a new agent, and its dataset; wrong requests are refused here."""
-    for name in ("log_interval", "checkpoint_every"):
-        if getattr(args, name) < 1:
+    counts = {"log_interval": 1, "checkpoint_every": 1, "n_episodes": 0, "threads": 0}
+    for name, least in counts.items():
+        if getattr(args, name) < least:
             flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} {getattr(args, name)}: expected at least 1")
-    for name in ("n_episodes", "threads"):
-        if getattr(args, name) < 0:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} {getattr(args, name)}: expected at least 0")
+            raise ValueError(f"--{flag} {getattr(args, name)}: expected at least {least}")
     if args.guidance_scales and not hasattr(args.config, "guidance_scale"):
         raise ValueError(
             f"--guidance-scales {args.guidance_scales}: a {args.agent} agent has no guidance_scale"
@@ -272,16 +272,18 @@ def score(
     scales = args.guidance_scales or ((0.0, chosen) if chosen else (chosen,))
     if args.tune_guidance and chosen is not None and chosen not in scales:
         scales = (*scales, chosen)
-    played = evaluate_scales(
-        agent,
-        args.env_id or dataset,
-        args.n_episodes,
-        scales,
-        seed=10_000 + args.seed,
-        deterministic=args.deterministic,
-        progress_bar=args.progress_bar,
-    )
-    return list(played)
+    with warnings.catch_warnings():  # the table says how many were cut
+        warnings.filterwarnings("ignore", message=CUT)
+        played = evaluate_scales(
+            agent,
+            args.env_id or dataset,
+            args.n_episodes,
+            scales,
+            seed=10_000 + args.seed,
+            deterministic=args.deterministic,
+            progress_bar=args.progress_bar,
+        )
+        return list(played)
 
 
 def about(args: Args[Any], agent: OfflineAgent[Any], dataset: OfflineDataset) -> dict[str, Any]:
@@ -314,13 +316,12 @@ def run(
         agent = type(agent).load(folder.checkpoint, device=args.device)
     elif args.resume is not None:
         print("no checkpoint was written yet: starting from the beginning")
+    described = about(args, agent, dataset)
     if args.resume is None:
         if args.adopt is not None:  # before the folder is one that can be resumed
             agent.save(folder.checkpoint)
-        folder.write_json(folder.config, about(args, agent, dataset))
-    tracked = None
-    if args.track:
-        tracked = WandbOutput(args.wandb_project, folder, about(args, agent, dataset))
+        folder.write_json(folder.config, described)
+    tracked = WandbOutput(args.wandb_project, folder, described) if args.track else None
     print(
         f"{args.agent} ({args.preset}) on {dataset.id}: {len(dataset)} transitions in "
         f"{dataset.n_episodes} episodes, to {folder.path}"

@@ -17,7 +17,7 @@ from minari.data_collector import EpisodeBuffer
 from qgpo import QGPO
 from qgpo.agents.benchmark import Benchmark
 from qgpo.agents.cells import CellError, read_result, run_cell
-from qgpo.agents.plan import PlanError, in_turn, read_plan
+from qgpo.agents.plan import KINDS, Cell, PlanError, in_turn, read_plan
 
 DATASET = "test/pendulum/tiny-v0"
 LONGER = dataclasses.replace(WHITENED, behavior_steps=2500, critic_steps=20)
@@ -154,6 +154,9 @@ def test_a_plan_is_all_combinations_seed_by_seed(plan):
         ("estimate_minutes = 3", 'storage = "tape"', "storage = 'tape', expected one of"),
         ("estimate_minutes = 3", 'deterministic = "no"', "= 'no', expected true or false"),
         ("estimate_minutes = 3", "gpus = true", "gpus = True, expected a number"),
+        ("estimate_minutes = 3", "gpus = -0.5", "gpus = -0.5, expected a number of at least 0"),
+        ("estimate_minutes = 3", "estimate_minutes = nan", "= nan, expected a number of at least"),
+        ("[0, 1, 2]", "[0, true]", "expected a list of finite numbers"),
         ("estimate_minutes = 3", 'estimate_minutes = "few"', "= 'few', expected a number"),
         ("estimate_minutes = 3", "device = 0", "device = 0, expected a string"),
         ("estimate_minutes = 3", "env_id = 5", "env_id = 5, expected a string"),
@@ -169,6 +172,18 @@ def test_wrong_plans_are_refused_with_the_choices(old, new, message, plan):
     with pytest.raises(PlanError, match=message) as caught:
         read_plan(plan)
     assert "plan.toml" in str(caught.value)
+
+
+def test_the_key_that_is_wrong_is_named(plan):
+    plan.write_text(f'datasets = ["{DATASET}"]\nseeds = [0]\n[[agents]]\nagent = 5\n')
+    with pytest.raises(PlanError, match="agent = 5, expected a string"):
+        read_plan(plan)
+
+
+def test_no_key_goes_unchecked():
+    checked = {"dataset", "seed", "guidance_scales", "n_episodes", "checkpoint_every"}
+    checked |= {"log_interval", "storage"}
+    assert set(KINDS) | checked == {field.name for field in dataclasses.fields(Cell)}
 
 
 def test_a_label_that_is_there_twice_is_refused(plan):

@@ -305,8 +305,23 @@ def test_the_scale_is_the_agents_own_again_where_playing_stops():
     assert agent.guidance_scale == 0.25
 
 
+def test_members_of_an_ensemble_have_each_its_own_scale_again():
+    agent = Scaled()
+    agent.guidance_scale = own = (0.5, 2.0)  # as an Ensemble's whose members differ
+    acted = []
+    agent.predict = lambda observation, *_, **__: (
+        acted.append(agent.guidance_scale) or observation[:, :1],
+        None,
+    )
+    assert len(list(evaluate_scales(agent, TOY, 1, [0.0, None]))) == 2
+    assert set(acted) == {0.0, own}
+    assert agent.guidance_scale == own
+
+
 def test_agents_without_guidance_have_one_evaluation():
     agent = StepsDone()
+    with pytest.raises(ValueError, match=r"scales=\[0.5\]: a StepsDone has no guidance_scale"):
+        next(evaluate_scales(agent, TOY, 1, [0.5]))
     [(scale, played)] = evaluate_scales(agent, TOY, 1, [None])
     assert (scale, played.returns) == (None, [toy_return(2)])
     assert not hasattr(agent, "guidance_scale")

@@ -98,6 +98,7 @@ def finished(tmp_path_factory, data) -> Path:
     done = run("train", *where, *QUICK, *TINY, cwd=folder.parent, data=data)
     assert "w = 0 (imitation)" in done.stdout
     assert "w = 1 (guided)" in done.stdout
+    assert "data  " in done.stdout
     assert [p.name for p in folder.parent.iterdir()] == ["run"]
     return folder
 
@@ -181,7 +182,7 @@ def test_help_of_training_describes_the_agents_settings(tmp_path, data):
 
 def test_tracking_offline_writes_a_folder(tmp_path, data):
     quick = [*TINY, "--config.behavior-steps", "5", "--config.critic-steps", "5"]
-    where = ["--dataset-id", DATASET, "--run-dir", "run", "--n-episodes", "0", "--track"]
+    where = ["--dataset-id", DATASET, "--run-dir", "run", "--n-episodes", "1", "--track"]
     run(
         "train",
         *where,
@@ -192,7 +193,9 @@ def test_tracking_offline_writes_a_folder(tmp_path, data):
         WANDB_MODE="offline",
         WANDB_SILENT="true",
     )
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    [sent] = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    for name in ("energy/loss", "return/w = 0 (imitation)", "return/w = 1 (guided)"):
+        assert name.encode() in sent.read_bytes()
     assert (tmp_path / "run" / "report.png").exists()
 
 
