@@ -58,11 +58,12 @@ TRAINING_STEPS = (
     "critic_steps",
     "energy_steps",
     "policy_steps",
-    "renew_every",
     "steps",
 )
-"""gradient steps of the stages, where a configuration has them, and what divides QIPO's: a longer
-training renews as often, or its policy would be another"""
+"""gradient steps of the stages, where a configuration has them"""
+RENEWAL_PERIODS = ("target_every", "renew_every")
+"""steps between renewals of the critic's targets and of QIPO's support: a longer training renews
+them as many times, or it would learn something else"""
 
 ConfigT = TypeVar("ConfigT")
 
@@ -72,14 +73,16 @@ def longer(config: ConfigT, factor: float) -> ConfigT:
 
     QGPO(longer(PRESETS["laptop"], 4))
 
-    Stages without steps stay without. Raises ValueError unless the factor is positive.
+    Stages without steps stay without; targets are renewed as many times as before.
+    Raises ValueError unless the factor is positive.
     """
     if not 0.0 < factor < math.inf:
         raise ValueError(f"factor={factor}, expected a positive number")
     names = {field.name for field in fields(config)}  # type: ignore[arg-type]
     before = {name: getattr(config, name) for name in TRAINING_STEPS if name in names}
     after = {name: max(1, round(steps * factor)) for name, steps in before.items() if steps}
-    return replace(config, **after)  # type: ignore[type-var]
+    periods = {n: math.ceil(getattr(config, n) * factor) for n in RENEWAL_PERIODS if n in names}
+    return replace(config, **after, **periods)  # type: ignore[type-var]
 
 
 def check_config(config: object) -> None:

@@ -262,13 +262,14 @@ def test_preset_then_family_then_flags():
 
 def test_longer_multiplies_the_steps_that_are_trained():
     laptop = PRESETS["laptop"]
-    expected = {
-        name: 3 * getattr(laptop, name)
-        for name in ("whitening_steps", "behavior_steps", "critic_steps", "energy_steps")
-    }
+    stages = ("whitening_steps", "behavior_steps", "critic_steps", "energy_steps")
+    expected = {name: 3 * getattr(laptop, name) for name in (*stages, "target_every")}
     assert longer(laptop, 3) == dataclasses.replace(laptop, **expected)
     assert longer(PRESETS["paper"], 0.5).whitening_steps == 0
     assert longer(laptop, 1e-9).critic_steps == 1
+    for factor in (1 / 9, 0.5, 4):
+        row = longer(laptop, factor)
+        assert math.ceil(row.critic_steps / row.target_every) == 3
     for name, agent_class in AGENTS.items():  # no number of steps is overlooked
         row = agent_class.presets["laptop"]
         steps = agent_class(row, device="cpu").total_timesteps
