@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from qgpo import QGPO
 from qgpo.agents.base import NonFiniteError
+from qgpo.agents.presets import longer
 from qgpo.agents.training import average, half_cosine
 
 UNEVEN = spaces.Box(
@@ -275,6 +276,22 @@ def test_parameters_that_do_not_fit_leave_all_as_they_were(config, wrong):
     with pytest.raises(ValueError, match=r"'critic\.optimizer' are no state of that optimizer"):
         other.set_parameters(parameters)
     assert same_parameters(other.get_parameters(), before)
+
+
+def test_targets_are_returns_first_and_then_renewed_with_the_critics_own_values(monkeypatch):
+    renewed = []
+    original = QGPO._lambda_targets
+
+    def spy(agent, data, lambda_):
+        renewed.append((agent.progress["critic"], lambda_))
+        return original(agent, data, lambda_)
+
+    monkeypatch.setattr(QGPO, "_lambda_targets", spy)
+    train(replace(WHITENED, critic_steps=9))
+    assert renewed == [(0, 1.0), (4, 0.9), (8, 0.9)]
+    renewed.clear()
+    train(longer(replace(WHITENED, critic_steps=9), 2))
+    assert renewed == [(0, 1.0), (8, 0.9), (16, 0.9)]
 
 
 def test_both_configurations_are_really_different():
