@@ -50,13 +50,13 @@ def returns_at(row: dict[str, Any], scale: float | str | None) -> list[float]:
 
 
 def data_means(folders: tuple[Path, ...]) -> dict[str, float]:
-    """Mean return of each dataset, in the order of the benchmark's tables."""
+    """Mean return of each dataset, those with experts first."""
     means: dict[str, float] = {}
     for folder in folders:
         for file in sorted(folder.glob("*-BC-s0.json")):
             dataset = json.loads(file.read_text())["dataset"]
             means[dataset["id"]] = float(np.mean(dataset["returns"]))
-    return means
+    return dict(sorted(means.items(), key=lambda item: "expert" not in item[0]))
 
 
 def main(args: Args) -> None:
@@ -74,15 +74,18 @@ def main(args: Args) -> None:
             low, high = hierarchical_bootstrap(returns)
             axis.plot([low, high], [y, y], color=color, lw=7, alpha=0.35, solid_capstyle="butt")
             axis.plot([np.mean(returns)] * 2, [y - 0.3, y + 0.3], color=color, lw=2.5)
+            note = {"textcoords": "offset points", "va": "center", "fontsize": 7, "color": GRAY}
+            axis.annotate(f"n = {len(mine)}", (high, y), (4, 0), **note)
         axis.axvline(mean, color="black", ls=":", lw=1.2)
         axis.set_title(name.removesuffix("-v0"), fontsize=9)
+        axis.margins(x=0.09)
         axis.set_yticks(range(len(ROWS)), [label for label, _, _ in reversed(ROWS)], fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
         axis.grid(axis="x", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        "Three agents together, ten minutes of two cores: mean return and 95 % interval "
-        "(dotted: the data's mean)",
+        "Three agents together: mean return and 95 % interval "
+        "(n ensembles; dotted: the data's mean)",
         fontsize=10,
     )
     args.output.parent.mkdir(parents=True, exist_ok=True)
