@@ -145,7 +145,7 @@ def test_an_adopting_cell_that_was_stopped_goes_on_without_its_donor(plan, monke
     first, _, second = in_turn(read_plan(plan))
     run_cell(first, Path("runs"))
     with monkeypatch.context() as patch:
-        patch.setattr("qgpo.agents.cells._evaluate", lambda *_: 1 / 0)
+        patch.setattr("qgpo.agents.cells.evaluate_scales", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_cell(second, Path("runs"))
     clock = json.loads(Path("runs", second.name, "clock.json").read_text())
