@@ -25,8 +25,6 @@ Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, A
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
 FALLBACK_LIMIT = 1000
 """steps after which an episode is cut where the environment states no limit"""
-CUT = ".*cut at the step limit.*"
-"""the warning about such episodes, as a pattern, for those who say it otherwise"""
 
 
 class Predicts(Protocol):
@@ -149,6 +147,7 @@ def evaluate(
     n_envs: int = 50,
     max_episode_steps: int | None = None,
     reference: ReferenceScores | None = None,
+    warn_of_cuts: bool = True,
     progress_bar: bool = False,
     on_step: Callable[[list[gym.Env[Any, Any]]], None] | None = None,
 ) -> Evaluation:
@@ -160,8 +159,9 @@ def evaluate(
     step. As in SB3, actions are `deterministic` unless told otherwise. An environment instance is
     played alone; a VectorEnv in whichever autoreset mode it has. Episodes without an end are cut
     after `max_episode_steps` (default: the environment's own limit, else 1000) and counted in
-    `cut`. Action noise is drawn from the agent's generator for predictions, seeded here, never
-    from the one for training. Scores: by `reference`, else the dataset's, else the family's.
+    `cut`, which `warn_of_cuts` warns of. Action noise is drawn from the agent's generator for
+    predictions, seeded here, never from the one for training. Scores: by `reference`, else the
+    dataset's, else the family's.
     """
     if not callable(getattr(agent, "predict", None)):
         raise TypeError(f"agent is a {type(agent).__name__} without predict(), expected an agent")
@@ -190,7 +190,7 @@ def evaluate(
                 made.close()
     env_id = spec.id if spec is not None else type(env).__name__
     returns, lengths, cut = played
-    if cut:
+    if cut and warn_of_cuts:
         warnings.warn(
             f"{cut} of {n_episodes} episodes of {env_id} did not end by themselves and were cut "
             "at the step limit (max_episode_steps)",

@@ -13,7 +13,6 @@ import json
 import math
 import platform
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from qgpo.agents.acting import Acting
 from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.runs import RunFolder
 from qgpo.envs import Evaluation, load_dataset
-from qgpo.envs.evaluation import CUT, evaluate_scales, scale_label, score_table
+from qgpo.envs.evaluation import evaluate_scales, scale_label, score_table
 from qgpo.envs.families import find_family
 from qgpo.envs.making import make_env
 from qgpo.envs.reference import ReferenceScores
@@ -213,20 +212,19 @@ def score(
 ) -> Results:
     """Every scale and its evaluation."""
     env_id = env if isinstance(env, str) else env.id
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=CUT)
-        played = evaluate_scales(
-            agent,
-            env,
-            args.n_episodes or find_family(dataset_id, env_id).n_episodes,
-            scales,
-            seed=args.seed,
-            deterministic=args.deterministic,
-            max_episode_steps=args.max_episode_steps,
-            reference=reference,
-            progress_bar=args.progress_bar,
-        )
-        return list(played)
+    played = evaluate_scales(
+        agent,
+        env,
+        args.n_episodes or find_family(dataset_id, env_id).n_episodes,
+        scales,
+        seed=args.seed,
+        deterministic=args.deterministic,
+        max_episode_steps=args.max_episode_steps,
+        reference=reference,
+        warn_of_cuts=False,  # the table says how many
+        progress_bar=args.progress_bar,
+    )
+    return list(played)
 
 
 def write(

@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -31,7 +30,6 @@ from qgpo.agents.training import NonFiniteError
 from qgpo.agents.tuning import GuidanceTuning
 from qgpo.envs import OfflineDataset, load_dataset
 from qgpo.envs.evaluation import (
-    CUT,
     Evaluation,
     evaluate_scales,
     scale_label,
@@ -272,18 +270,17 @@ def score(
     scales = args.guidance_scales or ((0.0, chosen) if chosen else (chosen,))
     if args.tune_guidance and chosen is not None and chosen not in scales:
         scales = (*scales, chosen)
-    with warnings.catch_warnings():  # the table says how many were cut
-        warnings.filterwarnings("ignore", message=CUT)
-        played = evaluate_scales(
-            agent,
-            args.env_id or dataset,
-            args.n_episodes,
-            scales,
-            seed=10_000 + args.seed,
-            deterministic=args.deterministic,
-            progress_bar=args.progress_bar,
-        )
-        return list(played)
+    played = evaluate_scales(
+        agent,
+        args.env_id or dataset,
+        args.n_episodes,
+        scales,
+        seed=10_000 + args.seed,
+        deterministic=args.deterministic,
+        warn_of_cuts=False,  # the table says how many
+        progress_bar=args.progress_bar,
+    )
+    return list(played)
 
 
 def about(args: Args[Any], agent: OfflineAgent[Any], dataset: OfflineDataset) -> dict[str, Any]:

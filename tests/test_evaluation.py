@@ -130,6 +130,10 @@ def test_endless_environment_is_cut_and_warned_about():
     assert result.lengths == [4, 4, 4]
     assert result.returns == [n * 4 + 60.0 for n in (2, 3, 4)]
     assert result.cut == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet = evaluate(StepsDone(), Toy(endless=True), 3, max_episode_steps=4, warn_of_cuts=False)
+    assert quiet == result
 
 
 def test_endless_environment_is_cut_without_a_stated_limit():

@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from agent_tester import StopAfter
 from conftest import CONFIGS, WHITENED, make_dataset, same_parameters
 
 from qgpo import QGPO
@@ -24,17 +25,6 @@ def stage_ends(config):
         "energy": config.energy_steps,
     }
     return dict(zip(sizes, np.cumsum(list(sizes.values())).tolist(), strict=True))
-
-
-class StopAfter:
-    """Ends training at the n-th step of whatever stage."""
-
-    def __init__(self, n):
-        self.left = n
-
-    def __call__(self, *_):
-        self.left -= 1
-        return self.left > 0
 
 
 def interruptions():
