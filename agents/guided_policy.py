@@ -13,10 +13,11 @@ QGPO, AEPO and QIPO differ in the fifth stage and in what the solver sees while 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Any, Generic, Self
+from typing import Any, ClassVar, Generic, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from qgpo.agents import adoption
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.support_critic import GuidedConfigT, SupportCritic
-from qgpo.agents.training import Batches, average, tuned_rewards
+from qgpo.agents.training import Batches, average, take, tuned_rewards
 from qgpo.agents.tuning import tune_guidance
+from qgpo.density import REFERENCES, ROWS_PER_CHUNK, nearest_distance, sampling_weights
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.datasets import OfflineDataset
 from qgpo.networks import MLPNoiseNetwork, TwinQ, UNetMLP
@@ -50,6 +52,8 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
     `guidance_scale`, `solver` and `solver_steps` are attributes that may be set at any time; the
     latter two do not touch deterministic actions where `deterministic_action` is mean.
     """
+
+    younger_fields: ClassVar[frozenset[str]] = frozenset({"sparsity_power"})
 
     behavior: Diffusion
     behavior_ema: Diffusion
@@ -196,9 +200,12 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
         c = self.config
         whitening = self.whitening
         assert isinstance(whitening, Whitening)
+        draw = functools.partial(self._draw, len(data))
+        if c.sparsity_power and self.progress["whitening"] < c.whitening_steps:
+            draw = functools.partial(self._draw_by, self._sparsity_weights(data).cumsum(0))
 
         def update(step: int) -> Metrics:
-            index = self._draw(len(data), 256)
+            index = draw(256)
             condition = self._condition(data, index)
             loss, metrics = whitening.loss(condition, data.scaled_actions(index))
             rate = self._rate(1e-3, step, c.whitening_steps)
@@ -206,6 +213,23 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
             return metrics
 
         self._run_stage("whitening", c.whitening_steps, update)
+
+    @torch.no_grad()
+    def _sparsity_weights(self, data: Batches) -> Tensor:
+        """How often to draw each transition, by the distance of its state to others, (N,)."""
+        episodes = data.episodes()
+        rows = self._random_rows(data)[:REFERENCES]
+        references = self.normalizer(data.observations(rows))
+        distances = [
+            nearest_distance(
+                self.normalizer(data.observations(part)),
+                references,
+                episodes[part][:, None] == episodes[rows],
+            )
+            for part in torch.arange(len(data.states), device=self.device).split(ROWS_PER_CHUNK)
+        ]
+        weights = sampling_weights(torch.cat(distances), self.config.sparsity_power)
+        return take(weights, data.state_index.to(self.device)).double()
 
     def generate_support(self, dataset: OfflineDataset) -> None:
         """Stage 2: M actions for every observation of the dataset, guidance off.

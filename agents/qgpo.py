@@ -48,7 +48,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     name: ClassVar[str] = "QGPO"
     config_class: ClassVar[type[QGPOConfig]] = QGPOConfig
     presets: ClassVar[dict[str, QGPOConfig]] = PRESETS
-    younger_fields: ClassVar[frozenset[str]] = frozenset(
+    younger_fields: ClassVar[frozenset[str]] = GuidedPolicy.younger_fields.union(
         {
             "analytic_covariance",
             "analytic_damped",
@@ -183,9 +183,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     def _fit_trust(self, data: Batches) -> None:
         if not self.config.trust_power:
             return
-        generator = torch.Generator(self.device)
-        generator.manual_seed(self.seed)
-        rows = torch.randperm(len(data.states), generator=generator, device=self.device)
+        rows = self._random_rows(data)
         kept = rows[torch.arange(REFERENCES, device=self.device) % len(rows)]
         others = rows[-STATES_FOR_MEDIAN:]
         episodes = data.episodes()

@@ -156,6 +156,19 @@ class SupportCritic(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     def _draw(self, n: int, batch_size: int) -> Tensor:
         return torch.randint(n, (batch_size,), generator=self.generator, device=self.device)
 
+    def _draw_by(self, cumulative: Tensor, batch_size: int) -> Tensor:
+        """Rows in proportion to weights of which `cumulative` (N,) are the partial sums."""
+        u = torch.rand(
+            batch_size, generator=self.generator, device=self.device, dtype=cumulative.dtype
+        )
+        return torch.searchsorted(cumulative, u * cumulative[-1])
+
+    def _random_rows(self, data: Batches) -> Tensor:
+        """All rows of the data's states, shuffled, (R,): the same whenever it is asked for."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(self.seed)
+        return torch.randperm(len(data.states), generator=generator, device=self.device)
+
     def _rate(self, base: float, step: int, total: int) -> float:
         return half_cosine(base, step, total) if self.config.learning_rate_decay else base
 

@@ -9,7 +9,7 @@ from conftest import WHITENED, make_dataset
 
 from qgpo import QGPO
 from qgpo.agents.training import Batches
-from qgpo.density import REFERENCES, Trust
+from qgpo.density import MOST_SPARSE, REFERENCES, Trust, sampling_weights
 
 
 def fitted(power: float) -> Trust:
@@ -58,7 +58,7 @@ def test_far_from_the_data_the_agent_acts_by_the_behavior():
     dataset = make_dataset(lengths=(40, 40))
     agent = QGPO(replace(WHITENED, trust_power=8.0), device="cpu").learn(dataset)
     always = QGPO(replace(WHITENED, trust_power=0.0), device="cpu").learn(dataset)
-    near, far = dataset.states[:5], dataset.states[:5] + 1e4
+    near, far = dataset.states[:5], dataset.states[:5] + 10.0
 
     def act(of: QGPO, scale: float, observations: np.ndarray) -> np.ndarray:
         of.guidance_scale = scale
@@ -100,3 +100,38 @@ def test_an_offset_does_not_cost_digits():
     torch.testing.assert_close(found[0], found[1], atol=0.0, rtol=0.02)
     one_by_one = torch.cat([trust(row[None]) for row in 3.0 * states + 1000.0])
     torch.testing.assert_close(one_by_one, found[1], atol=0.0, rtol=1e-3)
+
+
+def test_sampling_weights_by_hand():
+    distances = torch.tensor([1.0, 2.0, 3.0, 100.0, 0.0])  # median 2
+    found = sampling_weights(distances, 2.0)
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 2.25, MOST_SPARSE**2, 1.0]))
+    assert sampling_weights(distances, 0.0).tolist() == [1.0] * 5
+    assert sampling_weights(torch.zeros(3), 2.0).tolist() == [1.0] * 3
+
+
+def test_sparse_states_are_drawn_more_often():
+    rng = np.random.default_rng(0)
+    alike = rng.normal(size=(41, 3))
+    states = np.concatenate([alike, alike + rng.normal(size=(41, 3)), np.full((2, 3), 90.0)])
+    dataset = make_dataset(lengths=(40, 40, 1), states=states.astype(np.float32))
+    agent = QGPO(replace(WHITENED, sparsity_power=2.0), device="cpu")
+    weights = agent._sparsity_weights(agent._prepare(dataset))
+    assert weights.shape == (81,)
+    assert float(weights[-1]) == MOST_SPARSE**2  # its own episode's other state does not count
+    assert float(weights.min()) == 1.0
+    counts = torch.bincount(agent._draw_by(weights.cumsum(0), 100_000), minlength=81)
+    expected = 100_000 * weights / weights.sum()
+    assert float(((counts - expected) / expected.sqrt()).abs().max()) < 5.0
+
+
+def test_the_gaussian_policy_learns_from_what_is_drawn():
+    """With power 0 it is the former stage, bit for bit; with another one it is not."""
+    dataset = make_dataset(lengths=(40, 40))
+    found = []
+    for power in (0.0, 0.0, 2.0):
+        agent = QGPO(replace(WHITENED, sparsity_power=power, whitening_steps=5), device="cpu")
+        agent.train_behavior(dataset)
+        found.append(agent.whitening.policy.mean.weight)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

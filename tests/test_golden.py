@@ -19,6 +19,7 @@ OBSERVATIONS = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
 CONFIG = replace(
     WHITENED,
     whitening_steps=0,
+    sparsity_power=0.0,
     behavior_hidden=(4,),
     critic_hidden=(4,),
     energy_hidden=(4,),
