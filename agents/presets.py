@@ -279,7 +279,7 @@ LAPTOP_SHARED: dict[str, Any] = {
     "behavior_learning_rate": 1e-3,
     "ema_decay": 0.999,
     "whitening_steps": 20_000,
-    "sparsity_power": 2.0,
+    "sparsity_power": 1.0,
     "normalize_observations": True,
     "support_actions": 16,
     "support_solver_steps": 6,
