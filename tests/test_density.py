@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import WHITENED, make_dataset
+from gymnasium import spaces
 
 from qgpo import QGPO
 from qgpo.agents.training import Batches
-from qgpo.density import MOST_SPARSE, REFERENCES, Trust, sampling_weights
+from qgpo.density import FARTHEST, MOST_SPARSE, REFERENCES, Trust, sampling_weights
+
+INTERVAL = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 
 def fitted(power: float) -> Trust:
@@ -108,6 +111,8 @@ def test_sampling_weights_by_hand():
     torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 2.25, MOST_SPARSE**2, 1.0]))
     assert sampling_weights(distances, 0.0).tolist() == [1.0] * 5
     assert sampling_weights(torch.zeros(3), 2.0).tolist() == [1.0] * 3
+    single_episode = torch.full((3,), FARTHEST)
+    assert sampling_weights(single_episode, 2.0).tolist() == [1.0] * 3
 
 
 def test_sparse_states_are_drawn_more_often():
@@ -126,12 +131,19 @@ def test_sparse_states_are_drawn_more_often():
 
 
 def test_the_gaussian_policy_learns_from_what_is_drawn():
-    """With power 0 it is the former stage, bit for bit; with another one it is not."""
-    dataset = make_dataset(lengths=(40, 40))
+    """Ten of 410 states are far apart, with another action: imitated sooner if drawn more often."""
+    rng = np.random.default_rng(0)
+    far = np.linspace(2.0, 4.0, 20)[:, None]  # of episodes of one step
+    states = np.concatenate([rng.normal(0.0, 0.1, size=(402, 1)), far]).astype(np.float32)
+    actions = np.repeat([-0.5, 0.5], [400, 10])[:, None].astype(np.float32)
+    lengths = (200, 200, *[1] * 10)
+    dataset = make_dataset(lengths, 1, INTERVAL, states=states, actions=actions)
     found = []
-    for power in (0.0, 0.0, 2.0):
-        agent = QGPO(replace(WHITENED, sparsity_power=power, whitening_steps=5), device="cpu")
+    for power in (0.0, 2.0):
+        config = replace(WHITENED, sparsity_power=power, whitening_steps=60)
+        agent = QGPO(config, device="cpu")
         agent.train_behavior(dataset)
-        found.append(agent.whitening.policy.mean.weight)
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        with torch.no_grad():
+            mean, _ = agent.whitening.moments(agent.normalizer(torch.as_tensor(states[402:])))
+        found.append(float(torch.mean((mean - 0.5) ** 2)))
+    assert found[1] < 0.5 * found[0]
