@@ -219,15 +219,12 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
         """How often to draw each transition, by the distance of its state to others, (N,)."""
         episodes = data.episodes()
         rows = self._random_rows(data)[:REFERENCES]
-        references = self.normalizer(data.observations(rows))
-        distances = [
-            nearest_distance(
-                self.normalizer(data.observations(part)),
-                references,
-                episodes[part][:, None] == episodes[rows],
-            )
-            for part in torch.arange(len(data.states), device=self.device).split(ROWS_PER_CHUNK)
-        ]
+        references, own = self.normalizer(data.observations(rows)), episodes[rows]
+        distances = []
+        for part in torch.arange(len(data.states), device=self.device).split(ROWS_PER_CHUNK):
+            states = self.normalizer(data.observations(part))
+            distances.append(nearest_distance(states, references, episodes[part][:, None] == own))
+            self._stop_if_interrupted("while states were compared with each other")
         weights = sampling_weights(torch.cat(distances), self.config.sparsity_power)
         return take(weights, data.state_index.to(self.device)).double()
 

@@ -43,7 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "alpha": (0.0, 1e9),
     "eta": (0.0, 1e9),
     "expectile": (1e-6, 1.0 - 1e-6),
-    "sparsity_power": (0.0, 1e3),
+    "sparsity_power": (0.0, 16.0),
     "trust_power": (0.0, 1e3),
     "policy_noise": (0.0, 1e9),
     "noise_clip": (0.0, 1e9),
@@ -128,8 +128,9 @@ class GuidedPolicyConfig:
     whitening_steps: int = 0
     """gradient steps of a Gaussian policy in whose residuals the diffusion runs; 0: none"""
     sparsity_power: float = 0.0
-    """the Gaussian policy sees states where data are sparse more often, in proportion to
-    (distance to the nearest of another episode / median)^sparsity_power; 0: all alike"""
+    """the Gaussian policy sees states where data are sparse more often: those farther from the
+    nearest one of another episode than the median, (distance / median, at most 4)^sparsity_power
+    times as often; 0: all alike (unused without whitening_steps)"""
     normalize_observations: bool = False
     """standardise observations by the dataset's mean and standard deviation"""
 
@@ -279,7 +280,6 @@ LAPTOP_SHARED: dict[str, Any] = {
     "behavior_learning_rate": 1e-3,
     "ema_decay": 0.999,
     "whitening_steps": 20_000,
-    "sparsity_power": 1.0,
     "normalize_observations": True,
     "support_actions": 16,
     "support_solver_steps": 6,

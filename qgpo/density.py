@@ -23,9 +23,9 @@ MOST_SPARSE = 4.0
 
 
 def nearest_distance(states: Tensor, references: Tensor, own: Tensor | None = None) -> Tensor:
-    """Distance of each state (B, S) to the nearest reference (R, S), shape (B,).
+    """Distance of each state (B, S) to the nearest reference (K, S), shape (B,).
 
-    References that `own` (B, R) marks do not count; FARTHEST where no other is left.
+    References that `own` (B, K) marks do not count; FARTHEST where no other is left.
     """
     center = references.mean(dim=0)  # cancels, but would cost the fast formula of cdist its digits
     distances = torch.cdist(states - center, references - center)
@@ -37,8 +37,8 @@ def nearest_distance(states: Tensor, references: Tensor, own: Tensor | None = No
 def sampling_weights(distances: Tensor, power: float) -> Tensor:
     """How often to draw each state, (R,) to (R,): min(d / median, MOST_SPARSE)^power, at least 1.
 
-    A model of mu(a|s) has the same optimum however often each s is drawn; what changes is where a
-    model of finite size and training errs. Ours.
+    A model that can represent every mu(a|s) has the same optimum however often each s is drawn;
+    what changes is where one of finite size and training errs. Ours.
     """
     median = distances.median().clamp(min=torch.finfo(distances.dtype).tiny)
     return (distances / median).clamp(1.0, MOST_SPARSE) ** power

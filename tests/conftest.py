@@ -34,6 +34,7 @@ WHITENED = replace(
     behavior_steps=5,
     behavior_batch_size=8,
     whitening_steps=3,
+    sparsity_power=1.0,
     support_actions=3,
     support_solver_steps=2,
     critic_hidden=(8, 8),

@@ -9,6 +9,7 @@ from conftest import WHITENED, make_dataset
 from gymnasium import spaces
 
 from qgpo import QGPO
+from qgpo.agents.presets import RANGES
 from qgpo.agents.training import Batches
 from qgpo.density import FARTHEST, MOST_SPARSE, REFERENCES, Trust, sampling_weights
 
@@ -128,6 +129,44 @@ def test_sparse_states_are_drawn_more_often():
     counts = torch.bincount(agent._draw_by(weights.cumsum(0), 100_000), minlength=81)
     expected = 100_000 * weights / weights.sum()
     assert float(((counts - expected) / expected.sqrt()).abs().max()) < 5.0
+
+
+def test_weights_are_those_of_a_plain_loop(monkeypatch):
+    monkeypatch.setattr("qgpo.agents.guided_policy.ROWS_PER_CHUNK", 7)
+    monkeypatch.setattr("qgpo.agents.guided_policy.REFERENCES", 20)
+    dataset = make_dataset(lengths=(30, 5, 20))
+    agent = QGPO(replace(WHITENED, sparsity_power=1.5), device="cpu")
+    data = agent._prepare(dataset)
+    states, episodes = agent.normalizer(data.states), data.episodes().tolist()
+    references = agent._random_rows(data)[:20].tolist()
+    distances = torch.tensor(
+        [
+            min(float((s - states[r]).norm()) for r in references if episodes[r] != episodes[i])
+            for i, s in enumerate(states)
+        ]
+    )
+    expected = sampling_weights(distances, 1.5)[data.state_index].double()
+    torch.testing.assert_close(agent._sparsity_weights(data), expected, atol=1e-4, rtol=1e-4)
+    assert 1.0 < float(expected.max()) < MOST_SPARSE**1.5
+
+
+def test_weights_of_one_episode_and_of_the_largest_power():
+    largest = RANGES["sparsity_power"][1]
+    agent = QGPO(replace(WHITENED, sparsity_power=largest), device="cpu")
+    weights = agent._sparsity_weights(agent._prepare(make_dataset(lengths=(40,))))
+    assert weights.tolist() == [1.0] * 40
+    farthest = sampling_weights(torch.tensor([1.0, 1.0, 9.0]), largest)
+    assert farthest.tolist() == [1.0, 1.0, MOST_SPARSE**largest]
+    with pytest.raises(ValueError, match="sparsity_power"):
+        replace(WHITENED, sparsity_power=largest + 1.0)
+
+
+def test_ctrl_c_while_states_are_compared():
+    agent = QGPO(WHITENED, device="cpu")
+    data = agent._prepare(make_dataset())
+    agent._interrupted = True
+    with pytest.raises(KeyboardInterrupt, match="compared"):
+        agent._sparsity_weights(data)
 
 
 def test_the_gaussian_policy_learns_from_what_is_drawn():
