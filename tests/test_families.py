@@ -258,10 +258,10 @@ def test_preset_then_family_then_flags():
     assert (args.config.beta_q, args.config.support_actions, args.n_episodes) == (2.0, 32, 3)
     args = parse(["--dataset-id", "mujoco/hopper/medium-v0", "--preset", "paper"])
     assert (args.config, args.n_episodes) == (PRESETS["paper"], 50)
-    halfcheetah, hopper = (f"qgpo/{name}/mixed-v0" for name in ("halfcheetah", "hopper"))
-    assert parse(["--dataset-id", hopper]).config == PRESETS["laptop"]
+    assert parse(["--dataset-id", "qgpo/halfcheetah/mixed-v0"]).config == PRESETS["laptop"]
     expected = dataclasses.replace(PRESETS["laptop"], sparsity_power=1.0)
-    assert parse(["--dataset-id", halfcheetah]).config == expected
+    args = parse(["--dataset-id", "mine/halfcheetah/medium-expert-v0"])
+    assert args.config == expected
 
 
 def test_longer_multiplies_the_steps_that_are_trained():
@@ -286,8 +286,7 @@ def test_longer_multiplies_the_steps_that_are_trained():
 
 
 def test_flags_go_before_longer():
-    hopper = ["--dataset-id", "qgpo/hopper/mixed-v0"]
-    args = parse([*hopper, "--longer", "4", "--config.critic-steps", "7"])
+    args = parse(["--longer", "4", "--config.critic-steps", "7"])
     assert args.config == dataclasses.replace(longer(PRESETS["laptop"], 4.0), critic_steps=7)
 
 
