@@ -157,7 +157,10 @@ class SupportCritic(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         return torch.randint(n, (batch_size,), generator=self.generator, device=self.device)
 
     def _draw_by(self, cumulative: Tensor, batch_size: int) -> Tensor:
-        """Rows in proportion to weights of which `cumulative` (N,) are the partial sums."""
+        """Rows in proportion to weights of which `cumulative` (N,) are the partial sums.
+
+        (torch.multinomial would sum them anew in every step, and takes no more than 2^24.)
+        """
         u = torch.rand(
             batch_size, generator=self.generator, device=self.device, dtype=cumulative.dtype
         )

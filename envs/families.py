@@ -155,6 +155,7 @@ def _adroit(task: str, reference: ReferenceScores, max_episode_steps: int) -> Fa
     )
 
 
+HALFCHEETAH = _locomotion("HalfCheetah", _d4rl(-280.178953, 12135.0))
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="antmaze-umaze",
@@ -222,15 +223,15 @@ FAMILIES: tuple[Family, ...] = (
     _adroit("Door", _d4rl(-56.512833, 2880.5693), 200),
     _adroit("Hammer", _d4rl(-274.856578, 12794.1348), 200),
     _adroit("Relocate", _d4rl(-6.425911, 4233.8778), 200),
-    Family(
+    dataclasses.replace(
+        HALFCHEETAH,
         name="halfcheetah-medium-expert",
         datasets=r"(.*/)?halfcheetah/medium-expert-v\d+",
-        environment="HalfCheetah-v5",
-        reference=_d4rl(-280.178953, 12135.0),
+        environments=Family.environments,
         settings=TWO_GAITS,
     ),
+    HALFCHEETAH,
     _locomotion("Hopper", _d4rl(-20.272305, 3234.3)),
-    _locomotion("HalfCheetah", _d4rl(-280.178953, 12135.0)),
     _locomotion("Walker2d", _d4rl(1.629008, 4592.3)),
     _locomotion("Ant", _d4rl(-325.6, 3879.7)),
     _locomotion("Humanoid"),
