@@ -291,6 +291,7 @@ def _about(cell: Cell, agent: OfflineAgent[Any], dataset: OfflineDataset) -> dic
         "versions": versions(),
         "machine": {
             "processor": platform.machine(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
             "cpus": os.cpu_count(),
             "device": str(agent.device),
             "threads": torch.get_num_threads(),

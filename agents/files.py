@@ -27,7 +27,17 @@ from qgpo.envs.reference import ReferenceScores
 if TYPE_CHECKING:
     from qgpo.agents.base import OfflineAgent
 
-VERSIONS_OF = ("python", "qgpo", "torch", "numpy", "safetensors", "gymnasium", "stable-baselines3")
+VERSIONS_OF = (
+    "python",
+    "qgpo",
+    "torch",
+    "numpy",
+    "safetensors",
+    "gymnasium",
+    "mujoco",
+    "minari",
+    "stable-baselines3",
+)
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from minari.dataset.minari_dataset import parse_dataset_id
 from minari.storage.datasets_root_dir import get_dataset_path
 
 from qgpo.envs.collection import collect, write_minari
+from qgpo.envs.datasets import OfflineDataset
 from qgpo.envs.policies import ActorPolicy, load_policy
 
 POLICY_FOLDER = Path(__file__).parent / "policies"
@@ -25,18 +27,42 @@ class Recipe:
     switch_every: int | None = None
     seed: int = 0
     n_steps: int = N_STEPS
+    fingerprint: str | None = None
+    """of the dataset that published figures stand on"""
 
 
 RECIPES: dict[str, Recipe] = {
-    "qgpo/halfcheetah/simple-v0": Recipe("HalfCheetah-v5", ("halfcheetah-simple",)),
-    "qgpo/halfcheetah/medium-v0": Recipe("HalfCheetah-v5", ("halfcheetah-medium",)),
-    "qgpo/halfcheetah/mixed-v0": Recipe(
-        "HalfCheetah-v5", ("halfcheetah-simple", "halfcheetah-medium"), switch_every=50
+    "qgpo/halfcheetah/simple-v0": Recipe(
+        "HalfCheetah-v5",
+        ("halfcheetah-simple",),
+        fingerprint="8f9671f0b3d138cdb7c638efa9e6048c8561c533aec55fc6f5de4575e907aa7c",
     ),
-    "qgpo/hopper/simple-v0": Recipe("Hopper-v5", ("hopper-simple",)),
-    "qgpo/hopper/medium-v0": Recipe("Hopper-v5", ("hopper-medium",)),
+    "qgpo/halfcheetah/medium-v0": Recipe(
+        "HalfCheetah-v5",
+        ("halfcheetah-medium",),
+        fingerprint="cb26f436a57eefe42a65ded9763044396c4819ee54ffd95ed4e07ab8214ea076",
+    ),
+    "qgpo/halfcheetah/mixed-v0": Recipe(
+        "HalfCheetah-v5",
+        ("halfcheetah-simple", "halfcheetah-medium"),
+        switch_every=50,
+        fingerprint="442e035e4f65694af89308715f6970a17ca59ee45d44158cd4b245ea8a5618a8",
+    ),
+    "qgpo/hopper/simple-v0": Recipe(
+        "Hopper-v5",
+        ("hopper-simple",),
+        fingerprint="900c571d3104352cee682d58703a4e85ee4371bc63ce2b8e0b0c196284023496",
+    ),
+    "qgpo/hopper/medium-v0": Recipe(
+        "Hopper-v5",
+        ("hopper-medium",),
+        fingerprint="8e49e224154896d74d0ebfccefa0eeab68c285229f1d175e0b3345ebe38414bb",
+    ),
     "qgpo/hopper/mixed-v0": Recipe(
-        "Hopper-v5", ("hopper-simple", "hopper-medium"), switch_every=50
+        "Hopper-v5",
+        ("hopper-simple", "hopper-medium"),
+        switch_every=50,
+        fingerprint="e22be62cc71663437f0634baa26b5064ae0272d158fc085b929842fe3c536983",
     ),
 }
 
@@ -95,4 +121,18 @@ def ensure(dataset_id: str, progress_bar: bool = True) -> None:
         "SAC",
         f"Rollouts with sampled actions of {', '.join(recipe.policies)}, {turns}, in "
         f"{recipe.env_id}, seed {recipe.seed}.",
+    )
+
+
+def warn_of_other_data(dataset: OfflineDataset) -> None:
+    """Warn where a bundled dataset is not the one that published figures stand on."""
+    recipe = RECIPES.get(dataset.id)
+    if recipe is None or recipe.fingerprint in (None, dataset.fingerprint):
+        return
+    warnings.warn(
+        f"dataset {dataset.id!r} in {get_dataset_path(dataset.id)} is not the published one: "
+        "another version of the package or of MuJoCo made it, or a processor whose arithmetic "
+        "differs. It can be learned from, but its scores are of other data than those in the "
+        "documentation. Delete that folder to have it made anew",
+        stacklevel=3,
     )

@@ -52,9 +52,10 @@ def collect(
     With `switch_every`, the policy is drawn anew about every so many steps (a coin each step),
     so that all behaviors visit the same states. An id is played as its family is, where a maze
     ends at the goal; a spec as it is. Episodes open when the steps are reached are played to
-    their end: dropping them would favour short ones. Reproducible from the seed: with several
-    torch threads sums are rounded differently, and a simulator makes that another rollout, so
-    one is used.
+    their end: dropping them would favour short ones. Reproducible from the seed, on one machine:
+    with several torch threads sums are rounded differently, and a simulator makes that another
+    rollout, so one is used. Policies that round their actions, as an ActorPolicy does, are rolled
+    out alike on all machines whose C library computes alike.
     """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -47,7 +47,8 @@ def load_dataset(
 ) -> OfflineDataset:
     """Read a Minari dataset, by id or opened.
 
-    Ids under `qgpo/` are made on first use from the bundled policies (about a minute); other ids
+    Ids under `qgpo/` are made on first use from the bundled policies (half a minute), the same on
+    every processor, and it is warned where they are not; other ids
     are looked up in Minari's local folder (`MINARI_DATASETS_PATH`) and, with `download`, on its
     remote. An id without version means the newest: of the local ones if there are any, else of
     the remote ones. `storage="memmap"` is for data larger than memory: on first use they are
@@ -72,7 +73,10 @@ def load_dataset(
     if source.total_episodes == 0 or source.total_steps == 0:
         raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
     reader = _Reader.of(source)
-    return _map(reader, progress_bar) if storage == "memmap" else _read(reader)
+    read = _map(reader, progress_bar) if storage == "memmap" else _read(reader)
+    if source.total_episodes == source.storage.total_episodes:
+        bundled.warn_of_other_data(read)
+    return read
 
 
 def recorded_in(dataset_id: str) -> str | None:

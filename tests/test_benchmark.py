@@ -209,7 +209,8 @@ def test_results_hold_raw_returns_configuration_times_and_versions(measured):
     assert result["training"]["cpu_seconds"] > 0.0
     assert len(result["dataset"]["fingerprint"]) == 64
     assert len(result["dataset"]["returns"]) == 4
-    assert {"qgpo", "torch", "numpy"} <= set(result["versions"])
+    assert {"qgpo", "torch", "numpy", "mujoco"} <= set(result["versions"])
+    assert result["machine"]["instructions"]
     assert (result["headline_scale"], result["environment_steps"]) == (1.0, 0)
     baseline = json.loads(next((measured / "plan").glob("*td3*")).read_text())
     assert [e["guidance_scale"] for e in baseline["evaluations"]] == [None]

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import minari
@@ -173,6 +178,63 @@ def test_bundled_dataset_does_not_depend_on_the_folder(recipe, monkeypatch, tmp_
     first = load_dataset(recipe)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "elsewhere"))
     assert load_dataset(recipe).fingerprint == first.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:.*is of no known family")
+def test_other_data_under_a_bundled_id_are_warned_about(recipe, monkeypatch):
+    made = load_dataset(recipe)
+    part = minari.load_dataset(recipe).filter_episodes(lambda episode: episode.id < 3)
+    for fingerprint, source, is_warned in (
+        (made.fingerprint, recipe, False),
+        ("0" * 64, recipe, True),
+        ("0" * 64, part, False),  # not meant to be the whole
+    ):
+        published = replace(bundled.RECIPES[recipe], fingerprint=fingerprint)
+        monkeypatch.setitem(bundled.RECIPES, recipe, published)
+        for storage in ("memory", "memmap"):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                load_dataset(source, storage=storage)
+            told = [str(warning.message) for warning in caught]
+            assert any("mixed-v0' in" in t and "not the published one" in t for t in told) is (
+                is_warned
+            )
+
+
+ROLLOUT = """
+from qgpo.envs import bundled
+from qgpo.envs.collection import collect
+for name in ("qgpo/halfcheetah/mixed-v0", "qgpo/hopper/mixed-v0"):
+    recipe = bundled.RECIPES[name]
+    episodes = collect(
+        recipe.env_id,
+        lambda space: [bundled.bundled_policy(policy, space) for policy in recipe.policies],
+        10,
+        recipe.seed,
+        switch_every=recipe.switch_every,
+        max_episode_steps=100,
+        progress_bar=False,
+    )
+    print([float(reward).hex() for episode in episodes for reward in episode.rewards])
+"""
+
+
+def test_bundled_data_do_not_depend_on_how_the_processor_rounds():
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", ROLLOUT],
+            env={**os.environ, **instructions},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for instructions in (
+            {},
+            {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"},
+        )
+    ]
+    assert len(outputs[0]) > 10_000
+    assert outputs[0] == outputs[1]
 
 
 def test_every_recipe_names_bundled_policies_of_its_environment():

@@ -95,7 +95,8 @@ def test_an_update_is_sb3_s_own():
     data = make_dataset()
     agent = BASELINES["sb3:offline-sac"](dataclasses.replace(TINY, steps=1), seed=2, device="cpu")
     agent._prepare(data)
-    reference = SAC("MlpPolicy", gym.make("Pendulum-v1"), policy_kwargs={"net_arch": [8, 8]})
+    env = gym.make("Pendulum-v1")
+    reference = SAC("MlpPolicy", env, policy_kwargs={"net_arch": [8, 8]}, device="cpu")
     reference.set_logger(Logger(None, []))
     reference.policy.load_state_dict(agent.model.policy.state_dict())
     seen = []

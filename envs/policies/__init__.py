@@ -18,9 +18,16 @@ from torch import Tensor, nn
 
 from qgpo.networks import mlp
 
+DECIMALS = 6
+"""of an action on its scale: what processors round differently is far below"""
+
 
 class ActorPolicy(nn.Module):
-    """The actor of an SB3 SAC, TQC, TD3, DDPG, PPO or A2C policy with an MLP."""
+    """The actor of an SB3 SAC, TQC, TD3, DDPG, PPO or A2C policy with an MLP.
+
+    It computes in double precision and rounds its actions, so that they are the same on every
+    processor: a simulator would make another rollout of the last bit.
+    """
 
     log_std: Tensor
 
@@ -63,6 +70,7 @@ class ActorPolicy(nn.Module):
                 f"{action_space.shape[0]}: is it a policy of another environment?"
             )
         self.observation_dim = sizes[0]
+        self.double()
 
     def act(
         self,
@@ -79,6 +87,7 @@ class ActorPolicy(nn.Module):
             observations = np.concatenate([p.reshape(len(p), -1) for p in parts], axis=1)
         with torch.no_grad():
             actions = self._act(observations, generator, deterministic).numpy()
+        actions = np.round(actions, DECIMALS)
         low, high = self.action_space.low, self.action_space.high
         if self.kind == "gaussian":
             return np.asarray(np.clip(actions, low, high), dtype=np.float32)
@@ -88,7 +97,7 @@ class ActorPolicy(nn.Module):
         self, observations: NDArray[np.floating], generator: torch.Generator, deterministic: bool
     ) -> Tensor:
         """Actions as the network scales them: in [-1, 1], or in raw units where Gaussian."""
-        hidden = torch.as_tensor(observations, dtype=torch.float32)
+        hidden = torch.as_tensor(observations, dtype=torch.float64)
         if hidden.shape[-1] != self.observation_dim:
             raise ValueError(
                 f"the policy takes {self.observation_dim} observation dimensions, "
@@ -99,7 +108,7 @@ class ActorPolicy(nn.Module):
         if self.kind == "deterministic":
             return torch.tanh(mean)
         log_std = self.log_std_head(hidden) if self.kind == "squashed" else self.log_std
-        noise = torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float64)
         action = mean if deterministic else mean + torch.exp(log_std.clamp(-20, 2)) * noise
         return action if self.kind == "gaussian" else torch.tanh(action)
 

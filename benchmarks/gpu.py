@@ -1,0 +1,184 @@
+"""How long training and acting take on a GPU and on the CPU of the same machine.
+
+    python benchmarks/gpu.py --output benchmarks/gpu.json
+
+1. Every stage of a preset is trained in alternating turns on both devices, a few steps each, at the
+   preset's own batch sizes and networks. A step's time does not depend on what is learned, nor on
+   how many data there are, so the data are few. From the medians follows what the whole preset
+   takes on 100,000 transitions.
+2. Both act on batches of observations, in alternating turns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+
+from qgpo import PRESETS, QGPO
+from qgpo.agents.files import versions
+from qgpo.envs.datasets import OfflineDataset
+
+TRANSITIONS = 100_000
+STATES_PER_EPISODE = 1_000
+OBSERVATIONS = spaces.Box(-np.inf, np.inf, (17,), np.float32)
+ACTIONS = spaces.Box(-1.0, 1.0, (6,), np.float32)
+"""HalfCheetah's"""
+
+
+@dataclass
+class Args:
+    """Measure a GPU beside a CPU."""
+
+    presets: tuple[str, ...] = ("laptop", "paper")
+    """presets of QGPO"""
+    rounds: int = 5
+    """turns of each device per stage"""
+    steps: int = 20
+    """steps per turn"""
+    threads: int = 2
+    """torch threads of the CPU"""
+    acting_rounds: int = 50
+    """calls of each device per batch size"""
+    batch_sizes: tuple[int, ...] = (1, 100, 10_000)
+    """observations in a call"""
+    device: str = "cuda"
+    """the device beside the CPU"""
+    output: Path = Path("benchmarks/gpu.json")
+    """JSON to write"""
+
+
+class Turn(BaseCallback):
+    """Ends training at the `last` step of a stage; `seconds` since the step after `first`."""
+
+    def __init__(self, stage: str, first: int, last: int) -> None:
+        super().__init__()
+        self.stage, self.first, self.last = stage, first, last
+        self.began = self.seconds = 0.0
+
+    def _on_step(self) -> bool:
+        done: int = self.model.progress[self.stage]  # type: ignore[attr-defined]
+        if done == self.first + 1:  # tables over all states are made before the first step
+            wait()
+            self.began = time.perf_counter()
+        if done < self.last:
+            return True
+        wait()
+        self.seconds = (time.perf_counter() - self.began) / (self.last - self.first - 1)
+        return False
+
+
+def wait() -> None:
+    """Until the GPU has done what it was asked."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def noise(transitions: int) -> OfflineDataset:
+    """One episode of random numbers in HalfCheetah's spaces."""
+    rng = np.random.default_rng(0)
+    last = np.arange(transitions) == transitions - 1
+    return OfflineDataset(
+        id="bench/noise-v0",
+        states=rng.standard_normal((transitions + 1, 17), np.float32),
+        actions=rng.uniform(-1, 1, (transitions, 6)).astype(np.float32),
+        rewards=rng.standard_normal(transitions, np.float32),
+        terminations=np.zeros(transitions, np.bool_),
+        truncations=last,
+        episode_starts=np.zeros(1, np.int64),
+        observation_space=OBSERVATIONS,
+        action_space=ACTIONS,
+    )
+
+
+def training(preset: str, args: Args) -> dict[str, Any]:
+    """Milliseconds per step of every stage on both devices, and hours for the whole preset."""
+    whole = PRESETS[preset]
+    total = args.rounds * args.steps
+    names = ("whitening_steps", "behavior_steps", "critic_steps", "energy_steps")
+    few = {name: total for name in names if getattr(whole, name)}
+    agents = {
+        device: QGPO(replace(whole, **few), seed=0, device=device)
+        for device in ("cpu", args.device)
+    }
+    per_chunk = agents["cpu"]._states_per_chunk
+    dataset = noise(total * per_chunk - 1)
+    stages: dict[str, dict[str, float]] = {}
+    hours = dict.fromkeys(agents, 0.0)
+    chunks = math.ceil((TRANSITIONS + TRANSITIONS // STATES_PER_EPISODE) / per_chunk)
+    for stage in agents["cpu"].stages:
+        steps = chunks if stage == "support" else getattr(whole, f"{stage}_steps")
+        if not steps:
+            continue
+        seconds: dict[str, list[float]] = {device: [] for device in agents}
+        for i in range(args.rounds):
+            for device in sorted(agents, reverse=i % 2 == 0):
+                turn = Turn(stage, i * args.steps, (i + 1) * args.steps)
+                agents[device].learn(dataset, turn, reset_num_timesteps=False)
+                seconds[device].append(turn.seconds)
+        median = {device: statistics.median(values) for device, values in seconds.items()}
+        stages[stage] = {
+            "steps": steps,
+            **{f"{device}_milliseconds": 1e3 * value for device, value in median.items()},
+            "ratio": median["cpu"] / median[args.device],
+        }
+        for device, value in median.items():
+            hours[device] += steps * value / 3600.0
+        print(f"{preset} {stage}: {json.dumps(stages[stage])}", flush=True)
+    return {"stages": stages, "hours": hours, "ratio": hours["cpu"] / hours[args.device]}
+
+
+def acting(args: Args) -> dict[str, Any]:
+    """Milliseconds per `predict` of the laptop preset."""
+    agents = {device: QGPO("laptop", device=device) for device in ("cpu", args.device)}
+    for agent in agents.values():
+        agent.set_spaces(OBSERVATIONS, ACTIONS, "the benchmark")
+    rows = {}
+    for n in args.batch_sizes:
+        observations = np.random.default_rng(0).standard_normal((n, 17), np.float32)
+        seconds: dict[str, list[float]] = {device: [] for device in agents}
+        for i in range(args.acting_rounds + 5):
+            for device, agent in agents.items():
+                began = time.perf_counter()
+                agent.predict(observations)
+                if i >= 5:
+                    seconds[device].append(time.perf_counter() - began)
+        median = {device: statistics.median(values) for device, values in seconds.items()}
+        rows[str(n)] = {
+            **{f"{device}_milliseconds": 1e3 * value for device, value in median.items()},
+            "ratio": median["cpu"] / median[args.device],
+        }
+        print(f"acting on {n}: {json.dumps(rows[str(n)])}", flush=True)
+    return rows
+
+
+def main(args: Args) -> None:
+    """Measure, print and write, anew after every part."""
+    torch.set_num_threads(args.threads)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else args.device
+    results: dict[str, Any] = {
+        "device": name,
+        "threads": args.threads,
+        "steps_per_turn": args.steps,
+        "versions": versions(),
+        "training": {},
+    }
+    for preset in args.presets:
+        results["training"][preset] = training(preset, args)
+        args.output.write_text(json.dumps(results, indent=1) + "\n")
+    results["acting"] = acting(args)
+    args.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
