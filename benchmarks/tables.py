@@ -1,0 +1,198 @@
+"""The tables of README.md and docs/results.md, in Markdown, from the measured returns.
+
+    python benchmarks/tables.py
+
+A number is the mean over agents and episodes; in brackets the 95 % bootstrap interval over both,
+behind it the number of agents (trainings, or ensembles) where it is not the usual one. Below each
+table: on which datasets QGPO's interval lies above that of every baseline that was measured there,
+alone, together or trained longer, and where QGPO's mean is below the data's or below that of its
+own imitation, with the interval of the difference in the same episodes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from qgpo.statistics import hierarchical_bootstrap
+
+Measured = dict[str, Any]
+"""one agent's JSON: a cell, or an ensemble of together.py"""
+Scale = float | str | None
+
+DATASETS = (
+    "zoo/halfcheetah/medium-expert-v0",
+    "zoo/hopper/medium-expert-v0",
+    "zoo/halfcheetah/medium-v0",
+    "zoo/hopper/medium-v0",
+    "qgpo/halfcheetah/mixed-v0",
+    "qgpo/hopper/mixed-v0",
+    "qgpo/halfcheetah/simple-v0",
+    "qgpo/hopper/simple-v0",
+    "qgpo/halfcheetah/medium-v0",
+    "qgpo/hopper/medium-v0",
+)
+BASELINES: tuple[tuple[str, str, Scale], ...] = (
+    ("BC", "BC", None),
+    ("TD3+BC", "TD3+BC", None),
+    ("IQL", "IQL", None),
+)
+OURS: tuple[tuple[str, str, Scale], ...] = (
+    ("QGPO, w = 0", "QGPO", 0.0),
+    ("**QGPO, w = 1**", "QGPO", 1.0),
+)
+TUNED: tuple[tuple[str, str, Scale], ...] = (("**QGPO, tuned**", "QGPO", "tuned"),)
+SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 4.0)
+
+
+@dataclass
+class Args:
+    """Tables from cells and ensembles."""
+
+    cells: tuple[Path, ...] = (
+        Path("benchmarks/locomotion"),
+        Path("benchmarks/bundled"),
+        Path("benchmarks/seeds"),
+        Path("benchmarks/budgets"),
+    )
+    """folders with the results of single trainings"""
+    together: Path = Path("benchmarks/together.json")
+    """what together.py wrote"""
+
+
+def returns_of(agents: Iterable[Measured], scale: Scale) -> list[list[float]]:
+    """Every agent's episode returns at that scale, or at the one that tuning took."""
+    found = []
+    for agent in agents:
+        wanted = agent["tuning"]["best"] if scale == "tuned" else scale
+        found += [e["returns"] for e in agent["evaluations"] if e["guidance_scale"] == wanted]
+    return found
+
+
+def entry(returns: list[list[float]], usual: int) -> str:
+    """Mean, interval, and how many agents where it is not the usual number."""
+    if not returns:
+        return "-"
+    low, high = hierarchical_bootstrap(returns)
+    number = "" if len(returns) == usual else f", {len(returns)}"
+    return f"{np.mean(returns):.0f} [{low:.0f}, {high:.0f}]{number}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def comparison(
+    agents: dict[tuple[str, str], list[Measured]],
+    columns: tuple[tuple[str, str, Scale], ...],
+    data: dict[str, float],
+    normalize: dict[str, Callable[[float], float]],
+    rivals: dict[str, float],
+    usual: int,
+) -> str:
+    """A row per dataset, a column per agent, and what follows from it."""
+    rows, scores = [], {name: [normalize[d](data[d]) for d in data] for name in ("data",)}
+    verdicts: dict[str, list[str]] = {}
+    for dataset, of_data in data.items():
+        row, returns = [f"`{dataset.removesuffix('-v0')}`", f"{of_data:.0f}"], {}
+        for name, label, scale in columns:
+            returns[name] = returns_of(agents.get((label, dataset), []), scale)
+            row.append(entry(returns[name], usual))
+            if returns[name]:
+                scores.setdefault(name, []).append(normalize[dataset](np.mean(returns[name])))
+        rows.append(row)
+        for name, label, _ in columns:
+            if label != "QGPO" or not returns[name]:
+                continue
+            if hierarchical_bootstrap(returns[name])[0] > rivals[dataset]:
+                verdicts.setdefault(f"{name} is clear of the baselines", []).append(dataset)
+            if np.mean(returns[name]) < of_data:
+                verdicts.setdefault(f"{name} is below the data", []).append(dataset)
+            imitation = returns["QGPO, w = 0"]
+            if np.mean(returns[name]) < np.mean(imitation):
+                differences = np.array(returns[name]) - np.array(imitation)
+                text = f"{dataset} ({entry(differences.tolist(), len(differences))})"
+                verdicts.setdefault(f"{name} is below its w = 0", []).append(text)
+    means = [
+        f"{np.mean(s):.1f}" if len(s) == len(data) else "-"
+        for s in (scores.get(name, []) for name in ("data", *(name for name, _, _ in columns)))
+    ]
+    head = ["", "data", *(name for name, _, _ in columns)]
+    notes = "".join(f"- {what}, {len(d)}: {', '.join(d)}\n" for what, d in sorted(verdicts.items()))
+    return f"{table(head, [*rows, ['normalised mean', *means]])}\n{notes}"
+
+
+def main(args: Args) -> None:
+    """Print."""
+    cells: dict[tuple[str, str], list[Measured]] = {}
+    data: dict[str, float] = {}
+    normalize: dict[str, Callable[[float], float]] = {}
+    singles = [json.loads(f.read_text()) for d in args.cells for f in sorted(d.glob("*.json"))]
+    for cell in singles:
+        name, about = cell["measured"]["dataset"], cell["dataset"]
+        cells.setdefault((cell["label"], name), []).append(cell)
+        data[name] = float(np.mean(about["returns"]))
+        low, high = about["reference"]["minimum"], about["reference"]["maximum"]
+        normalize[name] = lambda x, low=low, high=high: 100.0 * (x - low) / (high - low)
+    data = {name: data[name] for name in DATASETS if name in data}
+    together: dict[tuple[str, str], list[Measured]] = {}
+    for row in json.loads(args.together.read_text()):
+        together.setdefault((row["label"], row["measured"]["dataset"]), []).append(row)
+
+    rivals = {
+        dataset: max(
+            hierarchical_bootstrap(returns_of(of_label, None))[1]
+            for measured in (cells, together)
+            for (label, name), of_label in measured.items()
+            if name == dataset and not label.startswith(("QGPO", "AEPO", "QIPO", "SB3", "online"))
+        )
+        for dataset in data
+    }
+
+    print("## One training\n")
+    print(comparison(cells, (*BASELINES, *OURS), data, normalize, rivals, 3))
+    print("## Three trainings together\n")
+    print(comparison(together, (*BASELINES, *OURS, *TUNED), data, normalize, rivals, 1))
+    for title, agents, usual in (("One training", cells, 3), ("Together", together, 1)):
+        print(f"## {title}, QGPO at every scale\n")
+        rows = [
+            [f"`{d.removesuffix('-v0')}`"]
+            + [entry(returns_of(agents.get(("QGPO", d), []), w), usual) for w in SCALES]
+            for d in data
+        ]
+        print(table(["", *(f"w = {w:g}" for w in SCALES)], rows))
+    print("## Each ensemble\n")
+    rows = []
+    for d in data:
+        for row in together.get(("QGPO", d), []):
+            means = {
+                e["guidance_scale"]: f"{np.mean(e['returns']):.0f}" for e in row["evaluations"]
+            }
+            seeds = ", ".join(map(str, row["seeds"]))
+            rows.append(
+                [f"`{d.removesuffix('-v0')}`", seeds, f"{row['tuning']['best']:g}"]
+                + [means.get(w, "-") for w in SCALES]
+            )
+    print(table(["", "seeds", "chosen", *(f"w = {w:g}" for w in SCALES)], rows))
+    print("## CPU-seconds of training, bundled data\n")
+    for label in ("BC", "TD3+BC", "IQL", "QGPO"):
+        seconds = [
+            cell["training"]["cpu_seconds"]
+            for d in data
+            if d.startswith("qgpo/")
+            for cell in cells.get((label, d), [])
+        ]
+        if seconds:
+            print(f"- {label}: {np.mean(seconds):.0f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
