@@ -239,6 +239,11 @@ def _train(
     path = folder.path / "clock.json"
     if folder.checkpoint.exists():
         agent = cell.agent_class.load(folder.checkpoint, device=cell.device)
+        if agent.dataset_fingerprint not in (None, dataset.fingerprint):
+            raise CellError(
+                f"{folder.checkpoint} learned from other data than {cell.dataset!r} has now "
+                f"({agent.dataset_fingerprint}, not {dataset.fingerprint}): move that folder away"
+            )
         print(f"{cell.name}: going on from timestep {agent.num_timesteps}", flush=True)
     else:
         agent = cell.agent_class(cell.config, seed=cell.seed, device=cell.device)

@@ -3,9 +3,8 @@
 For every scale the policy acts in an ensemble of networks that predict the environment's next
 step. Where the members disagree over ten steps twice as much as anywhere in held-out data the
 model guesses; an episode that comes there gets the mean reward of the dataset's worst episode (at
-most 0) for every step that is left (after MOReL, Kidambi et al. 2020, arXiv 2005.05951). The
-smallest scale that is within one standard error of the highest mean return is taken: guidance seeks
-what Q and the model overrate, so more of it has to show that it pays.
+most 0) for every step that is left (after MOReL, Kidambi et al. 2020, arXiv 2005.05951). The scale
+with the highest mean return is taken.
 """
 
 from __future__ import annotations
@@ -58,49 +57,26 @@ class GuidanceTuning:
     left_data: NDArray[np.bool_]
     """(scales, rollouts) whether the episode left the data"""
     best: float
-    """the smallest scale within one standard error of the highest mean return"""
+    """the scale with the highest mean return; the smaller one of equals"""
 
     def as_dict(self) -> dict[str, Any]:
         """Means per scale and the choice, for JSON."""
-        behind, errors = behind_the_highest(self.returns)
         return {
             "scales": list(self.scales),
             "returns": self.returns.mean(axis=1).tolist(),
-            "behind": behind.tolist(),
-            "behind_standard_error": errors.tolist(),
             "left_data": self.left_data.mean(axis=1).tolist(),
             "best": self.best,
         }
 
     def __str__(self) -> str:
-        lines = [
-            f"{'w':>6s}{'predicted return':>18s}{'behind':>9s}{'± s.e.':>9s}{'left data':>11s}"
-        ]
-        columns = self.scales, self.returns, *behind_the_highest(self.returns), self.left_data
-        for w, row, less, error, left in zip(*columns, strict=True):
+        lines = [f"{'w':>6s}{'predicted return':>18s}{'± s.e.':>9s}{'left the data':>15s}"]
+        errors = self.returns.std(axis=1) / np.sqrt(self.returns.shape[1])
+        for w, row, error, left in zip(
+            self.scales, self.returns, errors, self.left_data, strict=True
+        ):
             mark = "  <" if w == self.best else ""
-            numbers = f"{row.mean():18.1f}{less:9.1f}{error:9.1f}{left.mean():11.0%}"
-            lines.append(f"{w:6g}{numbers}{mark}")
+            lines.append(f"{w:6g}{row.mean():18.1f}{error:9.1f}{left.mean():15.0%}{mark}")
         return "\n".join(lines)
-
-
-def behind_the_highest(returns: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """By how much each scale's mean return (scales, rollouts) is below the highest one, (scales,).
-
-    And the standard error of that: rollouts begin alike for every scale, so it is that of the
-    differences between them.
-    """
-    differences = returns[int(np.argmax(returns.mean(axis=1)))] - returns
-    return differences.mean(axis=1), differences.std(axis=1, ddof=1) / returns.shape[1] ** 0.5
-
-
-def smallest_within_one_error(returns: NDArray[Any]) -> int:
-    """Index of the scale that is taken, of mean returns (scales, rollouts) of ascending scales.
-
-    The one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, 3.4.3).
-    """
-    behind, errors = behind_the_highest(returns)
-    return int(np.argmax(behind <= errors))
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
@@ -215,8 +191,8 @@ def tune_guidance(
     The agents' method of that name, and `Ensemble`'s. An ensemble of networks learns the
     environment's steps from the dataset in `steps` gradient steps; at each of the `scales` the
     trained agent plays `rollouts` episodes in it, as long as the data's (at most the environment's
-    limit), with `deterministic` actions or sampled ones. The smallest scale that is within one
-    standard error of the best becomes the attribute and the configuration's, so files keep it.
+    limit), with `deterministic` actions or sampled ones. The best scale becomes the attribute and
+    the configuration's, so files keep it.
 
     Raises RuntimeError before training has ended, AttributeError for an ensemble with agents that
     have no guidance scale, ValueError for scales outside [0, 1e9], other data than those of the
@@ -270,6 +246,6 @@ def tune_guidance(
     left = np.stack([x.cpu().numpy() for _, x in results])
     if not np.isfinite(returns).all():
         raise NonFiniteError(f"returns in the model of {dataset.id!r} are not finite")
-    best = chosen[smallest_within_one_error(returns)]
+    best = chosen[int(np.argmax(returns.mean(axis=1)))]
     agent.configure_guidance(best)
     return GuidanceTuning(chosen, returns, left, best)

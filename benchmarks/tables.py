@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from qgpo.statistics import hierarchical_bootstrap
+from qgpo.statistics import hierarchical_bootstrap, loss_of_choice
 
 Measured = dict[str, Any]
 """one agent's JSON: a cell, or an ensemble of together.py"""
@@ -38,6 +38,8 @@ DATASETS = (
     "qgpo/halfcheetah/medium-v0",
     "qgpo/hopper/medium-v0",
 )
+RIVALS = ("BC", "TD3+BC", "IQL", "Diffusion-QL")
+"""labels that begin so are baselines', trained as long or longer"""
 BASELINES: tuple[tuple[str, str, Scale], ...] = (
     ("BC", "BC", None),
     ("TD3+BC", "TD3+BC", None),
@@ -99,7 +101,7 @@ def comparison(
     usual: int,
 ) -> str:
     """A row per dataset, a column per agent, and what follows from it."""
-    rows, scores = [], {name: [normalize[d](data[d]) for d in data] for name in ("data",)}
+    rows, scores = [], {"data": [normalize[d](data[d]) for d in data]}
     verdicts: dict[str, list[str]] = {}
     for dataset, of_data in data.items():
         row, returns = [f"`{dataset.removesuffix('-v0')}`", f"{of_data:.0f}"], {}
@@ -110,7 +112,8 @@ def comparison(
                 scores.setdefault(name, []).append(normalize[dataset](np.mean(returns[name])))
         rows.append(row)
         for name, label, _ in columns:
-            if label != "QGPO" or not returns[name]:
+            complete = all(len(returns[baseline]) >= usual for baseline, _, _ in BASELINES)
+            if label != "QGPO" or len(returns[name]) < usual or not complete:
                 continue
             if hierarchical_bootstrap(returns[name])[0] > rivals[dataset]:
                 verdicts.setdefault(f"{name} is clear of the baselines", []).append(dataset)
@@ -130,21 +133,42 @@ def comparison(
     return f"{table(head, [*rows, ['normalised mean', *means]])}\n{notes}"
 
 
+def lost_by(
+    ensembles: list[Measured], scale: Scale, normalize: Callable[[float], float]
+) -> tuple[float, float]:
+    """Normalised points to the best played scale, and the halved loss (benchmarks/tuning.py)."""
+    upper, halved = [], []
+    points = normalize(1.0) - normalize(0.0)
+    for one in ensembles:
+        scales = [e["guidance_scale"] for e in one["evaluations"]]
+        returns = np.array([e["returns"] for e in one["evaluations"]])
+        index = scales.index(one["tuning"]["best"] if scale == "tuned" else scale)
+        means = returns.mean(axis=1)
+        upper.append((means.max() - means[index]) * points)
+        halved.append(loss_of_choice(returns, index) * points)
+    return float(np.mean(upper)), float(np.mean(halved))
+
+
 def main(args: Args) -> None:
     """Print."""
     cells: dict[tuple[str, str], list[Measured]] = {}
     data: dict[str, float] = {}
+    fingerprints: dict[str, str] = {}
     normalize: dict[str, Callable[[float], float]] = {}
     singles = [json.loads(f.read_text()) for d in args.cells for f in sorted(d.glob("*.json"))]
     for cell in singles:
         name, about = cell["measured"]["dataset"], cell["dataset"]
         cells.setdefault((cell["label"], name), []).append(cell)
+        if fingerprints.setdefault(name, about["fingerprint"]) != about["fingerprint"]:
+            raise SystemExit(f"cells of {name} were measured on different data under that name")
         data[name] = float(np.mean(about["returns"]))
         low, high = about["reference"]["minimum"], about["reference"]["maximum"]
         normalize[name] = lambda x, low=low, high=high: 100.0 * (x - low) / (high - low)
     data = {name: data[name] for name in DATASETS if name in data}
     together: dict[tuple[str, str], list[Measured]] = {}
     for row in json.loads(args.together.read_text()):
+        if row["fingerprint"] != fingerprints.get(row["measured"]["dataset"]):
+            raise SystemExit(f"{row['label']}, {row['seeds']}: an ensemble of other data")
         together.setdefault((row["label"], row["measured"]["dataset"]), []).append(row)
 
     rivals = {
@@ -152,7 +176,7 @@ def main(args: Args) -> None:
             hierarchical_bootstrap(returns_of(of_label, None))[1]
             for measured in (cells, together)
             for (label, name), of_label in measured.items()
-            if name == dataset and not label.startswith(("QGPO", "AEPO", "QIPO", "SB3", "online"))
+            if name == dataset and label.startswith(RIVALS)
         )
         for dataset in data
     }
@@ -182,7 +206,16 @@ def main(args: Args) -> None:
                 + [means.get(w, "-") for w in SCALES]
             )
     print(table(["", "seeds", "chosen", *(f"w = {w:g}" for w in SCALES)], rows))
-    print("## CPU-seconds of training, bundled data\n")
+    print("What a choice loses to the best scale, normalised points, halved to upper estimate:\n")
+    for name, scale in (("tuned", "tuned"), *((f"w = {w:g}", w) for w in SCALES[1:5])):
+        lost = [
+            lost_by(together[("QGPO", d)], scale, normalize[d])
+            for d in data
+            if ("QGPO", d) in together
+        ]
+        upper, halved = np.mean(lost, axis=0)
+        print(f"- {name}: {halved:.1f} to {upper:.1f}")
+    print("\n## CPU-seconds of training, bundled data\n")
     for label in ("BC", "TD3+BC", "IQL", "QGPO"):
         seconds = [
             cell["training"]["cpu_seconds"]

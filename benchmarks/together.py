@@ -81,7 +81,13 @@ def what(group: Group) -> dict[str, Any]:
     shared = [{k: v for k, v in cell["measured"].items() if k != "seed"} for cell, _ in group]
     if any(one != shared[0] for one in shared):
         raise SystemExit(f"cells of seeds {seeds_of(group)} differ by more than their seed")
-    return {"label": group[0][0]["label"], "seeds": seeds_of(group), "measured": shared[0]}
+    [data] = {cell["dataset"]["fingerprint"] for cell, _ in group}
+    return {
+        "label": group[0][0]["label"],
+        "seeds": seeds_of(group),
+        "measured": shared[0],
+        "fingerprint": data,
+    }
 
 
 def measure(group: Group) -> dict[str, Any]:

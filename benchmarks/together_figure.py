@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import tyro
+from tables import DATASETS
 
 from qgpo.envs.figures import BLUE, GRAY, ORANGE
 from qgpo.statistics import hierarchical_bootstrap
@@ -50,13 +51,13 @@ def returns_at(row: dict[str, Any], scale: float | str | None) -> list[float]:
 
 
 def data_means(folders: tuple[Path, ...]) -> dict[str, float]:
-    """Mean return of each dataset, those with experts first."""
+    """Mean return of each dataset."""
     means: dict[str, float] = {}
     for folder in folders:
         for file in sorted(folder.glob("*-BC-s0.json")):
             dataset = json.loads(file.read_text())["dataset"]
             means[dataset["id"]] = float(np.mean(dataset["returns"]))
-    return dict(sorted(means.items(), key=lambda item: "expert" not in item[0]))
+    return {name: means[name] for name in DATASETS if name in means}
 
 
 def main(args: Args) -> None:
@@ -65,7 +66,7 @@ def main(args: Args) -> None:
 
     rows = json.loads(args.measured.read_text())
     data = data_means(args.results)
-    figure, grid = plt.subplots(2, 3, figsize=(10.5, 4.6), layout="constrained", sharey=True)
+    figure, grid = plt.subplots(2, 5, figsize=(14.5, 4.8), layout="constrained", sharey=True)
     for axis, (name, mean) in zip(grid.flat, data.items(), strict=True):
         for y, (label, scale, color) in enumerate(reversed(ROWS)):
             agent = label.split(",")[0]

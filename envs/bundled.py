@@ -118,7 +118,7 @@ def ensure(dataset_id: str, progress_bar: bool = True) -> None:
         dataset_id,
         episodes,
         recipe.env_id,
-        "SAC",
+        "PPO",
         f"Rollouts with sampled actions of {', '.join(recipe.policies)}, {turns}, in "
         f"{recipe.env_id}, seed {recipe.seed}.",
     )
@@ -130,9 +130,9 @@ def warn_of_other_data(dataset: OfflineDataset) -> None:
     if recipe is None or recipe.fingerprint in (None, dataset.fingerprint):
         return
     warnings.warn(
-        f"dataset {dataset.id!r} in {get_dataset_path(dataset.id)} is not the published one: "
-        "another version of the package or of MuJoCo made it, or a processor whose arithmetic "
-        "differs. It can be learned from, but its scores are of other data than those in the "
-        "documentation. Delete that folder to have it made anew",
+        f"dataset {dataset.id!r} in {get_dataset_path(dataset.id)} is not the published one: it "
+        "can be learned from, but scores compare with no others. Another version of the package "
+        "or of MuJoCo made it (delete that folder to have it made anew; agents that began with "
+        "it then cannot go on), or a processor whose arithmetic differs (there it stays so)",
         stacklevel=3,
     )

@@ -55,7 +55,7 @@ def collect(
     their end: dropping them would favour short ones. Reproducible from the seed, on one machine:
     with several torch threads sums are rounded differently, and a simulator makes that another
     rollout, so one is used. Policies that round their actions, as an ActorPolicy does, are rolled
-    out alike on all machines whose C library computes alike.
+    out alike on all machines with the same MuJoCo whose C library computes alike.
     """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -47,16 +47,15 @@ def load_dataset(
 ) -> OfflineDataset:
     """Read a Minari dataset, by id or opened.
 
-    Ids under `qgpo/` are made on first use from the bundled policies (half a minute), the same on
-    every processor, and it is warned where they are not; other ids
-    are looked up in Minari's local folder (`MINARI_DATASETS_PATH`) and, with `download`, on its
-    remote. An id without version means the newest: of the local ones if there are any, else of
-    the remote ones. `storage="memmap"` is for data larger than memory: on first use they are
-    converted into files beside Minari's, from which agents train without reading them whole; the
-    arrays, and what is learned from them, are the same. Dict observations become vectors, and
-    episodes follow the rules of the environment that agents play in, as the dataset's row of
-    `qgpo.envs.families` says; a dataset that is in no row is warned about. Raises ValueError for
-    unknown ids, unsupported spaces and invalid data.
+    Ids under `qgpo/` are made on first use from the bundled policies (half a minute; a warning says
+    where they are not the numbers that were published); other ids are looked up in Minari's local
+    folder (`MINARI_DATASETS_PATH`) and, with `download`, on its remote. An id without version means
+    the newest: of the local ones if there are any, else of the remote ones. `storage="memmap"` is
+    for data larger than memory: on first use they are converted into files beside Minari's, from
+    which agents train without reading them whole; the arrays, and what is learned from them, are
+    the same. Dict observations become vectors, and episodes follow the rules of the environment
+    that agents play in, as the dataset's row of `qgpo.envs.families` says; a dataset that is in no
+    row is warned about. Raises ValueError for unknown ids, unsupported spaces and invalid data.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}, expected one of {list(STORAGES)}")
@@ -74,7 +73,7 @@ def load_dataset(
         raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
     reader = _Reader.of(source)
     read = _map(reader, progress_bar) if storage == "memmap" else _read(reader)
-    if source.total_episodes == source.storage.total_episodes:
+    if reader.is_whole:
         bundled.warn_of_other_data(read)
     return read
 
@@ -99,6 +98,11 @@ class _Reader:
     adapter: ObservationAdapter | None
     observation_space: spaces.Box
     action_space: spaces.Box
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all stored episodes are meant, not some that were chosen."""
+        return bool(self.source.total_episodes == self.source.storage.total_episodes)
 
     @classmethod
     def of(cls, source: MinariDataset) -> _Reader:
@@ -141,8 +145,7 @@ def _map(reader: _Reader, progress_bar: bool) -> OfflineDataset:
     data = Path(source.storage.data_path)
     indices = np.asarray(source.episode_indices, dtype=np.int64)
     chosen = hashlib.sha256(indices.tobytes()).hexdigest()
-    whole = len(indices) == source.storage.total_episodes
-    folder = data.parent / ("memmap" if whole else f"memmap-{chosen[:12]}")
+    folder = data.parent / ("memmap" if reader.is_whole else f"memmap-{chosen[:12]}")
     about = {
         "episodes": chosen,
         "rule": reader.family.episodes,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
 from qgpo.agents.acting import Acting
+from qgpo.agents.files import versions
 from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.runs import RunFolder
 from qgpo.envs import Evaluation, load_dataset
@@ -245,7 +245,7 @@ def write(
         "seed": args.seed,
         "deterministic": args.deterministic,
         "max_episode_steps": args.max_episode_steps,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": versions(),
         "evaluations": [{"guidance_scale": scale, **dataclasses.asdict(e)} for scale, e in results],
     }
     folder.write_json(output, about)

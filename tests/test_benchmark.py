@@ -10,7 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, WHITENED, same_parameters, subprocess_environment, write_buffers
+from conftest import (
+    ROOT,
+    WHITENED,
+    make_dataset,
+    same_parameters,
+    subprocess_environment,
+    write_buffers,
+)
 from gymnasium import make
 from minari.data_collector import EpisodeBuffer
 
@@ -239,6 +246,17 @@ def test_another_training_under_the_same_name_is_refused(measured, data):
     assert "was made with beta = 30.0, the plan has 10.0" in done.stderr
     with pytest.raises(CellError, match=r"config.json was made with beta"):
         run_cell(read_plan(other)[0], measured / "runs" / "plan")
+
+
+def test_a_checkpoint_of_other_data_is_not_evaluated_on_todays(data, plan, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
+    [cell, *_] = read_plan(plan)
+    agent = QGPO(cell.config, seed=cell.seed, device="cpu")
+    agent._prepare(make_dataset(observation_dim=3))
+    agent.dataset_fingerprint = "0" * 64
+    agent.save(tmp_path / "runs" / cell.name / "checkpoint.zip")
+    with pytest.raises(CellError, match=r"learned from other data than 'test/pendulum/tiny-v0'"):
+        run_cell(cell, tmp_path / "runs")
 
 
 def test_options_that_came_later_count_as_their_defaults(measured, tmp_path):

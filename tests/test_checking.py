@@ -6,6 +6,8 @@ from conftest import numbered_episodes, write_buffers
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from qgpo import load_dataset
+from qgpo.envs.bundled import RECIPES, Recipe
 from qgpo.envs.checking import check_dataset
 from qgpo.envs.local import folder_of
 
@@ -35,6 +37,17 @@ def test_a_good_dataset_has_no_bad_finding():
     assert finding(report, "episodes").text == "all 2 are there, 5 steps"
     assert finding(report, "ends").text == "1 terminated, 1 truncated"
     assert [finding(report, f).ok for f in ("files", "environment", "scores")] == [None] * 3
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_other_data_under_a_bundled_id_are_a_finding(same, monkeypatch):
+    write_buffers(buffers(), "qgpo/numbered-v0")
+    fingerprint = load_dataset("qgpo/numbered-v0").fingerprint if same else "0" * 64
+    recipe = Recipe("Pendulum-v1", (), fingerprint=fingerprint)
+    monkeypatch.setitem(RECIPES, "qgpo/numbered-v0", recipe)
+    report = check_dataset("qgpo/numbered-v0")
+    assert finding(report, "published").ok is same
+    assert report.ok is same
 
 
 def test_without_version_the_newest_is_checked():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import minari
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from minari.storage.datasets_root_dir import get_dataset_path
 
 from qgpo import load_dataset
@@ -199,6 +201,14 @@ def test_other_data_under_a_bundled_id_are_warned_about(recipe, monkeypatch):
             assert any("mixed-v0' in" in t and "not the published one" in t for t in told) is (
                 is_warned
             )
+
+
+def test_published_fingerprints_are_those_of_the_benchmark():
+    found = {}
+    for file in (ROOT / "benchmarks" / "bundled").glob("*.json"):
+        about = json.loads(file.read_text())["dataset"]
+        found.setdefault(about["id"], set()).add(about["fingerprint"])
+    assert found == {name: {recipe.fingerprint} for name, recipe in bundled.RECIPES.items()}
 
 
 ROLLOUT = """

@@ -98,6 +98,25 @@ def test_sampled_actions_follow_the_generator_and_stay_inside(name, tmp_path):
     assert len(np.unique(first, axis=0)) > 100
 
 
+@pytest.mark.parametrize("box", sorted(BOXES))
+@pytest.mark.parametrize("algorithm", ["SAC", "PPO"])
+def test_actions_are_rounded_to_a_millionth_of_half_their_range(algorithm, box, tmp_path):
+    make_model(algorithm, box).save(tmp_path / "model.zip")
+    policy = load_policy(tmp_path / "model.zip", BOXES[box])
+    actions = policy.act(np.random.default_rng(0).normal(size=(50, 3)), torch.Generator())
+    low, half = BOXES[box].low.astype(float), (BOXES[box].high - BOXES[box].low).astype(float) / 2
+    steps = (actions - (low + half if algorithm == "SAC" else 0.0)) / half * 1e6
+    assert np.abs(steps - np.round(steps)).max() < 0.5 * np.abs(steps).max() * 2.0**-22
+    assert len(np.unique(actions)) > 40
+
+
+def test_small_bounds_do_not_round_actions_away(tmp_path):
+    box = spaces.Box(-1e-6, 1e-6, (2,), np.float32)
+    make_model("PPO", "unit").save(tmp_path / "model.zip")
+    policy = load_policy(tmp_path / "model.zip", box)
+    assert np.abs(policy.act(np.zeros((9, 3)), torch.Generator())).max() > 0.0
+
+
 def test_snapshot_by_hand(tmp_path):
     from safetensors.torch import save_file
 
@@ -112,7 +131,7 @@ def test_snapshot_by_hand(tmp_path):
     policy = load_policy(tmp_path / "actor.safetensors", spaces.Box(-9, 9, (1,), np.float32))
     out = policy.act(np.array([[1.0], [-3.0], [100.0]]), torch.Generator(), deterministic=True)
     # 2 (1.5) - 1; 4 (3) - 1 clipped; 2 (100.5) - 1 clipped
-    assert out[:, 0].tolist() == [2.0, 9.0, 9.0]
+    assert out[:, 0].tolist() == pytest.approx([2.0, 9.0, 9.0], abs=0.5e-6 * 9.0 + 1e-7)
 
 
 def write_zip(path, **members):

@@ -9,14 +9,7 @@ from tqdm import tqdm
 from qgpo import QGPO
 from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.training import NonFiniteError
-from qgpo.agents.tuning import (
-    GuidanceTuning,
-    check_scales,
-    fit_dynamics,
-    imagine,
-    smallest_within_one_error,
-    tune_guidance,
-)
+from qgpo.agents.tuning import check_scales, fit_dynamics, imagine, tune_guidance
 from qgpo.dynamics import DynamicsEnsemble, Prediction
 
 EPISODES = 60
@@ -132,24 +125,6 @@ def test_the_scale_whose_actions_pay_is_chosen():
     assert found.returns[1].mean() < found.returns[2].mean()
     assert "  1 " in str(found)
     assert "<" in str(found).splitlines()[3]
-
-
-def test_more_guidance_has_to_show_that_it_pays():
-    highest = np.array([10.0, 20.0, 30.0, 40.0])
-    unclear = highest - [0.0, 1.0, 3.0, -1.0]  # behind by 0.75 ± 0.85
-    clear = highest - 0.75  # the same, with certainty
-    assert smallest_within_one_error(np.stack([unclear, highest])) == 0
-    assert smallest_within_one_error(np.stack([clear, highest])) == 1
-    assert smallest_within_one_error(np.stack([clear, unclear, highest])) == 1
-    assert smallest_within_one_error(np.stack([highest, unclear])) == 0
-    assert smallest_within_one_error(np.stack([highest, highest])) == 0
-    left = np.zeros((2, 4), bool)
-    found = GuidanceTuning((0.0, 1.0), np.stack([unclear, highest]), left, 0.0)
-    about = found.as_dict()
-    assert about["behind"] == [0.75, 0.0]
-    error = np.std([0.0, 1.0, 3.0, -1.0], ddof=1) / 2.0
-    assert about["behind_standard_error"] == [pytest.approx(error), 0.0]
-    assert str(found).splitlines()[1].split() == ["0", "24.2", "0.8", "0.9", "0%", "<"]
 
 
 class Fixed(torch.nn.Module):

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from qgpo.networks import mlp
 
 DECIMALS = 6
-"""of an action on its scale: what processors round differently is far below"""
+"""of an action on the scale [-1, 1]: what processors round differently is far below"""
 
 
 class ActorPolicy(nn.Module):
     """The actor of an SB3 SAC, TQC, TD3, DDPG, PPO or A2C policy with an MLP.
 
-    It computes in double precision and rounds its actions, so that they are the same on every
-    processor: a simulator would make another rollout of the last bit.
+    It computes in double precision and rounds its actions, so that they do not depend on the
+    processor: a simulator would make another rollout of a difference in the last bit.
     """
 
     log_std: Tensor
@@ -87,11 +87,12 @@ class ActorPolicy(nn.Module):
             observations = np.concatenate([p.reshape(len(p), -1) for p in parts], axis=1)
         with torch.no_grad():
             actions = self._act(observations, generator, deterministic).numpy()
-        actions = np.round(actions, DECIMALS)
         low, high = self.action_space.low, self.action_space.high
+        half = 0.5 * (high - low) if self.action_space.is_bounded() else 1.0
         if self.kind == "gaussian":
-            return np.asarray(np.clip(actions, low, high), dtype=np.float32)
-        return np.asarray(low + 0.5 * (actions + 1.0) * (high - low), dtype=np.float32)
+            rounded = np.round(actions / half, DECIMALS) * half
+            return np.asarray(np.clip(rounded, low, high), dtype=np.float32)
+        return np.asarray(low + (np.round(actions, DECIMALS) + 1.0) * half, dtype=np.float32)
 
     def _act(
         self, observations: NDArray[np.floating], generator: torch.Generator, deterministic: bool
