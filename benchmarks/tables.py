@@ -66,6 +66,7 @@ class Args:
         Path("benchmarks/bundled"),
         Path("benchmarks/seeds"),
         Path("benchmarks/budgets"),
+        Path("benchmarks/elsewhere"),
     )
     """folders with the results of single trainings"""
     together: Path = Path("benchmarks/together.json")
@@ -204,7 +205,7 @@ def main(args: Args) -> None:
             means = {
                 e["guidance_scale"]: f"{np.mean(e['returns']):.0f}" for e in row["evaluations"]
             }
-            seeds = ", ".join(map(str, row["seeds"]))
+            seeds = ", ".join(map(str, row["seeds"])) + (", elsewhere" if "where" in row else "")
             rows.append(
                 [f"`{d.removesuffix('-v0')}`", seeds, f"{row['tuning']['best']:g}"]
                 + [means.get(w, "-") for w in SCALES]

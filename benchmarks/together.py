@@ -180,7 +180,8 @@ def main(args: Args) -> None:
     asked = []
     for group in groups(args):
         about = what(group)
-        row = next((row for row in rows if {key: row[key] for key in about} == about), None)
+        here = (row for row in rows if "where" not in row)  # those of another machine are kept
+        row = next((row for row in here if {key: row[key] for key in about} == about), None)
         if row is None:
             row = measure(group)
             rows.append(row)
