@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import tyro
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
+from turns import Turn
 
 from qgpo import PRESETS, QGPO
 from qgpo.agents.files import versions
@@ -57,26 +57,6 @@ class Args:
     """observations in a call"""
     output: Path = Path("benchmarks/gpu.json")
     """JSON to write"""
-
-
-class Turn(BaseCallback):
-    """Ends training at the `last` step of a stage; seconds per step after the one after `first`."""
-
-    def __init__(self, stage: str, first: int, last: int) -> None:
-        super().__init__()
-        self.stage, self.first, self.last = stage, first, last
-        self.began = self.seconds_per_step = 0.0
-
-    def _on_step(self) -> bool:
-        done: int = self.model.progress[self.stage]  # type: ignore[attr-defined]
-        if done == self.first + 1:  # tables over all states are made before the first step
-            torch.cuda.synchronize()
-            self.began = time.perf_counter()
-        if done < self.last:
-            return True
-        torch.cuda.synchronize()
-        self.seconds_per_step = (time.perf_counter() - self.began) / (self.last - self.first - 1)
-        return False
 
 
 def noise(transitions: int) -> OfflineDataset:
@@ -119,7 +99,7 @@ def training(preset: str, args: Args) -> dict[str, Any]:
             for device in sorted(agents, reverse=i % 2 == 0):
                 turn = Turn(stage, i * args.steps, (i + 1) * args.steps)
                 agents[device].learn(dataset, turn, reset_num_timesteps=False)
-                seconds[device].append(turn.seconds_per_step)
+                seconds[device].append(turn.seconds / (args.steps - 1))
         median = {device: statistics.median(values) for device, values in seconds.items()}
         stages[stage] = {
             "steps": steps,

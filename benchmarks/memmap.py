@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from stable_baselines3.common.callbacks import BaseCallback
+from turns import Turn
 
 OUTPUT = Path(__file__).with_name("memmap.json")
 DATASET = "bench/large-v0"
@@ -153,24 +153,6 @@ def train(steps: int, scratch: Path) -> dict[str, Any]:
     dataset = load_dataset(DATASET, False, "memmap")
     QGPO(configuration(steps), device="cpu").learn(dataset).save(scratch / "agent")
     return {"libraries_bytes": libraries}
-
-
-class Turn(BaseCallback):
-    """Ends training at the `last` step of a stage; `seconds` since the step after `first`."""
-
-    def __init__(self, stage: str, first: int, last: int) -> None:
-        super().__init__()
-        self.stage, self.first, self.last = stage, first, last
-        self.began = self.seconds = 0.0
-
-    def _on_step(self) -> bool:
-        done: int = self.model.progress[self.stage]  # type: ignore[attr-defined]
-        if done == self.first + 1:  # tables over all states are made before the first step
-            self.began = time.perf_counter()
-        if done < self.last:
-            return True
-        self.seconds = time.perf_counter() - self.began
-        return False
 
 
 def speeds(rounds: int, steps: int) -> dict[str, Any]:
