@@ -19,11 +19,14 @@ from typing import Any
 
 import numpy as np
 import tyro
+from together import losses
 
-from qgpo.statistics import hierarchical_bootstrap, loss_of_choice
+from qgpo.statistics import hierarchical_bootstrap
 
 Measured = dict[str, Any]
 """one agent's JSON: a cell, or an ensemble of together.py"""
+Agents = dict[tuple[str, str], list[Measured]]
+"""by label and dataset"""
 Scale = float | str | None
 
 DATASETS = (
@@ -73,11 +76,16 @@ class Args:
     """what together.py wrote"""
 
 
+def scale_of(agent: Measured, scale: Scale) -> float | None:
+    """That scale, or the one that tuning took."""
+    return agent["tuning"]["best"] if scale == "tuned" else scale  # type: ignore[return-value]
+
+
 def returns_of(agents: Iterable[Measured], scale: Scale) -> list[list[float]]:
     """Every agent's episode returns at that scale, or at the one that tuning took."""
     found = []
     for agent in agents:
-        wanted = agent["tuning"]["best"] if scale == "tuned" else scale
+        wanted = scale_of(agent, scale)
         found += [e["returns"] for e in agent["evaluations"] if e["guidance_scale"] == wanted]
     return found
 
@@ -98,7 +106,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def comparison(
-    agents: dict[tuple[str, str], list[Measured]],
+    agents: Agents,
     columns: tuple[tuple[str, str, Scale], ...],
     data: dict[str, float],
     normalize: dict[str, Callable[[float], float]],
@@ -142,25 +150,82 @@ def comparison(
     return f"{table(head, [*rows, ['normalised mean', *means]])}\n{notes}"
 
 
-def lost_by(
-    ensembles: list[Measured], scale: Scale, normalize: Callable[[float], float]
-) -> tuple[float, float]:
-    """Normalised points to the best played scale, and the halved loss (benchmarks/tuning.py)."""
-    upper, halved = [], []
-    points = normalize(1.0) - normalize(0.0)
-    for one in ensembles:
-        scales = [e["guidance_scale"] for e in one["evaluations"]]
-        returns = np.array([e["returns"] for e in one["evaluations"]])
-        index = scales.index(one["tuning"]["best"] if scale == "tuned" else scale)
-        means = returns.mean(axis=1)
-        upper.append((means.max() - means[index]) * points)
-        halved.append(loss_of_choice(returns, index) * points)
-    return float(np.mean(upper)), float(np.mean(halved))
+def at_every_scale(agents: Agents, data: dict[str, float], usual: int) -> str:
+    """QGPO's returns, a row per dataset."""
+    rows = [
+        [f"`{d.removesuffix('-v0')}`"]
+        + [entry(returns_of(agents.get(("QGPO", d), []), w), usual) for w in SCALES]
+        for d in data
+    ]
+    return table(["", *(f"w = {w:g}" for w in SCALES)], rows)
+
+
+def each_ensemble(together: Agents, data: dict[str, float]) -> str:
+    """QGPO's mean returns and the scale that tuning took, a row per ensemble."""
+    rows = []
+    for d in data:
+        for row in together.get(("QGPO", d), []):
+            means = {
+                e["guidance_scale"]: f"{np.mean(e['returns']):.0f}" for e in row["evaluations"]
+            }
+            seeds = ", ".join(map(str, row["seeds"])) + (", elsewhere" if "where" in row else "")
+            rows.append(
+                [f"`{d.removesuffix('-v0')}`", seeds, f"{row['tuning']['best']:g}"]
+                + [means.get(w, "-") for w in SCALES]
+            )
+    return table(["", "seeds", "chosen", *(f"w = {w:g}" for w in SCALES)], rows)
+
+
+def losses_of_choices(together: Agents, data: dict[str, float]) -> str:
+    """Normalised points that a choice of scale loses, halved and upper, a row per dataset."""
+    choices: tuple[tuple[str, Scale], ...] = (
+        ("tuned", "tuned"),
+        *((f"w = {w:g}", w) for w in FIXED),
+    )
+    rows, all_lost = [], []
+    for d in data:
+        if ("QGPO", d) in together:
+            lost = [
+                np.mean(
+                    [losses(one["evaluations"], scale_of(one, w)) for one in together["QGPO", d]],
+                    axis=0,
+                )
+                for _, w in choices
+            ]
+            all_lost.append(lost)
+            name = f"`{d.removesuffix('-v0')}`"
+            rows.append([name, *(f"{halved:.1f}, {upper:.1f}" for upper, halved in lost)])
+    means = [f"{halved:.1f}, {upper:.1f}" for upper, halved in np.mean(all_lost, axis=0)]
+    return table(["", *(name for name, _ in choices)], [*rows, ["mean", *means]])
+
+
+def with_and_without_row(cells: Agents, together: Agents) -> str:
+    """QGPO on halfcheetah medium-expert by sparsity_power, and how many episodes went wrong."""
+    columns: tuple[Scale, ...] = (0.0, *FIXED, "tuned")
+    rows = []
+    for power, label in (("0", "QGPO, uniform"), ("1", "QGPO, sparse"), ("2", "QGPO")):
+        key = (label, DATASETS[0])
+        alone, three = cells.get(key, []), together.get(key, [])
+        played = [[r for one in returns_of(three, w) for r in one] for w in columns]
+        rows += [
+            [f"power {power}, {len(alone)} agents"]
+            + [entry(returns_of(alone, w), len(alone)) for w in columns[:-1]]
+            + ["-"],
+            [f"{len(three)} ensembles"]
+            + [entry(returns_of(three, w), len(three)) for w in columns],
+            ["fell, weaker gait"]
+            + [
+                f"{sum(r < FELL for r in one)}, {sum(FELL <= r < WEAKER for r in one)} "
+                f"of {len(one)}"
+                for one in played
+            ],
+        ]
+    return table(["", "w = 0", *(f"{w:g}" for w in FIXED), "tuned"], rows)
 
 
 def main(args: Args) -> None:
     """Print."""
-    cells: dict[tuple[str, str], list[Measured]] = {}
+    cells: Agents = {}
     data: dict[str, float] = {}
     fingerprints: dict[str, str] = {}
     normalize: dict[str, Callable[[float], float]] = {}
@@ -174,7 +239,7 @@ def main(args: Args) -> None:
         low, high = about["reference"]["minimum"], about["reference"]["maximum"]
         normalize[name] = lambda x, low=low, high=high: 100.0 * (x - low) / (high - low)
     data = {name: data[name] for name in DATASETS if name in data}
-    together: dict[tuple[str, str], list[Measured]] = {}
+    together: Agents = {}
     for row in json.loads(args.together.read_text()):
         if row["fingerprint"] != fingerprints.get(row["measured"]["dataset"]):
             raise SystemExit(f"{row['label']}, {row['seeds']}: an ensemble of other data")
@@ -196,60 +261,13 @@ def main(args: Args) -> None:
     print(comparison(together, (*BASELINES, *OURS, *TUNED), data, normalize, rivals, 1))
     for title, agents, usual in (("One training", cells, 3), ("Together", together, 1)):
         print(f"## {title}, QGPO at every scale\n")
-        rows = [
-            [f"`{d.removesuffix('-v0')}`"]
-            + [entry(returns_of(agents.get(("QGPO", d), []), w), usual) for w in SCALES]
-            for d in data
-        ]
-        print(table(["", *(f"w = {w:g}" for w in SCALES)], rows))
+        print(at_every_scale(agents, data, usual))
     print("## Each ensemble\n")
-    rows = []
-    for d in data:
-        for row in together.get(("QGPO", d), []):
-            means = {
-                e["guidance_scale"]: f"{np.mean(e['returns']):.0f}" for e in row["evaluations"]
-            }
-            seeds = ", ".join(map(str, row["seeds"])) + (", elsewhere" if "where" in row else "")
-            rows.append(
-                [f"`{d.removesuffix('-v0')}`", seeds, f"{row['tuning']['best']:g}"]
-                + [means.get(w, "-") for w in SCALES]
-            )
-    print(table(["", "seeds", "chosen", *(f"w = {w:g}" for w in SCALES)], rows))
+    print(each_ensemble(together, data))
     print("What a choice loses to the best scale, normalised points, halved and upper estimate:\n")
-    choices: tuple[tuple[str, Scale], ...] = (
-        ("tuned", "tuned"),
-        *((f"w = {w:g}", w) for w in FIXED),
-    )
-    rows, losses = [], []
-    for d in data:
-        if ("QGPO", d) in together:
-            lost = [lost_by(together[("QGPO", d)], w, normalize[d]) for _, w in choices]
-            losses.append(lost)
-            name = f"`{d.removesuffix('-v0')}`"
-            rows.append([name, *(f"{halved:.1f}, {upper:.1f}" for upper, halved in lost)])
-    means = [f"{halved:.1f}, {upper:.1f}" for upper, halved in np.mean(losses, axis=0)]
-    print(table(["", *(name for name, _ in choices)], [*rows, ["mean", *means]]))
+    print(losses_of_choices(together, data))
     print("## Halfcheetah medium-expert, with and without its row\n")
-    columns: tuple[Scale, ...] = (0.0, *FIXED, "tuned")
-    rows = []
-    for power, label in (("0", "QGPO, uniform"), ("1", "QGPO, sparse"), ("2", "QGPO")):
-        key = (label, DATASETS[0])
-        alone, three = cells.get(key, []), together.get(key, [])
-        played = [[r for one in returns_of(three, w) for r in one] for w in columns]
-        rows += [
-            [f"power {power}, {len(alone)} agents"]
-            + [entry(returns_of(alone, w), len(alone)) for w in columns[:-1]]
-            + ["-"],
-            [f"{len(three)} ensembles"]
-            + [entry(returns_of(three, w), len(three)) for w in columns],
-            ["fell, weaker gait"]
-            + [
-                f"{sum(r < FELL for r in one)}, {sum(FELL <= r < WEAKER for r in one)} "
-                f"of {len(one)}"
-                for one in played
-            ],
-        ]
-    print(table(["", "w = 0", *(f"{w:g}" for w in FIXED), "tuned"], rows))
+    print(with_and_without_row(cells, together))
     print("## CPU-seconds of training, bundled data\n")
     for label in ("BC", "TD3+BC", "IQL", "QGPO"):
         seconds = [

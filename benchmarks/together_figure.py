@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import tyro
-from tables import DATASETS
+from tables import DATASETS, returns_of
 
 from qgpo.envs.figures import BLUE, GRAY, ORANGE
 from qgpo.statistics import hierarchical_bootstrap
@@ -43,13 +42,6 @@ class Args:
     """picture to write"""
 
 
-def returns_at(row: dict[str, Any], scale: float | str | None) -> list[float]:
-    """Of one ensemble, at a scale or at the one that tuning took."""
-    wanted = row["tuning"]["best"] if scale == "tuned" else scale
-    [found] = [e["returns"] for e in row["evaluations"] if e["guidance_scale"] == wanted]
-    return list(found)
-
-
 def data_means(folders: tuple[Path, ...]) -> dict[str, float]:
     """Mean return of each dataset."""
     means: dict[str, float] = {}
@@ -71,7 +63,7 @@ def main(args: Args) -> None:
         for y, (label, scale, color) in enumerate(reversed(ROWS)):
             agent = label.split(",")[0]
             mine = [r for r in rows if (r["label"], r["measured"]["dataset"]) == (agent, name)]
-            returns = [returns_at(row, scale) for row in mine]
+            returns = returns_of(mine, scale)
             low, high = hierarchical_bootstrap(returns)
             axis.plot([low, high], [y, y], color=color, lw=7, alpha=0.35, solid_capstyle="butt")
             axis.plot([np.mean(returns)] * 2, [y - 0.3, y + 0.3], color=color, lw=2.5)
