@@ -96,9 +96,8 @@ def is_bundled(dataset_id: str) -> bool:
 
 
 def ensure(dataset_id: str, progress_bar: bool = True) -> None:
-    """Roll the dataset out unless it is there already."""
-    folder = Path(get_dataset_path(dataset_id))
-    if (folder / "data" / "metadata.json").exists():
+    """Roll the dataset out unless it is there already, or is when this process is done."""
+    if _is_there(dataset_id):
         return
     recipe = RECIPES[dataset_id]
     episodes = collect(
@@ -109,6 +108,8 @@ def ensure(dataset_id: str, progress_bar: bool = True) -> None:
         switch_every=recipe.switch_every,
         progress_bar=progress_bar,
     )
+    if _is_there(dataset_id):  # another process was faster, and what it made is the same
+        return
     turns = (
         "one per episode"
         if recipe.switch_every is None
@@ -122,6 +123,10 @@ def ensure(dataset_id: str, progress_bar: bool = True) -> None:
         f"Rollouts with sampled actions of {', '.join(recipe.policies)}, {turns}, in "
         f"{recipe.env_id}, seed {recipe.seed}.",
     )
+
+
+def _is_there(dataset_id: str) -> bool:
+    return (Path(get_dataset_path(dataset_id)) / "data" / "metadata.json").exists()
 
 
 def warn_of_other_data(dataset: OfflineDataset) -> None:

@@ -176,6 +176,18 @@ def test_bundled_dataset_is_made_once_and_is_reproducible(recipe, monkeypatch, t
     monkeypatch.undo()
 
 
+def test_bundled_dataset_that_another_process_made_meanwhile_is_taken(recipe, monkeypatch):
+    made = []
+
+    def slow_collect(*args, **kwargs):
+        monkeypatch.setattr(bundled, "collect", collect)
+        made.append(load_dataset(recipe))
+        return collect(*args, **kwargs)
+
+    monkeypatch.setattr(bundled, "collect", slow_collect)
+    assert load_dataset(recipe).fingerprint == made[0].fingerprint
+
+
 def test_bundled_dataset_does_not_depend_on_the_folder(recipe, monkeypatch, tmp_path):
     first = load_dataset(recipe)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "elsewhere"))
