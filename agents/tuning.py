@@ -3,8 +3,9 @@
 For every scale the policy acts in an ensemble of networks that predict the environment's next
 step. Where the members disagree over ten steps twice as much as anywhere in held-out data the
 model guesses; an episode that comes there gets the mean reward of the dataset's worst episode (at
-most 0) for every step that is left (after MOReL, Kidambi et al. 2020, arXiv 2005.05951). The scale
-with the highest mean return is taken.
+most 0) for every step that is left (after MOReL, Kidambi et al. 2020, arXiv 2005.05951). A scale's
+score is the mean return at it and its neighbors, and of scores that are nearly equal that of the
+smallest scale wins.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from qgpo.agents.ensemble import Ensemble
     from qgpo.agents.guided_policy import GuidedPolicy
 
-SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
+SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
+EQUAL = 0.005
+"""of the best score's size; the model knows no better, and less guidance stays nearer to the data"""
 STEPS = 16_000
 BATCH_SIZE = 64
 LEARNING_RATE = 4e-3
@@ -52,12 +55,16 @@ class GuidanceTuning:
     """What `tune_guidance` found. Returns are the model's, good for comparing scales."""
 
     scales: tuple[float, ...]
+    """ascending"""
     returns: NDArray[np.float64]
     """(scales, rollouts) undiscounted"""
     left_data: NDArray[np.bool_]
     """(scales, rollouts) whether the episode left the data"""
-    best: float
-    """the scale with the highest mean return; the smaller one of equals"""
+
+    @property
+    def best(self) -> float:
+        """The scale that is chosen."""
+        return choose_scale(self.scales, self.returns.mean(axis=1))
 
     def as_dict(self) -> dict[str, Any]:
         """Means per scale and the choice, for JSON."""
@@ -69,14 +76,37 @@ class GuidanceTuning:
         }
 
     def __str__(self) -> str:
-        lines = [f"{'w':>6s}{'predicted return':>18s}{'± s.e.':>9s}{'left the data':>15s}"]
+        lines = [
+            f"{'w':>6s}{'predicted return':>18s}{'± s.e.':>9s}{'with neighbors':>16s}"
+            f"{'left the data':>15s}"
+        ]
         errors = self.returns.std(axis=1) / np.sqrt(self.returns.shape[1])
-        for w, row, error, left in zip(
-            self.scales, self.returns, errors, self.left_data, strict=True
+        means = self.returns.mean(axis=1)
+        for row in zip(
+            self.scales, means, errors, with_neighbors(means), self.left_data, strict=True
         ):
+            w, mean, error, score, left = row
             mark = "  <" if w == self.best else ""
-            lines.append(f"{w:6g}{row.mean():18.1f}{error:9.1f}{left.mean():15.0%}{mark}")
+            lines.append(f"{w:6g}{mean:18.1f}{error:9.1f}{score:16.1f}{left.mean():15.0%}{mark}")
         return "\n".join(lines)
+
+
+def with_neighbors(returns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each scale's return and those of the next scales on both sides, (W,) to (W,).
+
+    The first and the last stand for the neighbor that they lack. What a gait returns jumps where
+    it begins to fall, and the model is wrong about where: a peak between falls is no promise. Ours.
+    """
+    padded = np.pad(np.asarray(returns, np.float64), 1, mode="edge")
+    mean: NDArray[np.float64] = (padded[:-2] + padded[1:-1] + padded[2:]) / 3.0
+    return mean
+
+
+def choose_scale(scales: Sequence[float], returns: NDArray[np.float64]) -> float:
+    """The smallest of the ascending scales whose score is EQUAL to the best, from returns (W,)."""
+    scores = with_neighbors(returns)
+    near = scores >= scores.max() - EQUAL * abs(scores.max())
+    return float(scales[int(np.argmax(near))])
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
@@ -191,8 +221,8 @@ def tune_guidance(
     The agents' method of that name, and `Ensemble`'s. An ensemble of networks learns the
     environment's steps from the dataset in `steps` gradient steps; at each of the `scales` the
     trained agent plays `rollouts` episodes in it, as long as the data's (at most the environment's
-    limit), with `deterministic` actions or sampled ones. The best scale becomes the attribute and
-    the configuration's, so files keep it.
+    limit), with `deterministic` actions or sampled ones. The chosen scale becomes the attribute
+    and the configuration's, so files keep it.
 
     Raises RuntimeError before training has ended, AttributeError for an ensemble with agents that
     have no guidance scale, ValueError for scales outside [0, 1e9], other data than those of the
@@ -246,6 +276,6 @@ def tune_guidance(
     left = np.stack([x.cpu().numpy() for _, x in results])
     if not np.isfinite(returns).all():
         raise NonFiniteError(f"returns in the model of {dataset.id!r} are not finite")
-    best = chosen[int(np.argmax(returns.mean(axis=1)))]
-    agent.configure_guidance(best)
-    return GuidanceTuning(chosen, returns, left, best)
+    tuning = GuidanceTuning(chosen, returns, left)
+    agent.configure_guidance(tuning.best)
+    return tuning

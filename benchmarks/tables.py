@@ -53,7 +53,7 @@ OURS: tuple[tuple[str, str, Scale], ...] = (
     ("**QGPO, w = 1**", "QGPO", 1.0),
 )
 TUNED: tuple[tuple[str, str, Scale], ...] = (("**QGPO, tuned**", "QGPO", "tuned"),)
-SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 4.0)
+SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 FELL, WEAKER = 2_000.0, 8_000.0
 """returns on halfcheetah medium-expert below which an episode fell or ran in the weaker gait"""
 FIXED = (0.5, 1.0, 1.5, 2.0)
@@ -168,7 +168,9 @@ def each_ensemble(together: Agents, data: dict[str, float]) -> str:
             means = {
                 e["guidance_scale"]: f"{np.mean(e['returns']):.0f}" for e in row["evaluations"]
             }
-            seeds = ", ".join(map(str, row["seeds"])) + (", elsewhere" if "where" in row else "")
+            seeds = ", ".join(
+                [*map(str, row["seeds"]), *([row["where"]] if "where" in row else [])]
+            )
             rows.append(
                 [f"`{d.removesuffix('-v0')}`", seeds, f"{row['tuning']['best']:g}"]
                 + [means.get(w, "-") for w in SCALES]

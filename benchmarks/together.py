@@ -6,7 +6,7 @@ python benchmarks/together.py \
 
 Of the finished cells of the label, seeds 0, 1 and 2 of a dataset make an ensemble, 3, 4 and 5 the
 next, and so on. Where the agents have a guidance scale, `tune_guidance` chooses it from the data,
-and the ensemble is played at all scales at which its members were.
+and the ensemble is played at all scales at which its members were, or at those of `--scales`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class Args:
     """only these; default all"""
     members: int = 3
     """agents in an ensemble"""
+    scales: tuple[float, ...] = ()
+    """guidance scales to choose among and to play, in place of those at which the cells were"""
+    where: str = ""
+    """which machine this is, if not that of the other rows of the label"""
     output: Path = Path("benchmarks/together.json")
     """JSON to write, a line per ensemble; those that it already holds are not repeated"""
 
@@ -76,23 +80,24 @@ def seeds_of(group: Group) -> list[int]:
     return [cell["measured"]["seed"] for cell, _ in group]
 
 
-def what(group: Group) -> dict[str, Any]:
+def what(group: Group, args: Args) -> dict[str, Any]:
     """What decides the result. SystemExit where the cells differ by more than their seed."""
     shared = [{k: v for k, v in cell["measured"].items() if k != "seed"} for cell, _ in group]
     if any(one != shared[0] for one in shared):
         raise SystemExit(f"cells of seeds {seeds_of(group)} differ by more than their seed")
     [data] = {cell["dataset"]["fingerprint"] for cell, _ in group}
+    scales = list(args.scales) if shared[0]["guidance_scales"] else []
     return {
         "label": group[0][0]["label"],
         "seeds": seeds_of(group),
-        "measured": shared[0],
+        **({"where": args.where} if args.where else {}),
+        "measured": {**shared[0], **({"guidance_scales": scales} if scales else {})},
         "fingerprint": data,
     }
 
 
-def measure(group: Group) -> dict[str, Any]:
+def measure(group: Group, about: dict[str, Any]) -> dict[str, Any]:
     """Tune the ensemble, then play it at every scale."""
-    about = what(group)
     measured = about["measured"]
     dataset = load_dataset(measured["dataset"], download=False)
     agents = [load_agent(run / "checkpoint.zip", device="cpu") for _, run in group]
@@ -179,11 +184,11 @@ def main(args: Args) -> None:
     rows = json.loads(args.output.read_text()) if args.output.exists() else []
     asked = []
     for group in groups(args):
-        about = what(group)
-        here = (row for row in rows if "where" not in row)  # those of another machine are kept
+        about = what(group, args)
+        here = (row for row in rows if row.get("where", "") == args.where)
         row = next((row for row in here if {key: row[key] for key in about} == about), None)
         if row is None:
-            row = measure(group)
+            row = measure(group, about)
             rows.append(row)
             rows.sort(key=lambda r: (r["label"], r["measured"]["dataset"], r["seeds"]))
             args.output.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")

@@ -343,7 +343,7 @@ def test_a_tuned_scale_is_scored_and_kept(tmp_path, data, monkeypatch, capsys):
 
 def tuned_to_2(agent, dataset, progress_bar):
     agent.configure_guidance(2.0)
-    return GuidanceTuning((2.0,), np.array([[6.0, 8.0]]), np.array([[False, True]]), 2.0)
+    return GuidanceTuning((2.0,), np.array([[6.0, 8.0]]), np.array([[False, True]]))
 
 
 def test_collected_dataset_can_be_read(tmp_path, snapshot):

@@ -9,7 +9,15 @@ from tqdm import tqdm
 from qgpo import QGPO
 from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.training import NonFiniteError
-from qgpo.agents.tuning import check_scales, fit_dynamics, imagine, tune_guidance
+from qgpo.agents.tuning import (
+    EQUAL,
+    check_scales,
+    choose_scale,
+    fit_dynamics,
+    imagine,
+    tune_guidance,
+    with_neighbors,
+)
 from qgpo.dynamics import DynamicsEnsemble, Prediction
 
 EPISODES = 60
@@ -125,6 +133,33 @@ def test_the_scale_whose_actions_pay_is_chosen():
     assert found.returns[1].mean() < found.returns[2].mean()
     assert "  1 " in str(found)
     assert "<" in str(found).splitlines()[3]
+
+
+def test_a_score_is_the_mean_with_the_neighbors():
+    scores = with_neighbors(np.array([3.0, 6.0, 0.0, 9.0]))
+    np.testing.assert_allclose(scores, [(3 + 3 + 6) / 3, 3.0, 5.0, (0 + 9 + 9) / 3])
+    np.testing.assert_array_equal(with_neighbors(np.array([4.0])), [4.0])
+
+
+@pytest.mark.parametrize(
+    ("returns", "index"),
+    [
+        ((1.0, 5.0), 1),  # of two scales the better one
+        ((5.0, 1.0), 0),
+        ((0.0, 9.0, 0.0, 7.0, 8.0, 7.0, 0.0), 4),  # a plateau before a peak between falls
+        # scores are 100, 100, 100 + x / 3, 100 + 2 x / 3, 100 + x, 100 + x
+        ((100.0, 100.0, 100.0, 100.4, 100.4, 100.4), 0),
+        ((100.0, 100.0, 100.0, 100.6, 100.6, 100.6), 2),
+        ((100.0, 100.0, 100.0, 102.0, 102.0, 102.0), 4),
+        ((-100.0, -100.0, -100.0, -99.6, -99.6, -99.6), 0),
+        ((-100.0, -100.0, -100.0, -98.0, -98.0, -98.0), 4),
+        ((0.0, 0.0, 0.0), 0),
+    ],
+)
+def test_the_best_score_is_chosen_and_of_nearly_equal_ones_the_smallest_scale(returns, index):
+    scales = tuple(0.5 * i for i in range(len(returns)))
+    assert EQUAL == 0.005
+    assert choose_scale(scales, np.array(returns)) == scales[index]
 
 
 class Fixed(torch.nn.Module):
