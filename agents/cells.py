@@ -11,7 +11,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import platform
 import signal
 import sys
 import time
@@ -25,7 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from qgpo.agents.base import OfflineAgent
 from qgpo.agents.callbacks import SaveCheckpoint
-from qgpo.agents.files import versions
+from qgpo.agents.files import processor, versions
 from qgpo.agents.plan import Cell
 from qgpo.agents.registry import adopt_from
 from qgpo.agents.runs import RunFolder
@@ -295,7 +294,7 @@ def _about(cell: Cell, agent: OfflineAgent[Any], dataset: OfflineDataset) -> dic
         },
         "versions": versions(),
         "machine": {
-            "processor": platform.machine(),
+            "processor": processor(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "cpus": os.cpu_count(),
             "device": str(agent.device),

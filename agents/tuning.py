@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 EQUAL = 0.005
-"""of the best score's size; the model knows no better, and less guidance stays nearer to the data"""
+"""of the best score's size: the model knows no better, and less guidance is the safer choice"""
 STEPS = 16_000
 BATCH_SIZE = 64
 LEARNING_RATE = 4e-3

@@ -23,7 +23,7 @@ import torch
 import tyro
 
 from qgpo import Ensemble, load_agent, load_dataset
-from qgpo.agents.files import versions
+from qgpo.agents.files import processor, versions
 from qgpo.envs.evaluation import evaluate_scales
 from qgpo.statistics import hierarchical_bootstrap, loss_of_choice
 
@@ -128,6 +128,7 @@ def measure(group: Group, about: dict[str, Any]) -> dict[str, Any]:
         "cpu_seconds": sum(cell["training"]["cpu_seconds"] for cell, _ in group),
         **tuned,
         "evaluations": evaluations,
+        "processor": processor(),
         "versions": versions(),
     }
 

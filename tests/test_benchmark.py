@@ -24,6 +24,7 @@ from minari.data_collector import EpisodeBuffer
 from qgpo import QGPO
 from qgpo.agents.benchmark import Benchmark
 from qgpo.agents.cells import CellError, read_result, run_cell
+from qgpo.agents.files import processor
 from qgpo.agents.plan import KINDS, Cell, PlanError, in_turn, read_plan
 
 DATASET = "test/pendulum/tiny-v0"
@@ -218,9 +219,17 @@ def test_results_hold_raw_returns_configuration_times_and_versions(measured):
     assert len(result["dataset"]["returns"]) == 4
     assert {"qgpo", "torch", "numpy", "mujoco"} <= set(result["versions"])
     assert result["machine"]["instructions"]
+    assert result["machine"]["processor"] == processor()
     assert (result["headline_scale"], result["environment_steps"]) == (1.0, 0)
     baseline = json.loads(next((measured / "plan").glob("*td3*")).read_text())
     assert [e["guidance_scale"] for e in baseline["evaluations"]] == [None]
+
+
+def test_the_processor_is_named_where_the_system_tells(tmp_path):
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nmodel name\t: Made Up 9000: fast\n\nprocessor\t: 1\n")
+    assert processor(told) == "Made Up 9000: fast"
+    assert processor(tmp_path / "none")
 
 
 def test_finished_cells_are_skipped_and_estimates_come_from_them(measured, data):
