@@ -272,14 +272,14 @@ def main(args: Args) -> None:
     print(with_and_without_row(cells, together))
     print("## CPU-seconds of training, bundled data\n")
     for label in ("BC", "TD3+BC", "IQL", "QGPO"):
-        seconds = [
-            cell["training"]["cpu_seconds"]
-            for d in data
-            if d.startswith("qgpo/")
-            for cell in cells.get((label, d), [])
-        ]
-        if seconds:
-            print(f"- {label}: {np.mean(seconds):.0f}")
+        seconds: dict[str, list[float]] = {}
+        for (name, d), of_label in cells.items():
+            if name == label and d.startswith("qgpo/"):
+                for cell in of_label:
+                    processor = cell["machine"]["processor"]
+                    seconds.setdefault(processor, []).append(cell["training"]["cpu_seconds"])
+        for processor, found in seconds.items():
+            print(f"- {label}, {processor}: {np.mean(found):.0f}")
 
 
 if __name__ == "__main__":
