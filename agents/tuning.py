@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qgpo.agents.guided_policy import GuidedPolicy
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
-EQUAL = 0.005
+NEARLY_EQUAL = 0.005
 """of the best score's size: the model knows no better, and less guidance is the safer choice"""
 STEPS = 16_000
 BATCH_SIZE = 64
@@ -81,13 +81,11 @@ class GuidanceTuning:
             f"{'left the data':>15s}"
         ]
         errors = self.returns.std(axis=1) / np.sqrt(self.returns.shape[1])
-        means = self.returns.mean(axis=1)
-        for row in zip(
-            self.scales, means, errors, with_neighbors(means), self.left_data, strict=True
-        ):
-            w, mean, error, score, left = row
+        means, left_data = self.returns.mean(axis=1), self.left_data.mean(axis=1)
+        columns = (self.scales, means, errors, with_neighbors(means), left_data)
+        for w, mean, error, score, left in zip(*columns, strict=True):
             mark = "  <" if w == self.best else ""
-            lines.append(f"{w:6g}{mean:18.1f}{error:9.1f}{score:16.1f}{left.mean():15.0%}{mark}")
+            lines.append(f"{w:6g}{mean:18.1f}{error:9.1f}{score:16.1f}{left:15.0%}{mark}")
         return "\n".join(lines)
 
 
@@ -97,16 +95,14 @@ def with_neighbors(returns: NDArray[np.float64]) -> NDArray[np.float64]:
     The first and the last stand for the neighbor that they lack. What a gait returns jumps where
     it begins to fall, and the model is wrong about where: a peak between falls is no promise. Ours.
     """
-    padded = np.pad(np.asarray(returns, np.float64), 1, mode="edge")
-    mean: NDArray[np.float64] = (padded[:-2] + padded[1:-1] + padded[2:]) / 3.0
-    return mean
+    return np.convolve(np.pad(returns, 1, mode="edge"), np.full(3, 1.0 / 3.0), mode="valid")
 
 
 def choose_scale(scales: Sequence[float], returns: NDArray[np.float64]) -> float:
-    """The smallest of the ascending scales whose score is EQUAL to the best, from returns (W,)."""
+    """The smallest of the ascending scales whose score is nearly the best, from returns (W,)."""
     scores = with_neighbors(returns)
-    near = scores >= scores.max() - EQUAL * abs(scores.max())
-    return float(scales[int(np.argmax(near))])
+    near = scores >= scores.max() - NEARLY_EQUAL * abs(scores.max())
+    return scales[int(np.argmax(near))]
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:

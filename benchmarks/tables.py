@@ -168,9 +168,7 @@ def each_ensemble(together: Agents, data: dict[str, float]) -> str:
             means = {
                 e["guidance_scale"]: f"{np.mean(e['returns']):.0f}" for e in row["evaluations"]
             }
-            seeds = ", ".join(
-                [*map(str, row["seeds"]), *([row["where"]] if "where" in row else [])]
-            )
+            seeds = ", ".join(map(str, [*row["seeds"], row["where"]])).removesuffix(", ")
             rows.append(
                 [f"`{d.removesuffix('-v0')}`", seeds, f"{row['tuning']['best']:g}"]
                 + [means.get(w, "-") for w in SCALES]
@@ -271,15 +269,13 @@ def main(args: Args) -> None:
     print("## Halfcheetah medium-expert, with and without its row\n")
     print(with_and_without_row(cells, together))
     print("## CPU-seconds of training, bundled data\n")
-    for label in ("BC", "TD3+BC", "IQL", "QGPO"):
-        seconds: dict[str, list[float]] = {}
-        for (name, d), of_label in cells.items():
-            if name == label and d.startswith("qgpo/"):
-                for cell in of_label:
-                    processor = cell["machine"]["processor"]
-                    seconds.setdefault(processor, []).append(cell["training"]["cpu_seconds"])
-        for processor, found in seconds.items():
-            print(f"- {label}, {processor}: {np.mean(found):.0f}")
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for (label, d), of_label in cells.items():
+        for cell in of_label if d.startswith("qgpo/") else []:
+            key = label, cell["machine"]["processor"]
+            seconds.setdefault(key, []).append(cell["training"]["cpu_seconds"])
+    for (label, processor), found in sorted(seconds.items()):
+        print(f"- {label}, {processor}: {np.mean(found):.0f}")
 
 
 if __name__ == "__main__":

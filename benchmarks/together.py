@@ -47,7 +47,7 @@ class Args:
     scales: tuple[float, ...] = ()
     """guidance scales to choose among and to play, in place of those at which the cells were"""
     where: str = ""
-    """which machine this is, if not that of the other rows of the label"""
+    """which machine this is, if not that of most rows"""
     output: Path = Path("benchmarks/together.json")
     """JSON to write, a line per ensemble; those that it already holds are not repeated"""
 
@@ -86,12 +86,14 @@ def what(group: Group, args: Args) -> dict[str, Any]:
     if any(one != shared[0] for one in shared):
         raise SystemExit(f"cells of seeds {seeds_of(group)} differ by more than their seed")
     [data] = {cell["dataset"]["fingerprint"] for cell, _ in group}
-    scales = list(args.scales) if shared[0]["guidance_scales"] else []
+    measured = shared[0]
+    if args.scales and measured["guidance_scales"]:
+        measured = {**measured, "guidance_scales": list(args.scales)}
     return {
         "label": group[0][0]["label"],
         "seeds": seeds_of(group),
-        **({"where": args.where} if args.where else {}),
-        "measured": {**shared[0], **({"guidance_scales": scales} if scales else {})},
+        "where": args.where,
+        "measured": measured,
         "fingerprint": data,
     }
 
@@ -186,12 +188,11 @@ def main(args: Args) -> None:
     asked = []
     for group in groups(args):
         about = what(group, args)
-        here = (row for row in rows if row.get("where", "") == args.where)
-        row = next((row for row in here if {key: row[key] for key in about} == about), None)
+        row = next((row for row in rows if {key: row[key] for key in about} == about), None)
         if row is None:
             row = measure(group, about)
             rows.append(row)
-            rows.sort(key=lambda r: (r["label"], r["measured"]["dataset"], r["seeds"]))
+            rows.sort(key=lambda r: (r["label"], r["measured"]["dataset"], r["where"], r["seeds"]))
             args.output.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
         asked.append(row)
     if not asked:
