@@ -70,6 +70,7 @@ class Args:
         Path("benchmarks/seeds"),
         Path("benchmarks/budgets"),
         Path("benchmarks/elsewhere"),
+        Path("benchmarks/thirty"),
     )
     """folders with the results of single trainings"""
     together: Path = Path("benchmarks/together.json")
