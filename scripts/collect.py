@@ -33,11 +33,12 @@ class Args:
     policy: tuple[str, ...]
     """SB3 model .zip (SAC, TQC, TD3, DDPG, PPO, A2C with an MLP), .safetensors snapshot of an
     actor, the name of a bundled policy, uniform (random actions) or waypoints (a noisy walk
-    through a PointMaze); several take turns. Nothing is unpickled: a model
-    trained with VecNormalize (PPO often is) keeps its observation statistics in a pickle beside
-    the zip, which is not read, so fold them into the first layer before"""
+    through a PointMaze); several take turns. Nothing is unpickled"""
     dataset_id: str
     """id of the new dataset, for example mine/hopper/medium-v0"""
+    vecnormalize: tuple[str, ...] = ()
+    """what VecNormalize.save left beside each model, in the policies' order, - for a policy that
+    was trained without; default none. Only the numbers in it are read"""
     n_steps: int = 100_000
     """environment steps; the last episode is played to its end"""
     switch_every: int | None = None
@@ -62,21 +63,26 @@ def check(args: Args) -> None:
         raise ValueError(f"--seed {args.seed}: expected at least 0")
     if not args.policy:
         raise ValueError(f"--policy: expected one or more files or names of {policies()}")
-    new_dataset_path(args.dataset_id)
-    if args.dataset_id.split("/")[0] == "qgpo":
+    if args.vecnormalize and len(args.vecnormalize) != len(args.policy):
         raise ValueError(
-            f"--dataset-id {args.dataset_id}: ids under qgpo/ are the bundled datasets'; choose "
-            "another namespace, for example mine/"
+            f"--vecnormalize {' '.join(args.vecnormalize)}: expected as many as policies, "
+            f"{len(args.policy)}, with - for those that were trained without"
         )
+    new_dataset_path(args.dataset_id)
 
 
-def open_policy(name: str, action_space: spaces.Box, env_id: str) -> Policy:
+def open_policy(
+    name: str, action_space: spaces.Box, env_id: str, statistics: str | None = None
+) -> Policy:
     """The policy in that file, the bundled one of that name, or a scripted one."""
+    own = [*policies(), "uniform", "waypoints"]
+    if name in own and statistics is not None:
+        raise ValueError(f"--vecnormalize {statistics}: {name} was trained without, expected -")
     if name == "uniform":
         return UniformPolicy(action_space)
     if name == "waypoints":
         return WaypointPolicy(make_env(env_id))
-    if name not in policies() and not Path(name).is_file():
+    if name not in own and not Path(name).is_file():
         raise ValueError(
             f"--policy {name}: expected an SB3 model .zip, a .safetensors snapshot, uniform, "
             f"waypoints, or one of the bundled {policies()}"
@@ -84,16 +90,21 @@ def open_policy(name: str, action_space: spaces.Box, env_id: str) -> Policy:
     try:
         if name in policies():
             return bundled_policy(name, action_space)
-        return load_policy(name, action_space)
+        return load_policy(name, action_space, statistics)
     except ValueError as error:
         raise ValueError(f"--policy {name}: {error}") from error
 
 
 def roll_out(args: Args) -> list[EpisodeBuffer]:
     """At least n_steps steps of whole episodes."""
+    statistics = [None if name == "-" else name for name in args.vecnormalize]
+    statistics = statistics or [None] * len(args.policy)
     return collect(
         args.env_id,
-        lambda space: [open_policy(name, space, args.env_id) for name in args.policy],
+        lambda space: [
+            open_policy(name, space, args.env_id, beside)
+            for name, beside in zip(args.policy, statistics, strict=True)
+        ],
         args.n_steps,
         args.seed,
         switch_every=args.switch_every,

@@ -10,9 +10,11 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from qgpo.envs.policies import load_policy
+from qgpo.envs.policies.vecnormalize import read_vecnormalize
 
 BOXES = {
     "unit": spaces.Box(-1.0, 1.0, (2,), np.float32),
@@ -132,6 +134,90 @@ def test_snapshot_by_hand(tmp_path):
     out = policy.act(np.array([[1.0], [-3.0], [100.0]]), torch.Generator(), deterministic=True)
     # 2 (1.5) - 1; 4 (3) - 1 clipped; 2 (100.5) - 1 clipped
     assert out[:, 0].tolist() == pytest.approx([2.0, 9.0, 9.0], abs=0.5e-6 * 9.0 + 1e-7)
+
+
+def normalizer(clip_obs=1.5):
+    """A VecNormalize with statistics of its own; many observations are clipped."""
+    made = VecNormalize(DummyVecEnv([lambda: Blank(BOXES["uneven"])]), clip_obs=clip_obs)
+    made.obs_rms.update(np.random.default_rng(1).normal([1.0, -2.0, 0.0], [0.1, 3.0, 1.0], (99, 3)))
+    return made
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_statistics_are_read_without_unpickling(protocol, tmp_path, request):
+    made = normalizer()
+    (tmp_path / "vecnormalize.pkl").write_bytes(pickle.dumps(made, protocol))
+    observations = np.random.default_rng(0).normal(size=(50, 3))
+    request.getfixturevalue("no_unpickling")
+    normalization = read_vecnormalize(tmp_path / "vecnormalize.pkl")
+    expected = made.normalize_obs(observations)
+    np.testing.assert_allclose(normalization(observations), expected, rtol=1e-6)
+    assert 0.1 < np.mean(np.abs(expected) == 1.5) < 0.9
+
+
+@pytest.mark.parametrize("algorithm", ["SAC", "PPO"])
+def test_a_policy_with_statistics_acts_as_the_model_in_its_vecnormalize(algorithm, tmp_path):
+    model, made = make_model(algorithm, "uneven"), normalizer()
+    model.save(tmp_path / "model.zip")
+    made.save(tmp_path / "vecnormalize.pkl")
+    observations = np.random.default_rng(0).normal(size=(50, 3))
+    expected, _ = model.predict(made.normalize_obs(observations), deterministic=True)
+    files = tmp_path / "model.zip", BOXES["uneven"], tmp_path / "vecnormalize.pkl"
+    actions = load_policy(*files).act(observations, torch.Generator(), deterministic=True)
+    np.testing.assert_allclose(actions, expected, atol=1e-5)
+    without = load_policy(*files[:2]).act(observations, torch.Generator(), deterministic=True)
+    assert np.abs(without - expected).max() > 1e-3
+
+
+def not_finite():
+    made = normalizer()
+    made.obs_rms.var[1] = np.nan
+    return made
+
+
+class ManyParts(Blank):
+    observation_space = spaces.Dict({"a": Blank.observation_space})
+
+    def reset(self, *, seed=None, options=None):
+        return {"a": np.zeros(3, np.float32)}, {}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RunsCode(), "holds no observation statistics"),
+        (lambda: {"mean": 0.0}, "holds no observation statistics"),
+        (lambda: VecNormalize(normalizer().venv, norm_obs=False), "KeyError: 'obs_rms'"),
+        (
+            lambda: VecNormalize(DummyVecEnv([lambda: ManyParts(BOXES["unit"])])),
+            "holds no observation statistics",
+        ),
+        (not_finite, "statistics that are not finite"),
+    ],
+    ids=["code", "no-vecnormalize", "rewards-only", "dict", "nan"],
+)
+def test_other_statistics_are_refused_and_never_run(make, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = make()
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps(made))
+    with pytest.raises(ValueError, match=message):
+        read_vecnormalize(tmp_path / "v.pkl")
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps(made)[:-9])
+    with pytest.raises(ValueError, match="holds no observation statistics"):
+        read_vecnormalize(tmp_path / "v.pkl")
+    with pytest.raises(ValueError, match=r"'nowhere.pkl' does not exist"):
+        read_vecnormalize("nowhere.pkl")
+    assert not (tmp_path / "ran-code").exists()
+
+
+def test_statistics_of_another_model_are_refused(tmp_path):
+    make_model("PPO", "unit").save(tmp_path / "model.zip")
+    made = normalizer()
+    made.obs_rms.mean, made.obs_rms.var = np.zeros(4), np.ones(4)
+    made.save(tmp_path / "v.pkl")
+    message = "takes 3 observation dimensions, the statistics are of 4"
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path / "model.zip", BOXES["unit"], tmp_path / "v.pkl")
 
 
 def write_zip(path, **members):

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qgpo.envs.policies.vecnormalize import Normalization, read_vecnormalize
 from qgpo.networks import mlp
 
 DECIMALS = 6
@@ -32,9 +33,14 @@ class ActorPolicy(nn.Module):
     log_std: Tensor
 
     def __init__(
-        self, weights: dict[str, Tensor], action_space: spaces.Box, activation: str | None = None
+        self,
+        weights: dict[str, Tensor],
+        action_space: spaces.Box,
+        activation: str | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
+        self.normalization = normalization
         self.action_space = action_space
         if "actor.mu.weight" in weights:
             self.kind, body, head = "squashed", "actor.latent_pi.", "actor.mu."
@@ -70,6 +76,11 @@ class ActorPolicy(nn.Module):
                 f"{action_space.shape[0]}: is it a policy of another environment?"
             )
         self.observation_dim = sizes[0]
+        if normalization is not None and len(normalization.mean) != self.observation_dim:
+            raise ValueError(
+                f"the policy takes {self.observation_dim} observation dimensions, the statistics "
+                f"are of {len(normalization.mean)}: are they another model's?"
+            )
         self.double()
 
     def act(
@@ -104,6 +115,8 @@ class ActorPolicy(nn.Module):
                 f"the policy takes {self.observation_dim} observation dimensions, "
                 f"got {hidden.shape[-1]}: is it a policy of another environment?"
             )
+        if self.normalization is not None:
+            hidden = torch.as_tensor(self.normalization(hidden.numpy()))
         hidden = self.net[:-1](hidden)
         mean: Tensor = self.net[-1](hidden)
         if self.kind == "deterministic":
@@ -124,17 +137,21 @@ def _layers(weights: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tenso
     return [(weights[n], weights[n.removesuffix(suffix) + ".bias"]) for n in names]
 
 
-def load_policy(path: str | Path, action_space: spaces.Box) -> ActorPolicy:
+def load_policy(
+    path: str | Path, action_space: spaces.Box, vecnormalize: str | Path | None = None
+) -> ActorPolicy:
     """Read an SB3 model file (`model.zip`) or an actor snapshot (`.safetensors`).
 
-    From a zip only `policy.pth` (tensors, `weights_only`) and the plain JSON fields are read.
+    From a zip only `policy.pth` (tensors, `weights_only`) and the plain JSON fields are read, from
+    the file that VecNormalize.save wrote beside a model only the statistics of observations.
     Raises ValueError for other files.
     """
     path = Path(path)
+    normalization = read_vecnormalize(vecnormalize) if vecnormalize is not None else None
     if not path.is_file():
         raise ValueError(f"policy file {str(path)!r} does not exist")
     try:
-        return ActorPolicy(*_read(path, action_space))
+        return ActorPolicy(*_read(path, action_space), normalization)
     except _UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:160]
         if isinstance(error, pickle.UnpicklingError):

@@ -1,0 +1,99 @@
+"""The statistics of SB3's VecNormalize, read from its pickle without unpickling anything real.
+
+`VecNormalize.save` writes a pickle, which could run any code when it is loaded. Here every object
+in it becomes an inert record of its name, arguments and state, and the numbers are read from those.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class Normalization:
+    """What VecNormalize does to an observation: scaled by mean and var (S,), then clipped."""
+
+    mean: NDArray[np.float64]
+    var: NDArray[np.float64]
+    epsilon: float
+    clip: float
+
+    def __call__(self, observations: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(B, S) to (B, S)."""
+        scaled = (observations - self.mean) / np.sqrt(self.var + self.epsilon)
+        return np.clip(scaled, -self.clip, self.clip)
+
+
+class _Inert:
+    """What stands for an object of the pickle: it keeps what it was made from, and does nothing."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> _Inert:
+        made = object.__new__(cls)
+        made.arguments = arguments
+        return made
+
+    def __init__(self, *arguments: Any) -> None:
+        """Nothing to do."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Parts of a mapping are not needed."""
+
+    def append(self, value: Any) -> None:
+        """Parts of a sequence are not needed."""
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return type(name, (_Inert,), {"name": f"{module}.{name}"})
+
+
+def read_vecnormalize(path: str | Path) -> Normalization:
+    """The observation statistics that `VecNormalize.save(path)` wrote.
+
+    Raises ValueError for other files, and for statistics of Dict observations.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"statistics file {str(path)!r} does not exist")
+    try:
+        with path.open("rb") as file:
+            state = _Reader(file).load().state
+        rms = state["obs_rms"].state
+        mean, var = _array(rms["mean"]), _array(rms["var"])
+        found = Normalization(mean, var, float(state["epsilon"]), float(state["clip_obs"]))
+        sound = mean.shape == var.shape and bool(np.isfinite([mean, var]).all())
+    except Exception as error:  # anything may be in a pickle
+        raise ValueError(
+            f"{str(path)!r} holds no observation statistics of a VecNormalize with a vector of "
+            f"observations ({type(error).__name__}: {error}); expected the file that "
+            "VecNormalize.save() writes"
+        ) from error
+    if not sound:
+        raise ValueError(f"{str(path)!r} holds statistics that are not finite")
+    return found
+
+
+def _array(record: _Inert) -> NDArray[np.float64]:
+    """A vector of doubles, as numpy pickles it."""
+    if record.name.endswith("_frombuffer"):  # from protocol 5 on
+        data, dtype, shape, _ = record.arguments
+    else:
+        _, shape, dtype, _, data = record.state
+    if isinstance(data, _Inert):  # _codecs.encode(text, "latin1"), up to protocol 2
+        data = data.arguments[0].encode("latin1")
+    if dtype.arguments[0] not in ("f8", "<f8") or len(shape) != 1:
+        raise ValueError(f"{dtype.arguments[0]!r} numbers of shape {shape}, expected a vector")
+    return np.frombuffer(data, dtype="<f8").copy()
