@@ -32,7 +32,7 @@ from qgpo.agents.checkpoint import (
 )
 from qgpo.agents.energy_guided_config import EnergyGuidedConfig
 from qgpo.agents.energy_guided_model import STAGES, Array, Energy, GuidedModel
-from qgpo.agents.files import config_from_json
+from qgpo.agents.files import config_from_json, with_suffix
 from qgpo.agents.training import average, half_cosine
 from qgpo.diffusion import Metrics
 from qgpo.guidance import Weighted, weighted_loss
@@ -329,7 +329,7 @@ class EnergyGuidedDiffusion(GuidedModel):
             "generator/sampling": self.sampling_generator.get_state(),
         }
         modules = self.networks.state_dict()
-        write_checkpoint(_with_suffix(path), Checkpoint(header, modules, optimizers, tables))
+        write_checkpoint(with_suffix(path), Checkpoint(header, modules, optimizers, tables))
 
     @classmethod
     def load(
@@ -342,7 +342,7 @@ class EnergyGuidedDiffusion(GuidedModel):
 
         `energy` is needed where a guidance differentiates a callable (`dps`, `analytic`).
         """
-        path = _with_suffix(path)
+        path = with_suffix(path)
         checkpoint = read_checkpoint(path)
         header = checkpoint.header
         if header.get("agent") != cls.name:
@@ -378,8 +378,3 @@ class EnergyGuidedDiffusion(GuidedModel):
                 generator.set_state(state)
             else:  # saved on another kind of device
                 generator.manual_seed(self.seed + sum(self.progress.values()))
-
-
-def _with_suffix(path: str | Path) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")

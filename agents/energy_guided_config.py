@@ -12,7 +12,7 @@ class EnergyGuidedConfig:
     beta: float = 1.0
     """inverse temperature of p ~ q exp(-beta E)"""
     guidance: str = "cep"
-    """how f_t is obtained: cep, mse, emse, dps, analytic or weighted"""
+    """how f_t is obtained: cep, mse, emse, dps, analytic, aepo or weighted"""
     schedule: str = "cosine"
     """noise schedule: cosine, linear (both variance preserving) or ot"""
     prediction: str = "velocity"

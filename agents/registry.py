@@ -14,6 +14,7 @@ from qgpo.agents.base import OfflineAgent
 from qgpo.agents.bc import BC
 from qgpo.agents.checkpoint import CheckpointError, read_header
 from qgpo.agents.diffusion_ql import DiffusionQL
+from qgpo.agents.files import with_suffix
 from qgpo.agents.guided_policy import GuidedPolicy
 from qgpo.agents.iql import IQL
 from qgpo.agents.qgpo import QGPO
@@ -47,9 +48,7 @@ def load_agent(
     Raises CheckpointError where the file is damaged or names an agent that is not known.
     With `env`, its spaces are checked against the agent's.
     """
-    path = Path(path)
-    if path.suffix != ".zip":
-        path = path.with_name(path.name + ".zip")
+    path = with_suffix(path)
     name = read_header(path).get("agent")
     if name not in KNOWN:
         raise CheckpointError(

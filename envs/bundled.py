@@ -122,6 +122,7 @@ def ensure(dataset_id: str, progress_bar: bool = True) -> None:
         "PPO",
         f"Rollouts with sampled actions of {', '.join(recipe.policies)}, {turns}, in "
         f"{recipe.env_id}, seed {recipe.seed}.",
+        bundled=True,
     )
 
 

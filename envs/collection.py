@@ -154,14 +154,15 @@ def write_minari(
     algorithm_name: str,
     description: str,
     eval_env: EnvSpec | None = None,
+    bundled: bool = False,
 ) -> None:
     """Store episodes as a Minari dataset, whole or not at all.
 
     It is written beside the local datasets and renamed into place, so that an interrupted run
     leaves nothing that a later load would trip over. `eval_env` is where agents are to play, if
-    elsewhere. Raises ValueError where the id exists.
+    elsewhere. Raises ValueError where the id exists, or is under qgpo/ and not `bundled`.
     """
-    new_dataset_path(dataset_id)
+    new_dataset_path(dataset_id, bundled)
     root = folder_of("")
     root.mkdir(parents=True, exist_ok=True)
     env = _make(env_id)

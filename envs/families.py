@@ -81,7 +81,12 @@ class Family:
 
 
 def find_family(dataset_id: str | None = None, env_id: str | None = None) -> Family:
-    """The row of a dataset, by its id or by its environment; UNKNOWN where there is none."""
+    """The row of a dataset, by its id or by its environment; UNKNOWN where there is none.
+
+    No row depends on a dataset's version, so an id without one has the same row.
+    """
+    if dataset_id is not None and not re.search(r"-v\d+$", dataset_id):
+        dataset_id += "-v0"
     for text, pattern in ((dataset_id, "datasets"), (env_id, "environments")):
         for family in FAMILIES:
             if text is not None and re.fullmatch(getattr(family, pattern), text):

@@ -79,10 +79,14 @@ def load_dataset(
 
 
 def recorded_in(dataset_id: str) -> str | None:
-    """The environment that a dataset which lies here was recorded in, where it says so."""
-    if dataset_id in bundled.RECIPES:
-        return bundled.RECIPES[dataset_id].env_id
+    """The environment that a dataset which lies here was recorded in, where it says so.
+
+    An id without version means the newest one here.
+    """
     try:
+        dataset_id = _newest_here(dataset_id) or dataset_id
+        if dataset_id in bundled.RECIPES:
+            return bundled.RECIPES[dataset_id].env_id
         metadata = folder_of(dataset_id) / "data" / "metadata.json"
         return str(json.loads(json.loads(metadata.read_text())["env_spec"])["id"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -314,18 +318,24 @@ def open_dataset(
     return _download(dataset_id, progress_bar)
 
 
-def _with_version(dataset_id: str, download: bool, progress_bar: bool) -> str:
-    """The id itself, or with the newest version: a bundled one, else a local, else a remote one."""
-    try:
-        stem, version = split_version(dataset_id)
-    except ValueError as error:
-        raise ValueError(f"{error}.\n{_choices()}") from error
+def _newest_here(dataset_id: str) -> str | None:
+    """The id itself, or with the newest version that is bundled, else here; None without any."""
+    stem, version = split_version(dataset_id)
     if version is not None:
         return dataset_id
     own = [split_version(other)[1] for other in bundled.ids() if split_version(other)[0] == stem]
     versions = [number for number in own if number is not None] or local_versions(stem)
-    if versions:
-        return f"{stem}-v{max(versions)}"
+    return f"{stem}-v{max(versions)}" if versions else None
+
+
+def _with_version(dataset_id: str, download: bool, progress_bar: bool) -> str:
+    """The id itself, or with the newest version: a bundled one, else a local, else a remote one."""
+    try:
+        here = _newest_here(dataset_id)
+    except ValueError as error:
+        raise ValueError(f"{error}.\n{_choices()}") from error
+    if here is not None:
+        return here
     if not download:
         raise ValueError(
             f"no version of dataset {dataset_id!r} is in {folder_of('')}; ids are "

@@ -103,12 +103,21 @@ def datasets_root(folder: Path) -> Iterator[None]:
             os.environ[ROOT_VARIABLE] = before
 
 
-def new_dataset_path(dataset_id: str) -> Path:
-    """The folder of a dataset yet to be written. Raises ValueError for malformed or taken ids."""
+def new_dataset_path(dataset_id: str, bundled: bool = False) -> Path:
+    """The folder of a dataset yet to be written.
+
+    Raises ValueError for ids that are malformed or taken, and for those under qgpo/ unless it is
+    one of the `bundled` datasets.
+    """
     if split_version(dataset_id)[1] is None:
         raise ValueError(
             f"dataset id {dataset_id!r} is malformed (no version); expected 'namespace/name-vN', "
             "for example 'mine/hopper/medium-v0'"
+        )
+    if dataset_id.startswith("qgpo/") and not bundled:
+        raise ValueError(
+            f"dataset id {dataset_id!r}: ids under qgpo/ are the bundled datasets'; choose another "
+            "namespace, for example mine/"
         )
     target = folder_of(dataset_id)
     if target.exists():

@@ -172,11 +172,6 @@ def check_datasets(args: Check) -> None:
 
 def combine_datasets(args: Combine) -> None:
     """Write the new dataset, and say how to train on it."""
-    if args.dataset_id.split("/")[0] == "qgpo":
-        raise ValueError(
-            f"--dataset-id {args.dataset_id}: ids under qgpo/ are the bundled datasets'; choose "
-            "another namespace, for example mine/"
-        )
     dataset = combine(args.ids, args.dataset_id, progress_bar=args.progress_bar)
     print(f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
     print(f"train on it: python scripts/train.py --dataset-id {dataset.id}")

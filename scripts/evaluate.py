@@ -29,6 +29,7 @@ from qgpo.agents.runs import RunFolder
 from qgpo.envs import Evaluation, load_dataset
 from qgpo.envs.evaluation import evaluate_scales, scale_label, score_table
 from qgpo.envs.families import find_family
+from qgpo.envs.loading import Storage
 from qgpo.envs.making import make_env
 from qgpo.envs.reference import ReferenceScores
 from qgpo.envs.video import RenderError, check_clip_path, choose_renderer, record, write_clip
@@ -52,6 +53,8 @@ class Args:
     """scales to evaluate; default the configured one"""
     tune_guidance: bool = False
     """choose the scale from the run's dataset alone and evaluate it, too; the run keeps its own"""
+    storage: Storage | None = None
+    """how to hold that dataset, memory or memmap; default as it was trained (files: memory)"""
     solver: str | None = None
     """dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (only ot); default the configured one"""
     solver_steps: int | None = None
@@ -134,6 +137,14 @@ def find_runs(runs: tuple[Path, ...]) -> list[RunFolder]:
     return folders
 
 
+def saved_args(folder: RunFolder) -> dict[str, Any]:
+    """The arguments of the training that left the checkpoint; empty where there are none."""
+    if not folder.config.is_file() or folder.checkpoint.name != "checkpoint.zip":
+        return {}
+    saved: dict[str, Any] = json.loads(folder.config.read_text())["args"]
+    return saved
+
+
 def environment(
     args: Args, folder: RunFolder, members: list[OfflineAgent[Any]]
 ) -> tuple[str | EnvSpec, ReferenceScores | None]:
@@ -145,10 +156,7 @@ def environment(
             f"the runs' datasets are of different environments {sorted(learned_in)}: choose one "
             "with --env-id"
         )
-    saved = None
-    if folder.config.is_file() and folder.checkpoint.name == "checkpoint.zip":
-        saved = json.loads(folder.config.read_text())["args"].get("env_id")
-    env = args.env_id or saved or agent.env_spec
+    env = args.env_id or saved_args(folder).get("env_id") or agent.env_spec
     if env is None:
         raise ValueError(
             f"the agent's dataset {agent.dataset_id!r} names no environment: give one with --env-id"
@@ -192,10 +200,15 @@ def who_lacks(members: list[OfflineAgent[Any]], name: str) -> str:
 
 
 def tune(
-    args: Args, agent: GuidedPolicy[Any] | Ensemble, dataset_id: str, scales: Scales
+    args: Args,
+    folder: RunFolder,
+    agent: GuidedPolicy[Any] | Ensemble,
+    dataset_id: str,
+    scales: Scales,
 ) -> tuple[dict[str, Any], Scales]:
     """What `tune_guidance` found on the dataset, and its choice among the scales."""
-    dataset = load_dataset(dataset_id, progress_bar=args.progress_bar)
+    storage = args.storage or saved_args(folder).get("storage", "memory")
+    dataset = load_dataset(dataset_id, storage=storage, progress_bar=args.progress_bar)
     tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
     print(tuning)
     asked = scales if args.guidance_scale else ()
@@ -309,7 +322,7 @@ def main(args: Args) -> None:
     try:
         if args.tune_guidance and isinstance(agent, GuidedPolicy | Ensemble):
             dataset_id = str(members[0].dataset_id)
-            about["guidance_tuning"], scales = tune(args, agent, dataset_id, scales)
+            about["guidance_tuning"], scales = tune(args, folders[0], agent, dataset_id, scales)
         results = score(args, agent, members[0].dataset_id, env, reference, scales)
         print(score_table([(scale_label(scale), e) for scale, e in results]))
         print(f"returns: {write(args, folders[0], agents, about, results)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 import time
@@ -197,6 +198,9 @@ def start(args: Args[Any]) -> tuple[RunFolder, OfflineAgent[Any], OfflineDataset
         raise ValueError(
             f"--guidance-scales {args.guidance_scales}: a {args.agent} agent has no guidance_scale"
         )
+    for scale in args.guidance_scales:
+        if not math.isfinite(scale):
+            raise ValueError(f"--guidance-scales {scale}: expected finite numbers")
     if args.tune_guidance and not hasattr(args.config, "guidance_scale"):
         raise ValueError(f"--tune-guidance: a {args.agent} agent has no guidance_scale")
     if args.threads:

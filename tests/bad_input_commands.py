@@ -58,6 +58,13 @@ CASES = [
     ),
     Case(
         CLI,
+        "train: a guidance scale that is no number",
+        SystemExit,
+        "error: --guidance-scales nan: expected finite numbers",
+        train("--guidance-scales", "0", "nan"),
+    ),
+    Case(
+        CLI,
         "train: tuning the guidance of an agent without any",
         SystemExit,
         "error: --tune-guidance: a TD3BC agent has no guidance_scale",

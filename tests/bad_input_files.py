@@ -68,6 +68,13 @@ CASES = [
     ),
     Case(
         FILE,
+        "an empty name to load",
+        ValueError,
+        "path='.' names no file, expected one such as 'agent.zip'",
+        lambda: load_agent(""),
+    ),
+    Case(
+        FILE,
         "a good file for a device that is not there",
         ValueError,
         "device='cuda:99' is not available here, expected auto or cpu",

@@ -21,9 +21,21 @@ from qgpo.envs.combining import combine
 from qgpo.envs.downloading import download
 from qgpo.envs.remote import RemoteError
 from qgpo.envs.vector_collection import collect_vec_env
+from qgpo.scripts import collect as collect_script
 from qgpo.scripts import data as script
 
 WRITE = "new datasets"
+
+
+def collect(*argv: str) -> Callable[[], Any]:
+    where = () if "--dataset-id" in argv else ("--dataset-id", "mine/a-v0")
+
+    def provoke() -> None:
+        Path("ppo.zip").touch()
+        args = [*argv, *where, "--env-id", "Pendulum-v1", "--no-progress-bar"]
+        collect_script.main(tyro.cli(collect_script.Args, args=args))
+
+    return provoke
 
 
 def data(*argv: str) -> Callable[[], Any]:
@@ -153,8 +165,38 @@ CASES = [
         CLI,
         "data: a combination under the bundled datasets' name",
         SystemExit,
-        "error: --dataset-id qgpo/a-v0: ids under qgpo/ are the bundled datasets'; choose another "
+        "error: dataset id 'qgpo/a-v0': ids under qgpo/ are the bundled datasets'; choose another "
         "namespace, for example mine/",
         data("combine", "test/a-v0", "test/b-v0", "--dataset-id", "qgpo/a-v0"),
+    ),
+    Case(
+        CLI,
+        "collect: a name of the bundled datasets",
+        SystemExit,
+        "error: dataset id 'qgpo/a-v0': ids under qgpo/ are the bundled datasets'; choose another "
+        "namespace, for example mine/",
+        collect("--policy", "uniform", "--dataset-id", "qgpo/a-v0"),
+    ),
+    Case(
+        CLI,
+        "collect: fewer statistics than policies",
+        SystemExit,
+        "error: --vecnormalize vecnormalize.pkl: expected as many as policies, 2, with - for those "
+        "that were trained without",
+        collect("--policy", "uniform", "ppo.zip", "--vecnormalize", "vecnormalize.pkl"),
+    ),
+    Case(
+        CLI,
+        "collect: statistics for a policy that has none",
+        SystemExit,
+        "error: --vecnormalize vecnormalize.pkl: uniform was trained without, expected -",
+        collect("--policy", "uniform", "--vecnormalize", "vecnormalize.pkl"),
+    ),
+    Case(
+        CLI,
+        "collect: statistics that are not there",
+        SystemExit,
+        "error: --policy ppo.zip: statistics file 'vecnormalize.pkl' does not exist",
+        collect("--policy", "ppo.zip", "--vecnormalize", "vecnormalize.pkl"),
     ),
 ]

@@ -261,16 +261,25 @@ def test_evaluate_leaves_each_run_its_own_scale_and_gives_all_the_solver(members
 
 def test_evaluate_tunes_the_scale_on_the_data_of_the_runs(members, dataset, folders, monkeypatch):
     asked = []
-    monkeypatch.setattr(evaluate_script, "load_dataset", lambda *a, **k: asked.append(a) or dataset)
+
+    def load_dataset(dataset_id, storage, progress_bar):
+        asked.append((dataset_id, storage))
+        return dataset
+
+    monkeypatch.setattr(evaluate_script, "load_dataset", load_dataset)
     monkeypatch.setattr(
         Ensemble, "tune_guidance", partialmethod(tune_guidance, rollouts=2, steps=5)
     )
     about = play(*folders, tune_guidance=True, guidance_scale=(0.25,))
-    assert asked == [(dataset.id,)]
+    assert asked == [(dataset.id, "memory")]
     found = Ensemble(members).tune_guidance(dataset)
     assert about["guidance_tuning"] == found.as_dict()
     assert [one["guidance_scale"] for one in about["evaluations"]] == [0.25, found.best]
     assert QGPO.load(folders[0] / "checkpoint.zip").guidance_scale == 1.0
+    (folders[0] / "config.json").write_text('{"args": {"storage": "memmap"}}')
+    play(*folders, tune_guidance=True, output=folders[0] / "2.json")
+    play(*folders, tune_guidance=True, storage="memory", output=folders[0] / "3.json")
+    assert asked[1:] == [(dataset.id, "memmap"), (dataset.id, "memory")]
 
 
 def test_evaluate_names_the_run_that_is_not_complete(dataset, folders, capsys):

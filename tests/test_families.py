@@ -174,7 +174,9 @@ def test_recorded_in_reads_what_lies_here():
         for b in numbered_episodes((3,), (False,))
     ]
     write_buffers(buffers, "test/pendulum-v0", env=gym.spec("Pendulum-v1"))
-    assert recorded_in("test/pendulum-v0") == "Pendulum-v1"
+    assert recorded_in("test/pendulum-v0") == recorded_in("test/pendulum") == "Pendulum-v1"
+    assert recorded_in("qgpo/hopper/mixed") == "Hopper-v5"
+    assert recorded_in("test/nowhere") is recorded_in("not//an-id-v") is None
     write_buffers(numbered_episodes((3,), (False,)), "test/homeless-v0", action_space=UNIT_BOX)
     assert recorded_in("test/homeless-v0") is None
 
@@ -262,6 +264,9 @@ def test_preset_then_family_then_flags():
     expected = dataclasses.replace(PRESETS["laptop"], sparsity_power=2.0)
     args = parse(["--dataset-id", "mine/halfcheetah/medium-expert-v0"])
     assert args.config == expected
+    assert parse(["--dataset-id", "mine/halfcheetah/medium-expert"]).config == expected
+    args = parse(["--dataset-id", "D4RL/antmaze/medium-play", "--preset", "paper"])
+    assert (args.config.support_actions, args.config.beta_q, args.n_episodes) == (32, 20.0, 100)
 
 
 def test_longer_multiplies_the_steps_that_are_trained():
