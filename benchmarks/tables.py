@@ -41,6 +41,8 @@ DATASETS = (
     "qgpo/halfcheetah/medium-v0",
     "qgpo/hopper/medium-v0",
 )
+UNTOUCHED = 4
+"""the last so many sets were not looked at while settings were chosen, but for the scale 0.25"""
 RIVALS = ("BC", "TD3+BC", "IQL", "Diffusion-QL")
 """labels that begin so are baselines', trained as long or longer"""
 BASELINES: tuple[tuple[str, str, Scale], ...] = (
@@ -56,6 +58,8 @@ TUNED: tuple[tuple[str, str, Scale], ...] = (("**QGPO, tuned**", "QGPO", "tuned"
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 FELL, WEAKER = 2_000.0, 8_000.0
 """returns on halfcheetah medium-expert below which an episode fell or ran in the weaker gait"""
+LONGER = ", longer 4"
+"""behind the label of an agent with four times the steps"""
 FIXED = (0.5, 1.0, 1.5, 2.0)
 """scales that were played everywhere"""
 
@@ -142,13 +146,14 @@ def comparison(
                 differences = np.array(returns[name]) - np.array(imitation)
                 text = f"{dataset} ({entry(differences.tolist(), len(differences))})"
                 verdicts.setdefault(f"{name} is below its w = 0", []).append(text)
-    means = [
-        f"{np.mean(s):.1f}" if len(s) == len(data) else "-"
-        for s in (scores.get(name, []) for name in ("data", *(name for name, _, _ in columns)))
-    ]
+    means = [["normalised mean"], ["of the last four"]]
+    for name in ("data", *(name for name, _, _ in columns)):
+        found = scores.get(name, [])
+        for row, part in zip(means, (found, found[-UNTOUCHED:]), strict=True):
+            row.append(f"{np.mean(part):.1f}" if len(found) == len(data) else "-")
     head = ["", "data", *(name for name, _, _ in columns)]
     notes = "".join(f"- {what}, {len(d)}: {', '.join(d)}\n" for what, d in sorted(verdicts.items()))
-    return f"{table(head, [*rows, ['normalised mean', *means]])}\n{notes}"
+    return f"{table(head, [*rows, *means])}\n{notes}"
 
 
 def at_every_scale(agents: Agents, data: dict[str, float], usual: int) -> str:
@@ -198,6 +203,37 @@ def losses_of_choices(together: Agents, data: dict[str, float]) -> str:
             rows.append([name, *(f"{halved:.1f}, {upper:.1f}" for upper, halved in lost)])
     means = [f"{halved:.1f}, {upper:.1f}" for upper, halved in np.mean(all_lost, axis=0)]
     return table(["", *(name for name, _ in choices)], [*rows, ["mean", *means]])
+
+
+def by_time(
+    cells: Agents,
+    together: Agents,
+    data: dict[str, float],
+    normalize: dict[str, Callable[[float], float]],
+) -> str:
+    """Three, ten and thirty minutes on the sets where all were measured, three rows per dataset.
+
+    One training; three together; three together, each with four times the steps.
+    """
+    budgets = (("3", cells, "", 3), ("10", together, "", 1), ("30", together, LONGER, 1))
+    columns = (*BASELINES, *((f"w = {w:g}", "QGPO", w) for w in (0.0, *FIXED)), *TUNED)
+    rows, scores = [], {}
+    for d in [d for d in data if any((label + LONGER, d) in together for label in ("IQL", "QGPO"))]:
+        for minutes, agents, suffix, usual in budgets:
+            row = [f"`{d.removesuffix('-v0')}` ({data[d]:.0f})", minutes]
+            for name, label, scale in columns:
+                tuned_alone = scale == "tuned" and agents is cells
+                found = [] if tuned_alone else agents.get((label + suffix, d), [])
+                returns = returns_of(found, scale)
+                row.append(entry(returns, usual))
+                score = normalize[d](float(np.mean(returns))) if returns else np.nan
+                scores.setdefault((minutes, name), []).append(score)
+            rows.append(row)
+    for minutes, *_ in budgets:
+        means = [float(np.mean(scores[minutes, name])) for name, _, _ in columns]
+        texts = ["-" if np.isnan(mean) else f"{mean:.1f}" for mean in means]
+        rows.append(["normalised mean", minutes, *texts])
+    return table(["(data)", "minutes", *(name for name, _, _ in columns)], rows)
 
 
 def with_and_without_row(cells: Agents, together: Agents) -> str:
@@ -267,6 +303,8 @@ def main(args: Args) -> None:
     print(each_ensemble(together, data))
     print("What a choice loses to the best scale, normalised points, halved and upper estimate:\n")
     print(losses_of_choices(together, data))
+    print("## Three, ten and thirty minutes\n")
+    print(by_time(cells, together, data, normalize))
     print("## Halfcheetah medium-expert, with and without its row\n")
     print(with_and_without_row(cells, together))
     print("## CPU-seconds of training, bundled data\n")

@@ -1,4 +1,4 @@
-"""The two-dimensional study: every guidance on the six problems, with distances.
+"""The two-dimensional study: guidances on the six problems, with distances.
 
 python scripts/toy_2d.py --betas 3 --output runs/toy_2d
 
