@@ -58,6 +58,8 @@ TUNED: tuple[tuple[str, str, Scale], ...] = (("**QGPO, tuned**", "QGPO", "tuned"
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 FELL, WEAKER = 2_000.0, 8_000.0
 """returns on halfcheetah medium-expert below which an episode fell or ran in the weaker gait"""
+MINUTES = (3, 10, 30)
+"""of two cores: one training, three together, three of four times the steps together"""
 LONGER = ", longer 4"
 """behind the label of an agent with four times the steps"""
 FIXED = (0.5, 1.0, 1.5, 2.0)
@@ -205,34 +207,23 @@ def losses_of_choices(together: Agents, data: dict[str, float]) -> str:
     return table(["", *(name for name, _ in choices)], [*rows, ["mean", *means]])
 
 
-def by_time(
-    cells: Agents,
-    together: Agents,
-    data: dict[str, float],
-    normalize: dict[str, Callable[[float], float]],
-) -> str:
-    """Three, ten and thirty minutes on the sets where all were measured, three rows per dataset.
-
-    One training; three together; three together, each with four times the steps.
-    """
-    budgets = (("3", cells, "", 3), ("10", together, "", 1), ("30", together, LONGER, 1))
+def by_time(found: Everything) -> str:
+    """Three, ten and thirty minutes on the sets where all were measured, three rows per dataset."""
     columns = (*BASELINES, *((f"w = {w:g}", "QGPO", w) for w in (0.0, *FIXED)), *TUNED)
     rows, scores = [], {}
-    for d in [d for d in data if any((label + LONGER, d) in together for label in ("IQL", "QGPO"))]:
-        for minutes, agents, suffix, usual in budgets:
-            row = [f"`{d.removesuffix('-v0')}` ({data[d]:.0f})", minutes]
+    for d in [d for d in found.data if ("QGPO" + LONGER, d) in found.together]:
+        for minutes in MINUTES:
+            row = [f"`{d.removesuffix('-v0')}` ({found.data[d]:.0f})", f"{minutes}"]
             for name, label, scale in columns:
-                tuned_alone = scale == "tuned" and agents is cells
-                found = [] if tuned_alone else agents.get((label + suffix, d), [])
-                returns = returns_of(found, scale)
-                row.append(entry(returns, usual))
-                score = normalize[d](float(np.mean(returns))) if returns else np.nan
+                returns = found.in_minutes(minutes, label, scale, d)
+                row.append(entry(returns, 3 if minutes == 3 else 1))
+                score = found.normalize[d](float(np.mean(returns))) if returns else np.nan
                 scores.setdefault((minutes, name), []).append(score)
             rows.append(row)
-    for minutes, *_ in budgets:
+    for minutes in MINUTES:
         means = [float(np.mean(scores[minutes, name])) for name, _, _ in columns]
         texts = ["-" if np.isnan(mean) else f"{mean:.1f}" for mean in means]
-        rows.append(["normalised mean", minutes, *texts])
+        rows.append(["normalised mean", f"{minutes}", *texts])
     return table(["(data)", "minutes", *(name for name, _, _ in columns)], rows)
 
 
@@ -260,8 +251,27 @@ def with_and_without_row(cells: Agents, together: Agents) -> str:
     return table(["", "w = 0", *(f"{w:g}" for w in FIXED), "tuned"], rows)
 
 
-def main(args: Args) -> None:
-    """Print."""
+@dataclass
+class Everything:
+    """What was measured, and on what."""
+
+    cells: Agents
+    together: Agents
+    data: dict[str, float]
+    """mean returns"""
+    normalize: dict[str, Callable[[float], float]]
+    """by dataset: from returns to scores"""
+
+    def in_minutes(self, minutes: int, label: str, scale: Scale, dataset: str) -> list[list[float]]:
+        """Returns of each agent after that time; none of single ones that are tuned."""
+        if minutes == 3:
+            return [] if scale == "tuned" else returns_of(self.cells[label, dataset], scale)
+        label += LONGER if minutes == 30 else ""
+        return returns_of(self.together.get((label, dataset), []), scale)
+
+
+def read(args: Args) -> Everything:
+    """Everything. SystemExit where one name stands for several data."""
     cells: Agents = {}
     data: dict[str, float] = {}
     fingerprints: dict[str, str] = {}
@@ -281,7 +291,13 @@ def main(args: Args) -> None:
         if row["fingerprint"] != fingerprints.get(row["measured"]["dataset"]):
             raise SystemExit(f"{row['label']}, {row['seeds']}: an ensemble of other data")
         together.setdefault((row["label"], row["measured"]["dataset"]), []).append(row)
+    return Everything(cells, together, data, normalize)
 
+
+def main(args: Args) -> None:
+    """Print."""
+    found = read(args)
+    cells, together, data, normalize = found.cells, found.together, found.data, found.normalize
     rivals = {
         dataset: max(
             hierarchical_bootstrap(returns_of(of_label, None))[1]
@@ -304,7 +320,7 @@ def main(args: Args) -> None:
     print("What a choice loses to the best scale, normalised points, halved and upper estimate:\n")
     print(losses_of_choices(together, data))
     print("## Three, ten and thirty minutes\n")
-    print(by_time(cells, together, data, normalize))
+    print(by_time(found))
     print("## Halfcheetah medium-expert, with and without its row\n")
     print(with_and_without_row(cells, together))
     print("## CPU-seconds of training, bundled data\n")
