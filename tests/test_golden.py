@@ -80,15 +80,27 @@ def is_constant(node: ast.AST, value: object) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_in_the_package_unpickles_or_evaluates(path):
-    """The exception's name may be used, and SB3's policies are read with weights_only=True."""
+    """The exception's name may be used, and SB3's policies are read with weights_only=True.
+
+    VecNormalize's pickle is read by an Unpickler whose `find_class` gives inert classes alone.
+    """
     tree = ast.parse(path.read_text())
+    inert = []
+    if path.parts[-2:] == ("policies", "vecnormalize.py"):
+        [reader] = [
+            c for c in ast.walk(tree) if isinstance(c, ast.ClassDef) and c.name == "_Reader"
+        ]
+        inert = reader.bases
+        [find_class] = reader.body
+        assert "super" not in {n.id for n in ast.walk(find_class) if isinstance(n, ast.Name)}
+        assert ast.unparse(find_class).endswith("(_Inert,), {'name': f'{module}.{name}'})")
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             assert not {a.name.split(".")[0] for a in node.names} & MODULES
         elif isinstance(node, ast.ImportFrom):
             assert (node.module or "").split(".")[0] not in MODULES | {"pickle"}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert node.value.id != "pickle" or node.attr == "UnpicklingError"
+            assert node.value.id != "pickle" or node.attr == "UnpicklingError" or node in inert
             if (node.value.id, node.attr) == ("torch", "load"):
                 calls = [c for c in ast.walk(tree) if getattr(c, "func", None) is node]
                 assert path.parts[-2:] == ("policies", "__init__.py")
