@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Datasets like the zoo/…-v0 of the results, from the same policies of the RL Zoo; other episodes, so
 # they are v1. Medium: SAC (Hopper), PPO (HalfCheetah), 100,000 steps of sampled actions;
-# medium-expert: 50,000 of these and 50,000 of TQC. Four minutes.
+# medium-expert: 50,000 of these and 50,000 of TQC. Two minutes.
 #     git clone https://github.com/DLR-RM/rl-trained-agents
 #     bash benchmarks/zoo.sh rl-trained-agents        (from the repository's root)
 #     sed 's/-v0/-v1/' benchmarks/locomotion.toml > mine.toml

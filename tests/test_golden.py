@@ -74,6 +74,13 @@ MODULES = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 SOURCES = [p for room in ("qgpo", "agents", "envs", "scripts") for p in (ROOT / room).rglob("*.py")]
 
 
+INERT_READER = """\
+class _Reader(pickle.Unpickler):
+
+    def find_class(self, module: str, name: str) -> Any:
+        return type(name, (_Inert,), {'name': f'{module}.{name}'})"""
+
+
 def is_constant(node: ast.AST, value: object) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
 
@@ -91,9 +98,7 @@ def test_nothing_in_the_package_unpickles_or_evaluates(path):
             c for c in ast.walk(tree) if isinstance(c, ast.ClassDef) and c.name == "_Reader"
         ]
         inert = reader.bases
-        [find_class] = reader.body
-        assert "super" not in {n.id for n in ast.walk(find_class) if isinstance(n, ast.Name)}
-        assert ast.unparse(find_class).endswith("(_Inert,), {'name': f'{module}.{name}'})")
+        assert ast.unparse(reader) == INERT_READER
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             assert not {a.name.split(".")[0] for a in node.names} & MODULES

@@ -169,9 +169,9 @@ def test_a_policy_with_statistics_acts_as_the_model_in_its_vecnormalize(algorith
     assert np.abs(without - expected).max() > 1e-3
 
 
-def not_finite():
+def with_variance(value):
     made = normalizer()
-    made.obs_rms.var[1] = np.nan
+    made.obs_rms.var[1] = value
     return made
 
 
@@ -192,9 +192,10 @@ class ManyParts(Blank):
             lambda: VecNormalize(DummyVecEnv([lambda: ManyParts(BOXES["unit"])])),
             "holds no observation statistics",
         ),
-        (not_finite, "statistics that are not finite"),
+        (lambda: with_variance(np.nan), "statistics that are not finite"),
+        (lambda: with_variance(-1.0), "or negative variances"),
     ],
-    ids=["code", "no-vecnormalize", "rewards-only", "dict", "nan"],
+    ids=["code", "no-vecnormalize", "rewards-only", "dict", "nan", "negative"],
 )
 def test_other_statistics_are_refused_and_never_run(make, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -74,7 +74,8 @@ def read_vecnormalize(path: str | Path) -> Normalization:
         rms = state["obs_rms"].state
         mean, var = _array(rms["mean"]), _array(rms["var"])
         found = Normalization(mean, var, float(state["epsilon"]), float(state["clip_obs"]))
-        sound = mean.shape == var.shape and bool(np.isfinite([mean, var]).all())
+        numbers = [*mean, *var, found.epsilon, found.clip]
+        sound = mean.shape == var.shape and np.isfinite(numbers).all() and min(var) >= 0.0
     except Exception as error:  # anything may be in a pickle
         raise ValueError(
             f"{str(path)!r} holds no observation statistics of a VecNormalize with a vector of "
@@ -82,7 +83,9 @@ def read_vecnormalize(path: str | Path) -> Normalization:
             "VecNormalize.save() writes"
         ) from error
     if not sound:
-        raise ValueError(f"{str(path)!r} holds statistics that are not finite")
+        raise ValueError(
+            f"{str(path)!r} holds statistics that are not finite, or negative variances"
+        )
     return found
 
 
