@@ -6,7 +6,7 @@
 #     bash benchmarks/zoo.sh rl-trained-agents        (from the repository's root)
 #     sed 's/-v0/-v1/' benchmarks/locomotion.toml > mine.toml
 set -euo pipefail
-zoo=$1
+zoo=${1:?expected the folder of rl-trained-agents, see above}
 collect() {  # dataset, environment, steps, seed, policy, …
     python scripts/collect.py --dataset-id "zoo/$1-v1" --env-id "$2" --n-steps "$3" --seed "$4" \
         --policy "$zoo/$5" "${@:6}"
