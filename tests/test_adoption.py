@@ -8,8 +8,7 @@ import pytest
 import torch
 from conftest import AEPO_CONFIGS, QIPO_CONFIGS, WHITENED, make_dataset, mapped, same_parameters
 
-from qgpo import AEPO, BC, QGPO, QIPO
-from qgpo.agents.adoption import LAST_STATE, SUPPORT_STATE
+from qgpo import AEPO, QGPO, QIPO
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -82,21 +81,6 @@ def test_an_agent_may_adopt_what_it_learned_itself(scratch):
     assert same_parameters(agent.get_parameters(), expected)
 
 
-@pytest.mark.parametrize(
-    ("changes", "seed", "message"),
-    [
-        ({"critic_lambda": 0.5}, 2, r"critic_lambda=0.9, this QGPO has critic_lambda=0.5, which "),
-        ({"solver": "ddim"}, 2, "solver='dpm_solver_2m', this QGPO has solver='ddim'"),
-        ({}, 3, "trained with seed=2, this QGPO has seed=3; adopt from one of the same seed"),
-    ],
-)
-def test_other_first_stages_are_refused(changes, seed, message, scratch):
-    agent = QGPO(replace(WHITENED, **changes), seed=seed, device="cpu")
-    with pytest.raises(ValueError, match=message):
-        agent.adopt(scratch["cep"], make_dataset())
-    assert agent.num_timesteps == 0
-
-
 def test_what_only_the_last_stage_and_acting_read_may_differ(scratch):
     changes = {"beta": 1.0, "tilt_limit": None, "guidance_scale": 2.0, "guidance_bound": 0.5}
     more = {"deterministic_action": "ode", "solver_steps": 5, "energy_steps": 2}
@@ -107,38 +91,8 @@ def test_what_only_the_last_stage_and_acting_read_may_differ(scratch):
     assert same_parameters(agent.get_parameters(), expected.get_parameters())
 
 
-def test_other_data_are_refused(scratch):
+def test_the_message_says_which_data_are_whose(scratch):
     other = make_dataset(seed=1)
     fingerprints = f"{make_dataset().fingerprint}, dataset '{other.id}' has {other.fingerprint}"
     with pytest.raises(ValueError, match=f"fingerprint {fingerprints}"):
         AGENTS["mse"]().adopt(scratch["cep"], other)
-
-
-def test_a_donor_of_two_datasets_is_refused():
-    donor = AGENTS["cep"]()
-    donor.learn(make_dataset(seed=1), until("behavior", 2))
-    donor.learn(make_dataset(), reset_num_timesteps=False, allow_other_dataset=True)
-    donor.save("donor")
-    with pytest.raises(ValueError, match="went on with other data than it began with"):
-        AGENTS["mse"]().adopt(QGPO.load("donor", device="cpu"), make_dataset())
-
-
-def test_an_unfinished_critic_is_refused():
-    donor = AGENTS["cep"]()
-    donor.learn(make_dataset(), until("critic", 2))
-    with pytest.raises(ValueError, match="critic has 2 of 6 steps; train it to the end first"):
-        AGENTS["mse"]().adopt(donor, make_dataset())
-
-
-@pytest.mark.parametrize("name", [SUPPORT_STATE, LAST_STATE])
-def test_a_file_without_the_states_is_refused(name, scratch):
-    scratch["cep"].save("donor")
-    donor = QGPO.load("donor", device="cpu")
-    del donor.tables[name]
-    with pytest.raises(ValueError, match=f"it has no '{name}'.*files of former versions"):
-        AGENTS["mse"]().adopt(donor, make_dataset())
-
-
-def test_agents_outside_the_family_are_refused():
-    with pytest.raises(TypeError, match="cannot adopt from a BC, expected a QGPO, AEPO or QIPO"):
-        AGENTS["cep"]().adopt(BC(device="cpu"), make_dataset())

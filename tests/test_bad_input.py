@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import sys
 
+import bad_input_adoption
 import bad_input_commands
 import bad_input_data
 import bad_input_files
+import bad_input_plans
 import bad_input_remote
 import bad_input_training
 import pytest
@@ -22,8 +24,10 @@ CASES = [
     *bad_input_data.CASES,
     *bad_input_remote.CASES,
     *bad_input_training.CASES,
+    *bad_input_adoption.CASES,
     *bad_input_files.CASES,
     *bad_input_commands.CASES,
+    *bad_input_plans.CASES,
 ]
 
 
@@ -48,9 +52,10 @@ def document() -> str:
         "# What goes wrong, and what is said",
         "",
         "Every kind of bad input below is tested for exactly this exception and message; `…` is",
-        "what differs from case to case. `CheckpointError` and `RemoteError` are `ValueError`s,",
-        "`NonFiniteError` and `RunFolderError` are `RuntimeError`s, `CheckpointWriteError` (a full",
-        "disk) is an `OSError`; command lines end with exit code 1 and the message alone.",
+        "what differs from case to case. `CheckpointError`, `PlanError` and `RemoteError` are",
+        "`ValueError`s, `NonFiniteError` and `RunFolderError` are `RuntimeError`s,",
+        "`CheckpointWriteError` (a full disk) is an `OSError`; command lines end with exit code 1",
+        "and the message alone.",
         "This page is made by `python tests/test_bad_input.py > docs/errors.md`.",
         "",
         "| where | what | exception | message |",
