@@ -36,7 +36,7 @@ from qgpo.agents.training import (
     choose_device,
     on_signals,
 )
-from qgpo.envs.datasets import OfflineDataset, check_action_space, check_spaces
+from qgpo.envs.datasets import OfflineDataset, check_action_space, check_spaces, same_box
 from qgpo.envs.loading import load_dataset
 from qgpo.envs.observations import ObservationAdapter
 from qgpo.envs.reference import ReferenceScores
@@ -137,14 +137,15 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
         progress_bar: bool = False,
         allow_other_dataset: bool = False,
     ) -> Self:
-        """Train on the dataset through all stages.
+        """Train on the dataset (or the one of that Minari id) through all stages.
 
         Timesteps are gradient steps over all stages. `callback` is any SB3 callback, or a function
         of (locals, globals); returning False (or, as in SB3, nothing) ends training early. With
         `reset_num_timesteps=False` training goes on where the agent (or the checkpoint it was
         loaded from) stands; on other data than it began with only if `allow_other_dataset`.
         Ctrl-C and SIGTERM finish the step under way and raise KeyboardInterrupt, with the agent
-        fit to be saved.
+        fit to be saved. Raises ValueError for a dataset that does not fit, or another one than
+        training began with, NonFiniteError where a loss or gradient is not finite.
         """
         if not isinstance(dataset, OfflineDataset):
             dataset = load_dataset(dataset)
@@ -237,10 +238,8 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
             observation_space = self.adapter.box(observation_space, of)
         observation_box, action_box = check_spaces(observation_space, action_space, of)
         if self.observation_space is not None and self.action_space is not None:
-            if (observation_box.shape, action_box) != (
-                self.observation_space.shape,
-                self.action_space,
-            ):
+            same_actions = same_box(action_box, self.action_space)
+            if observation_box.shape != self.observation_space.shape or not same_actions:
                 raise ValueError(
                     f"{of} has observations {observation_box.shape} and actions {action_box}; "
                     f"this agent was made for {self.observation_space.shape} and "

@@ -111,6 +111,8 @@ class EvaluationCallback(EvalCallback):
                 self.evaluations_timesteps = file["timesteps"][kept].tolist()
                 self.evaluations_results = file["results"][kept].tolist()
                 self.evaluations_length = file["ep_lengths"][kept].tolist()
+            means = [float(np.mean(returns)) for returns in self.evaluations_results]
+            self.best_mean_reward = max(means, default=self.best_mean_reward)
 
     def _on_step(self) -> bool:
         if self.n_calls % self.eval_freq == 0:

@@ -67,7 +67,7 @@ DIFFUSION_QL_PRESETS: dict[str, DiffusionQLConfig] = {
 class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
     """A diffusion policy trained on denoising and Q at once, acting by the best of candidates.
 
-    `candidates` is an attribute that may be set at any time.
+    `candidates` may be set once the agent has seen data; files have the configuration's.
     """
 
     name: ClassVar[str] = "DiffusionQL"

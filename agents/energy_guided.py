@@ -33,7 +33,7 @@ from qgpo.agents.checkpoint import (
 from qgpo.agents.energy_guided_config import EnergyGuidedConfig
 from qgpo.agents.energy_guided_model import STAGES, Array, Energy, GuidedModel
 from qgpo.agents.files import config_from_json, with_suffix
-from qgpo.agents.training import average, half_cosine
+from qgpo.agents.training import average, choose_device, half_cosine
 from qgpo.diffusion import Metrics
 from qgpo.guidance import Weighted, weighted_loss
 from qgpo.networks import join
@@ -70,9 +70,12 @@ class EnergyGuidedDiffusion(GuidedModel):
     ) -> Self:
         """Learn q from data (N, D) and the guidance towards low energy.
 
-        `energy` is a differentiable callable or one value per sample (N,); `condition` (N, C)
-        makes it a model of p(x|c). `callback(model)` runs after every step; False stops. With
-        `resume`, training goes on where the model (or its file) stands, as if never stopped.
+        `energy` is a differentiable callable, or one value per sample (N,). A callable gets torch
+        tensors (B, D) in the data's own units and returns (B,); with `condition` (N, C), which
+        makes it a model of p(x|c), it is called with (B, D) and (B, C). `callback(model)` runs
+        after every step; False stops. With `resume`, training goes on where the model (or its
+        file) stands, as if never stopped. Raises ValueError for data or energies that do not fit,
+        RuntimeError where a loss is not finite.
         """
         z, labels, c = self._prepare(data, energy, condition, resume)
         self._progress_bar, self._callback, self._stopped = progress_bar, callback, False
@@ -342,6 +345,7 @@ class EnergyGuidedDiffusion(GuidedModel):
 
         `energy` is needed where a guidance differentiates a callable (`dps`, `analytic`).
         """
+        device = choose_device(device)  # not the file's fault
         path = with_suffix(path)
         checkpoint = read_checkpoint(path)
         header = checkpoint.header

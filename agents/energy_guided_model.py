@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
 from qgpo.agents.energy_guided_config import EnergyGuidedConfig
+from qgpo.agents.training import choose_device
 from qgpo.diffusion import Diffusion
 from qgpo.guidance import AnalyticOptions, GuidanceParts, Weighted, make_guidance
 from qgpo.networks import NaturalNetwork, join, mlp
@@ -37,7 +37,7 @@ class GuidedModel:
     ) -> None:
         self.config = EnergyGuidedConfig() if config is None else config
         self.seed = seed
-        self.device = get_device(device)
+        self.device = choose_device(device)
         self.schedule = make_schedule(self.config.schedule)
         get_solver(self.config.solver, self.schedule)
         time_grid(self.schedule, self.config.solver_steps, self.config.spacing)

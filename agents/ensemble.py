@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,7 +87,8 @@ class Ensemble(Acting):
 
     @guidance_scale.setter
     def guidance_scale(self, scale: float | Sequence[float]) -> None:
-        scales = [scale] * len(self.members) if isinstance(scale, int | float) else list(scale)
+        one = np.ndim(scale) == 0
+        scales: list[Any] = [scale] * len(self.members) if one else list(scale)  # type: ignore[arg-type]
         if len(scales) != len(self.members) or not all(map(math.isfinite, scales)):
             raise ValueError(
                 f"guidance_scale={scale}, expected a finite number, or one for each of the "

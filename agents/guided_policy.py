@@ -19,6 +19,7 @@ from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,14 +50,16 @@ class InverseTemperature(nn.Module):
 class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
     """Behavior, support and critic; a subclass adds the stage that uses the critic.
 
-    `guidance_scale`, `solver` and `solver_steps` are attributes that may be set at any time; the
-    latter two do not touch deterministic actions where `deterministic_action` is mean.
+    `guidance_scale` may be set at any time, `solver` and `solver_steps` once the agent has seen
+    data; the latter two do not touch deterministic actions where `deterministic_action` is mean.
+    Files have the configuration's of all three (`configure_guidance` changes it).
     """
 
     younger_fields: ClassVar[frozenset[str]] = frozenset({"sparsity_power"})
 
     behavior: Diffusion
     behavior_ema: Diffusion
+    _scale: float | None = None
 
     # What a subclass says -----------------------------------------------------------------
 
@@ -79,7 +82,6 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
 
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
-        self.guidance_scale = c.guidance_scale
         self.solver = c.solver
         self.solver_steps = c.solver_steps
         schedule = make_schedule(c.schedule)
@@ -169,10 +171,21 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
 
     tune_guidance = tune_guidance
 
+    @property
+    def guidance_scale(self) -> float:
+        """w: the configuration's until another one is set. Setting raises ValueError for NaN."""
+        return self.config.guidance_scale if self._scale is None else self._scale
+
+    @guidance_scale.setter
+    def guidance_scale(self, scale: float) -> None:
+        if not isinstance(scale, int | float | np.number) or not math.isfinite(scale):
+            raise ValueError(f"guidance_scale={scale!r}, expected a finite number")
+        self._scale = float(scale)
+
     def configure_guidance(self, scale: float) -> None:
         """Set the guidance scale so that files keep it."""
         self.config = replace(self.config, guidance_scale=scale)
-        self.guidance_scale = scale
+        self._scale = None
 
     # Training: the stages that all share -----------------------------------------------------
 
@@ -306,6 +319,7 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
                 noise = torch.zeros(shape, device=self.device)
             else:
                 noise = torch.randn(shape, generator=self.prediction_generator, device=self.device)
+            get_solver(self.solver, stochastic=False)
             z = model.sample(
                 noise,
                 condition,

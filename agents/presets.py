@@ -13,7 +13,7 @@ from qgpo.guidance import GUIDANCES
 from qgpo.guidance.analytic import COVARIANCES, GRADIENTS
 from qgpo.networks import ACTIVATIONS
 from qgpo.schedule import SCHEDULES
-from qgpo.solver import SOLVERS, SPACINGS
+from qgpo.solver import SOLVERS, SPACINGS, STOCHASTIC
 
 CHOICES: dict[str, Collection[str | int]] = {
     "schedule": SCHEDULES,
@@ -27,7 +27,7 @@ CHOICES: dict[str, Collection[str | int]] = {
     "analytic_covariance": COVARIANCES,
     "analytic_gradient": GRADIENTS,
     "deterministic_action": ("ode", "mean"),
-    "solver": SOLVERS,
+    "solver": sorted(set(SOLVERS) - STOCHASTIC),
     "spacing": SPACINGS,
 }
 RANGES: dict[str, tuple[float, float]] = {

@@ -137,8 +137,8 @@ class StagedTraining:
     ) -> Tensor:
         """One optimizer step at the given rate; returns the gradient's norm before clipping.
 
-        Raises NonFiniteError before anything is updated. (The check waits for a GPU to finish
-        the step; on a CPU it costs nothing.)
+        Raises NonFiniteError before these parameters are updated. (The check waits for a GPU to
+        finish the step; on a CPU it costs nothing.)
         """
         optimizer = self.optimizers[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -167,6 +167,5 @@ class StagedTraining:
         )
         return NonFiniteError(
             f"{what} is {value} at step {step} of stage {self.stage!r} (timestep "
-            f"{self.num_timesteps}); the parameters are those of the step before. {good}. "
-            f"{LIKELY_CAUSES}"
+            f"{self.num_timesteps}). {good}. {LIKELY_CAUSES}"
         )

@@ -126,14 +126,15 @@ def tuned_rewards(dataset: OfflineDataset, data: Batches, rule: str, gamma: floa
     """Rewards as a critic sees them, (N,).
 
     By one of the dataset's own rules, or `unit`: divided by the standard deviation of the
-    discounted returns of all transitions.
+    discounted returns of all transitions (as they are where these do not differ).
     """
     if rule != "unit":
         return torch.as_tensor(dataset.tuned_rewards(rule), device=data.device)
     rewards = torch.as_tensor(dataset.rewards, device=data.device)
     no_values = torch.zeros_like(rewards)
     returns = lambda_returns(rewards, data.terminations, data.last_steps, no_values, gamma, 1.0)
-    return rewards / returns.std().clamp(min=1e-6)
+    spread = returns.std(correction=min(1, len(returns) - 1))
+    return rewards / spread if spread > 1e-6 else rewards
 
 
 def _nameless_file(folder: Path) -> Any:

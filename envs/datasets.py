@@ -137,7 +137,8 @@ class OfflineDataset:
     ) -> OfflineDataset:
         """One dataset in memory from several in the same spaces, such as medium and expert.
 
-        The environment and the reference scores are kept where all agree.
+        The environment and the reference scores are kept where all agree. Raises ValueError for
+        none, or other spaces.
         """
         if not datasets:
             raise ValueError("concatenate() was given no datasets, expected at least one")
@@ -145,7 +146,7 @@ class OfflineDataset:
         for other in datasets[1:]:
             if (
                 other.observation_space.shape != first.observation_space.shape
-                or other.action_space != first.action_space
+                or not same_box(other.action_space, first.action_space)
                 or other.adapter != first.adapter
             ):
                 raise ValueError(
@@ -155,7 +156,7 @@ class OfflineDataset:
                 )
         offsets = np.cumsum([0, *(len(d) for d in datasets[:-1])])
         starts = [d.episode_starts + offset for d, offset in zip(datasets, offsets, strict=True)]
-        same_env = len({d.env_spec.id if d.env_spec else None for d in datasets}) == 1
+        same_env = all(_same_environment(d.env_spec, first.env_spec) for d in datasets)
         same_reference = len({d.reference for d in datasets}) == 1
 
         def joined(name: str) -> Any:
@@ -267,6 +268,24 @@ def check_spaces(
             "gymnasium.wrappers.FlattenObservation"
         )
     return observation_space, action_box
+
+
+def same_box(first: spaces.Box, second: spaces.Box) -> bool:
+    """Whether shapes and bounds are the same; types of numbers may differ."""
+    return first.shape == second.shape and all(
+        np.allclose(one, other)
+        for one, other in ((first.low, second.low), (first.high, second.high))
+    )
+
+
+def _same_environment(first: EnvSpec | None, second: EnvSpec | None) -> bool:
+    """Whether both name the same task."""
+    if first is None or second is None:
+        return first is second
+    return all(
+        getattr(first, name) == getattr(second, name)
+        for name in ("id", "kwargs", "max_episode_steps")
+    )
 
 
 def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:

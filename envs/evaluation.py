@@ -65,7 +65,7 @@ class Evaluation:
     returns: list[float]
     lengths: list[int]
     seeds: list[int]
-    """seed of each episode's reset"""
+    """seed of each episode's reset (a VectorEnv seeds the first of each slot only)"""
     cut: int
     """episodes stopped by our step limit because the environment did not end them"""
     mean: float
@@ -157,7 +157,8 @@ def evaluate(
     id as its family is played, where a maze ends at the goal; a spec as it is); episode i starts
     from `reset(seed=seed + i)` whatever `n_envs` is, and copies whose episodes are over no longer
     step. As in SB3, actions are `deterministic` unless told otherwise. An environment instance is
-    played alone; a VectorEnv in whichever autoreset mode it has. Episodes without an end are cut
+    played alone; a VectorEnv in whichever autoreset mode it has, which seeds the first episode of
+    each slot only: later ones follow from the slot's own generator. Episodes without an end are cut
     after `max_episode_steps` (default: the environment's own limit, else 1000) and counted in
     `cut`, which `warn_of_cuts` warns of. Action noise is drawn from the agent's generator for
     predictions, seeded here, never from the one for training. Scores: by `reference`, else the

@@ -1,7 +1,7 @@
 """What is known of families of datasets, one row each: see `docs/families.md`.
 
-A row is found by the id of a dataset, else by the environment that it was recorded in. Nothing
-else in the code knows the name of a task.
+A row is found by the id of a dataset, else by the environment that it was recorded in. But for the
+list of D4RL's ids (`catalogue.py`) and the bundled recipes, nothing else knows a task's name.
 """
 
 from __future__ import annotations

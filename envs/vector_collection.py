@@ -57,6 +57,8 @@ def collect_vec_env(
         tqdm(total=n_steps, desc="collect", disable=not progress_bar) as bar,
     ):
         torch.manual_seed(seed)
+        if hasattr(agent, "seed_predictions"):
+            agent.seed_predictions(seed)
         return _play(agent, raw, normalize, n_steps, deterministic, bar)
 
 

@@ -102,7 +102,7 @@ def check(args: Args) -> None:
     if not 0.0 < args.video_seconds <= 10.0:
         raise ValueError(f"--video-seconds {args.video_seconds}: expected more than 0, at most 10")
     if args.solver is not None:
-        get_solver(args.solver)
+        get_solver(args.solver, stochastic=False)
     if args.video is not None:
         check_clip_path(args.video)
     for path in (args.output, args.video):
@@ -311,10 +311,10 @@ def main(args: Args) -> None:
             f"{member.name} from {folder.checkpoint}, trained on {member.dataset_id} for "
             f"{member.num_timesteps} steps, in {env_id}"
         )
-        if member.stage != member.stages[-1]:
-            stages = ", ".join(member.stages)
+        if not member.is_trained:
             print(
-                f"note: training stopped in stage {member.stage!r} of {stages}: it is not complete"
+                f"note: training stopped in stage {member.stage!r} at timestep "
+                f"{member.num_timesteps} of {member.total_timesteps}: it is not complete"
             )
     if len(members) > 1:
         print(f"these {len(members)} act together: {MIXED[args.deterministic]}")

@@ -335,6 +335,9 @@ def check_our_evaluation_without_an_environment(subject: Subject) -> None:
     again = evaluations(callback)["timesteps"]
     assert again == sorted(set(again))
     assert len(again) >= len(found["timesteps"]) - 1
+    resumed = callback(1e9)
+    agent.learn(make_dataset(), resumed, reset_num_timesteps=False)
+    assert resumed.best_mean_reward == np.mean(evaluations(callback)["results"], axis=1).max()
 
 
 def check_sb3_s_evaluate_policy(subject: Subject) -> None:

@@ -125,6 +125,13 @@ CASES = [
     ),
     Case(
         MAKE,
+        "a solver that draws noise",
+        ValueError,
+        "solver='sde_dpm_solver_2m', expected one of […]",
+        config(solver="sde_dpm_solver_2m"),
+    ),
+    Case(
+        MAKE,
         "an unknown spacing",
         ValueError,
         "spacing='odd', expected one of […]",
@@ -281,8 +288,8 @@ CASES = [
         LEARN,
         "a loss that explodes",
         NonFiniteError,
-        "critic/loss is nan at step 2 of stage 'critic' (timestep …); the parameters are those of "
-        "the step before. No checkpoint was written yet. Likely causes: …",
+        "critic/loss is nan at step 2 of stage 'critic' (timestep …). No checkpoint was written "
+        "yet. Likely causes: …",
         exploding,
     ),
     Case(
@@ -384,6 +391,21 @@ CASES = [
         ValueError,
         "solver='leapfrog', expected one of […]",
         lambda: predict_with(solver="leapfrog"),
+    ),
+    Case(
+        PREDICT,
+        "a solver that draws noise",
+        ValueError,
+        "solver='sde_dpm_solver_2m' draws noise, where samples must be a function of their first "
+        "noise; expected one of […]",
+        lambda: predict_with(solver="sde_dpm_solver_2m"),
+    ),
+    Case(
+        PREDICT,
+        "a guidance scale that is no number",
+        ValueError,
+        "guidance_scale=nan, expected a finite number",
+        lambda: predict_with(guidance_scale=math.nan),
     ),
     Case(
         PREDICT,

@@ -171,6 +171,20 @@ def test_solver_attributes_may_be_set_at_any_time():
     assert len(set(seen)) == 3
 
 
+def test_the_guidance_scale_may_be_set_before_there_are_data():
+    agent = QGPO(WHITENED, device="cpu")
+    assert agent.guidance_scale == 1.0
+    agent.guidance_scale = np.float32(0.5)
+    assert agent.learn(make_dataset()).guidance_scale == 0.5
+    assert agent.config.guidance_scale == 1.0
+    agent.configure_guidance(2.0)
+    assert agent.guidance_scale == agent.config.guidance_scale == 2.0
+    for wrong in (math.nan, "1", None):
+        with pytest.raises(ValueError, match="expected a finite number"):
+            agent.guidance_scale = wrong
+    assert agent.guidance_scale == 2.0
+
+
 @pytest.mark.parametrize(("choice", "answers"), [("mean", 1), ("ode", 3)])
 def test_the_deterministic_action_is_the_solver_s_or_the_mean(choice, answers):
     agent = train(replace(WHITENED, deterministic_action=choice))

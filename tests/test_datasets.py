@@ -7,11 +7,13 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from conftest import make_dataset, numbered_episodes, write_buffers
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from qgpo import load_dataset
+from qgpo import QGPO, OfflineDataset, load_dataset
+from qgpo.agents.training import Batches, tuned_rewards
 from qgpo.envs import bundled
 from qgpo.envs.datasets import REWARD_TUNINGS
 
@@ -201,6 +203,13 @@ def test_locomotion_tuning_of_equal_returns_changes_nothing():
     assert dataset.tuned_rewards("locomotion").tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize(("lengths", "rewards"), [((1,) * 4, [1.0] * 4), ((1,), [3.0])])
+def test_rewards_whose_returns_do_not_differ_stay_as_they_are(lengths, rewards):
+    dataset = make_dataset(lengths, rewards=np.array(rewards, np.float32))
+    tuned = tuned_rewards(dataset, Batches.of(dataset, torch.device("cpu")), "unit", 0.99)
+    assert tuned.tolist() == rewards
+
+
 def test_unknown_tuning_lists_the_choices():
     with pytest.raises(ValueError, match="'iql'") as caught:
         make_dataset().tuned_rewards("iql")
@@ -242,6 +251,26 @@ def test_normalised_score_from_the_published_table(env_id, maximum):
 def test_no_reference_no_score(numbered):
     assert numbered.reference is None
     assert numbered.normalized_score(1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [({}, True), ({"id": "Hopper-v5"}, False), ({"kwargs": {"g": 1.0}}, False), (None, False)],
+)
+def test_concatenation_keeps_the_environment_of_one_task_only(changes, kept):
+    spec = gym.spec("Pendulum-v1")
+    other = None if changes is None else replace(spec, **changes)
+    both = OfflineDataset.concatenate([make_dataset(env_spec=spec), make_dataset(env_spec=other)])
+    assert (both.env_spec == spec) is kept
+
+
+def test_bounds_of_another_type_are_the_same_action_space():
+    double = spaces.Box(-1.0, 1.0, (1,), np.float64)
+    agent = QGPO("laptop", device="cpu")
+    for box in (spaces.Box(-1.0, 1.0, (1,), np.float32), double):
+        agent.set_spaces(spaces.Box(-np.inf, np.inf, (3,)), box, "the data")
+    datasets = [make_dataset(), make_dataset(action_space=double)]
+    assert len(OfflineDataset.concatenate(datasets)) == 32
 
 
 def test_fingerprint_depends_on_every_array():

@@ -243,6 +243,8 @@ def test_solvers_and_grids_are_chosen_per_call(solver, spacing):
     [
         (lambda: EnergyGuidedDiffusion(replace(TINY, solver="euler")), r"'euler'.*'ot'"),
         (lambda: EnergyGuidedDiffusion(replace(TINY, spacing="x")), "spacing='x'"),
+        (lambda: EnergyGuidedDiffusion(TINY, device="meta:99"), "device='meta:99'"),
+        (lambda: EnergyGuidedDiffusion.load("gone", device="tpu"), "device='tpu'"),
         (lambda: EnergyGuidedDiffusion(replace(TINY, schedule="x")), "schedule='x'"),
         (lambda: fitted(replace(TINY, guidance="x")), "guidance='x'"),
         (lambda: fitted(replace(TINY, prediction="flow")), "prediction='flow'"),

@@ -90,7 +90,7 @@ def test_the_guidance_scale_is_everyones(members, dataset):
     members[1].guidance_scale = 0.5
     together = Ensemble(members)
     assert together.guidance_scale == (1.0, 0.5, 1.0)
-    together.guidance_scale = 2.0
+    together.guidance_scale = np.float32(2.0)
     assert [member.guidance_scale for member in members] == [2.0] * 3
     assert together.guidance_scale == 2.0
     together.guidance_scale = [0.0, 1.0, 2.0]
@@ -282,12 +282,18 @@ def test_evaluate_tunes_the_scale_on_the_data_of_the_runs(members, dataset, fold
     assert asked[1:] == [(dataset.id, "memmap"), (dataset.id, "memory")]
 
 
-def test_evaluate_names_the_run_that_is_not_complete(dataset, folders, capsys):
+def test_evaluate_names_the_runs_that_are_not_complete(dataset, folders, capsys):
     unfinished = QGPO(WHITENED, device="cpu")
     unfinished.train_behavior(dataset)
     unfinished.save(folders[2] / "checkpoint.zip")
+    stopped = BC(BCConfig(hidden=(8,), steps=4), device="cpu")
+    stopped.learn(dataset, lambda scope, _: scope["self"].num_timesteps < 2)
+    stopped.save(folders[1] / "checkpoint.zip")
     play(*folders)
-    assert capsys.readouterr().out.count("it is not complete") == 1
+    out = capsys.readouterr().out
+    assert out.count("it is not complete") == 2
+    assert "stage 'behavior' at timestep 8 of 18: it is not complete" in out
+    assert "stage 'training' at timestep 2 of 4: it is not complete" in out
 
 
 @pytest.mark.parametrize(

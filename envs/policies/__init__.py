@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qgpo.envs.policies.vecnormalize import Normalization, read_vecnormalize
-from qgpo.networks import mlp
+from qgpo.networks import ACTIVATIONS, mlp
 
 DECIMALS = 6
 """of an action on the scale [-1, 1]: what processors round differently is far below"""
@@ -52,6 +52,11 @@ class ActorPolicy(nn.Module):
             raise ValueError(
                 f"no SB3 actor among the tensors {sorted(weights)[:6]}…; expected an MLP policy "
                 "of SAC, TQC, TD3, DDPG, PPO or A2C"
+            )
+        if weights.get("log_std", weights.get("actor.log_std", torch.zeros(1))).dim() > 1:
+            raise ValueError(
+                "the policy explores by its state (use_sde=True), which is not supported; expected "
+                "one that was trained with use_sde=False"
             )
         default = "tanh" if self.kind == "gaussian" else "relu"
         layers = _layers(weights, body) + (_layers(weights, head) if head else [])
@@ -186,6 +191,17 @@ def _read(path: Path, action_space: spaces.Box) -> tuple[dict[str, Tensor], spac
         data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
     if not isinstance(weights, dict):
         raise KeyError("policy.pth holds no table of tensors")
-    name = str(data.get("policy_kwargs", {}).get("activation_fn", "")).lower()
-    activation = next((a for a in ("relu", "tanh", "silu") if a in name), None)
-    return weights, action_space, activation
+    name = str(data.get("policy_kwargs", {}).get("activation_fn", ""))
+    return weights, action_space, _activation(name)
+
+
+def _activation(written: str) -> str | None:
+    """The name in ACTIVATIONS of "<class 'torch.nn.modules.activation.ELU'>"; None for nothing."""
+    if not written:
+        return None
+    name = written.strip("<>'\"").rpartition(".")[2].lower()
+    if name not in ACTIVATIONS:
+        raise ValueError(
+            f"the policy's activation is {written}, expected one of {sorted(ACTIVATIONS)}"
+        )
+    return name
