@@ -115,6 +115,8 @@ class Scripted:
     def _prepare(self, dataset):
         return self.data
 
+    _scale = None
+    guidance_scale = GuidedPolicy.guidance_scale
     configure_guidance = GuidedPolicy.configure_guidance
 
     def _act(self, observations, deterministic):
