@@ -36,10 +36,11 @@ from qgpo.agents.training import (
     choose_device,
     on_signals,
 )
-from qgpo.envs.datasets import OfflineDataset, check_action_space, check_spaces, same_box
+from qgpo.envs.datasets import OfflineDataset
 from qgpo.envs.loading import load_dataset
 from qgpo.envs.observations import ObservationAdapter
 from qgpo.envs.reference import ReferenceScores
+from qgpo.envs.spaces import check_action_space, check_spaces, same_box
 
 ConfigT = TypeVar("ConfigT")
 

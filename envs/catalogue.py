@@ -20,13 +20,13 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from qgpo.envs import bundled
-from qgpo.envs.datasets import check_spaces
 from qgpo.envs.families import Family, find_family
 from qgpo.envs.local import folder_of, local_ids
 from qgpo.envs.making import PACKAGES
 from qgpo.envs.observations import ObservationAdapter
 from qgpo.envs.reference import ReferenceScores
 from qgpo.envs.remote import remote_catalogue
+from qgpo.envs.spaces import check_spaces
 
 Where = Literal["local", "bundled", "remote"]
 WHERE: tuple[Where, ...] = get_args(Where)

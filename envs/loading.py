@@ -20,7 +20,7 @@ from minari import EpisodeData, MinariDataset
 from tqdm import tqdm
 
 from qgpo.envs import bundled, downloading, mapping
-from qgpo.envs.datasets import OfflineDataset, check_action_space, check_spaces
+from qgpo.envs.datasets import OfflineDataset
 from qgpo.envs.episodes import RULES
 from qgpo.envs.families import UNKNOWN, Family, find_family
 from qgpo.envs.local import (
@@ -34,6 +34,7 @@ from qgpo.envs.local import (
 from qgpo.envs.mapping import Episode
 from qgpo.envs.observations import ObservationAdapter
 from qgpo.envs.remote import RemoteError
+from qgpo.envs.spaces import check_action_space, check_spaces
 
 STORAGES = ("memory", "memmap")
 Storage = Literal["memory", "memmap"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from tqdm import tqdm
 
-from qgpo.envs.datasets import check_spaces
+from qgpo.envs.spaces import check_spaces
 
 
 class Predicting(Protocol):

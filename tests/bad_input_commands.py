@@ -153,6 +153,14 @@ CASES = [
     ),
     Case(
         CLI,
+        "evaluate: a solver that draws noise",
+        SystemExit,
+        "error: solver='sde_dpm_solver_2m' draws noise, where samples must be a function of their "
+        "first noise; expected one of […]",
+        play("--solver", "sde_dpm_solver_2m", "--env-id", "test/Walk-v0"),
+    ),
+    Case(
+        CLI,
         "evaluate: a solver that does not fit the agent",
         SystemExit,
         "error: solver='euler' follows the straight flow of schedule 'ot', not of …; expected one "

@@ -14,6 +14,7 @@ import bad_input_commands
 import bad_input_data
 import bad_input_files
 import bad_input_plans
+import bad_input_predict
 import bad_input_remote
 import bad_input_training
 import pytest
@@ -24,6 +25,7 @@ CASES = [
     *bad_input_data.CASES,
     *bad_input_remote.CASES,
     *bad_input_training.CASES,
+    *bad_input_predict.CASES,
     *bad_input_adoption.CASES,
     *bad_input_files.CASES,
     *bad_input_commands.CASES,

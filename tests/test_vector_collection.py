@@ -3,6 +3,7 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
+from conftest import make_dataset
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import (
@@ -12,7 +13,7 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
-from qgpo import load_dataset
+from qgpo import BC, BCConfig, load_dataset
 from qgpo.envs.collection import write_minari
 from qgpo.envs.vector_collection import collect_vec_env
 
@@ -75,6 +76,16 @@ def test_every_number_is_where_it_belongs():
     for episode in episodes:
         expected = np.tanh(episode.observations[:-1].mean(axis=1, keepdims=True))
         np.testing.assert_allclose(episode.actions, expected, rtol=1e-6)
+
+
+def test_the_seed_decides_what_our_agents_do():
+    agent = BC(BCConfig(hidden=(8,), steps=2), device="cpu").learn(make_dataset(observation_dim=2))
+    actions = [
+        np.concatenate([e.actions for e in collect_vec_env(agent, counting(), 20, seed)])
+        for seed in (0, 0, 1)
+    ]
+    assert np.array_equal(actions[0], actions[1])
+    assert not np.array_equal(actions[0], actions[2])
 
 
 def test_open_episodes_are_played_to_their_end():
