@@ -157,7 +157,7 @@ CASES = [
         SystemExit,
         "error: solver='sde_dpm_solver_2m' draws noise, where samples must be a function of their "
         "first noise; expected one of […]",
-        play("--solver", "sde_dpm_solver_2m", "--env-id", "test/Walk-v0"),
+        play("--run", "nowhere", "--solver", "sde_dpm_solver_2m"),  # before anything is read
     ),
     Case(
         CLI,
