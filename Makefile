@@ -12,9 +12,10 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
 
 # The stamp is newer than both files once an installation has succeeded.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python typings/link.py
 	touch $@
 
 demo: $(INSTALLED) ## train and evaluate an agent on the bundled data, into runs/demo

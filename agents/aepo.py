@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from qgpo.agents.presets import AEPO_PRESETS, AEPOConfig, QGPOConfig
+from qgpo.agents.guided.config import AEPO_PRESETS, AEPOConfig, QGPOConfig
 from qgpo.agents.qgpo import QGPO
 
 

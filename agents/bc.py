@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qgpo.agents.single_stage import SingleStageAgent, SingleStageConfig, Transitions
+from qgpo.agents.core.single_stage import SingleStageAgent, SingleStageConfig, Transitions
 from qgpo.baselines import imitation_loss
 from qgpo.diffusion import Metrics
 from qgpo.policies import GaussianPolicy

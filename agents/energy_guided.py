@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qgpo.agents.checkpoint import (
+from qgpo.agents.core.batches import average, choose_device, half_cosine
+from qgpo.agents.core.checkpoint import (
     Checkpoint,
     CheckpointError,
     pack_optimizer,
@@ -30,10 +31,9 @@ from qgpo.agents.checkpoint import (
     unpack_optimizer,
     write_checkpoint,
 )
+from qgpo.agents.core.files import config_from_json, with_suffix
 from qgpo.agents.energy_guided_config import EnergyGuidedConfig
 from qgpo.agents.energy_guided_model import STAGES, Array, Energy, GuidedModel
-from qgpo.agents.files import config_from_json, with_suffix
-from qgpo.agents.training import average, choose_device, half_cosine
 from qgpo.diffusion import Metrics
 from qgpo.guidance import Weighted, weighted_loss
 from qgpo.networks import join

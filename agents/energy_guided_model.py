@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qgpo.agents.core.batches import choose_device
 from qgpo.agents.energy_guided_config import EnergyGuidedConfig
-from qgpo.agents.training import choose_device
 from qgpo.diffusion import Diffusion
 from qgpo.guidance import AnalyticOptions, GuidanceParts, Weighted, make_guidance
 from qgpo.networks import NaturalNetwork, join, mlp

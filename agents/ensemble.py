@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qgpo.agents.acting import Acting
-from qgpo.agents.base import OfflineAgent
+from qgpo.agents.core.acting import Acting
+from qgpo.agents.core.agent import OfflineAgent
+from qgpo.agents.core.batches import Batches
+from qgpo.agents.guided.tuning import tune_guidance
 from qgpo.agents.registry import load_agent
-from qgpo.agents.training import Batches
-from qgpo.agents.tuning import tune_guidance
-from qgpo.envs.datasets import OfflineDataset
+from qgpo.envs.data.dataset import OfflineDataset
 
 
 class Ensemble(Acting):

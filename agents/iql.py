@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qgpo.agents.single_stage import CriticConfig, SingleStageAgent, Transitions
+from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
 from qgpo.baselines import advantage_weights, expectile_loss, weighted_likelihood_loss
 from qgpo.critic import critic_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics

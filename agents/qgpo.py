@@ -21,13 +21,13 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from qgpo.agents.adoption import kept_states
-from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
-from qgpo.agents.presets import PRESETS, QGPOConfig
-from qgpo.agents.training import Batches, take
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.guided.adoption import kept_states
+from qgpo.agents.guided.config import PRESETS, QGPOConfig
+from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import REFERENCES, STATES_FOR_MEDIAN, Trust
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
-from qgpo.envs.datasets import OfflineDataset
+from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.guidance import GUIDANCES, AnalyticOptions, Guidance, GuidanceParts, make_guidance
 from qgpo.networks import EnergyNetwork
 

@@ -21,12 +21,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qgpo.agents.adoption import kept_states
-from qgpo.agents.guided_policy import GuidedPolicy, InverseTemperature
-from qgpo.agents.presets import QIPO_PRESETS, QIPOConfig
-from qgpo.agents.training import Batches, average, take
+from qgpo.agents.core.batches import Batches, average, take
+from qgpo.agents.guided.adoption import kept_states
+from qgpo.agents.guided.config import QIPO_PRESETS, QIPOConfig
+from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
-from qgpo.envs.datasets import OfflineDataset
+from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.guidance import Weighted, weighted_loss
 
 

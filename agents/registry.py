@@ -10,19 +10,19 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from qgpo.agents.aepo import AEPO
-from qgpo.agents.base import OfflineAgent
 from qgpo.agents.bc import BC
-from qgpo.agents.checkpoint import CheckpointError, read_header
+from qgpo.agents.core.agent import OfflineAgent
+from qgpo.agents.core.checkpoint import CheckpointError, read_header
+from qgpo.agents.core.files import with_suffix
 from qgpo.agents.diffusion_ql import DiffusionQL
-from qgpo.agents.files import with_suffix
-from qgpo.agents.guided_policy import GuidedPolicy
+from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.iql import IQL
 from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
-from qgpo.agents.runs import RunFolder
 from qgpo.agents.sb3_baselines import BASELINES
 from qgpo.agents.td3bc import TD3BC
-from qgpo.envs.datasets import OfflineDataset
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.experiments.folder import RunFolder
 
 AGENTS: dict[str, type[OfflineAgent[Any]]] = {
     agent.name: agent for agent in (QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL)

@@ -22,13 +22,13 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
-from qgpo.agents.base import OfflineAgent
-from qgpo.agents.presets import check_config
-from qgpo.agents.training import Batches, take
+from qgpo.agents.core.agent import OfflineAgent
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.guided.config import check_config
 from qgpo.diffusion import Metrics
-from qgpo.envs.datasets import OfflineDataset
-from qgpo.envs.making import make_env
-from qgpo.envs.observations import flat
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.tasks.making import make_env
+from qgpo.envs.tasks.observations import flat
 
 METRICS = ("actor_loss", "critic_loss", "ent_coef")
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
 from qgpo.diffusion import Diffusion
-from qgpo.metrics import component_shares, guidance_error, sliced_wasserstein
-from qgpo.mixture import (
+from qgpo.exact.distances import component_shares, guidance_error, sliced_wasserstein
+from qgpo.exact.mixture import (
     GaussianMixture,
     MixtureNetwork,
     TiltedMixture,

@@ -29,8 +29,8 @@ from gymnasium import spaces
 from turns import Turn
 
 from qgpo import PRESETS, QGPO
-from qgpo.agents.files import versions
-from qgpo.envs.datasets import OfflineDataset
+from qgpo.agents.core.files import versions
+from qgpo.envs.data.dataset import OfflineDataset
 
 TRANSITIONS = 100_000
 STATES_PER_EPISODE = 1_000

@@ -34,9 +34,9 @@ from minari.data_collector import EpisodeBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from qgpo import PRESETS, QGPO, load_dataset
-from qgpo.agents.callbacks import SaveCheckpoint
-from qgpo.agents.checkpoint import CheckpointError
-from qgpo.agents.runs import RunFolder
+from qgpo.agents.core.callbacks import SaveCheckpoint
+from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.experiments.folder import RunFolder
 
 CONFIG = replace(
     PRESETS["laptop"],

@@ -158,7 +158,7 @@ def train(steps: int, scratch: Path) -> dict[str, Any]:
 def speeds(rounds: int, steps: int) -> dict[str, Any]:
     """Seconds per turn of two agents that train alternately, from memory and from the map."""
     from qgpo import QGPO, load_dataset
-    from qgpo.agents.base import OfflineAgent
+    from qgpo.agents.core.agent import OfflineAgent
 
     config = configuration(rounds * steps)
     data = {name: load_dataset(DATASET, False, name) for name in ("memory", "memmap")}

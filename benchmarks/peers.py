@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from qgpo import BC, IQL, TD3BC, OfflineDataset, evaluate, load_dataset
 from qgpo.agents import OfflineAgent
-from qgpo.statistics import hierarchical_bootstrap
+from qgpo.experiments.statistics import hierarchical_bootstrap
 
 FILES = {"BC": "any_percent_bc", "TD3+BC": "td3_bc", "IQL": "iql"}
 LEARNING_RATE = 3e-4

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from together import losses
 
-from qgpo.statistics import hierarchical_bootstrap
+from qgpo.experiments.statistics import hierarchical_bootstrap
 
 Measured = dict[str, Any]
 """one agent's JSON: a cell, or an ensemble of together.py"""

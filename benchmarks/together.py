@@ -23,9 +23,9 @@ import torch
 import tyro
 
 from qgpo import Ensemble, load_agent, load_dataset
-from qgpo.agents.files import processor, versions
-from qgpo.envs.evaluation import evaluate_scales
-from qgpo.statistics import hierarchical_bootstrap, loss_of_choice
+from qgpo.agents.core.files import processor, versions
+from qgpo.envs.play.evaluation import evaluate_scales
+from qgpo.experiments.statistics import hierarchical_bootstrap, loss_of_choice
 
 Group = list[tuple[dict[str, Any], Path]]
 

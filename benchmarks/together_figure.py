@@ -13,8 +13,8 @@ import numpy as np
 import tyro
 from tables import BASELINES, OURS, TUNED, Args, read, returns_of
 
-from qgpo.envs.figures import BLUE, GRAY, ORANGE
-from qgpo.statistics import hierarchical_bootstrap
+from qgpo.experiments.run_figure import BLUE, GRAY, ORANGE
+from qgpo.experiments.statistics import hierarchical_bootstrap
 
 mpl.use("Agg")
 

@@ -23,7 +23,7 @@ import torch
 import tyro
 
 from qgpo import QGPO, load_dataset
-from qgpo.statistics import hierarchical_bootstrap, loss_of_choice
+from qgpo.experiments.statistics import hierarchical_bootstrap, loss_of_choice
 
 Key = tuple[str, str, int]
 COLUMNS = ("loss", "loss_of_1", "halved_loss", "halved_loss_of_1")

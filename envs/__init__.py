@@ -1,8 +1,8 @@
 """The world: datasets, collection, evaluation, reference scores."""
 
-from qgpo.envs.datasets import OfflineDataset
-from qgpo.envs.evaluation import Evaluation, evaluate
-from qgpo.envs.loading import load_dataset
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.play.evaluation import Evaluation, evaluate
+from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, make_toy_dataset
 
 __all__ = [

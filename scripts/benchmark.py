@@ -12,9 +12,9 @@ from pathlib import Path
 
 import tyro
 
-from qgpo.agents.benchmark import Benchmark, Standing
-from qgpo.agents.plan import in_turn, read_plan
-from qgpo.agents.workers import Outcome
+from qgpo.experiments.benchmark import Benchmark, Standing
+from qgpo.experiments.plan import in_turn, read_plan
+from qgpo.experiments.workers import Outcome
 
 
 @dataclass

@@ -16,12 +16,12 @@ import tyro
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from qgpo.envs.bundled import bundled_policy, policies
-from qgpo.envs.collection import Policy, collect, write_minari
-from qgpo.envs.controllers import UniformPolicy, WaypointPolicy
-from qgpo.envs.local import new_dataset_path
-from qgpo.envs.making import make_env
-from qgpo.envs.policies import load_policy
+from qgpo.envs.collect.controllers import UniformPolicy, WaypointPolicy
+from qgpo.envs.collect.policies import load_policy
+from qgpo.envs.collect.rollouts import Policy, collect, write_minari
+from qgpo.envs.data.local import new_dataset_path
+from qgpo.envs.store.bundled import bundled_policy, policies
+from qgpo.envs.tasks.making import make_env
 
 
 @dataclass

@@ -22,17 +22,17 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
-from qgpo.agents.acting import Acting
-from qgpo.agents.files import versions
-from qgpo.agents.guided_policy import GuidedPolicy
-from qgpo.agents.runs import RunFolder
+from qgpo.agents.core.acting import Acting
+from qgpo.agents.core.files import versions
+from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.envs import Evaluation, load_dataset
-from qgpo.envs.evaluation import evaluate_scales, scale_label, score_table
-from qgpo.envs.families import find_family
-from qgpo.envs.loading import Storage
-from qgpo.envs.making import make_env
-from qgpo.envs.reference import ReferenceScores
-from qgpo.envs.video import RenderError, check_clip_path, choose_renderer, record, write_clip
+from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table
+from qgpo.envs.play.video import RenderError, check_clip_path, choose_renderer, record, write_clip
+from qgpo.envs.store.loading import Storage
+from qgpo.envs.tasks.families import find_family
+from qgpo.envs.tasks.making import make_env
+from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.experiments.folder import RunFolder
 from qgpo.solver import get_solver
 
 Scales = tuple[float | None, ...]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import tyro
 
-from qgpo.agents.plan import read_plan
-from qgpo.envs.report import write_report
-from qgpo.envs.results import Results
+from qgpo.experiments.plan import read_plan
+from qgpo.experiments.report import write_report
+from qgpo.experiments.results import Results
 
 
 @dataclass

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
 from qgpo.diffusion import diffuse
-from qgpo.empirical import EmpiricalTilt
 from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, resample_toy
-from qgpo.metrics import sliced_wasserstein
+from qgpo.exact.distances import sliced_wasserstein
+from qgpo.exact.empirical import EmpiricalTilt
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cep": ("CEP", {"guidance": "cep"}),

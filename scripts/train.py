@@ -20,27 +20,27 @@ import tyro
 from stable_baselines3.common.logger import KVWriter
 
 from qgpo.agents import AGENTS, QGPO, QGPOConfig
-from qgpo.agents.base import OfflineAgent
-from qgpo.agents.callbacks import SaveCheckpoint
-from qgpo.agents.files import config_from_json, versions
-from qgpo.agents.guided_policy import GuidedPolicy
-from qgpo.agents.presets import longer
+from qgpo.agents.core.agent import OfflineAgent
+from qgpo.agents.core.batches import NonFiniteError
+from qgpo.agents.core.callbacks import SaveCheckpoint
+from qgpo.agents.core.files import config_from_json, versions
+from qgpo.agents.guided.config import longer
+from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.agents.guided.tuning import GuidanceTuning
 from qgpo.agents.registry import adopt_from
-from qgpo.agents.runs import RunFolder, RunFolderError, WandbOutput
-from qgpo.agents.training import NonFiniteError
-from qgpo.agents.tuning import GuidanceTuning
 from qgpo.envs import OfflineDataset, load_dataset
-from qgpo.envs.evaluation import (
+from qgpo.envs.play.evaluation import (
     Evaluation,
     evaluate_scales,
     scale_label,
     score_table,
     summarize,
 )
-from qgpo.envs.families import family_settings, find_family
-from qgpo.envs.figures import draw_run, read_metrics
-from qgpo.envs.loading import Storage, recorded_in
-from qgpo.envs.making import make_env
+from qgpo.envs.store.loading import Storage, recorded_in
+from qgpo.envs.tasks.families import family_settings, find_family
+from qgpo.envs.tasks.making import make_env
+from qgpo.experiments.folder import RunFolder, RunFolderError, WandbOutput
+from qgpo.experiments.run_figure import draw_run, read_metrics
 
 ConfigT = TypeVar("ConfigT")
 

@@ -19,7 +19,7 @@ import bad_input_remote
 import bad_input_training
 import pytest
 from bad_input import register_walk
-from conftest import ROOT
+from factory import ROOT
 
 CASES = [
     *bad_input_data.CASES,

@@ -1,0 +1,139 @@
+"""Callbacks for training without an environment."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.play.evaluation import FALLBACK_LIMIT
+from qgpo.envs.tasks.making import as_played, make_env
+from qgpo.envs.tasks.observations import ObservationAdapter, flat
+
+
+class SaveCheckpoint(BaseCallback):
+    """Save the agent every `every` calls, and at the end of training."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every={every}, expected at least 1 step between two checkpoints")
+        self.path, self.every = path, every
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.every == 0:
+            self.model.save(self.path)
+        return True
+
+    def _on_training_end(self) -> None:
+        self.model.save(self.path)
+
+
+class EvaluationCallback(EvalCallback):
+    """SB3's EvalCallback for agents that were given no environment.
+
+    It plays in the environment of a dataset (or any other) and writes the same
+    `evaluations.npz`; `StopTrainingOnRewardThreshold` and the rest work with it. Each evaluation
+    starts from the same seeds, and a resumed training continues the file. Environments that
+    state no step limit get one.
+    """
+
+    def __init__(
+        self,
+        env: OfflineDataset | EnvSpec | str | VecEnv,
+        callback_on_new_best: BaseCallback | None = None,
+        callback_after_eval: BaseCallback | None = None,
+        n_eval_episodes: int = 10,
+        eval_freq: int = 10_000,
+        log_path: str | None = None,
+        best_model_save_path: str | None = None,
+        deterministic: bool = True,
+        verbose: int = 0,
+        n_envs: int = 5,
+        seed: int = 0,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        for name, value in (
+            ("n_eval_episodes", n_eval_episodes),
+            ("eval_freq", eval_freq),
+            ("n_envs", n_envs),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value}, expected an integer of at least 1")
+        adapter = None
+        if isinstance(env, OfflineDataset):
+            adapter = env.adapter
+            if env.env_spec is None:
+                raise ValueError(
+                    f"dataset {env.id!r} does not name its environment; pass one: "
+                    "EvaluationCallback('Hopper-v5')"
+                )
+            env = env.env_spec
+        if not isinstance(env, VecEnv):
+            maker = _maker(env, max_episode_steps, adapter)
+            env = DummyVecEnv([maker] * min(n_envs, n_eval_episodes))
+        super().__init__(
+            env,
+            callback_on_new_best,
+            callback_after_eval,
+            n_eval_episodes,
+            eval_freq,
+            log_path,
+            best_model_save_path,
+            deterministic,
+            verbose=verbose,
+        )
+        self.seed = seed
+
+    def _init_callback(self) -> None:
+        played = self.eval_env.observation_space, self.eval_env.action_space
+        self.model.set_spaces(*played, "the evaluation environment")  # type: ignore[attr-defined]
+        if self.best_model_save_path is not None:
+            Path(self.best_model_save_path).mkdir(parents=True, exist_ok=True)
+        if self.callback_on_new_best is not None:
+            self.callback_on_new_best.init_callback(self.model)
+        if self.log_path is None:
+            return
+        former = Path(f"{self.log_path}.npz")
+        former.parent.mkdir(parents=True, exist_ok=True)
+        if self.model.num_timesteps > 0 and former.exists():
+            with np.load(former, allow_pickle=False) as file:
+                kept = file["timesteps"] <= self.model.num_timesteps
+                self.evaluations_timesteps = file["timesteps"][kept].tolist()
+                self.evaluations_results = file["results"][kept].tolist()
+                self.evaluations_length = file["ep_lengths"][kept].tolist()
+            means = [float(np.mean(returns)) for returns in self.evaluations_results]
+            self.best_mean_reward = max(means, default=self.best_mean_reward)
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.eval_freq == 0:
+            self.eval_env.seed(self.seed)
+        return super()._on_step()
+
+
+def _maker(
+    env: EnvSpec | str, max_episode_steps: int | None, adapter: ObservationAdapter | None
+) -> Callable[[], gym.Env[Any, Any]]:
+    def make() -> gym.Env[Any, Any]:
+        made = make_env(as_played(env) if isinstance(env, str) else env)
+        own = made.spec.max_episode_steps if made.spec is not None else None
+        if max_episode_steps is None and own is None:
+            warnings.warn(
+                f"{env} states no step limit: episodes are cut after {FALLBACK_LIMIT} steps "
+                "(max_episode_steps)",
+                stacklevel=2,
+            )
+        if max_episode_steps is not None or own is None:
+            made = gym.wrappers.TimeLimit(made, max_episode_steps or FALLBACK_LIMIT)
+        return Monitor(flat(made, adapter))
+
+    return make

@@ -1,0 +1,148 @@
+"""Agents whose networks all learn together: one stage, one update per batch of transitions."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from qgpo.agents.core.agent import OfflineAgent
+from qgpo.agents.core.batches import Batches, half_cosine, take, tuned_rewards
+from qgpo.agents.guided.config import check_config
+from qgpo.diffusion import Metrics
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.normalization import ObservationNormalizer
+
+
+@dataclass(frozen=True)
+class SingleStageConfig:
+    """What every agent of one stage asks; a subclass changes a default where its paper does."""
+
+    steps: int = 1_000_000
+    """updates, each on one batch"""
+    batch_size: int = 256
+    """transitions per update"""
+    learning_rate: float = 3e-4
+    """Adam step size of every network"""
+    learning_rate_decay: bool = False
+    """lower the policy's learning rate to zero along a half cosine"""
+    hidden: tuple[int, ...] = (256, 256)
+    """layers of every network"""
+    normalize_observations: bool = False
+    """standardise observations by the dataset's mean and standard deviation"""
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+
+@dataclass(frozen=True)
+class CriticConfig(SingleStageConfig):
+    """What those with a critic ask besides."""
+
+    gamma: float = 0.99
+    """discount"""
+    tau: float = 0.005
+    """Polyak rate of the target networks"""
+    reward_tuning: str = "none"
+    """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
+    returns of unit standard deviation)"""
+
+
+ConfigT = TypeVar("ConfigT", bound=SingleStageConfig)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class Transitions(NamedTuple):
+    """B transitions."""
+
+    observations: Tensor
+    """(B, S) normalised"""
+    actions: Tensor
+    """(B, A) in [-1, 1]"""
+    rewards: Tensor
+    """(B,) as tuned"""
+    next_observations: Tensor
+    """(B, S) normalised"""
+    terminations: Tensor
+    """(B,) 1 where the bootstrap is cut: terminated, not truncated"""
+
+
+class SingleStageAgent(OfflineAgent[ConfigT]):
+    """Calls `update` on `steps` batches of transitions drawn uniformly with replacement."""
+
+    stages: ClassVar[tuple[str, ...]] = ("training",)
+
+    normalizer: ObservationNormalizer
+
+    @abstractmethod
+    def update(self, batch: Transitions, step: int) -> Metrics:
+        """Every network's part in one step of the paper's algorithm."""
+
+    @property
+    def total_timesteps(self) -> int:
+        """Updates of a whole training."""
+        return self.config.steps
+
+    def _train(self, dataset: OfflineDataset) -> None:
+        data = self._prepare(dataset)
+
+        def update(step: int) -> Metrics:
+            return self.update(self._draw_transitions(data), step)
+
+        self._run_stage("training", self.config.steps, update)
+
+    def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
+        c = self.config
+        if c.normalize_observations and self.num_timesteps == 0:
+            self.normalizer.fit(batches.states)
+        if isinstance(c, CriticConfig):
+            batches.rewards = tuned_rewards(dataset, batches, c.reward_tuning, c.gamma)
+
+    def _draw_transitions(self, data: Batches) -> Transitions:
+        shape = (self.config.batch_size,)
+        index = torch.randint(len(data), shape, generator=self.generator, device=self.device)
+        rows = take(data.state_index, index)
+        return Transitions(
+            observations=self.normalizer(data.observations(rows)),
+            actions=data.scaled_actions(index),
+            rewards=data.rewards[index],
+            next_observations=self.normalizer(data.observations(rows + 1)),
+            terminations=take(data.terminations, index).float(),
+        )
+
+    # Parts of a subclass's methods ----------------------------------------------------------
+
+    def _add_normalizer(self, observation_dim: int) -> None:
+        self.normalizer = ObservationNormalizer(observation_dim)
+        self.networks["normalizer"] = self.normalizer
+
+    def _add_trained(self, name: str, network: ModuleT) -> ModuleT:
+        """Register a network and its Adam."""
+        self.networks[name] = network
+        rate = self.config.learning_rate
+        self.optimizers[name] = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
+        return network
+
+    def _add_target(self, name: str, network: ModuleT) -> ModuleT:
+        """Register a copy that follows the network without a gradient."""
+        target = copy.deepcopy(network).requires_grad_(False)
+        self.networks[name] = target
+        return target
+
+    def _policy_rate(self, step: int) -> float:
+        c = self.config
+        if not c.learning_rate_decay:
+            return c.learning_rate
+        return half_cosine(c.learning_rate, step, c.steps)
+
+    def _normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise of training."""
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def _prediction_normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise of `predict`."""
+        return torch.randn(shape, generator=self.prediction_generator, device=self.device)

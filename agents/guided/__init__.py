@@ -1,0 +1,4 @@
+"""What the guided family (QGPO, AEPO, QIPO) shares: behavior, support, critic, tuning, adoption.
+
+The last stage, and how an agent acts, belong in the agent's own file.
+"""

@@ -1,0 +1,277 @@
+"""The guidance scale from data alone: imagined episodes in a model learned from the dataset.
+
+For every scale the policy acts in an ensemble of networks that predict the environment's next
+step. Where the members disagree over ten steps twice as much as anywhere in held-out data the
+model guesses; an episode that comes there gets the mean reward of the dataset's worst episode (at
+most 0) for every step that is left (after MOReL, Kidambi et al. 2020, arXiv 2005.05951). A scale's
+score is the mean return at it and its neighbors, and of scores that are nearly equal that of the
+smallest scale wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from qgpo.agents.core.batches import LIKELY_CAUSES, Batches, NonFiniteError, half_cosine, take
+from qgpo.agents.guided.config import RANGES
+from qgpo.dynamics import DynamicsEnsemble
+from qgpo.envs.data.dataset import OfflineDataset
+
+if TYPE_CHECKING:
+    from qgpo.agents.ensemble import Ensemble
+    from qgpo.agents.guided.policy import GuidedPolicy
+
+SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
+NEARLY_EQUAL = 0.005
+"""of the best score's size: the model knows no better, and less guidance is the safer choice"""
+STEPS = 16_000
+BATCH_SIZE = 64
+LEARNING_RATE = 4e-3
+HELD_OUT = 10
+"""every tenth episode measures how far members disagree on data that they have not seen"""
+WINDOW = 10
+"""steps over which disagreement is averaged: a foot that lands is hard to predict, and no alarm"""
+TOLERANCE = 2.0
+"""times the largest disagreement on held-out data; at 1 imitation itself seems to leave the data"""
+MOST_WINDOWS = 2_000
+"""of the held-out episodes, for that"""
+
+
+LONGEST_EPISODE = 1_000
+"""where the dataset names no environment with a limit of its own"""
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceTuning:
+    """What `tune_guidance` found. Returns are the model's, good for comparing scales."""
+
+    scales: tuple[float, ...]
+    """ascending"""
+    returns: NDArray[np.float64]
+    """(scales, rollouts) undiscounted"""
+    left_data: NDArray[np.bool_]
+    """(scales, rollouts) whether the episode left the data"""
+
+    @property
+    def best(self) -> float:
+        """The scale that is chosen."""
+        return choose_scale(self.scales, self.returns.mean(axis=1))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Means per scale and the choice, for JSON."""
+        return {
+            "scales": list(self.scales),
+            "returns": self.returns.mean(axis=1).tolist(),
+            "left_data": self.left_data.mean(axis=1).tolist(),
+            "best": self.best,
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'w':>6s}{'predicted return':>18s}{'± s.e.':>9s}{'with neighbors':>16s}"
+            f"{'left the data':>15s}"
+        ]
+        errors = self.returns.std(axis=1) / np.sqrt(self.returns.shape[1])
+        means, left_data = self.returns.mean(axis=1), self.left_data.mean(axis=1)
+        columns = (self.scales, means, errors, with_neighbors(means), left_data)
+        for w, mean, error, score, left in zip(*columns, strict=True):
+            mark = "  <" if w == self.best else ""
+            lines.append(f"{w:6g}{mean:18.1f}{error:9.1f}{score:16.1f}{left:15.0%}{mark}")
+        return "\n".join(lines)
+
+
+def with_neighbors(returns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each scale's return and those of the next scales on both sides, (W,) to (W,).
+
+    The first and the last stand for the neighbor that they lack. What a gait returns jumps where
+    it begins to fall, and the model is wrong about where: a peak between falls is no promise. Ours.
+    """
+    return np.convolve(np.pad(returns, 1, mode="edge"), np.full(3, 1.0 / 3.0), mode="valid")
+
+
+def choose_scale(scales: Sequence[float], returns: NDArray[np.float64]) -> float:
+    """The smallest of the ascending scales whose score is nearly the best, from returns (W,)."""
+    scores = with_neighbors(returns)
+    near = scores >= scores.max() - NEARLY_EQUAL * abs(scores.max())
+    return scales[int(np.argmax(near))]
+
+
+def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """At least one, each within the configuration's range; ascending and without repetition."""
+    low, high = RANGES["guidance_scale"]
+    numbers = tuple(float(w) for w in scales)
+    if not numbers or not all(low <= w <= high for w in numbers):
+        raise ValueError(f"scales={numbers}, expected numbers in [{low:g}, {high:g}]")
+    return tuple(sorted(set(numbers)))
+
+
+def fit_dynamics(
+    dataset: OfflineDataset, data: Batches, generator: torch.Generator, steps: int, bar: tqdm[Any]
+) -> tuple[DynamicsEnsemble, float]:
+    """The ensemble, and its largest mean disagreement over WINDOW steps of held-out episodes."""
+    device = generator.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        model = DynamicsEnsemble(data.states.shape[1], data.actions.shape[1]).to(device)
+    rewards = torch.as_tensor(dataset.rewards, device=device)
+    ends = torch.as_tensor(dataset.last_steps, device=device).long()
+    episodes = ends.cumsum(0) - ends
+    held_out = episodes % HELD_OUT == HELD_OUT - 1
+    seen = torch.nonzero(~held_out).squeeze(-1)
+    unseen = torch.nonzero(held_out).squeeze(-1) if bool(held_out.any()) else seen
+
+    def transitions(index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        rows = take(data.state_index, index)
+        return (
+            data.observations(rows),
+            data.scaled_actions(index),
+            data.observations(rows + 1),
+            rewards[index],
+            take(data.terminations, index).float(),
+        )
+
+    def draw(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return rows[torch.randint(len(rows), shape, generator=generator, device=device)]
+
+    states, _, next_states, gains, _ = transitions(draw(seen, (min(len(seen), 100_000),)))
+    model.fit_scales(states, next_states, gains)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = half_cosine(LEARNING_RATE, step, steps)
+        loss = model.loss(*transitions(draw(seen, (len(model.members), BATCH_SIZE))))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bar.update()
+    length = min(WINDOW, len(unseen))
+    windows = unseen[: len(unseen) // length * length].reshape(-1, length)
+    evenly = torch.linspace(0, len(windows) - 1, min(len(windows), MOST_WINDOWS))
+    largest = []
+    with torch.no_grad():
+        for part in windows[evenly.long().to(device)].split(200):
+            disagreement = model(*transitions(part.flatten())[:2]).disagreement
+            largest.append(disagreement.reshape(part.shape).mean(dim=1).max())
+    worst = float(torch.stack(largest).max())
+    if not math.isfinite(worst):
+        raise NonFiniteError(f"the model of {dataset.id!r} diverged. {LIKELY_CAUSES}")
+    return model.requires_grad_(False), worst
+
+
+@torch.no_grad()
+def imagine(
+    agent: GuidedPolicy[Any] | Ensemble,
+    model: DynamicsEnsemble,
+    starts: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    horizon: int,
+    most_disagreement: float,
+    worst_reward: float,
+    deterministic: bool,
+    bar: tqdm[Any],
+) -> tuple[Tensor, Tensor]:
+    """Undiscounted returns (B,) from states (B, S), and whether each episode left the data.
+
+    Each episode follows one member of the ensemble, the same for every policy that is compared.
+    States stay within the bounds of the data. After leaving, each step gives `worst_reward`, ended
+    or not.
+    """
+    n, states = len(starts), starts
+    member = torch.arange(n, device=starts.device) % len(model.members)
+    lanes = torch.arange(n, device=starts.device)
+    returns = starts.new_zeros(n)
+    alive = torch.ones(n, dtype=torch.bool, device=starts.device)
+    left = torch.zeros_like(alive)
+    recent = starts.new_zeros(WINDOW, n)
+    for step in range(horizon):
+        prediction = model(states, agent._act(states, deterministic))
+        recent[step % WINDOW] = prediction.disagreement
+        left |= alive & (recent.mean(dim=0) > most_disagreement)
+        gains = prediction.rewards[member, lanes]
+        returns += torch.where(alive, torch.where(left, worst_reward, gains), 0.0)
+        alive &= left | (prediction.terminations[member, lanes] <= 0.0)
+        states = prediction.next_states[member, lanes].clamp(*bounds)
+        bar.update()
+    return returns, left
+
+
+def tune_guidance(
+    agent: GuidedPolicy[Any] | Ensemble,
+    dataset: OfflineDataset,
+    scales: Sequence[float] = SCALES,
+    rollouts: int = 48,
+    steps: int = STEPS,
+    deterministic: bool = True,
+    progress_bar: bool = False,
+) -> GuidanceTuning:
+    """Choose `guidance_scale` without an environment, and say what spoke for it.
+
+    The agents' method of that name, and `Ensemble`'s. An ensemble of networks learns the
+    environment's steps from the dataset in `steps` gradient steps; at each of the `scales` the
+    trained agent plays `rollouts` episodes in it, as long as the data's (at most the environment's
+    limit), with `deterministic` actions or sampled ones. The chosen scale becomes the attribute
+    and the configuration's, so files keep it.
+
+    Raises RuntimeError before training has ended, AttributeError for an ensemble with agents that
+    have no guidance scale, ValueError for scales outside [0, 1e9], other data than those of the
+    training, or fewer than 2 rollouts, NonFiniteError where the model diverges.
+    """
+    chosen = check_scales(scales)
+    if rollouts < 2 or steps < 1:
+        raise ValueError(f"rollouts={rollouts}, steps={steps}, expected at least 2 and 1")
+    if not agent.is_trained:
+        raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
+    before: Any = agent.guidance_scale
+    data = agent._prepare(dataset)
+    generator = torch.Generator(agent.device)
+    generator.manual_seed(agent.seed)
+    limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
+    lengths = np.diff([*dataset.episode_starts, len(dataset)])
+    horizon = min(int(lengths.max()), limit or LONGEST_EPISODE)
+    noise = agent.prediction_generator.get_state()
+    with tqdm(
+        total=steps + horizon * len(chosen), desc="guidance scale", disable=not progress_bar
+    ) as bar:
+        model, most_disagreement = fit_dynamics(dataset, data, generator, steps, bar)
+        first = torch.as_tensor(dataset.episode_starts, device=agent.device)
+        lanes = torch.randint(len(first), (rollouts,), generator=generator, device=agent.device)
+        starts = data.observations(take(data.state_index, first[lanes]))
+        low = data.states.min(dim=0).values.to(agent.device)
+        high = data.states.max(dim=0).values.to(agent.device)
+        worst_reward = min(0.0, float((dataset.episode_returns / lengths).min()))
+        results = []
+        try:
+            for w in chosen:
+                agent.guidance_scale = w
+                agent.prediction_generator.set_state(noise)  # the same for every scale
+                results.append(
+                    imagine(
+                        agent,
+                        model,
+                        starts,
+                        (low, high),
+                        horizon,
+                        TOLERANCE * most_disagreement,
+                        worst_reward,
+                        deterministic,
+                        bar,
+                    )
+                )
+        finally:
+            agent.guidance_scale = before
+            agent.prediction_generator.set_state(noise)
+    returns = np.stack([r.double().cpu().numpy() for r, _ in results])
+    left = np.stack([x.cpu().numpy() for _, x in results])
+    if not np.isfinite(returns).all():
+        raise NonFiniteError(f"returns in the model of {dataset.id!r} are not finite")
+    tuning = GuidanceTuning(chosen, returns, left)
+    agent.configure_guidance(tuning.best)
+    return tuning

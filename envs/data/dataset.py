@@ -1,0 +1,371 @@
+"""OfflineDataset: contiguous arrays of transitions in the order in which they happened."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import ArrayLike, NDArray
+
+from qgpo.envs.tasks.observations import ObservationAdapter
+from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.tasks.spaces import check_spaces, same_box
+
+Array = NDArray[np.float32]
+
+REWARD_TUNINGS = ("none", "locomotion", "antmaze")
+ROWS_PER_CHECK = 16384
+"""rows validated at a time: memory-mapped data never are in memory as a whole"""
+
+
+@dataclass(frozen=True, eq=False)
+class OfflineDataset:
+    """N transitions in E episodes, in the order in which they happened.
+
+    `states` keeps every observation once, an episode of T steps has T + 1 of them; transition i
+    goes from `states[state_index[i]]` to the row after it. S observation, A action dimension.
+    """
+
+    id: str
+    states: Array
+    """(N + E, S) every observation, the last one of each episode included"""
+    actions: Array
+    """(N, A) as executed, in the environment's units"""
+    rewards: Array
+    """(N,) as given by the environment"""
+    terminations: NDArray[np.bool_]
+    """(N,) the episode ended inside the task: the bootstrap is cut"""
+    truncations: NDArray[np.bool_]
+    """(N,) the episode was cut from outside: the bootstrap is kept"""
+    episode_starts: NDArray[np.int64]
+    """(E,) index of the first transition of each episode"""
+    observation_space: spaces.Box
+    action_space: spaces.Box
+    adapter: ObservationAdapter | None = None
+    """how Dict observations became the vectors in `states`, where they did"""
+    env_spec: EnvSpec | None = None
+    """the environment in which agents play"""
+    reference: ReferenceScores | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    """where the arrays are memory-mapped from (`load_dataset(..., storage="memmap")`), if so"""
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        if self.folder is None:  # mapped arrays were checked when they were written
+            _check_values(self)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: ArrayLike,
+        actions: ArrayLike,
+        rewards: ArrayLike,
+        terminations: ArrayLike,
+        truncations: ArrayLike | None = None,
+        *,
+        next_observations: ArrayLike | None = None,
+        observation_space: spaces.Box | None = None,
+        action_space: spaces.Box | None = None,
+        env_spec: EnvSpec | None = None,
+        reference: ReferenceScores | None = None,
+        id: str = "arrays",
+    ) -> OfflineDataset:
+        """A dataset from flat arrays of N transitions, in the order in which they happened.
+
+        With `next_observations` (N, S), observations are (N, S) too, and an episode ends where
+        it is terminated or truncated and wherever the next row does not start in the state that
+        this one ended in (it counts as truncated there). Without, observations have N + E rows:
+        every episode's final observation is included. Spaces default to unbounded observations
+        and actions in [-1, 1]. Raises ValueError for shapes and values that do not fit.
+        """
+        rows = _numbers(id, "observations", observations, 2)
+        acts = _numbers(id, "actions", actions, 2)
+        gains = _numbers(id, "rewards", rewards, 1)
+        n = len(gains)
+        terminated = _flags(id, "terminations", terminations, n)
+        cut = (
+            np.zeros(n, np.bool_)
+            if truncations is None
+            else _flags(id, "truncations", truncations, n)
+        )
+        if n == 0:
+            raise ValueError(f"dataset {id!r} is empty: at least one transition is needed")
+        ends = terminated | cut
+        ends[-1] = True
+        if next_observations is not None:
+            following = _numbers(id, "next_observations", next_observations, 2)
+            rows = _chain(id, rows, following, ends)
+        starts = np.flatnonzero(np.concatenate([[True], ends[:-1]])).astype(np.int64)
+        if len(rows) != n + len(starts):
+            raise ValueError(
+                f"dataset {id!r}: observations has {len(rows)} rows, expected {n + len(starts)} "
+                f"for {n} transitions in {len(starts)} episodes (each episode's final observation "
+                "included); or pass next_observations"
+            )
+        box = spaces.Box(-np.inf, np.inf, (rows.shape[1],), np.float32)
+        unit = spaces.Box(-1.0, 1.0, (acts.shape[1],), np.float32)
+        observation_box, action_box = check_spaces(
+            box if observation_space is None else observation_space,
+            unit if action_space is None else action_space,
+            f"dataset {id!r}",
+        )
+        return cls(
+            id=id,
+            states=rows,
+            actions=acts,
+            rewards=gains,
+            terminations=terminated,
+            truncations=cut | (ends & ~terminated),
+            episode_starts=starts,
+            observation_space=observation_box,
+            action_space=action_box,
+            env_spec=env_spec,
+            reference=reference,
+        )
+
+    @classmethod
+    def concatenate(
+        cls, datasets: Sequence[OfflineDataset], id: str | None = None
+    ) -> OfflineDataset:
+        """One dataset in memory from several in the same spaces, such as medium and expert.
+
+        The environment and the reference scores are kept where all agree. Raises ValueError for
+        none, or other spaces.
+        """
+        if not datasets:
+            raise ValueError("concatenate() was given no datasets, expected at least one")
+        first = datasets[0]
+        for other in datasets[1:]:
+            if (
+                other.observation_space.shape != first.observation_space.shape
+                or not same_box(other.action_space, first.action_space)
+                or other.adapter != first.adapter
+            ):
+                raise ValueError(
+                    f"datasets {first.id!r} and {other.id!r} cannot be concatenated: observations "
+                    f"{first.observation_space.shape} and {other.observation_space.shape}, actions "
+                    f"{first.action_space} and {other.action_space}; expected the same"
+                )
+        offsets = np.cumsum([0, *(len(d) for d in datasets[:-1])])
+        starts = [d.episode_starts + offset for d, offset in zip(datasets, offsets, strict=True)]
+        same_env = all(_same_environment(d.env_spec, first.env_spec) for d in datasets)
+        same_reference = len({d.reference for d in datasets}) == 1
+
+        def joined(name: str) -> Any:
+            return np.concatenate([np.asarray(getattr(d, name)) for d in datasets])
+
+        return cls(
+            id="+".join(d.id for d in datasets) if id is None else id,
+            states=joined("states"),
+            actions=joined("actions"),
+            rewards=joined("rewards"),
+            terminations=joined("terminations"),
+            truncations=joined("truncations"),
+            episode_starts=np.concatenate(starts),
+            observation_space=first.observation_space,
+            action_space=first.action_space,
+            adapter=first.adapter,
+            env_spec=first.env_spec if same_env else None,
+            reference=first.reference if same_reference else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def n_episodes(self) -> int:
+        """E."""
+        return len(self.episode_starts)
+
+    @cached_property
+    def last_steps(self) -> NDArray[np.bool_]:
+        """(N,) the last transition of each episode, whatever ended it."""
+        last = np.zeros(len(self), dtype=np.bool_)
+        last[self.episode_starts[1:] - 1] = True
+        last[-1] = True
+        return last
+
+    @cached_property
+    def state_index(self) -> NDArray[np.int64]:
+        """(N,) the row of `states` from which each transition starts."""
+        starts = np.zeros(len(self), dtype=np.int64)
+        starts[self.episode_starts] = 1
+        return np.arange(len(self), dtype=np.int64) + np.cumsum(starts) - 1
+
+    @property
+    def observations(self) -> Array:
+        """(N, S)."""
+        return self.states[self.state_index]
+
+    @property
+    def next_observations(self) -> Array:
+        """(N, S)."""
+        return self.states[self.state_index + 1]
+
+    @cached_property
+    def episode_returns(self) -> NDArray[np.float64]:
+        """(E,) undiscounted sums of rewards."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all arrays, which tells one dataset from another."""
+        digest = hashlib.sha256()
+        for array in (
+            self.states,
+            self.actions,
+            self.rewards,
+            self.terminations,
+            self.truncations,
+            self.episode_starts,
+        ):
+            digest.update(str((array.dtype, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def tuned_rewards(self, rule: str) -> Array:
+        """Rewards as the critic sees them, (N,).
+
+        `none`; `locomotion`: times 1000 / (largest - smallest episode return);
+        `antmaze`: minus 1 (both IQL's, arXiv 2110.06169, appendix B).
+        """
+        if rule == "none":
+            return self.rewards
+        if rule == "antmaze":
+            return self.rewards - np.float32(1.0)
+        if rule == "locomotion":
+            spread = float(self.episode_returns.max() - self.episode_returns.min())
+            if spread < 1e-6:
+                return self.rewards
+            return self.rewards * np.float32(1000.0 / spread)
+        raise ValueError(f"reward_tuning={rule!r}, expected one of {list(REWARD_TUNINGS)}")
+
+    def normalized_score(self, returns: float | NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """100 (return - min) / (max - min), or None without reference scores."""
+        return None if self.reference is None else self.reference.normalize(returns)
+
+
+def _same_environment(first: EnvSpec | None, second: EnvSpec | None) -> bool:
+    """Whether both name the same task."""
+    if first is None or second is None:
+        return first is second
+    return all(
+        getattr(first, name) == getattr(second, name)
+        for name in ("id", "kwargs", "max_episode_steps")
+    )
+
+
+def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
+    """The values as contiguous float32 of so many dimensions."""
+    try:
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+            array = np.ascontiguousarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"dataset {of!r}: {name} are no numbers ({error})") from error
+    if np.ndim(array) != ndim or np.ndim(values) != ndim:
+        expected = "(N,)" if ndim == 1 else "(N, dimensions)"
+        raise ValueError(
+            f"dataset {of!r}: {name} has shape {np.shape(values)}, expected {expected}"
+        )
+    return array
+
+
+def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
+    """The values, all 0 or 1, as (N,) booleans."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"dataset {of!r}: {name} are no flags ({error})") from error
+    if array.shape != (n,):
+        raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected ({n},)")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"dataset {of!r}: {name} are no flags: {values!r}, expected False or True")
+    if not np.isin(array, (0, 1)).all():
+        wrong = array[~np.isin(array, (0, 1))][0]
+        raise ValueError(f"dataset {of!r}: {name} has value {wrong!r}, expected False or True")
+    return array.astype(np.bool_)
+
+
+def _chain(of: str, observations: Array, following: Array, ends: NDArray[np.bool_]) -> Array:
+    """Rows (N + E, S) from both ends of transitions; `ends` gains the breaks of the chain."""
+    n = len(ends)
+    for name, array in (("observations", observations), ("next_observations", following)):
+        if len(array) != n or array.shape != observations.shape:
+            raise ValueError(
+                f"dataset {of!r}: {name} has shape {array.shape}, expected "
+                f"{(n, observations.shape[1])}"
+            )
+    ends[:-1] |= (observations[1:] != following[:-1]).any(axis=1)
+    place = np.arange(n) + np.cumsum(np.concatenate([[False], ends[:-1]]))
+    rows = np.empty((n + int(ends.sum()), observations.shape[1]), np.float32)
+    rows[place] = observations
+    rows[place[ends] + 1] = following[ends]
+    return rows
+
+
+def _check_shapes(data: OfflineDataset) -> None:
+    n, e = len(data.rewards), len(data.episode_starts)
+    if n == 0:
+        raise ValueError(f"dataset {data.id!r} is empty: at least one transition is needed")
+    expected = {
+        "states": (n + e, *data.observation_space.shape),
+        "actions": (n, *data.action_space.shape),
+        "terminations": (n,),
+        "truncations": (n,),
+    }
+    for name, shape in expected.items():
+        actual = getattr(data, name).shape
+        if actual != shape:
+            raise ValueError(f"dataset {data.id!r}: {name} has shape {actual}, expected {shape}")
+    starts = data.episode_starts
+    if e == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= n:
+        raise ValueError(f"dataset {data.id!r}: episode_starts must rise from 0, got {starts[:5]}")
+
+
+def _check_values(data: OfflineDataset) -> None:
+    starts = data.episode_starts
+    state_starts = starts + np.arange(len(starts))
+    for name, rows in (("states", state_starts), ("actions", starts), ("rewards", starts)):
+        row = _first(lambda chunk: ~np.isfinite(chunk), getattr(data, name))
+        if row is not None:
+            episode = int(np.searchsorted(rows, row, side="right")) - 1
+            raise ValueError(
+                f"dataset {data.id!r}: {name} has NaN or infinite values, first in episode "
+                f"{episode}, step {row - int(rows[episode])}; remove or repair that episode "
+                "(minari's dataset.filter_episodes drops it)"
+            )
+    low, high = data.action_space.low, data.action_space.high
+    margin = 1e-4 * (high - low)
+
+    def outside(actions: Array) -> NDArray[np.bool_]:
+        return (actions < low - margin) | (actions > high + margin)
+
+    row = _first(outside, data.actions)
+    if row is not None:
+        chunks = range(0, len(data), ROWS_PER_CHECK)
+        count = sum(
+            int(outside(data.actions[i : i + ROWS_PER_CHECK]).any(axis=1).sum()) for i in chunks
+        )
+        raise ValueError(
+            f"dataset {data.id!r}: {count} actions lie outside the action space "
+            f"[{low.min()}, {high.max()}], first {data.actions[row]} at transition {row}; record "
+            "the actions as executed, or correct the dataset's action space"
+        )
+
+
+def _first(wrong: Callable[[Array], NDArray[np.bool_]], array: Array) -> int | None:
+    """The first row with a wrong value, found chunk by chunk."""
+    for begin in range(0, len(array), ROWS_PER_CHECK):
+        chunk = array[begin : begin + ROWS_PER_CHECK]
+        rows = wrong(chunk).reshape(len(chunk), -1).any(axis=1)
+        if rows.any():
+            return begin + int(np.argmax(rows))
+    return None

@@ -1,0 +1,1 @@
+"""Trained agents in environments: evaluation and clips. Tables of many runs: `experiments`."""

@@ -1,0 +1,217 @@
+"""Which datasets there are, local, bundled and remote, and what is missing to use each."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import minari
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from minari.dataset.minari_storage import MinariStorage
+from minari.serialization import deserialize_space
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from qgpo.envs.data.local import folder_of, local_ids
+from qgpo.envs.store import bundled
+from qgpo.envs.store.remote import remote_catalogue
+from qgpo.envs.tasks.families import Family, find_family
+from qgpo.envs.tasks.making import PACKAGES
+from qgpo.envs.tasks.observations import ObservationAdapter
+from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.tasks.spaces import check_spaces
+
+Where = Literal["local", "bundled", "remote"]
+WHERE: tuple[Where, ...] = get_args(Where)
+
+OTHER_DATA = "no"
+NOT_SHOWN = "not shown"
+D4RL_ROWS = (
+    (r"mujoco/(hopper|halfcheetah|walker2d|ant)/(medium|expert)-v\d+", r"\1-\2", OTHER_DATA),
+    (r"D4RL/(pen|door|hammer|relocate)/(human|cloned|expert)-v\d+", r"\1-\2", NOT_SHOWN),
+    (
+        r"D4RL/antmaze/(umaze|umaze-diverse|(?:medium|large)-(?:play|diverse))-v\d+",
+        r"antmaze-\1",
+        NOT_SHOWN,
+    ),
+    (r"D4RL/kitchen/(complete|partial|mixed)-v\d+", r"kitchen-\1", NOT_SHOWN),
+    (r"D4RL/pointmaze/((?:open|umaze|medium|large)(?:-dense)?)-v\d+", r"maze2d-\1", NOT_SHOWN),
+)
+"""Dataset ids, the D4RL dataset of the same task and kind (without version), and whether scores on
+the one compare with published scores on the other: see docs/datasets.md."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dataset, as its metadata describe it."""
+
+    id: str
+    where: Where
+    steps: int | None = None
+    episodes: int | None = None
+    megabytes: float | None = None
+    behavior: str | None = None
+    author: str | None = None
+    env_id: str | None = None
+    reference: ReferenceScores | None = None
+    d4rl: str | None = None
+    """the D4RL dataset of the same task and kind, if there is one"""
+    comparable: str = OTHER_DATA
+    """whether scores compare with published ones on that: no, or not shown"""
+    missing: tuple[str, ...] = ()
+    """what keeps it from being loaded, or its environment from being made"""
+    notes: tuple[str, ...] = ()
+
+
+def catalogue(where: Where, prefix: str = "") -> list[Entry]:
+    """The datasets whose ids begin so, by id.
+
+    Remote ones that are here as well are listed as both. Raises RemoteError (a ValueError) where
+    the remote cannot be reached, and ValueError for an unknown place.
+    """
+    if where == "bundled":
+        return [_bundled(name) for name in bundled.ids() if name.startswith(prefix)]
+    here = local_ids()
+    if where == "local":
+        return [_local(name) for name in here if name.startswith(prefix)]
+    if where == "remote":
+        found = remote_catalogue(prefix or None).items()
+        absent = "not downloaded"
+        return [
+            describe(name, "remote", about, () if name in here else (absent,))
+            for name, about in found
+        ]
+    raise ValueError(f"where={where!r}, expected one of {list(WHERE)}")
+
+
+def describe(
+    dataset_id: str, where: Where, metadata: dict[str, Any], missing: tuple[str, ...] = ()
+) -> Entry:
+    """What a dataset's metadata say; {"error": why} stands for metadata that cannot be read."""
+    if "error" in metadata:
+        return Entry(dataset_id, where, missing=(*missing, f"damaged: {metadata['error']}"))
+    spec = _environment(metadata)
+    env_id = None if spec is None else spec.id
+    family = find_family(dataset_id, env_id)
+    d4rl, comparable = like_d4rl(dataset_id)
+    return Entry(
+        id=dataset_id,
+        where=where,
+        steps=metadata.get("total_steps"),
+        episodes=metadata.get("total_episodes"),
+        megabytes=metadata.get("dataset_size"),
+        behavior=metadata.get("algorithm_name"),
+        author=", ".join(sorted(metadata.get("author", ()))) or None,
+        env_id=env_id or family.environment or None,
+        reference=family.scores(metadata, family.played(spec)),
+        d4rl=d4rl,
+        comparable=comparable,
+        missing=(*missing, *_missing(metadata, spec, family)),
+        notes=tuple(_version_notes(metadata)),
+    )
+
+
+def like_d4rl(dataset_id: str) -> tuple[str | None, str]:
+    """The D4RL dataset of the same task and kind, if there is one, and whether scores compare."""
+    for pattern, name, comparable in D4RL_ROWS:
+        match = re.fullmatch(pattern, dataset_id)
+        if match:
+            return match.expand(name), comparable
+    return None, OTHER_DATA
+
+
+def _local(dataset_id: str) -> Entry:
+    try:
+        metadata = MinariStorage.read_raw_metadata(folder_of(dataset_id) / "data")
+        if metadata["dataset_id"] != dataset_id:
+            metadata = {"error": f"its metadata say {metadata['dataset_id']!r}"}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        metadata = {"error": f"{type(error).__name__}: {error}"}
+    return describe(dataset_id, "local", metadata)
+
+
+def _bundled(dataset_id: str) -> Entry:
+    recipe = bundled.RECIPES[dataset_id]
+    made = folder_of(dataset_id).exists()
+    return Entry(
+        id=dataset_id,
+        where="bundled",
+        steps=recipe.n_steps,
+        behavior=", ".join(recipe.policies),
+        author="qgpo",
+        env_id=recipe.env_id,
+        reference=find_family(dataset_id, recipe.env_id).reference,
+        notes=() if made else ("made on first use, half a minute",),
+    )
+
+
+def _environment(metadata: dict[str, Any]) -> EnvSpec | None:
+    """The environment to play in, else the one recorded in, if the dataset names any."""
+    for name in ("eval_env_spec", "env_spec"):
+        if metadata.get(name):
+            plain = json.loads(metadata[name])
+            known = {field.name for field in dataclasses.fields(EnvSpec) if field.init}
+            kept = {key: value for key, value in plain.items() if key in known}
+            return EnvSpec(**{**kept, "additional_wrappers": ()})
+    return None
+
+
+def _missing(metadata: dict[str, Any], spec: EnvSpec | None, family: Family) -> Iterator[str]:
+    made_with = metadata.get("minari_version")
+    if made_with not in minari.supported_dataset_versions:
+        yield f"made with Minari {made_with}, which {minari.__version__} does not read"
+    try:
+        unsupported = _unsupported(metadata, family)
+    except Exception as error:  # a space that Minari here does not know
+        unsupported = f"{type(error).__name__}: {error}"
+    if unsupported:
+        yield unsupported
+    entry_point = "" if spec is None else str(spec.entry_point or "")
+    module = family.package or entry_point.split(":")[0].split(".")[0]
+    if module and importlib.util.find_spec(module) is None:
+        install = f" ({PACKAGES[module][1]})" if module in PACKAGES else ""
+        yield f"package {_distribution(module, metadata)}, for its environment{install}"
+
+
+def _unsupported(metadata: dict[str, Any], family: Family) -> str | None:
+    """Why `load_dataset` refuses its spaces, in a few words."""
+    if "observation_space" not in metadata or "action_space" not in metadata:
+        return None
+    observations = deserialize_space(metadata["observation_space"])
+    actions = deserialize_space(metadata["action_space"])
+    try:
+        if isinstance(observations, spaces.Dict):
+            adapter = ObservationAdapter.choose(observations, family.observation, "it")
+            observations = adapter.box(observations, "it")
+        check_spaces(observations, actions, "it")
+    except ValueError as error:
+        return str(error).split(";")[0].removeprefix("it has ")
+    return None
+
+
+def _distribution(module: str, metadata: dict[str, Any]) -> str:
+    """The requirement of the dataset that names the module's package, else the module."""
+    for text in metadata.get("requirements") or ():
+        name = re.split(r"[^\w.-]", text, maxsplit=1)[0]
+        if canonicalize_name(name) == canonicalize_name(module):
+            return str(text)
+    return module
+
+
+def _version_notes(metadata: dict[str, Any]) -> Iterator[str]:
+    """Packages that are installed in another version than the dataset was recorded with."""
+    for text in metadata.get("requirements") or ():
+        try:
+            requirement = Requirement(text)
+            installed = importlib.metadata.version(requirement.name)
+        except (InvalidRequirement, importlib.metadata.PackageNotFoundError):
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            yield f"recorded with {text}, {installed} is installed"

@@ -1,0 +1,149 @@
+"""Everything that can be wrong with a local dataset, in one report."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.data.local import folder_of
+from qgpo.envs.store.bundled import RECIPES
+from qgpo.envs.store.catalogue import OTHER_DATA, like_d4rl
+from qgpo.envs.store.downloading import damaged_files
+from qgpo.envs.store.loading import load_dataset, open_dataset
+from qgpo.envs.tasks.making import make_env
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool | None
+    """None where there was nothing to compare with"""
+    text: str
+
+
+@dataclass
+class Report:
+    """What was found, in the order in which it was looked at."""
+
+    id: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(finding.ok is not False for finding in self.findings)
+
+    def add(self, what: str, ok: bool | None, text: str) -> None:
+        """Note one more finding."""
+        self.findings.append(Finding(what, ok, text))
+
+
+def check_dataset(dataset_id: str) -> Report:
+    """Look at files, episodes, every value, the environment and the reference scores.
+
+    Nothing is downloaded or changed. Raises ValueError where no such dataset is here.
+    """
+    if not folder_of(dataset_id).exists():
+        open_dataset(dataset_id, download=False)  # a version, a bundled one, or the error
+    report = Report(dataset_id)
+    try:
+        opened = open_dataset(dataset_id, download=False)
+    except ValueError as error:
+        report.add("episodes", False, str(error))
+        _check_files(report)
+        return report
+    report.id = opened.id
+    _check_files(report)
+    report.add(
+        "episodes", True, f"all {opened.total_episodes} are there, {opened.total_steps} steps"
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* is not the published one")
+            dataset = load_dataset(opened)
+    except ValueError as error:
+        report.add("values", False, str(error))
+        return report
+    report.add(
+        "values",
+        True,
+        f"{len(dataset)} transitions are aligned, finite and inside the action space",
+    )
+    _check_published(report, dataset)
+    _check_ends(report, dataset)
+    _check_environment(report, dataset)
+    _check_reference(report, dataset)
+    return report
+
+
+def _check_files(report: Report) -> None:
+    damaged = damaged_files(folder_of(report.id))
+    if damaged is None:
+        report.add("files", None, "no checksums were recorded: not downloaded by qgpo")
+    elif damaged:
+        report.add("files", False, f"changed since their download: {', '.join(damaged)}")
+    else:
+        report.add("files", True, "as they were downloaded, by their SHA-256")
+
+
+def _check_published(report: Report, dataset: OfflineDataset) -> None:
+    """Whether a bundled dataset is the one that published figures stand on."""
+    recipe = RECIPES.get(dataset.id)
+    if recipe is not None and recipe.fingerprint is not None:
+        same = recipe.fingerprint == dataset.fingerprint
+        text = "the same numbers" if same else "other numbers: scores compare with no others"
+        report.add("published", same, text)
+
+
+def _check_ends(report: Report, dataset: OfflineDataset) -> None:
+    """How episodes end, and whether anything happens after an end."""
+    last = dataset.last_steps
+    terminated, truncated = np.asarray(dataset.terminations), np.asarray(dataset.truncations)
+    inside = int(((terminated | truncated) & ~last).sum())
+    neither = int((last & ~terminated & ~truncated).sum())
+    text = f"{int((last & terminated).sum())} terminated, {int((last & truncated).sum())} truncated"
+    if neither:
+        text += f", {neither} with neither flag (their bootstrap is kept)"
+    if inside:
+        text += f"; {inside} steps are flagged as an end and followed by others"
+    report.add("ends", inside == 0, text)
+
+
+def _check_environment(report: Report, dataset: OfflineDataset) -> None:
+    if dataset.env_spec is None:
+        report.add("environment", None, "none is named: pass one to evaluate()")
+        return
+    try:
+        env = make_env(dataset.env_spec)
+    except ValueError as error:
+        report.add("environment", False, str(error))
+        return
+    shapes = env.observation_space.shape, env.action_space.shape
+    env.close()
+    expected = dataset.observation_space.shape, dataset.action_space.shape
+    text = f"{dataset.env_spec.id} has observations {shapes[0]} and actions {shapes[1]}"
+    if shapes != expected:
+        text += f", the data {expected[0]} and {expected[1]}"
+    report.add("environment", shapes == expected, text)
+
+
+def _check_reference(report: Report, dataset: OfflineDataset) -> None:
+    reference = dataset.reference
+    if reference is None:
+        report.add("scores", None, "no reference scores: returns stay raw")
+        return
+    score = float(reference.normalize(dataset.episode_returns.mean()))
+    text = (
+        f"0 is a return of {reference.minimum:.6g}, 100 one of {reference.maximum:.6g} "
+        f"({reference.source}); the data's mean is {score:.1f}"
+    )
+    d4rl, comparable = like_d4rl(dataset.id)
+    if d4rl is not None:
+        do_not = "do not compare" if comparable == OTHER_DATA else "were not shown to compare"
+        text += f". Scores {do_not} with published ones on D4RL's {d4rl}"
+    report.add("scores", True, text)

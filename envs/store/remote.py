@@ -1,0 +1,190 @@
+"""Minari's remote, which `MINARI_REMOTE` names: is it there, and what does it hold."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import minari
+from minari.storage.remotes import DEFAULT_REMOTE, get_cloud_storage
+from minari.storage.remotes.cloud_storage import CloudStorage
+
+from qgpo.envs.data.local import split_version
+
+PROBE_SECONDS = 3.0
+"""how long the first answer of the remote may take"""
+GOOGLE = "https://storage.googleapis.com"
+
+
+class RemoteError(ValueError):
+    """The remote cannot be reached, or what was asked of it is not there."""
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What a file of a dataset has to be."""
+
+    size: int
+    algorithm: Literal["sha256", "git-sha1"]
+    digest: str
+
+
+def open_remote(seconds: float = PROBE_SECONDS) -> CloudStorage:
+    """Minari's remote, once it has answered. Raises RemoteError after a few seconds if not.
+
+    Minari's own calls retry for half a minute before they give up; so one request is tried
+    first, in a thread, as looking a host name up knows no time limit.
+    """
+    name = remote_name()
+    try:
+        storage = get_cloud_storage()
+    except ImportError as error:
+        raise RemoteError(f"{name} cannot be read here: {error}") from error
+    failure: list[Exception] = [TimeoutError(f"no answer within {seconds:g} s")]
+
+    def probe() -> None:
+        try:
+            _ask(name, seconds)
+            failure.clear()
+        except Exception as error:
+            failure[:] = [error]
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(2 * seconds)
+    if failure:
+        raise RemoteError(
+            f"{name} cannot be reached ({type(failure[0]).__name__}: {failure[0]}). Check the "
+            "network (MINARI_REMOTE names the remote), or copy the dataset into the local folder "
+            "(MINARI_DATASETS_PATH) from a machine that has it"
+        ) from failure[0]
+    return storage
+
+
+def remote_name() -> str:
+    """`hf://<organisation>` or `gcp://<bucket>`, from `MINARI_REMOTE`, else Minari's default."""
+    remote: str = os.environ.get("MINARI_REMOTE", DEFAULT_REMOTE)
+    kind, _, name = remote.partition("://")
+    if kind not in ("hf", "gcp") or not name:
+        raise ValueError(
+            f"MINARI_REMOTE={remote!r}, expected hf://<organisation> or gcp://<bucket>"
+        )
+    return remote
+
+
+def _ask(remote: str, seconds: float) -> None:
+    """One request; any answer will do, but for that of a server in trouble."""
+    if remote.startswith("hf://"):
+        from huggingface_hub import constants, get_session
+
+        status = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
+        if status >= 500:
+            raise ConnectionError(f"{constants.ENDPOINT} answers with HTTP status {status}")
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(GOOGLE, method="HEAD"), timeout=seconds)
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise
+
+
+def remote_catalogue(prefix: str | None = None) -> dict[str, dict[str, Any]]:
+    """The metadata of every remote dataset whose id begins so, by id.
+
+    A dataset whose metadata cannot be read has {"error": why}. Raises RemoteError.
+    """
+    storage = open_remote()
+
+    def metadata(dataset_id: str) -> dict[str, Any]:
+        try:
+            return dict(storage.get_dataset_metadata(dataset_id))
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    with ThreadPoolExecutor(max_workers=10) as pool:
+        ids = sorted(set(_listed(storage, prefix)))
+        return dict(zip(ids, pool.map(metadata, ids), strict=True))
+
+
+def choose_remote(dataset_id: str) -> tuple[str, dict[str, Any]]:
+    """The id with its version, the newest that can be read here where none is named; metadata.
+
+    Raises RemoteError where the remote has no such dataset or Minari here cannot read it.
+    """
+    stem, version = split_version(dataset_id)
+    versions = {
+        split_version(other)[1]: about
+        for other, about in remote_catalogue(stem).items()
+        if split_version(other)[0] == stem
+    }
+    readable = {
+        number: about
+        for number, about in versions.items()
+        if about.get("minari_version") in minari.supported_dataset_versions
+    }
+    if version is None and readable:
+        version = max(number for number in readable if number is not None)
+    if version in readable:
+        return f"{stem}-v{version}", readable[version]
+    if version in versions or (version is None and versions):
+        about = next(iter(versions.values())) if version is None else versions[version]
+        reason = about.get("error") or f"it was made with Minari {about.get('minari_version')}"
+        raise RemoteError(
+            f"dataset {dataset_id!r} on {remote_name()} cannot be read with the installed Minari "
+            f"{minari.__version__}: {reason}; versions that can: {_named(stem, list(readable))}"
+        )
+    if versions:
+        raise RemoteError(
+            f"dataset {dataset_id!r} is not on {remote_name()}, which has "
+            f"{_named(stem, list(versions))}"
+        )
+    group = f"{stem.split('/')[0]}/"
+    known = sorted(set(_listed(open_remote(), group if "/" in stem else None)))
+    raise RemoteError(
+        f"dataset {dataset_id!r} is not on {remote_name()}, which has "
+        f"{', '.join(known) or 'nothing'} under {group if '/' in stem else 'it'}"
+    )
+
+
+def checksums(dataset_id: str) -> dict[str, Checksum]:
+    """Size and digest of every file under `data/`, by path; empty where a remote keeps none.
+
+    Hugging Face has the SHA-256 of large files and the git SHA-1 of small ones.
+    """
+    kind, _, organisation = remote_name().partition("://")
+    if kind != "hf":
+        return {}
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    repository, _, path = dataset_id.partition("/")
+    tree = HfApi().list_repo_tree(
+        f"{organisation}/{repository}", f"{path}/data", recursive=True, repo_type="dataset"
+    )
+    return {
+        file.path.removeprefix(f"{path}/"): (
+            Checksum(file.size, "git-sha1", file.blob_id)
+            if file.lfs is None
+            else Checksum(file.lfs.size, "sha256", file.lfs.sha256)
+        )
+        for file in tree
+        if isinstance(file, RepoFile)
+    }
+
+
+def _listed(storage: CloudStorage, prefix: str | None) -> list[str]:
+    try:
+        return list(storage.list_datasets(prefix=prefix))
+    except Exception as error:
+        raise RemoteError(
+            f"{remote_name()} cannot be listed ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _named(stem: str, versions: list[int | None]) -> str:
+    return ", ".join(f"{stem}-v{n}" for n in sorted(n for n in versions if n is not None)) or "none"

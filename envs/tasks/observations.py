@@ -1,0 +1,200 @@
+"""Dict observations as the vectors that agents see, and back where nothing is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from qgpo.envs.tasks.families import find_family
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ObservationAdapter:
+    """Which parts of a Dict observation make up the vector, and in which order."""
+
+    parts: tuple[tuple[Path, tuple[int, ...]], ...]
+    """(keys from the outside in, shape) of each part"""
+    complete: bool
+    """whether the parts are all there is, so that the vector can be turned back"""
+
+    @classmethod
+    def choose(cls, space: spaces.Dict, keys: Sequence[str] | None, of: str) -> ObservationAdapter:
+        """The parts under `keys`, in that order; None takes all parts, sorted by their names.
+
+        Raises ValueError for a missing key, for parts that are no Box, and for images.
+        """
+        missing = [key for key in keys or () if key not in space.spaces]
+        if missing:
+            raise ValueError(
+                f"{of} has observation parts {sorted(space.spaces)}, expected {list(keys or ())} "
+                "among them"
+            )
+        boxes: list[tuple[Path, spaces.Box]] = []
+        for key in sorted(space.spaces) if keys is None else keys:
+            boxes += _boxes(space.spaces[key], (key,), of)
+        complete = keys is None or set(keys) == set(space.spaces)
+        return cls(tuple((path, box.shape) for path, box in boxes), complete)
+
+    @property
+    def size(self) -> int:
+        """S, the length of the vector."""
+        return sum(int(np.prod(shape)) for _, shape in self.parts)
+
+    def box(self, space: spaces.Dict, of: str) -> spaces.Box:
+        """The space of the vectors of a Dict space. Raises ValueError where a part is another."""
+        lows, highs = [], []
+        for path, shape in self.parts:
+            part: Any = space
+            for key in path:
+                part = part.spaces.get(key) if isinstance(part, spaces.Dict) else None
+            if not isinstance(part, spaces.Box) or part.shape != shape:
+                raise ValueError(
+                    f"{of} has observation space {space}; expected {'/'.join(path)} to be a Box "
+                    f"of shape {shape}"
+                )
+            lows.append(part.low.ravel())
+            highs.append(part.high.ravel())
+        return spaces.Box(np.concatenate(lows), np.concatenate(highs), dtype=np.float64)
+
+    def flatten(self, observation: Mapping[str, Any]) -> NDArray[Any]:
+        """One Dict observation to (S,), or a batch of B (arrays with a leading axis) to (B, S).
+
+        Raises ValueError where a part is missing or has another shape.
+        """
+        columns: list[NDArray[Any]] = []
+        batch: tuple[int, ...] | None = None
+        for path, shape in self.parts:
+            value = np.asarray(_get(observation, path))
+            leading = value.shape[: max(value.ndim - len(shape), 0)]
+            batch = leading if batch is None else batch
+            if len(leading) > 1 or value.shape != (*leading, *shape) or leading != batch:
+                raise ValueError(
+                    f"observation part {'/'.join(path)} has shape {value.shape}, expected "
+                    f"{shape} or {('n', *shape)}"
+                )
+            columns.append(value.reshape(*leading, int(np.prod(shape))))
+        return np.concatenate(columns, axis=-1)
+
+    def unflatten(self, vector: NDArray[Any]) -> dict[str, Any]:
+        """(S,) or (B, S) back to the Dict observation.
+
+        Raises ValueError where the vector leaves parts of the observation out.
+        """
+        if not self.complete:
+            raise ValueError(f"the vector holds {self} alone: the other parts are not in it")
+        observation: dict[str, Any] = {}
+        begin = 0
+        for path, shape in self.parts:
+            end = begin + int(np.prod(shape))
+            inner = observation
+            for key in path[:-1]:
+                inner = inner.setdefault(key, {})
+            inner[path[-1]] = vector[..., begin:end].reshape((*vector.shape[:-1], *shape))
+            begin = end
+        return observation
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, for a file."""
+        return {
+            "parts": [[list(path), list(shape)] for path, shape in self.parts],
+            "complete": self.complete,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ObservationAdapter:
+        """What `to_json` wrote."""
+        parts = tuple((tuple(map(str, p)), tuple(map(int, s))) for p, s in data["parts"])
+        return cls(parts, bool(data["complete"]))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{'/'.join(path)} {shape}" for path, shape in self.parts)
+
+
+class FlatObservations(gym.ObservationWrapper[Any, Any, Any]):
+    """An environment whose observations are an adapter's vectors, for code that needs a Box.
+
+    Stable-Baselines3's vector environments refuse Dicts in Dicts, such as the kitchen's.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], adapter: ObservationAdapter) -> None:
+        super().__init__(env)
+        if not isinstance(env.observation_space, spaces.Dict):
+            raise ValueError(f"{env} has observations {env.observation_space}, expected a Dict")
+        self.adapter = adapter
+        self.observation_space = adapter.box(env.observation_space, str(env))
+
+    def observation(self, observation: Any) -> NDArray[Any]:
+        """The vector, (S,)."""
+        return self.adapter.flatten(observation)
+
+
+def flat(env: gym.Env[Any, Any], adapter: ObservationAdapter | None = None) -> gym.Env[Any, Any]:
+    """The environment with vectors for observations: itself, unless they are Dicts.
+
+    Without an adapter they are read as `load_dataset` reads them in data of that environment.
+    """
+    if not isinstance(env.observation_space, spaces.Dict):
+        return env
+    if adapter is None:
+        env_id = env.spec.id if env.spec is not None else str(env)
+        keys = find_family(env_id=env_id).observation
+        adapter = ObservationAdapter.choose(env.observation_space, keys, env_id)
+    return FlatObservations(env, adapter)
+
+
+def stack(observations: Sequence[Any]) -> Any:
+    """Observations of single environments as a batch: arrays, or Dicts of arrays."""
+    if isinstance(observations[0], Mapping):
+        return {key: stack([o[key] for o in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
+def is_image(space: gym.Space[Any]) -> bool:
+    """Whether a space is one of pictures: (height, width, channels), or bytes of two dimensions."""
+    if not isinstance(space, spaces.Box):
+        return False
+    return len(space.shape) == 3 or (len(space.shape) == 2 and space.dtype == np.uint8)
+
+
+def image_message(of: str, space: gym.Space[Any]) -> str:
+    """Why images are refused, and what to do."""
+    return (
+        f"{of} has observations {space}, which are images; vectors are supported. Encode the "
+        "images first (with a pretrained network, say), and build the dataset from the codes with "
+        "OfflineDataset.from_arrays"
+    )
+
+
+def _boxes(space: gym.Space[Any], path: Path, of: str) -> Iterator[tuple[Path, spaces.Box]]:
+    """Every Box in a space with the keys that lead to it, sorted."""
+    if isinstance(space, spaces.Dict):
+        for key in sorted(space.spaces):
+            yield from _boxes(space.spaces[key], (*path, key), of)
+    elif is_image(space):
+        raise ValueError(image_message(f"{of}: {'/'.join(path)}", space))
+    elif isinstance(space, spaces.Box):
+        yield path, space
+    else:
+        raise ValueError(
+            f"{of} has observation part {'/'.join(path)} of {space}; parts that are Boxes are "
+            "supported. Turn it into numbers before recording"
+        )
+
+
+def _get(observation: Mapping[str, Any], path: Path) -> Any:
+    value: Any = observation
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            raise ValueError(
+                f"observation has parts {sorted(observation)}, expected {'/'.join(path)} among them"
+            )
+        value = value[key]
+    return value

@@ -1,0 +1,58 @@
+"""Which spaces can be learned from and played in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from qgpo.envs.tasks.observations import image_message, is_image
+
+
+def check_spaces(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], of: str
+) -> tuple[spaces.Box, spaces.Box]:
+    """The two spaces as Boxes, or a ValueError that says what is supported."""
+    action_box = check_action_space(action_space, of)
+    if is_image(observation_space):
+        raise ValueError(image_message(of, observation_space))
+    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+        raise ValueError(
+            f"{of} has observation space {observation_space}; one-dimensional Box observations "
+            "are supported. Datasets with Dict observations are read by load_dataset, and agents "
+            "that learned from them play in their environments; others flatten with "
+            "gymnasium.wrappers.FlattenObservation"
+        )
+    return observation_space, action_box
+
+
+def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
+    """The space as a Box with finite bounds, or a ValueError that says what is supported."""
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(
+            f"{of} has action space {action_space}; continuous actions (a Box with finite "
+            "bounds) are supported. For discrete actions use a method made for them, such as "
+            "discrete CQL"
+        )
+    if not np.all(np.isfinite(action_space.low)) or not np.all(np.isfinite(action_space.high)):
+        raise ValueError(
+            f"{of} has action space {action_space} with infinite bounds; finite ones are needed "
+            "to scale actions (wrap the environment with gymnasium.wrappers.RescaleAction)"
+        )
+    if len(action_space.shape) != 1:
+        raise ValueError(f"{of} has action shape {action_space.shape}, expected one dimension")
+    if action_space.shape == (0,) or np.any(action_space.low >= action_space.high):
+        raise ValueError(
+            f"{of} has action space {action_space}; every action needs room: low < high"
+        )
+    return action_space
+
+
+def same_box(first: spaces.Box, second: spaces.Box) -> bool:
+    """Whether shapes and bounds are the same; types of numbers may differ."""
+    return first.shape == second.shape and all(
+        np.allclose(one, other)
+        for one, other in ((first.low, second.low), (first.high, second.high))
+    )

@@ -1,0 +1,93 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+
+from qgpo.envs.play.evaluation import Evaluation, readable
+
+CURVES = {
+    "behavior/loss": "behavior: denoising loss",
+    "critic/loss": "critic: TD loss",
+    "critic/q": "critic: mean Q",
+    "energy/excess": "energy: excess cross entropy",
+    "training/loss": "critic: TD loss",
+    "training/q": "critic: mean Q",
+    "training/actor_loss": "policy: loss",
+    "training/mse": "policy: squared error on the data",
+    "training/denoising_loss": "policy: denoising loss",
+}
+"""metrics that are drawn where they were logged, and the titles of their panels"""
+
+BLUE, ORANGE, GRAY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
+
+
+def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Each logged metric of a metrics.csv as (timesteps, values)."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            steps = float(row["time/total_timesteps"])
+            stage = row["time/stage"]
+            for name, value in row.items():
+                if value and name.split("/")[0] == stage:
+                    xs, ys = series.setdefault(name, ([], []))
+                    xs.append(steps)
+                    ys.append(float(value))
+    return series
+
+
+def draw_run(
+    path: Path,
+    title: str,
+    metrics: dict[str, tuple[list[float], list[float]]],
+    behavior_returns: NDArray[np.float64],
+    evaluations: Sequence[tuple[str, Evaluation]],
+) -> None:
+    """Learning curves per stage above, and below the returns of the data and of each agent."""
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    curves = [name for name in CURVES if name in metrics]
+    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
+    grid = figure.add_gridspec(2, max(1, len(curves)), height_ratios=(1, 1.6))
+    for column, name in enumerate(curves):
+        axis = figure.add_subplot(grid[0, column])
+        xs, ys = metrics[name]
+        axis.plot(np.asarray(xs) / 1000, ys, color=BLUE, lw=1.5, marker=".", ms=4)
+        axis.set_title(CURVES[name], fontsize=8)
+        axis.set_xlabel("gradient steps / 1000", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25)
+    axis = figure.add_subplot(grid[1, :])
+    rows = [("data (behavior policies)", behavior_returns, GRAY)]
+    for i, (name, evaluation) in enumerate(evaluations):
+        color = ORANGE if i == 0 and len(evaluations) > 1 else GREEN
+        rows.append((name, np.asarray(evaluation.returns), color))
+    rng = np.random.default_rng(0)
+    for y, (_, returns, color) in enumerate(rows):
+        jitter = y + rng.uniform(-0.22, 0.22, len(returns))
+        axis.scatter(returns, jitter, s=9, color=color, alpha=0.35, lw=0)
+        axis.plot([returns.mean()] * 2, [y - 0.32, y + 0.32], color=color, lw=3)
+        axis.annotate(
+            readable(float(returns.mean())),
+            (returns.mean(), y + 0.34),
+            ha="center",
+            fontsize=9,
+            color=color,
+            weight="bold",
+        )
+    axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axis.set_ylim(-0.6, len(rows) - 0.3)
+    axis.set_xlabel("episode return (dots: episodes, bar: mean)")
+    axis.grid(axis="x", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

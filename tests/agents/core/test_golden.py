@@ -1,0 +1,120 @@
+"""A file that the first release wrote; every later one reads it. Made by `make_golden`, once."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factory import ROOT, WHITENED, make_dataset, same_parameters
+
+from qgpo import QGPO
+from qgpo.agents.core.checkpoint import read_header
+
+GOLDEN = ROOT / "tests" / "golden"
+OBSERVATIONS = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
+CONFIG = replace(
+    WHITENED,
+    whitening_steps=0,
+    sparsity_power=0.0,
+    behavior_hidden=(4,),
+    critic_hidden=(4,),
+    energy_hidden=(4,),
+    critic_baseline=False,
+    critic_learning_rate=1e-3,
+    tilt_limit=None,
+    trust_power=0.0,
+    deterministic_action="ode",
+)
+
+
+def make_golden(folder: Path) -> None:
+    """In the middle of the critic's stage, so that support and optimizer states are there."""
+    agent = QGPO(CONFIG, seed=3, device="cpu")
+    agent.learn(make_dataset(), lambda scope, _: scope["self"].progress["critic"] < 2)
+    agent.save(folder / "version1")
+    actions = agent.predict(OBSERVATIONS, deterministic=True)[0]
+    agent.learn(make_dataset(), reset_num_timesteps=False)
+    after = agent.predict(OBSERVATIONS, deterministic=True)[0]
+    expected = {"actions": actions.tolist(), "actions_after_training": after.tolist()}
+    (folder / "version1.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+def test_the_first_version_is_still_read_and_goes_on():
+    expected = json.loads((GOLDEN / "version1.json").read_text())
+    assert read_header(GOLDEN / "version1.zip")["format_version"] == 1
+    agent = QGPO.load(GOLDEN / "version1.zip", device="cpu")
+    assert agent.config == CONFIG
+    assert (agent.stage, agent.progress["critic"]) == ("critic", 2)
+    found = agent.predict(OBSERVATIONS, deterministic=True)[0]
+    np.testing.assert_allclose(found, expected["actions"], atol=1e-4)
+    agent.learn(make_dataset(), reset_num_timesteps=False)
+    found = agent.predict(OBSERVATIONS, deterministic=True)[0]
+    np.testing.assert_allclose(found, expected["actions_after_training"], atol=1e-3)
+
+
+def test_the_golden_file_is_small():
+    assert (GOLDEN / "version1.zip").stat().st_size < 60_000
+
+
+def test_today_s_files_have_the_golden_layout(tmp_path):
+    make_golden(tmp_path)
+    today, golden = (read_header(f / "version1.zip") for f in (tmp_path, GOLDEN))
+    assert set(today) == set(golden)
+    first, second = (QGPO.load(f / "version1.zip", device="cpu") for f in (tmp_path, GOLDEN))
+    assert set(first.tables) == set(second.tables)
+    assert first.get_parameters().keys() == second.get_parameters().keys()
+    assert same_parameters(first.optimizers.keys(), second.optimizers.keys())
+
+
+MODULES = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+SOURCES = [p for room in ("qgpo", "agents", "envs", "scripts") for p in (ROOT / room).rglob("*.py")]
+
+
+INERT_READER = """\
+class _Reader(pickle.Unpickler):
+
+    def find_class(self, module: str, name: str) -> Any:
+        return type(name, (_Inert,), {'name': f'{module}.{name}'})"""
+
+
+def is_constant(node: ast.AST, value: object) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_in_the_package_unpickles_or_evaluates(path):
+    """The exception's name may be used, and SB3's policies are read with weights_only=True.
+
+    VecNormalize's pickle is read by an Unpickler whose `find_class` gives inert classes alone.
+    """
+    tree = ast.parse(path.read_text())
+    inert = []
+    if path.parts[-2:] == ("policies", "vecnormalize.py"):
+        [reader] = [
+            c for c in ast.walk(tree) if isinstance(c, ast.ClassDef) and c.name == "_Reader"
+        ]
+        inert = reader.bases
+        assert ast.unparse(reader) == INERT_READER
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not {a.name.split(".")[0] for a in node.names} & MODULES
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in MODULES | {"pickle"}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.value.id != "pickle" or node.attr == "UnpicklingError" or node in inert
+            if (node.value.id, node.attr) == ("torch", "load"):
+                calls = [c for c in ast.walk(tree) if getattr(c, "func", None) is node]
+                assert path.parts[-2:] == ("policies", "__init__.py")
+                assert any(
+                    k.arg == "weights_only" and is_constant(k.value, True)
+                    for call in calls
+                    for k in call.keywords
+                )
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"eval", "exec", "__import__"}, f"line {node.lineno}"
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert is_constant(node.value, False)

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from factory import WHITENED, make_dataset, mapped
+from tqdm import tqdm
+
+from qgpo import QGPO
+from qgpo.agents.core.batches import NonFiniteError
+from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.agents.guided.tuning import (
+    check_scales,
+    choose_scale,
+    fit_dynamics,
+    imagine,
+    tune_guidance,
+    with_neighbors,
+)
+from qgpo.dynamics import DynamicsEnsemble, Prediction
+
+EPISODES = 60
+SILENT = {"disable": True}
+
+
+@pytest.fixture(autouse=True)
+def _small_networks(monkeypatch):
+    monkeypatch.setattr("qgpo.dynamics.HIDDEN", (64, 64))
+
+
+def line_dataset():
+    """s' = s + a / 2 on a line, reward 1 - a^2, the end beyond -1; actions all over [-1, 1]."""
+    rng = np.random.default_rng(0)
+    states, actions, rewards, lengths = [], [], [], []
+    for _ in range(EPISODES):
+        s, length = 0.0, 0
+        states.append(s)
+        while length < 20 and s > -1.0:
+            a = rng.uniform(-1.0, 1.0)
+            s, length = s + a / 2.0, length + 1
+            states.append(s)
+            actions.append(a)
+            rewards.append(1.0 - a**2)
+        lengths.append(length)
+    return make_dataset(
+        lengths=lengths,
+        observation_dim=1,
+        terminated=[length < 20 for length in lengths],
+        states=np.array(states, np.float32)[:, None],
+        actions=np.array(actions, np.float32)[:, None],
+        rewards=np.array(rewards, np.float32),
+    )
+
+
+def test_the_model_learns_a_line_its_end_and_where_it_guesses():
+    dataset = line_dataset()
+    agent = QGPO(WHITENED, device="cpu")
+    data = agent._prepare(dataset)
+    generator = torch.Generator().manual_seed(0)
+    model, worst = fit_dynamics(dataset, data, generator, 1500, tqdm(**SILENT))
+    states = torch.tensor([[0.0], [0.5], [-0.9]])
+    actions = torch.tensor([[0.5], [-1.0], [-0.9]])
+    found = model(states, actions)
+    expected = torch.tensor([[0.25], [0.0], [-1.35]]).expand(4, 3, 1)
+    torch.testing.assert_close(found.next_states, expected, atol=0.05, rtol=0.0)
+    torch.testing.assert_close(
+        found.rewards, torch.tensor([0.75, 0.0, 0.19]).expand(4, 3), atol=0.1, rtol=0.0
+    )
+    assert bool((found.terminations[:, :2] < -1.0).all())
+    assert bool((found.terminations[:, 2] > 0.0).all())
+    usual = model(data.states[:200], torch.zeros(200, 1)).disagreement
+    assert float(usual.mean()) < worst
+    assert float(model(torch.tensor([[60.0]]), torch.zeros(1, 1)).disagreement) > worst
+
+
+def test_disagreement_is_measured_on_episodes_that_were_not_learned(monkeypatch):
+    seen = []
+    original = DynamicsEnsemble.loss
+
+    def spy(self, states, *rest):
+        seen.append(states)
+        return original(self, states, *rest)
+
+    monkeypatch.setattr(DynamicsEnsemble, "loss", spy)
+    # episode e stands at e: the tenth and the twentieth are held out
+    lengths = (6,) * 20
+    places = np.repeat(np.arange(20.0), 7)[:, None].astype(np.float32)
+    dataset = make_dataset(lengths=lengths, observation_dim=1, states=places)
+    data = QGPO(WHITENED, device="cpu")._prepare(dataset)
+    fit_dynamics(dataset, data, torch.Generator().manual_seed(0), 5, tqdm(**SILENT))
+    assert set(torch.cat([s.flatten() for s in seen]).tolist()) == set(range(20)) - {9, 19}
+
+
+def test_a_model_that_diverges_is_an_error(monkeypatch):
+    monkeypatch.setattr("qgpo.agents.guided.tuning.LEARNING_RATE", 1e30)
+    dataset = make_dataset(lengths=(12, 9, 11))
+    agent = QGPO(WHITENED, device="cpu").learn(dataset)
+    with pytest.raises(NonFiniteError, match="diverged"):
+        agent.tune_guidance(dataset, rollouts=2, steps=5)
+    assert agent.guidance_scale == WHITENED.guidance_scale
+
+
+class Scripted:
+    """Stands for an agent: action w - 1 wherever it is."""
+
+    name, seed, device, is_trained = "scripted", 0, torch.device("cpu"), True
+
+    def __init__(self, dataset):
+        self.inner = QGPO(WHITENED, device="cpu")
+        self.data = self.inner._prepare(dataset)
+        self.config = WHITENED
+        self.guidance_scale = 0.25
+        self.prediction_generator = torch.Generator()
+
+    def _prepare(self, dataset):
+        return self.data
+
+    _scale = None
+    guidance_scale = GuidedPolicy.guidance_scale
+    configure_guidance = GuidedPolicy.configure_guidance
+
+    def _act(self, observations, deterministic):
+        return torch.full((len(observations), 1), self.guidance_scale - 1.0)
+
+
+def test_the_scale_whose_actions_pay_is_chosen():
+    dataset = line_dataset()
+    agent = Scripted(dataset)
+    found = tune_guidance(agent, dataset, (2.0, 0.0, 1.0, 0.75, 1.25), rollouts=8, steps=400)
+    assert found.scales == (0.0, 0.75, 1.0, 1.25, 2.0)
+    assert found.best == agent.guidance_scale == agent.config.guidance_scale == 1.0
+    # twenty steps of reward 1, an early end, twenty of 15 / 16
+    means = found.returns.mean(axis=1)
+    assert means[2] == pytest.approx(20.0, abs=1.0)
+    assert means[1] < 15.0
+    assert means[3] == pytest.approx(18.75, abs=1.0)
+    lines = str(found).splitlines()
+    assert ["<" in line for line in lines] == [False, False, False, True, False, False]
+    w, mean, _, score, *_ = lines[3].split()
+    assert (w, mean, score) == ("1", f"{means[2]:.1f}", f"{means[1:4].mean():.1f}")
+
+
+def test_a_score_is_the_mean_with_the_neighbors():
+    scores = with_neighbors(np.array([3.0, 6.0, 0.0, 9.0]))
+    np.testing.assert_allclose(scores, [(3 + 3 + 6) / 3, 3.0, 5.0, (0 + 9 + 9) / 3])
+    np.testing.assert_allclose(with_neighbors(np.array([4.0])), [4.0])
+
+
+@pytest.mark.parametrize(
+    ("returns", "index"),
+    [
+        ((1.0, 5.0), 1),  # of two scales the better one
+        ((5.0, 1.0), 0),
+        ((0.0, 9.0, 0.0, 7.0, 8.0, 7.0, 0.0), 4),  # a plateau before a peak between falls
+        # scores are 100, 100, 100 + x / 3, 100 + 2 x / 3, 100 + x, 100 + x
+        ((100.0, 100.0, 100.0, 100.4, 100.4, 100.4), 0),
+        ((100.0, 100.0, 100.0, 100.6, 100.6, 100.6), 2),
+        ((100.0, 100.0, 100.0, 102.0, 102.0, 102.0), 4),
+        ((-100.0, -100.0, -100.0, -99.6, -99.6, -99.6), 0),
+        ((-100.0, -100.0, -100.0, -98.0, -98.0, -98.0), 4),
+        ((0.0, 0.0, 0.0), 0),
+    ],
+)
+def test_the_best_score_is_chosen_and_of_nearly_equal_ones_the_smallest_scale(returns, index):
+    scales = tuple(0.5 * i for i in range(len(returns)))
+    assert choose_scale(scales, np.array(returns)) == scales[index]
+
+
+class Fixed(torch.nn.Module):
+    """One step to the right; from 3 on members disagree, by more than the limit even when averaged
+    over the window; the second one says that it ends at 2, the first at 4, which is too late."""
+
+    members = (0, 1)
+
+    def forward(self, states, actions):
+        x = states[:, 0]
+        ends = torch.stack([torch.where(x >= end, 1.0, -1.0) for end in (4.0, 2.0)])
+        after = (states + 1.0).expand(2, -1, -1)
+        return Prediction(after, torch.ones(2, len(x)), ends, torch.where(x >= 3.0, 11.0, 0.0))
+
+
+def test_imagined_episodes_end_or_leave_the_data():
+    agent = Scripted(line_dataset())
+    bounds = torch.tensor([-100.0]), torch.tensor([100.0])
+    returns, left = imagine(
+        agent, Fixed(), torch.zeros(4, 1), bounds, 6, 1.0, -2.0, True, tqdm(**SILENT)
+    )
+    # member 0: 1 + 1 + 1, then three steps at the worst reward; member 1 ends with the third step
+    assert returns.tolist() == [3.0 - 6.0, 3.0, 3.0 - 6.0, 3.0]
+    assert left.tolist() == [True, False, True, False]
+
+
+def test_one_surprise_is_not_leaving_the_data():
+    agent = Scripted(line_dataset())
+    bounds = torch.tensor([-100.0]), torch.tensor([100.0])
+    arguments = (torch.zeros(1, 1), bounds, 5, 2.0, -2.0, True, tqdm(**SILENT))
+    returns, left = imagine(agent, Fixed(), *arguments)  # 11 / 10, then 22 / 10 with the last step
+    assert left.tolist() == [True]
+    assert returns.tolist() == [4.0 - 2.0]
+
+
+def test_imagined_states_stay_within_the_data():
+    agent = Scripted(line_dataset())
+    bounds = torch.tensor([-100.0]), torch.tensor([2.5])
+    returns, left = imagine(
+        agent, Fixed(), torch.zeros(2, 1), bounds, 6, 1.0, -2.0, True, tqdm(**SILENT)
+    )
+    assert returns.tolist() == [6.0, 3.0]
+    assert not left.any()
+
+
+def test_a_trained_agent_is_tuned_and_keeps_its_scale(tmp_path):
+    dataset = make_dataset(lengths=(12, 9, 11))
+    agent = QGPO(WHITENED, device="cpu").learn(dataset)
+    noise = agent.prediction_generator.get_state()
+    agent.tune_guidance(dataset, (1.0,), rollouts=4, steps=5, deterministic=False)
+    assert torch.equal(noise, agent.prediction_generator.get_state())
+    found = agent.tune_guidance(dataset, scales=(0.0, 2.0), rollouts=4, steps=5)
+    assert found.returns.shape == (2, 4)
+    assert found.best in (0.0, 2.0)
+    again = QGPO(WHITENED, device="cpu").learn(dataset)
+    same = again.tune_guidance(dataset, scales=(0.0, 2.0), rollouts=4, steps=5)
+    np.testing.assert_array_equal(found.returns, same.returns)
+    on_disk = mapped(dataset)
+    other = QGPO(WHITENED, device="cpu").learn(on_disk)
+    np.testing.assert_array_equal(
+        found.returns, other.tune_guidance(on_disk, (0.0, 2.0), rollouts=4, steps=5).returns
+    )
+    agent.save(tmp_path / "tuned")
+    assert QGPO.load(tmp_path / "tuned", device="cpu").guidance_scale == found.best
+
+
+@pytest.mark.parametrize(("rewards", "cost"), [((-1, -3, 0, 4, 9), -2.0), ((1, 3, 0, 4, 9), 0.0)])
+def test_what_leaving_the_data_costs_and_how_long_an_episode_is(rewards, cost, monkeypatch):
+    dataset = make_dataset(lengths=(2, 3), rewards=np.array(rewards, np.float32))
+    agent = QGPO(WHITENED, device="cpu").learn(dataset)
+    found = []
+
+    def spy(agent, model, starts, bounds, horizon, most, worst_reward, deterministic, bar):
+        found.append((horizon, most, worst_reward))
+        return torch.zeros(len(starts)), torch.zeros(len(starts), dtype=torch.bool)
+
+    monkeypatch.setattr("qgpo.agents.guided.tuning.fit_dynamics", lambda *_: (None, 3.0))
+    monkeypatch.setattr("qgpo.agents.guided.tuning.imagine", spy)
+    agent.tune_guidance(dataset, (1.0,), rollouts=2, steps=1)
+    monkeypatch.setattr("qgpo.agents.guided.tuning.LONGEST_EPISODE", 2)
+    agent.tune_guidance(dataset, (1.0,), rollouts=2, steps=1)
+    assert found == [(3, 6.0, cost), (2, 6.0, cost)]
+
+
+def test_what_cannot_be_tuned_is_refused():
+    dataset = make_dataset()
+    agent = QGPO(WHITENED, device="cpu")
+    with pytest.raises(RuntimeError, match=r"not trained.*learn\(dataset\)"):
+        agent.tune_guidance(dataset)
+    agent.learn(dataset)
+    with pytest.raises(ValueError, match=r"scales=\(\), expected numbers in"):
+        agent.tune_guidance(dataset, scales=())
+    with pytest.raises(ValueError, match=r"scales=\(1\.0, -1\.0\)"):
+        agent.tune_guidance(dataset, scales=(1.0, -1.0))
+    with pytest.raises(ValueError, match="rollouts=1"):
+        agent.tune_guidance(dataset, rollouts=1)
+    with pytest.raises(ValueError, match="other data"):
+        agent.tune_guidance(make_dataset(seed=5))
+    agent._act = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        agent.tune_guidance(dataset, scales=(0.0, 2.0), rollouts=2, steps=1)
+    assert agent.guidance_scale == agent.config.guidance_scale == WHITENED.guidance_scale
+
+
+def interrupted(observations, deterministic):
+    raise KeyboardInterrupt
+
+
+def test_scales_are_sorted_and_unique():
+    assert check_scales([2, 0.5, 2.0]) == (0.5, 2.0)
+    assert check_scales(np.array([1.0, 0.0])) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="1e"):
+        check_scales([1e12])
+    with pytest.raises(ValueError, match="nan"):
+        check_scales([float("nan")])
+
+
+def test_ensembles_of_one_seed_are_the_same_and_their_members_are_not():
+    def weights() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        return [next(iter(m.parameters())) for m in DynamicsEnsemble(2, 1).members]
+
+    first, second = weights(), weights()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])

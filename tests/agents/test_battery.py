@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from agent_tester import CHECKS, Subject
+from factory import AEPO_CONFIGS, CONFIGS, QIPO_CONFIGS, WHITENED
+
+from qgpo.agents import AGENTS
+
+SMALL = {"hidden": (8, 8), "batch_size": 8}
+OFTEN = {"diffusion_steps": 3, "candidates": 3, "ema_start": 3, "ema_every": 2}
+SUBJECTS = {
+    "QGPO": {**CONFIGS, "dps": replace(WHITENED, guidance="dps", beta=0.1, guidance_bound=1.0)},
+    "AEPO": AEPO_CONFIGS,
+    "QIPO": QIPO_CONFIGS,
+    **{
+        name: {
+            preset: replace(AGENTS[name].presets[preset], steps=11, **SMALL, **more)
+            for preset in ("paper", "laptop")
+        }
+        for name, more in (("BC", {}), ("TD3BC", {}), ("IQL", {}), ("DiffusionQL", OFTEN))
+    },
+}
+
+
+def test_every_agent_has_subjects():
+    assert set(SUBJECTS) == set(AGENTS)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("check", sorted(CHECKS))
+@pytest.mark.parametrize(
+    ("name", "config"), [(agent, c) for agent, configs in SUBJECTS.items() for c in sorted(configs)]
+)
+def test_every_agent_passes(name, config, check):
+    CHECKS[check](Subject(AGENTS[name], SUBJECTS[name][config]))

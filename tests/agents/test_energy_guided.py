@@ -1,0 +1,335 @@
+"""The general model: properties that hold for every guidance, files, and a known answer."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from qgpo import QGPO, EnergyGuidedConfig, EnergyGuidedDiffusion, load_agent
+from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.exact.distances import component_shares, guidance_error, sliced_wasserstein
+from qgpo.exact.mixture import ring_of_gaussians, tilt_components
+from qgpo.guidance import GUIDANCES
+
+TINY = EnergyGuidedConfig(
+    beta=1.0,
+    hidden=(16,),
+    data_steps=6,
+    energy_hidden=(16,),
+    guidance_steps=5,
+    contrast=8,
+    groups=2,
+    solver_steps=4,
+)
+TRAINED = sorted(name for name, guidance in GUIDANCES.items() if guidance.trainable)
+
+
+def data(n=64, dim=2, seed=0):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def energy(x):
+    return x[:, 0] + 0.25 * (x**2).sum(dim=-1)
+
+
+def noise():
+    return torch.Generator().manual_seed(3)
+
+
+def test_a_half_built_model_is_none(monkeypatch):
+    model = EnergyGuidedDiffusion(TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr("qgpo.agents.energy_guided_model.make_guidance", lambda *_: [][0])
+        with pytest.raises(IndexError):
+            model.fit(data(), energy)
+    with pytest.raises(RuntimeError, match="nothing to save"):
+        model.save("half")
+    whole = EnergyGuidedDiffusion(TINY).fit(data(), energy)
+    expected = whole.sample(4)
+    torch.testing.assert_close(model.fit(data(), energy).sample(4), expected, rtol=0, atol=0)
+
+
+def fitted(config, x=None, e=energy, condition=None, **more):
+    x = data() if x is None else x
+    return EnergyGuidedDiffusion(config, seed=1, device="cpu").fit(x, e, condition, **more)
+
+
+every_guidance = pytest.mark.parametrize("guidance", sorted(GUIDANCES))
+
+
+@every_guidance
+@pytest.mark.parametrize("kind", ["callable", "labels"])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_every_guidance_fits_samples_and_answers(guidance, kind, conditional):
+    x, condition = data(), data(dim=1, seed=1) if conditional else None
+    e = energy if kind == "callable" else energy(x)
+    if conditional and kind == "callable":
+
+        def e(x, c):
+            return x[:, 0] * c[:, 0]
+
+    model = fitted(replace(TINY, guidance=guidance), x, e, condition)
+    c = condition[:7] if conditional else None
+    samples = model.sample(7, c)
+    assert samples.shape == (7, 2)
+    assert torch.isfinite(samples).all()
+    gradient = model.guidance(samples, torch.full((7,), 0.5), c)
+    assert gradient.shape == (7, 2)
+    assert not gradient.requires_grad
+    again = [model.sample(7, c, generator=noise()) for _ in range(2)]
+    assert torch.equal(again[0], again[1])
+
+
+@every_guidance
+def test_the_seed_decides_everything(guidance):
+    models = [fitted(replace(TINY, guidance=guidance)) for _ in range(2)]
+    assert torch.equal(models[0].sample(5), models[1].sample(5))
+    assert not torch.equal(models[0].sample(5), models[0].sample(5))
+
+
+@every_guidance
+def test_scale_zero_is_the_data_model(guidance):
+    model = fitted(replace(TINY, guidance=guidance))
+    expected = model.decode(
+        model.data_model_ema.sample(
+            torch.randn(9, 2, generator=noise()), None, steps=4, spacing="log_snr"
+        )
+    )
+    found = model.sample(9, guidance_scale=0.0, generator=noise())
+    torch.testing.assert_close(found, expected, atol=0.0, rtol=0.0)
+
+
+@pytest.mark.parametrize("guidance", sorted(set(GUIDANCES) - {"cep", "mse", "emse", "aepo"}))
+def test_beta_zero_is_the_data_model(guidance):
+    config = replace(TINY, beta=0.0, guidance=guidance, guidance_learning_rate=0.0)
+    model = fitted(config)
+    guided, plain = (model.sample(9, guidance_scale=w, generator=noise()) for w in (1.0, 0.0))
+    torch.testing.assert_close(guided, plain, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("guidance", ["cep", "weighted"])
+@pytest.mark.parametrize("targets", ["sample", "posterior"])
+def test_learned_guidance_at_beta_zero_reproduces_q(guidance, targets):
+    config = replace(
+        TINY,
+        beta=0.0,
+        guidance=guidance,
+        targets=targets,
+        hidden=(64, 64),
+        energy_hidden=(32, 32),
+        data_steps=200,
+        guidance_steps=300,
+        contrast=128,
+        solver_steps=15,
+        sharpness=3.0,
+    )
+    model = fitted(config, data(4000))
+    guided, plain = (model.sample(2000, guidance_scale=w, generator=noise()) for w in (1.0, 0.0))
+    assert sliced_wasserstein(guided, plain) < 0.1
+    assert sliced_wasserstein(guided, data(2000, seed=5)) < 0.15
+
+
+@every_guidance
+@pytest.mark.parametrize("kind", ["callable", "labels"])
+def test_a_constant_added_to_the_energy_changes_nothing(guidance, kind):
+    x = data()
+    config = replace(TINY, guidance=guidance)
+    samples = []
+    for constant in (0.0, 64.0):
+        e = (lambda x, c=constant: energy(x) + c) if kind == "callable" else energy(x) + constant
+        samples.append(fitted(config, x, e).sample(9))
+    torch.testing.assert_close(samples[0], samples[1], atol=1e-3, rtol=0.0)
+
+
+@every_guidance
+def test_scaling_and_shifting_the_data_scales_and_shifts_the_samples(guidance):
+    x, config = data(), replace(TINY, guidance=guidance)
+    shift = torch.tensor([3.0, -1.0])
+    plain = fitted(config, x, energy).sample(9)
+    moved = fitted(config, 4.0 * x + shift, lambda y: energy((y - shift) / 4.0)).sample(9)
+    torch.testing.assert_close(moved, 4.0 * plain + shift, atol=5e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("guidance", ["cep", "analytic", "weighted"])
+@pytest.mark.parametrize("stop", [1, 5, 6, 8, 11])
+def test_stopped_saved_and_resumed_equals_uninterrupted(guidance, stop, tmp_path):
+    x, config = data(), replace(TINY, guidance=guidance)
+    labels = energy(x)
+    expected = fitted(config, x, labels)
+    left = iter(range(stop - 1, -1, -1))
+    stopped = fitted(config, x, labels, callback=lambda model: next(left) > 0)
+    assert sum(stopped.progress.values()) == stop
+    stopped.save(tmp_path / "model")
+    resumed = EnergyGuidedDiffusion.load(tmp_path / "model", device="cpu")
+    resumed.fit(x, labels, resume=True)
+    assert resumed.progress == expected.progress
+    for name, value in expected.networks.state_dict().items():
+        assert torch.equal(value, resumed.networks.state_dict()[name]), name
+    assert torch.equal(resumed.sample(5), expected.sample(5))
+
+
+@every_guidance
+def test_samples_survive_the_file_and_nothing_is_unpickled(guidance, tmp_path, monkeypatch):
+    model = fitted(replace(TINY, guidance=guidance), e=energy(data()))
+    model.sample(3)
+    model.save(tmp_path / "model")
+
+    def forbidden(*_args, **_kwargs):
+        raise AssertionError("something was unpickled")
+
+    for owner, name in ((pickle, "Unpickler"), (pickle, "loads"), (torch, "load")):
+        monkeypatch.setattr(owner, name, forbidden)
+    loaded = EnergyGuidedDiffusion.load(tmp_path / "model.zip", device="cpu")
+    assert loaded.config == model.config
+    assert loaded.history == model.history
+    assert torch.equal(loaded.sample(5), model.sample(5))
+
+
+@pytest.mark.parametrize("guidance", ["dps", "analytic"])
+def test_a_differentiated_function_must_be_given_again(guidance, tmp_path):
+    model = fitted(replace(TINY, guidance=guidance))
+    model.save(tmp_path / "model")
+    with pytest.raises(RuntimeError, match="energy="):
+        EnergyGuidedDiffusion.load(tmp_path / "model", device="cpu").sample(3)
+    loaded = EnergyGuidedDiffusion.load(tmp_path / "model", energy=energy, device="cpu")
+    assert torch.equal(loaded.sample(5), model.sample(5))
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    fitted(TINY).save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="EnergyGuidedDiffusion"):
+        load_agent(tmp_path / "model")
+    with pytest.raises(CheckpointError):
+        QGPO.load(tmp_path / "model")
+    content = (tmp_path / "model.zip").read_bytes()
+    (tmp_path / "model.zip").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        EnergyGuidedDiffusion.load(tmp_path / "model", device="cpu")
+
+
+def test_guidances_share_one_data_model():
+    first = EnergyGuidedDiffusion(TINY, device="cpu").fit_data(data())
+    for guidance in ("cep", "dps"):
+        with pytest.raises(RuntimeError, match="guidance_scale=0"):
+            first.with_guidance(replace(TINY, guidance=guidance)).sample(3)
+    second = first.with_guidance(replace(TINY, guidance="mse", beta=2.0))
+    second.fit(data(), energy, resume=True)
+    plain = [m.sample(5, guidance_scale=0.0, generator=noise()) for m in (first, second)]
+    assert torch.equal(plain[0], plain[1])
+    with pytest.raises(ValueError, match=r"hidden=.*expected"):
+        first.with_guidance(replace(TINY, hidden=(8,)))
+    with pytest.raises(RuntimeError, match="fit_data"):
+        EnergyGuidedDiffusion(TINY, device="cpu").with_guidance(TINY)
+
+
+def test_numpy_is_welcome():
+    model = fitted(TINY, data().numpy(), energy(data()).numpy().astype(np.float64))
+    assert model.sample(3).shape == (3, 2)
+
+
+@pytest.mark.parametrize("solver", ["heun", "ddim", "dpm_solver_2s", "sde_dpm_solver_2m"])
+@pytest.mark.parametrize("spacing", ["time", "log_snr", "karras"])
+def test_solvers_and_grids_are_chosen_per_call(solver, spacing):
+    samples = fitted(TINY).sample(4, solver=solver, steps=3, spacing=spacing)
+    assert torch.isfinite(samples).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: EnergyGuidedDiffusion(replace(TINY, solver="euler")), r"'euler'.*'ot'"),
+        (lambda: EnergyGuidedDiffusion(replace(TINY, spacing="x")), "spacing='x'"),
+        (lambda: EnergyGuidedDiffusion(TINY, device="meta:99"), "device='meta:99'"),
+        (lambda: EnergyGuidedDiffusion.load("gone", device="tpu"), "device='tpu'"),
+        (lambda: EnergyGuidedDiffusion(replace(TINY, schedule="x")), "schedule='x'"),
+        (lambda: fitted(replace(TINY, guidance="x")), "guidance='x'"),
+        (lambda: fitted(replace(TINY, prediction="flow")), "prediction='flow'"),
+        (lambda: fitted(TINY, data()[:, 0]), "data has shape"),
+        (lambda: fitted(TINY, data() * torch.nan), "NaN"),
+        (lambda: fitted(TINY, e=torch.zeros(5)), "energy has shape"),
+        (lambda: fitted(TINY, e=torch.full((64,), torch.inf)), "energy has NaN"),
+        (lambda: fitted(TINY, e=lambda x: x), "one value"),
+        (lambda: fitted(TINY, condition=data(3)), "condition has 3 rows"),
+        (lambda: fitted(TINY).sample(3, data(3)), "condition has shape"),
+        (lambda: fitted(TINY).sample(), "n=None"),
+        (lambda: fitted(TINY).sample(3, solver="rk4"), "solver='rk4'"),
+        (lambda: fitted(TINY).fit(data(seed=4), energy, resume=True), "other data"),
+        (lambda: fitted(TINY).fit(data(dim=3), energy, resume=True), "was made for"),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_nothing_to_sample_or_save_before_training(tmp_path):
+    with pytest.raises(RuntimeError, match="not been trained"):
+        EnergyGuidedDiffusion(TINY).sample(3)
+    with pytest.raises(RuntimeError, match="nothing to save"):
+        EnergyGuidedDiffusion(TINY).save(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guidance": "cep"},
+        {"guidance": "cep", "targets": "posterior"},
+        {"guidance": "cep", "cep_labels": "exponential"},
+        {"guidance": "emse"},
+        {"guidance": "weighted"},
+        {"guidance": "weighted", "schedule": "ot", "prediction": "flow", "solver": "euler"},
+    ],
+    ids=str,
+)
+def test_exact_methods_find_the_weights_of_a_known_mixture(changes):
+    q = ring_of_gaussians()
+    x, component = q.sample(20_000, torch.Generator().manual_seed(0))
+    config = replace(
+        TINY,
+        beta=2.0,
+        hidden=(64, 64),
+        energy_hidden=(64, 64),
+        data_steps=300,
+        guidance_steps=300,
+        contrast=256,
+        solver_steps=30,
+        sharpness=8.0,
+    )
+    model = fitted(replace(config, **changes), x.float(), -component.float() / 7.0)
+    p = tilt_components(q, 2.0 * torch.arange(8) / 7.0, model.schedule).p
+    shares = component_shares(model.sample(3000), p)
+    assert float(0.5 * (shares - p.weights).abs().sum()) < 0.12
+    if changes["guidance"] == "cep":
+        exact = tilt_components(
+            q.affine(model.normalizer.mean, model.normalizer.std),
+            2.0 * torch.arange(8) / 7.0,
+            model.schedule,
+        )
+        assert guidance_error(model.guidance, exact, 20, 500).relative < 0.6
+
+
+def test_a_conditional_model_follows_its_condition():
+    # q(x|c) = N(c, 1), E = -x c, beta = 1: p(x|c) = N(c + c, 1)
+    generator = torch.Generator().manual_seed(0)
+    c = 2.0 * torch.randint(2, (20_000, 1), generator=generator) - 1.0
+    x = c + torch.randn(20_000, 1, generator=generator)
+    config = replace(
+        TINY,
+        hidden=(64, 64),
+        energy_hidden=(64, 64),
+        data_steps=300,
+        guidance_steps=400,
+        contrast=256,
+        solver_steps=15,
+        sharpness=3.0,
+    )
+    model = fitted(config, x, lambda x, c: -(x * c).squeeze(-1), c)
+    for side in (-1.0, 1.0):
+        condition = torch.full((2000, 1), side)
+        assert float(model.sample(2000, condition).mean()) == pytest.approx(2 * side, abs=0.2)
+        unguided = model.sample(2000, condition, guidance_scale=0.0)
+        assert float(unguided.mean()) == pytest.approx(side, abs=0.15)

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+import torch
+from factory import ROOT
+from minari.storage.datasets_root_dir import get_dataset_path
+
+from qgpo import load_dataset
+from qgpo.envs.collect.policies import load_policy
+from qgpo.envs.collect.rollouts import N_ENVS, collect, write_minari
+from qgpo.envs.store import bundled
+from qgpo.envs.tasks.making import make_env
+
+
+def rollouts(policy_file, seed=0, n_steps=120, names=("a", "b"), **more):
+    files = [policy_file(name, seed=i) for i, name in enumerate(names)]
+    return collect(
+        "Pendulum-v1",
+        lambda space: [load_policy(file, space) for file in files],
+        n_steps,
+        seed,
+        **{"max_episode_steps": 12, "progress_bar": False, **more},
+    )
+
+
+def flat(episodes, name):
+    return np.concatenate([np.asarray(getattr(e, name)) for e in episodes])
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        np.array_equal(flat(first, name), flat(second, name))
+        for name in ("observations", "actions", "rewards", "truncations")
+    )
+
+
+def test_whole_episodes_until_enough_steps(policy_file):
+    episodes = rollouts(policy_file)
+    assert sum(len(e.rewards) for e in episodes) >= 120
+    for episode in episodes:
+        assert len(episode.rewards) == 12
+        assert episode.observations.shape == (13, 3)
+        assert episode.actions.shape == (12, 1)
+        assert episode.truncations == [False] * 11 + [True]
+        assert not any(episode.terminations)
+
+
+@pytest.mark.parametrize("switch_every", [None, 3])
+def test_reproducible_from_the_seed(policy_file, switch_every):
+    first = rollouts(policy_file, seed=3, switch_every=switch_every)
+    assert same(first, rollouts(policy_file, seed=3, switch_every=switch_every))
+    assert not same(first, rollouts(policy_file, seed=4, switch_every=switch_every))
+
+
+def test_recorded_steps_replay_in_the_environment(policy_file):
+    env = make_env("Pendulum-v1")
+    for episode in rollouts(policy_file)[:3]:
+        observation, _ = env.reset(seed=episode.seed)
+        np.testing.assert_array_equal(observation, episode.observations[0])
+        for t, action in enumerate(episode.actions):
+            observation, reward, *_ = env.step(action)
+            np.testing.assert_array_equal(observation, episode.observations[t + 1])
+            assert reward == episode.rewards[t]
+
+
+def chosen(episode, policies):
+    """For each step, whether each policy would have taken the action (deterministic)."""
+    observations = episode.observations[:-1]
+    acts = [p.act(observations, torch.Generator(), deterministic=True) for p in policies]
+    return np.stack([np.isclose(a, episode.actions, atol=1e-5).all(axis=1) for a in acts])
+
+
+def test_one_policy_per_episode_or_switching_inside(policy_file):
+    space = make_env("Pendulum-v1").action_space
+    policies = [load_policy(policy_file(n, seed=i), space) for i, n in enumerate("ab")]
+    per_episode = rollouts(policy_file, deterministic=True, n_steps=240)
+    used = [chosen(e, policies).all(axis=1) for e in per_episode]
+    assert all(u.any() for u in used)
+    assert np.any([u[0] for u in used])
+    assert np.any([u[1] for u in used])
+    switching = rollouts(policy_file, deterministic=True, n_steps=240, switch_every=3)
+    taken = [chosen(e, policies) for e in switching]
+    assert all(t.any(axis=0).all() for t in taken)
+    assert np.mean([not t.all(axis=1).any() for t in taken]) > 0.5
+
+
+def test_deterministic_actions_do_not_draw_noise(policy_file):
+    sampled, central = rollouts(policy_file), rollouts(policy_file, deterministic=True)
+    assert not same(sampled, central)
+
+
+def test_discrete_actions_are_refused():
+    with pytest.raises(ValueError, match=r"CartPole-v1.*expected a Box"):
+        collect("CartPole-v1", lambda space: [], 10, 0, progress_bar=False)
+
+
+def store(episodes, dataset_id="test/pendulum/made-v0"):
+    write_minari(dataset_id, episodes, "Pendulum-v1", "PPO", "rollouts")
+
+
+def test_round_trip_keeps_every_number(policy_file):
+    episodes = rollouts(policy_file)
+    store(episodes)
+    assert "test/pendulum/made-v0" in minari.list_local_datasets()
+    dataset = load_dataset("test/pendulum/made-v0", download=False)
+    assert dataset.env_spec.id == "Pendulum-v1"
+    np.testing.assert_array_equal(dataset.states, flat(episodes, "observations").astype("f4"))
+    np.testing.assert_array_equal(dataset.actions, flat(episodes, "actions").astype("f4"))
+    np.testing.assert_array_equal(dataset.rewards, flat(episodes, "rewards").astype("f4"))
+    np.testing.assert_array_equal(dataset.truncations, flat(episodes, "truncations"))
+    np.testing.assert_array_equal(dataset.terminations, flat(episodes, "terminations"))
+
+
+def hidden_entries():
+    root = Path(get_dataset_path(""))
+    return [p.name for p in root.iterdir() if p.name.startswith(".qgpo-")]
+
+
+def test_existing_id_is_refused_and_kept(policy_file):
+    store(rollouts(policy_file))
+    before = load_dataset("test/pendulum/made-v0").fingerprint
+    with pytest.raises(ValueError, match="already exists"):
+        store(rollouts(policy_file, seed=9))
+    assert load_dataset("test/pendulum/made-v0").fingerprint == before
+    assert not hidden_entries()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_interrupted_creation_leaves_nothing(policy_file, monkeypatch, error, tmp_path):
+    episodes = rollouts(policy_file)
+    create = minari.create_dataset_from_buffers
+
+    def interrupted(*args, **kwargs):
+        create(*args, **kwargs)
+        raise error("stop")
+
+    monkeypatch.setattr(minari, "create_dataset_from_buffers", interrupted)
+    with pytest.raises(error):
+        store(episodes)
+    assert not Path(get_dataset_path("test/pendulum/made-v0")).exists()
+    assert not hidden_entries()
+    assert Path(get_dataset_path("")) == tmp_path / "minari"
+    monkeypatch.undo()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    store(episodes)
+    assert len(load_dataset("test/pendulum/made-v0")) == sum(len(e.rewards) for e in episodes)
+
+
+@pytest.fixture
+def recipe(policy_file, monkeypatch, tmp_path):
+    policy_file("pendulum-one")
+    policy_file("pendulum-two", seed=1)
+    monkeypatch.setattr(bundled, "POLICY_FOLDER", tmp_path)
+    made = bundled.Recipe(
+        "Pendulum-v1", ("pendulum-one", "pendulum-two"), switch_every=20, n_steps=N_ENVS * 200
+    )
+    monkeypatch.setitem(bundled.RECIPES, "qgpo/pendulum/mixed-v0", made)
+    return "qgpo/pendulum/mixed-v0"
+
+
+def test_bundled_dataset_is_made_once_and_is_reproducible(recipe, monkeypatch, tmp_path):
+    first = load_dataset(recipe)
+    assert len(first) == N_ENVS * 200
+    monkeypatch.setattr(bundled, "collect", None)
+    assert load_dataset(recipe).fingerprint == first.fingerprint
+    monkeypatch.undo()
+
+
+def test_bundled_dataset_that_another_process_made_meanwhile_is_taken(recipe, monkeypatch):
+    made = []
+
+    def slow_collect(*args, **kwargs):
+        monkeypatch.setattr(bundled, "collect", collect)
+        made.append(load_dataset(recipe))
+        return collect(*args, **kwargs)
+
+    monkeypatch.setattr(bundled, "collect", slow_collect)
+    assert load_dataset(recipe).fingerprint == made[0].fingerprint
+
+
+def test_bundled_dataset_does_not_depend_on_the_folder(recipe, monkeypatch, tmp_path):
+    first = load_dataset(recipe)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "elsewhere"))
+    assert load_dataset(recipe).fingerprint == first.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:.*is of no known family")
+def test_other_data_under_a_bundled_id_are_warned_about(recipe, monkeypatch):
+    made = load_dataset(recipe)
+    part = minari.load_dataset(recipe).filter_episodes(lambda episode: episode.id < 3)
+    for fingerprint, source, is_warned in (
+        (made.fingerprint, recipe, False),
+        ("0" * 64, recipe, True),
+        ("0" * 64, part, False),  # not meant to be the whole
+    ):
+        published = replace(bundled.RECIPES[recipe], fingerprint=fingerprint)
+        monkeypatch.setitem(bundled.RECIPES, recipe, published)
+        for storage in ("memory", "memmap"):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                load_dataset(source, storage=storage)
+            told = [str(warning.message) for warning in caught]
+            assert any("mixed-v0' in" in t and "not the published one" in t for t in told) is (
+                is_warned
+            )
+
+
+def test_published_fingerprints_are_those_of_the_benchmark():
+    found = {}
+    for file in (ROOT / "benchmarks" / "bundled").glob("*.json"):
+        about = json.loads(file.read_text())["dataset"]
+        found.setdefault(about["id"], set()).add(about["fingerprint"])
+    assert found == {name: {recipe.fingerprint} for name, recipe in bundled.RECIPES.items()}
+
+
+ROLLOUT = """
+from qgpo.envs.store import bundled
+from qgpo.envs.collect.rollouts import collect
+for name in ("qgpo/halfcheetah/mixed-v0", "qgpo/hopper/mixed-v0"):
+    recipe = bundled.RECIPES[name]
+    episodes = collect(
+        recipe.env_id,
+        lambda space: [bundled.bundled_policy(policy, space) for policy in recipe.policies],
+        10,
+        recipe.seed,
+        switch_every=recipe.switch_every,
+        max_episode_steps=100,
+        progress_bar=False,
+    )
+    print([float(reward).hex() for episode in episodes for reward in episode.rewards])
+"""
+
+
+def test_bundled_data_do_not_depend_on_how_the_processor_rounds():
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", ROLLOUT],
+            env={**os.environ, **instructions},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for instructions in (
+            {},
+            {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"},
+        )
+    ]
+    assert len(outputs[0]) > 10_000
+    assert outputs[0] == outputs[1]
+
+
+def test_every_recipe_names_bundled_policies_of_its_environment():
+    for dataset_id, recipe in bundled.RECIPES.items():
+        env = make_env(recipe.env_id)
+        for name in recipe.policies:
+            policy = bundled.bundled_policy(name, env.action_space)
+            assert policy.observation_dim == env.observation_space.shape[0], dataset_id
+        env.close()
+
+
+def test_unknown_bundled_policy_lists_the_choices():
+    with pytest.raises(ValueError, match="halfcheetah-medium"):
+        bundled.bundled_policy("halfcheetah-master", make_env("Pendulum-v1").action_space)

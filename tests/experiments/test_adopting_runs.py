@@ -1,0 +1,223 @@
+"""Runs and cells of a benchmark that train the last stage only."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factory import WHITENED, make_dataset, mapped, same_parameters
+from gymnasium import spaces
+
+from qgpo import load_agent
+from qgpo.experiments.benchmark import Benchmark
+from qgpo.experiments.cells import run_cell
+from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.plan import in_turn, read_plan
+from qgpo.scripts import train
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is of no known family:UserWarning")
+
+DATASET = "test/mapped-v0"
+TORQUES = spaces.Box(-2.0, 2.0, (1,), np.float32)
+SETTINGS = {k: v for k, v in dataclasses.asdict(WHITENED).items() if v is not None}
+
+
+def as_toml(**changes):
+    return json.dumps({**SETTINGS, **changes}).replace('": ', '" = ')
+
+
+PLAN = f"""
+datasets = ["{DATASET}"]
+seeds = [0]
+n_episodes = 1
+env_id = "Pendulum-v1"
+
+[[agents]]
+label = "first"
+agent = "QGPO"
+overrides = {as_toml()}
+
+[[agents]]
+label = "second"
+agent = "QGPO"
+overrides = {as_toml(guidance="mse")}
+adopt = "first"
+"""
+ALONE = f"""
+[[agents]]
+label = "alone"
+agent = "QGPO"
+overrides = {as_toml(guidance="mse")}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path) -> Path:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN + ALONE)
+    return path
+
+
+@pytest.fixture
+def data() -> None:
+    """A small dataset with Pendulum's spaces."""
+    mapped(make_dataset(action_space=TORQUES), DATASET)
+
+
+# Plans --------------------------------------------------------------------------------------
+
+
+def test_cells_that_adopt_come_last_and_measure_the_same(plan):
+    first, alone, second = in_turn(read_plan(plan))
+    assert (first.label, alone.label, second.label) == ("first", "alone", "second")
+    assert (first.donor, second.donor) == (None, first.name)
+    assert second.measured == alone.measured
+    assert [cell.label for cell in read_plan(plan)] == ["first", "second", "alone"]
+
+
+# Cells --------------------------------------------------------------------------------------
+
+
+def trained(cell, root=Path("runs")):
+    return load_agent(RunFolder(root / cell.name).checkpoint, device="cpu")
+
+
+def without_times(result):
+    keys = ("measured", "evaluations", "dataset")
+    return {k: result[k] for k in keys}, result["training"]["timesteps"]
+
+
+@pytest.mark.usefixtures("data")
+def test_a_cell_waits_for_its_donor_and_costs_what_both_took(plan, monkeypatch, capsys):
+    first, alone, second = in_turn(read_plan(plan))
+    root = Path("runs")
+    lock = contextlib.ExitStack()
+    lock.enter_context(RunFolder(root / first.name).locked())
+    results = {}
+
+    def finish_donor(seconds):
+        assert not (root / second.name / "checkpoint.zip").exists()
+        lock.close()
+        results["first"] = run_cell(first, root)
+
+    monkeypatch.setattr("qgpo.experiments.cells.time.sleep", finish_donor)
+    result = run_cell(second, root)
+    printed = capsys.readouterr().out
+    assert printed.count(f"{second.name}: waiting for {first.name}") == 1
+    assert "adopted from the QGPO in runs/" in printed
+    assert "whitening, behavior, support, critic (14 of 18 steps)" in printed
+    assert without_times(result) == without_times(run_cell(alone, root))
+    assert same_parameters(trained(second).get_parameters(), trained(alone).get_parameters())
+    ours, theirs = result["training"], results["first"]["training"]
+    assert ours["adopted_from"] == "first"
+    assert "adopted_from" not in theirs
+    assert list(ours["stage_seconds"]) == ["whitening", "behavior", "support", "critic", "energy"]
+    for stage in ("whitening", "behavior", "support", "critic"):
+        assert ours["stage_seconds"][stage] == theirs["stage_seconds"][stage]
+    for kind in ("wall", "cpu"):
+        whole = sum(seconds[kind] for seconds in ours["stage_seconds"].values())
+        assert ours[f"{kind}_seconds"] == pytest.approx(whole, abs=0.001)
+
+
+@pytest.mark.usefixtures("data")
+def test_an_adopting_cell_that_was_stopped_goes_on_without_its_donor(plan, monkeypatch):
+    first, _, second = in_turn(read_plan(plan))
+    run_cell(first, Path("runs"))
+    with monkeypatch.context() as patch:
+        patch.setattr("qgpo.experiments.cells.evaluate_scales", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_cell(second, Path("runs"))
+    clock = json.loads(Path("runs", second.name, "clock.json").read_text())
+    Path("runs", first.name).rename("elsewhere")
+    training = run_cell(second, Path("runs"))["training"]
+    assert training == {"timesteps": 18, **clock}
+    assert training["adopted_from"] == "first"
+
+
+@pytest.mark.usefixtures("data")
+def test_a_cell_whose_donor_nobody_runs_trains_all_stages(plan, capsys):
+    first, alone, second = in_turn(read_plan(plan))
+    result = run_cell(second, Path("runs"))
+    assert f"{first.name} is neither finished nor running" in capsys.readouterr().out
+    assert "adopted_from" not in result["training"]
+    assert without_times(result) == without_times(run_cell(alone, Path("runs")))
+
+
+@pytest.mark.usefixtures("data")
+def test_seconds_from_before_stages_were_told_apart_still_count(plan):
+    first, *_ = read_plan(plan)
+    run_cell(first, Path("runs"))
+    clock = Path("runs", first.name, "clock.json")
+    clock.write_text(json.dumps({"wall_seconds": 70.5, "cpu_seconds": 60.25}))
+    Path("runs", first.name, "cell.json").unlink()
+    training = run_cell(first, Path("runs"))["training"]
+    assert (training["wall_seconds"], training["cpu_seconds"]) == (70.5, 60.25)
+    assert training["stage_seconds"] == {"unknown": {"wall": 70.5, "cpu": 60.25}}
+
+
+@pytest.mark.usefixtures("data")
+def test_workers_start_a_cell_when_its_donor_has_ended(plan):
+    plan.write_text(PLAN)
+    first, second = cells = in_turn(read_plan(plan))
+    benchmark = Benchmark(cells, Path("runs"), Path("results"))
+    ended = []
+    failed = benchmark.run(cells, lambda outcome: ended.append(outcome.cell.label), workers=2)
+    assert failed == []
+    assert ended == ["first", "second"]
+    assert "waiting for" not in Path("runs", second.name, "log.txt").read_text()
+    assert [s.state for s in benchmark.standings()] == ["finished", "finished"]
+    took = benchmark.standings()[0].seconds
+    third = dataclasses.replace(first, label="first", seed=1, adopt="zeroth")
+    left = Benchmark([first, third], Path("runs"), Path("results")).standings()[1]
+    assert left.seconds == pytest.approx(took * 4 / 18)  # of 18 steps 14 are adopted
+
+
+# The command line ---------------------------------------------------------------------------
+
+
+def arguments(folder, *more):
+    where = ["--dataset-id", DATASET, "--run-dir", folder, "--n-episodes", "0", "--device", "cpu"]
+    return train.parse([*where, "--no-progress-bar", *more])
+
+
+def run(folder, guidance, *more):
+    config = dataclasses.replace(WHITENED, guidance=guidance)
+    train.main(dataclasses.replace(arguments(folder, *more), config=config))
+    return load_agent(RunFolder(Path(folder)).checkpoint, device="cpu")
+
+
+@pytest.mark.usefixtures("data")
+def test_train_adopts_from_a_folder_or_a_file_and_may_be_resumed(monkeypatch, capsys):
+    run("first", "cep")
+    expected = run("alone", "mse").get_parameters()
+    capsys.readouterr()
+    assert same_parameters(run("second", "mse", "--adopt", "first").get_parameters(), expected)
+    line = "adopted from the QGPO in first: whitening, behavior, support, critic (14 of 18 steps)"
+    assert line in capsys.readouterr().out
+    file = "first/checkpoint.zip"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit, match="--resume third"):
+            run("third", "mse", "--adopt", file)
+    with pytest.raises(SystemExit, match=f"--adopt {file} cannot be combined with --resume"):
+        train.parse(["--resume", "third", "--adopt", file])
+    Path("first").rename("elsewhere")
+    train.main(train.parse(["--resume", "third"]))
+    resumed = load_agent("third/checkpoint.zip", device="cpu")
+    assert same_parameters(resumed.get_parameters(), expected)
+
+
+@pytest.mark.usefixtures("data")
+def test_train_refuses_what_cannot_be_adopted():
+    with pytest.raises(SystemExit, match=r"error: checkpoint 'nowhere\.zip' does not exist"):
+        run("second", "mse", "--adopt", "nowhere")
+    with pytest.raises(SystemExit, match="error: a BC agent cannot adopt from 'nowhere'"):
+        train.main(arguments("other", "--agent", "BC", "--adopt", "nowhere"))
+    run("first", "cep")
+    with pytest.raises(SystemExit, match="trained with seed=0, this QGPO has seed=1"):
+        run("second", "mse", "--adopt", "first", "--seed", "1")
+    assert not Path("second").exists()

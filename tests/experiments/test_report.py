@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factory import ROOT, subprocess_environment
+
+from qgpo.experiments.report import Heading, Picture, Table, Text, spread, to_html, to_markdown
+from qgpo.experiments.results import ResultError, Results, read_run
+
+REFERENCE = {"minimum": 0.0, "maximum": 200.0, "source": "by hand"}
+FIRST, SECOND = "test/first-v0", "test/second-v0"
+
+
+def write(
+    folder: Path,
+    label: str,
+    seed: int,
+    returns: dict[float | None, list[float]],
+    on: str = FIRST,
+    **changes,
+) -> Path:
+    """A cell's JSON; the headline scale is 1 where there is one."""
+    folder.mkdir(exist_ok=True)
+    about = {"id": on, "fingerprint": on, "returns": [50.0, 70.0]}
+    cell = {
+        "format_version": 1,
+        "label": label,
+        "preset": "laptop",
+        "overrides": {},
+        "measured": {"seed": seed},
+        "headline_scale": None if None in returns else 1.0,
+        "environment_steps": 0,
+        "dataset": {**about, "reference": REFERENCE},
+        "versions": {"python": "3.11", "qgpo": "0.1.0"},
+        "machine": {"processor": "abacus", "cpus": 2, "device": "cpu", "threads": 1},
+        "training": {"timesteps": 10, "wall_seconds": 100.0 + seed, "cpu_seconds": 90.0},
+        "evaluation_seconds": 1.0,
+        "evaluations": [{"guidance_scale": w, "returns": r} for w, r in returns.items()],
+    }
+    path = folder / f"{on}-{label}-{seed}.json".replace("/", "-")
+    path.write_text(json.dumps({**cell, **changes}))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two agents, two datasets, three seeds; `plain` lacks seed 2 on the second dataset."""
+    folder = tmp_path / "cells"
+    for seed in range(3):
+        means = {0.0: 20.0, 1.0: 100.0 + 20.0 * seed, 2.0: 130.0}
+        guided = {w: [m - 1.0, m + 1.0] for w, m in means.items()}
+        write(folder, "guided", seed, guided)
+        write(folder, "guided", seed, guided, SECOND)
+        write(folder, "plain", seed, {None: [40.0, 60.0]})
+        if seed < 2:
+            write(folder, "plain", seed, {None: [110.0]}, SECOND)
+    return folder
+
+
+def test_cpu_time_counts_where_all_trained_on_cpus(folder):
+    results = Results.read([folder])
+    assert results.trained_on_cpu
+    # 25 on one dataset with three seeds, 55 on the other with two; 90 seconds each
+    assert results.center("plain") == (1.5, 40.0)
+    gpu = {"processor": "abacus", "cpus": 2, "device": "cuda", "threads": 1}
+    write(folder, "plain", 2, {None: [110.0]}, SECOND, machine=gpu)
+    results = Results.read([folder])
+    assert not results.trained_on_cpu
+    # 100, 101 and 102 seconds of wall clock on both
+    assert results.center("plain") == (pytest.approx(101 / 60), 40.0)
+    unmeasured = {"timesteps": 10, "wall_seconds": 100.0, "cpu_seconds": None}
+    write(folder, "plain", 2, {None: [110.0]}, SECOND, training=unmeasured)
+    assert not Results.read([folder]).trained_on_cpu
+
+
+def test_results_know_what_is_there_and_what_is_missing(folder):
+    results = Results.read([folder])
+    assert results.labels == ["guided", "plain"]
+    assert results.datasets == [FIRST, SECOND]
+    assert results.missing == [(SECOND, "plain", 2)]
+    assert results.scores(FIRST, "guided").tolist() == [50.0, 60.0, 70.0]  # of 200
+    assert results.scores(SECOND, "plain").tolist() == [55.0, 55.0]
+    assert [len(task) for task in results.tasks("plain")] == [3, 2]
+    assert results.tasks("plain", [FIRST])[0].tolist() == [25.0, 25.0, 25.0]
+    assert results.best_scale(FIRST, "guided") == 2.0  # 130 against (100 + 120 + 140) / 3
+    assert results.best_scale(FIRST, "plain") is None
+    planned = [(FIRST, "plain", 0), (FIRST, "plain", 7), ("test/third-v0", "plain", 0)]
+    assert Results.read([folder], planned).missing == planned[1:]
+    assert Results.read([folder], planned).planned(SECOND, "plain") == []
+
+
+def test_pairs_are_clear_when_the_interval_excludes_a_half(folder):
+    [pair] = Results.read([folder]).improvements
+    assert (pair.first, pair.second, pair.datasets, pair.runs) == ("guided", "plain", 2, 2)
+    assert pair.probability == pytest.approx((1.0 + 2 / 3) / 2)
+    assert pair.interval == (pytest.approx(0.5, abs=0.01), 1.0)
+    assert not pair.is_clear
+    for runs, clear in ((3, True), (1, False)):
+        expected = [(FIRST, label, seed) for label in ("plain", "guided") for seed in range(runs)]
+        [pair] = Results.read([folder], expected).improvements
+        assert (pair.first, pair.probability, pair.interval) == ("plain", 0.0, (0.0, 0.0))
+        assert pair.is_clear is clear
+
+
+def test_runs_without_references_are_in_no_aggregate(folder):
+    write(
+        folder,
+        "other",
+        0,
+        {None: [1.0]},
+        "test/bare-v0",
+        dataset={
+            "id": "test/bare-v0",
+            "fingerprint": "x",
+            "returns": [2.0],
+            "reference": None,
+        },
+    )
+    results = Results.read([folder])
+    assert results.covered("other") == []
+    assert results.covered("guided") == [FIRST, SECOND]
+    assert results.of("test/bare-v0", "other")[0].mean(None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "plain", "measured": {"seed": 0}}, "is there twice"),
+        ({"dataset": {"id": FIRST, "fingerprint": "other", "returns": [], "reference": None}},
+         "was measured on other data"),
+        ({"evaluations": []}, "nothing was evaluated at its headline scale"),
+        ({"training": {}}, "is no cell's result"),
+    ],
+)  # fmt: skip
+def test_wrong_files_are_refused_by_name(change, message, folder):
+    path = write(folder, "zzz", 0, {None: [1.0]})
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ResultError, match=message) as caught:
+        Results.read([folder])
+    assert path.name in str(caught.value)
+
+
+def test_files_of_the_benchmark_are_read():
+    results = Results.read([ROOT / "benchmarks" / "locomotion"])
+    runs = results.of("zoo/hopper/medium-expert-v0", "QGPO")
+    assert len(runs) == 3
+    assert [len(run.returns[1.0]) for run in runs] == [50, 50, 50]
+    with pytest.raises(ResultError, match="is no cell's result"):
+        read_run(ROOT / "benchmarks" / "demo.json")
+
+
+def test_spread_is_the_sample_standard_deviation():
+    assert spread([1.0, 3.0, 5.0], 1) == "3.0 ± 2.0"  # (4 + 0 + 4) / 2
+    assert spread(np.array([7.0]), 0) == "7"
+
+
+def test_the_two_renderings(tmp_path):
+    picture = tmp_path / "p.png"
+    picture.write_bytes(b"\x89PNG")
+    blocks = [
+        Heading("A < B"),
+        Text("see `x_1`, **now**"),
+        Table(["a|b"], [["1"]]),
+        Picture(picture, "a picture"),
+    ]
+    assert to_markdown(blocks) == (
+        "## A < B\n\nsee `x_1`, **now**\n\n| a\\|b |\n| --- |\n| 1 |\n\n![a picture](p.png)\n"
+    )
+    page = to_html(blocks, "T & U")
+    assert "<h2>A &lt; B</h2>" in page
+    assert "<p>see <code>x_1</code>, <strong>now</strong></p>" in page
+    assert "<td>1</td>" in page
+    assert "<title>T &amp; U</title>" in page
+    assert 'src="data:image/png;base64,iVBORw=="' in page
+
+
+def report(*flags: str, cwd: Path, code: int = 0):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "report.py"), *flags],
+        cwd=cwd,
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_a_report_says_what_was_measured_and_what_is_missing(folder, tmp_path):
+    done = report("--results", "cells", "--title", "By hand", cwd=tmp_path)
+    assert "11 of 12 cells are there" in done.stdout
+    text = (folder / "report" / "report.md").read_text()
+    assert text.startswith("# By hand\n")
+    assert "**1 of 12 runs are missing**" in text
+    assert f"plain on `{SECOND}` (seeds 2)" in text
+    assert f"| `{FIRST}` | 60 | 120 ± 20 (60.0 ± 10.0) | 50 ± 0 (25.0 ± 0.0) |" in text
+    assert "110 ± 0 (55.0 ± 0.0), 2 of 3 seeds" in text
+    # seeds of 99 and 101, 119 and 121, 139 and 141: drawn three times, the extremes are rare
+    assert re.search(rf"\| `{FIRST}` \| guided \| 120 \[100, 140\] \| 3 \|", text)
+    assert f"| `{SECOND}` | plain | 110 [110, 110] | 2 |" in text
+    # guided has 50 50 60 60 70 70: without a quarter on each side 60. plain 25 25 25 55 55: 35
+    assert "| guided | 2 of 2 | 6 | 60.0 [" in text
+    assert "| plain | 2 of 2 | 5 | 35.0 [35.0, 35.0] | 37.0 |" in text
+    # on the first dataset every run of guided is better, on the second two of three
+    assert "| guided | plain | 0.83 [" in text
+    assert f"| `{FIRST}` | guided | 120 ± 20 (w = 1) | 130 ± 0 (w = 2) |" in text
+    assert "best w online, not a headline" in text
+    assert "| guided | 6 | 101 | 90 (6 runs) |" in text
+    assert "by hand" in text
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(pictures) == 6
+    assert all((folder / "report" / p).read_bytes().startswith(b"\x89PNG") for p in pictures)
+    page = (folder / "report" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert 'src="http' not in page
+
+
+def test_a_report_of_nothing_is_refused_in_one_line(tmp_path):
+    done = report("--results", "nowhere", cwd=tmp_path, code=1)
+    assert "error: no results in nowhere" in done.stderr
+    done = report("--results", "nowhere", "--plan", "absent.toml", cwd=tmp_path, code=1)
+    assert "absent.toml" in done.stderr

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import json
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+from commands import SCRIPTS, run
+from factory import MAIN, make_dataset, numbered_episodes, write_buffers
+from factory import REMOTE_ID as ID
+
+from qgpo.envs.data.figure import action_shares, draw_dataset, episode_lengths, summary
+from qgpo.envs.data.local import folder_of, local_ids
+from qgpo.scripts import data as script
+
+
+def call(*argv):
+    script.main(tyro.cli(script.Command, args=argv))
+
+
+def refused(*argv):
+    with pytest.raises(SystemExit) as caught:
+        call(*argv)
+    return str(caught.value)
+
+
+def write(dataset_id, lengths=(2, 3)):
+    return write_buffers(numbered_episodes(lengths, [True] * len(lengths)), dataset_id)
+
+
+def test_script_names_hide_no_module():
+    assert "data" in SCRIPTS
+    for name in SCRIPTS:
+        assert name != "datasets"
+        assert importlib.util.find_spec(name) is None, name
+
+
+@pytest.mark.parametrize("command", typing.get_args(script.Command))
+def test_help_describes_every_field(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    source = inspect.getsource(command)
+    with pytest.raises(SystemExit):
+        call(command.__name__.lower(), "--help")
+    described = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for field in dataclasses.fields(command):
+        text = source.split(f"\n    {field.name}: ")[1].split('"""')[1]
+        assert " ".join(text.split()) in described, field.name
+
+
+def test_list_shows_all_places(hub, capsys):
+    write("test/mine-v0")
+    call("list")
+    text = capsys.readouterr().out
+    assert f"local ({folder_of('')}): 1" in text
+    assert "remote (hf://farm): 1" in text
+    lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
+    assert lines[ID].endswith("not downloaded")
+    assert lines["test/mine-v0"].split()[1:6] == ["5", "2", "0", "by", "hand"]
+    assert lines["qgpo/hopper/mixed-v0"].endswith("made on first use, half a minute")
+
+
+def test_list_as_json_with_a_prefix(hub, capsys):
+    call("download", ID, "--no-progress-bar")
+    capsys.readouterr()
+    call("list", "--prefix", "test/remote/", "--as-json")
+    local, remote = json.loads(capsys.readouterr().out)
+    assert (local["id"], local["where"], local["missing"]) == (ID, "local", [])
+    assert (remote["id"], remote["where"], remote["missing"]) == (ID, "remote", [])
+
+
+def test_list_without_network_shows_the_rest(capsys):
+    write("test/mine-v0")
+    call("list")
+    text = capsys.readouterr().out
+    assert text.startswith("remote: hf://farama-minari cannot be reached (OfflineMode")
+    assert "test/mine-v0" in text
+    assert "cannot be reached" in refused("list", "--where", "remote")
+
+
+def test_download_check_and_repair(hub, capsys):
+    call("download", "test/remote/numbered", "--no-progress-bar")
+    out, err = capsys.readouterr()
+    assert out == f"{ID}: 2 episodes, 5 steps in {folder_of(ID)}\n"
+    assert err == ""
+    call("check", ID)
+    assert "ok  files " in capsys.readouterr().out
+    main = folder_of(ID) / "data" / "main_data.hdf5"
+    main.write_bytes(main.read_bytes()[:-1] + b"x")
+    assert refused("check", ID) == f"bad: {ID}"
+    assert "changed since their download: data/main_data.hdf5" in capsys.readouterr().out
+    call("download", ID, "--force", "--no-progress-bar")
+    call("check", ID)
+
+
+def test_a_failed_download_is_one_line(hub):
+    hub.spoils[MAIN] = 2
+    text = refused("download", ID, "--no-progress-bar")
+    assert text.startswith(f"error: dataset {ID!r}: data/main_data.hdf5 arrived twice")
+    assert refused("download") == "error: no dataset id given, expected at least one"
+
+
+def test_combine(capsys):
+    write("test/a-v0")
+    write("test/b-v0", (4,))
+    call("combine", "test/a-v0", "test/b-v0", "--dataset-id", "mine/both-v0", "--no-progress-bar")
+    assert capsys.readouterr().out.startswith("mine/both-v0: 3 episodes, 9 steps\ntrain on it:")
+    assert "mine/both-v0" in local_ids()
+    ours = ("--dataset-id", "qgpo/hopper/both-v0")
+    assert "bundled datasets'" in refused("combine", "test/a-v0", "test/b-v0", *ours)
+
+
+def test_show_writes_the_picture_and_the_summary(capsys):
+    write("test/a-v0")
+    Path("test-a-v0.png").touch()
+    assert "replace it by --overwrite" in refused("show", "test/a-v0")
+    call("show", "test/a-v0", "--overwrite")
+    text = capsys.readouterr().out
+    assert "5 transitions, 2 episodes" in text
+    assert "mean 153.2, min 2.0, median 153.2, max 304.5" in text  # 0.5 + 1.5; 100.5 + … + 102.5
+    assert Path("test-a-v0.png").read_bytes().startswith(b"\x89PNG")
+    assert "ends in .png" in refused("show", "test/a-v0", "--output", "picture.txt")
+
+
+def test_numbers_of_the_picture_by_hand():
+    actions = np.array([[-1.0], [-0.9], [0.0], [1.0]], np.float32)
+    dataset = make_dataset(lengths=(1, 3), actions=actions)
+    assert episode_lengths(dataset).tolist() == [1, 3]
+    assert action_shares(dataset, 4).tolist() == [[0.5, 0.0, 0.25, 0.25]]
+    assert dict(summary(dataset))["at a bound"] == "50.0 % of action values"
+
+
+def test_a_single_transition_can_be_drawn(tmp_path):
+    draw_dataset(tmp_path / "one.png", make_dataset(lengths=(1,)))
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_line_as_it_is_started(hub, tmp_path):
+    """No module of ours in the way, no import that only works inside the tests."""
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    done = run("data", "download", ID, cwd=tmp_path, data=folder_of(""), **environment)
+    assert done.stdout.startswith(f"{ID}: 2 episodes")
+    assert "100%" in done.stderr

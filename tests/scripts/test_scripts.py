@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import DATASET, QUICK, SCRIPTS, STEPS, TINY, arguments, run
+from factory import ROOT, WHITENED, same_parameters, subprocess_environment
+
+from qgpo import QGPO, load_agent, load_dataset
+from qgpo.agents.guided.tuning import GuidanceTuning
+from qgpo.envs.collect.policies import load_policy
+from qgpo.envs.collect.rollouts import collect, write_minari
+from qgpo.experiments.folder import ContinuedCSV
+from qgpo.scripts import train
+
+
+@pytest.fixture(scope="session")
+def snapshot(tmp_path_factory) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("policy") / "pendulum.safetensors"
+    weights = {
+        "mlp_extractor.policy_net.0.weight": torch.eye(3),
+        "mlp_extractor.policy_net.0.bias": torch.zeros(3),
+        "action_net.weight": torch.tensor([[0.0, -1.0, -1.0]]),
+        "action_net.bias": torch.zeros(1),
+        "log_std": torch.full((1,), -1.0),
+    }
+    save_file(weights, path, metadata={"activation": "tanh"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, snapshot) -> Path:
+    """A local dataset folder with a few short episodes of Pendulum-v1."""
+    folder = tmp_path_factory.mktemp("minari")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder))
+        episodes = collect(
+            "Pendulum-v1",
+            lambda space: [load_policy(snapshot, space)],
+            100,
+            0,
+            max_episode_steps=10,
+            progress_bar=False,
+        )
+        write_minari(DATASET, episodes, "Pendulum-v1", "PPO", "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, data) -> Path:
+    """A run folder of a training that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    where = ["--dataset-id", DATASET, "--run-dir", str(folder), "--n-episodes", "2"]
+    done = run("train", *where, *QUICK, *TINY, cwd=folder.parent, data=data)
+    assert "w = 0 (imitation)" in done.stdout
+    assert "w = 1 (guided)" in done.stdout
+    assert "data  " in done.stdout
+    assert [p.name for p in folder.parent.iterdir()] == ["run"]
+    return folder
+
+
+def test_training_fills_the_run_folder(finished):
+    about = json.loads((finished / "config.json").read_text())
+    assert about["args"]["dataset_id"] == about["dataset"]["id"] == DATASET
+    assert about["args"]["config"]["behavior_steps"] == STEPS["behavior_steps"]
+    with open(finished / "metrics.csv", newline="") as file:
+        stages = {row["time/stage"] for row in csv.DictReader(file)}
+    assert {"behavior", "critic", "energy"} <= stages
+    assert list(finished.glob("events.out.tfevents.*"))
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert [e["guidance_scale"] for e in evaluation["evaluations"]] == [0.0, 1.0]
+    assert [len(e["returns"]) for e in evaluation["evaluations"]] == [2, 2]
+    assert (finished / "report.png").read_bytes().startswith(b"\x89PNG")
+    agent = QGPO.load(finished / "checkpoint.zip", device="cpu")
+    assert agent.num_timesteps == WHITENED.whitening_steps + sum(STEPS.values())
+    assert agent.dataset_id == DATASET
+
+
+def test_a_second_run_in_the_same_folder_is_refused(finished, data, tmp_path):
+    before = (finished / "checkpoint.zip").read_bytes()
+    where = ["--dataset-id", DATASET, "--run-dir", str(finished)]
+    done = run("train", *where, *QUICK, *TINY, cwd=tmp_path, data=data, code=1)
+    for choice in ("--resume", "--overwrite", "--run-dir"):
+        assert choice in done.stderr
+    assert (finished / "checkpoint.zip").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("train", ["--no-such-flag", "3"]),
+        ("train", ["--config.no-such-flag", "3"]),
+        ("train", ["--config.beta", "strong"]),
+        ("collect", ["--no-such-flag", "3"]),
+        ("evaluate", ["--run", "somewhere", "--no-such-flag", "3"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-2],
+)
+def test_unknown_flags_and_wrong_values_fail(name, flags, tmp_path, data):
+    done = run(name, *flags, cwd=tmp_path, data=data, code=2)
+    assert flags[-2].removeprefix("--") in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_preset_and_dataset_are_refused_in_one_line(tmp_path, data):
+    done = run("train", "--preset", "huge", cwd=tmp_path, data=data, code=1)
+    assert "laptop" in done.stderr
+    absent = ["--dataset-id", "test/absent-v0", "--no-download"]
+    done = run("train", *absent, *QUICK, cwd=tmp_path, data=data, code=1)
+    assert DATASET in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "data"])  # of commands
+def test_help_describes_every_field(name, tmp_path, data):
+    done = run(name, "--help", cwd=tmp_path, data=data, COLUMNS="200")
+    fields = dataclasses.fields(importlib.import_module(f"qgpo.scripts.{name}").Args)
+    described = " ".join(done.stdout.replace("│", " ").split())
+    for field in fields:
+        if field.name != "config":
+            assert f"--{field.name.replace('_', '-')}" in described, field.name
+    source = (ROOT / "scripts" / f"{name}.py").read_text().split("class Args")[1]
+    for field in fields:
+        declared = source.split(f"\n    {field.name}: ")[1].split("\n", 1)[1]
+        assert declared.lstrip().startswith('"""'), f"{field.name} has no help"
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_of_training_describes_the_agents_settings(tmp_path, data):
+    shown = run("train", "--help", cwd=tmp_path, data=data, COLUMNS="200").stdout
+    for field in dataclasses.fields(WHITENED):
+        assert f"--config.{field.name.replace('_', '-')}" in shown
+    assert "inverse temperature" in shown
+    paper = run("train", "--help", "--preset", "paper", cwd=tmp_path, data=data, COLUMNS="200")
+    assert "600000" in paper.stdout
+    assert "600000" not in shown
+
+
+def test_tracking_offline_writes_a_folder(tmp_path, data):
+    quick = [*TINY, "--config.behavior-steps", "5", "--config.critic-steps", "5"]
+    where = ["--dataset-id", DATASET, "--run-dir", "run", "--n-episodes", "1", "--track"]
+    run(
+        "train",
+        *where,
+        *QUICK,
+        *quick,
+        cwd=tmp_path,
+        data=data,
+        WANDB_MODE="offline",
+        WANDB_SILENT="true",
+    )
+    [sent] = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    for name in ("energy/loss", "return/w = 0 (imitation)", "return/w = 1 (guided)"):
+        assert name.encode() in sent.read_bytes()
+    assert (tmp_path / "run" / "report.png").exists()
+
+
+def test_an_interrupted_run_resumes_to_the_same_parameters(finished, tmp_path, data):
+    folder = tmp_path / "run"
+    where = ["--dataset-id", DATASET, "--run-dir", str(folder), "--n-episodes", "0"]
+    often = ["--checkpoint-every", "100"]
+    process = subprocess.Popen(
+        arguments("train", *where, *often, *QUICK, *TINY),
+        cwd=tmp_path,
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoint.zip").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    interrupted = QGPO.load(folder / "checkpoint.zip", device="cpu")
+    expected = QGPO.load(finished / "checkpoint.zip", device="cpu")
+    assert 0 < interrupted.num_timesteps < expected.num_timesteps
+    run("train", "--resume", str(folder), *QUICK, "--n-episodes", "0", cwd=tmp_path, data=data)
+    resumed = QGPO.load(folder / "checkpoint.zip", device="cpu")
+    assert resumed.num_timesteps == expected.num_timesteps
+    assert same_parameters(resumed.get_parameters(), expected.get_parameters())
+    assert (folder / "evaluation.json").exists()
+
+
+def test_a_resumed_run_is_as_long_as_it_was(finished):
+    with pytest.raises(SystemExit, match="--longer cannot change"):
+        train.parse(["--resume", str(finished), "--longer", "2"])
+    assert train.parse(["--resume", str(finished), "--longer", "1"]).longer == 1.0
+
+
+def kill_after_a_checkpoint(folder: Path, flags: list[str], data: Path) -> int:
+    """Train, and kill once a checkpoint is there; the timestep that it holds."""
+    process = subprocess.Popen(
+        arguments("train", "--run-dir", str(folder), *flags),
+        cwd=folder.parent,
+        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoint.zip").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    return QGPO.load(folder / "checkpoint.zip", device="cpu").num_timesteps
+
+
+def test_a_killed_run_resumes_with_all_its_settings_into_one_metrics_file(finished, tmp_path, data):
+    settings = ["--n-episodes", "3", "--guidance-scales", "0.5", "--log-interval", "50"]
+    where = ["--dataset-id", DATASET, "--checkpoint-every", "120"]
+    total = WHITENED.whitening_steps + sum(STEPS.values())
+    for attempt in range(4):  # on a busy machine the training may end before it is killed
+        folder = tmp_path / f"run{attempt}"
+        if kill_after_a_checkpoint(folder, [*where, *settings, *QUICK, *TINY], data) < total:
+            break
+    done = run("train", "--resume", str(folder), "--n-episodes", "2", cwd=tmp_path, data=data)
+    assert "w = 0.5 (guided)" in done.stdout
+    evaluation = json.loads((folder / "evaluation.json").read_text())["evaluations"]
+    assert [e["guidance_scale"] for e in evaluation] == [0.5]
+    assert len(evaluation[0]["returns"]) == 2
+    expected = QGPO.load(finished / "checkpoint.zip", device="cpu")
+    resumed = QGPO.load(folder / "checkpoint.zip", device="cpu")
+    assert same_parameters(resumed.get_parameters(), expected.get_parameters())
+    assert sorted(p.name for p in folder.glob("metrics*")) == ["metrics.csv"]
+    assert not list(folder.glob(".*.tmp"))
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    places = [(row["time/stage"], int(row["time/stage_steps"])) for row in rows]
+    behavior = [n for stage, n in places if stage == "behavior"]
+    assert behavior == list(range(50, STEPS["behavior_steps"] + 1, 50))
+    assert [n for stage, n in places if stage == "energy"] == [50, 100]
+    assert places.count(("whitening", WHITENED.whitening_steps)) == 1
+
+
+def test_metrics_go_on_after_the_rows_that_the_checkpoint_knows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = ContinuedCSV(path, {})
+    for step in (10, 20, 30):
+        row = {"time/stage": "a", "time/stage_steps": step, "a/loss": step / 2}
+        first.write(row, dict.fromkeys(row, ()), step)
+    first.close()
+    with open(path, "a") as file:
+        file.write('"a",4')  # a row that a kill cut off
+    second = ContinuedCSV(path, {"a": 20})
+    for step in (30, 40):
+        row = {"time/stage": "a", "time/stage_steps": step, "a/loss": 0.0, "a/new": step}
+        second.write(row, dict.fromkeys(row, ()), step)
+    second.close()
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["time/stage_steps"]) for row in rows] == [10, 20, 30, 40]
+    assert [row["a/loss"] for row in rows] == ["5.0", "10.0", "0.0", "0.0"]
+    assert [row["a/new"] for row in rows] == ["", "", "30", "40"]
+
+
+def test_resuming_nothing_is_refused(tmp_path, data):
+    done = run("train", "--resume", "nowhere", cwd=tmp_path, data=data, code=1)
+    assert "no run there" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["BC", "TD3BC", "IQL", "DiffusionQL"])
+def test_agents_without_guidance_train_from_the_command_line(name, tmp_path, data, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
+    where = ["--dataset-id", DATASET, "--run-dir", str(tmp_path / "run"), "--n-episodes", "2"]
+    small = ["--config.hidden", "8", "--config.batch-size", "4", "--config.steps", "6"]
+    train.main(train.parse(["--agent", name, *where, *QUICK, *small, "--log-interval", "3"]))
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert about["args"]["agent"] == name
+    assert about["args"]["config"]["steps"] == 6
+    (evaluation,) = json.loads((tmp_path / "run" / "evaluation.json").read_text())["evaluations"]
+    assert evaluation["guidance_scale"] is None
+    assert len(evaluation["returns"]) == 2
+    assert (tmp_path / "run" / "report.png").read_bytes().startswith(b"\x89PNG")
+    train.main(train.parse(["--resume", str(tmp_path / "run"), *QUICK]))
+    assert load_agent(tmp_path / "run" / "checkpoint.zip", device="cpu").name == name
+
+
+def test_a_tuned_scale_is_scored_and_kept(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
+    monkeypatch.setattr("qgpo.agents.guided.policy.GuidedPolicy.tune_guidance", tuned_to_2)
+    where = ["--dataset-id", DATASET, "--run-dir", str(tmp_path / "run"), "--n-episodes", "1"]
+    short = ["--config.behavior-steps", "5", "--config.energy-steps", "5", "--tune-guidance"]
+    train.main(train.parse([*where, *QUICK, *TINY, *short]))
+    assert "     2               7.0" in capsys.readouterr().out
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [e["guidance_scale"] for e in written["evaluations"]] == [0.0, 2.0]
+    assert written["guidance_tuning"] == {
+        "scales": [2.0],
+        "returns": [7.0],
+        "left_data": [0.5],
+        "best": 2.0,
+    }
+    agent = QGPO.load(tmp_path / "run" / "checkpoint.zip", device="cpu")
+    assert agent.guidance_scale == 2.0
+
+
+def tuned_to_2(agent, dataset, progress_bar):
+    agent.configure_guidance(2.0)
+    return GuidanceTuning((2.0,), np.array([[6.0, 8.0]]), np.array([[False, True]]))
+
+
+def test_collected_dataset_can_be_read(tmp_path, snapshot):
+    flags = ["--env-id", "Pendulum-v1", "--policy", str(snapshot), "--dataset-id", "mine/p-v0"]
+    flags += ["--n-steps", "100", "--max-episode-steps", "10", "--no-progress-bar"]
+    done = run("collect", *flags, cwd=tmp_path, data=tmp_path / "minari")
+    assert "mine/p-v0: 10 episodes, 100 steps" in done.stdout
+    assert len(load_dataset("mine/p-v0", download=False)) == 100
+    done = run("collect", *flags, cwd=tmp_path, data=tmp_path / "minari", code=1)
+    assert "already exists" in done.stderr
+
+
+@pytest.mark.parametrize("policy", ["nowhere.zip", str(ROOT / "pyproject.toml")])
+def test_collecting_with_a_wrong_policy_is_refused(policy, tmp_path):
+    flags = ["--env-id", "Pendulum-v1", "--policy", policy, "--dataset-id", "mine/p-v0"]
+    done = run("collect", *flags, cwd=tmp_path, data=tmp_path / "minari", code=1)
+    assert policy in done.stderr
+    assert not (tmp_path / "minari" / "mine").exists()
+
+
+def test_evaluation_of_a_run(finished, tmp_path, data):
+    flags = ["--run", str(finished), "--guidance-scale", "0", "1", "--n-episodes", "2"]
+    flags += ["--seed", "10000", "--output", "out.json", "--device", "cpu", "--no-progress-bar"]
+    run("evaluate", *flags, "--threads", "2", cwd=tmp_path, data=data)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["threads"] == 2
+    found = written["evaluations"]
+    trained = json.loads((finished / "evaluation.json").read_text())["evaluations"]
+    assert [e["guidance_scale"] for e in found] == [0.0, 1.0]
+    for one, other in zip(found, trained, strict=True):
+        assert one["seeds"] == other["seeds"]
+        assert one["returns"] == pytest.approx(other["returns"], rel=1e-4)
+    done = run("evaluate", *flags, cwd=tmp_path, data=data, code=1)
+    assert "exists" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--run", "nowhere"], "does not exist"),
+        (["--n-episodes", "0"], "--n-episodes"),
+        (["--solver", "leapfrog"], "ddim"),
+        (["--solver", "euler"], "error: solver='euler' follows the straight flow"),
+        (["--env-id", "HalfCheetah-v5"], "does not fit"),
+        (["--env-id", "Nowhere-v0"], "cannot be made"),
+    ],
+)
+def test_evaluation_refuses_wrong_requests_in_one_line(flags, message, finished, tmp_path, data):
+    run_flag = [] if flags[0] == "--run" else ["--run", str(finished)]
+    done = run("evaluate", *run_flag, *flags, cwd=tmp_path, data=data, code=1)
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,373 @@
+"""One battery that every agent passes: fit, predict, files, resume, callbacks, devices.
+
+Each check is a function of a `Subject`; `test_battery.py` runs them over AGENTS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from factory import make_dataset, mapped, same_parameters
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    LogEveryNTimesteps,
+    ProgressBarCallback,
+    StopTrainingOnRewardThreshold,
+)
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from qgpo import OfflineDataset
+from qgpo.agents import OfflineAgent, load_agent
+from qgpo.agents.core.callbacks import EvaluationCallback
+
+OBSERVATIONS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+UNEVEN = spaces.Box(
+    np.array([-2.0, 0.0], np.float32), np.array([0.5, 3.0], np.float32), dtype=np.float32
+)
+NARROW = spaces.Box(-0.4, 0.4, (3,), np.float32)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An agent and a configuration with which it trains in a moment."""
+
+    agent_class: type[OfflineAgent[Any]]
+    config: Any
+
+    def make(self, seed: int = 0, device: str = "cpu") -> OfflineAgent[Any]:
+        return self.agent_class(self.config, seed=seed, device=device)
+
+    def trained(
+        self, dataset: OfflineDataset | None = None, seed: int = 0, **more: Any
+    ) -> OfflineAgent[Any]:
+        return self.make(seed).learn(dataset or make_dataset(), **more)
+
+
+class Walk(gym.Env):
+    """Three numbers, actions of the made datasets, five steps."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 5
+        return self.np_random.normal(size=3).astype(np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        observation = self.np_random.normal(size=3).astype(np.float32)
+        return observation, float(action[0]), self.left == 0, False, {}
+
+
+class Count(BaseCallback):
+    """Notes the timestep of every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.started, self.ended = [], 0, 0
+
+    def _on_training_start(self):
+        self.started += 1
+
+    def _on_step(self):
+        self.steps.append(self.num_timesteps)
+        return True
+
+    def _on_training_end(self):
+        self.ended += 1
+
+
+class StopAfter:
+    """Ends training at the n-th step of whatever stage."""
+
+    def __init__(self, n):
+        self.left = n
+
+    def __call__(self, *_):
+        self.left -= 1
+        return self.left > 0
+
+
+class Recorder(KVWriter):
+    def __init__(self):
+        self.rows = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.rows.append((step, dict(key_values)))
+
+    def close(self):
+        pass
+
+
+def same_agents(first: OfflineAgent[Any], second: OfflineAgent[Any]) -> bool:
+    """Parameters, optimizers, counters and randomness, bit by bit."""
+    return (
+        same_parameters(first.get_parameters(), second.get_parameters())
+        and torch.equal(first.generator.get_state(), second.generator.get_state())
+        and (first.progress, first.num_timesteps) == (second.progress, second.num_timesteps)
+    )
+
+
+def check_fit(subject: Subject) -> None:
+    agent = subject.trained()
+    assert agent.num_timesteps == agent.total_timesteps > 0
+    assert agent.stage == agent.stages[-1]
+    assert set(agent.progress) == set(agent.stages)
+    action, state = agent.predict(np.zeros(3))
+    assert action.shape == (1,)
+    assert state is None
+
+
+def check_actions_have_the_space_s_shape_and_bounds(subject: Subject) -> None:
+    for box in (UNEVEN, NARROW):
+        agent = subject.trained(make_dataset(action_space=box))
+        observations = np.random.default_rng(0).normal(size=(64, 3)) * 3.0
+        for deterministic in (True, False):
+            actions, _ = agent.predict(observations, deterministic=deterministic)
+            assert actions.shape == (64, *box.shape)
+            assert actions.dtype == np.float32
+            assert all(box.contains(action) for action in actions)
+            single, _ = agent.predict(observations[0], deterministic=deterministic)
+            assert single.shape == box.shape
+            assert box.contains(single)
+
+
+def check_single_and_batched_observations_agree(subject: Subject) -> None:
+    agent = subject.trained()
+    batch, _ = agent.predict(OBSERVATIONS, deterministic=True)
+    for observation, action in zip(OBSERVATIONS, batch, strict=True):
+        found = agent.predict(observation, deterministic=True)[0]
+        np.testing.assert_allclose(found, action, atol=1e-5)
+    assert agent.predict(np.zeros((0, 3)))[0].shape == (0, 1)
+
+
+def check_deterministic_prediction_repeats_and_sampled_varies(subject: Subject) -> None:
+    agent = subject.trained()
+    observations = np.zeros((8, 3))
+    central = agent.predict(observations, deterministic=True)[0]
+    assert np.array_equal(central, agent.predict(observations, deterministic=True)[0])
+    sampled = agent.predict(observations)[0]
+    assert len(np.unique(sampled)) > 1
+    assert not np.array_equal(sampled, agent.predict(observations)[0])
+    agent.seed_predictions(5)
+    first = agent.predict(observations)[0]
+    agent.seed_predictions(5)
+    assert np.array_equal(first, agent.predict(observations)[0])
+
+
+def check_predictions_survive_the_file(subject: Subject) -> None:
+    agent = subject.trained(seed=1)
+    agent.save("agent")
+    for loaded in (
+        subject.agent_class.load("agent", device="cpu"),
+        load_agent("agent.zip", device="cpu"),
+    ):
+        assert same_agents(agent, loaded)
+        assert loaded.config == agent.config
+        assert loaded.observation_space == agent.observation_space
+        assert loaded.action_space == agent.action_space
+        assert loaded.dataset_id == agent.dataset_id
+        for deterministic in (True, False):
+            for one in (agent, loaded):
+                one.seed_predictions(7)
+            np.testing.assert_array_equal(
+                loaded.predict(OBSERVATIONS, deterministic=deterministic)[0],
+                agent.predict(OBSERVATIONS, deterministic=deterministic)[0],
+            )
+
+
+def check_resumed_equals_uninterrupted(subject: Subject) -> None:
+    expected = subject.trained(seed=2)
+    steps = sum(expected.progress.values())
+    for stop in sorted({1, steps // 4, steps // 2, 3 * steps // 4, steps - 1, steps}):
+        subject.trained(seed=2, callback=StopAfter(stop)).save("interrupted")
+        resumed = subject.agent_class.load("interrupted", device="cpu")
+        assert sum(resumed.progress.values()) == stop
+        resumed.learn(make_dataset(), reset_num_timesteps=False)
+        assert same_agents(resumed, expected), f"stopped after {stop} steps"
+
+
+def check_mapped_data_give_the_same(subject: Subject) -> None:
+    data = make_dataset()
+    expected = subject.trained(data, seed=2)
+    from_files = mapped(data)
+    assert from_files.fingerprint == data.fingerprint
+    assert same_agents(subject.trained(from_files, seed=2), expected)
+    steps = sum(expected.progress.values())
+    for stop in range(1, steps, max(1, steps // 7)):
+        subject.trained(from_files, seed=2, callback=StopAfter(stop)).save("interrupted")
+        resumed = subject.agent_class.load("interrupted", device="cpu")
+        resumed.learn(from_files, reset_num_timesteps=False)
+        assert same_agents(resumed, expected), f"stopped after {stop} steps"
+
+
+def check_same_seed_same_parameters(subject: Subject) -> None:
+    first = subject.trained(seed=3)
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    second = subject.trained(seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert same_agents(first, second)
+    assert np.array_equal(first.predict(OBSERVATIONS)[0], second.predict(OBSERVATIONS)[0])
+    other = subject.trained(seed=4)
+    assert not same_parameters(first.get_parameters(), other.get_parameters())
+
+
+def check_learning_anew_repeats_the_first_time(subject: Subject) -> None:
+    agent = subject.trained()
+    agent.learn(make_dataset())
+    assert same_agents(agent, subject.trained())
+
+
+def check_parameters_can_be_taken_and_given(subject: Subject) -> None:
+    agent, other = subject.trained(seed=0), subject.trained(seed=1)
+    other.set_parameters(agent.get_parameters())
+    assert same_parameters(agent.get_parameters(), other.get_parameters())
+
+
+def check_metrics_carry_stage_timestep_and_gradient_norm(subject: Subject) -> None:
+    recorder = Recorder()
+    agent = subject.make()
+    agent.set_logger(Logger(None, [recorder]))
+    agent.learn(make_dataset(), log_interval=2)
+    energy = getattr(agent, "energy", None)
+    without_gradients = {"support"} | ({"energy"} if energy and not energy.trainable else set())
+    for step, row in recorder.rows:
+        assert row["time/total_timesteps"] == step
+        names = [n for n in row if not n.startswith("time/")]
+        assert all(n.startswith(row["time/stage"] + "/") for n in names)
+        assert all(math.isfinite(row[n]) for n in names)
+        has_norm = f"{row['time/stage']}/grad_norm" in names
+        assert has_norm == (row["time/stage"] not in without_gradients)
+    assert recorder.rows[-1][0] == agent.total_timesteps
+
+
+def check_checkpoint_callback(subject: Subject) -> None:
+    agent = subject.trained(callback=CheckpointCallback(save_freq=5, save_path="saved"))
+    found = [subject.agent_class.load(f, device="cpu") for f in Path("saved").glob("*.zip")]
+    assert len(found) >= 2
+    assert len({a.num_timesteps for a in found}) == len(found)
+    assert max(a.num_timesteps for a in found) <= agent.num_timesteps
+
+
+def check_callback_lists_and_every_n_timesteps(subject: Subject) -> None:
+    for wrap in (CallbackList, list):
+        counts = [Count(), Count()]
+        agent = subject.trained(callback=wrap(counts))
+        for count in counts:
+            assert (count.started, count.ended) == (1, 1)
+            assert count.steps == sorted(count.steps)
+            assert sorted(set(count.steps) - {0}) == list(range(1, agent.total_timesteps + 1))
+            assert count.model is agent
+    count = Count()
+    subject.trained(callback=EveryNTimesteps(n_steps=4, callback=count))
+    assert count.steps == list(range(4, agent.total_timesteps + 1, 4))
+
+
+def check_functions_in_a_list_and_logging_by_callback(subject: Subject) -> None:
+    recorder, seen = Recorder(), []
+    agent = subject.make(seed=np.int64(3))
+    agent.set_logger(Logger(None, [recorder]))
+
+    def note(scope: dict[str, Any], _: dict[str, Any]) -> bool:
+        seen.append(scope["self"].num_timesteps)
+        scope["self"].logger.record("noted", seen[-1])
+        return True
+
+    agent.learn(make_dataset(), [note, LogEveryNTimesteps(4)], log_interval=10**6)
+    assert seen[-1] == agent.total_timesteps
+    noted = [row["noted"] for _, row in recorder.rows if "noted" in row]
+    assert set(range(4, agent.total_timesteps, 4)) <= set(noted)
+
+
+def check_a_callback_ends_training_quietly(subject: Subject) -> None:
+    agent = subject.trained(callback=lambda scope, _: scope["self"].num_timesteps < 4)
+    assert agent.num_timesteps == 4
+
+
+def evaluations(callback: BaseCallback) -> dict[str, list[Any]]:
+    with np.load("log/evaluations.npz", allow_pickle=False) as file:
+        return {name: file[name].tolist() for name in file.files}
+
+
+def check_sb3_s_evaluation_with_an_environment(subject: Subject) -> None:
+    agent = subject.agent_class(subject.config, env=Walk(), device="cpu")
+    evaluate = EvalCallback(
+        DummyVecEnv([Walk]), n_eval_episodes=2, eval_freq=5, log_path="log", verbose=0, warn=False
+    )
+    agent.learn(make_dataset(), [evaluate, ProgressBarCallback()])
+    found = evaluations(evaluate)
+    assert set(found) == {"timesteps", "results", "ep_lengths"}
+    assert np.shape(found["results"]) == (len(found["timesteps"]), 2)
+
+
+def check_our_evaluation_without_an_environment(subject: Subject) -> None:
+    def callback(threshold: float) -> EvaluationCallback:
+        stop = StopTrainingOnRewardThreshold(reward_threshold=threshold)
+        return EvaluationCallback(DummyVecEnv([Walk]), stop, None, 2, 5, "log", "best", verbose=0)
+
+    agent = subject.trained(callback=callback(1e9))
+    found = evaluations(callback)
+    assert set(found) == {"timesteps", "results", "ep_lengths"}
+    assert found["timesteps"] == sorted(found["timesteps"])
+    assert np.shape(found["results"]) == (len(found["timesteps"]), 2)
+    assert set(np.ravel(found["ep_lengths"])) == {5}
+    assert subject.agent_class.load("best/best_model", device="cpu").num_timesteps > 0
+    assert agent.num_timesteps == agent.total_timesteps
+    stopped = subject.trained(callback=callback(-1e9))
+    assert stopped.num_timesteps < agent.num_timesteps
+    stopped.learn(make_dataset(), callback(1e9), reset_num_timesteps=False)
+    again = evaluations(callback)["timesteps"]
+    assert again == sorted(set(again))
+    assert len(again) >= len(found["timesteps"]) - 1
+    resumed = callback(1e9)
+    agent.learn(make_dataset(), resumed, reset_num_timesteps=False)
+    assert resumed.best_mean_reward == np.mean(evaluations(callback)["results"], axis=1).max()
+
+
+def check_sb3_s_evaluate_policy(subject: Subject) -> None:
+    agent = subject.trained()
+    rewards, lengths = evaluate_policy(
+        agent, DummyVecEnv([Walk, Walk]), 4, return_episode_rewards=True, warn=False
+    )
+    assert len(rewards) == 4
+    assert set(lengths) == {5}
+
+
+def check_moves_between_devices(subject: Subject) -> None:
+    agent = subject.trained()
+    agent.save("agent")
+    expected = agent.predict(OBSERVATIONS, deterministic=True)[0]
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        moved = subject.agent_class.load("agent", device=device)
+        assert moved.device.type == device
+        found = moved.predict(OBSERVATIONS, deterministic=True)[0]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        moved.learn(make_dataset(), reset_num_timesteps=False)
+        moved.save("moved")
+        back = subject.agent_class.load("moved", device="cpu")
+        np.testing.assert_allclose(
+            back.predict(OBSERVATIONS, deterministic=True)[0], expected, atol=1e-4
+        )
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    name.removeprefix("check_"): check
+    for name, check in list(globals().items())
+    if name.startswith("check_")
+}

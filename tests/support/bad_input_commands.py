@@ -1,0 +1,199 @@
+"""Bad input of command lines."""
+
+from __future__ import annotations
+
+from bad_input import (
+    CLI,
+    Case,
+    held_folder,
+    play,
+    train,
+    train_in_run,
+)
+
+from qgpo.experiments.folder import RunFolderError
+
+CASES = [
+    Case(
+        CLI,
+        "train: an unknown preset",
+        SystemExit,
+        "--preset huge: expected one of ['laptop', 'paper']",
+        train("--preset", "huge"),
+    ),
+    Case(
+        CLI,
+        "train: no times the steps",
+        SystemExit,
+        "--longer 0: expected a positive number",
+        train("--longer", "0"),
+    ),
+    Case(
+        CLI,
+        "train: a negative number of threads",
+        SystemExit,
+        "error: --threads -1: expected at least 0",
+        train("--threads", "-1"),
+    ),
+    Case(
+        CLI,
+        "train: a dataset that is not there",
+        SystemExit,
+        "error: dataset 'mine/gone-v0' is not in …",
+        train("--dataset-id", "mine/gone-v0", "--no-download"),
+    ),
+    Case(
+        CLI,
+        "train: a negative number of episodes",
+        SystemExit,
+        "error: --n-episodes -1: expected at least 0",
+        train("--n-episodes", "-1"),
+    ),
+    Case(
+        CLI,
+        "train: a guidance scale for an agent without guidance",
+        SystemExit,
+        "error: --guidance-scales (1.0,): a TD3BC agent has no guidance_scale",
+        train("--agent", "TD3BC", "--guidance-scales", "1"),
+    ),
+    Case(
+        CLI,
+        "train: a guidance scale that is no number",
+        SystemExit,
+        "error: --guidance-scales nan: expected finite numbers",
+        train("--guidance-scales", "0", "nan"),
+    ),
+    Case(
+        CLI,
+        "train: tuning the guidance of an agent without any",
+        SystemExit,
+        "error: --tune-guidance: a TD3BC agent has no guidance_scale",
+        train("--agent", "TD3BC", "--tune-guidance"),
+    ),
+    Case(
+        CLI,
+        "train: checkpoints every nothing",
+        SystemExit,
+        "error: --checkpoint-every 0: expected at least 1",
+        train("--checkpoint-every", "0"),
+    ),
+    Case(
+        CLI,
+        "train: a folder with a run",
+        SystemExit,
+        "error: run already holds a run: continue it with --resume run, replace it with "
+        "--overwrite, or choose another --run-dir",
+        train_in_run("--run-dir", "run"),
+    ),
+    Case(
+        CLI,
+        "train: resuming nothing",
+        SystemExit,
+        "--resume nowhere: no run there (config.json is missing)",
+        train("--resume", "nowhere"),
+    ),
+    Case(
+        CLI,
+        "train: resuming with another seed",
+        SystemExit,
+        "--seed cannot change when a run is resumed: run has 0; for another one start a new run "
+        "in another --run-dir",
+        train_in_run("--resume", "run", "--seed", "3"),
+    ),
+    Case(
+        CLI,
+        "train: resuming and adopting",
+        SystemExit,
+        "--adopt other cannot be combined with --resume: the run in run has in its own checkpoint "
+        "what it adopted",
+        train_in_run("--resume", "run", "--adopt", "other"),
+    ),
+    Case(
+        CLI,
+        "train: adopting by an agent outside the family",
+        SystemExit,
+        "error: a BC agent cannot adopt from 'other': only QGPO, AEPO and QIPO share stages; leave "
+        "adopt away",
+        train("--agent", "BC", "--adopt", "other"),
+    ),
+    Case(
+        CLI,
+        "a folder in which another process trains",
+        RunFolderError,
+        "another process is training in run: wait for it, or choose another --run-dir",
+        held_folder,
+    ),
+    Case(
+        CLI,
+        "evaluate: no run",
+        SystemExit,
+        "error: --run nowhere: does not exist; runs under runs: none",
+        play("--run", "nowhere"),
+    ),
+    Case(
+        CLI,
+        "evaluate: no run named",
+        SystemExit,
+        "error: --run: expected a run folder or a checkpoint, or several",
+        play("--run"),
+    ),
+    Case(
+        CLI,
+        "evaluate: a run named twice",
+        SystemExit,
+        "error: --run agent.zip: named twice",
+        play("--run", "agent.zip", "agent.zip"),
+    ),
+    Case(
+        CLI,
+        "evaluate: an unknown solver",
+        SystemExit,
+        "error: solver='leapfrog', expected one of […]",
+        play("--solver", "leapfrog"),
+    ),
+    Case(
+        CLI,
+        "evaluate: a solver that draws noise",
+        SystemExit,
+        "error: solver='sde_dpm_solver_2m' draws noise, where samples must be a function of their "
+        "first noise; expected one of […]",
+        play("--run", "nowhere", "--solver", "sde_dpm_solver_2m"),  # before anything is read
+    ),
+    Case(
+        CLI,
+        "evaluate: a solver that does not fit the agent",
+        SystemExit,
+        "error: solver='euler' follows the straight flow of schedule 'ot', not of …; expected one "
+        "of […]",
+        play("--solver", "euler", "--env-id", "test/Walk-v0"),
+    ),
+    Case(
+        CLI,
+        "evaluate: no episodes",
+        SystemExit,
+        "error: --n-episodes 0: expected at least 1",
+        play("--n-episodes", "0"),
+    ),
+    Case(
+        CLI,
+        "evaluate: a negative number of threads",
+        SystemExit,
+        "error: --threads -1: expected at least 0",
+        play("--threads", "-1"),
+    ),
+    Case(
+        CLI,
+        "evaluate: an environment of other spaces",
+        SystemExit,
+        "error: environment 'Pendulum-v1' does not fit the agent: …",
+        play("--env-id", "Pendulum-v1"),
+    ),
+    Case(
+        CLI,
+        "evaluate: no environment known",
+        SystemExit,
+        "error: the agent's dataset 'test/made/by-hand-v0' names no environment: give one with "
+        "--env-id",
+        play(),
+    ),
+]

@@ -1,0 +1,289 @@
+"""Bad input of datasets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from bad_input import (
+    ARRAYS,
+    LOAD,
+    Case,
+    arrays,
+    damaged_folder,
+    episodes_with,
+    minari_with,
+)
+from factory import (
+    make_dataset,
+    numbered_episodes,
+    write_buffers,
+)
+from gymnasium import spaces
+
+from qgpo import OfflineDataset, load_dataset
+from qgpo.envs.data.local import new_dataset_path
+
+DISCRETE = "…has action space Discrete(2); continuous actions (a Box with finite bounds) are …"
+NUMBERED = "dataset 'test/numbered-v0'"
+
+
+def observed(observations, space):
+    """One episode of two steps with these observations."""
+    buffer = replace(numbered_episodes((2,), (True,))[0], observations=observations)
+    return load_dataset(write_buffers([buffer], observation_space=space))
+
+
+CASES = [
+    Case(
+        LOAD,
+        "an id without version, of which there is none, without download",
+        ValueError,
+        "no version of dataset 'hopper' is in …; ids are 'namespace/name-vN', for example "
+        "'mujoco/hopper/medium-v0'. Local datasets: …. Bundled, made on first use: …",
+        lambda: load_dataset("hopper", download=False),
+    ),
+    Case(
+        LOAD,
+        "an empty id",
+        ValueError,
+        "dataset id '' is malformed (…); expected 'namespace/…",
+        lambda: load_dataset(""),
+    ),
+    Case(
+        LOAD,
+        "an id that is not local, without download",
+        ValueError,
+        "dataset 'mine/gone-v0' is not in …. Local datasets: …. Bundled, made on first use: … To "
+        "fetch it: load_dataset('mine/gone-v0', download=True) or `python scripts/data.py download "
+        "mine/gone-v0`",
+        lambda: load_dataset("mine/gone-v0", download=False),
+    ),
+    Case(
+        LOAD,
+        "an unknown bundled id",
+        ValueError,
+        "dataset 'qgpo/hopper/expert-v0', expected one of the bundled […]",
+        lambda: load_dataset("qgpo/hopper/expert-v0"),
+    ),
+    Case(
+        LOAD,
+        "a half-made folder, without download",
+        ValueError,
+        "dataset 'test/half-v0' in … is incomplete or damaged (…); delete that folder, or pass "
+        "download=True to fetch it anew",
+        damaged_folder,
+    ),
+    Case(
+        LOAD,
+        "something that is no id",
+        TypeError,
+        "dataset is a PosixPath, expected a Minari id such as 'qgpo/halfcheetah/mixed-v0' or a "
+        "minari.MinariDataset",
+        lambda: load_dataset(Path("somewhere")),
+    ),
+    Case(
+        LOAD,
+        "an unknown storage",
+        ValueError,
+        "storage='disk', expected one of ['memory', 'memmap']",
+        lambda: load_dataset("mine/gone-v0", storage="disk"),
+    ),
+    Case(
+        LOAD,
+        "discrete actions",
+        ValueError,
+        DISCRETE,
+        lambda: load_dataset(
+            write_buffers(
+                [replace(numbered_episodes((2,), (True,))[0], actions=np.array([0, 1]))],
+                action_space=spaces.Discrete(2),
+            )
+        ),
+    ),
+    Case(
+        LOAD,
+        "unbounded actions",
+        ValueError,
+        NUMBERED + " has action space Box(-inf, inf, (1,), float32) with infinite bounds; finite "
+        "ones are needed to scale actions (wrap the environment with "
+        "gymnasium.wrappers.RescaleAction)",
+        lambda: minari_with(action_space=spaces.Box(-np.inf, np.inf, (1,), np.float32)),
+    ),
+    Case(
+        LOAD,
+        "observations with a part that is no Box",
+        ValueError,
+        NUMBERED + " has observation part x of Discrete(2); parts that are Boxes are supported. "
+        "Turn it into numbers before recording",
+        lambda: observed({"x": np.array([0, 1, 1])}, spaces.Dict({"x": spaces.Discrete(2)})),
+    ),
+    Case(
+        LOAD,
+        "observations that are images",
+        ValueError,
+        NUMBERED + " has observations Box(0, 255, (8, 8, 3), uint8), which are images; vectors are "
+        "supported. Encode the images first (with a pretrained network, say), and build the "
+        "dataset from the codes with OfflineDataset.from_arrays",
+        lambda: observed(np.zeros((3, 8, 8, 3), np.uint8), spaces.Box(0, 255, (8, 8, 3), np.uint8)),
+    ),
+    Case(
+        LOAD,
+        "observations of several dimensions",
+        ValueError,
+        NUMBERED + " has observation space Box(…); one-dimensional Box observations are "
+        "supported. Datasets with Dict observations are read by load_dataset, and agents that "
+        "learned from them play in their environments; others flatten with "
+        "gymnasium.wrappers.FlattenObservation",
+        lambda: observed(np.zeros((3, 2, 2)), spaces.Box(-1.0, 1.0, (2, 2), np.float64)),
+    ),
+    Case(
+        LOAD,
+        "a NaN in an observation",
+        ValueError,
+        NUMBERED + ": states has NaN or infinite values, first in episode 1, step 0; remove or "
+        "repair that episode (minari's dataset.filter_episodes drops it)",
+        lambda: episodes_with(observations=np.full((4, 2), np.nan)),
+    ),
+    Case(
+        LOAD,
+        "an infinite reward",
+        ValueError,
+        NUMBERED + ": rewards has NaN or infinite values, first in episode 1, step 2; …",
+        lambda: episodes_with(rewards=[0.0, 0.0, math.inf]),
+    ),
+    Case(
+        LOAD,
+        "actions outside the action space",
+        ValueError,
+        NUMBERED + ": 3 actions lie outside the action space [-1.0, 1.0], first [2.] at transition "
+        "2; record the actions as executed, or correct the dataset's action space",
+        lambda: episodes_with(actions=np.full((3, 1), 2.0, np.float32)),
+    ),
+    Case(
+        LOAD,
+        "an observation too few",
+        ValueError,
+        NUMBERED + ", episode 1: observations has shape (3, 2), expected (4, 2) (T + 1 "
+        "observations for T = 3 steps)",
+        lambda: episodes_with(observations=np.zeros((3, 2))),
+    ),
+    Case(
+        LOAD,
+        "a new id that is taken",
+        ValueError,
+        "dataset 'test/numbered-v0' already exists in …; choose another version, or delete it "
+        "with `minari delete test/numbered-v0`",
+        lambda: (minari_with(), new_dataset_path("test/numbered-v0")),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: no transitions",
+        ValueError,
+        "dataset 'arrays' is empty: at least one transition is needed",
+        lambda: arrays(rewards=np.zeros(0), terminations=np.zeros(0)),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: rewards in a column",
+        ValueError,
+        "dataset 'arrays': rewards has shape (2, 1), expected (N,)",
+        lambda: arrays(rewards=np.zeros((2, 1))),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: observations of one dimension",
+        ValueError,
+        "dataset 'arrays': observations has shape (2,), expected (N, dimensions)",
+        lambda: arrays(observations=np.zeros(2)),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: text",
+        ValueError,
+        "dataset 'arrays': actions are no numbers (…)",
+        lambda: arrays(actions=[["left"], ["right"]]),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: flags of another length",
+        ValueError,
+        "dataset 'arrays': terminations has shape (3,), expected (2,)",
+        lambda: arrays(terminations=np.zeros(3)),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: flags that are no flags",
+        ValueError,
+        "dataset 'arrays': truncations has value …2…, expected False or True",
+        lambda: arrays(truncations=np.array([0, 2])),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: next_observations of another length",
+        ValueError,
+        "dataset 'arrays': next_observations has shape (3, 1), expected (2, 1)",
+        lambda: arrays(next_observations=np.zeros((3, 1))),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: final observations missing",
+        ValueError,
+        "dataset 'arrays': observations has 2 rows, expected 3 for 2 transitions in 1 episodes "
+        "(each episode's final observation included); or pass next_observations",
+        lambda: arrays(next_observations=None),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: actions in other units",
+        ValueError,
+        "dataset 'arrays': 2 actions lie outside the action space [-1.0, 1.0], first …",
+        lambda: arrays(actions=np.full((2, 1), 7.0)),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: actions of another number",
+        ValueError,
+        "dataset 'arrays': actions has shape (5, 1), expected (2, 1)",
+        lambda: arrays(actions=np.zeros((5, 1))),
+    ),
+    Case(
+        ARRAYS,
+        "an action that has no room",
+        ValueError,
+        "dataset 'arrays' has action space Box(0.0, 0.0, (1,), float32); every action needs room: "
+        "low < high",
+        lambda: arrays(action_space=spaces.Box(0.0, 0.0, (1,), np.float32)),
+    ),
+    Case(
+        ARRAYS,
+        "episode starts that do not rise",
+        ValueError,
+        "dataset 'test/made/by-hand-v0': episode_starts must rise from 0, got [ 0 5 5 10]",
+        lambda: make_dataset(episode_starts=np.array([0, 5, 5, 10])),
+    ),
+    Case(
+        ARRAYS,
+        "concatenate: nothing",
+        ValueError,
+        "concatenate() was given no datasets, expected at least one",
+        lambda: OfflineDataset.concatenate([]),
+    ),
+    Case(
+        ARRAYS,
+        "concatenate: other spaces",
+        ValueError,
+        "datasets 'arrays' and 'test/made/by-hand-v0' cannot be concatenated: observations (1,) "
+        "and (3,), actions … and …; expected the same",
+        lambda: OfflineDataset.concatenate([arrays(), make_dataset()]),
+    ),
+    Case(
+        ARRAYS,
+        "an unknown reward tuning",
+        ValueError,
+        "reward_tuning='iql', expected one of ['none', 'locomotion', 'antmaze']",
+        lambda: make_dataset().tuned_rewards("iql"),
+    ),
+]

@@ -1,0 +1,236 @@
+"""Bad input of files and of evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bad_input import (
+    FILE,
+    MAKE,
+    PLAY,
+    Case,
+    agent,
+    commented,
+    config,
+    header,
+    loaded,
+    saved,
+    tensor,
+    truncated,
+)
+from factory import (
+    PAPER_LIKE,
+    make_dataset,
+)
+
+from qgpo import QGPO, evaluate, load_agent
+from qgpo.agents.core.callbacks import EvaluationCallback
+from qgpo.agents.core.checkpoint import CheckpointError, CheckpointWriteError
+
+
+def a_run_folder() -> None:
+    """A name that is a folder with a checkpoint."""
+    agent().save("run/checkpoint")
+    QGPO.load("run")
+
+
+CASES = [
+    Case(
+        MAKE, "a discount above one", ValueError, "gamma=1.5, expected in [0, 1]", config(gamma=1.5)
+    ),
+    Case(
+        FILE,
+        "saving an agent that has seen nothing",
+        RuntimeError,
+        "nothing to save: this agent has not seen a dataset yet",
+        lambda: QGPO(PAPER_LIKE, device="cpu").save("agent"),
+    ),
+    Case(
+        FILE,
+        "a file that is not there",
+        CheckpointError,
+        "checkpoint 'nowhere.zip' does not exist",
+        lambda: QGPO.load("nowhere"),
+    ),
+    Case(
+        FILE,
+        "a run folder instead of its file",
+        CheckpointError,
+        "checkpoint 'run.zip' does not exist; that of the run folder is 'run/checkpoint.zip'",
+        a_run_folder,
+    ),
+    Case(
+        FILE,
+        "an empty name",
+        ValueError,
+        "path='.' names no file, expected one such as 'agent.zip'",
+        lambda: agent().save(""),
+    ),
+    Case(
+        FILE,
+        "an empty name to load",
+        ValueError,
+        "path='.' names no file, expected one such as 'agent.zip'",
+        lambda: load_agent(""),
+    ),
+    Case(
+        FILE,
+        "a good file for a device that is not there",
+        ValueError,
+        "device='cuda:99' is not available here, expected auto or cpu",
+        lambda: QGPO.load(saved(), device="cuda:99"),
+    ),
+    Case(
+        FILE,
+        "saving over a folder",
+        CheckpointWriteError,
+        "[Errno 21] checkpoint 'folder.zip' could not be written (…); there is none yet. …",
+        lambda: (Path("folder.zip").mkdir(), agent().save("folder")),
+    ),
+    Case(
+        FILE,
+        "a name that is too long",
+        CheckpointWriteError,
+        "[Errno 36] checkpoint 'aaa….zip' could not be written (…); there is none yet. …",
+        lambda: agent().save("a" * 300),
+    ),
+    Case(
+        FILE,
+        "a truncated file",
+        CheckpointError,
+        "checkpoint 'agent.zip' is damaged (…); use an earlier copy",
+        truncated,
+    ),
+    Case(
+        FILE,
+        "a newer format",
+        CheckpointError,
+        "'agent.zip' has format version 2, this qgpo reads up to 1: upgrade qgpo",
+        lambda: loaded(header(format_version=2)),
+    ),
+    Case(
+        FILE,
+        "another agent's file",
+        CheckpointError,
+        "'agent.zip' holds a 'SAC' agent, load it with that class (this is 'QGPO')",
+        lambda: loaded(header(agent="SAC")),
+    ),
+    Case(
+        FILE,
+        "an agent that nobody knows",
+        CheckpointError,
+        "'agent.zip' holds a 'SAC' agent, expected one of […]",
+        lambda: load_agent(saved(header(agent="SAC"))),
+    ),
+    Case(
+        FILE,
+        "a configuration of other fields",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: configuration fields differ: unknown ['odd'], "
+        "missing […]",
+        lambda: loaded(header(config={"odd": 1})),
+    ),
+    Case(
+        FILE,
+        "a missing tensor",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: it does not fit its configuration: missing "
+        "tensors ['…'], unknown [], of wrong shape []",
+        lambda: loaded(tensor(lambda _: None)),
+    ),
+    Case(
+        FILE,
+        "a tensor of another shape",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: it does not fit its configuration: missing "
+        "tensors [], unknown [], of wrong shape ['… instead of (…)']",
+        lambda: loaded(tensor(lambda old: old.new_zeros(7, 7))),
+    ),
+    Case(
+        FILE,
+        "an additional member",
+        CheckpointError,
+        "'agent.zip' is no qgpo checkpoint: it holds […'data.pkl'…], expected […]",
+        lambda: loaded(lambda members: members.update({"data.pkl": b"cos"})),
+    ),
+    Case(
+        FILE,
+        "something behind the zip",
+        CheckpointError,
+        "'agent.zip' is no qgpo checkpoint: there is something before, between or after its "
+        "members; use a copy from save()",
+        lambda: QGPO.load(commented(saved()), device="cpu"),
+    ),
+    Case(
+        FILE,
+        "an environment of other spaces",
+        ValueError,
+        "the environment has observations (3,) and actions …; this agent was made for (3,) and …",
+        lambda: QGPO.load(saved(), env="Pendulum-v1", device="cpu"),
+    ),
+    Case(
+        PLAY,
+        "no episodes",
+        ValueError,
+        "n_episodes=0, expected at least 1",
+        lambda: evaluate(agent(), "Pendulum-v1", 0),
+    ),
+    Case(
+        PLAY,
+        "a dataset without environment",
+        ValueError,
+        "dataset 'test/made/by-hand-v0' does not name its environment; pass one: evaluate(agent, "
+        "'Hopper-v5')",
+        lambda: evaluate(agent(), make_dataset()),
+    ),
+    Case(
+        PLAY,
+        "an unknown environment",
+        ValueError,
+        "environment 'Nowhere-v0' cannot be made: …",
+        lambda: evaluate(agent(), "Nowhere-v0"),
+    ),
+    Case(
+        PLAY,
+        "something that is no environment",
+        TypeError,
+        "env is a int, expected an id such as 'Hopper-v5' or an EnvSpec",
+        lambda: evaluate(agent(), 5),
+    ),
+    Case(
+        PLAY,
+        "something that is no agent",
+        TypeError,
+        "agent is a str without predict(), expected an agent",
+        lambda: evaluate("agent", "Pendulum-v1"),
+    ),
+    Case(
+        PLAY,
+        "no environments",
+        ValueError,
+        "n_envs=0, expected at least 1",
+        lambda: evaluate(agent(), "Pendulum-v1", n_envs=0),
+    ),
+    Case(
+        PLAY,
+        "episodes of no steps",
+        ValueError,
+        "max_episode_steps=0, expected at least 1",
+        lambda: evaluate(agent(), "Pendulum-v1", max_episode_steps=0),
+    ),
+    Case(
+        PLAY,
+        "evaluation every nothing",
+        ValueError,
+        "eval_freq=0, expected an integer of at least 1",
+        lambda: EvaluationCallback("Pendulum-v1", eval_freq=0),
+    ),
+    Case(
+        PLAY,
+        "a callback for a dataset without environment",
+        ValueError,
+        "dataset 'test/made/by-hand-v0' does not name its environment; pass one: "
+        "EvaluationCallback('Hopper-v5')",
+        lambda: EvaluationCallback(make_dataset()),
+    ),
+]

@@ -1,0 +1,224 @@
+"""Bad input of benchmark plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bad_input import Case
+
+from qgpo.experiments.plan import PlanError, read_plan
+
+PLAN = """
+datasets = ["test/made/by-hand-v0"]
+seeds = [0, 1]
+n_episodes = 2
+
+[[agents]]
+label = "first"
+agent = "QGPO"
+guidance_scales = [0, 1, 2]
+overrides = { beta = 2.0 }
+estimate_minutes = 3
+"""
+SECOND = """
+[[agents]]
+label = "second"
+agent = "QGPO"
+overrides = { guidance = "mse" }
+adopt = "first"
+"""
+OF = "plan 'plan.toml': agent 'first': "
+DONOR = "plan 'plan.toml': agent 'second': adopt = "
+
+
+def plan(old: str, new: str) -> Callable[[], Any]:
+    """Read the plan with one thing changed."""
+    text = PLAN + SECOND
+    assert old in text
+
+    def provoke() -> None:
+        Path("plan.toml").write_text(text.replace(old, new, 1))
+        read_plan(Path("plan.toml"))
+
+    return provoke
+
+
+def refused(what: str, old: str, new: str, message: str) -> Case:
+    return Case("benchmark plan", what, PlanError, message, plan(old, new))
+
+
+def key(what: str, line: str, message: str) -> Case:
+    """A line more, or in place of the estimate."""
+    return refused(what, "estimate_minutes = 3", line, f"{OF}{message}")
+
+
+CASES = [
+    Case(
+        "benchmark plan",
+        "no such file",
+        PlanError,
+        "plan 'gone.toml' cannot be read: …No such file or directory…",
+        lambda: read_plan(Path("gone.toml")),
+    ),
+    refused("no TOML", "seeds", "seeds = ", "plan 'plan.toml' cannot be read: …"),
+    refused(
+        "no list of agents",
+        "[[agents]]",
+        "[agents]",
+        "plan 'plan.toml' cannot be read: …",
+    ),
+    Case(
+        "benchmark plan",
+        "no agents",
+        PlanError,
+        "plan 'plan.toml': no agents: at least one [[agents]] table is needed",
+        plan(PLAN[PLAN.index("[[agents]]") :] + SECOND, ""),
+    ),
+    refused(
+        "an agent without class",
+        'agent = "QGPO"\nguidance',
+        "guidance",
+        f"{OF}it has no key 'agent', the name of its class",
+    ),
+    refused(
+        "an unknown key",
+        "n_episodes",
+        "episodes",
+        f"{OF}unknown key 'episodes', expected one of […'n_episodes'…]",
+    ),
+    refused(
+        "a negative seed",
+        "[0, 1]",
+        "[0, -1]",
+        f"{OF}seeds = [0, -1], expected a list of integers of at least 0",
+    ),
+    refused(
+        "no seeds",
+        "seeds = [0, 1]",
+        "",
+        f"{OF}seeds = None, expected a list of integers of at least 0",
+    ),
+    refused(
+        "datasets that are no list",
+        '["test/made/by-hand-v0"]',
+        '"all"',
+        f"{OF}datasets = 'all', expected a list of Minari ids",
+    ),
+    refused(
+        "no episodes",
+        "n_episodes = 2",
+        "n_episodes = 0",
+        f"{OF}n_episodes = 0, expected an integer of at least 1",
+    ),
+    refused(
+        "scales without the headline",
+        "[0, 1, 2]",
+        "[0, 2]",
+        f"{OF}guidance_scales = [0.0, 2.0] lacks the configured scale 1, which is the headline; "
+        "add it, or set overrides = { guidance_scale = ... }",
+    ),
+    refused(
+        "scales with text",
+        "[0, 1, 2]",
+        "[0, 'x']",
+        f"{OF}guidance_scales = [0, 'x'], expected a list of finite numbers",
+    ),
+    refused(
+        "scales with a truth value",
+        "[0, 1, 2]",
+        "[0, true]",
+        f"{OF}guidance_scales = [0, True], expected a list of finite numbers",
+    ),
+    refused(
+        "scales of an agent without guidance",
+        'agent = "QGPO"\nguidance_scales = [0, 1, 2]\noverrides = { beta = 2.0 }',
+        'agent = "BC"\nguidance_scales = [0, 1, 2]',
+        f"{OF}a BC agent has no guidance_scales",
+    ),
+    refused("an unknown agent", '"QGPO"', '"QGPS"', f"{OF}agent='QGPS', expected one of […]"),
+    refused("an agent that is no name", '"QGPO"', "5", f"{OF}agent = 5, expected a string"),
+    key("an unknown preset", 'preset = "huge"', "preset = 'huge', expected one of […]"),
+    refused(
+        "an unknown hyperparameter",
+        "beta =",
+        "betas =",
+        f"{OF}overrides has 'betas', expected some of […]",
+    ),
+    refused(
+        "a hyperparameter out of range",
+        "beta = 2.0",
+        "beta = -2.0",
+        f"{OF}beta=-2.0, expected in [0, 1e+09]",
+    ),
+    refused(
+        "overrides that are no table",
+        "{ beta = 2.0 }",
+        "[1]",
+        f"{OF}overrides = [1], expected a table",
+    ),
+    key(
+        "an unknown storage",
+        'storage = "tape"',
+        "storage = 'tape', expected one of ['memory', 'memmap']",
+    ),
+    key(
+        "an answer in words",
+        'deterministic = "no"',
+        "deterministic = 'no', expected true or false",
+    ),
+    key("a share of a GPU that is none", "gpus = true", "gpus = True, expected a number of at …"),
+    key("less than no GPU", "gpus = -0.5", "gpus = -0.5, expected a number of at least 0"),
+    key(
+        "an estimate that is no number",
+        "estimate_minutes = nan",
+        "estimate_minutes = nan, expected a number of at least 0",
+    ),
+    key(
+        "an estimate in words",
+        'estimate_minutes = "few"',
+        "estimate_minutes = 'few', expected a number of at least 0",
+    ),
+    key("a device that is no name", "device = 0", "device = 0, expected a string"),
+    key("an environment that is no id", "env_id = 5", "env_id = 5, expected a string"),
+    refused(
+        "a label that is there twice",
+        SECOND,
+        PLAN[PLAN.index("[[agents]]") :],
+        "plan 'plan.toml': test-made-by-hand-v0-first-s0 is there twice: give the agents different "
+        "labels",
+    ),
+    refused(
+        "adopting from no label",
+        'adopt = "first"',
+        'adopt = "other"',
+        f"{DONOR}'other', expected the label of an agent further up, one of ['first']",
+    ),
+    refused(
+        "adopting from itself",
+        'adopt = "first"',
+        'adopt = "second"',
+        f"{DONOR}'second', expected the label of an agent further up, one of ['first']",
+    ),
+    refused(
+        "adopting from a cell that is not there",
+        'adopt = "first"',
+        'adopt = "first"\nseeds = [2]',
+        f"{DONOR}'first' has no cell of dataset 'test/made/by-hand-v0' and seed 2: give both "
+        "agents the same datasets and seeds",
+    ),
+    refused(
+        "adopting another critic",
+        'guidance = "mse"',
+        'guidance = "mse", beta_q = 1.0',
+        f"{DONOR}'first' has beta_q = 20.0 and this agent 1.0, which decides the stages before the "
+        "last: give both the same, or leave adopt away",
+    ),
+    refused(
+        "adopting by an agent outside the family",
+        'agent = "QGPO"\noverrides = { guidance = "mse" }',
+        'agent = "BC"',
+        f"{DONOR}'first': a BC shares no stages, expected QGPO, AEPO or QIPO",
+    ),
+]

@@ -1,0 +1,342 @@
+"""Bad input of constructors and learn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from bad_input import (
+    LEARN,
+    MAKE,
+    Case,
+    agent,
+    config,
+    exploding,
+    learn,
+    prepared,
+    resume_on,
+)
+from factory import (
+    PAPER_LIKE,
+    make_dataset,
+)
+from gymnasium import spaces
+
+from qgpo import QGPO, Ensemble, IQLConfig
+from qgpo.agents.core.batches import NonFiniteError
+from qgpo.agents.core.callbacks import SaveCheckpoint
+
+CASES = [
+    Case(
+        MAKE,
+        "an unknown preset",
+        ValueError,
+        "preset='huge', expected one of ['laptop', 'paper'] or a QGPOConfig",
+        lambda: QGPO("huge"),
+    ),
+    Case(
+        MAKE,
+        "a configuration of another type",
+        TypeError,
+        "config is a dict, expected a preset's name ['laptop', 'paper'] or a QGPOConfig",
+        lambda: QGPO({"beta": 3.0}),
+    ),
+    Case(
+        MAKE,
+        "a negative seed",
+        ValueError,
+        "seed=-1, expected an integer of at least 0 and below 2**63",
+        lambda: QGPO(seed=-1),
+    ),
+    Case(
+        MAKE,
+        "a seed that is no integer",
+        ValueError,
+        "seed=1.5, expected an integer of at least 0 and below 2**63",
+        lambda: QGPO(seed=1.5),
+    ),
+    Case(
+        MAKE,
+        "a seed that no generator takes",
+        ValueError,
+        "seed=9223372036854775808, expected an integer of at least 0 and below 2**63",
+        lambda: QGPO(seed=2**63),
+    ),
+    Case(
+        MAKE,
+        "an unknown device",
+        ValueError,
+        "device='gpu', expected auto, cpu, cuda or cuda:N",
+        lambda: QGPO(device="gpu"),
+    ),
+    Case(
+        MAKE,
+        "a device that is not there",
+        ValueError,
+        "device='cuda:99' is not available here, expected auto or cpu",
+        lambda: QGPO(device="cuda:99"),
+    ),
+    Case(
+        MAKE,
+        "an environment of another type",
+        TypeError,
+        "env is a int, expected a Gymnasium id, a gymnasium.Env or an SB3 VecEnv",
+        lambda: QGPO(env=5),
+    ),
+    Case(
+        MAKE,
+        "an unknown environment",
+        ValueError,
+        "environment 'Nowhere-v0' cannot be made: …. Registered ids are listed by "
+        "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported",
+        lambda: QGPO(env="Nowhere-v0"),
+    ),
+    Case(
+        MAKE,
+        "an environment with discrete actions",
+        ValueError,
+        "the environment has action space Discrete(2); continuous actions …",
+        lambda: QGPO(env="CartPole-v1"),
+    ),
+    Case(
+        MAKE,
+        "an unknown schedule",
+        ValueError,
+        "schedule='cubic', expected one of […]",
+        config(schedule="cubic"),
+    ),
+    Case(
+        MAKE,
+        "an unknown prediction",
+        ValueError,
+        "prediction='score', expected one of […]",
+        config(prediction="score"),
+    ),
+    Case(
+        MAKE,
+        "an unknown solver",
+        ValueError,
+        "solver='leapfrog', expected one of […]",
+        config(solver="leapfrog"),
+    ),
+    Case(
+        MAKE,
+        "a solver that draws noise",
+        ValueError,
+        "solver='sde_dpm_solver_2m', expected one of […]",
+        config(solver="sde_dpm_solver_2m"),
+    ),
+    Case(
+        MAKE,
+        "an unknown spacing",
+        ValueError,
+        "spacing='odd', expected one of […]",
+        config(spacing="odd"),
+    ),
+    Case(
+        MAKE,
+        "an unknown unit of Q",
+        ValueError,
+        "q_unit='odd', expected one of ['reward', 'spread']",
+        config(q_unit="odd"),
+    ),
+    Case(
+        MAKE,
+        "a learning rate that is no number",
+        ValueError,
+        "behavior_learning_rate=nan, expected positive",
+        config(behavior_learning_rate=math.nan),
+    ),
+    Case(
+        MAKE,
+        "no solver steps",
+        ValueError,
+        "solver_steps=0, expected positive",
+        config(solver_steps=0),
+    ),
+    Case(
+        MAKE,
+        "an empty batch",
+        ValueError,
+        "critic_batch_size=0, expected positive",
+        config(critic_batch_size=0),
+    ),
+    Case(
+        MAKE,
+        "an expectile of one",
+        ValueError,
+        "expectile=1.0, expected in [1e-06, 0.999999]",
+        lambda: IQLConfig(expectile=1.0),
+    ),
+    Case(
+        MAKE,
+        "a layer without units",
+        ValueError,
+        "critic_hidden=(8, 0), expected positive",
+        config(critic_hidden=(8, 0)),
+    ),
+    Case(
+        MAKE,
+        "an ensemble of none",
+        ValueError,
+        "members is empty, expected at least one agent",
+        lambda: Ensemble([]),
+    ),
+    Case(
+        MAKE,
+        "an ensemble with an agent that is not trained",
+        ValueError,
+        "member 0 has not been trained: call learn(dataset) first",
+        lambda: Ensemble([QGPO(PAPER_LIKE, device="cpu")]),
+    ),
+    Case(
+        MAKE,
+        "an ensemble of agents for different spaces",
+        ValueError,
+        "member 1 has observations (4,) and actions …; this agent was made for (3,) and …",
+        lambda: Ensemble([prepared(), prepared(observation_dim=4)]),
+    ),
+    Case(
+        MAKE,
+        "an ensemble of files",
+        TypeError,
+        "member 0 is a str, expected an agent",
+        lambda: Ensemble(["agent.zip"]),
+    ),
+    Case(
+        MAKE,
+        "an ensemble from one file",
+        TypeError,
+        "paths='agent.zip' is one file, expected a list of them",
+        lambda: Ensemble.load("agent.zip"),
+    ),
+    Case(
+        LEARN,
+        "something that is no dataset",
+        TypeError,
+        "dataset is a int, expected a Minari id such as …",
+        lambda: learn(dataset=5),
+    ),
+    Case(
+        LEARN,
+        "a log interval of nothing",
+        ValueError,
+        "log_interval=0, expected an integer of at least 1",
+        lambda: learn(log_interval=0),
+    ),
+    Case(
+        LEARN,
+        "no log interval",
+        ValueError,
+        "log_interval=None, expected an integer of at least 1",
+        lambda: learn(log_interval=None),
+    ),
+    Case(
+        LEARN,
+        "a callback that cannot be called",
+        TypeError,
+        "callback is a int, expected an SB3 callback, a list of them, or a function of (locals, "
+        "globals)",
+        lambda: learn(callback=5),
+    ),
+    Case(
+        LEARN,
+        "a callback's class in a list",
+        TypeError,
+        "callback is a class, expected an SB3 callback, a list of them, or a function of (locals, "
+        "globals)",
+        lambda: learn(callback=[SaveCheckpoint]),
+    ),
+    Case(
+        LEARN,
+        "an environment that does not fit the data",
+        ValueError,
+        "the environment has observations (3,) and actions …; this agent was made for (4,) and …",
+        lambda: QGPO(PAPER_LIKE, env="Pendulum-v1", device="cpu").learn(
+            make_dataset(observation_dim=4, action_space=spaces.Box(-2.0, 2.0, (1,), np.float32))
+        ),
+    ),
+    Case(
+        LEARN,
+        "a file's name as parameters",
+        TypeError,
+        "parameters is a str, expected what get_parameters() returns; files are read by load(path)",
+        lambda: agent().set_parameters("agent.zip"),
+    ),
+    Case(
+        LEARN,
+        "other data on resume",
+        ValueError,
+        "training stands at timestep … on dataset 'test/made/by-hand-v0'; 'test/made/by-hand-v0' "
+        "holds other data. Resume with the former dataset, go on with this one by "
+        "allow_other_dataset=True, or start anew with reset_num_timesteps=True",
+        lambda: agent().learn(make_dataset(seed=5), reset_num_timesteps=False),
+    ),
+    Case(
+        LEARN,
+        "data of other spaces on resume",
+        ValueError,
+        "test/made/by-hand-v0 has observations (4,) and actions …; this agent was made for (3,) "
+        "and …",
+        lambda: resume_on(make_dataset(observation_dim=4)),
+    ),
+    Case(
+        LEARN,
+        "a loss that explodes",
+        NonFiniteError,
+        "critic/loss is nan at step 2 of stage 'critic' (timestep …). No checkpoint was written "
+        "yet. Likely causes: …",
+        exploding,
+    ),
+    Case(
+        LEARN,
+        "stages out of order",
+        RuntimeError,
+        "no support actions yet: call generate_support(dataset) first",
+        lambda: QGPO(PAPER_LIKE, device="cpu").train_critic(make_dataset()),
+    ),
+    Case(
+        LEARN,
+        "checkpoints every nothing",
+        ValueError,
+        "every=0, expected at least 1 step between two checkpoints",
+        lambda: SaveCheckpoint(Path("a.zip"), 0),
+    ),
+    Case(
+        LEARN,
+        "parameters of other names",
+        ValueError,
+        "parameters: unknown ['actor'], missing […], expected […]",
+        lambda: agent().set_parameters({"actor": {}}),
+    ),
+    Case(
+        LEARN,
+        "parameters of other shapes",
+        ValueError,
+        "parameters of 'critic' do not fit: … is missing, expected … (wrong: […])",
+        lambda: agent().set_parameters({"critic": {}}, exact_match=False),
+    ),
+    Case(
+        LEARN,
+        "parameters of another kind of optimizer",
+        ValueError,
+        "parameters of 'critic.optimizer' are no state of that optimizer, expected 'state' and "
+        "'param_groups' for its … parameters, as get_parameters() returns them",
+        lambda: agent().set_parameters({"critic.optimizer": {"lr": 0.1}}, exact_match=False),
+    ),
+    Case(
+        LEARN,
+        "tuning the guidance before training",
+        RuntimeError,
+        "this QGPO is not trained to the end: call learn(dataset)",
+        lambda: QGPO(PAPER_LIKE, device="cpu").tune_guidance(make_dataset()),
+    ),
+    Case(
+        LEARN,
+        "tuning the guidance to a negative scale",
+        ValueError,
+        "scales=(1.0, -1.0), expected numbers in [0, 1e+09]",
+        lambda: agent().tune_guidance(make_dataset(), scales=(1.0, -1.0)),
+    ),
+]
