@@ -30,6 +30,7 @@ from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import Range
 from qgpo.guidance import (
+    GUIDANCES,
     Guidance,
     GuidanceParts,
     Weighted,
@@ -72,7 +73,8 @@ class QGPOConfig(GuidedPolicyConfig):
         super().__post_init__()
         check_guidance(self.guidance, self.guidance_options)
         if issubclass(guidance_class(self.guidance), Weighted):
-            raise ValueError(f"guidance={self.guidance!r} is what the agent QIPO does; use that")
+            choices = sorted(n for n, kind in GUIDANCES.items() if not issubclass(kind, Weighted))
+            raise ValueError(f"guidance={self.guidance!r}, expected one of {choices}; QIPO has it")
 
 
 LAPTOP_ENERGY: dict[str, Any] = {

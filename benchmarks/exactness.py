@@ -40,7 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "emse": {"guidance": "emse"},
     "dps": {"guidance": "dps"},
     "analytic": {"guidance": "analytic"},
-    "analytic2": {"guidance": "analytic", "analytic_order": 2, "analytic_gradient": "shift"},
+    "analytic2": {"guidance": "analytic", "guidance_options": {"order": 2, "gradient": "shift"}},
 }
 
 
@@ -201,8 +201,8 @@ def sweep(
     variants += [replace(base, guidance_steps=steps) for steps in (200, 400, 1600)]
     variants += [
         replace(base, preconditioned=False),
-        replace(base, cep_labels="exponential"),
-        replace(base, cep_labels="exponential", targets="sample"),
+        replace(base, guidance_options={"labels": "exponential"}),
+        replace(base, guidance_options={"labels": "exponential"}, targets="sample"),
     ]
     rows = []
     for config in variants:
@@ -216,7 +216,7 @@ def sweep(
             "groups": config.groups,
             "width": config.energy_hidden[0],
             "steps": config.guidance_steps,
-            "labels": config.cep_labels,
+            "labels": config.guidance_options.get("labels", "normalized"),
             "preconditioned": config.preconditioned,
             "guidance_error": error.relative,
             "errors": error.errors,

@@ -38,7 +38,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "analytic": ("analytic 1st", {"guidance": "analytic"}),
     "analytic2": (
         "analytic 2nd",
-        {"guidance": "analytic", "analytic_order": 2, "analytic_gradient": "shift"},
+        {"guidance": "analytic", "guidance_options": {"order": 2, "gradient": "shift"}},
     ),
 }
 MAP_TIMES = (0.1, 0.3, 0.5, 0.7)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import time
 from abc import ABC, abstractmethod
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -38,6 +39,11 @@ from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
 
 ConfigT = TypeVar("ConfigT")
+
+
+def _of_training(name: str) -> Any:
+    """A property that reads one of the registers."""
+    return property(attrgetter(f"training.{name}"))
 
 
 class OfflineAgent(ABC, Generic[ConfigT]):
@@ -173,35 +179,19 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     # The registers of its training --------------------------------------------------------
 
-    @property
-    def networks(self) -> nn.ModuleDict:
-        """Every network, target, average and normalizer, by name."""
-        return self.training.networks
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """By name."""
-        return self.training.optimizers
-
-    @property
-    def tables(self) -> dict[str, Tensor]:
-        """What stages hand on."""
-        return self.training.tables
-
-    @property
-    def progress(self) -> dict[str, int]:
-        """Steps done, per stage."""
-        return self.training.progress
-
-    @property
-    def stage(self) -> str | None:
-        """The stage that runs, or ran last."""
-        return self.training.stage
-
-    @property
-    def num_timesteps(self) -> int:
-        """Gradient steps done, over all stages."""
-        return self.training.num_timesteps
+    networks: nn.ModuleDict = _of_training("networks")
+    """every network, target, average and normalizer, by name"""
+    optimizers: dict[str, torch.optim.Optimizer] = _of_training("optimizers")
+    tables: dict[str, Tensor] = _of_training("tables")
+    """what stages hand on"""
+    progress: dict[str, int] = _of_training("progress")
+    """steps done, per stage"""
+    generator: torch.Generator = _of_training("generator")
+    """noise of training"""
+    stage: str | None = _of_training("stage")
+    """the stage that runs, or ran last"""
+    num_timesteps: int = _of_training("num_timesteps")
+    """gradient steps done, over all stages"""
 
     @property
     def logger(self) -> Logger:

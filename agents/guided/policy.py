@@ -115,10 +115,13 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         self.behavior.train_whitening(data)
 
     def train_behavior(self, dataset: OfflineDataset) -> None:
-        """Stage 2: the diffusion model of mu(a|s), in whitened coordinates if configured."""
+        """Stage 2: the diffusion model of mu(a|s), in whitened coordinates if configured.
+
+        Whitening is trained first where that has not been done.
+        """
         data = self.prepare(dataset)
         if self.progress["whitening"] < self.config.whitening_steps:
-            raise RuntimeError("no whitening yet: call train_whitening(dataset) first")
+            self.train_whitening(dataset)
         self.behavior.train(data)
 
     def generate_support(self, dataset: OfflineDataset) -> None:

@@ -26,6 +26,7 @@ from qgpo.guidance import (
     GuidanceParts,
     Weighted,
     cep_loss,
+    check_guidance,
     make_guidance,
     weighted_loss,
 )
@@ -120,13 +121,16 @@ def test_analytic_damping_limits_what_it_says():
     assert torch.isfinite(explosive.gradient(x, t, None)).all()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [AnalyticOptions(order=3), AnalyticOptions(covariance="c3"), AnalyticOptions(gradient="x")],
-)
+@pytest.mark.parametrize("options", [{"order": 3}, {"covariance": "c3"}, {"gradient": "x"}])
 def test_unknown_analytic_options_list_the_choices(options):
     with pytest.raises(ValueError, match="expected one of"):
-        Analytic(denoiser(gaussian(True)), f_0, COSINE, 2, options)
+        AnalyticOptions(**options)
+
+
+def test_an_option_that_a_guidance_does_not_have_is_refused():
+    check_guidance("analytic", {"order": 2})
+    with pytest.raises(ValueError, match=r"guidance_options has 'order', expected some of \[\]"):
+        check_guidance("mse", {"order": 2})
 
 
 def test_dps_by_hand():
@@ -332,4 +336,4 @@ def test_unknown_names_list_the_choices():
     with pytest.raises(ValueError, match=r"'mean'.*posterior"):
         make_guidance("cep", parts(targets="mean"))
     with pytest.raises(ValueError, match=r"'eq14'.*exponential"):
-        make_guidance("cep", parts(cep_labels="eq14"))
+        make_guidance("cep", parts(options={"labels": "eq14"}))
