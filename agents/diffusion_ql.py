@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
-from qgpo.baselines import diffusion_ql_loss
 from qgpo.critic import critic_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
 from qgpo.networks import MLPNoiseNetwork, TwinQ
-from qgpo.policies import DenoisingChain
+from qgpo.policies import DenoisingChain, diffusion_ql_loss
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,16 @@ def in_support_expectile(q: Tensor, expectile: float) -> Tensor:
     return v.squeeze(-1)
 
 
+def expectile_loss(differences: Tensor, expectile: float) -> Tensor:
+    """Mean of |expectile - 1(u < 0)| u^2 over u = differences.
+
+    Kostrikov et al. 2021 (arXiv 2110.06169), Eq. 5. At 0.5 it is half the squared error, whose
+    minimiser is the mean; towards 1 the minimiser approaches the maximum.
+    """
+    weights = torch.where(differences < 0.0, 1.0 - expectile, expectile)
+    return torch.mean(weights * differences**2)
+
+
 def td_target(rewards: Tensor, terminations: Tensor, next_values: Tensor, gamma: float) -> Tensor:
     """One step: r + gamma (1 - terminated) V(s'); a truncation does not cut it. Shapes (B,)."""
     return rewards + gamma * (1.0 - terminations) * next_values

@@ -23,6 +23,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "mish": nn.Mish,
 }
+LOG_STD_RANGE = (-5.0, 2.0)
+"""bounds of a Gaussian policy's log standard deviation (IQL's code)"""
 
 
 def mlp(sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False) -> nn.Sequential:
@@ -252,3 +254,50 @@ class TwinQ(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The smaller of the two, shape (...)."""
         return self.both(observations, actions).amin(dim=0)
+
+
+def deterministic_policy(
+    observation_dim: int, action_dim: int, hidden: Sequence[int]
+) -> nn.Sequential:
+    """Actions tanh(MLP(s)): (..., S) to (..., A)."""
+    return nn.Sequential(mlp([observation_dim, *hidden, action_dim]), nn.Tanh())
+
+
+class GaussianPolicy(nn.Module):
+    """N(m(s), d^2) with m(s) = tanh of an MLP, and d one per action dimension or a function of s.
+
+    Where d depends on the state it is read linearly off the mean's last hidden layer, without a
+    gradient back into it: the mean is what it would be without the spread.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        state_dependent_std: bool,
+    ) -> None:
+        super().__init__()
+        net = mlp([observation_dim, *hidden, action_dim])
+        self.features, self.mean = net[:-1], net[-1]
+        self.log_std: nn.Linear | nn.Parameter
+        if state_dependent_std:
+            self.log_std = nn.Linear([observation_dim, *hidden][-1], action_dim)
+        else:
+            self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def moments(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the action, each (..., A)."""
+        features = self.features(observations)
+        mean = torch.tanh(self.mean(features))
+        if isinstance(self.log_std, nn.Linear):
+            log_std = self.log_std(features.detach())
+        else:
+            log_std = self.log_std.expand_as(mean)
+        return mean, torch.exp(log_std.clamp(*LOG_STD_RANGE))
+
+
+def gaussian_log_prob(mean: Tensor, std: Tensor, actions: Tensor) -> Tensor:
+    """Density log N(a; m, d^2), summed over the action's dimensions: (..., A) to (...)."""
+    z = (actions - mean) / std
+    return torch.sum(-0.5 * z**2 - torch.log(std) - 0.5 * math.log(2.0 * math.pi), dim=-1)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qgpo.baselines import imitation_loss
 from qgpo.diffusion import Metrics
-from qgpo.policies import GaussianPolicy
+from qgpo.networks import GaussianPolicy
+from qgpo.policies import imitation_loss
 
 ROWS_PER_CHUNK = 8192
 
@@ -71,7 +71,7 @@ class Whitening(nn.Module):
         return mean + std * z
 
     def loss(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Metrics]:
-        """The Gaussian policy's, as an imitation of the data's actions (`qgpo.baselines`)."""
+        """`imitation_loss` of the Gaussian policy on the dataset's actions."""
         return imitation_loss(self.policy, observations, actions)
 
 
