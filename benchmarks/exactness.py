@@ -31,7 +31,7 @@ from qgpo.exact.mixture import (
     ring_of_gaussians,
     tilt_components,
 )
-from qgpo.solver import EVALUATIONS, SOLVERS
+from qgpo.solver import SOLVERS
 
 METHODS: dict[str, dict[str, Any]] = {
     "cep": {"guidance": "cep"},
@@ -124,7 +124,7 @@ def solver_table(
                     guidance=exact.gradient,
                     guidance_scale=1.0,
                     solver=solver,
-                    steps=evaluations // EVALUATIONS[solver],
+                    steps=evaluations // SOLVERS[solver].evaluations,
                     spacing=spacing,
                     generator=generator,
                 )

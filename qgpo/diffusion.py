@@ -160,8 +160,7 @@ class Diffusion(nn.Module):
             )
 
         times = time_grid(self.schedule, steps, spacing).to(x.device)
-        solve = get_solver(solver, self.schedule)
-        return solve(denoise, x, times, self.schedule, generator)
+        return get_solver(solver)(denoise, x, times, self.schedule, generator)
 
     def mean(
         self,
