@@ -23,12 +23,14 @@ from torch import Tensor
 
 from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
 from qgpo.diffusion import Diffusion
-from qgpo.exact.distances import component_shares, guidance_error, sliced_wasserstein
-from qgpo.exact.mixture import (
+from qgpo.exact import (
     GaussianMixture,
     MixtureNetwork,
     TiltedMixture,
+    component_shares,
+    guidance_error,
     ring_of_gaussians,
+    sliced_wasserstein,
     tilt_components,
 )
 from qgpo.solver import SOLVERS

@@ -27,19 +27,28 @@ LOG_STD_RANGE = (-5.0, 2.0)
 """bounds of a Gaussian policy's log standard deviation (IQL's code)"""
 
 
-def mlp(sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False) -> nn.Sequential:
+def mlp(
+    sizes: Sequence[int],
+    activation: str = "relu",
+    layer_norm: bool = False,
+    zero_start: bool = False,
+) -> nn.Sequential:
     """Linear layers of the given sizes with the activation between them, none after the last.
 
-    `layer_norm` normalises before every activation.
+    `layer_norm` normalises before every activation; with `zero_start` the last layer's weights
+    and biases start at zero.
     """
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+    for fan_in, fan_out in pairwise(sizes[:-1]):
         layers.append(nn.Linear(fan_in, fan_out))
-        if i < len(sizes) - 2:
-            if layer_norm:
-                layers.append(nn.LayerNorm(fan_out))
-            layers.append(ACTIVATIONS[activation]())
-    return nn.Sequential(*layers)
+        if layer_norm:
+            layers.append(nn.LayerNorm(fan_out))
+        layers.append(ACTIVATIONS[activation]())
+    last = nn.Linear(sizes[-2], sizes[-1])
+    if zero_start:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
 
 
 class FourierFeatures(nn.Module):
@@ -133,11 +142,7 @@ class MLPNoiseNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.time = FourierFeatures(16, time_scale)
-        self.net = mlp([dim + 16 + condition_dim, *hidden, dim], activation)
-        last = self.net[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.net = mlp([dim + 16 + condition_dim, *hidden, dim], activation, zero_start=True)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """(B, D), (B,), (B, C) to (B, D)."""
@@ -188,12 +193,9 @@ class NaturalNetwork(nn.Module):
         self.sharpness = sharpness
         self.scalar = out_dim == 0
         self.time = FourierFeatures(32, 0.5)
-        self.net = mlp([2 * dim + 32 + condition_dim, *hidden, max(1, out_dim)], "silu")
-        if zero_start:
-            last = self.net[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.net = mlp(
+            [2 * dim + 32 + condition_dim, *hidden, max(1, out_dim)], "silu", zero_start=zero_start
+        )
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """(B, D), (B,), (B, C) to (B, out_dim) or (B,)."""
@@ -226,9 +228,8 @@ class TwinQ(nn.Module):
         super().__init__()
         sizes = [observation_dim + action_dim, *hidden, 1]
         self.heads = nn.ModuleList(mlp(sizes, activation, layer_norm) for _ in range(2))
-        self.value = (
-            mlp([observation_dim, *hidden, 1], activation, layer_norm) if baseline else None
-        )
+        value_sizes = [observation_dim, *hidden, 1]
+        self.value = mlp(value_sizes, activation, layer_norm) if baseline else None
 
     def baseline(self, observations: Tensor) -> Tensor:
         """V where there is one, else 0: (..., S) to (...)."""

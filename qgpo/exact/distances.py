@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from qgpo.diffusion import diffuse
 from qgpo.exact.mixture import GaussianMixture, TiltedMixture
+
+GradientField = Callable[[Tensor, Tensor], Tensor]
+"""noisy samples (B, D) and times (B,) to the gradient of f, (B, D)"""
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, n_directions: int = 128, seed: int = 0) -> float:
@@ -33,14 +36,6 @@ def component_shares(samples: Tensor, mixture: GaussianMixture) -> Tensor:
     """Average responsibility of each component for the samples (N, D), (K,)."""
     one = torch.ones(len(samples), dtype=torch.float64)
     return mixture.responsibilities(samples, one, torch.zeros_like(one)).mean(dim=0)
-
-
-class GradientField(Protocol):
-    """Noisy samples (B, D) and times (B,) to the gradient of f, (B, D)."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
-        """Estimate the guidance."""
-        ...
 
 
 @dataclass(frozen=True)

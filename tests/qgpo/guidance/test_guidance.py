@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from qgpo.diffusion import Diffusion, batch_posterior, diffuse
-from qgpo.exact.empirical import EmpiricalTilt
-from qgpo.exact.mixture import (
+from qgpo.exact import (
+    EmpiricalTilt,
     GaussianMixture,
     MixtureNetwork,
     ring_of_gaussians,
