@@ -1,4 +1,4 @@
-"""The networks: one MLP builder, time features, noise networks, twin Q and energy network.
+"""The networks: one MLP builder, noise and energy networks, twin Q, policies.
 
 Shapes: B batch, D sample dimension (the action's), C condition dimension (the observation's).
 A condition may be None everywhere (unconditional models).
@@ -70,7 +70,7 @@ class FourierFeatures(nn.Module):
 
 
 def join(*parts: Tensor | None) -> Tensor:
-    """Concatenate the parts that are there along the last dimension."""
+    """Concatenate the parts that are not None along the last dimension."""
     return torch.cat([part for part in parts if part is not None], dim=-1)
 
 
@@ -91,7 +91,7 @@ class _ResidualBlock(nn.Module):
 
 
 class UNetMLP(nn.Module):
-    """The authors' behavior network: residual MLP 512/256/128 with U-Net skips.
+    """The CEP authors' behavior network: residual MLP 512/256/128 with U-Net skips.
 
     1.634 M parameters at C = 17, D = 6.
     """
@@ -128,8 +128,8 @@ class UNetMLP(nn.Module):
 class MLPNoiseNetwork(nn.Module):
     """A plain MLP over (x_t, features of t, condition) whose last layer starts at zero.
 
-    With velocity prediction an output of zero is the exact model of N(0, I) data, so training
-    starts from a standard normal and only has to learn what differs from it.
+    With velocity prediction an output of zero is the exact model of N(0, I) data. Training starts
+    from there and learns the difference.
     """
 
     def __init__(
@@ -170,10 +170,10 @@ class NaturalNetwork(nn.Module):
     """An MLP over x_t and the posterior's natural parameter, for exactness in few dimensions.
 
     q(x_0 | x_t) ~ q(x_0) exp(x_0 . eta - alpha^2 |x_0|^2 / (2 sigma^2)) depends on x_t through
-    eta = alpha x_t / sigma^2 alone, and so do the denoiser and f_t, whose features become sharp as
-    sigma falls. eta is kept finite at sigma = 0 by (sigma^2 + softening alpha^2), and both
-    inputs are scaled up by `sharpness`, without which an MLP learns the fine features last (the
-    spectral bias of Tancik et al. 2020, arXiv 2006.10739). Ours.
+    eta = alpha x_t / sigma^2 alone. So do the denoiser and f_t, whose features become sharper as
+    sigma falls. The denominator sigma^2 + softening alpha^2 keeps eta finite at sigma = 0. Both
+    inputs are multiplied by `sharpness`, because an MLP learns fine features of unscaled inputs
+    last (the spectral bias of Tancik et al. 2020, arXiv 2006.10739). Ours.
 
     Returns (B, out_dim), or (B,) for out_dim 0; `zero_start` begins with an output of zero.
     """
@@ -209,11 +209,11 @@ class NaturalNetwork(nn.Module):
 class TwinQ(nn.Module):
     """Two independent Q functions of (observation, action).
 
-    With `baseline` they are Q_i = V(s) + A_i(s, a) with one V, which is learned by itself, and A_i
-    by regression on what it leaves (`critic_loss`). Q varies far more between states than between
-    the actions of one, so what a single network gets wrong about the former it would pass off as
-    differences among the latter. The split is the dueling architecture's (Wang et al. 2016,
-    arXiv 1511.06581), the residual regression ours.
+    With `baseline`, Q_i = V(s) + A_i(s, a) with one V; `critic_loss` regresses V on the targets
+    and A_i on the residuals. Q varies far more between states than between the actions of one
+    state. A single network's errors about states would therefore exceed the differences between
+    actions. The split is that of the dueling architecture (Wang et al. 2016, arXiv 1511.06581),
+    the residual regression is ours.
     """
 
     def __init__(
@@ -232,14 +232,14 @@ class TwinQ(nn.Module):
         self.value = mlp(value_sizes, activation, layer_norm) if baseline else None
 
     def baseline(self, observations: Tensor) -> Tensor:
-        """V where there is one, else 0: (..., S) to (...)."""
+        """V, or 0 without a baseline: (..., S) to (...)."""
         if self.value is None:
             return observations.new_zeros(observations.shape[:-1])
         value: Tensor = self.value(observations)
         return value.squeeze(-1)
 
     def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """What both heads add to the baseline: (..., S), (..., A) to (2, ...)."""
+        """Advantages A_i of both heads: (..., S), (..., A) to (2, ...)."""
         inputs = join(observations.expand(*actions.shape[:-1], -1), actions)
         return torch.stack([head(inputs).squeeze(-1) for head in self.heads])
 
@@ -265,10 +265,11 @@ def deterministic_policy(
 
 
 class GaussianPolicy(nn.Module):
-    """N(m(s), d^2) with m(s) = tanh of an MLP, and d one per action dimension or a function of s.
+    """N(m(s), d^2) with m(s) = tanh(MLP(s)).
 
-    Where d depends on the state it is read linearly off the mean's last hidden layer, without a
-    gradient back into it: the mean is what it would be without the spread.
+    d is one constant per action dimension or, with `state_dependent_std`, a function of s: a
+    linear layer on the mean's last hidden features. No gradient of d reaches these features, so
+    learning d does not change the mean.
     """
 
     def __init__(

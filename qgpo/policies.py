@@ -49,8 +49,8 @@ class DenoisingChain(nn.Module):
     def sample(self, noise: Tensor, observations: Tensor) -> Tensor:
         """Noise (N, B, A) ~ N(0, I) and observations (B, S) to actions (B, A).
 
-        noise[0] is where the chain starts, the rest is added on the way: step k draws from the
-        Gaussian q(a_{k-1} | a_k, a_0) (DDPM, Eq. 7) with a_0 estimated and clamped to [-1, 1].
+        noise[0] is the chain's initial state and noise[i] is added at step i. Step k draws from
+        the Gaussian q(a_{k-1} | a_k, a_0) (DDPM, Eq. 7), with a_0 estimated and clamped to [-1, 1].
         """
         a = noise[0]
         for i, k in enumerate(range(self.steps, 0, -1)):
@@ -71,10 +71,10 @@ class DenoisingChain(nn.Module):
 def imitation_loss(
     policy: GaussianPolicy, observations: Tensor, actions: Tensor
 ) -> tuple[Tensor, Metrics]:
-    """Squared error for the mean, likelihood (of that mean, held fixed) for the spread.
+    """Squared error for the mean plus negative log likelihood for the standard deviation.
 
-    The likelihood alone would weigh the mean's error by 1 / std^2 and so neglect it where the
-    behavior is broad.
+    The likelihood has no gradient in the mean. It would weight the mean's error by 1 / std^2, and
+    so neglect states in which the behavior is broad.
     """
     mean, std = policy.moments(observations)
     mse = torch.mean((actions - mean) ** 2)
@@ -104,7 +104,7 @@ def td3_bc_loss(
 
 
 def advantage_weights(advantages: Tensor, beta: float, clip: float) -> Tensor:
-    """min(exp(beta A), clip), shape (B,) (IQL, Eq. 7; the clip is of their code)."""
+    """min(exp(beta A), clip), shape (B,) (IQL, Eq. 7; the clip is from the authors' code)."""
     return torch.exp(beta * advantages).clamp(max=clip)
 
 
@@ -124,7 +124,7 @@ def weighted_likelihood_loss(
 def normalized_q_loss(q: Tensor, scale: Tensor) -> Tensor:
     """-mean q / mean |scale|, both (B,), no gradient through the scale (Diffusion-QL's code).
 
-    q is one head's value and scale the other's, so that the unit of the rewards cancels.
+    q and scale are the values of the critic's two heads: the unit of the rewards cancels.
     """
     return -q.mean() / scale.detach().abs().mean().clamp(min=1e-6)
 
@@ -139,15 +139,15 @@ def diffusion_ql_loss(
 ) -> tuple[Tensor, Metrics]:
     """L_d + eta L_q (Wang et al. 2022, arXiv 2208.06193, Algorithm 1).
 
-    L_d is the denoising loss; L_q the normalised value, by one head drawn by lot, of actions
-    sampled through the whole chain.
+    L_d is the denoising loss. L_q is `normalized_q_loss` of actions sampled through the whole
+    chain; which head of the critic is q and which the scale is random.
     """
     denoising_loss, metrics = policy.loss(actions, observations, generator)
     shape = (policy.steps, *actions.shape)
     noise = torch.randn(shape, generator=generator, device=actions.device)
     proposed = policy.sample(noise, observations)
-    lot = int(torch.randint(2, (), generator=generator, device=actions.device))
+    head = int(torch.randint(2, (), generator=generator, device=actions.device))
     q = critic.both(observations, proposed)
-    q_loss = normalized_q_loss(q[lot], q[1 - lot])
+    q_loss = normalized_q_loss(q[head], q[1 - head])
     loss = denoising_loss + eta * q_loss
     return loss, {**metrics, "actor_loss": loss, "q_loss": q_loss}

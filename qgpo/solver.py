@@ -6,7 +6,8 @@ exact solution of the probability-flow ODE from s to t is
 
     x_t = (sigma_t / sigma_s) x_s + sigma_t int_{lambda_s}^{lambda_t} e^lambda x_0(x_lambda) dlambda
 
-(DPM-Solver++, arXiv 2211.01095, Eq. 8); most solvers here differ in how they treat x_0 inside.
+(DPM-Solver++, arXiv 2211.01095, Eq. 8). Most solvers here differ in how they approximate x_0 in
+the integral.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def ddim(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tens
 def euler(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
     """Euler's method on the flow dx/dt = eps - x_0 of the straight path, first order.
 
-    Lipman et al. 2023 (arXiv 2210.02747). Only for `ot`: elsewhere dx/dt is not eps - x_0.
+    Lipman et al. 2023 (arXiv 2210.02747). Only for `ot`: on other schedules dx/dt is not eps - x_0.
     """
     for i in range(len(times) - 1):
         flow = (x - denoise(x, times[i])) / times[i]
@@ -96,8 +97,8 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule
     """DPM-Solver++(2M): second order, one evaluation a step (arXiv 2211.01095, Algorithm 2).
 
     x_0 is extrapolated linearly in lambda from the last two evaluations. The first step is of
-    first order; so is the last when there are fewer than ten, where extrapolating towards t = 0
-    costs more than it gains.
+    first order. So is the last of fewer than ten steps, where extrapolation towards t = 0 adds
+    more error than it removes.
     """
     alpha, sigma, lam = schedule.alpha(times), schedule.sigma(times), schedule.half_log_snr(times)
     n_steps = len(times) - 1
@@ -133,7 +134,7 @@ def heun(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tens
     """Heun's method in the noise-to-signal ratio s = sigma / alpha, as in EDM: second order.
 
     y = x / alpha follows dy/ds = (y - x_0) / s (Karras et al. 2022, arXiv 2206.00364, Algorithm
-    1); two evaluations a step, also in the last one, which does not reach s = 0 here.
+    1); two evaluations in every step, because the last one does not reach s = 0 here.
     """
     alpha = schedule.alpha(times)
     s = torch.exp(-schedule.half_log_snr(times))
@@ -152,8 +153,8 @@ def sde_dpm_solver_2m(
     """SDE-DPM-Solver++(2M): the reverse SDE, one evaluation a step (arXiv 2211.01095, Eq. 19).
 
     x_t = (sigma_t / sigma_s) e^-h x_s + alpha_t (1 - e^-2h) x_0 + sigma_t sqrt(1 - e^-2h) noise,
-    with x_0 extrapolated linearly in lambda to the middle of the step. Noise forgets earlier
-    errors, at the price of more steps. Second order in distribution.
+    with x_0 extrapolated linearly in lambda to the middle of the step. Fresh noise damps earlier
+    errors, but the solver needs more steps. Second order in distribution.
     """
     alpha, sigma, lam = schedule.alpha(times), schedule.sigma(times), schedule.half_log_snr(times)
     previous: Tensor | None = None

@@ -1,8 +1,8 @@
-"""The exact f*_t of a finite sample: where there is no closed form, data in its place.
+"""The exact f*_t of a finite sample, for data without a closed form.
 
-For q uniform over N points with f_0 = beta e, q_t is a mixture of N narrow Gaussians and the
-posterior over the points is a softmax. With many points in few dimensions this is f*_t itself
-wherever sigma_t exceeds their distances.
+For q uniform over N points with f_0 = beta e, q_t is a mixture of N Gaussians and the posterior
+over the points is a softmax. With many points in few dimensions it approximates f*_t of the
+underlying distribution wherever sigma_t exceeds the distance between points.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _ROWS = 256
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalTilt:
-    """F*_t and its gradient for points (N, D) with scaled energies f_0 = beta e (N,)."""
+    """The exact f*_t and its gradient for points (N, D) with scaled energies f_0 = beta e (N,)."""
 
     points: Tensor
     f_0: Tensor
     schedule: Schedule
 
     def f(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """f*_t = log E[e^{f_0} | x_t]: (B, D), (B,) to (B,)."""
+        """Intermediate energy f*_t = log E[e^{f_0} | x_t]: (B, D), (B,) to (B,)."""
         posteriors = self._log_posteriors(x_t, t)
         return torch.cat([torch.logsumexp(p + self.f_0, dim=-1) for p in posteriors])
 
