@@ -33,17 +33,8 @@ from qgpo.exact import (
     sliced_wasserstein,
     tilt_components,
 )
+from qgpo.scripts.toy_2d import METHODS
 from qgpo.solver import SOLVERS
-
-METHODS: dict[str, dict[str, Any]] = {
-    "cep": {"guidance": "cep"},
-    "weighted": {"guidance": "weighted"},
-    "mse": {"guidance": "mse"},
-    "emse": {"guidance": "emse"},
-    "dps": {"guidance": "dps"},
-    "analytic": {"guidance": "analytic"},
-    "analytic2": {"guidance": "analytic", "analytic_order": 2, "analytic_gradient": "shift"},
-}
 
 
 @dataclass
@@ -266,7 +257,7 @@ def main(args: Args) -> None:
         result["betas"][f"{beta:g}"] = entry
         for method in args.methods:
             steps = args.cep_steps if method == "cep" else args.other_steps
-            config = replace(base, beta=beta, guidance_steps=steps, **METHODS[method])
+            config = replace(base, beta=beta, guidance_steps=steps, **METHODS[method][1])
             began, cpu = time.monotonic(), time.process_time()
             model = data_model.with_guidance(config).fit(x.float(), -preference, resume=True)
             trained = time.monotonic() - began
