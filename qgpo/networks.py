@@ -118,9 +118,8 @@ class UNetMLP(nn.Module):
         for block in self.down:
             hidden = block(hidden, embedding)
             skips.append(hidden)
-        hidden = join(skips[2], self.middle(hidden, embedding))
-        hidden = join(skips[1], self.up[0](hidden, embedding))
-        hidden = join(skips[0], self.up[1](hidden, embedding))
+        for block in (self.middle, *self.up):
+            hidden = join(skips.pop(), block(hidden, embedding))
         out: Tensor = self.output(hidden)
         return out
 

@@ -79,7 +79,7 @@ def test_imitation_by_hand(state_dependent_std):
     assert loss.item() == pytest.approx(0.125 + nll, rel=1e-5)
 
 
-def test_the_spread_has_no_part_in_the_mean():
+def test_the_likelihood_has_no_gradient_in_the_mean():
     policy = GaussianPolicy(1, 1, (4,), state_dependent_std=True)
     observations, actions = torch.randn(8, 1), torch.rand(8, 1)
     _, metrics = imitation_loss(policy, observations, actions)
@@ -130,7 +130,7 @@ def test_chain_s_noise_levels_are_diffusion_ql_s(steps):
 
 
 def test_chain_of_two_steps_by_hand():
-    # a network of zero output says a_0 = a / alpha, clamped
+    # a network of zero output estimates a_0 = a / alpha, clamped
     model = chain(2)
     noise = torch.tensor([[[0.01]], [[2.0]]])
     alpha_1, alpha_2 = model.alphas[1:]
@@ -181,7 +181,7 @@ def test_a_chain_of_many_steps_keeps_two_modes_apart_and_one_of_five_fills_the_g
         assert (samples.abs() < 0.2).float().mean().item() == pytest.approx(between, abs=0.03)
 
 
-def test_chain_loss_of_a_network_that_says_nothing_is_the_noise_s_variance():
+def test_chain_loss_of_a_zero_network_is_the_variance_of_the_noise():
     actions = torch.zeros(20_000, 2)
     loss, _ = chain(5, 2).loss(actions, torch.zeros(20_000, 1), torch.Generator().manual_seed(0))
     assert loss.item() == pytest.approx(1.0, abs=0.03)
