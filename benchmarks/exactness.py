@@ -101,7 +101,7 @@ def noise_floor(exact_sets: list[Tensor], p: GaussianMixture) -> dict[str, float
 def solver_table(
     exact: TiltedMixture, model: EnergyGuidedDiffusion, sets: list[Tensor], p: GaussianMixture
 ) -> dict[str, Any]:
-    """Exact score plus exact guidance: what the solver alone costs, per evaluation."""
+    """Distances with exact score and exact guidance: the solver's own error, by evaluations."""
     diffusion = Diffusion(MixtureNetwork(exact.q, exact.schedule), exact.schedule, "noise")
     table = {}
     for solver in sorted(set(SOLVERS) - {"euler"}):
@@ -221,13 +221,13 @@ def sweep(
 
 
 def save(args: Args, result: dict[str, Any]) -> None:
-    """Write what there is so far."""
+    """Write the results so far."""
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps({"args": asdict(args), **result}, indent=1, default=str))
 
 
 def main(args: Args) -> None:
-    """Train the data model once, then everything per beta."""
+    """Train the data model once, then measure every method at every beta."""
     torch.set_num_threads(args.threads)
     q = ring_of_gaussians(args.dim)
     x, component = q.sample(args.n_data, torch.Generator().manual_seed(args.seed))

@@ -90,7 +90,7 @@ class Comparison(NamedTuple):
     """All methods on one problem at one beta."""
 
     numbers: dict[str, Any]
-    """distances, errors of the guidance and seconds, as the JSON holds them"""
+    """distances, errors of the guidance and seconds, as written to the JSON"""
     samples: dict[str, NDArray[np.float32]]
     """points (POINTS, 2) of q (`data`), of p (`exact`) and of every method"""
     maps: dict[str, dict[float, NDArray[np.float32]]]
@@ -157,8 +157,7 @@ def f_maps(f: Callable[[Tensor, Tensor], Tensor]) -> dict[float, NDArray[np.floa
     """f_t on a grid of standardised noisy points, (MAP_SIZE, MAP_SIZE) at each map time."""
     axis = torch.linspace(-2.2, 2.2, MAP_SIZE)
     z = torch.cartesian_prod(axis, axis)
-    shape = (MAP_SIZE, MAP_SIZE)
-    return {t: f(z, torch.full((len(z),), t)).numpy().reshape(shape) for t in MAP_TIMES}
+    return {t: f(z, torch.full((len(z),), t)).reshape(MAP_SIZE, -1).numpy() for t in MAP_TIMES}
 
 
 def guidance_errors(
