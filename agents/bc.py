@@ -12,9 +12,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from qgpo.agents.core.single_stage import SingleStageAgent, SingleStageConfig, Transitions
-from qgpo.baselines import imitation_loss
 from qgpo.diffusion import Metrics
-from qgpo.policies import GaussianPolicy
+from qgpo.networks import GaussianPolicy
+from qgpo.policies import imitation_loss
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from qgpo.agents.core.config import Decay, NotNegative, Steps
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
-from qgpo.baselines import diffusion_ql_loss
 from qgpo.critic import critic_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
 from qgpo.fields import Range
 from qgpo.networks import MLPNoiseNetwork, TwinQ
-from qgpo.policies import DenoisingChain
+from qgpo.policies import DenoisingChain, diffusion_ql_loss
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from qgpo.agents.core.config import Expectile, NotNegative, RewardTuning
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
-from qgpo.baselines import advantage_weights, expectile_loss, weighted_likelihood_loss
-from qgpo.critic import critic_loss, polyak_update, td_target
+from qgpo.critic import critic_loss, expectile_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
-from qgpo.networks import TwinQ, mlp
-from qgpo.policies import GaussianPolicy
+from qgpo.networks import GaussianPolicy, TwinQ, mlp
+from qgpo.policies import advantage_weights, weighted_likelihood_loss
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from qgpo.agents.core.config import NotNegative
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
-from qgpo.baselines import perturbed, td3_bc_loss
 from qgpo.critic import critic_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
-from qgpo.networks import TwinQ
-from qgpo.policies import deterministic_policy
+from qgpo.networks import TwinQ, deterministic_policy
+from qgpo.policies import perturbed, td3_bc_loss
 
 
 @dataclass(frozen=True)

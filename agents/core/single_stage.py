@@ -17,8 +17,8 @@ from qgpo.agents.core.training import half_cosine
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import check_fields
+from qgpo.networks import GaussianPolicy
 from qgpo.normalization import ObservationNormalizer
-from qgpo.policies import GaussianPolicy
 
 
 @dataclass(frozen=True)

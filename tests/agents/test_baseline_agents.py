@@ -125,7 +125,7 @@ def test_diffusion_ql_without_q_imitates_both_modes():
     agent = train(DiffusionQL, two_modes(), 500, eta=0.0, candidates=1, **DQL, **CRITIC)
     found = sampled(agent)
     assert (found > 0).mean() == pytest.approx(0.5, abs=0.1)
-    # what five steps make of the two modes even with the true noise (test_baselines.py)
+    # what five steps make of the two modes even with the true noise (tests/qgpo/test_policies.py)
     assert np.abs(found).mean() == pytest.approx(0.31, abs=0.1)
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from qgpo.diffusion import Diffusion, batch_posterior, diffuse
-from qgpo.exact.empirical import EmpiricalTilt
-from qgpo.exact.mixture import (
+from qgpo.diffusion import Diffusion
+from qgpo.exact import (
     GaussianMixture,
     MixtureNetwork,
     ring_of_gaussians,
@@ -263,29 +262,6 @@ def test_weighted_guidance_is_the_difference_of_the_scores():
     torch.testing.assert_close(guidance.gradient(x, t, None), exact.gradient(x, t))
     with pytest.raises(NotImplementedError, match="no scalar f"):
         guidance.f(x, t, None)
-
-
-def test_empirical_tilt_approaches_the_closed_form():
-    q = ring_of_gaussians()
-    levels = 3.0 * torch.arange(8) / 7.0
-    exact = tilt_components(q, levels, COSINE)
-    x_0, component = q.sample(50_000, torch.Generator().manual_seed(0))
-    empirical = EmpiricalTilt(x_0, levels[component], COSINE)
-    t = torch.linspace(0.3, 0.95, 12).double()
-    x_t = diffuse(x_0[:12], t, torch.zeros(12, 2).double(), COSINE)
-    torch.testing.assert_close(empirical.f(x_t, t), exact.f(x_t, t), atol=0.05, rtol=0.0)
-    torch.testing.assert_close(
-        empirical.gradient(x_t, t), exact.gradient(x_t, t), atol=0.08, rtol=0.0
-    )
-    x_t = x_t.requires_grad_()
-    autograd = torch.autograd.grad(empirical.f(x_t, t).sum(), x_t)[0]
-    torch.testing.assert_close(empirical.gradient(x_t.detach(), t), autograd)
-
-
-def test_batch_posterior_normalises():
-    x, t = points(6)
-    posterior = batch_posterior(x, t, torch.randn(9, 2).double(), COSINE)
-    torch.testing.assert_close(posterior.exp().sum(-1), torch.ones(6).double())
 
 
 def parts(**changes):
