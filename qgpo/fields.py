@@ -9,7 +9,7 @@ Numbers without a rule must be positive; None is allowed where it is the default
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -22,10 +22,11 @@ class Range(NamedTuple):
     high: float = math.inf
 
 
-class OneOf(NamedTuple):
+class OneOf:
     """The choices."""
 
-    choices: Collection[str | int]
+    def __init__(self, choices: Iterable[str | int]) -> None:
+        self.choices = tuple(choices)
 
 
 @cache
