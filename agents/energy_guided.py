@@ -32,6 +32,7 @@ from qgpo.agents.core.training import (
     average,
     choose_device,
     half_cosine,
+    of_training,
     on_signals,
 )
 from qgpo.diffusion import Diffusion, Metrics
@@ -146,6 +147,13 @@ class EnergyGuidedDiffusion:
 
     name: ClassVar[str] = "EnergyGuidedDiffusion"
 
+    networks: nn.ModuleDict = of_training("networks")
+    """every network, average and normalizer, by name"""
+    progress: dict[str, int] = of_training("progress")
+    """steps done, per stage"""
+    num_timesteps: int = of_training("num_timesteps")
+    """gradient steps done, over all stages"""
+
     def __init__(
         self,
         config: EnergyGuidedConfig | None = None,
@@ -171,21 +179,6 @@ class EnergyGuidedDiffusion:
         self.dims: tuple[int, int] | None = None
         self._energy: Energy | None = None
         self.sampling_generator.manual_seed(self.seed)
-
-    @property
-    def networks(self) -> nn.ModuleDict:
-        """Every network, average and normalizer, by name."""
-        return self.training.networks
-
-    @property
-    def progress(self) -> dict[str, int]:
-        """Steps done, per stage."""
-        return self.training.progress
-
-    @property
-    def num_timesteps(self) -> int:
-        """Gradient steps done, over all stages."""
-        return self.training.num_timesteps
 
     # Parts ----------------------------------------------------------------------------------
 
