@@ -306,7 +306,7 @@ class EnergyGuidedDiffusion:
         `energy` is a differentiable callable, or one value per sample (N,). A callable gets torch
         tensors (B, D) in the data's own units and returns (B,); with `condition` (N, C), which
         makes it a model of p(x|c), it is called with (B, D) and (B, C). `callback(model)` runs
-        after every step; False stops. With `resume`, training goes on where the model (or its
+        after every step; False stops. With `resume`, training continues where the model (or its
         file) stands, as if never stopped. Raises ValueError for data or energies that do not fit,
         RuntimeError where a loss is not finite.
         """
@@ -580,7 +580,7 @@ class EnergyGuidedDiffusion:
         """Samples (n, D) of q exp(-beta E), one per condition (n, C) in conditional models.
 
         The guidance scale w multiplies grad f: 0 samples q and takes no gradient, 1 is exact,
-        other values are a heuristic. Without a generator, the model's own (seeded) one goes on.
+        other values are a heuristic. Without a generator, the model's own (seeded) one is used.
         """
         dim, c = self._condition(n, condition)
         n = len(c) if c is not None else n

@@ -230,7 +230,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
         Timesteps are gradient steps over all stages. `callback` is any SB3 callback, or a function
         of (locals, globals); returning False (or, as in SB3, nothing) ends training early. With
-        `reset_num_timesteps=False` training goes on where the agent (or the checkpoint it was
+        `reset_num_timesteps=False` training continues where the agent (or the checkpoint it was
         loaded from) stands; on other data than it began with only if `allow_other_dataset`.
         Ctrl-C and SIGTERM finish the step under way and raise KeyboardInterrupt, with the agent
         fit to be saved. Raises ValueError for a dataset that does not fit, or another one than
