@@ -24,7 +24,7 @@ from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qgpo.envs.collect.rollouts import write_minari
+from qgpo.envs.store.writing import write_minari
 
 Points = tuple[Tensor, Tensor]
 """points (N, 2) and their preference e (N,)"""

@@ -18,12 +18,12 @@ from pathlib import Path
 import tyro
 
 from qgpo.envs.data.figure import draw_dataset, summary
-from qgpo.envs.data.local import folder_of
 from qgpo.envs.store.catalogue import WHERE, Entry, Where, catalogue
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.combining import combine
 from qgpo.envs.store.downloading import download
 from qgpo.envs.store.loading import load_dataset
+from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
 
 Ids = tyro.conf.Positional[tuple[str, ...]]

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a local dataset, in one report."""
+"""A report of everything that can be wrong with a local dataset."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.envs.data.local import folder_of
-from qgpo.envs.store.bundled import RECIPES
+from qgpo.envs.store.bundled import is_published
 from qgpo.envs.store.catalogue import OTHER_DATA, like_d4rl
 from qgpo.envs.store.downloading import damaged_files
-from qgpo.envs.store.loading import load_dataset, open_dataset
+from qgpo.envs.store.loading import load_dataset
+from qgpo.envs.store.local import folder_of
+from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.tasks.making import make_env
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     ok: bool | None
-    """None where there was nothing to compare with"""
+    """None where there is nothing to compare with"""
     text: str
 
 
 @dataclass
 class Report:
-    """What was found, in the order in which it was looked at."""
+    """The results of all checks, in their order."""
 
     id: str
     findings: list[Finding] = field(default_factory=list)
@@ -39,12 +40,12 @@ class Report:
         return all(finding.ok is not False for finding in self.findings)
 
     def add(self, what: str, ok: bool | None, text: str) -> None:
-        """Note one more finding."""
+        """Add a finding."""
         self.findings.append(Finding(what, ok, text))
 
 
 def check_dataset(dataset_id: str) -> Report:
-    """Look at files, episodes, every value, the environment and the reference scores.
+    """Check files, episodes, every value, the environment and the reference scores.
 
     Nothing is downloaded or changed. Raises ValueError where no such dataset is here.
     """
@@ -92,10 +93,8 @@ def _check_files(report: Report) -> None:
 
 
 def _check_published(report: Report, dataset: OfflineDataset) -> None:
-    """Whether a bundled dataset is the one that published figures stand on."""
-    recipe = RECIPES.get(dataset.id)
-    if recipe is not None and recipe.fingerprint is not None:
-        same = recipe.fingerprint == dataset.fingerprint
+    same = is_published(dataset)
+    if same is not None:
         text = "the same numbers" if same else "other numbers: scores compare with no others"
         report.add("published", same, text)
 

@@ -36,7 +36,7 @@ class Family:
     observation: tuple[str, ...] | None = None
     """parts of a Dict observation that make up the vector, in order"""
     episodes: str = "recorded"
-    """how episodes are read: a name of `qgpo.envs.store.episodes.RULES`"""
+    """how episodes are read: a name of `qgpo.envs.store.episode_rules.RULES`"""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """arguments that turn the recorded environment into the one that is played"""
     max_episode_steps: int | None = None

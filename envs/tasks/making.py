@@ -88,13 +88,18 @@ def _register(env_id: str) -> None:
         ) from error
 
 
-def as_played(env_id: str) -> str | EnvSpec:
-    """The environment as its family is played, where a maze ends at the goal; else the id."""
-    family = find_family(env_id=env_id)
+def as_played(env: str | EnvSpec) -> str | EnvSpec:
+    """For an id, the environment by the rules of its family (a maze ends at the goal), if any.
+
+    A spec is returned as it is.
+    """
+    if isinstance(env, EnvSpec):
+        return env
+    family = find_family(env_id=env)
     if not family.evaluation and family.max_episode_steps is None:
-        return env_id
-    _register(env_id)
-    return family.played(gym.spec(env_id)) or env_id
+        return env
+    _register(env)
+    return family.played(gym.spec(env)) or env
 
 
 def _cannot_be_made(env_id: str, error: Exception) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from qgpo.envs.tasks.observations import image_message, is_image
+from qgpo.envs.tasks.observations import ObservationAdapter, image_message, is_image
 
 
 def check_spaces(
@@ -26,6 +27,24 @@ def check_spaces(
             "gymnasium.wrappers.FlattenObservation"
         )
     return observation_space, action_box
+
+
+def vector_spaces(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    keys: Sequence[str] | None,
+    of: str,
+) -> tuple[ObservationAdapter | None, spaces.Box, spaces.Box]:
+    """How Dict observations become vectors (None where they are vectors), and both spaces as Boxes.
+
+    `keys` are the parts of a Dict observation to use. Raises ValueError for unsupported spaces.
+    """
+    check_action_space(action_space, of)
+    adapter = None
+    if isinstance(observation_space, spaces.Dict):
+        adapter = ObservationAdapter.choose(observation_space, keys, of)
+        observation_space = adapter.box(observation_space, of)
+    return adapter, *check_spaces(observation_space, action_space, of)
 
 
 def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:

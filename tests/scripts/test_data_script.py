@@ -15,7 +15,7 @@ from factory import MAIN, make_dataset, numbered_episodes, write_buffers
 from factory import REMOTE_ID as ID
 
 from qgpo.envs.data.figure import action_shares, draw_dataset, episode_lengths, summary
-from qgpo.envs.data.local import folder_of, local_ids
+from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.scripts import data as script
 
 

@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qgpo.envs.collect.policies.vecnormalize import Normalization, read_vecnormalize
+from qgpo.envs.rollouts.vecnormalize import Normalization, read_vecnormalize
 from qgpo.networks import ACTIVATIONS, mlp
 
-POLICY_FOLDER = Path(__file__).parent
-"""where the bundled ones are"""
+POLICY_FOLDER = Path(__file__).parent / "policies"
+"""where the bundled policies are"""
 DECIMALS = 6
 """of an action on the scale [-1, 1]: what processors round differently is far below"""
 
