@@ -16,7 +16,8 @@ import tyro
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from qgpo.envs.rollouts.collecting import Policy, collect, describe
+from qgpo.envs.rollouts.collecting import collect, describe
+from qgpo.envs.rollouts.protocols import Policy
 from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.rollouts.scripted_policies import UniformPolicy, WaypointPolicy
 from qgpo.envs.store.bundled import bundled_policy, policies

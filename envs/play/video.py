@@ -16,7 +16,8 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from PIL import Image
 
-from qgpo.envs.play.evaluation import Predicts, evaluate
+from qgpo.envs.play.evaluation import evaluate
+from qgpo.envs.rollouts.protocols import Predicts
 from qgpo.envs.tasks.making import make_env
 
 FORMATS = (".gif", ".mp4")

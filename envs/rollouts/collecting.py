@@ -5,40 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
-from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from tqdm import tqdm
 
+from qgpo.envs.rollouts.protocols import Policy, Predicts, SeedsPredictions
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import stack
 from qgpo.envs.tasks.spaces import check_spaces
 
 N_ENVS = 10
-
-
-class Policy(Protocol):
-    """What `collect` needs of a policy."""
-
-    def act(
-        self, observations: Any, generator: torch.Generator, deterministic: bool = False
-    ) -> NDArray[np.float32]:
-        """A batch of B observations (arrays, or Dicts of arrays) to actions (B, A)."""
-        ...
-
-
-class Predicts(Protocol):
-    """What `collect_vec_env` needs of an agent: SB3's predict."""
-
-    def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
-        """A batch of observations to (actions, state)."""
-        ...
 
 
 def collect(
@@ -140,7 +122,7 @@ def collect_vec_env(
         tqdm(total=n_steps, desc="collect", disable=not progress_bar) as bar,
     ):
         torch.manual_seed(seed)
-        if hasattr(agent, "seed_predictions"):
+        if isinstance(agent, SeedsPredictions):
             agent.seed_predictions(seed)
         return _play(agent, raw, normalize, n_steps, deterministic, bar)
 
