@@ -93,7 +93,7 @@ def as_played(env: str | EnvSpec) -> str | EnvSpec:
 
     A spec is returned as it is.
     """
-    if isinstance(env, EnvSpec):
+    if not isinstance(env, str):
         return env
     family = find_family(env_id=env)
     if not family.evaluation and family.max_episode_steps is None:
