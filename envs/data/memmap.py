@@ -16,8 +16,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgpo.envs.data.folders import put_in_place
-
 FORMAT_VERSION = 1
 DTYPES = {
     "states": "float32",
@@ -65,16 +63,11 @@ def map_arrays(folder: Path, shapes: dict[str, Any]) -> dict[str, NDArray[Any]]:
     }
 
 
-def finish(made: Path, folder: Path, shapes: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write the index into a finished folder, whose arrays are not mapped, and rename it.
-
-    A folder that another process made from the same source in the meantime is kept.
-    """
-    with open(made / "index.json", "w") as file:
+def write_index(folder: Path, shapes: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write what makes the folder complete."""
+    with open(folder / "index.json", "w") as file:
         json.dump({"format_version": FORMAT_VERSION, "shapes": shapes, **about}, file, indent=2)
         _sync(file)
-    if read_index(folder, about["source"]) is None:
-        put_in_place(made, folder, replace=True)
 
 
 def _sync(file: IO[Any]) -> None:

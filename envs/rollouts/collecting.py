@@ -38,7 +38,7 @@ def collect(
 
     With `switch_every`, the policy is drawn again about every so many steps (by chance at each
     step), so that all policies visit the same states. An id is played by the rules of its family
-    (a maze ends at the goal), a spec is played as it is. Episodes that are open when the steps
+    (a maze ends at the goal), a spec as it is. Episodes that are open when the steps
     are reached are played to their end, because dropping them would favor short ones.
 
     The result is reproducible from the seed on one machine. One torch thread is used: several
@@ -59,7 +59,8 @@ def collect(
     playing = {i: _reset(env, rng) for i, env in enumerate(envs)}
     active = rng.integers(len(policies), size=N_ENVS)
     taken = 0
-    with one_thread(), tqdm(total=n_steps, desc=f"collect {name}", disable=not progress_bar) as bar:
+    bar = tqdm(total=n_steps, desc=f"collect {name}", disable=not progress_bar)
+    with one_thread(), bar:
         while playing:
             slots = list(playing)
             observations = stack([playing[i].observations[-1] for i in slots])
@@ -102,59 +103,33 @@ def collect_vec_env(
     """
     if n_steps < 1:
         raise ValueError(f"n_steps={n_steps}, expected at least 1")
-    normalize = vec_env if isinstance(vec_env, VecNormalize) else None
-    raw = vec_env if normalize is None else normalize.venv
-    if unwrap_vec_normalize(raw) is not None:
-        raise ValueError(
-            f"a VecNormalize lies inside {type(vec_env).__name__}: it has to be the outermost "
-            "wrapper, so that what it normalises can be recorded as it was"
-        )
-    check_spaces(raw.observation_space, raw.action_space, "the vector environment")
-    for spec in raw.get_attr("spec"):
-        if spec is not None and spec.max_episode_steps is None:
-            raise ValueError(
-                f"environment {spec.id!r} has no step limit, so that episodes may never end; make "
-                "it with one: gymnasium.make(id, max_episode_steps=1000)"
-            )
+    raw, normalize = _unwrap(vec_env)
     raw.seed(seed)
-    with (
-        torch.random.fork_rng(devices=[]),
-        tqdm(total=n_steps, desc="collect", disable=not progress_bar) as bar,
-    ):
+    finished: list[EpisodeBuffer] = []
+    taken = 0
+    bar = tqdm(total=n_steps, desc="collect", disable=not progress_bar)
+    with torch.random.fork_rng(devices=[]), bar:
         torch.manual_seed(seed)
         if isinstance(agent, SeedsPredictions):
             agent.seed_predictions(seed)
-        return _play(agent, raw, normalize, n_steps, deterministic, bar)
-
-
-def _play(
-    agent: Predicts,
-    raw: VecEnv,
-    normalize: VecNormalize | None,
-    n_steps: int,
-    deterministic: bool,
-    bar: Any,
-) -> list[EpisodeBuffer]:
-    finished: list[EpisodeBuffer] = []
-    observations = np.array(raw.reset())
-    playing = {i: _begin(observation) for i, observation in enumerate(observations)}
-    taken = 0
-    while playing:
-        seen = observations if normalize is None else normalize.normalize_obs(observations)
-        actions, _ = agent.predict(seen, deterministic=deterministic)
-        observations, rewards, dones, infos = raw.step(actions)  # type: ignore[assignment]
-        # Copies are needed because vector environments may use their arrays again.
-        actions, observations = np.array(actions), np.array(observations)
-        taken += len(playing)
-        bar.update(len(playing))
-        for i in list(playing):
-            cut = bool(dones[i] and infos[i].get("TimeLimit.truncated", False))
-            last = np.array(infos[i]["terminal_observation"]) if dones[i] else observations[i]
-            if not _add(playing[i], actions[i], rewards[i], dones[i] and not cut, cut, last):
-                continue
-            finished.append(_finish(playing.pop(i)))
-            if taken < n_steps:
-                playing[i] = _begin(observations[i])
+        observations = np.array(raw.reset())
+        playing = {i: _begin(observation) for i, observation in enumerate(observations)}
+        while playing:
+            seen = observations if normalize is None else normalize.normalize_obs(observations)
+            actions, _ = agent.predict(seen, deterministic=deterministic)
+            observations, rewards, dones, infos = raw.step(actions)  # type: ignore[assignment]
+            # Copies are needed because vector environments may use their arrays again.
+            actions, observations = np.array(actions), np.array(observations)
+            taken += len(playing)
+            bar.update(len(playing))
+            for i in list(playing):
+                cut = bool(dones[i] and infos[i].get("TimeLimit.truncated", False))
+                last = np.array(infos[i]["terminal_observation"]) if dones[i] else observations[i]
+                if not _add(playing[i], actions[i], rewards[i], dones[i] and not cut, cut, last):
+                    continue
+                finished.append(_finish(playing.pop(i)))
+                if taken < n_steps:
+                    playing[i] = _begin(observations[i])
     return finished
 
 
@@ -181,6 +156,25 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _unwrap(vec_env: VecEnv) -> tuple[VecEnv, VecNormalize | None]:
+    """The environment to record, and what normalises its observations for the agent."""
+    normalize = vec_env if isinstance(vec_env, VecNormalize) else None
+    raw = vec_env if normalize is None else normalize.venv
+    if unwrap_vec_normalize(raw) is not None:
+        raise ValueError(
+            f"a VecNormalize lies inside {type(vec_env).__name__}: it has to be the outermost "
+            "wrapper, so that what it normalises can be recorded as it was"
+        )
+    check_spaces(raw.observation_space, raw.action_space, "the vector environment")
+    for spec in raw.get_attr("spec"):
+        if spec is not None and spec.max_episode_steps is None:
+            raise ValueError(
+                f"environment {spec.id!r} has no step limit, so that episodes may never end; make "
+                "it with one: gymnasium.make(id, max_episode_steps=1000)"
+            )
+    return raw, normalize
 
 
 def _begin(observation: Any, seed: int | None = None) -> EpisodeBuffer:

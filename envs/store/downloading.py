@@ -56,7 +56,7 @@ def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True)
         if not force:  # another process may just have fetched it
             with contextlib.suppress(FileNotFoundError, DamagedDatasetError):
                 return open_local(dataset_id)
-        expected = _announced(dataset_id)
+        expected = checksums(dataset_id)
         size = sum(file.size for file in expected.values())
         check_space(dataset_id, size or float(about.get("dataset_size") or 0.0) * 1e6)
         _fetch(dataset_id, scratch, expected, progress_bar)
@@ -94,16 +94,6 @@ def digest(path: Path, algorithm: str) -> str:
         state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: state).hexdigest()
-
-
-def _announced(dataset_id: str) -> dict[str, Checksum]:
-    try:
-        return checksums(dataset_id)
-    except Exception as error:
-        raise RemoteError(
-            f"the files of dataset {dataset_id!r} on {remote_name()} cannot be listed "
-            f"({type(error).__name__}: {error})"
-        ) from error
 
 
 def _fetch(

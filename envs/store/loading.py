@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from qgpo.envs.data import memmap
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.envs.data.folders import scratch_folder
 from qgpo.envs.data.memmap import Episode
 from qgpo.envs.store import bundled
 from qgpo.envs.store.episode_rules import RULES
 from qgpo.envs.store.local import files_in
 from qgpo.envs.store.opening import open_dataset
+from qgpo.envs.store.writing import put_in_place, scratch_folder
 from qgpo.envs.tasks.families import UNKNOWN, Family, find_family
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.spaces import vector_spaces
@@ -152,7 +152,9 @@ def _convert(reader: _Reader, folder: Path, about: dict[str, Any], progress_bar:
             shapes = memmap.write_arrays(made, _counted(_episodes(reader), bar))
             # The checked arrays are released here: an open file keeps Windows from renaming.
             fingerprint = _dataset(reader, memmap.map_arrays(made, shapes), None).fingerprint
-            memmap.finish(made, folder, shapes, {"source": about, "fingerprint": fingerprint})
+            memmap.write_index(made, shapes, {"source": about, "fingerprint": fingerprint})
+            if memmap.read_index(folder, about) is None:  # else another process was faster
+                put_in_place(made, folder, replace=True)
         except OSError as error:
             free = shutil.disk_usage(folder.parent).free / 2**20
             raise OSError(

@@ -150,7 +150,7 @@ def choose_remote(dataset_id: str) -> tuple[str, dict[str, Any]]:
 def checksums(dataset_id: str) -> dict[str, Checksum]:
     """Size and digest of every file under `data/`, by path; empty where the remote has none.
 
-    Hugging Face has the SHA-256 of large files and the git SHA-1 of small ones.
+    Hugging Face has the SHA-256 of large files and the git SHA-1 of small ones. Raises RemoteError.
     """
     kind, _, organisation = remote_name().partition("://")
     if kind != "hf":
@@ -159,17 +159,22 @@ def checksums(dataset_id: str) -> dict[str, Checksum]:
     from huggingface_hub.hf_api import RepoFile
 
     repository, _, path = dataset_id.partition("/")
-    tree = HfApi().list_repo_tree(
-        f"{organisation}/{repository}", f"{path}/data", recursive=True, repo_type="dataset"
-    )
+    repo_id = f"{organisation}/{repository}"
+    try:
+        tree = HfApi().list_repo_tree(repo_id, f"{path}/data", recursive=True, repo_type="dataset")
+        files = [file for file in tree if isinstance(file, RepoFile)]
+    except Exception as error:
+        raise RemoteError(
+            f"the files of dataset {dataset_id!r} on {remote_name()} cannot be listed "
+            f"({type(error).__name__}: {error})"
+        ) from error
     return {
         file.path.removeprefix(f"{path}/"): (
             Checksum(file.size, "git-sha1", file.blob_id)
             if file.lfs is None
             else Checksum(file.lfs.size, "sha256", file.lfs.sha256)
         )
-        for file in tree
-        if isinstance(file, RepoFile)
+        for file in files
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.namespace import create_namespace, list_local_namespaces
 
-from qgpo.envs.data.folders import put_in_place, scratch_folder
 from qgpo.envs.store.local import datasets_root, folder_of, split_version
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
@@ -51,11 +51,43 @@ def check_space(dataset_id: str, needed: float) -> None:
         )
 
 
-def add_dataset(made: Path, dataset_id: str, replace: bool = False) -> None:
-    """Move a finished folder to the place of its id, and add its namespace to Minari's.
+@contextlib.contextmanager
+def scratch_folder(prefix: str, parent: Path) -> Iterator[Path]:
+    """A temporary folder on the same file system as the folders beside it.
 
-    Without `replace`, a dataset that another process has added in the meantime is kept.
+    On Windows it may survive an error while one of its files is open.
     """
+    with tempfile.TemporaryDirectory(
+        prefix=prefix, dir=parent, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+def put_in_place(made: Path, target: Path, replace: bool = False) -> None:
+    """Rename a finished folder, whose files are closed, to its name.
+
+    Without `replace`, a target that another process has finished in the meantime is kept.
+    Raises OSError, and leaves the target as it was, where a folder cannot be renamed: Windows
+    renames no folder with an open file.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    previous = target.with_name(f".{target.name}.old")
+    shutil.rmtree(previous, ignore_errors=True)
+    if replace and target.exists():
+        target.rename(previous)
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.exists():
+            if previous.exists():
+                previous.rename(target)
+            raise
+        shutil.rmtree(made, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def add_dataset(made: Path, dataset_id: str, replace: bool = False) -> None:
+    """Put a finished dataset in the place of its id, and add its namespace to Minari's."""
     namespace = parse_dataset_id(dataset_id)[0]
     if namespace is not None and namespace not in list_local_namespaces():
         create_namespace(namespace)

@@ -257,7 +257,7 @@ def test_an_interrupted_conversion_leaves_nothing(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(memmap, "finish", interrupted)
+        patch.setattr(memmap, "write_index", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load_dataset(source, storage="memmap", progress_bar=False)
     assert [p.name for p in folder.iterdir()] == ["data"]
