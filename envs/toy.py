@@ -169,11 +169,7 @@ def env_id(problem: str) -> str:
 
 
 for _problem in TOY_PROBLEMS:
-    register(
-        env_id(_problem),
-        entry_point="qgpo.envs.toy:ToyBandit",
-        kwargs={"problem": _problem},
-    )
+    register(env_id(_problem), entry_point="qgpo.envs.toy:ToyBandit", kwargs={"problem": _problem})
 
 
 def make_toy_dataset(

@@ -177,20 +177,23 @@ class OfflineDataset:
         """E."""
         return len(self.episode_starts)
 
+    @property
+    def episode_lengths(self) -> NDArray[np.int64]:
+        """(E,) steps of each episode."""
+        return np.diff(self.episode_starts, append=len(self))
+
     @cached_property
     def last_steps(self) -> NDArray[np.bool_]:
         """(N,) the last transition of each episode, whatever ended it."""
         last = np.zeros(len(self), dtype=np.bool_)
-        last[self.episode_starts[1:] - 1] = True
-        last[-1] = True
+        last[np.cumsum(self.episode_lengths) - 1] = True
         return last
 
     @cached_property
     def state_index(self) -> NDArray[np.int64]:
         """(N,) the row of `states` from which each transition starts."""
-        starts = np.zeros(len(self), dtype=np.int64)
-        starts[self.episode_starts] = 1
-        return np.arange(len(self), dtype=np.int64) + np.cumsum(starts) - 1
+        episodes = np.arange(self.n_episodes, dtype=np.int64)
+        return np.arange(len(self), dtype=np.int64) + np.repeat(episodes, self.episode_lengths)
 
     @property
     def observations(self) -> Array:
@@ -275,10 +278,7 @@ def _chain(
 ) -> tuple[Array, NDArray[np.bool_]]:
     """All states (N + E, S), and the ends of episodes (N,), breaks of the chain included."""
     n = len(ends)
-    for name, array in (
-        ("observations", observations),
-        ("next_observations", next_observations),
-    ):
+    for name, array in (("observations", observations), ("next_observations", next_observations)):
         if len(array) != n or array.shape != observations.shape:
             raise ValueError(
                 f"dataset {of!r}: {name} has shape {array.shape}, expected "

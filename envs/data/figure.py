@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,6 @@ STYLE: Any = {
 }
 
 
-def episode_lengths(dataset: OfflineDataset) -> NDArray[np.int64]:
-    """(E,) steps of each episode."""
-    return np.diff(np.append(dataset.episode_starts, len(dataset)))
-
-
 def action_shares(dataset: OfflineDataset, n_bins: int = ACTION_BINS) -> NDArray[np.float64]:
     """(A, bins) shares of each action dimension over equal parts of its range; rows sum to 1."""
     low, high = dataset.action_space.low, dataset.action_space.high
@@ -47,7 +41,7 @@ def action_shares(dataset: OfflineDataset, n_bins: int = ACTION_BINS) -> NDArray
 
 def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
     """The main properties of a dataset, as (name, value)."""
-    returns, lengths = dataset.episode_returns, episode_lengths(dataset)
+    returns, lengths = dataset.episode_returns, dataset.episode_lengths
     rows = [
         ("environment", dataset.env_spec.id if dataset.env_spec else "not named"),
         ("behavior", str(dataset.details.get("algorithm") or "not named")),
@@ -104,7 +98,7 @@ def _draw_returns(axis: Any, dataset: OfflineDataset) -> None:
 
 def _draw_lengths(axis: Any, dataset: OfflineDataset) -> None:
     """Truncated episodes, many of them at the step limit, with terminated ones on top."""
-    lengths = episode_lengths(dataset)
+    lengths = dataset.episode_lengths
     terminated = np.asarray(dataset.terminations)[dataset.last_steps]
     axis.hist(
         [lengths[~terminated], lengths[terminated]],
@@ -156,6 +150,6 @@ def _at_bounds(dataset: OfflineDataset) -> float:
 
 
 def _spread(values: NDArray[Any], form: str) -> str:
-    parts: Iterable[float] = (values.mean(), values.min(), np.median(values), values.max())
-    mean, low, middle, high = (form.format(float(v)) for v in parts)
+    reduced = (reduce(values) for reduce in (np.mean, np.min, np.median, np.max))
+    mean, low, middle, high = (form.format(float(value)) for value in reduced)
     return f"mean {mean}, min {low}, median {middle}, max {high}"

@@ -186,11 +186,7 @@ def evaluate(
 
 
 def evaluate_scales(
-    agent: Predicts,
-    env: Playable,
-    n_episodes: int,
-    scales: Sequence[float | None],
-    **settings: Any,
+    agent: Predicts, env: Playable, n_episodes: int, scales: Sequence[float | None], **settings: Any
 ) -> Iterator[tuple[float | None, Evaluation]]:
     """Play the episodes at one guidance scale after the other; None is the agent's own, if any.
 

@@ -165,12 +165,7 @@ def _missing(metadata: dict[str, Any], spec: EnvSpec | None, family: Family) -> 
     made_with = metadata.get("minari_version")
     if made_with not in minari.supported_dataset_versions:
         yield f"made with Minari {made_with}, which {minari.__version__} does not read"
-    try:
-        unsupported = _unsupported(metadata, family)
-    except Exception as error:  # a space that Minari here does not know
-        unsupported = f"{type(error).__name__}: {error}"
-    if unsupported:
-        yield unsupported
+    yield from _unsupported(metadata, family)
     entry_point = "" if spec is None else str(spec.entry_point or "")
     module = family.package or entry_point.split(":")[0].split(".")[0]
     if module and importlib.util.find_spec(module) is None:
@@ -178,17 +173,20 @@ def _missing(metadata: dict[str, Any], spec: EnvSpec | None, family: Family) -> 
         yield f"package {_distribution(module, metadata)}, for its environment{install}"
 
 
-def _unsupported(metadata: dict[str, Any], family: Family) -> str | None:
+def _unsupported(metadata: dict[str, Any], family: Family) -> Iterator[str]:
     """Why `load_dataset` refuses its spaces, in a few words."""
     if "observation_space" not in metadata or "action_space" not in metadata:
-        return None
-    observations = deserialize_space(metadata["observation_space"])
-    actions = deserialize_space(metadata["action_space"])
+        return
+    try:
+        observations = deserialize_space(metadata["observation_space"])
+        actions = deserialize_space(metadata["action_space"])
+    except Exception as error:  # a space that Minari here does not know
+        yield f"{type(error).__name__}: {error}"
+        return
     try:
         vector_spaces(observations, actions, family.observation, "it")
     except ValueError as error:
-        return str(error).split(";")[0].removeprefix("it has ")
-    return None
+        yield str(error).split(";")[0].removeprefix("it has ")
 
 
 def _distribution(module: str, metadata: dict[str, Any]) -> str:

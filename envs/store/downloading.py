@@ -177,17 +177,13 @@ def _scratch(dataset_id: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def _bars(shown: bool) -> Iterator[None]:
     """Show or hide Hugging Face's progress bars."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub import utils
 
-    if shown or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    hide = not shown and not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
+    if hide:
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        enable_progress_bars()
+        if hide:
+            utils.enable_progress_bars()  # type: ignore[attr-defined]

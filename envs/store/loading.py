@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from qgpo.envs.store import bundled
 from qgpo.envs.store.episode_rules import RULES
 from qgpo.envs.store.local import files_in
 from qgpo.envs.store.opening import open_dataset
-from qgpo.envs.store.writing import put_in_place, scratch_folder
+from qgpo.envs.store.writing import put_in_place
 from qgpo.envs.tasks.families import UNKNOWN, Family, find_family
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.spaces import vector_spaces
@@ -145,8 +146,11 @@ def _convert(reader: _Reader, folder: Path, about: dict[str, Any], progress_bar:
     """Write the arrays into a scratch folder, check them, and rename it."""
     source = reader.source
     bar = tqdm(total=source.total_steps, desc=f"convert {source.id}", disable=not progress_bar)
-    with scratch_folder(".memmap-", folder.parent) as scratch, bar:
-        made = scratch / "arrays"
+    scratch = tempfile.TemporaryDirectory(
+        prefix=".memmap-", dir=folder.parent, ignore_cleanup_errors=True
+    )
+    with scratch, bar:
+        made = Path(scratch.name) / "arrays"
         made.mkdir()
         try:
             shapes = memmap.write_arrays(made, _counted(_episodes(reader), bar))

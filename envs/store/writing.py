@@ -51,18 +51,6 @@ def check_space(dataset_id: str, needed: float) -> None:
         )
 
 
-@contextlib.contextmanager
-def scratch_folder(prefix: str, parent: Path) -> Iterator[Path]:
-    """A temporary folder on the same file system as the folders beside it.
-
-    On Windows it may survive an error while one of its files is open.
-    """
-    with tempfile.TemporaryDirectory(
-        prefix=prefix, dir=parent, ignore_cleanup_errors=True
-    ) as folder:
-        yield Path(folder)
-
-
 def put_in_place(made: Path, target: Path, replace: bool = False) -> None:
     """Rename a finished folder, whose files are closed, to its name.
 
@@ -101,8 +89,11 @@ def new_dataset(dataset_id: str, bundled: bool = False) -> Iterator[None]:
     An interrupted run leaves nothing under the id. Raises ValueError where `check_new_id` does.
     """
     check_new_id(dataset_id, bundled)
-    with scratch_folder(".qgpo-", folder_of("")) as scratch:
-        with datasets_root(scratch):
+    # On Windows, the folder survives an error while one of its files is open.
+    with tempfile.TemporaryDirectory(
+        prefix=".qgpo-", dir=folder_of(""), ignore_cleanup_errors=True
+    ) as scratch:
+        with datasets_root(Path(scratch)):
             yield
             made = folder_of(dataset_id)
         add_dataset(made, dataset_id)

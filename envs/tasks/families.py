@@ -187,11 +187,7 @@ FAMILIES: tuple[Family, ...] = (
         observation=GOAL_ANT,
         settings=ANTMAZE,
     ),
-    _robotics(
-        name="antmaze-dense",
-        environments=r"AntMaze_.*Dense-v\d+",
-        observation=GOAL_ANT,
-    ),
+    _robotics(name="antmaze-dense", environments=r"AntMaze_.*Dense-v\d+", observation=GOAL_ANT),
     _maze(
         name="pointmaze",
         datasets=r"(D4RL/)?pointmaze[/-](open|umaze|medium|large)-v\d+",

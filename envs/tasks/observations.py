@@ -157,20 +157,15 @@ def stack(observations: Sequence[Any]) -> Any:
     return np.stack(observations)
 
 
-def is_image(space: gym.Space[Any]) -> bool:
-    """Whether a space holds images: (height, width, channels), or bytes of two dimensions."""
-    return isinstance(space, spaces.Box) and (
-        len(space.shape) == 3 or (len(space.shape) == 2 and space.dtype == np.uint8)
-    )
-
-
-def image_message(of: str, space: gym.Space[Any]) -> str:
-    """Why images are refused, and what to do."""
-    return (
-        f"{of} has observations {space}, which are images; vectors are supported. Encode the "
-        "images first (with a pretrained network, say), and build the dataset from the codes with "
-        "OfflineDataset.from_arrays"
-    )
+def refuse_images(space: gym.Space[Any], of: str) -> None:
+    """Raise ValueError for (height, width, channels), and for bytes of two dimensions."""
+    n = len(space.shape) if isinstance(space, spaces.Box) else 0
+    if n == 3 or (n == 2 and space.dtype == np.uint8):
+        raise ValueError(
+            f"{of} has observations {space}, which are images; vectors are supported. Encode the "
+            "images first (with a pretrained network, say), and build the dataset from the codes "
+            "with OfflineDataset.from_arrays"
+        )
 
 
 def _boxes(space: gym.Space[Any], path: Path, of: str) -> Iterator[tuple[Path, spaces.Box]]:
@@ -178,9 +173,8 @@ def _boxes(space: gym.Space[Any], path: Path, of: str) -> Iterator[tuple[Path, s
     if isinstance(space, spaces.Dict):
         for key in sorted(space.spaces):
             yield from _boxes(space.spaces[key], (*path, key), of)
-    elif is_image(space):
-        raise ValueError(image_message(f"{of}: {'/'.join(path)}", space))
     elif isinstance(space, spaces.Box):
+        refuse_images(space, f"{of}: {'/'.join(path)}")
         yield path, space
     else:
         raise ValueError(
