@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -60,7 +60,7 @@ class Evaluation:
     score: float | None
     """mean normalised score, 0 to 100 between the reference returns"""
     score_interval: tuple[float, float] | None
-    reference: dict[str, Any] | None = field(default=None)
+    reference: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -219,9 +219,6 @@ class _Episodes:
         self.seeds = seeds
         self.returns, self.lengths = [0.0] * len(seeds), [0] * len(seeds)
         self.cut = 0
-
-    def __len__(self) -> int:
-        return len(self.seeds)
 
     def add(self, episode: int, reward: float, ended: bool) -> bool:
         """Count one step; whether the episode is over, by itself or by the limit."""

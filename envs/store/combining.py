@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,17 @@ def _files(source: MinariDataset) -> dict[str, Path]:
 
 def _metadata(new_id: str, sources: Sequence[MinariDataset]) -> dict[str, Any]:
     """The new dataset's own metadata, where its episodes are from, and what its sources share."""
-    parts: list[dict[str, Any]] = []
-    for source in sources:
-        previous = parts[-1] if parts else {"first_episode": 0, "episodes": 0}
-        parts.append(
-            {
-                "dataset_id": source.id,
-                "first_episode": previous["first_episode"] + previous["episodes"],
-                "episodes": source.total_episodes,
-                "steps": source.total_steps,
-                "sha256": {name: digest(path, "sha256") for name, path in _files(source).items()},
-            }
-        )
+    firsts = accumulate((source.total_episodes for source in sources), initial=0)
+    parts = [
+        {
+            "dataset_id": source.id,
+            "first_episode": first,
+            "episodes": source.total_episodes,
+            "steps": source.total_steps,
+            "sha256": {name: digest(path, "sha256") for name, path in _files(source).items()},
+        }
+        for source, first in zip(sources, firsts, strict=False)
+    ]
     about = [source.storage.metadata for source in sources]
     named = [f"{part['dataset_id']} ({part['episodes']} episodes)" for part in parts]
     joined = {

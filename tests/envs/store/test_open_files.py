@@ -21,8 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 def open_below(folder):
     """The files at or below a path that this process has open or mapped."""
-    descriptors = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
-    paths = [Path(os.readlink(link)) for link in descriptors if link.is_symlink()]
+    paths = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     maps = Path("/proc/self/maps").read_text().splitlines()
     paths += [Path(line.split(maxsplit=5)[5]) for line in maps if len(line.split()) > 5]
     return [path for path in paths if Path(folder).resolve() in (path, *path.parents)]
