@@ -202,10 +202,15 @@ RULES: tuple[Rule, ...] = (
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 
 
-@every_rule
-def test_the_package_keeps_the_rule(rule):
+@pytest.fixture(scope="module")
+def package() -> tuple[dict[str, Module], Imports]:
     modules = read_modules(ROOT)
-    broken = sorted(rule(modules, read_imports(modules)))
+    return modules, read_imports(modules)
+
+
+@every_rule
+def test_the_package_keeps_the_rule(rule, package):
+    broken = sorted(rule(*package))
     assert not broken, "\n".join(broken)
 
 
