@@ -13,10 +13,26 @@ Everything but the closed form (`qgpo/guidance/analytic.py`) is QGPO's.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
-from qgpo.agents.guided.config import AEPO_PRESETS, AEPOConfig, QGPOConfig
-from qgpo.agents.qgpo import QGPO
+from qgpo.agents.guided.config import LAPTOP
+from qgpo.agents.qgpo import LAPTOP_ENERGY, QGPO, QGPOConfig
+
+
+@dataclass(frozen=True)
+class AEPOConfig(QGPOConfig):
+    """Hyperparameters of AEPO: QGPO's, with the analytic energy by default."""
+
+    guidance: str = "aepo"
+    """aepo (a network learns the analytic energy) or analytic (no network)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guidance not in ("aepo", "analytic"):
+            raise ValueError(
+                f"guidance={self.guidance!r}, expected one of ['aepo', 'analytic']; QGPO has others"
+            )
 
 
 class AEPO(QGPO):
@@ -30,4 +46,7 @@ class AEPO(QGPO):
 
     name: ClassVar[str] = "AEPO"
     config_class: ClassVar[type[QGPOConfig]] = AEPOConfig
-    presets: ClassVar[dict[str, QGPOConfig]] = dict(AEPO_PRESETS)
+    presets: ClassVar[dict[str, QGPOConfig]] = {
+        "paper": AEPOConfig(),
+        "laptop": AEPOConfig(**{**LAPTOP, **LAPTOP_ENERGY, "energy_steps": 1_000}),
+    }

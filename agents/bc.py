@@ -6,16 +6,15 @@ that TD3+BC (Fujimoto & Gu 2021, arXiv 2106.06860) and its BC baseline share.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from qgpo.agents.core.single_stage import SingleStageAgent, SingleStageConfig, Transitions
-from qgpo.baselines import imitation_loss
 from qgpo.diffusion import Metrics
-from qgpo.policies import GaussianPolicy
+from qgpo.networks import GaussianPolicy
+from qgpo.policies import imitation_loss
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,7 @@ class BCConfig(SingleStageConfig):
 
 BC_PRESETS: dict[str, BCConfig] = {
     "paper": BCConfig(),
-    "laptop": replace(
-        BCConfig(),
+    "laptop": BCConfig(
         steps=20_000,
         learning_rate=1e-3,
         learning_rate_decay=True,
@@ -58,12 +56,9 @@ class BC(SingleStageAgent[BCConfig]):
     def update(self, batch: Transitions, step: int) -> Metrics:
         """One regression step."""
         loss, metrics = imitation_loss(self.policy, batch.observations, batch.actions)
-        metrics["grad_norm"] = self._optimize("policy", loss, self._policy_rate(step))
+        metrics["grad_norm"] = self.training.optimize("policy", loss, self._policy_rate(step))
         return metrics
 
-    @torch.no_grad()
-    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
-        mean, std = self.policy.moments(self.normalizer(observations))
-        if not deterministic:
-            mean = mean + std * self._prediction_normal(tuple(mean.shape))
-        return mean.clamp(-1.0, 1.0)
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """The Gaussian's mean, or a sample of it."""
+        return self._gaussian_action(self.policy, observations, deterministic)

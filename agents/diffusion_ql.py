@@ -6,39 +6,40 @@ gradient of Q goes back through the whole chain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from qgpo.agents.core.config import Decay, NotNegative, Steps
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
-from qgpo.baselines import diffusion_ql_loss
 from qgpo.critic import critic_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
+from qgpo.fields import Range
 from qgpo.networks import MLPNoiseNetwork, TwinQ
-from qgpo.policies import DenoisingChain
+from qgpo.policies import DenoisingChain, diffusion_ql_loss
 
 
 @dataclass(frozen=True)
 class DiffusionQLConfig(CriticConfig):
     """Hyperparameters of Diffusion-QL; the defaults are the authors' for hopper-medium-expert."""
 
-    steps: int = 2_000_000
+    steps: Steps = 2_000_000
     """updates, each on one batch"""
     hidden: tuple[int, ...] = (256, 256, 256)
     """layers of every network"""
     diffusion_steps: int = 5
     """N, steps of the denoising chain"""
-    eta: float = 1.0
+    eta: NotNegative = 1.0
     """weight of the normalised Q against the denoising loss; 0 is pure imitation"""
     max_grad_norm: float = 5.0
     """largest norm of a gradient; longer ones are shortened to it"""
-    ema_decay: float = 0.995
+    ema_decay: Decay = 0.995
     """decay of the averaged policy that proposes actions for the critic's target"""
     ema_every: int = 5
     """updates per update of the averaged policy"""
-    ema_start: int = 1000
+    ema_start: Annotated[int, Range(0, 10**12)] = 1000
     """updates before the averaged policy begins to follow"""
     target_candidates: int = 1
     """actions per next state, the best of which the target takes (the authors' max-Q backup, 10
@@ -49,8 +50,7 @@ class DiffusionQLConfig(CriticConfig):
 
 DIFFUSION_QL_PRESETS: dict[str, DiffusionQLConfig] = {
     "paper": DiffusionQLConfig(),
-    "laptop": replace(
-        DiffusionQLConfig(),
+    "laptop": DiffusionQLConfig(
         steps=7_000,
         learning_rate=1e-3,
         learning_rate_decay=True,
@@ -98,13 +98,20 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         next_values = self._next_values(batch.next_observations)
         targets = td_target(batch.rewards, batch.terminations, next_values, c.gamma)
         loss, metrics = critic_loss(self.critic, batch.observations, batch.actions, targets)
-        metrics["grad_norm"] = self._optimize("critic", loss, c.learning_rate, c.max_grad_norm)
+        metrics["grad_norm"] = self.training.optimize(
+            "critic", loss, c.learning_rate, c.max_grad_norm
+        )
 
         # pi: denoising loss + eta * normalised -Q through the chain
         loss, policy_metrics = diffusion_ql_loss(
-            self.policy, self.critic, batch.observations, batch.actions, c.eta, self.generator
+            self.policy,
+            self.critic,
+            batch.observations,
+            batch.actions,
+            c.eta,
+            self.training.generator,
         )
-        policy_metrics["policy_grad_norm"] = self._optimize(
+        policy_metrics["policy_grad_norm"] = self.training.optimize(
             "policy", loss, self._policy_rate(step), c.max_grad_norm
         )
 
@@ -118,7 +125,7 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         """Smaller head's largest target Q among the candidates, (B, S) to (B,)."""
         n = self.config.target_candidates
         repeated = observations.repeat_interleave(n, dim=0)
-        noise = self._normal((self.policy_ema.steps, len(repeated), self._action_dim))
+        noise = self.training.normal(self.policy_ema.steps, len(repeated), self._action_dim)
         q = self.critic_target.both(repeated, self.policy_ema.sample(noise, repeated))
         best: Tensor = q.reshape(2, -1, n).amax(dim=-1).amin(dim=0)
         return best
@@ -129,8 +136,8 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         return int(self.action_space.shape[0])
 
     @torch.no_grad()
-    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
-        """Candidates, one of which is chosen: the best by Q, or by lot with weights softmax(Q).
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """One of several candidates: the best by Q, or one drawn with probabilities softmax(Q).
 
         When `deterministic`, the candidates of every observation come from the same noise, drawn
         on the CPU from the agent's seed.
@@ -143,7 +150,7 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
             same = torch.randn(shape, generator=generator).to(self.device)
             noise = same.expand(-1, b, -1, -1).flatten(1, 2)
         else:
-            noise = self._prediction_normal((self.policy.steps, b * n, self._action_dim))
+            noise = self._prediction_normal(self.policy.steps, b * n, self._action_dim)
         actions = self.policy.sample(noise, condition)
         q = self.critic_target(condition, actions).reshape(b, n)
         if deterministic:

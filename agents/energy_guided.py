@@ -10,38 +10,132 @@ Everything runs in standardised coordinates z = (x - mean) / std, and E is lower
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import copy
 import hashlib
-import math
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+from torch import Tensor, nn
 
-from qgpo.agents.core.batches import average, choose_device, half_cosine
-from qgpo.agents.core.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    pack_optimizer,
-    read_checkpoint,
-    unpack_optimizer,
-    write_checkpoint,
+from qgpo.agents.core import checkpoint
+from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.agents.core.training import (
+    Training,
+    TrainingStoppedError,
+    average,
+    choose_device,
+    half_cosine,
+    on_signals,
 )
-from qgpo.agents.core.files import config_from_json, with_suffix
-from qgpo.agents.energy_guided_config import EnergyGuidedConfig
-from qgpo.agents.energy_guided_model import STAGES, Array, Energy, GuidedModel
-from qgpo.diffusion import Metrics
-from qgpo.guidance import Weighted, weighted_loss
-from qgpo.networks import join
+from qgpo.diffusion import Diffusion, Metrics
+from qgpo.guidance import GuidanceParts, Weighted, check_guidance, make_guidance, weighted_loss
+from qgpo.networks import NaturalNetwork, join, mlp
+from qgpo.normalization import ObservationNormalizer
+from qgpo.schedule import make_schedule
+from qgpo.solver import get_solver, time_grid
 
+Array = Tensor | NDArray[Any]
+Energy = Callable[[Tensor], Tensor] | Callable[[Tensor, Tensor], Tensor]
+"""E of samples (B, D), or of samples and conditions (B, C) in conditional models, (B,)"""
 Callback = Callable[["EnergyGuidedDiffusion"], bool | None]
 
+STAGES = ("data", "energy", "guidance")
+LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
+TO_RESUME = "save(path), and later load(path).fit(data, energy, resume=True) to go on"
+ROWS_PER_CALL = 16_384
 
-class EnergyGuidedDiffusion(GuidedModel):
+
+@dataclass(frozen=True)
+class EnergyGuidedConfig:
+    """What an EnergyGuidedDiffusion is made of."""
+
+    beta: float = 1.0
+    """inverse temperature of p ~ q exp(-beta E)"""
+    guidance: str = "cep"
+    """how f_t is obtained: cep, mse, emse, dps, analytic, aepo or weighted"""
+    guidance_options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """what that guidance lets choose, by name; its file in qgpo/guidance lists its options"""
+    schedule: str = "cosine"
+    """noise schedule: cosine, linear (both variance preserving) or ot"""
+    prediction: str = "velocity"
+    """what the data model's network predicts: velocity, noise, or flow (only on ot)"""
+    hidden: tuple[int, ...] = (192, 192, 192)
+    """layers of the data model"""
+    data_steps: int = 4_000
+    """gradient steps of the data model"""
+    data_learning_rate: float = 3e-3
+    """its first Adam step size"""
+    energy_hidden: tuple[int, ...] = (128, 128, 128)
+    """layers of f, and of the clean energy where one is learned"""
+    guidance_steps: int = 3_000
+    """gradient steps of f, or of the weighted model"""
+    guidance_learning_rate: float = 5e-3
+    """its first Adam step size"""
+    contrast: int = 512
+    """K, samples compared with each other at one noise level"""
+    groups: int = 4
+    """such groups in one gradient step, each with its own noise level"""
+    targets: str = "sample"
+    """sample, or posterior: targets averaged over the group's posterior, which takes most of their
+    variance away (unconditional models in few dimensions)"""
+    preconditioned: bool = True
+    """f = alpha_t times its network"""
+    sharpness: float = 12.0
+    """scale of the networks' inputs: how fine the features are that they learn first"""
+    ema_decay: float = 0.999
+    """decay of the averaged weights that are sampled from"""
+    guidance_bound: float | None = None
+    """largest |w sigma grad f| / |eps| while sampling; none: no bound"""
+    solver: str = "dpm_solver_2m"
+    """solver unless `sample` is given another"""
+    solver_steps: int = 25
+    """its steps"""
+    spacing: str = "log_snr"
+    """its time grid: time, log_snr or karras"""
+
+    def __post_init__(self) -> None:
+        check_guidance(self.guidance, self.guidance_options)
+
+
+class _History(KVWriter):
+    """Keeps what the loop logs, per stage."""
+
+    def __init__(self, history: dict[str, list[dict[str, float]]]) -> None:
+        self.history = history
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0
+    ) -> None:
+        """One row: the step of the stage, and its metrics."""
+        stage = key_values["time/stage"]
+        metrics = {k.removeprefix(f"{stage}/"): v for k, v in key_values.items()}
+        steps = float(metrics["time/stage_steps"])
+        own = {k: float(v) for k, v in metrics.items() if "/" not in k}
+        self.history[stage].append({"step": steps, **own})
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _EveryStep(BaseCallback):
+    """Calls a function of the model after every step; False stops."""
+
+    def __init__(self, function: Callback) -> None:
+        super().__init__()
+        self.function = function
+
+    def _on_step(self) -> bool:
+        return self.function(self.model) is not False  # type: ignore[arg-type]
+
+
+class EnergyGuidedDiffusion:
     """A model of p(x) ~ q(x) exp(-beta E(x)), or of p(x|c) given conditions.
 
         model = EnergyGuidedDiffusion(EnergyGuidedConfig(beta=3.0), seed=0)
@@ -52,9 +146,155 @@ class EnergyGuidedDiffusion(GuidedModel):
 
     name: ClassVar[str] = "EnergyGuidedDiffusion"
 
-    _callback: Callback | None = None
-    _progress_bar = False
-    _stopped = False
+    def __init__(
+        self,
+        config: EnergyGuidedConfig | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "auto",
+    ) -> None:
+        self.config = EnergyGuidedConfig() if config is None else config
+        self.seed = seed
+        self.device = choose_device(device)
+        self.schedule = make_schedule(self.config.schedule)
+        get_solver(self.config.solver, self.schedule)
+        time_grid(self.schedule, self.config.solver_steps, self.config.spacing)
+        self.training = Training(STAGES, seed, self.device, LIKELY_CAUSES, TO_RESUME)
+        self.sampling_generator = torch.Generator(self.device)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.training.reset()
+        self.history: dict[str, list[dict[str, float]]] = {stage: [] for stage in STAGES}
+        self.training.logger = Logger(None, [_History(self.history)])
+        self.fingerprint: str | None = None
+        self.dims: tuple[int, int] | None = None
+        self._energy: Energy | None = None
+        self.sampling_generator.manual_seed(self.seed)
+
+    @property
+    def networks(self) -> nn.ModuleDict:
+        """Every network, average and normalizer, by name."""
+        return self.training.networks
+
+    @property
+    def progress(self) -> dict[str, int]:
+        """Steps done, per stage."""
+        return self.training.progress
+
+    @property
+    def num_timesteps(self) -> int:
+        """Gradient steps done, over all stages."""
+        return self.training.num_timesteps
+
+    # Parts ----------------------------------------------------------------------------------
+
+    def _build(self, dim: int, condition_dim: int, labelled: bool) -> None:
+        """Networks and optimizers; `labelled`: the energy came as labels and may be learned."""
+        try:
+            self._build_parts(dim, condition_dim, labelled)
+        except BaseException:  # half a model could be saved, and not be loaded
+            self._reset()
+            raise
+
+    def _build_parts(self, dim: int, condition_dim: int, labelled: bool) -> None:
+        c = self.config
+        self.dims, self._labelled = (dim, condition_dim), labelled
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.normalizer = ObservationNormalizer(dim)
+            self.condition_normalizer = ObservationNormalizer(condition_dim)
+            self.data_model = self._make_diffusion()
+            self.data_model_ema = copy.deepcopy(self.data_model).requires_grad_(False)
+            self.clean_energy = mlp([dim + condition_dim, *c.energy_hidden, 1], "silu")
+            self.energy_scale = ObservationNormalizer(1)
+            self.guidance_model = make_guidance(c.guidance, self._parts())
+            self.guidance_ema = make_guidance(c.guidance, self._parts()).requires_grad_(False)
+        self.guidance_ema.load_state_dict(self.guidance_model.state_dict())
+        self.networks.update(
+            {
+                "normalizer": self.normalizer,
+                "condition_normalizer": self.condition_normalizer,
+                "data_model": self.data_model,
+                "data_model_ema": self.data_model_ema,
+                "clean_energy": self.clean_energy,
+                "energy_scale": self.energy_scale,
+                "guidance": self.guidance_model,
+                "guidance_ema": self.guidance_ema,
+            }
+        )
+        self.networks.to(self.device).train(False)
+        trained: dict[str, nn.Module] = {
+            "data": self.data_model,
+            "energy": self.clean_energy,
+            "guidance": self.guidance_model,
+        }
+        for stage, module in trained.items():
+            self.training.add_optimizer(stage, module.parameters(), 1e-3)
+
+    def _parts(self) -> GuidanceParts:
+        assert self.dims is not None
+        c = self.config
+        return GuidanceParts(
+            dim=self.dims[0],
+            schedule=self.schedule,
+            denoise=self.data_model_ema.denoise,
+            make_energy_network=self._make_energy_network,
+            make_diffusion=self._make_diffusion,
+            energy=self._scaled_energy,
+            preconditioned=c.preconditioned,
+            targets=c.targets,
+            options=c.guidance_options,
+        )
+
+    def _make_diffusion(self) -> Diffusion:
+        assert self.dims is not None
+        c = self.config
+        network = NaturalNetwork(
+            *self.dims, self.dims[0], c.hidden, self.schedule, c.sharpness, zero_start=True
+        )
+        return Diffusion(network, self.schedule, c.prediction)
+
+    def _make_energy_network(self) -> NaturalNetwork:
+        assert self.dims is not None
+        c = self.config
+        return NaturalNetwork(*self.dims, 0, c.energy_hidden, self.schedule, c.sharpness)
+
+    def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """f_0 = -beta E of standardised samples and conditions, (B,); differentiable."""
+        if self._labelled:
+            learned: Tensor = self.clean_energy(join(z, condition)).squeeze(-1)
+            return -self.config.beta * (learned * self.energy_scale.std + self.energy_scale.mean)
+        if self._energy is None:
+            raise RuntimeError(
+                f"guidance={self.config.guidance!r} differentiates the energy while sampling, and "
+                "a file cannot hold a function: load(path, energy=...)"
+            )
+        return -self.config.beta * self._call(self._energy, z, condition)
+
+    def _call(self, energy: Energy, z: Tensor, condition: Tensor | None) -> Tensor:
+        """E in the data's units, with its shape checked."""
+        x = self.decode(z)
+        if condition is None:
+            values = energy(x)  # type: ignore[call-arg]
+        else:
+            normalizer = self.condition_normalizer
+            values = energy(x, condition * normalizer.std + normalizer.mean)  # type: ignore[call-arg]
+        if values.shape != (len(z),):
+            raise ValueError(
+                f"energy returned shape {tuple(values.shape)}, expected ({len(z)},): one value "
+                "per sample"
+            )
+        return values
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Data to the standardised coordinates of the diffusion, (..., D)."""
+        z: Tensor = self.normalizer(x)
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Back to data, (..., D)."""
+        return z * self.normalizer.std + self.normalizer.mean
 
     # Training -------------------------------------------------------------------------------
 
@@ -78,10 +318,10 @@ class EnergyGuidedDiffusion(GuidedModel):
         RuntimeError where a loss is not finite.
         """
         z, labels, c = self._prepare(data, energy, condition, resume)
-        self._progress_bar, self._callback, self._stopped = progress_bar, callback, False
-        self._fit_data(z, c)
-        self._fit_energy(z, labels, c)
-        self._fit_guidance(z, labels, c)
+        with self._stages(progress_bar, callback):
+            self._fit_data(z, c)
+            self._fit_energy(z, labels, c)
+            self._fit_guidance(z, labels, c)
         return self
 
     def fit_data(
@@ -89,9 +329,23 @@ class EnergyGuidedDiffusion(GuidedModel):
     ) -> Self:
         """Stage 1 alone: q, for several guidances to share (`with_guidance`)."""
         z, _, c = self._prepare(data, None, condition, False)
-        self._progress_bar, self._callback, self._stopped = progress_bar, None, False
-        self._fit_data(z, c)
+        with self._stages(progress_bar, None):
+            self._fit_data(z, c)
         return self
+
+    @contextlib.contextmanager
+    def _stages(self, progress_bar: bool, callback: Callback | None) -> Iterator[None]:
+        """What the stages inside need of the loop; a callback that stops them ends the block."""
+        training = self.training
+        training.interrupted, training.progress_bar = False, progress_bar
+        training.callback = None if callback is None else _EveryStep(callback)
+        if training.callback is not None:
+            training.callback.init_callback(self)  # type: ignore[arg-type]
+        try:
+            with on_signals(training.interrupt), contextlib.suppress(TrainingStoppedError):
+                yield
+        finally:
+            training.callback = None
 
     def with_guidance(self, config: EnergyGuidedConfig) -> EnergyGuidedDiffusion:
         """A new model that keeps this one's q; call `fit(..., resume=True)` on the same data.
@@ -111,7 +365,7 @@ class EnergyGuidedDiffusion(GuidedModel):
         other._build(*self.dims, self._labelled)
         for name in ("normalizer", "condition_normalizer", "data_model", "data_model_ema"):
             other.networks[name].load_state_dict(self.networks[name].state_dict())
-        other.progress["data"] = config.data_steps
+        other.progress["data"] = other.training.num_timesteps = config.data_steps
         return other
 
     def _prepare(
@@ -153,7 +407,7 @@ class EnergyGuidedDiffusion(GuidedModel):
         if energy is None:
             return torch.zeros(len(z), device=self.device)
         if callable(energy):
-            rows = torch.arange(len(z), device=self.device).split(16_384)
+            rows = torch.arange(len(z), device=self.device).split(ROWS_PER_CALL)
             with torch.no_grad():
                 parts = [self._call(energy, z[r], None if c is None else c[r]) for r in rows]
             labels = torch.cat(parts).float()
@@ -192,13 +446,13 @@ class EnergyGuidedDiffusion(GuidedModel):
             condition = None if c is None else c[rows]
             targets = self.config.targets
             loss, metrics = weighted_loss(
-                self.data_model, z[rows], zeros, condition, targets, self.generator
+                self.data_model, z[rows], zeros, condition, targets, self.training.generator
             )
-            self._step("data", loss, self._rate(self.config.data_learning_rate, step, "data"))
+            self._optimize("data", loss, step)
             average(self.data_model, self.data_model_ema, self.config.ema_decay, step)
             return {"loss": metrics["loss"]}
 
-        self._run("data", self.config.data_steps, update)
+        self._run("data", update)
 
     def _fit_energy(self, z: Tensor, labels: Tensor, c: Tensor | None) -> None:
         """Stage 2: a smooth E(x), where it is differentiated and came as labels."""
@@ -206,40 +460,35 @@ class EnergyGuidedDiffusion(GuidedModel):
             return
         self.energy_scale.fit(labels[:, None])
         standardised = self.energy_scale(labels[:, None]).squeeze(-1)
-        total = self.config.guidance_steps
 
         def update(step: int) -> Metrics:
             rows = self._draw(len(z)).flatten()
             output = self.clean_energy(join(z[rows], None if c is None else c[rows]))
             loss = torch.mean((output.squeeze(-1) - standardised[rows]) ** 2)
-            self._step(
-                "energy", loss, self._rate(self.config.guidance_learning_rate, step, "energy")
-            )
+            self._optimize("energy", loss, step)
             return {"loss": loss.detach()}
 
-        self._run("energy", total, update)
+        self._run("energy", update)
 
     def _fit_guidance(self, z: Tensor, labels: Tensor, c: Tensor | None) -> None:
         """Stage 3: f_t on groups of K samples, each group at one noise level."""
         # E enters relative to its mean: the same f for energies that differ by a constant
         centred = labels.double() - labels.double().mean()
         scaled = (-self.config.beta * centred).float()
-        if self._stopped:
-            return
         if self.progress["guidance"] == 0:
             for guidance in (self.guidance_model, self.guidance_ema):
                 if isinstance(guidance, Weighted):
                     guidance.model.load_state_dict(self.data_model_ema.state_dict())
-        state = self.generator.get_state()
-        rows = torch.arange(min(len(z), 16_384), device=self.device)
+        state = self.training.generator.get_state()
+        rows = torch.arange(min(len(z), ROWS_PER_CALL), device=self.device)
         for guidance in (self.guidance_model, self.guidance_ema):
-            self.generator.set_state(state)
+            self.training.generator.set_state(state)
             some = None if c is None else c[rows]
             if guidance.needs_energy:
-                guidance.prepare(z[rows], scaled[rows], some, self.generator)
+                guidance.prepare(z[rows], scaled[rows], some, self.training.generator)
             else:
-                guidance.prepare(z, scaled, c, self.generator)
-        self.generator.set_state(state)
+                guidance.prepare(z, scaled, c, self.training.generator)
+        self.training.generator.set_state(state)
         if not self.guidance_model.trainable:
             return
 
@@ -247,62 +496,32 @@ class EnergyGuidedDiffusion(GuidedModel):
             rows = self._draw(len(z))
             condition = None if c is None else c[rows]
             loss, metrics = self.guidance_model.loss(
-                z[rows], scaled[rows], condition, self.generator
+                z[rows], scaled[rows], condition, self.training.generator
             )
-            rate = self._rate(self.config.guidance_learning_rate, step, "guidance")
-            self._step("guidance", loss, rate)
+            self._optimize("guidance", loss, step)
             average(self.guidance_model, self.guidance_ema, self.config.ema_decay, step)
             return metrics
 
-        self._run("guidance", self.config.guidance_steps, update)
+        self._run("guidance", update)
 
-    def _run(self, stage: str, total: int, update: Callable[[int], Metrics]) -> None:
-        """Call `update(step)` from where the stage stands up to `total`."""
-        if self._stopped:
-            return
-        bar = tqdm(
-            total=total,
-            initial=self.progress[stage],
-            desc=f"{stage:9s}",
-            disable=not self._progress_bar,
-            mininterval=0.5,
-        )
-        with bar:
-            for step in range(self.progress[stage], total):
-                metrics = update(step)
-                self.progress[stage] = step + 1
-                bar.update()
-                if (step + 1) % max(1, total // 50) == 0 or step + 1 == total:
-                    row = {name: float(value.detach()) for name, value in metrics.items()}
-                    if not all(math.isfinite(value) for value in row.values()):
-                        raise RuntimeError(
-                            f"stage {stage!r} has {row} at step {step + 1}: lower its learning "
-                            "rate or beta, or check the energy for outliers"
-                        )
-                    self.history[stage].append({"step": float(step + 1), **row})
-                    if "loss" in row:
-                        bar.set_postfix(loss=f"{row['loss']:.4f}")
-                if self._callback is not None and self._callback(self) is False:
-                    self._stopped = True
-                    return
+    def _run(self, stage: str, update: Callable[[int], Metrics]) -> None:
+        """Run a stage in the shared loop, with about fifty rows of metrics."""
+        total = self._steps(stage)
+        self.training.log_interval = max(1, total // 50)
+        self.training.run_stage(stage, total, update)
+
+    def _steps(self, stage: str) -> int:
+        return self.config.data_steps if stage == "data" else self.config.guidance_steps
 
     def _draw(self, n: int) -> Tensor:
         """Rows of the next step's groups, (groups, K)."""
-        shape = (self.config.groups, self.config.contrast)
-        return torch.randint(n, shape, generator=self.generator, device=self.device)
+        return self.training.draw(n, self.config.groups, self.config.contrast)
 
-    def _rate(self, base: float, step: int, stage: str) -> float:
-        """Half a cosine from `base` to zero."""
-        total = self.config.data_steps if stage == "data" else self.config.guidance_steps
-        return half_cosine(base, step, total)
-
-    def _step(self, stage: str, loss: Tensor, rate: float) -> None:
-        optimizer = self.optimizers[stage]
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+    def _optimize(self, stage: str, loss: Tensor, step: int) -> None:
+        """One step, at a rate that falls to zero along half a cosine."""
+        c = self.config
+        base = c.data_learning_rate if stage == "data" else c.guidance_learning_rate
+        self.training.optimize(stage, loss, half_cosine(base, step, self._steps(stage)))
 
     # Files ----------------------------------------------------------------------------------
 
@@ -310,29 +529,17 @@ class EnergyGuidedDiffusion(GuidedModel):
         """Write everything that sampling and further training need, atomically."""
         if self.dims is None:
             raise RuntimeError("nothing to save: this model has not seen data yet")
-        optimizers: dict[str, Tensor] = {}
-        groups = {}
-        for name, optimizer in self.optimizers.items():
-            tensors, groups[name] = pack_optimizer(name, optimizer.state_dict())
-            optimizers.update(tensors)
-        header = {
-            "agent": self.name,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "config": dataclasses.asdict(self.config),
-            "seed": self.seed,
-            "dims": self.dims,
-            "labelled": self._labelled,
-            "progress": self.progress,
-            "history": self.history,
-            "fingerprint": self.fingerprint,
-            "optimizers": groups,
-        }
-        tables = {
-            "generator/training": self.generator.get_state(),
-            "generator/sampling": self.sampling_generator.get_state(),
-        }
-        modules = self.networks.state_dict()
-        write_checkpoint(with_suffix(path), Checkpoint(header, modules, optimizers, tables))
+        packed = checkpoint.pack(
+            self.training,
+            self.config,
+            {"sampling": self.sampling_generator},
+            agent=self.name,
+            dims=self.dims,
+            labelled=self._labelled,
+            history=self.history,
+            fingerprint=self.fingerprint,
+        )
+        checkpoint.write_checkpoint(checkpoint.with_suffix(path), packed)
 
     @classmethod
     def load(
@@ -346,39 +553,92 @@ class EnergyGuidedDiffusion(GuidedModel):
         `energy` is needed where a guidance differentiates a callable (`dps`, `analytic`).
         """
         device = choose_device(device)  # not the file's fault
-        path = with_suffix(path)
-        checkpoint = read_checkpoint(path)
-        header = checkpoint.header
+        path = checkpoint.with_suffix(path)
+        read = checkpoint.read_checkpoint(path)
+        header = read.header
         if header.get("agent") != cls.name:
             raise CheckpointError(f"{str(path)!r} holds {header.get('agent')!r}, not {cls.name!r}")
-        try:
-            config = config_from_json(EnergyGuidedConfig, header["config"])
+        with checkpoint.using(path):
+            config = checkpoint.config_from_json(EnergyGuidedConfig, header["config"])
             model = cls(config, seed=header["seed"], device=device)
             dim, condition_dim = header["dims"]
             model._build(dim, condition_dim, header["labelled"])
-            model._restore(checkpoint)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise CheckpointError(f"checkpoint {str(path)!r} cannot be used: {reason}") from error
+            checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
+            for stage in STAGES:
+                model.history[stage].extend(header["history"][stage])
+            model.fingerprint = header["fingerprint"]
         model._energy = energy
         return model
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        header, generators = checkpoint.header, checkpoint.tables
-        self.networks.load_state_dict(checkpoint.modules)
-        for name, optimizer in self.optimizers.items():
-            groups = header["optimizers"][name]
-            optimizer.load_state_dict(unpack_optimizer(name, checkpoint.optimizers, groups))
-        if set(header["progress"]) != set(STAGES):
-            raise CheckpointError(f"its stages are {header['progress']}, not {STAGES}")
-        self.progress, self.history = header["progress"], header["history"]
-        self.fingerprint = header["fingerprint"]
-        for name, generator in (
-            ("training", self.generator),
-            ("sampling", self.sampling_generator),
-        ):
-            state = generators[f"generator/{name}"]
-            if len(state) == len(generator.get_state()):
-                generator.set_state(state)
-            else:  # saved on another kind of device
-                generator.manual_seed(self.seed + sum(self.progress.values()))
+    # Sampling -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int | None = None,
+        condition: Array | None = None,
+        *,
+        guidance_scale: float = 1.0,
+        solver: str | None = None,
+        steps: int | None = None,
+        spacing: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Samples (n, D) of q exp(-beta E), one per condition (n, C) in conditional models.
+
+        The guidance scale w multiplies grad f: 0 samples q and takes no gradient, 1 is exact,
+        other values are a heuristic. Without a generator, the model's own (seeded) one goes on.
+        """
+        dim, c = self._condition(n, condition)
+        n = len(c) if c is not None else n
+        generator = self.sampling_generator if generator is None else generator
+        noise = torch.randn((n or 0, dim), generator=generator, device=self.device)
+        model, guidance, scale = self.data_model_ema, self.guidance_ema, guidance_scale
+        untrained = guidance.trainable and self.progress["guidance"] == 0
+        if scale != 0.0 and (self.fingerprint is None or untrained):
+            raise RuntimeError(
+                "the guidance is not trained yet: call fit(data, energy), or sample q with "
+                "guidance_scale=0"
+            )
+        if isinstance(guidance, Weighted) and scale == 1.0:
+            model, scale = guidance.model, 0.0
+        z = model.sample(
+            noise,
+            c,
+            guidance=guidance.gradient,
+            guidance_scale=scale,
+            guidance_bound=self.config.guidance_bound,
+            solver=solver or self.config.solver,
+            steps=steps or self.config.solver_steps,
+            spacing=spacing or self.config.spacing,
+            generator=generator,
+        )
+        return self.decode(z)
+
+    def guidance(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:
+        """Gradient of f_t at standardised noisy samples x_t (B, D), t (B,), as the sampler uses it.
+
+        x_t = alpha_t encode(x) + sigma_t noise.
+        """
+        _, c = self._condition(len(x_t), condition)
+        return self.guidance_ema.gradient(x_t, t, c)
+
+    def f(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:
+        """The intermediate energy at standardised noisy samples, up to a constant, (B,)."""
+        _, c = self._condition(len(x_t), condition)
+        return self.guidance_ema.f(x_t, t, c).detach()
+
+    def _condition(self, n: int | None, condition: Array | None) -> tuple[int, Tensor | None]:
+        if self.dims is None:
+            raise RuntimeError("this model has not been trained: call fit(data, energy)")
+        dim, condition_dim = self.dims
+        if condition is None:
+            if condition_dim or n is None:
+                raise ValueError(f"n={n}, condition=None for {condition_dim} condition dimensions")
+            return dim, None
+        c = torch.as_tensor(condition, dtype=torch.float32, device=self.device)
+        if c.dim() != 2 or c.shape[1] != condition_dim or n not in (None, len(c)):
+            raise ValueError(
+                f"condition has shape {tuple(c.shape)}, expected ({n or 'n'}, {condition_dim})"
+            )
+        return dim, self.condition_normalizer(c)

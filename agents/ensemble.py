@@ -10,17 +10,18 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from qgpo.agents.core.acting import Acting
+from qgpo.agents.core import acting
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches
-from qgpo.agents.guided.tuning import tune_guidance
+from qgpo.agents.guided.tuning import is_guided, tune_guidance
 from qgpo.agents.registry import load_agent
 from qgpo.envs.data.dataset import OfflineDataset
 
 
-class Ensemble(Acting):
+class Ensemble:
     """Trained agents of any kind that act together.
 
         together = Ensemble([QGPO("laptop", seed=seed).learn(dataset) for seed in range(3)])
@@ -28,8 +29,8 @@ class Ensemble(Acting):
         print(evaluate(together, dataset))
 
     Their policies are mixed in equal parts: a deterministic action is the mean of the members', a
-    sampled one that of a member drawn anew for every observation. What the data say all members
-    have learned; what chance has left in each of them differs, and the mean has less of it. The
+    sampled one that of a member drawn anew for every observation. All members have learned the
+    same from the data; what chance left in each differs, and the mean has less of it. The
     members are saved one by one; `load` reads several files.
 
     Raises TypeError for what is no agent, ValueError without members and for members that know no
@@ -105,11 +106,11 @@ class Ensemble(Acting):
     def _guided(self) -> list[Any]:
         """The members, if all of them have a guidance scale; AttributeError otherwise."""
         for i, member in enumerate(self.members):
-            if not hasattr(member, "guidance_scale"):
+            if not is_guided(member):
                 raise AttributeError(f"member {i}, a {member.name} agent, has no guidance_scale")
         return list(self.members)
 
-    def _prepare(self, dataset: OfflineDataset) -> Batches:
+    def prepare(self, dataset: OfflineDataset) -> Batches:
         """The data on the device; ValueError where a member has learned from others."""
         for i, member in enumerate(self.members):
             if member.dataset_fingerprint != dataset.fingerprint:
@@ -117,14 +118,29 @@ class Ensemble(Acting):
                     f"member {i} has learned from {member.dataset_id!r}; {dataset.id!r} holds "
                     "other data"
                 )
-        return self.members[0]._prepare(dataset)
+        return self.members[0].prepare(dataset)
 
     # Acting -------------------------------------------------------------------------------
 
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, Any],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], tuple[NDArray[Any], ...] | None]:
+        """As an agent's: actions (A,) for an observation (S,), or (B, A) for (B, S)."""
+        return acting.predict(self, observation, deterministic), state
+
+    def seed_predictions(self, seed: int) -> None:
+        """Seed the noise of `predict`."""
+        self.prediction_generator.manual_seed(seed)
+
     @torch.no_grad()
-    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """The mean of the members' actions, or a sampled member's, (B, S) to (B, A)."""
         with self._one_noise():
-            actions = torch.stack([m._act(observations, deterministic) for m in self.members])
+            actions = torch.stack([m.act(observations, deterministic) for m in self.members])
         if deterministic:
             return actions.mean(dim=0)
         shape = (len(observations),)

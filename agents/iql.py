@@ -6,18 +6,18 @@ about; the policy follows by advantage-weighted regression.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from qgpo.agents.core.config import Expectile, NotNegative, RewardTuning
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
-from qgpo.baselines import advantage_weights, expectile_loss, weighted_likelihood_loss
-from qgpo.critic import critic_loss, polyak_update, td_target
+from qgpo.critic import critic_loss, expectile_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
-from qgpo.networks import TwinQ, mlp
-from qgpo.policies import GaussianPolicy
+from qgpo.networks import GaussianPolicy, TwinQ, mlp
+from qgpo.policies import advantage_weights, weighted_likelihood_loss
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class IQLConfig(CriticConfig):
 
     learning_rate_decay: bool = True
     """lower the policy's learning rate to zero along a half cosine"""
-    reward_tuning: str = "locomotion"
+    reward_tuning: RewardTuning = "locomotion"
     """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
     returns of unit standard deviation)"""
-    expectile: float = 0.7
+    expectile: Expectile = 0.7
     """the expectile of Q that V is; 0.5 is the behavior's value, towards 1 the best in the data"""
-    beta: float = 3.0
+    beta: NotNegative = 3.0
     """inverse temperature of the advantage weights; 0 is imitation"""
     advantage_clip: float = 100.0
     """largest advantage weight"""
@@ -39,8 +39,7 @@ class IQLConfig(CriticConfig):
 
 IQL_PRESETS: dict[str, IQLConfig] = {
     "paper": IQLConfig(),
-    "laptop": replace(
-        IQLConfig(),
+    "laptop": IQLConfig(
         steps=12_000,
         learning_rate=1e-3,
         tau=0.01,
@@ -80,7 +79,7 @@ class IQL(SingleStageAgent[IQLConfig]):
         with torch.no_grad():
             q = self.critic_target(batch.observations, batch.actions)
         value_loss = expectile_loss(q - self._values(batch.observations), c.expectile)
-        value_norm = self._optimize("value", value_loss, c.learning_rate)
+        value_norm = self.training.optimize("value", value_loss, c.learning_rate)
 
         # pi: regression weighted by exp(beta (Q - V)) (Eq. 7)
         with torch.no_grad():
@@ -91,11 +90,11 @@ class IQL(SingleStageAgent[IQLConfig]):
         policy_loss, metrics = weighted_likelihood_loss(
             self.policy, batch.observations, batch.actions, weights
         )
-        policy_norm = self._optimize("policy", policy_loss, self._policy_rate(step))
+        policy_norm = self.training.optimize("policy", policy_loss, self._policy_rate(step))
 
         # Q: r + gamma V(s'), cut on termination only (Eq. 6)
         loss, critic_metrics = critic_loss(self.critic, batch.observations, batch.actions, targets)
-        metrics["grad_norm"] = self._optimize("critic", loss, c.learning_rate)
+        metrics["grad_norm"] = self.training.optimize("critic", loss, c.learning_rate)
         polyak_update(self.critic, self.critic_target, c.tau)
         return {
             **metrics,
@@ -111,9 +110,6 @@ class IQL(SingleStageAgent[IQLConfig]):
         values: Tensor = self.value(observations)
         return values.squeeze(-1)
 
-    @torch.no_grad()
-    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
-        mean, std = self.policy.moments(self.normalizer(observations))
-        if not deterministic:
-            mean = mean + std * self._prediction_normal(tuple(mean.shape))
-        return mean.clamp(-1.0, 1.0)
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """The Gaussian's mean, or a sample of it."""
+        return self._gaussian_action(self.policy, observations, deterministic)

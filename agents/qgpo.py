@@ -7,14 +7,14 @@
 act           solve the reverse ODE with the score of mu plus the gradient of w f_t,
               so that actions follow mu(a|s) exp(beta Q(s, a)) at w = 1
 
-Stages 1 and 2 are in `guided_policy.py`, 3 in `support_critic.py`. `guidance` names another answer
-than contrastive energy prediction to what f_t is (`qgpo.guidance`).
+Stages 1 to 3 are parts of the family (`guided/`). `guidance` names another answer than contrastive
+energy prediction to what f_t is (`qgpo.guidance`).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
 import gymnasium as gym
 import torch
@@ -22,17 +22,80 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
-from qgpo.agents.guided.adoption import kept_states
-from qgpo.agents.guided.config import PRESETS, QGPOConfig
+from qgpo.agents.core.config import Steps
+from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import REFERENCES, STATES_FOR_MEDIAN, Trust
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.guidance import GUIDANCES, AnalyticOptions, Guidance, GuidanceParts, make_guidance
+from qgpo.fields import Range
+from qgpo.guidance import (
+    GUIDANCES,
+    Guidance,
+    GuidanceParts,
+    Weighted,
+    check_guidance,
+    guidance_class,
+    make_guidance,
+)
 from qgpo.networks import EnergyNetwork
 
 STATES_TO_PREPARE = 512
 """states whose support actions a guidance sees that tabulates posterior variances"""
+
+
+@dataclass(frozen=True)
+class QGPOConfig(GuidedPolicyConfig):
+    """Hyperparameters of QGPO; the defaults are the authors' (the `paper` preset)."""
+
+    guidance: str = "cep"
+    """how f_t is obtained: cep (the paper's), mse, emse, dps, analytic or aepo"""
+    guidance_options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """what that guidance lets choose, by name, for example order 2 covariance moment (analytic and
+    aepo); each guidance's file in qgpo/guidance lists its options"""
+    trust_power: Annotated[float, Range(0.0, 1e3)] = 0.0
+    """lower the guidance scale in states where data are sparse, farther from the nearest one than
+    the median, by (median / distance)^trust_power; 0: one scale for all states"""
+    energy_hidden: tuple[int, ...] = (256, 256, 256, 256)
+    """layers of the energy network"""
+    energy_time_scale: float = 30.0
+    """frequency scale of the energy network's time features"""
+    energy_preconditioned: bool = False
+    """scale the energy network's output by alpha_t: its error is not amplified near t = 1"""
+    energy_steps: Steps = 1_000_000
+    """gradient steps of the energy stage"""
+    energy_batch_size: int = 256
+    """states per energy step, each with all its support actions"""
+    energy_learning_rate: float = 3e-4
+    """Adam step size of the energy stage"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_guidance(self.guidance, self.guidance_options)
+        if issubclass(guidance_class(self.guidance), Weighted):
+            choices = sorted(n for n, kind in GUIDANCES.items() if not issubclass(kind, Weighted))
+            raise ValueError(f"guidance={self.guidance!r}, expected one of {choices}; QIPO has it")
+
+
+LAPTOP_ENERGY: dict[str, Any] = {
+    "energy_hidden": (256, 256),
+    "energy_time_scale": 1.0,
+    "energy_preconditioned": True,
+    "energy_steps": 3_000,
+    "energy_batch_size": 128,
+    "energy_learning_rate": 1e-3,
+}
+LAPTOP_TRUST: dict[str, Any] = {
+    "beta": 1.0,
+    "q_unit": "spread",
+    "tilt_limit": 3.0,
+    "trust_power": 4.0,
+}
+"""QGPO's own: beta is such that a typical state's actions differ by one in beta Q"""
+PRESETS: dict[str, QGPOConfig] = {
+    "paper": QGPOConfig(),
+    "laptop": QGPOConfig(**{**LAPTOP, **LAPTOP_ENERGY, **LAPTOP_TRUST}),
+}
 
 
 class QGPO(GuidedPolicy[QGPOConfig]):
@@ -51,23 +114,6 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     name: ClassVar[str] = "QGPO"
     config_class: ClassVar[type[QGPOConfig]] = QGPOConfig
     presets: ClassVar[dict[str, QGPOConfig]] = PRESETS
-    younger_fields: ClassVar[frozenset[str]] = GuidedPolicy.younger_fields.union(
-        {
-            "analytic_covariance",
-            "analytic_damped",
-            "analytic_gradient",
-            "analytic_order",
-            "critic_activation",
-            "critic_baseline",
-            "critic_value",
-            "deterministic_action",
-            "expectile",
-            "guidance",
-            "guidance_bound",
-            "tilt_limit",
-            "trust_power",
-        }
-    )
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
 
     energy: Guidance
@@ -84,47 +130,45 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        if guidance is not None:
-            config = replace(self.choose_config(config), guidance=guidance)
         super().__init__(
             config, env, seed=seed, device=device, verbose=verbose, tensorboard_log=tensorboard_log
         )
+        if guidance is not None:
+            self._change(guidance=guidance)
 
-    def _build_last(self, observation_dim: int, action_dim: int) -> None:
-        c = self.config
+    def _build_last(self) -> None:
+        c, behavior = self.config, self.behavior
         self.temperature = InverseTemperature(c.beta)
 
         def make_energy_network() -> EnergyNetwork:
-            return EnergyNetwork(action_dim, observation_dim, c.energy_hidden, c.energy_time_scale)
+            dims = behavior.action_dim, behavior.observation_dim
+            return EnergyNetwork(*dims, c.energy_hidden, c.energy_time_scale)
 
         parts = GuidanceParts(
-            dim=action_dim,
-            schedule=self.behavior_ema.schedule,
-            denoise=self.behavior_ema.denoise,
+            dim=behavior.action_dim,
+            schedule=behavior.average.schedule,
+            denoise=behavior.average.denoise,
             make_energy_network=make_energy_network,
-            make_diffusion=lambda: self._make_diffusion(observation_dim, action_dim),
+            make_diffusion=behavior.make_diffusion,
             energy=self._scaled_energy,
             preconditioned=c.energy_preconditioned,
-            analytic=AnalyticOptions(
-                order=c.analytic_order,
-                covariance=c.analytic_covariance,
-                gradient=c.analytic_gradient,
-                damped=c.analytic_damped,
-            ),
+            options=c.guidance_options,
         )
         self.energy = make_guidance(c.guidance, parts)
         self.networks["energy"] = self.energy
         if self.energy.needs_energy:
             self.networks["temperature"] = self.temperature
         if c.trust_power:
-            self.trust = Trust(observation_dim, c.trust_power)
+            self.trust = Trust(behavior.observation_dim, c.trust_power)
             self.networks["trust"] = self.trust
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """f_0 = beta Q(s, a) at the nearest action inside the bounds, (B, A), (B, S) to (B,)."""
         assert condition is not None
-        actions = self.whitening.decode(condition, z).clamp(-1.0, 1.0)
-        q: Tensor = self.critic_target(condition, self.whitening.encode(condition, actions))
+        actions = self.behavior.within_bounds(condition, z)
+        q: Tensor = self.critic.target(
+            condition, self.behavior.whitening.encode(condition, actions)
+        )
         return self.temperature.beta * q
 
     @property
@@ -139,46 +183,41 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
     @property
     def _trains_energy(self) -> bool:
-        return GUIDANCES[self.config.guidance].trainable
+        return guidance_class(self.config.guidance).trainable
 
     # Training: the paper's order ----------------------------------------------------------
 
-    def _train(self, dataset: OfflineDataset) -> None:
-        if not self.is_trained:
-            self.train_behavior(dataset)
-            self.generate_support(dataset)
-            self.train_critic(dataset)
-            self.train_energy(dataset)
-        self.tables = kept_states(self)
+    def _train_last(self, dataset: OfflineDataset) -> None:
+        self.train_energy(dataset)
 
     def train_energy(self, dataset: OfflineDataset) -> None:
-        """Stage 4: f_t over each state's support actions, by contrast or as `guidance` says."""
-        data = self._prepare(dataset)
-        self._needs("support", "generate_support")
-        c, energy = self.config, self.energy
-        q = self._table_of_q(data)
+        """Stage 5: f_t over each state's support actions, by contrast or as `guidance` says."""
+        data = self._with_support(dataset)
+        c, energy, training = self.config, self.energy, self.training
+        q = self.critic.table_of_q(data)
         self.temperature.beta.copy_(self._inverse_temperature(q))
         self._fit_trust(data)
-        energies = self._scaled_energies(q, self.temperature.beta)
+        energies = self.critic.scaled_energies(q, self.temperature.beta)
         self._prepare_guidance(data, energies)
 
         def update(step: int) -> Metrics:
-            rows = take(data.state_index, self._draw(len(data), c.energy_batch_size))
-            condition = self.normalizer(data.observations(rows))
+            rows = take(data.state_index, training.draw(len(data), c.energy_batch_size))
+            condition = self.behavior.condition(data, rows)
             support = take(self.tables["support"], rows)
             if not energy.trainable:
-                return energy.metrics(support, condition, self.generator)
-            loss, metrics = energy.loss(support, take(energies, rows), condition, self.generator)
-            rate = self._rate(c.energy_learning_rate, step, c.energy_steps)
-            metrics["grad_norm"] = self._optimize("energy", loss, rate)
+                return energy.metrics(support, condition, training.generator)
+            label = take(energies, rows)
+            loss, metrics = energy.loss(support, label, condition, training.generator)
+            rate = self.behavior.rate(c.energy_learning_rate, step, c.energy_steps)
+            metrics["grad_norm"] = training.optimize("energy", loss, rate)
             return metrics
 
-        self._run_stage("energy", self.last_steps, update, gradient_steps=energy.trainable)
+        training.run_stage("energy", self.last_steps, update, gradient_steps=energy.trainable)
 
     def _inverse_temperature(self, q: Tensor) -> Tensor:
         """The factor on Q; `tilt_limit` lowers it here where it is the same in all states."""
         c = self.config
-        beta = c.beta / self._q_scale(q)
+        beta = c.beta / self.critic.scale(q)
         if self.energy.needs_energy and c.tilt_limit is not None:
             beta = torch.minimum(beta, c.tilt_limit / q.std(dim=-1).mean().clamp(min=1e-9))
         return beta
@@ -186,13 +225,13 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     def _fit_trust(self, data: Batches) -> None:
         if not self.config.trust_power:
             return
-        rows = self._random_rows(data)
+        rows = self.behavior.shuffled_rows(data)
         kept = rows[torch.arange(REFERENCES, device=self.device) % len(rows)]
         others = rows[-STATES_FOR_MEDIAN:]
         episodes = data.episodes()
         self.trust.fit(
-            self.normalizer(data.observations(kept)),
-            self.normalizer(data.observations(others)),
+            self.behavior.condition(data, kept),
+            self.behavior.condition(data, others),
             episodes[others][:, None] == episodes[kept],
         )
 
@@ -210,7 +249,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         n = min(STATES_TO_PREPARE, len(energies))
         rows = torch.randperm(len(energies), generator=generator, device=self.device)[:n]
         support = take(self.tables["support"], rows)
-        condition = self.normalizer(data.observations(rows))[:, None]
+        condition = self.behavior.condition(data, rows)[:, None]
         self.energy.prepare(
             support.flatten(0, 1),
             take(energies, rows).flatten(),
@@ -223,11 +262,11 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient]:
         """The behavior and the gradient of f_t, less of it where the data do not bear Q out."""
         if not self.config.trust_power or scale == 0.0:
-            return self.behavior_ema, self.energy.gradient
+            return self.behavior.average, self.energy.gradient
         trust: Tensor = self.trust(condition)[:, None]
 
         def gradient(x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
             full: Tensor = self.energy.gradient(x_t, t, condition)
             return trust * full
 
-        return self.behavior_ema, gradient
+        return self.behavior.average, gradient

@@ -16,18 +16,56 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from qgpo.agents.core.batches import Batches, average, take
-from qgpo.agents.guided.adoption import kept_states
-from qgpo.agents.guided.config import QIPO_PRESETS, QIPOConfig
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.config import Period, Steps
+from qgpo.agents.core.training import average
+from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.fields import Range
 from qgpo.guidance import Weighted, weighted_loss
+
+
+@dataclass(frozen=True)
+class QIPOConfig(GuidedPolicyConfig):
+    """Hyperparameters of QIPO; the defaults are those of published code (the `paper` preset)."""
+
+    support_actions: Annotated[int, Range(2, 1_000_000)] = 64
+    """M, actions per observation among which the weights are shared out"""
+    policy_steps: Steps = 98_000
+    """gradient steps of the policy stage"""
+    policy_batch_size: int = 256
+    """states per policy step, each with all its support actions"""
+    policy_learning_rate: float = 3e-4
+    """Adam step size of the policy stage"""
+    renew_every: Period = 10_000
+    """policy steps between two renewals of the support by the policy itself"""
+    largest_beta: float = 30.0
+    """no renewal beyond this effective beta; the l-th renewal makes it (l + 1) beta"""
+
+
+LAPTOP_POLICY: dict[str, Any] = {
+    "policy_steps": 3_000,
+    "policy_batch_size": 128,
+    "policy_learning_rate": 1e-3,
+    "renew_every": 1_500,
+    "beta": 5.0,
+}
+FLOW: dict[str, Any] = {"schedule": "ot", "prediction": "flow"}
+
+QIPO_PRESETS: dict[str, QIPOConfig] = {
+    "paper": QIPOConfig(),
+    "paper-flow": QIPOConfig(**FLOW),
+    "laptop": QIPOConfig(**{**LAPTOP, **LAPTOP_POLICY}),
+    "laptop-flow": QIPOConfig(**{**LAPTOP, **LAPTOP_POLICY, **FLOW}),
+}
 
 
 class QIPO(GuidedPolicy[QIPOConfig]):
@@ -48,12 +86,13 @@ class QIPO(GuidedPolicy[QIPOConfig]):
     policy_ema: Diffusion
     source: Diffusion
 
-    def _build_last(self, observation_dim: int, action_dim: int) -> None:
-        self.policy = copy.deepcopy(self.behavior)
-        self.policy_ema = copy.deepcopy(self.behavior_ema)
-        self.source = copy.deepcopy(self.behavior_ema)
+    def _build_last(self) -> None:
+        behavior = self.behavior
+        self.policy = copy.deepcopy(behavior.model)
+        self.policy_ema = copy.deepcopy(behavior.average)
+        self.source = copy.deepcopy(behavior.average)
         self.temperature = InverseTemperature(self.config.beta)
-        self.weighted = Weighted(self.policy_ema, self.behavior_ema.denoise)
+        self.weighted = Weighted(self.policy_ema, behavior.average.denoise)
         self.networks.update(
             {
                 "policy": self.policy,
@@ -65,7 +104,7 @@ class QIPO(GuidedPolicy[QIPOConfig]):
 
     def _support_source(self) -> Diffusion:
         """The behavior; after a renewal the policy as it was then."""
-        return self.source if self.progress["policy"] else self.behavior_ema
+        return self.source if self.progress["policy"] else self.behavior.average
 
     @property
     def last_steps(self) -> int:
@@ -79,46 +118,40 @@ class QIPO(GuidedPolicy[QIPOConfig]):
 
     # Training: the paper's order ----------------------------------------------------------
 
-    def _train(self, dataset: OfflineDataset) -> None:
-        if not self.is_trained:
-            self.train_behavior(dataset)
-            self.generate_support(dataset)
-            self.train_critic(dataset)
-            self.train_policy(dataset)
-        self.tables = kept_states(self)
+    def _train_last(self, dataset: OfflineDataset) -> None:
+        self.train_policy(dataset)
 
     def train_policy(self, dataset: OfflineDataset) -> None:
-        """Stage 4: weighted regression on the support, which is renewed as it goes."""
-        data = self._prepare(dataset)
-        self._needs("support", "generate_support")
-        c = self.config
+        """Stage 5: weighted regression on the support, which is renewed as it goes."""
+        data = self._with_support(dataset)
+        c, training = self.config, self.training
         if self.progress["policy"] == 0:
             for model in (self.policy, self.policy_ema, self.source):
-                model.load_state_dict(self.behavior_ema.state_dict())
-        q = self._table_of_q(data)
+                model.load_state_dict(self.behavior.average.state_dict())
+        q = self.critic.table_of_q(data)
         if self.progress["policy"] == 0:
-            self.temperature.beta.copy_(c.beta / self._q_scale(q))
+            self.temperature.beta.copy_(c.beta / self.critic.scale(q))
         iterates = self.most_renewals + 1
-        energies = self._scaled_energies(q, self.temperature.beta, iterates)
+        energies = self.critic.scaled_energies(q, self.temperature.beta, iterates)
 
         def update(step: int) -> Metrics:
             nonlocal energies
             if step % c.renew_every == 0 and 0 < step // c.renew_every <= self.most_renewals:
-                energies = self._renew_support(data)
-            rows = take(data.state_index, self._draw(len(data), c.policy_batch_size))
-            condition = self.normalizer(data.observations(rows))
+                energies = self._regenerate_support(data)
+            rows = take(data.state_index, training.draw(len(data), c.policy_batch_size))
+            condition = self.behavior.condition(data, rows)
             support = take(self.tables["support"], rows)
             loss, metrics = weighted_loss(
-                self.policy, support, take(energies, rows), condition, "sample", self.generator
+                self.policy, support, take(energies, rows), condition, "sample", training.generator
             )
-            rate = self._rate(c.policy_learning_rate, step, c.policy_steps)
-            metrics["grad_norm"] = self._optimize("policy", loss, rate)
+            rate = self.behavior.rate(c.policy_learning_rate, step, c.policy_steps)
+            metrics["grad_norm"] = training.optimize("policy", loss, rate)
             renewals = min(step // c.renew_every, self.most_renewals)
             metrics["effective_beta"] = torch.tensor((renewals + 1) * c.beta, device=self.device)
             average(self.policy, self.policy_ema, c.ema_decay, step)
             return metrics
 
-        self._run_stage("policy", c.policy_steps, update)
+        training.run_stage("policy", c.policy_steps, update)
 
     @property
     def most_renewals(self) -> int:
@@ -127,25 +160,16 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         within_beta = math.floor(c.largest_beta / max(c.beta, 1e-9) + 1e-9) - 1
         return max(0, min(within_beta, (c.policy_steps - 1) // c.renew_every))
 
-    def _renew_support(self, data: Batches) -> Tensor:
-        """Draw the support from today's policy; beta Q of the new actions, (R, M).
-
-        After Ctrl-C the renewal is made anew by whoever goes on: nothing else has used it.
-        """
-        now = self.generator.get_state()
+    def _regenerate_support(self, data: Batches) -> Tensor:
+        """Draw the support from today's policy; beta Q of the new actions, (R, M)."""
         self.source.load_state_dict(self.policy_ema.state_dict())
-        self.tables["generator/support"] = now
-        for chunk in range(self.progress["support"]):
-            self._draw_support(data, chunk)
-            if self._interrupted:
-                self.generator.set_state(now)
-                self._stop_if_interrupted("while the support was being renewed")
-        q = self._table_of_q(data)
-        return self._scaled_energies(q, self.temperature.beta, self.most_renewals + 1)
+        self.support.regenerate(data)
+        q = self.critic.table_of_q(data)
+        return self.critic.scaled_energies(q, self.temperature.beta, self.most_renewals + 1)
 
     # Acting -------------------------------------------------------------------------------
 
     def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
         if scale == 1.0:
             return self.policy_ema, None
-        return self.behavior_ema, self.weighted.gradient
+        return self.behavior.average, self.weighted.gradient

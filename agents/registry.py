@@ -12,8 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from qgpo.agents.aepo import AEPO
 from qgpo.agents.bc import BC
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.checkpoint import CheckpointError, read_header
-from qgpo.agents.core.files import with_suffix
+from qgpo.agents.core.checkpoint import CheckpointError, read_header, with_suffix
 from qgpo.agents.diffusion_ql import DiffusionQL
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.iql import IQL
@@ -22,7 +21,6 @@ from qgpo.agents.qipo import QIPO
 from qgpo.agents.sb3_baselines import BASELINES
 from qgpo.agents.td3bc import TD3BC
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.experiments.folder import RunFolder
 
 AGENTS: dict[str, type[OfflineAgent[Any]]] = {
     agent.name: agent for agent in (QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL)
@@ -67,7 +65,7 @@ def adopt_from(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) ->
             f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO and QIPO "
             "share stages; leave adopt away"
         )
-    other = load_agent(RunFolder(path).checkpoint if path.is_dir() else path, device=agent.device)
+    other = load_agent(path / "checkpoint.zip" if path.is_dir() else path, device=agent.device)
     agent.adopt(other, dataset)
     shared = ", ".join(stage for stage in agent.stages[:-1] if agent.progress[stage])
     return (

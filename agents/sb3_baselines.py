@@ -22,13 +22,15 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
+from qgpo.agents.core.acting import unscale_actions
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches, take
-from qgpo.agents.guided.config import check_config
+from qgpo.agents.core.config import Fraction, Rate, Steps
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.tasks.making import make_env
 from qgpo.envs.tasks.observations import flat
+from qgpo.fields import check_fields
 
 METRICS = ("actor_loss", "critic_loss", "ent_coef")
 
@@ -37,7 +39,7 @@ METRICS = ("actor_loss", "critic_loss", "ent_coef")
 class SB3Config:
     """Hyperparameters of SAC and TD3; what is not here is Stable-Baselines3's default."""
 
-    steps: int = 1_000_000
+    steps: Steps = 1_000_000
     """gradient steps; online, steps of the environment"""
     hidden: tuple[int, ...] = (256, 256)
     """layers of actor and critics"""
@@ -45,15 +47,15 @@ class SB3Config:
     """transitions per step"""
     learning_rate: float = 3e-4
     """Adam step size of all optimizers"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount"""
-    tau: float = 0.005
+    tau: Rate = 0.005
     """Polyak rate of the targets"""
     learning_starts: int = 10_000
     """random steps before learning; online only"""
 
     def __post_init__(self) -> None:
-        check_config(self)
+        check_fields(self)
 
 
 SAC_PRESETS = {"laptop": SB3Config(steps=10_000), "paper": SB3Config()}
@@ -119,10 +121,8 @@ class SB3Agent(OfflineAgent[SB3Config]):
         model.replay_buffer = Samples()  # type: ignore[assignment]
         self.model = model
         self.networks["policy"] = model.policy
-        self.optimizers = {
-            "actor": model.policy.actor.optimizer,
-            "critic": model.policy.critic.optimizer,
-        }
+        self.optimizers["actor"] = model.policy.actor.optimizer
+        self.optimizers["critic"] = model.policy.critic.optimizer
         if isinstance(model, SAC):  # its entropy coefficient, as a parameter that is registered
             model.log_ent_coef = nn.Parameter(torch.zeros(1, device=self.device))
             model.ent_coef_optimizer = torch.optim.Adam([model.log_ent_coef])
@@ -133,7 +133,7 @@ class SB3Agent(OfflineAgent[SB3Config]):
         """One step of SB3's own `train()` on those transitions."""
         self.model.replay_buffer.drawn = drawn  # type: ignore[union-attr]
         self.model._n_updates = step  # TD3 delays its actor by it
-        with self._randomness(self.generator):
+        with self._randomness(self.training.generator):
             self.model.train(gradient_steps=1, batch_size=len(drawn.rewards))
         self.networks.train(False)
         found = self.model.logger.name_to_value
@@ -143,7 +143,7 @@ class SB3Agent(OfflineAgent[SB3Config]):
             if f"train/{name}" in found
         }
 
-    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """(B, S) to actions (B, A) in [-1, 1]."""
         with torch.no_grad(), self._randomness(self.prediction_generator):
             return self.model.policy._predict(observations, deterministic)
@@ -170,14 +170,13 @@ class _Offline(SB3Agent):
 
     def _train(self, dataset: OfflineDataset) -> None:
         """SB3's update on transitions drawn uniformly from the dataset."""
-        batches = self._prepare(dataset)
+        batches = self.prepare(dataset)
 
         def update(step: int) -> Metrics:
-            shape = (self.config.batch_size,)
-            index = torch.randint(len(batches), shape, generator=self.generator, device=self.device)
+            index = self.training.draw(len(batches), self.config.batch_size)
             return self._update(step, transitions(batches, index))
 
-        self._run_stage("offline", self.config.steps, update)
+        self.training.run_stage("offline", self.config.steps, update)
 
 
 def transitions(batches: Batches, index: Tensor) -> ReplayBufferSamples:
@@ -249,7 +248,7 @@ class OnlineSAC(_SAC):
             return self._update(step, self._remembered(step + 1))
 
         try:
-            self._run_stage("online", self.config.steps, update)
+            self.training.run_stage("online", self.config.steps, update)
         finally:
             env.close()
 
@@ -260,9 +259,10 @@ class OnlineSAC(_SAC):
         n, s, a = self.config.steps, self.observation_space.shape[0], self.action_space.shape[0]
         shapes = {"observations": (n, s), "next_observations": (n, s), "actions": (n, a)}
         shapes |= {"rewards": (n, 1), "terminations": (n, 1), "ends": (n, 1)}
-        self.tables = {k: torch.zeros(shape, device=self.device) for k, shape in shapes.items()}
+        for name, shape in shapes.items():
+            self.tables[name] = torch.zeros(shape, device=self.device)
 
-    def _reset(self, env: gym.Env[Any, Any], steps: int) -> Tensor:
+    def _begin_episode(self, env: gym.Env[Any, Any], steps: int) -> Tensor:
         """A new episode, whose seed follows from how many there were within `steps`."""
         episode = int(self.tables["ends"][:steps].sum())
         return self._tensor(env.reset(seed=10**6 * (1 + self.seed) + episode)[0])
@@ -272,25 +272,25 @@ class OnlineSAC(_SAC):
         steps = self.progress["online"]
         ends = torch.nonzero(self.tables["ends"][:steps, 0])
         start = int(ends[-1]) + 1 if len(ends) else 0
-        observation = self._reset(env, start)
+        observation = self._begin_episode(env, start)
         for action in self.tables["actions"][start:steps]:
-            observation = self._tensor(env.step(self._unscale_actions(action.cpu().numpy()))[0])
+            observation = self._tensor(env.step(self._in_space(action))[0])
         return observation
 
     def _explore(self, observation: Tensor, step: int) -> Tensor:
         """A uniform action (A,) in the beginning, then the policy's own."""
         if step < self.config.learning_starts:
             shape = self.tables["actions"].shape[1:]
-            uniform = torch.rand(shape, generator=self.generator, device=self.device)
+            uniform = torch.rand(shape, generator=self.training.generator, device=self.device)
             return 2.0 * uniform - 1.0
-        with torch.no_grad(), self._randomness(self.generator):
+        with torch.no_grad(), self._randomness(self.training.generator):
             return self.model.policy._predict(observation[None])[0]
 
     def _step(
         self, env: gym.Env[Any, Any], observation: Tensor, action: Tensor, step: int
     ) -> Tensor:
         """Remember transition number `step`; returns where to go on from, (S,)."""
-        result = env.step(self._unscale_actions(action.cpu().numpy()))
+        result = env.step(self._in_space(action))
         following, reward, terminated, truncated = result[:4]
         row = {
             "observations": observation,
@@ -303,15 +303,19 @@ class OnlineSAC(_SAC):
         for name, value in row.items():
             self.tables[name][step] = value
         if terminated or truncated:
-            return self._reset(env, step + 1)
+            return self._begin_episode(env, step + 1)
         return row["next_observations"]
 
     def _remembered(self, steps: int) -> ReplayBufferSamples:
         """A batch of the first `steps` transitions."""
-        shape = (self.config.batch_size,)
-        index = torch.randint(steps, shape, generator=self.generator, device=self.device)
+        index = self.training.draw(steps, self.config.batch_size)
         names = ("observations", "actions", "next_observations", "terminations", "rewards")
         return ReplayBufferSamples(*(self.tables[name][index] for name in names))
+
+    def _in_space(self, action: Tensor) -> Any:
+        """An action (A,) in [-1, 1] as the environment takes it."""
+        assert self.action_space is not None
+        return unscale_actions(action.cpu().numpy(), self.action_space)
 
     def _tensor(self, value: Any) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float32, device=self.device)

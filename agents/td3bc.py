@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from qgpo.agents.core.config import NotNegative
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
-from qgpo.baselines import perturbed, td3_bc_loss
 from qgpo.critic import critic_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
-from qgpo.networks import TwinQ
-from qgpo.policies import deterministic_policy
+from qgpo.networks import TwinQ, deterministic_policy
+from qgpo.policies import perturbed, td3_bc_loss
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,21 @@ class TD3BCConfig(CriticConfig):
 
     normalize_observations: bool = True
     """standardise observations by the dataset's mean and standard deviation"""
-    alpha: float = 2.5
+    alpha: NotNegative = 2.5
     """weight of the normalised Q against imitation; 0 is pure imitation"""
     policy_delay: int = 2
     """critic updates per update of the policy and of the targets"""
-    policy_noise: float = 0.2
+    policy_noise: NotNegative = 0.2
     """standard deviation of the noise on the target policy's action"""
-    noise_clip: float = 0.5
+    noise_clip: NotNegative = 0.5
     """bound of that noise"""
-    exploration_noise: float = 0.1
+    exploration_noise: NotNegative = 0.1
     """standard deviation of the noise on actions that are sampled (not deterministic)"""
 
 
 TD3BC_PRESETS: dict[str, TD3BCConfig] = {
     "paper": TD3BCConfig(),
-    "laptop": replace(
-        TD3BCConfig(),
+    "laptop": TD3BCConfig(
         steps=15_000,
         learning_rate=1e-3,
         learning_rate_decay=True,
@@ -75,12 +74,12 @@ class TD3BC(SingleStageAgent[TD3BCConfig]):
         c = self.config
         # y = r + gamma min_i Q'_i(s', pi'(s') + clipped noise), cut on termination only
         with torch.no_grad():
-            noise = c.policy_noise * self._normal(tuple(batch.actions.shape))
+            noise = c.policy_noise * self.training.normal(*batch.actions.shape)
             proposed = perturbed(self.policy_target(batch.next_observations), noise, c.noise_clip)
             next_values = self.critic_target(batch.next_observations, proposed)
             targets = td_target(batch.rewards, batch.terminations, next_values, c.gamma)
         loss, metrics = critic_loss(self.critic, batch.observations, batch.actions, targets)
-        metrics["grad_norm"] = self._optimize("critic", loss, c.learning_rate)
+        metrics["grad_norm"] = self.training.optimize("critic", loss, c.learning_rate)
         if (step + 1) % c.policy_delay:
             return metrics
 
@@ -88,15 +87,18 @@ class TD3BC(SingleStageAgent[TD3BCConfig]):
         loss, policy_metrics = td3_bc_loss(
             self.policy, self.critic, batch.observations, batch.actions, c.alpha
         )
-        policy_metrics["policy_grad_norm"] = self._optimize("policy", loss, self._policy_rate(step))
+        policy_metrics["policy_grad_norm"] = self.training.optimize(
+            "policy", loss, self._policy_rate(step)
+        )
         polyak_update(self.critic, self.critic_target, c.tau)
         polyak_update(self.policy, self.policy_target, c.tau)
         return {**metrics, **policy_metrics}
 
     @torch.no_grad()
-    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """The policy's action, with noise unless `deterministic`."""
         actions: Tensor = self.policy(self.normalizer(observations))
         if not deterministic:
-            noise = self._prediction_normal(tuple(actions.shape))
+            noise = self._prediction_normal(*actions.shape)
             actions = actions + self.config.exploration_noise * noise
         return actions.clamp(-1.0, 1.0)

@@ -23,25 +23,18 @@ from torch import Tensor
 
 from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
 from qgpo.diffusion import Diffusion
-from qgpo.exact.distances import component_shares, guidance_error, sliced_wasserstein
-from qgpo.exact.mixture import (
+from qgpo.exact import (
     GaussianMixture,
     MixtureNetwork,
     TiltedMixture,
+    component_shares,
+    guidance_error,
     ring_of_gaussians,
+    sliced_wasserstein,
     tilt_components,
 )
-from qgpo.solver import EVALUATIONS, SOLVERS
-
-METHODS: dict[str, dict[str, Any]] = {
-    "cep": {"guidance": "cep"},
-    "weighted": {"guidance": "weighted"},
-    "mse": {"guidance": "mse"},
-    "emse": {"guidance": "emse"},
-    "dps": {"guidance": "dps"},
-    "analytic": {"guidance": "analytic"},
-    "analytic2": {"guidance": "analytic", "analytic_order": 2, "analytic_gradient": "shift"},
-}
+from qgpo.scripts.toy_2d import METHODS
+from qgpo.solver import SOLVERS
 
 
 @dataclass
@@ -108,7 +101,7 @@ def noise_floor(exact_sets: list[Tensor], p: GaussianMixture) -> dict[str, float
 def solver_table(
     exact: TiltedMixture, model: EnergyGuidedDiffusion, sets: list[Tensor], p: GaussianMixture
 ) -> dict[str, Any]:
-    """Exact score plus exact guidance: what the solver alone costs, per evaluation."""
+    """Distances with exact score and exact guidance: the solver's own error, by evaluations."""
     diffusion = Diffusion(MixtureNetwork(exact.q, exact.schedule), exact.schedule, "noise")
     table = {}
     for solver in sorted(set(SOLVERS) - {"euler"}):
@@ -124,7 +117,7 @@ def solver_table(
                     guidance=exact.gradient,
                     guidance_scale=1.0,
                     solver=solver,
-                    steps=evaluations // EVALUATIONS[solver],
+                    steps=evaluations // SOLVERS[solver].evaluations,
                     spacing=spacing,
                     generator=generator,
                 )
@@ -201,8 +194,8 @@ def sweep(
     variants += [replace(base, guidance_steps=steps) for steps in (200, 400, 1600)]
     variants += [
         replace(base, preconditioned=False),
-        replace(base, cep_labels="exponential"),
-        replace(base, cep_labels="exponential", targets="sample"),
+        replace(base, guidance_options={"labels": "exponential"}),
+        replace(base, guidance_options={"labels": "exponential"}, targets="sample"),
     ]
     rows = []
     for config in variants:
@@ -216,7 +209,7 @@ def sweep(
             "groups": config.groups,
             "width": config.energy_hidden[0],
             "steps": config.guidance_steps,
-            "labels": config.cep_labels,
+            "labels": config.guidance_options.get("labels", "normalized"),
             "preconditioned": config.preconditioned,
             "guidance_error": error.relative,
             "errors": error.errors,
@@ -228,13 +221,13 @@ def sweep(
 
 
 def save(args: Args, result: dict[str, Any]) -> None:
-    """Write what there is so far."""
+    """Write the results so far."""
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps({"args": asdict(args), **result}, indent=1, default=str))
 
 
 def main(args: Args) -> None:
-    """Train the data model once, then everything per beta."""
+    """Train the data model once, then measure every method at every beta."""
     torch.set_num_threads(args.threads)
     q = ring_of_gaussians(args.dim)
     x, component = q.sample(args.n_data, torch.Generator().manual_seed(args.seed))
@@ -264,7 +257,7 @@ def main(args: Args) -> None:
         result["betas"][f"{beta:g}"] = entry
         for method in args.methods:
             steps = args.cep_steps if method == "cep" else args.other_steps
-            config = replace(base, beta=beta, guidance_steps=steps, **METHODS[method])
+            config = replace(base, beta=beta, guidance_steps=steps, **METHODS[method][1])
             began, cpu = time.monotonic(), time.process_time()
             model = data_model.with_guidance(config).fit(x.float(), -preference, resume=True)
             trained = time.monotonic() - began

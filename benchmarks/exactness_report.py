@@ -13,15 +13,11 @@ from typing import Any
 import matplotlib as mpl
 import tyro
 
-LABELS = {
-    "cep": "CEP",
+from qgpo.scripts.toy_2d import METHODS
+
+LABELS = {name: label for name, (label, _) in METHODS.items()} | {
     "weighted": "weighted (VP)",
     "flow": "weighted flow (OT)",
-    "mse": "MSE",
-    "emse": "E-MSE",
-    "dps": "DPS",
-    "analytic": "analytic 1st",
-    "analytic2": "analytic 2nd",
 }
 COLORS = {
     "cep": "#2b6cb0",

@@ -24,7 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.callbacks import SaveCheckpoint
-from qgpo.agents.core.files import processor, versions
+from qgpo.agents.core.provenance import processor, versions
 from qgpo.agents.registry import adopt_from
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.play.evaluation import evaluate_scales

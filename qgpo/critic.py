@@ -1,4 +1,8 @@
-"""In-support softmax Q-learning (CEP paper, section 4.2) and its lambda-return variant."""
+"""How a critic is trained: state values, targets and losses.
+
+In-support softmax Q-learning (CEP paper, arXiv 2304.12824, section 4.2), its lambda-return variant
+and the expectile loss of implicit Q-learning.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from qgpo.diffusion import Metrics
 from qgpo.networks import TwinQ
 
 ROWS_PER_CHUNK = 65536
-"""rows in double precision at a time"""
+"""transitions in float64 at a time"""
 
 
 def in_support_value(q: Tensor, beta_q: float | Tensor) -> Tensor:
@@ -25,17 +29,27 @@ def in_support_expectile(q: Tensor, expectile: float) -> Tensor:
 
     The root v of sum_j |expectile - 1(q_j < v)| (q_j - v) = 0, implicit Q-learning's value
     (Kostrikov et al. 2021, arXiv 2110.06169, Eq. 5) on samples: 0.5 is the mean, 1 the maximum.
-    Reweighting by sides is Newton's method on a piecewise linear function: it ends after finitely
-    many steps, a handful here.
+    The loop is Newton's method on a piecewise linear function. It ends after finitely many steps,
+    usually fewer than ten.
     """
     v = q.mean(dim=-1, keepdim=True)
     for _ in range(q.shape[-1]):
         weight = torch.where(q < v, 1.0 - expectile, expectile)
-        following = torch.sum(weight * q, dim=-1, keepdim=True) / weight.sum(dim=-1, keepdim=True)
-        if torch.equal(following, v):
+        updated = torch.sum(weight * q, dim=-1, keepdim=True) / weight.sum(dim=-1, keepdim=True)
+        if torch.equal(updated, v):
             break
-        v = following
+        v = updated
     return v.squeeze(-1)
+
+
+def expectile_loss(differences: Tensor, expectile: float) -> Tensor:
+    """Mean of |expectile - 1(u < 0)| u^2 over u = differences.
+
+    Kostrikov et al. 2021 (arXiv 2110.06169), Eq. 5. At 0.5 it is half the squared error, whose
+    minimiser is the mean; as `expectile` goes to 1 the minimiser approaches the maximum.
+    """
+    weights = torch.where(differences < 0.0, 1.0 - expectile, expectile)
+    return torch.mean(weights * differences**2)
 
 
 def td_target(rewards: Tensor, terminations: Tensor, next_values: Tensor, gamma: float) -> Tensor:
@@ -53,14 +67,15 @@ def lambda_returns(
 ) -> Tensor:
     """Returns G_i = r_i + gamma (1 - terminated_i) [(1 - lambda) V(s'_i) + lambda G_{i+1}].
 
-    All of shape (N,), transitions in the order of their episodes; `last_steps` marks the last
-    transition of each episode, where the bracket is V(s') alone. lambda = 0 is `td_target`;
-    lambda > 0 is Peng's Q(lambda) without the off-policy cut (Kozuno et al. 2021, arXiv
-    2103.00107): it carries credit over the episode at once and leans on the behavior's return.
-    The recursion runs in float64 on the CPU: one pass over the data, chunk by chunk from the end.
+    All tensors have shape (N,), with transitions in the order of their episodes. `last_steps`
+    marks the last transition of each episode, where the bracket is V(s') alone. lambda = 0 is
+    `td_target`. lambda > 0 is Peng's Q(lambda) without an off-policy correction (Kozuno et al.
+    2021, arXiv 2103.00107): one pass propagates rewards through the whole episode, and the target
+    is biased towards the behavior's return. The recursion runs in float64 on the CPU, in chunks
+    from the last transition to the first.
     """
     out = torch.empty(rewards.shape, dtype=rewards.dtype)
-    following = 0.0
+    next_return = 0.0
     for end in range(len(rewards), 0, -ROWS_PER_CHUNK):
         chunk = slice(max(0, end - ROWS_PER_CHUNK), end)
         r = rewards[chunk].double().cpu().numpy()
@@ -72,9 +87,9 @@ def lambda_returns(
         for i in range(len(r) - 1, -1, -1):
             value = values[i]
             if not last[i]:
-                value = (1.0 - lambda_) * value + lambda_ * following
-            following = r[i] + bootstrap[i] * value
-            written[i] = following
+                value = (1.0 - lambda_) * value + lambda_ * next_return
+            next_return = r[i] + bootstrap[i] * value
+            written[i] = next_return
         out[chunk] = returns
     return out.to(rewards)
 
@@ -84,7 +99,7 @@ def critic_loss(
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error of both heads on targets of shape (B,).
 
-    A critic with a baseline learns V by its own squared error, and its heads on what V leaves.
+    Where the critic has a baseline V, V is regressed on the targets and the heads on targets - V.
     """
     baseline = critic.baseline(observations)
     q = baseline.detach() + critic.advantages(observations, actions)

@@ -16,11 +16,11 @@ GuidanceGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 PREDICTIONS = ("noise", "velocity", "flow")
 MEAN_HALF_LOG_SNR = -3.0
-"""log(alpha / sigma) at which `mean` asks: nearer to t_max 1 / alpha would amplify every error"""
+"""log(alpha / sigma) at which `mean` evaluates; closer to t_max 1 / alpha amplifies errors"""
 
 
 def uniform_times(n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
-    """Draw n times, uniform on [t_min, t_max]."""
+    """Draw n times, uniform on [t_min, t_max], (n,)."""
     u = torch.rand(n, generator=generator, device=generator.device)
     return schedule.t_min + (schedule.t_max - schedule.t_min) * u
 
@@ -46,10 +46,10 @@ def batch_posterior(x_t: Tensor, t: Tensor, x_0: Tensor, schedule: Schedule) -> 
 
     Shapes (..., B, D), (..., B), (..., R, D) to (..., B, R).
 
-    When x_t was made from a randomly chosen member of the batch, this is the exact posterior over
-    which one it was. Replacing what a loss takes from that one member by its posterior mean
-    leaves the loss's expectation as it is and removes its variance (Rao-Blackwell; Xu et al.
-    2023, arXiv 2302.00670, do so for the score).
+    If x_t is a noisy version of a random member of the batch, this is the exact posterior over
+    which member it is. A loss whose target is the member's own value may use the posterior mean
+    instead: its expectation stays the same and its variance falls (Rao-Blackwell; Xu et al. 2023,
+    arXiv 2302.00670, do so for the score).
     """
     alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
     logits = (alpha / sigma**2 * x_t) @ x_0.mT
@@ -60,7 +60,7 @@ def batch_posterior(x_t: Tensor, t: Tensor, x_0: Tensor, schedule: Schedule) -> 
 class Diffusion(nn.Module):
     """q(x_0 | condition), learned by denoising, sampled by solving an ODE.
 
-    `prediction` says what the network's output is: `noise` (eps; DDPM, arXiv 2006.11239),
+    `prediction` names the network's output: `noise` (eps; DDPM, arXiv 2006.11239),
     `velocity` (v = alpha eps - sigma x_0, arXiv 2202.00512; on a variance preserving schedule
     its target has unit variance at every t, as in EDM's preconditioning, arXiv 2206.00364) or
     `flow` (dx/dt = eps - x_0 on the straight path `ot`; flow matching, arXiv 2210.02747).
@@ -74,7 +74,7 @@ class Diffusion(nn.Module):
         self.prediction = prediction
 
     def target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What the network's output is regressed on, shape of x_0."""
+        """Regression target of the network's output, shape of x_0."""
         if self.prediction == "noise":
             return noise
         if self.prediction == "flow":
@@ -120,7 +120,7 @@ class Diffusion(nn.Module):
 
         eps_guided = eps - scale sigma grad f (CEP paper, Eq. 11), therefore
         x_0 = x_0_unguided + scale (sigma^2 / alpha) grad f. No gradient is taken at scale 0.
-        With `bound` the guidance is shortened to |scale sigma grad f| <= bound |eps| (ours).
+        With `bound` the guidance is rescaled to |scale sigma grad f| <= bound |eps| (ours).
         """
         with torch.no_grad():
             x_0 = self.denoise(x_t, t, condition)
@@ -160,8 +160,7 @@ class Diffusion(nn.Module):
             )
 
         times = time_grid(self.schedule, steps, spacing).to(x.device)
-        solve = get_solver(solver, self.schedule)
-        return solve(denoise, x, times, self.schedule, generator)
+        return get_solver(solver)(denoise, x, times, self.schedule, generator)
 
     def mean(
         self,
@@ -172,11 +171,11 @@ class Diffusion(nn.Module):
         guidance_scale: float = 0.0,
         guidance_bound: float | None = None,
     ) -> Tensor:
-        """E[x_0] of the (guided) distribution, (B, C) to (B, dim), for one evaluation.
+        """E[x_0] of the (guided) distribution, (B, C) to (B, dim), with one evaluation.
 
-        Where x_t says next to nothing about x_0, the denoiser's answer to x_t = 0 is the mean
-        (Tweedie's formula), and the guided denoiser's answer the mean under the tilt. At
-        MEAN_HALF_LOG_SNR a mean m of samples with variance v comes out as m / (1 + 0.0025 v).
+        Where x_t carries almost no information about x_0, the denoiser returns the mean of q at
+        x_t = 0 (Tweedie's formula), and the guided denoiser the mean of p. At MEAN_HALF_LOG_SNR
+        the result is m / (1 + 0.0025 v) for samples with mean m and variance v.
         """
         level = condition.new_full((len(condition),), MEAN_HALF_LOG_SNR)
         t = self.schedule.inverse_half_log_snr(level)

@@ -1,4 +1,4 @@
-"""A model of the environment, learned from the data: an ensemble that knows where it guesses."""
+"""An ensemble of dynamics models, learned from the dataset; its disagreement bounds its use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TERMINATION_WEIGHT = 0.1
 
 
 class Prediction(NamedTuple):
-    """What each of the E members says of B transitions."""
+    """Predictions of E members for B transitions."""
 
     next_states: Tensor
     """(E, B, S)"""
@@ -30,10 +30,11 @@ class Prediction(NamedTuple):
 
 
 class DynamicsEnsemble(nn.Module):
-    """(s, a) to the change of s, the reward and the odds of an end: networks of one shape.
+    """(s, a) to the change of s, the reward and the logit of a termination.
 
-    They differ in their first weights and in their batches; where their predictions differ, the
-    data do not determine them (Chua et al. 2018, arXiv 1805.12114).
+    The members have one architecture and differ in their initial weights and batches. Where their
+    predictions disagree, the data do not determine the dynamics (Chua et al. 2018, arXiv
+    1805.12114).
     """
 
     change: Tensor
@@ -50,15 +51,14 @@ class DynamicsEnsemble(nn.Module):
         self.members = nn.ModuleList([mlp(sizes, "silu") for _ in range(members)])
 
     def fit_scales(self, states: Tensor, next_states: Tensor, rewards: Tensor) -> None:
-        """Constants that bring inputs and targets to unit size, from (N, S), (N, S), (N,)."""
+        """Set the constants that standardise inputs and targets, from (N, S), (N, S), (N,)."""
         self.observations.fit(states)
-        floor = 1e-6
-        self.change.copy_((next_states - states).std(dim=0).clamp(min=floor))
+        self.change.copy_((next_states - states).std(dim=0).clamp(min=1e-6))
         self.reward_mean.copy_(rewards.mean())
-        self.reward_std.copy_(rewards.std().clamp(min=floor))
+        self.reward_std.copy_(rewards.std().clamp(min=1e-6))
 
     def _outputs(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Changes (E, B, S) and rewards (E, B), both in unit size, and terminations (E, B)."""
+        """Standardised changes (E, B, S) and rewards (E, B), and termination logits (E, B)."""
         x = torch.cat([self.observations(states), actions], dim=-1)
         x = x.expand(len(self.members), *x.shape[-2:])
         y = torch.stack([member(rows) for member, rows in zip(self.members, x, strict=True)])
@@ -83,9 +83,9 @@ class DynamicsEnsemble(nn.Module):
         terminations: Tensor,
     ) -> Tensor:
         """Mean squared error plus cross entropy; a batch per member: (E, B, S), ..., (E, B)."""
-        changes, gains, ends = self._outputs(states, actions)
+        changes, standardised_rewards, logits = self._outputs(states, actions)
         error = torch.mean((changes - (next_states - states) / self.change) ** 2)
-        wanted = (rewards - self.reward_mean) / self.reward_std
-        error = error + torch.mean((gains - wanted) ** 2)
-        ended = functional.binary_cross_entropy_with_logits(ends, terminations)
-        return error + TERMINATION_WEIGHT * ended
+        reward_targets = (rewards - self.reward_mean) / self.reward_std
+        error = error + torch.mean((standardised_rewards - reward_targets) ** 2)
+        entropy = functional.binary_cross_entropy_with_logits(logits, terminations)
+        return error + TERMINATION_WEIGHT * entropy

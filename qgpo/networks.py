@@ -1,4 +1,4 @@
-"""The networks: one MLP builder, time features, noise networks, twin Q and energy network.
+"""The networks: one MLP builder, noise and energy networks, twin Q, policies.
 
 Shapes: B batch, D sample dimension (the action's), C condition dimension (the observation's).
 A condition may be None everywhere (unconditional models).
@@ -23,21 +23,32 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "mish": nn.Mish,
 }
+LOG_STD_RANGE = (-5.0, 2.0)
+"""bounds of a Gaussian policy's log standard deviation (IQL's code)"""
 
 
-def mlp(sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False) -> nn.Sequential:
+def mlp(
+    sizes: Sequence[int],
+    activation: str = "relu",
+    layer_norm: bool = False,
+    zero_start: bool = False,
+) -> nn.Sequential:
     """Linear layers of the given sizes with the activation between them, none after the last.
 
-    `layer_norm` normalises before every activation.
+    `layer_norm` normalises before every activation; with `zero_start` the last layer's weights
+    and biases start at zero.
     """
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+    for fan_in, fan_out in pairwise(sizes[:-1]):
         layers.append(nn.Linear(fan_in, fan_out))
-        if i < len(sizes) - 2:
-            if layer_norm:
-                layers.append(nn.LayerNorm(fan_out))
-            layers.append(ACTIVATIONS[activation]())
-    return nn.Sequential(*layers)
+        if layer_norm:
+            layers.append(nn.LayerNorm(fan_out))
+        layers.append(ACTIVATIONS[activation]())
+    last = nn.Linear(sizes[-2], sizes[-1])
+    if zero_start:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
 
 
 class FourierFeatures(nn.Module):
@@ -59,7 +70,7 @@ class FourierFeatures(nn.Module):
 
 
 def join(*parts: Tensor | None) -> Tensor:
-    """Concatenate the parts that are there along the last dimension."""
+    """Concatenate the parts that are not None along the last dimension."""
     return torch.cat([part for part in parts if part is not None], dim=-1)
 
 
@@ -80,7 +91,7 @@ class _ResidualBlock(nn.Module):
 
 
 class UNetMLP(nn.Module):
-    """The authors' behavior network: residual MLP 512/256/128 with U-Net skips.
+    """The CEP authors' behavior network: residual MLP 512/256/128 with U-Net skips.
 
     1.634 M parameters at C = 17, D = 6.
     """
@@ -107,9 +118,8 @@ class UNetMLP(nn.Module):
         for block in self.down:
             hidden = block(hidden, embedding)
             skips.append(hidden)
-        hidden = join(skips[2], self.middle(hidden, embedding))
-        hidden = join(skips[1], self.up[0](hidden, embedding))
-        hidden = join(skips[0], self.up[1](hidden, embedding))
+        for block in (self.middle, *self.up):
+            hidden = join(skips.pop(), block(hidden, embedding))
         out: Tensor = self.output(hidden)
         return out
 
@@ -117,8 +127,8 @@ class UNetMLP(nn.Module):
 class MLPNoiseNetwork(nn.Module):
     """A plain MLP over (x_t, features of t, condition) whose last layer starts at zero.
 
-    With velocity prediction an output of zero is the exact model of N(0, I) data, so training
-    starts from a standard normal and only has to learn what differs from it.
+    With velocity prediction an output of zero is the exact model of N(0, I) data. Training starts
+    from there and learns the difference.
     """
 
     def __init__(
@@ -131,11 +141,7 @@ class MLPNoiseNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.time = FourierFeatures(16, time_scale)
-        self.net = mlp([dim + 16 + condition_dim, *hidden, dim], activation)
-        last = self.net[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.net = mlp([dim + 16 + condition_dim, *hidden, dim], activation, zero_start=True)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """(B, D), (B,), (B, C) to (B, D)."""
@@ -163,10 +169,10 @@ class NaturalNetwork(nn.Module):
     """An MLP over x_t and the posterior's natural parameter, for exactness in few dimensions.
 
     q(x_0 | x_t) ~ q(x_0) exp(x_0 . eta - alpha^2 |x_0|^2 / (2 sigma^2)) depends on x_t through
-    eta = alpha x_t / sigma^2 alone, and so do the denoiser and f_t, whose features become sharp as
-    sigma falls. eta is kept finite at sigma = 0 by (sigma^2 + softening alpha^2), and both
-    inputs are scaled up by `sharpness`, without which an MLP learns the fine features last (the
-    spectral bias of Tancik et al. 2020, arXiv 2006.10739). Ours.
+    eta = alpha x_t / sigma^2 alone. So do the denoiser and f_t, whose features become sharper as
+    sigma falls. The denominator sigma^2 + softening alpha^2 keeps eta finite at sigma = 0. Both
+    inputs are multiplied by `sharpness`, because an MLP learns fine features of unscaled inputs
+    last (the spectral bias of Tancik et al. 2020, arXiv 2006.10739). Ours.
 
     Returns (B, out_dim), or (B,) for out_dim 0; `zero_start` begins with an output of zero.
     """
@@ -186,12 +192,9 @@ class NaturalNetwork(nn.Module):
         self.sharpness = sharpness
         self.scalar = out_dim == 0
         self.time = FourierFeatures(32, 0.5)
-        self.net = mlp([2 * dim + 32 + condition_dim, *hidden, max(1, out_dim)], "silu")
-        if zero_start:
-            last = self.net[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.net = mlp(
+            [2 * dim + 32 + condition_dim, *hidden, max(1, out_dim)], "silu", zero_start=zero_start
+        )
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """(B, D), (B,), (B, C) to (B, out_dim) or (B,)."""
@@ -205,11 +208,11 @@ class NaturalNetwork(nn.Module):
 class TwinQ(nn.Module):
     """Two independent Q functions of (observation, action).
 
-    With `baseline` they are Q_i = V(s) + A_i(s, a) with one V, which is learned by itself, and A_i
-    by regression on what it leaves (`critic_loss`). Q varies far more between states than between
-    the actions of one, so what a single network gets wrong about the former it would pass off as
-    differences among the latter. The split is the dueling architecture's (Wang et al. 2016,
-    arXiv 1511.06581), the residual regression ours.
+    With `baseline`, Q_i = V(s) + A_i(s, a) with one V; `critic_loss` regresses V on the targets
+    and A_i on the residuals. Q varies far more between states than between the actions of one
+    state. A single network's errors about states would therefore exceed the differences between
+    actions. The split is that of the dueling architecture (Wang et al. 2016, arXiv 1511.06581),
+    the residual regression is ours.
     """
 
     def __init__(
@@ -224,19 +227,18 @@ class TwinQ(nn.Module):
         super().__init__()
         sizes = [observation_dim + action_dim, *hidden, 1]
         self.heads = nn.ModuleList(mlp(sizes, activation, layer_norm) for _ in range(2))
-        self.value = (
-            mlp([observation_dim, *hidden, 1], activation, layer_norm) if baseline else None
-        )
+        value_sizes = [observation_dim, *hidden, 1]
+        self.value = mlp(value_sizes, activation, layer_norm) if baseline else None
 
     def baseline(self, observations: Tensor) -> Tensor:
-        """V where there is one, else 0: (..., S) to (...)."""
+        """V, or 0 without a baseline: (..., S) to (...)."""
         if self.value is None:
             return observations.new_zeros(observations.shape[:-1])
         value: Tensor = self.value(observations)
         return value.squeeze(-1)
 
     def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """What both heads add to the baseline: (..., S), (..., A) to (2, ...)."""
+        """Advantages A_i of both heads: (..., S), (..., A) to (2, ...)."""
         inputs = join(observations.expand(*actions.shape[:-1], -1), actions)
         return torch.stack([head(inputs).squeeze(-1) for head in self.heads])
 
@@ -252,3 +254,51 @@ class TwinQ(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The smaller of the two, shape (...)."""
         return self.both(observations, actions).amin(dim=0)
+
+
+def deterministic_policy(
+    observation_dim: int, action_dim: int, hidden: Sequence[int]
+) -> nn.Sequential:
+    """Actions tanh(MLP(s)): (..., S) to (..., A)."""
+    return nn.Sequential(mlp([observation_dim, *hidden, action_dim]), nn.Tanh())
+
+
+class GaussianPolicy(nn.Module):
+    """N(m(s), d^2) with m(s) = tanh(MLP(s)).
+
+    d is one constant per action dimension or, with `state_dependent_std`, a function of s: a
+    linear layer on the mean's last hidden features. No gradient of d reaches these features, so
+    learning d does not change the mean.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        state_dependent_std: bool,
+    ) -> None:
+        super().__init__()
+        net = mlp([observation_dim, *hidden, action_dim])
+        self.features, self.mean = net[:-1], net[-1]
+        self.log_std: nn.Linear | nn.Parameter
+        if state_dependent_std:
+            self.log_std = nn.Linear([observation_dim, *hidden][-1], action_dim)
+        else:
+            self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def moments(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the action, each (..., A)."""
+        features = self.features(observations)
+        mean = torch.tanh(self.mean(features))
+        if isinstance(self.log_std, nn.Linear):
+            log_std = self.log_std(features.detach())
+        else:
+            log_std = self.log_std.expand_as(mean)
+        return mean, torch.exp(log_std.clamp(*LOG_STD_RANGE))
+
+
+def gaussian_log_prob(mean: Tensor, std: Tensor, actions: Tensor) -> Tensor:
+    """Density log N(a; m, d^2), summed over the action's dimensions: (..., A) to (...)."""
+    z = (actions - mean) / std
+    return torch.sum(-0.5 * z**2 - torch.log(std) - 0.5 * math.log(2.0 * math.pi), dim=-1)

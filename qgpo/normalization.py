@@ -1,4 +1,4 @@
-"""Coordinates in which learning is easy: standardised observations, whitened actions."""
+"""Coordinates of the networks: standardised observations and whitened actions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qgpo.baselines import imitation_loss
 from qgpo.diffusion import Metrics
-from qgpo.policies import GaussianPolicy
+from qgpo.networks import GaussianPolicy
+from qgpo.policies import imitation_loss
 
 ROWS_PER_CHUNK = 8192
+"""rows in float64 at a time"""
 
 
 class ObservationNormalizer(nn.Module):
-    """(s - mean) / std with constants taken from the dataset; the identity until `fit`."""
+    """(s - mean) / std with the dataset's moments; the identity before `fit`."""
 
     mean: Tensor
     std: Tensor
@@ -27,7 +28,7 @@ class ObservationNormalizer(nn.Module):
 
     def fit(self, observations: Tensor) -> None:
         """Take mean and standard deviation of (N, S); constant dimensions keep std 1."""
-        chunks = observations.split(ROWS_PER_CHUNK)  # in double precision one at a time
+        chunks = observations.split(ROWS_PER_CHUNK)
         n = len(observations)
         mean = sum(chunk.double().sum(dim=0) for chunk in chunks) / n
         std = (sum(((c.double() - mean) ** 2).sum(dim=0) for c in chunks) / n) ** 0.5
@@ -41,12 +42,12 @@ class ObservationNormalizer(nn.Module):
 
 
 class Whitening(nn.Module):
-    """z = (a - m(s)) / d(s): actions as residuals of a quickly learned Gaussian policy.
+    """z = (a - m(s)) / d(s): actions as standardised residuals of a Gaussian policy N(m, d^2).
 
-    The map is affine and invertible for every state, so mu(a|s) exp(beta Q) keeps its meaning:
-    diffusion and guidance run in z, where the behavior is close to N(0, I) whatever its scale.
-    A diffusion model of z that has learned nothing yet is the Gaussian policy N(m, d^2); what it
-    learns is what a Gaussian cannot say. Ours, not the paper's.
+    The map is affine and invertible for every state, so sampling mu(a|s) exp(beta Q) in z is
+    sampling it in a. Diffusion and guidance run in z, where the behavior is close to N(0, I)
+    whatever its scale. An untrained diffusion model of z already is the Gaussian policy; training
+    adds what is not Gaussian. Ours, not the paper's.
     """
 
     min_std = 0.02
@@ -71,7 +72,7 @@ class Whitening(nn.Module):
         return mean + std * z
 
     def loss(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Metrics]:
-        """The Gaussian policy's, as an imitation of the data's actions (`qgpo.baselines`)."""
+        """`imitation_loss` of the Gaussian policy on the dataset's actions."""
         return imitation_loss(self.policy, observations, actions)
 
 

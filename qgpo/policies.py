@@ -1,69 +1,19 @@
-"""Policies without guidance: a Gaussian, and a short denoising chain that can be differentiated.
+"""How a policy without guidance is trained: the losses of BC, TD3+BC, IQL and Diffusion-QL.
 
-Observations (..., S) are normalised, actions (..., A) lie in [-1, 1].
+Also the short denoising chain that is Diffusion-QL's policy. Observations (B, S) are normalised,
+actions (B, A) lie in [-1, 1]; every loss returns (loss, metrics).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from qgpo.diffusion import Metrics, diffuse
-from qgpo.networks import mlp
+from qgpo.networks import GaussianPolicy, TwinQ, gaussian_log_prob
 from qgpo.schedule import LinearVP
-
-LOG_STD_RANGE = (-5.0, 2.0)
-"""bounds of a Gaussian policy's log standard deviation (IQL's code)"""
-
-
-def deterministic_policy(
-    observation_dim: int, action_dim: int, hidden: Sequence[int]
-) -> nn.Sequential:
-    """Actions tanh(MLP(s)): (..., S) to (..., A)."""
-    return nn.Sequential(mlp([observation_dim, *hidden, action_dim]), nn.Tanh())
-
-
-class GaussianPolicy(nn.Module):
-    """N(m(s), d^2) with m(s) = tanh of an MLP, and d one per action dimension or a function of s.
-
-    Where d depends on the state it is read linearly off the mean's last hidden layer, without a
-    gradient back into it: the mean is what it would be without the spread.
-    """
-
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        hidden: Sequence[int],
-        state_dependent_std: bool,
-    ) -> None:
-        super().__init__()
-        net = mlp([observation_dim, *hidden, action_dim])
-        self.features, self.mean = net[:-1], net[-1]
-        self.log_std: nn.Linear | nn.Parameter
-        if state_dependent_std:
-            self.log_std = nn.Linear([observation_dim, *hidden][-1], action_dim)
-        else:
-            self.log_std = nn.Parameter(torch.zeros(action_dim))
-
-    def moments(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the action, each (..., A)."""
-        features = self.features(observations)
-        mean = torch.tanh(self.mean(features))
-        if isinstance(self.log_std, nn.Linear):
-            log_std = self.log_std(features.detach())
-        else:
-            log_std = self.log_std.expand_as(mean)
-        return mean, torch.exp(log_std.clamp(*LOG_STD_RANGE))
-
-
-def gaussian_log_prob(mean: Tensor, std: Tensor, actions: Tensor) -> Tensor:
-    """Density log N(a; m, d^2), summed over the action's dimensions: (..., A) to (...)."""
-    z = (actions - mean) / std
-    return torch.sum(-0.5 * z**2 - torch.log(std) - 0.5 * math.log(2.0 * math.pi), dim=-1)
 
 
 class DenoisingChain(nn.Module):
@@ -99,8 +49,8 @@ class DenoisingChain(nn.Module):
     def sample(self, noise: Tensor, observations: Tensor) -> Tensor:
         """Noise (N, B, A) ~ N(0, I) and observations (B, S) to actions (B, A).
 
-        noise[0] is where the chain starts, the rest is added on the way: step k draws from the
-        Gaussian q(a_{k-1} | a_k, a_0) (DDPM, Eq. 7) with a_0 estimated and clamped to [-1, 1].
+        noise[0] is the chain's initial state and noise[i] is added at step i. Step k draws from
+        the Gaussian q(a_{k-1} | a_k, a_0) (DDPM, Eq. 7), with a_0 estimated and clamped to [-1, 1].
         """
         a = noise[0]
         for i, k in enumerate(range(self.steps, 0, -1)):
@@ -116,3 +66,88 @@ class DenoisingChain(nn.Module):
             std = math.sqrt(added * self.variances[k - 1] / self.variances[k])
             a = mean / self.variances[k] + std * noise[i + 1]
         raise AssertionError("a chain has at least one step")
+
+
+def imitation_loss(
+    policy: GaussianPolicy, observations: Tensor, actions: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Squared error for the mean plus negative log likelihood for the standard deviation.
+
+    The likelihood has no gradient in the mean. It would weight the mean's error by 1 / std^2, and
+    so neglect states in which the behavior is broad.
+    """
+    mean, std = policy.moments(observations)
+    mse = torch.mean((actions - mean) ** 2)
+    nll = -torch.mean(gaussian_log_prob(mean.detach(), std, actions))
+    loss = mse + nll
+    return loss, {"actor_loss": loss, "mse": mse, "nll": nll}
+
+
+def perturbed(actions: Tensor, noise: Tensor, clip: float) -> Tensor:
+    """Actions plus clipped noise, inside [-1, 1] (TD3, arXiv 1802.09477, section 5.3)."""
+    return (actions + noise.clamp(-clip, clip)).clamp(-1.0, 1.0)
+
+
+def td3_bc_loss(
+    policy: nn.Module, critic: TwinQ, observations: Tensor, actions: Tensor, alpha: float
+) -> tuple[Tensor, Metrics]:
+    """-lambda Q_1(s, pi(s)) + (pi(s) - a)^2, lambda = alpha / mean |Q_1(s, pi(s))|.
+
+    Fujimoto & Gu 2021 (arXiv 2106.06860), Eqs. 3 and 5; no gradient passes through lambda.
+    """
+    proposed = policy(observations)
+    q = critic.first(observations, proposed)
+    lambda_ = alpha / q.detach().abs().mean().clamp(min=1e-6)
+    mse = torch.mean((proposed - actions) ** 2)
+    loss = -lambda_ * q.mean() + mse
+    return loss, {"actor_loss": loss, "mse": mse, "lambda": lambda_}
+
+
+def advantage_weights(advantages: Tensor, beta: float, clip: float) -> Tensor:
+    """min(exp(beta A), clip), shape (B,) (IQL, Eq. 7; the clip is from the authors' code)."""
+    return torch.exp(beta * advantages).clamp(max=clip)
+
+
+def weighted_likelihood_loss(
+    policy: GaussianPolicy, observations: Tensor, actions: Tensor, weights: Tensor
+) -> tuple[Tensor, Metrics]:
+    """-mean of weight * log pi(a|s): advantage-weighted regression, weights (B,)."""
+    mean, std = policy.moments(observations)
+    loss = -torch.mean(weights * gaussian_log_prob(mean, std, actions))
+    return loss, {
+        "actor_loss": loss,
+        "mse": torch.mean((actions - mean) ** 2),
+        "weight": weights.mean(),
+    }
+
+
+def normalized_q_loss(q: Tensor, scale: Tensor) -> Tensor:
+    """-mean q / mean |scale|, both (B,), no gradient through the scale (Diffusion-QL's code).
+
+    q and scale are the values of the critic's two heads: the unit of the rewards cancels.
+    """
+    return -q.mean() / scale.detach().abs().mean().clamp(min=1e-6)
+
+
+def diffusion_ql_loss(
+    policy: DenoisingChain,
+    critic: TwinQ,
+    observations: Tensor,
+    actions: Tensor,
+    eta: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Metrics]:
+    """L_d + eta L_q (Wang et al. 2022, arXiv 2208.06193, Algorithm 1).
+
+    L_d is the denoising loss. L_q is `normalized_q_loss` of actions sampled through the whole
+    chain; which head of the critic is q and which the scale is random.
+    """
+    denoising_loss, metrics = policy.loss(actions, observations, generator)
+    shape = (policy.steps, *actions.shape)
+    noise = torch.randn(shape, generator=generator, device=actions.device)
+    proposed = policy.sample(noise, observations)
+    head = int(torch.randint(2, (), generator=generator, device=actions.device))
+    q = critic.both(observations, proposed)
+    q_loss = normalized_q_loss(q[head], q[1 - head])
+    loss = denoising_loss + eta * q_loss
+    return loss, {**metrics, "actor_loss": loss, "q_loss": q_loss}

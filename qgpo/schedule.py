@@ -19,28 +19,22 @@ class Schedule(Protocol):
     @property
     def t_min(self) -> float:
         """Earliest time used in training and sampling, where sigma is still positive."""
-        ...
 
     @property
     def t_max(self) -> float:
         """Latest time used in training and sampling."""
-        ...
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal coefficient."""
-        ...
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise coefficient."""
-        ...
 
     def half_log_snr(self, t: Tensor) -> Tensor:
         """lambda(t) = log(alpha / sigma), strictly decreasing."""
-        ...
 
     def inverse_half_log_snr(self, half_log_snr: Tensor) -> Tensor:
         """The time t at which lambda(t) has the given value."""
-        ...
 
 
 @dataclass(frozen=True)

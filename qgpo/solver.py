@@ -6,32 +6,39 @@ exact solution of the probability-flow ODE from s to t is
 
     x_t = (sigma_t / sigma_s) x_s + sigma_t int_{lambda_s}^{lambda_t} e^lambda x_0(x_lambda) dlambda
 
-(DPM-Solver++, arXiv 2211.01095, Eq. 8); most solvers here differ in how they treat x_0 inside.
+(DPM-Solver++, arXiv 2211.01095, Eq. 8). Most solvers here differ in how they approximate x_0 in
+the integral.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qgpo.schedule import OTPath, Schedule
 
-
-class Denoise(Protocol):
-    """x_t of shape (B, D) and a scalar time to an estimate of x_0 of shape (B, D)."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
-        """Estimate the clean sample."""
-        ...
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""x_t of shape (B, D) and a scalar time to an estimate of x_0 of shape (B, D)"""
 
 
-class Solver(Protocol):
-    """Takes x at times[0] to x at times[-1].
+@dataclass(frozen=True)
+class Solver:
+    """A sampler and its properties."""
 
-    `generator` draws the noise of stochastic solvers; the others have no use for it.
-    """
+    name: str
+    run: Callable[..., Tensor]
+    """(denoise, x, times, schedule) to x at times[-1]; a stochastic one also takes a generator"""
+    order: int
+    """order of convergence, measured by tests on a Gaussian (the SDE's: of the final variance)"""
+    evaluations: int
+    """calls of the denoiser per step"""
+    stochastic: bool = False
+    """whether it draws noise"""
+    straight_only: bool = False
+    """whether it fits the straight path alone, schedule 'ot'"""
 
     def __call__(
         self,
@@ -40,19 +47,29 @@ class Solver(Protocol):
         times: Tensor,
         schedule: Schedule,
         generator: torch.Generator | None = None,
-        /,
     ) -> Tensor:
-        """Solve the reverse process."""
-        ...
+        """Take x (B, D) at times[0] to x at times[-1]; `generator` draws a stochastic one's noise.
+
+        Raise ValueError where the solver does not fit the schedule or misses its generator.
+        """
+        self.check(schedule)
+        if not self.stochastic:
+            return self.run(denoise, x, times, schedule)
+        if generator is None:
+            raise ValueError(f"solver={self.name!r} draws noise: give it a torch.Generator")
+        return self.run(denoise, x, times, schedule, generator)
+
+    def check(self, schedule: Schedule) -> None:
+        """Raise ValueError where the solver does not fit the schedule."""
+        if self.straight_only and not isinstance(schedule, OTPath):
+            fitting = sorted(name for name, solver in SOLVERS.items() if not solver.straight_only)
+            raise ValueError(
+                f"solver={self.name!r} follows the straight flow of schedule 'ot', not of "
+                f"{schedule}; expected one of {fitting}"
+            )
 
 
-def ddim(
-    denoise: Denoise,
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def ddim(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
     """DDIM, which is DPM-Solver++(1): x_0 constant over each step, first order.
 
     Song et al. 2021 (arXiv 2010.02502); on the straight path it is Euler's method.
@@ -65,42 +82,25 @@ def ddim(
     return x
 
 
-def euler(
-    denoise: Denoise,
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def euler(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
     """Euler's method on the flow dx/dt = eps - x_0 of the straight path, first order.
 
-    Lipman et al. 2023 (arXiv 2210.02747). Only for `ot`: elsewhere dx/dt is not eps - x_0.
+    Lipman et al. 2023 (arXiv 2210.02747). Only for `ot`: on other schedules dx/dt is not eps - x_0.
     """
-    _refuse("euler", schedule)
     for i in range(len(times) - 1):
         flow = (x - denoise(x, times[i])) / times[i]
         x = x + (times[i + 1] - times[i]) * flow
     return x
 
 
-def dpm_solver_2m(
-    denoise: Denoise,
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def dpm_solver_2m(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
     """DPM-Solver++(2M): second order, one evaluation a step (arXiv 2211.01095, Algorithm 2).
 
     x_0 is extrapolated linearly in lambda from the last two evaluations. The first step is of
-    first order; so is the last when there are fewer than ten, where extrapolating towards t = 0
-    costs more than it gains.
+    first order. So is the last of fewer than ten steps, where extrapolation towards t = 0 adds
+    more error than it removes.
     """
-    alpha, sigma, lam = (
-        schedule.alpha(times),
-        schedule.sigma(times),
-        schedule.half_log_snr(times),
-    )
+    alpha, sigma, lam = schedule.alpha(times), schedule.sigma(times), schedule.half_log_snr(times)
     n_steps = len(times) - 1
     previous: Tensor | None = None
     for i in range(n_steps):
@@ -115,22 +115,12 @@ def dpm_solver_2m(
     return x
 
 
-def dpm_solver_2s(
-    denoise: Denoise,
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def dpm_solver_2s(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
     """DPM-Solver++(2S): second order, two evaluations a step (arXiv 2211.01095, Algorithm 1).
 
     x_0 over the whole step is its value at the step's middle in lambda, reached by DDIM.
     """
-    alpha, sigma, lam = (
-        schedule.alpha(times),
-        schedule.sigma(times),
-        schedule.half_log_snr(times),
-    )
+    alpha, sigma, lam = schedule.alpha(times), schedule.sigma(times), schedule.half_log_snr(times)
     for i in range(len(times) - 1):
         middle = schedule.inverse_half_log_snr(0.5 * (lam[i] + lam[i + 1]))
         halfway = ddim(denoise, x, torch.stack([times[i], middle]), schedule)
@@ -140,17 +130,11 @@ def dpm_solver_2s(
     return x
 
 
-def heun(
-    denoise: Denoise,
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def heun(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
     """Heun's method in the noise-to-signal ratio s = sigma / alpha, as in EDM: second order.
 
     y = x / alpha follows dy/ds = (y - x_0) / s (Karras et al. 2022, arXiv 2206.00364, Algorithm
-    1); two evaluations a step, also in the last one, which does not reach s = 0 here.
+    1); two evaluations in every step, because the last one does not reach s = 0 here.
     """
     alpha = schedule.alpha(times)
     s = torch.exp(-schedule.half_log_snr(times))
@@ -164,25 +148,15 @@ def heun(
 
 
 def sde_dpm_solver_2m(
-    denoise: Denoise,
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    generator: torch.Generator | None = None,
+    denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule, generator: torch.Generator
 ) -> Tensor:
     """SDE-DPM-Solver++(2M): the reverse SDE, one evaluation a step (arXiv 2211.01095, Eq. 19).
 
     x_t = (sigma_t / sigma_s) e^-h x_s + alpha_t (1 - e^-2h) x_0 + sigma_t sqrt(1 - e^-2h) noise,
-    with x_0 extrapolated linearly in lambda to the middle of the step. Noise forgets earlier
-    errors, at the price of more steps. Second order in distribution.
+    with x_0 extrapolated linearly in lambda to the middle of the step. Fresh noise damps earlier
+    errors, but the solver needs more steps. Second order in distribution.
     """
-    if generator is None:
-        raise ValueError("solver='sde_dpm_solver_2m' draws noise: give it a torch.Generator")
-    alpha, sigma, lam = (
-        schedule.alpha(times),
-        schedule.sigma(times),
-        schedule.half_log_snr(times),
-    )
+    alpha, sigma, lam = schedule.alpha(times), schedule.sigma(times), schedule.half_log_snr(times)
     previous: Tensor | None = None
     for i in range(len(times) - 1):
         h = lam[i + 1] - lam[i]
@@ -201,60 +175,38 @@ def _standard_normal(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
-SOLVERS: dict[str, Solver] = {
-    "dpm_solver_2m": dpm_solver_2m,
-    "dpm_solver_2s": dpm_solver_2s,
-    "ddim": ddim,
-    "heun": heun,
-    "euler": euler,
-    "sde_dpm_solver_2m": sde_dpm_solver_2m,
+SOLVERS = {
+    solver.name: solver
+    for solver in (
+        Solver("dpm_solver_2m", dpm_solver_2m, order=2, evaluations=1),
+        Solver("dpm_solver_2s", dpm_solver_2s, order=2, evaluations=2),
+        Solver("ddim", ddim, order=1, evaluations=1),
+        Solver("heun", heun, order=2, evaluations=2),
+        Solver("euler", euler, order=1, evaluations=1, straight_only=True),
+        Solver("sde_dpm_solver_2m", sde_dpm_solver_2m, order=2, evaluations=1, stochastic=True),
+    )
 }
-ORDERS = {
-    "dpm_solver_2m": 2,
-    "dpm_solver_2s": 2,
-    "ddim": 1,
-    "heun": 2,
-    "euler": 1,
-    "sde_dpm_solver_2m": 2,
-}
-"""order of convergence, measured by tests on a Gaussian (the SDE's: of the final variance)"""
-EVALUATIONS = {
-    "dpm_solver_2m": 1,
-    "dpm_solver_2s": 2,
-    "ddim": 1,
-    "heun": 2,
-    "euler": 1,
-    "sde_dpm_solver_2m": 1,
-}
-"""calls of the denoiser per step"""
-STOCHASTIC = {"sde_dpm_solver_2m"}
+STOCHASTIC = {name for name, solver in SOLVERS.items() if solver.stochastic}
 SPACINGS = ("time", "log_snr", "karras")
 
 
 def get_solver(name: str, schedule: Schedule | None = None, stochastic: bool = True) -> Solver:
     """The solver of that name, one of `SOLVERS`.
 
-    Refused where it does not fit the schedule, or draws noise and must not (`stochastic=False`).
+    Raise ValueError where it does not fit the schedule, or where it draws noise although
+    `stochastic` is False.
     """
     if name not in SOLVERS:
         raise ValueError(f"solver={name!r}, expected one of {sorted(SOLVERS)}")
+    solver = SOLVERS[name]
     if schedule is not None:
-        _refuse(name, schedule)
-    if name in STOCHASTIC and not stochastic:
+        solver.check(schedule)
+    if solver.stochastic and not stochastic:
         raise ValueError(
             f"solver={name!r} draws noise, where samples must be a function of their first noise; "
             f"expected one of {sorted(set(SOLVERS) - STOCHASTIC)}"
         )
-    return SOLVERS[name]
-
-
-def _refuse(name: str, schedule: Schedule) -> None:
-    if name == "euler" and not isinstance(schedule, OTPath):
-        fitting = sorted(set(SOLVERS) - {"euler"})
-        raise ValueError(
-            f"solver='euler' follows the straight flow of schedule 'ot', not of {schedule}; "
-            f"expected one of {fitting}"
-        )
+    return solver
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: str = "time") -> Tensor:

@@ -22,8 +22,8 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
-from qgpo.agents.core.acting import Acting
-from qgpo.agents.core.files import versions
+from qgpo.agents.core.acting import Acts as Acting
+from qgpo.agents.core.provenance import versions
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.envs import Evaluation, load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table

@@ -9,25 +9,26 @@ table_beta3.md and results_beta3.json, and per problem maps_<problem>_beta3.png 
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import torch
 import tyro
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
 from qgpo.diffusion import diffuse
 from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, resample_toy
-from qgpo.exact.distances import sliced_wasserstein
-from qgpo.exact.empirical import EmpiricalTilt
+from qgpo.exact import EmpiricalTilt, sliced_wasserstein
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cep": ("CEP", {"guidance": "cep"}),
@@ -38,11 +39,17 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "analytic": ("analytic 1st", {"guidance": "analytic"}),
     "analytic2": (
         "analytic 2nd",
-        {"guidance": "analytic", "analytic_order": 2, "analytic_gradient": "shift"},
+        {"guidance": "analytic", "guidance_options": {"order": 2, "gradient": "shift"}},
     ),
 }
+"""label and settings of every guidance"""
 MAP_TIMES = (0.1, 0.3, 0.5, 0.7)
-INK, MUTED = "#1a202c", "#718096"
+"""noise levels at which f_t is drawn and the guidance is measured"""
+MAP_SIZE = 60
+"""points along an axis of a map"""
+POINTS = 3_000
+"""points in a panel of samples"""
+BLACK, BLUE, GRAY = "#1a202c", "#2b6cb0", "#718096"
 
 
 @dataclass
@@ -50,9 +57,9 @@ class Args:
     """Compare guidances on two-dimensional problems."""
 
     problems: tuple[str, ...] = tuple(TOY_PROBLEMS)
-    """which of the six problems"""
+    """the problems, of six"""
     methods: tuple[str, ...] = tuple(METHODS)
-    """which guidances"""
+    """the guidances"""
     betas: tuple[float, ...] = (3.0,)
     """inverse temperatures; the data model is shared between them"""
     n_data: int = 200_000
@@ -70,232 +77,204 @@ class Args:
     solver: str = "dpm_solver_2m"
     """solver of the reverse process"""
     solver_steps: int = 50
-    """its steps"""
+    """steps of the solver"""
     workers: int = 2
     """processes, one torch thread each"""
     seed: int = 0
-    """seed of everything"""
-    output: Path = field(default_factory=lambda: Path("runs/toy_2d"))
+    """seed of data, networks and samples"""
+    output: Path = Path("runs/toy_2d")
     """folder for figures and tables"""
 
 
-def study(args: Args, problem: str) -> dict[str, Any]:
-    """All methods and betas on one problem: numbers, some samples and the maps of f."""
+class Comparison(NamedTuple):
+    """All methods on one problem at one beta."""
+
+    numbers: dict[str, Any]
+    """distances, errors of the guidance and seconds, as written to the JSON"""
+    samples: dict[str, NDArray[np.float32]]
+    """points (POINTS, 2) of q (`data`), of p (`exact`) and of every method"""
+    maps: dict[str, dict[float, NDArray[np.float32]]]
+    """f_t on a grid at each of MAP_TIMES, `exact` and of every method that has an f"""
+
+
+def study(args: Args, problem: str) -> dict[float, Comparison]:
+    """Train the data model of one problem, and compare the methods at every beta."""
     torch.set_num_threads(1)
-    x, preference = draw_toy(problem, args.n_data, seed=args.seed)
+    data = draw_toy(problem, args.n_data, seed=args.seed)
     truth = draw_toy(problem, 1_000_000, seed=args.seed + 1)
-    base = EnergyGuidedConfig(
+    config = EnergyGuidedConfig(
         data_steps=args.data_steps,
-        guidance_steps=args.other_steps,
         targets=args.targets,
         solver=args.solver,
         solver_steps=args.solver_steps,
     )
     began = time.monotonic()
-    data_model = EnergyGuidedDiffusion(base, seed=args.seed, device="cpu").fit_data(x)
-    out: dict[str, Any] = {
-        "problem": problem,
-        "data_seconds": time.monotonic() - began,
-        "data": x[:3000].numpy(),
-        "betas": {},
-    }
-    for beta in args.betas:
-        sets = [resample_toy(*truth, beta, args.n_samples, seed) for seed in range(4)]
-        floors = [sliced_wasserstein(sets[i], sets[j]) for i in range(4) for j in range(i)]
-        entry: dict[str, Any] = {
-            "exact": sets[0][:3000].numpy(),
-            "floor": float(np.mean(floors)),
-            "methods": {},
-            "maps": {},
+    model = EnergyGuidedDiffusion(config, seed=args.seed, device="cpu").fit_data(data[0])
+    seconds = time.monotonic() - began
+    return {beta: compare(args, model, data, truth, beta, seconds) for beta in args.betas}
+
+
+def compare(
+    args: Args,
+    data_model: EnergyGuidedDiffusion,
+    data: tuple[Tensor, Tensor],
+    truth: tuple[Tensor, Tensor],
+    beta: float,
+    data_seconds: float,
+) -> Comparison:
+    """Train and sample every method; data and truth are points (N, 2) and preferences (N,)."""
+    x, preference = data
+    sets = [resample_toy(*truth, beta, args.n_samples, seed) for seed in range(4)]
+    floors = [sliced_wasserstein(sets[i], sets[j]) for i in range(4) for j in range(i)]
+    points, f_0 = data_model.encode(x[:30_000]), beta * preference[:30_000]
+    tilt = EmpiricalTilt(points, f_0, data_model.schedule)
+    rows: dict[str, Any] = {}
+    samples = {"data": x[:POINTS].numpy(), "exact": sets[0][:POINTS].numpy()}
+    maps = {"exact": f_maps(tilt.f)}
+    for method in args.methods:
+        steps = args.cep_steps if method == "cep" else args.other_steps
+        config = replace(data_model.config, beta=beta, guidance_steps=steps, **METHODS[method][1])
+        began = time.monotonic()
+        model = data_model.with_guidance(config).fit(x, -preference, resume=True)
+        trained = time.monotonic()
+        drawn = model.sample(args.n_samples)
+        sampled = time.monotonic()
+        rows[method] = {
+            "sw2": float(np.mean([sliced_wasserstein(drawn, s) for s in sets])),
+            "finite": bool(torch.isfinite(drawn).all()),
+            "guidance_error": guidance_errors(model, tilt, sets[0][:1000]),
+            "train_seconds": trained - began,
+            "sample_seconds": sampled - trained,
         }
-        tilt = EmpiricalTilt(data_model.encode(x[:30_000]), beta * preference[:30_000], SCHEDULE)
-        entry["maps"]["exact"] = _maps(lambda z, t, tilt=tilt: tilt.f(z, t))
-        for method in args.methods:
-            steps = args.cep_steps if method == "cep" else args.other_steps
-            config = replace(base, beta=beta, guidance_steps=steps, **METHODS[method][1])
-            began = time.monotonic()
-            model = data_model.with_guidance(config).fit(x, -preference, resume=True)
-            trained = time.monotonic()
-            samples = model.sample(args.n_samples)
-            row = {
-                "sw2": float(np.mean([sliced_wasserstein(samples, s) for s in sets])),
-                "finite": bool(torch.isfinite(samples).all()),
-                "guidance_error": _guidance_errors(model, tilt, sets[0]),
-                "train_seconds": trained - began,
-                "sample_seconds": time.monotonic() - trained,
-            }
-            entry["methods"][method] = {**row, "samples": samples[:3000].numpy()}
-            if config.guidance != "weighted":
-                entry["maps"][method] = _maps(model.f)
-        out["betas"][beta] = entry
-    return out
+        samples[method] = drawn[:POINTS].numpy()
+        if config.guidance != "weighted":
+            maps[method] = f_maps(model.f)
+    numbers = {"two_exact_sets": float(np.mean(floors)), "data_seconds": data_seconds}
+    return Comparison({**numbers, "methods": rows}, samples, maps)
 
 
-SCHEDULE = EnergyGuidedDiffusion(device="cpu").schedule
+def f_maps(f: Callable[[Tensor, Tensor], Tensor]) -> dict[float, NDArray[np.float32]]:
+    """f_t on a grid of standardised noisy points, (MAP_SIZE, MAP_SIZE) at each map time."""
+    axis = torch.linspace(-2.2, 2.2, MAP_SIZE)
+    z = torch.cartesian_prod(axis, axis)
+    return {t: f(z, torch.full((len(z),), t)).reshape(MAP_SIZE, -1).numpy() for t in MAP_TIMES}
 
 
-def _grid() -> Tensor:
-    axis = torch.linspace(-2.2, 2.2, 60)
-    return torch.cartesian_prod(axis, axis)
-
-
-def _maps(f: Any) -> dict[float, np.ndarray[Any, Any]]:
-    """The function f on a grid of standardised noisy points, at each of the map times."""
-    z = _grid()
-    return {t: f(z, torch.full((len(z),), t)).numpy().reshape(60, 60) for t in MAP_TIMES}
-
-
-def _guidance_errors(
+def guidance_errors(
     model: EnergyGuidedDiffusion, tilt: EmpiricalTilt, exact: Tensor
 ) -> dict[float, float]:
-    """Relative error of sigma grad f under p_t at the map times, against the empirical f*."""
+    """Relative error of grad f at noisy samples of p, at each map time."""
     errors = {}
     generator = torch.Generator().manual_seed(0)
-    for time_ in MAP_TIMES:
-        z = model.encode(exact[:1000])
-        t = torch.full((len(z),), time_)
-        noise = torch.randn(z.shape, generator=generator)
-        z_t = diffuse(z, t, noise, tilt.schedule)
-        true = tilt.gradient(z_t, t)
-        difference = torch.linalg.vector_norm(model.guidance(z_t, t) - true)
-        errors[time_] = float(difference / torch.linalg.vector_norm(true))
+    z = model.encode(exact)
+    for level in MAP_TIMES:
+        t = torch.full((len(z),), level)
+        z_t = diffuse(z, t, torch.randn(z.shape, generator=generator), tilt.schedule)
+        expected = tilt.gradient(z_t, t)
+        difference = torch.linalg.vector_norm(model.guidance(z_t, t) - expected)
+        errors[level] = float(difference / torch.linalg.vector_norm(expected))
     return errors
 
 
-def draw_samples(path: Path, results: list[dict[str, Any]], beta: float, methods: Any) -> None:
+def draw_samples(path: Path, comparisons: dict[str, Comparison], beta: float) -> None:
     """One row per problem, one column per method, the distance under each panel."""
-    import matplotlib.pyplot as plt
-
-    columns = ["data q", "exact p", *(METHODS[m][0] for m in methods)]
-    figure, axes = plt.subplots(
-        len(results),
-        len(columns),
-        figsize=(1.55 * len(columns), 1.85 * len(results) + 0.6),
-        layout="constrained",
-        squeeze=False,
-    )
-    for row, result in enumerate(results):
-        entry = result["betas"][beta]
-        panels = [(result["data"], ""), (entry["exact"], f"SW$_2$ {entry['floor']:.3f}")]
-        for method in methods:
-            m = entry["methods"][method]
-            ratio = m["sw2"] / entry["floor"]
-            panels.append((m["samples"], f"{m['sw2']:.3f}  ({ratio:.1f}x)"))
-        limit = 1.1 * float(np.abs(result["data"]).max())
-        for column, (points, text) in enumerate(panels):
-            axis = axes[row, column]
-            axis.scatter(points[:, 0], points[:, 1], s=0.6, lw=0, color="#2b6cb0", rasterized=True)
+    names = list(next(iter(comparisons.values())).samples)
+    titles = {"data": "data q", "exact": "exact p"} | {m: METHODS[m][0] for m in METHODS}
+    size = (1.55 * len(names), 1.85 * len(comparisons) + 0.6)
+    figure = Figure(size, layout="constrained")
+    grid = figure.subplots(len(comparisons), len(names), squeeze=False)
+    for axes, (problem, comparison) in zip(grid, comparisons.items(), strict=True):
+        floor = comparison.numbers["two_exact_sets"]
+        captions = {"data": "", "exact": f"SW$_2$ {floor:.3f}"}
+        for method, row in comparison.numbers["methods"].items():
+            captions[method] = f"{row['sw2']:.3f}  ({row['sw2'] / floor:.1f}x)"
+        limit = 1.1 * float(np.abs(comparison.samples["data"]).max())
+        for axis, (name, points) in zip(axes, comparison.samples.items(), strict=True):
+            axis.scatter(points[:, 0], points[:, 1], s=0.6, lw=0, color=BLUE, rasterized=True)
             axis.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect=1)
-            axis.set_xlabel(text, fontsize=8, color=INK if column > 1 else MUTED, labelpad=2)
-            if row == 0:
-                axis.set_title(columns[column], fontsize=9)
-            if column == 0:
-                axis.set_ylabel(result["problem"], fontsize=9)
+            color = BLACK if name in METHODS else GRAY
+            axis.set_xlabel(captions[name], fontsize=8, color=color, labelpad=2)
+        axes[0].set_ylabel(problem, fontsize=9)
+    for axis, name in zip(grid[0], names, strict=True):
+        axis.set_title(titles[name], fontsize=9)
     figure.suptitle(
         f"p ~ q exp({beta:g} e): sliced Wasserstein-2 to exact samples; under 'exact p' the "
         "distance between two exact sets",
         fontsize=9,
     )
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
-def draw_maps(path: Path, result: dict[str, Any], beta: float) -> None:
-    """The function f_t of every method over t, up to a constant, with the gradient's error."""
-    import matplotlib.pyplot as plt
-
-    entry = result["betas"][beta]
-    rows = [name for name in ("exact", *METHODS) if name in entry["maps"]]
-    figure, axes = plt.subplots(
-        len(rows),
-        len(MAP_TIMES),
-        figsize=(1.6 * len(MAP_TIMES) + 0.4, 1.75 * len(rows) + 0.5),
-        layout="constrained",
-        squeeze=False,
-    )
-    for column, time_ in enumerate(MAP_TIMES):
-        reference = entry["maps"]["exact"][time_]
-        low, high = float(reference.min()), float(reference.max())
-        for row, name in enumerate(rows):
-            axis, values = axes[row, column], entry["maps"][name][time_]
-            shifted = values - np.median(values) + np.median(reference)
-            axis.imshow(
-                shifted.T, origin="lower", vmin=low, vmax=high, cmap="viridis", aspect="equal"
-            )
+def draw_maps(path: Path, problem: str, comparison: Comparison, beta: float) -> None:
+    """f_t of every method over t, up to a constant, with the error of its gradient."""
+    numbers, _, maps = comparison
+    names = [name for name in ("exact", *METHODS) if name in maps]
+    size = (1.6 * len(MAP_TIMES) + 0.4, 1.75 * len(names) + 0.5)
+    figure = Figure(size, layout="constrained")
+    grid = figure.subplots(len(names), len(MAP_TIMES), squeeze=False)
+    for axes, name in zip(grid, names, strict=True):
+        for axis, level in zip(axes, MAP_TIMES, strict=True):
+            exact, values = maps["exact"][level], maps[name][level]
+            shifted = values - np.median(values) + np.median(exact)
+            axis.imshow(shifted.T, origin="lower", vmin=float(exact.min()), vmax=float(exact.max()))
             axis.set(xticks=[], yticks=[])
-            if row == 0:
-                axis.set_title(f"t = {time_:g}", fontsize=9)
-            else:
-                error = entry["methods"][name]["guidance_error"][time_]
+            if name != "exact":
+                error = numbers["methods"][name]["guidance_error"][level]
                 axis.set_xlabel(f"gradient off by {100 * error:.0f} %", fontsize=7, labelpad=2)
-            if column == 0:
-                axis.set_ylabel("exact" if name == "exact" else METHODS[name][0], fontsize=9)
-    figure.suptitle(f"f_t, {result['problem']}, beta = {beta:g}", fontsize=9)
+        axes[0].set_ylabel("exact" if name == "exact" else METHODS[name][0], fontsize=9)
+    for axis, level in zip(grid[0], MAP_TIMES, strict=True):
+        axis.set_title(f"t = {level:g}", fontsize=9)
+    figure.suptitle(f"f_t, {problem}, beta = {beta:g}", fontsize=9)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
-def table(results: list[dict[str, Any]], beta: float, methods: Any) -> str:
+def table(comparisons: dict[str, Comparison], methods: tuple[str, ...]) -> str:
     """Distances as Markdown, with the ratio to the distance between two exact sets."""
     header = ["problem", "two exact sets", *(METHODS[m][0] for m in methods)]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    ratios: dict[str, list[float]] = {m: [] for m in methods}
-    for result in results:
-        entry = result["betas"][beta]
-        cells = [result["problem"], f"{entry['floor']:.3f}"]
-        for method in methods:
-            sw2 = entry["methods"][method]["sw2"]
-            ratios[method].append(sw2 / entry["floor"])
-            cells.append(f"{sw2:.3f} ({ratios[method][-1]:.1f}x)")
-        lines.append("| " + " | ".join(cells) + " |")
-    means = [f"{math.exp(float(np.mean(np.log(ratios[m])))):.1f}x" for m in methods]
-    lines.append("| geometric mean | 1.0x | " + " | ".join(means) + " |")
-    return "\n".join(lines)
+    rows, ratios = [], []
+    for problem, (numbers, _, _) in comparisons.items():
+        floor = numbers["two_exact_sets"]
+        distances = [numbers["methods"][m]["sw2"] for m in methods]
+        cells = [f"{distance:.3f} ({distance / floor:.1f}x)" for distance in distances]
+        rows.append([problem, f"{floor:.3f}", *cells])
+        ratios.append(np.array(distances) / floor)
+    means = np.exp(np.mean(np.log(ratios), axis=0))
+    rows.append(["geometric mean", "1.0x", *(f"{mean:.1f}x" for mean in means)])
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
-def write(args: Args, results: list[dict[str, Any]], seconds: float) -> None:
-    """Figures, Markdown and JSON of every beta."""
-    mpl.use("Agg")
+def write(args: Args, results: dict[str, dict[float, Comparison]], seconds: float) -> None:
+    """Figures, Markdown and JSON of every beta; results by problem and beta."""
     args.output.mkdir(parents=True, exist_ok=True)
     for beta in args.betas:
         tag = f"beta{beta:g}"
-        draw_samples(args.output / f"samples_{tag}.png", results, beta, args.methods)
-        text = table(results, beta, args.methods)
+        comparisons = {problem: betas[beta] for problem, betas in results.items()}
+        draw_samples(args.output / f"samples_{tag}.png", comparisons, beta)
+        text = table(comparisons, args.methods)
         (args.output / f"table_{tag}.md").write_text(text + "\n")
         print(f"\nbeta = {beta:g}: sliced Wasserstein-2 to exact samples\n{text}")
-        for result in results:
-            draw_maps(args.output / f"maps_{result['problem']}_{tag}.png", result, beta)
-        numbers = {
-            result["problem"]: {
-                "two_exact_sets": result["betas"][beta]["floor"],
-                "data_seconds": result["data_seconds"],
-                "methods": {
-                    name: {k: v for k, v in row.items() if k != "samples"}
-                    for name, row in result["betas"][beta]["methods"].items()
-                },
-            }
-            for result in results
-        }
+        for problem, comparison in comparisons.items():
+            draw_maps(args.output / f"maps_{problem}_{tag}.png", problem, comparison, beta)
+        numbers = {problem: comparison.numbers for problem, comparison in comparisons.items()}
         about = {"args": asdict(args), "beta": beta, "seconds": seconds, "problems": numbers}
         (args.output / f"results_{tag}.json").write_text(json.dumps(about, indent=2, default=str))
 
 
 def main(args: Args) -> None:
     """Run the problems in parallel and write everything."""
-    for name, given, choices in (
-        ("problems", args.problems, TOY_PROBLEMS),
-        ("methods", args.methods, METHODS),
-    ):
-        for value in given:
+    for name, choices in (("problems", TOY_PROBLEMS), ("methods", METHODS)):
+        for value in getattr(args, name):
             if value not in choices:
                 raise SystemExit(f"--{name} {value}: expected some of {list(choices)}")
     began = time.monotonic()
-    results = []
+    results = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=args.workers, mp_context=context) as pool:
-        for result in pool.map(study, [args] * len(args.problems), args.problems):
-            print(f"{result['problem']} done after {time.monotonic() - began:.0f} s", flush=True)
-            results.append(result)
+        studies = pool.map(study, repeat(args), args.problems)
+        for problem, comparisons in zip(args.problems, studies, strict=True):
+            print(f"{problem} done after {time.monotonic() - began:.0f} s", flush=True)
+            results[problem] = comparisons
     seconds = time.monotonic() - began
     write(args, results, seconds)
     print(f"\n{seconds:.0f} s; figures and tables in {args.output}")

@@ -21,10 +21,12 @@ from stable_baselines3.common.logger import KVWriter
 
 from qgpo.agents import AGENTS, QGPO, QGPOConfig
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.batches import NonFiniteError
 from qgpo.agents.core.callbacks import SaveCheckpoint
-from qgpo.agents.core.files import config_from_json, versions
-from qgpo.agents.guided.config import longer
+from qgpo.agents.core.checkpoint import config_from_json
+from qgpo.agents.core.config import longer
+from qgpo.agents.core.provenance import versions
+from qgpo.agents.core.training import NonFiniteError
+from qgpo.agents.core.upgrade import upgrade_config
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import GuidanceTuning
 from qgpo.agents.registry import adopt_from
@@ -174,9 +176,8 @@ def saved_args(folder: RunFolder) -> Args[Any]:
     try:
         saved = json.loads(folder.config.read_text())["args"]
         agent_class = AGENTS[saved["agent"]]
-        saved["config"] = config_from_json(
-            agent_class.config_class, saved["config"], agent_class.younger_fields
-        )
+        config = upgrade_config(saved["agent"], saved["config"], 1)
+        saved["config"] = config_from_json(agent_class.config_class, config)
         saved["guidance_scales"] = tuple(saved["guidance_scales"])
         saved |= {"run_dir": folder.path, "resume": folder.path, "overwrite": False, "adopt": None}
         return Args(**saved)

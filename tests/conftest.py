@@ -35,7 +35,7 @@ def config(request: pytest.FixtureRequest) -> QGPOConfig:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The support table in several steps even on tiny datasets."""
-    monkeypatch.setattr("qgpo.agents.guided.critic.ROWS_PER_CHUNK", 12)
+    monkeypatch.setattr("qgpo.agents.guided.support.ROWS_PER_CHUNK", 12)
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
-"""Acting like an SB3 algorithm: `predict`, for whoever maps observations to actions in [-1, 1]."""
+"""Acting like an SB3 algorithm: `predict` around a function from observations to actions."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,20 +14,34 @@ from torch import Tensor
 from qgpo.envs.tasks.observations import ObservationAdapter
 
 
-class Acting(ABC):
-    """What acts in Box spaces; a subclass says how in `_act`."""
+class Acts(Protocol):
+    """What acts in Box spaces: an agent or an ensemble."""
 
-    name: ClassVar[str]
-    device: torch.device
-    prediction_generator: torch.Generator
-    """noise of `predict`"""
-    observation_space: spaces.Box | None
-    action_space: spaces.Box | None
-    adapter: ObservationAdapter | None
-    """makes vectors of an environment's Dict observations"""
+    @property
+    def name(self) -> str:
+        """What it is, for messages and files."""
 
-    @abstractmethod
-    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+
+    @property
+    def prediction_generator(self) -> torch.Generator:
+        """Noise of `predict`; training has another one."""
+
+    @property
+    def observation_space(self) -> spaces.Box | None:
+        """None until it has seen data."""
+
+    @property
+    def action_space(self) -> spaces.Box | None:
+        """None until it has seen data."""
+
+    @property
+    def adapter(self) -> ObservationAdapter | None:
+        """Makes vectors of an environment's Dict observations."""
+
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """(B, S) to actions (B, A) in [-1, 1]."""
 
     def predict(
@@ -38,51 +51,55 @@ class Acting(ABC):
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[np.float32], tuple[NDArray[Any], ...] | None]:
-        """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
+        """Actions in the action space, as SB3's algorithms return them."""
 
-        An agent that learned from Dict observations takes the environment's Dicts, single or as
-        arrays with a leading axis, as well as the vectors that its `adapter` makes of them.
-        `state` is returned as given and `episode_start` ignored (no memory). `deterministic`
-        makes the action a function of the observation alone; otherwise it is sampled.
-        """
-        if self.observation_space is None or self.action_space is None:
-            raise RuntimeError(
-                f"this {self.name} has not been trained: call learn(dataset), or load a file"
-            )
-        if isinstance(observation, tuple):
-            raise ValueError(
-                "predict() was given a tuple: `env.reset()` returns (observation, info), pass "
-                "only the observation"
-            )
-        shape = self.observation_space.shape
-        if isinstance(observation, Mapping) and self.adapter is not None:
-            observation = self.adapter.flatten(observation)
-        try:
-            array = np.asarray(observation, dtype=np.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"observation is a {type(observation).__name__} that is no array of numbers "
-                f"({error}); expected shape {shape} or (n, {shape[0]})"
-            ) from error
-        if array.ndim not in (1, 2) or array.shape[-1:] != shape:
-            raise ValueError(
-                f"observation has shape {array.shape}, expected {shape} or (n, {shape[0]})"
-            )
-        if not np.isfinite(array).all():
-            raise ValueError(f"observation has NaN or infinite values: {array}")
-        batch = torch.as_tensor(np.atleast_2d(array), device=self.device)
-        if len(batch) == 0:
-            return np.zeros((0, *self.action_space.shape), dtype=np.float32), state
-        actions = self._unscale_actions(self._act(batch, deterministic).cpu().numpy())
-        return actions[0] if array.ndim == 1 else actions, state
 
-    def seed_predictions(self, seed: int) -> None:
-        """Seed the noise of `predict`; training is not touched."""
-        self.prediction_generator.manual_seed(seed)
+def predict(
+    policy: Acts, observation: NDArray[Any] | dict[str, Any], deterministic: bool
+) -> NDArray[np.float32]:
+    """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
 
-    def _unscale_actions(self, actions: NDArray[np.float32]) -> NDArray[np.float32]:
-        """From [-1, 1] to the action space, never outside."""
-        assert self.action_space is not None
-        low, high = self.action_space.low, self.action_space.high
-        unscaled = low + 0.5 * (actions + 1.0) * (high - low)
-        return np.clip(unscaled, low, high).astype(np.float32)
+    Raises RuntimeError before training, ValueError for what is no finite observation of the space.
+    """
+    if policy.observation_space is None or policy.action_space is None:
+        raise RuntimeError(
+            f"this {policy.name} has not been trained: call learn(dataset), or load a file"
+        )
+    array = _as_array(observation, policy.observation_space.shape, policy.adapter)
+    batch = torch.as_tensor(np.atleast_2d(array), device=policy.device)
+    if len(batch) == 0:
+        return np.zeros((0, *policy.action_space.shape), dtype=np.float32)
+    actions = unscale_actions(policy.act(batch, deterministic).cpu().numpy(), policy.action_space)
+    return actions[0] if array.ndim == 1 else actions
+
+
+def _as_array(
+    observation: Any, shape: tuple[int, ...], adapter: ObservationAdapter | None
+) -> NDArray[np.float32]:
+    if isinstance(observation, tuple):
+        raise ValueError(
+            "predict() was given a tuple: `env.reset()` returns (observation, info), pass "
+            "only the observation"
+        )
+    if isinstance(observation, Mapping) and adapter is not None:
+        observation = adapter.flatten(observation)
+    try:
+        array = np.asarray(observation, dtype=np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"observation is a {type(observation).__name__} that is no array of numbers "
+            f"({error}); expected shape {shape} or (n, {shape[0]})"
+        ) from error
+    if array.ndim not in (1, 2) or array.shape[-1:] != shape:
+        raise ValueError(
+            f"observation has shape {array.shape}, expected {shape} or (n, {shape[0]})"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"observation has NaN or infinite values: {array}")
+    return array
+
+
+def unscale_actions(actions: NDArray[np.float32], space: spaces.Box) -> NDArray[np.float32]:
+    """From [-1, 1] to the action space, never outside."""
+    unscaled = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
+    return np.clip(unscaled, space.low, space.high).astype(np.float32)

@@ -1,16 +1,16 @@
 """OfflineAgent: Stable-Baselines3's contract for agents that learn from a dataset.
 
-Subclasses build their modules in `_build`, train in public stages that call `_run_stage`, and
-act in `_act`. Everything that training needs lives in four registers, which checkpoints write
-whole: `networks`, `optimizers`, `tables` (tensors that stages hand on) and `progress` (steps
-done per stage); so nothing can be forgotten and resuming equals not stopping.
+Subclasses build their modules in `_build`, train in public stages that run in `training`, and act
+in `act`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -19,25 +19,21 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
 
-from qgpo.agents.core import files, sb3
-from qgpo.agents.core.acting import Acting
-from qgpo.agents.core.batches import (
-    LIKELY_CAUSES,
-    Batches,
-    NonFiniteError,
-    TrainingStoppedError,
-    choose_device,
-    on_signals,
-)
-from qgpo.agents.core.checkpoint import write_checkpoint
-from qgpo.agents.core.training import StagedTraining
+from qgpo.agents.core import acting, checkpoint, sb3
+from qgpo.agents.core.batches import Batches
+from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.agents.core.training import Training, TrainingStoppedError, choose_device, on_signals
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.envs.store.loading import load_dataset
+from qgpo.envs.store.loading import load_dataset, recorded_in
+from qgpo.envs.tasks.families import family_settings, find_family
+from qgpo.envs.tasks.making import spec_from_json, spec_to_json
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
@@ -45,13 +41,34 @@ from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
 ConfigT = TypeVar("ConfigT")
 
 
-class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
-    """An agent that learns from an OfflineDataset and acts like an SB3 algorithm."""
+def _of_training(name: str) -> Any:
+    """A property that reads one of the registers."""
+    return property(attrgetter(f"training.{name}"))
 
+
+class OfflineAgent(ABC, Generic[ConfigT]):
+    """An agent that learns from an OfflineDataset and acts like an SB3 algorithm.
+
+    With a preset's name as `config`, `learn` applies what the dataset's family changes of that
+    preset (`settings_for`); a configuration is taken as it is.
+    """
+
+    name: ClassVar[str]
     config_class: ClassVar[type[Any]]
     presets: ClassVar[dict[str, Any]]
-    younger_fields: ClassVar[frozenset[str]] = frozenset()
-    """fields of the configuration that files of the first format version may lack"""
+    stages: ClassVar[tuple[str, ...]]
+
+    observation_space: spaces.Box | None
+    action_space: spaces.Box | None
+    adapter: ObservationAdapter | None
+    """makes vectors of an environment's Dict observations"""
+    dataset_id: str | None
+    dataset_fingerprint: str | None
+    env_spec: EnvSpec | None
+    """the environment that the dataset's agents play in"""
+    reference: ReferenceScores | None
+    """for normalised scores there"""
+    _batches: Batches | None
 
     def __init__(
         self,
@@ -67,20 +84,21 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
         if not whole or not 0 <= seed < 2**63:
             raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
         self.config: ConfigT = self.choose_config(config)
-        super().__init__(int(seed), choose_device(device))
+        self._preset = config if isinstance(config, str) else None
+        self._row = self.config
+        self._changes: dict[str, Any] = {}
+        self.seed = int(seed)
+        self.device = choose_device(device)
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
-        self.observation_space: spaces.Box | None = None
-        self.action_space: spaces.Box | None = None
-        self.adapter: ObservationAdapter | None = None
-        self.dataset_id: str | None = None
-        self.dataset_fingerprint: str | None = None
-        self.env_spec: EnvSpec | None = None
-        self.reference: ReferenceScores | None = None
+        self.prediction_generator = torch.Generator(self.device)
+        self.training = Training(self.stages, self.seed, self.device)
         self._env: VecEnv | None = None
-        self._batches: Batches | None = None
+        self._reset()
         if env is not None:
             self.set_env(env)
+
+    # Configuration ------------------------------------------------------------------------
 
     @classmethod
     def choose_config(cls, config: ConfigT | str) -> ConfigT:
@@ -99,6 +117,32 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
             )
         return cast(ConfigT, config)
 
+    @classmethod
+    def settings_for(cls, dataset: OfflineDataset | str, preset: str = "laptop") -> ConfigT:
+        """The preset with what the dataset's family changes of it.
+
+        Python, the command line and plans take their configurations from here. Of an id, the
+        family follows from the id and the environment that the local dataset names.
+        """
+        row = cls.choose_config(preset)
+        if isinstance(dataset, OfflineDataset):
+            family = find_family(dataset.id, dataset.env_spec.id if dataset.env_spec else None)
+        else:
+            family = find_family(dataset, recorded_in(dataset))
+        names = {field.name for field in dataclasses.fields(cls.config_class)}
+        return dataclasses.replace(row, **family_settings(family, preset, names))  # type: ignore[type-var]
+
+    def _change(self, **values: Any) -> None:
+        """Set fields of the configuration whatever the dataset's family says."""
+        self._changes |= values
+        self.config = self._row = dataclasses.replace(self.config, **values)  # type: ignore[type-var]
+
+    def _settle(self, dataset: OfflineDataset) -> None:
+        """Apply the family's settings, if the configuration is still that of a preset's name."""
+        if self._preset is not None and self.config is self._row and not self.networks:
+            settings = self.settings_for(dataset, self._preset)
+            self.config = self._row = dataclasses.replace(settings, **self._changes)  # type: ignore[type-var]
+
     # What a subclass says -----------------------------------------------------------------
 
     @abstractmethod
@@ -108,6 +152,10 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
     @abstractmethod
     def _train(self, dataset: OfflineDataset) -> None:
         """Call the stages in the paper's order."""
+
+    @abstractmethod
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """(B, S) to actions (B, A) in [-1, 1]."""
 
     @property
     @abstractmethod
@@ -122,9 +170,49 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
     def _forget_data(self) -> None:
         """Hook: drop what was computed for the states of a dataset that is replaced."""
 
+    def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
+        """Hook: constants that follow from the data (normalizers, tuned rewards)."""
+
     def tables_to_save(self) -> dict[str, Tensor]:
-        """The tables that a checkpoint holds: all, unless the agent can make some anew."""
+        """The tables that a checkpoint holds: all, unless the agent can make some again."""
         return self.tables
+
+    # The registers of its training --------------------------------------------------------
+
+    networks: nn.ModuleDict = _of_training("networks")
+    """every network, target, average and normalizer, by name"""
+    optimizers: dict[str, torch.optim.Optimizer] = _of_training("optimizers")
+    tables: dict[str, Tensor] = _of_training("tables")
+    """what stages hand on"""
+    progress: dict[str, int] = _of_training("progress")
+    """steps done, per stage"""
+    generator: torch.Generator = _of_training("generator")
+    """noise of training"""
+    stage: str | None = _of_training("stage")
+    """the stage that runs, or ran last"""
+    num_timesteps: int = _of_training("num_timesteps")
+    """gradient steps done, over all stages"""
+
+    @property
+    def logger(self) -> Logger:
+        """The SB3 logger (a silent one until `learn` or `set_logger`)."""
+        if self.training.logger is None:
+            self.training.logger = Logger(folder=None, output_formats=[])
+        return self.training.logger
+
+    def set_logger(self, logger: Logger) -> None:
+        """Use this logger."""
+        self.training.logger = logger
+
+    def dump_logs(self) -> None:
+        """Write what the logger holds (SB3's LogEveryNTimesteps asks)."""
+        self.logger.dump(self.num_timesteps)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed training and prediction noise."""
+        seed = self.seed if seed is None else seed
+        self.training.generator.manual_seed(seed)
+        self.prediction_generator.manual_seed(seed)
 
     # Training -----------------------------------------------------------------------------
 
@@ -153,51 +241,52 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
         if not isinstance(log_interval, int) or log_interval < 1:
             raise ValueError(f"log_interval={log_interval}, expected an integer of at least 1")
         callback = sb3.as_callback(callback)
-        self._interrupted = False
-        with on_signals(self._interrupt):  # an agent whose modules are half built cannot be saved
+        training = self.training
+        training.interrupted = False
+        with on_signals(training.interrupt):  # an agent with half its modules cannot be saved
             known = self.dataset_fingerprint in (None, dataset.fingerprint)
             if reset_num_timesteps:
-                self._reset_training()
+                self._reset()
             elif allow_other_dataset and not known:
                 self._forget_data()
                 self.dataset_fingerprint = None
-            self._prepare(dataset)
-        self._stop_if_interrupted("before the first step")
-        if self._logger is None:
+            self.prepare(dataset)
+        training.stop_if_interrupted("before the first step")
+        if training.logger is None:
             name = tb_log_name or self.name
-            self.set_logger(
-                configure_logger(self.verbose, self.tensorboard_log, name, reset_num_timesteps)
+            training.logger = configure_logger(
+                self.verbose, self.tensorboard_log, name, reset_num_timesteps
             )
-        self._log_interval = log_interval
-        self._progress_bar = progress_bar
-        self._started = time.monotonic()
+        training.log_interval, training.progress_bar = log_interval, progress_bar
+        training.started = time.monotonic()
         total_timesteps = self.total_timesteps  # for callbacks, which read our locals
-        self._callback = callback
-        self._callback.init_callback(self)  # type: ignore[arg-type]
+        training.callback = callback
+        callback.init_callback(self)  # type: ignore[arg-type]
         try:
-            with on_signals(self._interrupt):
-                self._callback.on_training_start(locals(), globals())
+            with on_signals(training.interrupt):
+                callback.on_training_start(locals(), globals())
                 with contextlib.suppress(TrainingStoppedError):
                     self._train(dataset)
-                self._callback.on_training_end()
+                callback.on_training_end()
         finally:
-            self._callback = None
+            training.callback = None
         return self
 
-    def _interrupt(self) -> None:
-        self._interrupted = True
+    def prepare(self, dataset: OfflineDataset) -> Batches:
+        """Build modules for the dataset's spaces once; bring the data to the device.
 
-    def _prepare(self, dataset: OfflineDataset) -> Batches:
-        """Build modules for the dataset's spaces once; bring the data to the device."""
+        Raises ValueError for another dataset than the training stands on.
+        """
         if self._batches is not None and self.dataset_fingerprint == dataset.fingerprint:
             return self._batches
         if self.dataset_fingerprint not in (None, dataset.fingerprint):
             raise ValueError(
                 f"training stands at timestep {self.num_timesteps} on dataset "
-                f"{self.dataset_id!r}; {dataset.id!r} holds other data. Resume with the former "
-                "dataset, go on with this one by allow_other_dataset=True, or start anew with "
+                f"{self.dataset_id!r}; {dataset.id!r} holds other data. Resume with the previous "
+                "dataset, go on with this one by allow_other_dataset=True, or start again with "
                 "reset_num_timesteps=True"
             )
+        self._settle(dataset)
         spaces_of_data = dataset.observation_space, dataset.action_space
         self.set_spaces(*spaces_of_data, dataset.id, dataset.adapter)
         if self._env is not None:
@@ -210,19 +299,13 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
         self._batches = batches  # only now: what was interrupted is done again
         return batches
 
-    def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
-        """Hook: constants that follow from the data (normalisers, tuned rewards)."""
-
-    def _reset_training(self) -> None:
-        self.networks = nn.ModuleDict()
-        self.optimizers, self.tables = {}, {}
-        self.progress = dict.fromkeys(self.stages, 0)
-        self.num_timesteps, self.stage = 0, None
-        self.dataset_id = self.dataset_fingerprint = None
-        self.env_spec = self.reference = None
+    def _reset(self) -> None:
+        """Forget everything that was learned, and the data."""
+        self.training.reset()
         self.observation_space = self.action_space = self.adapter = None
-        self._batches = None
-        self.set_random_seed(self.seed)
+        self.dataset_id = self.dataset_fingerprint = None
+        self.env_spec = self.reference = self._batches = None
+        self.set_random_seed()
 
     def set_spaces(
         self,
@@ -256,9 +339,31 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
                 self._build(observation_box.shape[0], action_box.shape[0])
             self.networks.to(self.device)
         except BaseException:  # half an agent could be saved, and not be loaded
-            self._reset_training()
+            self._reset()
             raise
         self.networks.train(False)
+
+    # Acting -------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, Any],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], tuple[NDArray[Any], ...] | None]:
+        """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
+
+        An agent that learned from Dict observations takes the environment's Dicts, single or as
+        arrays with a leading axis, as well as the vectors that its `adapter` makes of them.
+        `state` is returned as given and `episode_start` ignored (no memory). `deterministic`
+        makes the action a function of the observation alone; otherwise it is sampled.
+        """
+        return acting.predict(self, observation, deterministic), state
+
+    def seed_predictions(self, seed: int) -> None:
+        """Seed the noise of `predict`; training is not touched."""
+        self.prediction_generator.manual_seed(seed)
 
     # SB3's other names --------------------------------------------------------------------
 
@@ -321,19 +426,31 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
     def save(self, path: str | Path) -> None:
         """Write everything that acting and further training need, atomically.
 
-        Raises NonFiniteError where parameters are not finite: a good file is never replaced by
-        one that is of no use.
+        Raises NonFiniteError where parameters are not finite, CheckpointWriteError where the file
+        cannot be written; the previous file is then unchanged.
         """
-        path = files.with_suffix(path)
-        checkpoint = files.pack(self)
-        for name, value in checkpoint.modules.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise NonFiniteError(
-                    f"not saved: {name} has NaN or infinite values at timestep "
-                    f"{self.num_timesteps}; {str(path)!r} is as it was. {LIKELY_CAUSES}"
-                )
-        write_checkpoint(path, checkpoint)
-        self._saved = f"{str(path)!r} (timestep {self.num_timesteps})"
+        if self.observation_space is None or self.action_space is None:
+            raise RuntimeError("nothing to save: this agent has not seen a dataset yet")
+        path = checkpoint.with_suffix(path)
+        more: dict[str, Any] = {
+            "agent": self.name,
+            "observation_space": sb3.space_to_json(self.observation_space),
+            "action_space": sb3.space_to_json(self.action_space),
+            "dataset": {
+                "id": self.dataset_id,
+                "fingerprint": self.dataset_fingerprint,
+                "env_spec": spec_to_json(self.env_spec) if self.env_spec else None,
+                "reference": dataclasses.asdict(self.reference) if self.reference else None,
+            },
+        }
+        if self.adapter is not None:
+            more["observation_adapter"] = self.adapter.to_json()
+        generators = {"prediction": self.prediction_generator}
+        packed = checkpoint.pack(
+            self.training, self.config, generators, self.tables_to_save(), **more
+        )
+        checkpoint.write_checkpoint(path, packed)
+        self.training.saved = f"{str(path)!r} (timestep {self.num_timesteps})"
 
     @classmethod
     def load(
@@ -346,9 +463,32 @@ class OfflineAgent(StagedTraining, Acting, Generic[ConfigT]):
 
         With `env`, its spaces are checked against the agent's.
         """
-        path = files.with_suffix(path)
-        agent = cast(Self, files.unpack(cls, path, device))
-        agent._saved = f"{str(path)!r} (timestep {agent.num_timesteps})"
+        path = checkpoint.with_suffix(path)
+        device = choose_device(device)  # not the file's fault
+        read = checkpoint.read_checkpoint(path)
+        header = read.header
+        if header.get("agent") != cls.name:
+            raise CheckpointError(
+                f"{str(path)!r} holds a {header.get('agent')!r} agent, load it with that class "
+                f"(this is {cls.name!r})"
+            )
+        with checkpoint.using(path):
+            config = checkpoint.config_from_json(cls.config_class, header["config"])
+            agent = cls(config, seed=header["seed"], device=device)
+            adapter = header.get("observation_adapter")
+            agent.set_spaces(
+                sb3.space_from_json(header["observation_space"]),
+                sb3.space_from_json(header["action_space"]),
+                f"checkpoint {str(path)!r}",
+                ObservationAdapter.from_json(adapter) if adapter else None,
+            )
+            checkpoint.restore(agent.training, read, {"prediction": agent.prediction_generator})
+            data = header["dataset"]
+            agent.dataset_id, agent.dataset_fingerprint = data["id"], data["fingerprint"]
+            agent.env_spec = spec_from_json(data["env_spec"]) if data["env_spec"] else None
+            reference = data["reference"]
+            agent.reference = ReferenceScores(**reference) if reference else None
+        agent.training.saved = f"{str(path)!r} (timestep {agent.num_timesteps})"
         if env is not None:
             agent.set_env(env)
         return agent

@@ -1,14 +1,8 @@
-"""What training stands on: the data on the device, and the ways in which it can stop."""
+"""The dataset as training reads it: tensors on the device, or rows of memory-mapped files."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import signal
 import tempfile
-import threading
-import types
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.utils import get_device
-from torch import Tensor, nn
+from torch import Tensor
 
-from qgpo.critic import lambda_returns, polyak_update
+from qgpo.critic import lambda_returns
 from qgpo.envs.data.dataset import OfflineDataset
-
-
-class TrainingStoppedError(Exception):
-    """Raised inside learn() when a callback asks to stop; learn() itself returns normally."""
-
-
-class NonFiniteError(RuntimeError):
-    """A loss, a gradient or a parameter became NaN or infinite."""
-
-
-LIKELY_CAUSES = (
-    "Likely causes: a learning rate or beta that is too high, or rewards or observations of "
-    "very different sizes in the dataset (see reward_tuning and normalize_observations)"
-)
 
 
 @dataclass
@@ -112,16 +91,6 @@ class Batches:
             return torch.as_tensor(np.memmap(file, np.float32, "w+", shape=shape))
 
 
-def half_cosine(rate: float, step: int, total: int) -> float:
-    """A learning rate that falls to zero along half a cosine."""
-    return rate * 0.5 * (1.0 + math.cos(math.pi * step / total))
-
-
-def average(source: nn.Module, target: nn.Module, decay: float, step: int) -> None:
-    """EMA that forgets the first steps sooner: decay min(decay, (1 + step) / (10 + step))."""
-    polyak_update(source, target, 1.0 - min(decay, (1.0 + step) / (10.0 + step)))
-
-
 def tuned_rewards(dataset: OfflineDataset, data: Batches, rule: str, gamma: float) -> Tensor:
     """Rewards as a critic sees them, (N,).
 
@@ -145,42 +114,6 @@ def _nameless_file(folder: Path) -> Any:
         return tempfile.TemporaryFile()
 
 
-def choose_device(device: torch.device | str) -> torch.device:
-    """The device asked for; `auto` is the GPU where there is one. Never another in silence."""
-    if device == "auto":
-        return get_device("auto")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r}, expected auto, cpu, cuda or cuda:N") from error
-    try:
-        torch.Generator(chosen)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device={str(device)!r} is not available here, expected auto or cpu"
-        ) from error
-    return chosen
-
-
 def take(table: Tensor, rows: Tensor) -> Tensor:
     """Rows of a table, on the device of the row numbers."""
     return table[rows.to(table.device)].to(rows.device)
-
-
-@contextlib.contextmanager
-def on_signals(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Call `interrupt` on SIGINT and SIGTERM, in the main thread; others are left alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handler(signum: int, frame: types.FrameType | None) -> None:
-        interrupt()
-
-    former = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, previous in former.items():
-            signal.signal(signum, previous)

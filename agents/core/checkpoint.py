@@ -8,21 +8,30 @@ tables.safetensors       what stages hand to each other (support actions, target
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
-import os
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-FORMAT_VERSION = 1
+from qgpo.agents.core.files import replacing
+from qgpo.agents.core.provenance import versions
+from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, Training, set_generator
+from qgpo.agents.core.upgrade import FORMAT_VERSION, upgrade
+
 TENSOR_FILES = ("modules", "optimizers", "tables")
 _HEADER = "checkpoint.json"
+
+ConfigT = TypeVar("ConfigT")
 
 
 class CheckpointError(ValueError):
@@ -30,7 +39,7 @@ class CheckpointError(ValueError):
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint that cannot be written; the former one is as it was."""
+    """A checkpoint that cannot be written; the previous one is unchanged."""
 
 
 @dataclass
@@ -44,33 +53,27 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically: a temporary file beside it, fsync, rename; the old one stays until then.
+    """Write atomically: the previous file stays until the new one is complete.
 
-    Raises CheckpointWriteError where that fails, on a full disk say.
+    Raises NonFiniteError where parameters are not finite, so that a good file is never replaced by
+    a useless one; CheckpointWriteError where writing fails, on a full disk for example.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for name, value in checkpoint.modules.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"not saved: {name} has NaN or infinite values at timestep "
+                f"{checkpoint.header['num_timesteps']}; {str(path)!r} is as it was. {LIKELY_CAUSES}"
+            )
     existed = False
     try:
         existed = path.is_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(scratch, "wb") as file:
-                _write(file, checkpoint)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with replacing(path) as file:
+            _write(file, checkpoint)
     except OSError as error:
-        former = "the former one there is as it was" if existed else "there is none yet"
+        previous = "the previous one there is unchanged" if existed else "there is none yet"
         raise CheckpointWriteError(
             error.errno,
-            f"checkpoint {str(path)!r} could not be written ({error}); {former}. Free some space "
+            f"checkpoint {str(path)!r} could not be written ({error}); {previous}. Free some space "
             "or choose another folder, then go on from the last checkpoint",
         ) from error
 
@@ -140,7 +143,8 @@ def _read(path: Path, tensor_files: tuple[str, ...]) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint {str(path)!r} is damaged ({error}); use an earlier copy"
         ) from error
-    return Checkpoint(header, **tensors)
+    with using(path):
+        return Checkpoint(upgrade(header), **tensors)
 
 
 def _holds_nothing_else(archive: zipfile.ZipFile, size: int) -> bool:
@@ -159,18 +163,111 @@ def _holds_nothing_else(archive: zipfile.ZipFile, size: int) -> bool:
     return archive.start_dir == end and end + directory + 22 == size and not archive.comment
 
 
-def pack_optimizer(name: str, state: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
-    """An optimizer's state_dict as named tensors and JSON-able parameter groups."""
-    tensors = {
-        f"{name}/{index}/{key}": value
-        for index, entry in state["state"].items()
-        for key, value in entry.items()
+def with_suffix(path: str | Path) -> Path:
+    """The path, ending in .zip. Raises ValueError where it names no file."""
+    path = Path(path)
+    if not path.name:
+        raise ValueError(f"path={str(path)!r} names no file, expected one such as 'agent.zip'")
+    return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
+
+
+def config_from_json(config_class: type[ConfigT], data: dict[str, Any]) -> ConfigT:
+    """The configuration that `dataclasses.asdict` and JSON made of it. Raises CheckpointError."""
+    names = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    unknown, missing = sorted(set(data) - names), sorted(names - set(data))
+    if unknown or missing:
+        raise CheckpointError(f"configuration fields differ: unknown {unknown}, missing {missing}")
+    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+@contextlib.contextmanager
+def using(path: Path) -> Iterator[None]:
+    """Turn what a checkpoint's content may raise into a CheckpointError that names the file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be used: {reason}") from error
+
+
+def pack(
+    training: Training,
+    config: Any,
+    generators: dict[str, torch.Generator],
+    tables: dict[str, Tensor] | None = None,
+    **more: Any,
+) -> Checkpoint:
+    """The registers of a training as a checkpoint, with what else its header says.
+
+    `tables` are those to write where not all are. `generators` are written beside training's own.
+    """
+    optimizers: dict[str, Tensor] = {}
+    groups = {}
+    for name, optimizer in training.optimizers.items():
+        state = optimizer.state_dict()
+        groups[name] = state["param_groups"]
+        for index, entry in state["state"].items():
+            optimizers |= {f"{name}/{index}/{key}": value for key, value in entry.items()}
+    header = {
+        "versions": versions(),
+        "config": dataclasses.asdict(config),
+        "seed": training.seed,
+        "stage": training.stage,
+        "progress": training.progress,
+        "num_timesteps": training.num_timesteps,
+        "optimizers": groups,
+        **more,
     }
-    return tensors, state["param_groups"]
+    states = {
+        f"generator/{name}": generator.get_state()
+        for name, generator in {"training": training.generator, **generators}.items()
+    }
+    kept = {**(training.tables if tables is None else tables), **states}
+    return Checkpoint(header, training.networks.state_dict(), optimizers, kept)
 
 
-def unpack_optimizer(name: str, tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:
-    """The inverse of `pack_optimizer`. Raises CheckpointError where tensors are missing."""
+def restore(
+    training: Training, checkpoint: Checkpoint, generators: dict[str, torch.Generator]
+) -> None:
+    """Fill the registers of a training whose modules are built. Raises CheckpointError."""
+    header = checkpoint.header
+    _check_modules(training.networks.state_dict(), checkpoint.modules)
+    training.networks.load_state_dict(checkpoint.modules)
+    for name, optimizer in training.optimizers.items():
+        optimizer.load_state_dict(
+            _optimizer_state(name, checkpoint.optimizers, header["optimizers"][name])
+        )
+    if set(header["progress"]) != set(training.stages):
+        raise CheckpointError(f"its stages are {header['progress']}, not {training.stages}")
+    training.progress.update(header["progress"])
+    training.stage, training.num_timesteps = header["stage"], header["num_timesteps"]
+    tables = dict(checkpoint.tables)
+    seed = training.seed + training.num_timesteps  # for states of another kind of device
+    for name, generator in {"training": training.generator, **generators}.items():
+        set_generator(generator, tables.pop(f"generator/{name}"), seed)
+    training.tables.clear()
+    for name, table in tables.items():
+        state = name.startswith("generator/")
+        training.tables[name] = table if state else table.to(training.device)
+
+
+def _check_modules(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless names and shapes agree."""
+    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    wrong = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if missing or surplus or wrong:
+        raise CheckpointError(
+            f"it does not fit its configuration: missing tensors {missing}, unknown {surplus}, of "
+            f"wrong shape {wrong}"
+        )
+
+
+def _optimizer_state(name: str, tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:
+    """What an optimizer's `state_dict` was. Raises CheckpointError where tensors are missing."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         owner, index, field = key.split("/")

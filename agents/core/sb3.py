@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -49,8 +51,23 @@ def as_vec_env(
     return DummyVecEnv([lambda: Monitor(vectors)])
 
 
+def space_to_json(space: spaces.Box) -> dict[str, Any]:
+    """Bounds and dtype of a Box."""
+    return {
+        "low": [float(x) for x in space.low],
+        "high": [float(x) for x in space.high],
+        "dtype": str(space.dtype),
+    }
+
+
+def space_from_json(data: dict[str, Any]) -> spaces.Box:
+    """The Box that `space_to_json` described."""
+    dtype = np.dtype(data["dtype"]).type
+    return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype)
+
+
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
-"""what Adam, which is everybody's optimizer here, remembers of a parameter"""
+"""the state of a parameter in Adam, the only optimizer of the package"""
 
 
 def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimizer) -> None:

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.batches import Batches, half_cosine, take, tuned_rewards
-from qgpo.agents.guided.config import check_config
+from qgpo.agents.core.batches import Batches, take, tuned_rewards
+from qgpo.agents.core.config import Fraction, Rate, RewardTuning, Steps
+from qgpo.agents.core.training import half_cosine
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.fields import check_fields
+from qgpo.networks import GaussianPolicy
 from qgpo.normalization import ObservationNormalizer
 
 
@@ -22,7 +25,7 @@ from qgpo.normalization import ObservationNormalizer
 class SingleStageConfig:
     """What every agent of one stage asks; a subclass changes a default where its paper does."""
 
-    steps: int = 1_000_000
+    steps: Steps = 1_000_000
     """updates, each on one batch"""
     batch_size: int = 256
     """transitions per update"""
@@ -36,18 +39,18 @@ class SingleStageConfig:
     """standardise observations by the dataset's mean and standard deviation"""
 
     def __post_init__(self) -> None:
-        check_config(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class CriticConfig(SingleStageConfig):
     """What those with a critic ask besides."""
 
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount"""
-    tau: float = 0.005
+    tau: Rate = 0.005
     """Polyak rate of the target networks"""
-    reward_tuning: str = "none"
+    reward_tuning: RewardTuning = "none"
     """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
     returns of unit standard deviation)"""
 
@@ -88,12 +91,12 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
         return self.config.steps
 
     def _train(self, dataset: OfflineDataset) -> None:
-        data = self._prepare(dataset)
+        data = self.prepare(dataset)
 
         def update(step: int) -> Metrics:
             return self.update(self._draw_transitions(data), step)
 
-        self._run_stage("training", self.config.steps, update)
+        self.training.run_stage("training", self.config.steps, update)
 
     def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
         c = self.config
@@ -103,8 +106,7 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
             batches.rewards = tuned_rewards(dataset, batches, c.reward_tuning, c.gamma)
 
     def _draw_transitions(self, data: Batches) -> Transitions:
-        shape = (self.config.batch_size,)
-        index = torch.randint(len(data), shape, generator=self.generator, device=self.device)
+        index = self.training.draw(len(data), self.config.batch_size)
         rows = take(data.state_index, index)
         return Transitions(
             observations=self.normalizer(data.observations(rows)),
@@ -123,8 +125,7 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
     def _add_trained(self, name: str, network: ModuleT) -> ModuleT:
         """Register a network and its Adam."""
         self.networks[name] = network
-        rate = self.config.learning_rate
-        self.optimizers[name] = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
+        self.training.add_optimizer(name, network.parameters(), self.config.learning_rate)
         return network
 
     def _add_target(self, name: str, network: ModuleT) -> ModuleT:
@@ -139,10 +140,16 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
             return c.learning_rate
         return half_cosine(c.learning_rate, step, c.steps)
 
-    def _normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal noise of training."""
-        return torch.randn(shape, generator=self.generator, device=self.device)
-
-    def _prediction_normal(self, shape: tuple[int, ...]) -> Tensor:
+    def _prediction_normal(self, *shape: int) -> Tensor:
         """Standard normal noise of `predict`."""
         return torch.randn(shape, generator=self.prediction_generator, device=self.device)
+
+    @torch.no_grad()
+    def _gaussian_action(
+        self, policy: GaussianPolicy, observations: Tensor, deterministic: bool
+    ) -> Tensor:
+        """The policy's mean or a sample, (B, S) to (B, A) in [-1, 1]."""
+        mean, std = policy.moments(self.normalizer(observations))
+        if not deterministic:
+            mean = mean + std * self._prediction_normal(*mean.shape)
+        return mean.clamp(-1.0, 1.0)

@@ -1,85 +1,95 @@
-"""Training in stages: one loop, one optimizer step, one log, for every agent."""
+"""Training in stages: the registers, one loop and one optimizer step, for every agent and model.
+
+Everything that training needs lives in the registers, which checkpoints write whole: `networks`,
+`optimizers`, `tables` (tensors that stages hand on), `progress` (steps done per stage) and the
+generator's state. So nothing can be forgotten, and resuming equals not stopping.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from typing import ClassVar
+import types
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qgpo.agents.core.batches import LIKELY_CAUSES, NonFiniteError, TrainingStoppedError
+from qgpo.critic import polyak_update
 from qgpo.diffusion import Metrics
 
+LIKELY_CAUSES = (
+    "Likely causes: a learning rate or beta that is too high, or rewards or observations of "
+    "very different sizes in the dataset (see reward_tuning and normalize_observations)"
+)
 
-class StagedTraining:
+TO_RESUME = "save(path), and later load(path).learn(dataset, reset_num_timesteps=False) to go on"
+
+
+class TrainingStoppedError(Exception):
+    """A callback asked to stop."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, a gradient or a parameter became NaN or infinite."""
+
+
+class Training:
     """The registers of a training, and the steps that change them."""
 
-    stages: ClassVar[tuple[str, ...]]
-
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        stages: Sequence[str],
+        seed: int,
+        device: torch.device,
+        likely_causes: str = LIKELY_CAUSES,
+        to_resume: str = TO_RESUME,
+    ) -> None:
+        self.stages = tuple(stages)
         self.seed = seed
         self.device = device
+        self.likely_causes, self.to_resume = likely_causes, to_resume
+        self.generator = torch.Generator(device)
+        self.logger: Logger | None = None
+        self.log_interval = 1000
+        self.callback: BaseCallback | None = None
+        self.progress_bar = False
+        self.interrupted = False
+        self.saved: str | None = None
+        """the last checkpoint, for messages"""
+        self.started = time.monotonic()
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the registers."""
         self.networks = nn.ModuleDict()
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.tables: dict[str, Tensor] = {}
-        self.progress: dict[str, int] = dict.fromkeys(self.stages, 0)
+        self.progress = dict.fromkeys(self.stages, 0)
         self.num_timesteps = 0
         self.stage: str | None = None
-        self.generator = torch.Generator(device)
-        self.prediction_generator = torch.Generator(device)
-        self._logger: Logger | None = None
-        self._callback: BaseCallback | None = None
-        self._log_interval = 1000
-        self._progress_bar = False
-        self._interrupted = False
-        self._saved: str | None = None
-        self._started = time.monotonic()
-        self.set_random_seed(seed)
+        self.generator.manual_seed(self.seed)
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed training and prediction noise."""
-        seed = self.seed if seed is None else seed
-        self.generator.manual_seed(seed)
-        self.prediction_generator.manual_seed(seed)
+    # The loop -----------------------------------------------------------------------------
 
-    def _set_generator(self, state: Tensor, seed: int) -> None:
-        """Go on from that state; one of another kind of device gives way to the seed."""
-        if len(state) == len(self.generator.get_state()):
-            self.generator.set_state(state)
-        else:  # other numbers of the same distribution
-            self.generator.manual_seed(seed)
-
-    @property
-    def logger(self) -> Logger:
-        """The SB3 logger (a silent one until `learn` or `set_logger`)."""
-        if self._logger is None:
-            self._logger = Logger(folder=None, output_formats=[])
-        return self._logger
-
-    def set_logger(self, logger: Logger) -> None:
-        """Use this logger."""
-        self._logger = logger
-
-    def dump_logs(self) -> None:
-        """Write what the logger holds (SB3's LogEveryNTimesteps asks)."""
-        self.logger.dump(self.num_timesteps)
-
-    def _run_stage(
+    def run_stage(
         self,
         stage: str,
         total: int,
         update: Callable[[int], Metrics],
         gradient_steps: bool = True,
     ) -> None:
-        """Call `update(step)` from where the stage stands up to `total`, with all the trimmings.
+        """Call `update(step)` from where the stage stands up to `total`.
 
-        One step is one call; it counts as a timestep when it is a gradient step.
+        Metrics are averaged over `log_interval` steps and logged. Callbacks run after every step.
+        A step counts as a timestep when it is a gradient step.
         """
         self.stage = stage
         position = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
@@ -89,7 +99,7 @@ class StagedTraining:
             total=total,
             initial=self.progress[stage],
             desc=f"{position} {stage:9s}",
-            disable=not self._progress_bar,
+            disable=not self.progress_bar,
             mininterval=0.5,
         ) as bar:
             for step in range(self.progress[stage], total):
@@ -100,39 +110,50 @@ class StagedTraining:
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
                     counts[name] = counts.get(name, 0) + 1
                 bar.update()
-                last = step + 1 == total
-                if (step + 1) % self._log_interval == 0 or last:
-                    self._log(stage, {k: float(v) / counts[k] for k, v in sums.items()})
+                if (step + 1) % self.log_interval == 0 or step + 1 == total:
+                    means = {k: float(v) / counts[k] for k, v in sums.items()}
+                    self._log(stage, means)
+                    if "loss" in means:
+                        bar.set_postfix(loss=f"{means['loss']:.4g}")
                     sums, counts = {}, {}
-                if self._callback is not None and not self._callback.on_step():
+                if self.callback is not None and not self.callback.on_step():
                     raise TrainingStoppedError
-                self._stop_if_interrupted(f"after step {step + 1} of stage {stage!r}")
+                self.stop_if_interrupted(f"after step {step + 1} of stage {stage!r}")
 
-    def _stop_if_interrupted(self, when: str) -> None:
+    def interrupt(self) -> None:
+        """Ask the loop to stop after the step under way."""
+        self.interrupted = True
+
+    def stop_if_interrupted(self, when: str) -> None:
         """Raise the KeyboardInterrupt that a signal asked for."""
-        if self._interrupted:
-            self._interrupted = False
-            raise KeyboardInterrupt(
-                f"stopped {when}; save(path), and later "
-                "load(path).learn(dataset, reset_num_timesteps=False) to go on"
-            )
+        if self.interrupted:
+            self.interrupted = False
+            raise KeyboardInterrupt(f"stopped {when}; {self.to_resume}")
 
     def _log(self, stage: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise self._non_finite(f"{stage}/{name}", value, self.progress[stage])
-        if self._logger is None:
+                raise self.non_finite(f"{stage}/{name}", value, self.progress[stage])
+        if self.logger is None:
             return
-        elapsed = max(time.monotonic() - self._started, 1e-9)
+        elapsed = max(time.monotonic() - self.started, 1e-9)
         for name, value in metrics.items():
-            self._logger.record(f"{stage}/{name}", value)
-        self._logger.record("time/stage", stage, exclude="tensorboard")
-        self._logger.record("time/stage_steps", self.progress[stage])
-        self._logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
-        self._logger.record("time/total_timesteps", self.num_timesteps)
-        self._logger.dump(self.num_timesteps)
+            self.logger.record(f"{stage}/{name}", value)
+        self.logger.record("time/stage", stage, exclude="tensorboard")
+        self.logger.record("time/stage_steps", self.progress[stage])
+        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps)
+        self.logger.dump(self.num_timesteps)
 
-    def _optimize(
+    # The optimizer step -------------------------------------------------------------------
+
+    def add_optimizer(self, name: str, parameters: Iterator[nn.Parameter], rate: float) -> None:
+        """Register an Adam for these parameters, if there are any."""
+        listed = list(parameters)
+        if listed:
+            self.optimizers[name] = torch.optim.Adam(listed, lr=rate, fused=True)
+
+    def optimize(
         self, name: str, loss: Tensor, learning_rate: float, max_norm: float = math.inf
     ) -> Tensor:
         """One optimizer step at the given rate; returns the gradient's norm before clipping.
@@ -152,20 +173,84 @@ class StagedTraining:
             stage, wrong = self.stage or name, ("grad_norm", norm)
             if not torch.isfinite(loss.detach()):
                 wrong = ("loss", loss.detach())
-            raise self._non_finite(f"{stage}/{wrong[0]}", float(wrong[1]), self.progress[stage] + 1)
+            raise self.non_finite(f"{stage}/{wrong[0]}", float(wrong[1]), self.progress[stage] + 1)
         if max_norm < math.inf:
             nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         optimizer.step()
         return norm
 
-    def _non_finite(self, what: str, value: float, step: int) -> NonFiniteError:
+    def non_finite(self, what: str, value: float, step: int) -> NonFiniteError:
         """The error for a value that is not finite."""
         good = (
-            f"The last good checkpoint is {self._saved}"
-            if self._saved
+            f"The last good checkpoint is {self.saved}"
+            if self.saved
             else "No checkpoint was written yet"
         )
         return NonFiniteError(
             f"{what} is {value} at step {step} of stage {self.stage!r} (timestep "
-            f"{self.num_timesteps}). {good}. {LIKELY_CAUSES}"
+            f"{self.num_timesteps}). {good}. {self.likely_causes}"
         )
+
+    # Random numbers -----------------------------------------------------------------------
+
+    def draw(self, n: int, *shape: int) -> Tensor:
+        """Uniform row numbers below n, with replacement."""
+        return torch.randint(n, shape, generator=self.generator, device=self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal noise."""
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+
+def set_generator(generator: torch.Generator, state: Tensor, seed: int) -> None:
+    """Continue from that state; a state of another kind of device is replaced by the seed."""
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+    else:  # other numbers of the same distribution
+        generator.manual_seed(seed)
+
+
+def half_cosine(rate: float, step: int, total: int) -> float:
+    """A learning rate that falls to zero along half a cosine."""
+    return rate * 0.5 * (1.0 + math.cos(math.pi * step / total))
+
+
+def average(source: nn.Module, target: nn.Module, decay: float, step: int) -> None:
+    """EMA whose first steps count less: decay min(decay, (1 + step) / (10 + step))."""
+    polyak_update(source, target, 1.0 - min(decay, (1.0 + step) / (10.0 + step)))
+
+
+def choose_device(device: torch.device | str) -> torch.device:
+    """The device asked for; `auto` is the GPU where there is one. Raises ValueError for others."""
+    if device == "auto":
+        return get_device("auto")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}, expected auto, cpu, cuda or cuda:N") from error
+    try:
+        torch.Generator(chosen)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device={str(device)!r} is not available here, expected auto or cpu"
+        ) from error
+    return chosen
+
+
+@contextlib.contextmanager
+def on_signals(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Call `interrupt` on SIGINT and SIGTERM, in the main thread; other threads get no handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(signum: int, frame: types.FrameType | None) -> None:
+        interrupt()
+
+    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, before in previous.items():
+            signal.signal(signum, before)

@@ -3,23 +3,22 @@
 Whitening, behavior, support and critic do not depend on what an agent does with them. Beside the
 parameters two states of the training generator are kept, at the beginning of the support stage
 and of the last one: from the first the same support is drawn again, with the second the last
-stage goes on as if the agent had trained the others itself.
+stage continues as if the agent had trained the others itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from qgpo.agents.guided.config import GuidedPolicyConfig
+from qgpo.agents.core.training import Training
+from qgpo.agents.guided.config import LAST_STAGE, GuidedPolicyConfig
+from qgpo.agents.guided.support import STATE
 from qgpo.envs.data.dataset import OfflineDataset
-
-if TYPE_CHECKING:
-    from qgpo.agents.guided.critic import SupportCritic
-    from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.fields import marked
 
 SHARED_NETWORKS = (
     "normalizer",
@@ -29,115 +28,121 @@ SHARED_NETWORKS = (
     "critic",
     "critic_target",
 )
-LAST_STAGE_FIELDS = frozenset(
-    {
-        "beta",
-        "q_unit",
-        "tilt_limit",
-        "guidance_scale",
-        "guidance_bound",
-        "deterministic_action",
-        "solver_steps",
-    }
-)
-"""fields of GuidedPolicyConfig that no stage before the last one reads"""
 SUPPORT_STATE, LAST_STATE = "generator/shared/support", "generator/shared/last"
 """tables with the generator's state at the beginning of those stages, kept after training"""
+
+
+class Adoptable(Protocol):
+    """What has the first stages of the family."""
+
+    @property
+    def name(self) -> str:
+        """Of the agent's class."""
+
+    @property
+    def config(self) -> Any:
+        """A GuidedPolicyConfig."""
+
+    @property
+    def training(self) -> Training:
+        """Its registers."""
+
+    @property
+    def dataset_id(self) -> str | None:
+        """The dataset that it learned from."""
+
+    @property
+    def dataset_fingerprint(self) -> str | None:
+        """Of that dataset's content."""
 
 
 def different_field(
     first: GuidedPolicyConfig, second: GuidedPolicyConfig
 ) -> tuple[str, Any, Any] | None:
     """Name and both values of a field that makes the first stages differ, or None."""
+    free = marked(GuidedPolicyConfig, LAST_STAGE)
     for field in fields(GuidedPolicyConfig):
         values = getattr(first, field.name), getattr(second, field.name)
-        if field.name not in LAST_STAGE_FIELDS and values[0] != values[1]:
+        if field.name not in free and values[0] != values[1]:
             return field.name, *values
     return None
 
 
-def keep_states(agent: SupportCritic[Any]) -> None:
+def keep_states(training: Training) -> None:
     """Between the critic and the last stage: keep the generator's states, as tables.
 
-    A support that was put there by hand has none.
+    A support table that was set by hand has no state.
     """
-    begin = agent.tables.get("generator/support")
-    fresh = LAST_STATE not in agent.tables and agent.progress[agent.stages[-1]] == 0
-    if fresh and begin is not None:
-        agent.tables[SUPPORT_STATE] = begin.clone()
-        agent.tables[LAST_STATE] = agent.generator.get_state()
+    tables = training.tables
+    fresh = LAST_STATE not in tables and training.progress[training.stages[-1]] == 0
+    if fresh and STATE in tables:
+        tables[SUPPORT_STATE] = tables[STATE].clone()
+        tables[LAST_STATE] = training.generator.get_state()
 
 
-def kept_states(agent: GuidedPolicy[Any]) -> dict[str, Tensor]:
-    """What stays of the tables when training has ended."""
-    return {k: v for k, v in agent.tables.items() if k in (SUPPORT_STATE, LAST_STATE)}
+def drop_tables(training: Training) -> None:
+    """Of the tables, keep the generator's states alone: training has ended."""
+    kept = kept_states(training)
+    training.tables.clear()
+    training.tables.update(kept)
+
+
+def kept_states(training: Training) -> dict[str, Tensor]:
+    """What remains of the tables when training has ended."""
+    return {k: v for k, v in training.tables.items() if k in (SUPPORT_STATE, LAST_STATE)}
 
 
 def no_states() -> dict[str, Tensor]:
-    """In their place where training went on with other data: nobody can draw that support."""
+    """In their place where training continued on other data: nobody can draw that support."""
     return {LAST_STATE: torch.zeros(0, dtype=torch.uint8)}
 
 
-def adopt(agent: GuidedPolicy[Any], other: GuidedPolicy[Any], dataset: OfflineDataset) -> None:
-    """Put `agent` where training it on the dataset would stand before its last stage.
-
-    Shared optimizers, which nothing uses any more, come along so that a checkpoint is that of a
-    training from scratch.
-    """
-    _check(agent, other, dataset)
-    networks, optimizers, progress = other.networks, other.optimizers, dict(other.progress)
-    states = {name: state.clone() for name, state in kept_states(other).items()}
-    agent._reset_training()
-    data = agent._prepare(dataset)
-    for name in SHARED_NETWORKS:
-        agent.networks[name].load_state_dict(networks[name].state_dict())
-        if name in agent.optimizers:
-            agent.optimizers[name].load_state_dict(optimizers[name].state_dict())
-    for stage in agent.stages[:-1]:
-        agent.progress[stage] = progress[stage]
-    agent.stage, agent.num_timesteps = agent.stages[-2], agent.shared_timesteps
-    agent.tables = {**states, "generator/support": states[SUPPORT_STATE].clone()}
-    agent._restore_support(data)
-    agent._set_generator(states[LAST_STATE], agent.seed + agent.num_timesteps)
-
-
-def _check(agent: GuidedPolicy[Any], other: GuidedPolicy[Any], dataset: OfflineDataset) -> None:
-    """Raise ValueError where the first stages of both are not the same."""
-    who = f"cannot adopt from this {other.name}"
-    different = different_field(agent.config, other.config)
+def check_donor(agent: Adoptable, donor: Adoptable, dataset: OfflineDataset) -> None:
+    """Raise ValueError where the first stages of both would not be the same."""
+    who = f"cannot adopt from this {donor.name}"
+    different = different_field(agent.config, donor.config)
     if different is not None:
         name, wanted, found = different
         raise ValueError(
             f"{who}: {name}={found!r}, this {agent.name} has {name}={wanted!r}, which decides the "
             "stages before the last; give both the same, or train from scratch"
         )
-    if agent.seed != other.seed:
+    if agent.training.seed != donor.training.seed:
         raise ValueError(
-            f"{who}: it was trained with seed={other.seed}, this {agent.name} has "
-            f"seed={agent.seed}; adopt from one of the same seed, or train from scratch"
+            f"{who}: it was trained with seed={donor.training.seed}, this {agent.name} has "
+            f"seed={agent.training.seed}; adopt from one of the same seed, or train from scratch"
         )
-    c = other.config
-    done = other.progress["critic"]
-    if done < c.critic_steps:
+    done, steps = donor.training.progress["critic"], donor.config.critic_steps
+    if done < steps:
         raise ValueError(
-            f"{who}: its critic has {done} of {c.critic_steps} steps; train it to the end first: "
+            f"{who}: its critic has {done} of {steps} steps; train it to the end first: "
             "learn(dataset, reset_num_timesteps=False)"
         )
-    if other.dataset_fingerprint != dataset.fingerprint:
+    if donor.dataset_fingerprint != dataset.fingerprint:
         raise ValueError(
-            f"{who}: it was trained on {other.dataset_id!r} with fingerprint "
-            f"{other.dataset_fingerprint}, dataset {dataset.id!r} has {dataset.fingerprint}; adopt "
+            f"{who}: it was trained on {donor.dataset_id!r} with fingerprint "
+            f"{donor.dataset_fingerprint}, dataset {dataset.id!r} has {dataset.fingerprint}; adopt "
             "from one that was trained on this dataset, or train from scratch"
         )
-    if other.tables.get(LAST_STATE, torch.zeros(1)).numel() == 0:
+    tables = donor.training.tables
+    if tables.get(LAST_STATE, torch.zeros(1)).numel() == 0:
         raise ValueError(
-            f"{who}: its training went on with other data than it began with; adopt from one that "
+            f"{who}: its training continued on other data than it began with; adopt from one that "
             f"was trained on {dataset.id!r} alone, or train from scratch"
         )
-    missing = [name for name in (SUPPORT_STATE, LAST_STATE) if name not in other.tables]
+    missing = [name for name in (SUPPORT_STATE, LAST_STATE) if name not in tables]
     if missing:
         raise ValueError(
             f"{who}: it has no {missing[0]!r}, the state from which its support is drawn again; "
-            "files of former versions lack it, as does one whose training was stopped at the end "
+            "files of earlier versions lack it, as does one whose training was stopped at the end "
             "of the critic: train that to the end first, or train from scratch"
         )
+
+
+def copy_networks(training: Training, donor: Training) -> None:
+    """The shared networks and optimizers: a checkpoint is then that of a full training."""
+    for name in SHARED_NETWORKS:
+        training.networks[name].load_state_dict(donor.networks[name].state_dict())
+        if name in training.optimizers:
+            training.optimizers[name].load_state_dict(donor.optimizers[name].state_dict())
+    training.progress.update({s: donor.progress[s] for s in training.stages[:-1]})

@@ -1,10 +1,10 @@
-"""The skeleton of the family: a diffusion model of the behavior and a critic that improves on it.
+"""What the agents of the family have in common: their stages in order, and acting.
 
-1. whitening  a Gaussian policy whose residuals the diffusion models (optional)
-2. behavior   a diffusion model of mu(a|s), by denoising
-3. support    M actions from it for every observation
-4. critic     in-support Q-learning over those actions
-5. ...        an agent's own stage, which tilts the behavior by exp(beta Q)
+1. whitening  a Gaussian policy whose residuals the diffusion models (optional)    behavior.py
+2. behavior   a diffusion model of mu(a|s), by denoising                           behavior.py
+3. support    M actions from it for every observation                              support.py
+4. critic     in-support Q-learning over those actions                             critic.py
+5. ...        an agent's own stage, which tilts the behavior by exp(beta Q)        the agent's file
 act           solve the reverse process from noise
 
 QGPO, AEPO and QIPO differ in the fifth stage and in what the solver sees while acting.
@@ -13,28 +13,29 @@ QGPO, AEPO and QIPO differ in the fifth stage and in what the solver sees while 
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from abc import abstractmethod
-from dataclasses import replace
-from typing import Any, ClassVar, Generic, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.batches import Batches, average, take, tuned_rewards
+from qgpo.agents.core.batches import Batches, tuned_rewards
+from qgpo.agents.core.training import set_generator
 from qgpo.agents.guided import adoption
-from qgpo.agents.guided.critic import GuidedConfigT, SupportCritic
+from qgpo.agents.guided.behavior import Behavior
+from qgpo.agents.guided.config import GuidedPolicyConfig
+from qgpo.agents.guided.critic import SupportCritic
+from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
-from qgpo.density import REFERENCES, ROWS_PER_CHUNK, nearest_distance, sampling_weights
-from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
+from qgpo.diffusion import Diffusion, GuidanceGradient
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.networks import MLPNoiseNetwork, TwinQ, UNetMLP
-from qgpo.normalization import Identity, ObservationNormalizer, Whitening
 from qgpo.schedule import make_schedule
 from qgpo.solver import get_solver, time_grid
+
+GuidedConfigT = TypeVar("GuidedConfigT", bound=GuidedPolicyConfig)
 
 
 class InverseTemperature(nn.Module):
@@ -47,25 +48,28 @@ class InverseTemperature(nn.Module):
         self.register_buffer("beta", torch.tensor(beta))
 
 
-class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
+class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     """Behavior, support and critic; a subclass adds the stage that uses the critic.
 
     `guidance_scale` may be set at any time, `solver` and `solver_steps` once the agent has seen
-    data; the latter two do not touch deterministic actions where `deterministic_action` is mean.
+    data; the latter two do not change deterministic actions where `deterministic_action` is mean.
     Files have the configuration's of all three (`configure_guidance` changes it).
     """
 
-    younger_fields: ClassVar[frozenset[str]] = frozenset({"sparsity_power"})
-
-    behavior: Diffusion
-    behavior_ema: Diffusion
+    behavior: Behavior
+    support: Support
+    critic: SupportCritic
     _scale: float | None = None
 
     # What a subclass says -----------------------------------------------------------------
 
     @abstractmethod
-    def _build_last(self, observation_dim: int, action_dim: int) -> None:
+    def _build_last(self) -> None:
         """Add the modules of the last stage to `networks`."""
+
+    @abstractmethod
+    def _train_last(self, dataset: OfflineDataset) -> None:
+        """Stage 5, which uses the critic."""
 
     @abstractmethod
     def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
@@ -78,54 +82,65 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
 
     def _support_source(self) -> Diffusion:
         """The model from which support actions are drawn."""
-        return self.behavior_ema
+        return self.behavior.average
 
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
-        self.solver = c.solver
-        self.solver_steps = c.solver_steps
+        self.solver, self.solver_steps = c.solver, c.solver_steps
         schedule = make_schedule(c.schedule)
         get_solver(c.solver, schedule, stochastic=False)
         time_grid(schedule, c.solver_steps, c.spacing)
-        self.normalizer = ObservationNormalizer(observation_dim)
-        self.whitening = (
-            Whitening(observation_dim, action_dim, (256, 256)) if c.whitening_steps else Identity()
-        )
-        self.behavior = self._make_diffusion(observation_dim, action_dim)
-        self.behavior_ema = copy.deepcopy(self.behavior).requires_grad_(False)
-        self.critic = TwinQ(
-            observation_dim,
-            action_dim,
-            c.critic_hidden,
-            c.critic_layer_norm,
-            c.critic_activation,
-            c.critic_baseline,
-        )
-        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.networks.update(
-            {
-                "normalizer": self.normalizer,
-                "whitening": self.whitening,
-                "behavior": self.behavior,
-                "behavior_ema": self.behavior_ema,
-                "critic": self.critic,
-                "critic_target": self.critic_target,
-            }
-        )
-        self._build_last(observation_dim, action_dim)
+        self.behavior = Behavior(c, self.training, observation_dim, action_dim)
+        self.support = Support(self.behavior, self.training, self._support_source)
+        self.critic = SupportCritic(self.behavior, self.support, self.training)
+        self._build_last()
         for name in self.stages:
-            parameters = list(self.networks[name].parameters()) if name in self.networks else []
-            if parameters:
-                self.optimizers[name] = torch.optim.Adam(parameters, lr=1e-4, fused=True)
+            if name in self.networks:
+                self.training.add_optimizer(name, self.networks[name].parameters(), 1e-4)
 
-    def _make_diffusion(self, observation_dim: int, action_dim: int) -> Diffusion:
-        c = self.config
-        network = (
-            MLPNoiseNetwork(action_dim, observation_dim, c.behavior_hidden)
-            if c.behavior_hidden
-            else UNetMLP(action_dim, observation_dim)
-        )
-        return Diffusion(network, make_schedule(c.schedule), c.prediction)
+    # Training: the stages that all share -----------------------------------------------------
+
+    def _train(self, dataset: OfflineDataset) -> None:
+        if not self.is_trained:
+            self.train_whitening(dataset)
+            self.train_behavior(dataset)
+            self.generate_support(dataset)
+            self.train_critic(dataset)
+            self._train_last(dataset)
+        adoption.drop_tables(self.training)
+
+    def train_whitening(self, dataset: OfflineDataset) -> None:
+        """Stage 1: the Gaussian policy, where `whitening_steps` asks for one."""
+        data = self.prepare(dataset)
+        self.behavior.train_whitening(data)
+
+    def train_behavior(self, dataset: OfflineDataset) -> None:
+        """Stage 2: the diffusion model of mu(a|s), in whitened coordinates if configured.
+
+        Whitening is trained first where that has not been done.
+        """
+        data = self.prepare(dataset)
+        if self.progress["whitening"] < self.config.whitening_steps:
+            self.train_whitening(dataset)
+        self.behavior.train(data)
+
+    def generate_support(self, dataset: OfflineDataset) -> None:
+        """Stage 3: M actions for every observation of the dataset, guidance off."""
+        data = self.prepare(dataset)
+        self.support.generate(data)
+
+    def train_critic(self, dataset: OfflineDataset) -> None:
+        """Stage 4: Q by regression on in-support targets."""
+        data = self._with_support(dataset)
+        self.critic.train(data)
+        adoption.keep_states(self.training)
+
+    def _with_support(self, dataset: OfflineDataset) -> Batches:
+        """The data of a stage that reads the support. Raises RuntimeError before it is there."""
+        data = self.prepare(dataset)
+        if "support" not in self.tables:
+            raise RuntimeError("no support actions yet: call generate_support(dataset) first")
+        return data
 
     @property
     def shared_timesteps(self) -> int:
@@ -139,12 +154,14 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
         return self.progress[self.stages[-1]] >= self.last_steps
 
     def _forget_data(self) -> None:
-        self.tables = adoption.no_states() if self.num_timesteps else {}
+        self.tables.clear()
+        if self.num_timesteps:
+            self.tables.update(adoption.no_states())
         if not self.is_trained:
             self.progress["support"] = 0
 
     def tables_to_save(self) -> dict[str, Tensor]:
-        """All tables; the support of memory-mapped data is made anew from its random state."""
+        """All tables; the support of memory-mapped data is drawn again from its random state."""
         if self._batches is None or self._batches.scratch is None:
             return self.tables
         return {name: table for name, table in self.tables.items() if name != "support"}
@@ -152,8 +169,10 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
     def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
         c = self.config
         if c.normalize_observations and self.num_timesteps == 0:
-            self.normalizer.fit(batches.states)
+            self.behavior.normalizer.fit(batches.states)
         batches.rewards = tuned_rewards(dataset, batches, c.reward_tuning, c.gamma)
+
+    # Adoption and guidance ----------------------------------------------------------------
 
     def adopt(self, other: OfflineAgent[Any], dataset: OfflineDataset) -> Self:
         """Start from the first stages of another trained agent of the family.
@@ -164,9 +183,22 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
         Raises ValueError where configuration, seed or data make the first stages differ.
         """
         if not isinstance(other, GuidedPolicy):
-            name = getattr(other, "name", type(other).__name__)
+            name = other.name if isinstance(other, OfflineAgent) else type(other).__name__
             raise TypeError(f"cannot adopt from a {name}, expected a QGPO, AEPO or QIPO agent")
-        adoption.adopt(self, other, dataset)
+        self._settle(dataset)
+        adoption.check_donor(self, other, dataset)
+        donor = copy.copy(other.training)  # keeps the registers, should this agent have them
+        states = {name: state.clone() for name, state in adoption.kept_states(donor).items()}
+        self._reset()
+        data = self.prepare(dataset)
+        training = self.training
+        adoption.copy_networks(training, donor)
+        training.stage, training.num_timesteps = self.stages[-2], self.shared_timesteps
+        training.tables.update(states)
+        training.tables[STATE] = states[adoption.SUPPORT_STATE].clone()
+        self.support.restore(data)
+        seed = self.seed + self.num_timesteps
+        set_generator(training.generator, states[adoption.LAST_STATE], seed)
         return self
 
     tune_guidance = tune_guidance
@@ -184,135 +216,24 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
 
     def configure_guidance(self, scale: float) -> None:
         """Set the guidance scale so that files keep it."""
-        self.config = replace(self.config, guidance_scale=scale)
+        self._change(guidance_scale=scale)
         self._scale = None
-
-    # Training: the stages that all share -----------------------------------------------------
-
-    def train_behavior(self, dataset: OfflineDataset) -> None:
-        """Stage 1: the diffusion model of mu(a|s), in whitened coordinates if configured."""
-        data = self._prepare(dataset)
-        c = self.config
-        if isinstance(self.whitening, Whitening):
-            self._train_whitening(data)
-
-        def update(step: int) -> Metrics:
-            index = self._draw(len(data), c.behavior_batch_size)
-            with torch.no_grad():
-                condition = self._condition(data, index)
-                z = self.whitening.encode(condition, data.scaled_actions(index))
-            loss, metrics = self.behavior.loss(z, condition, self.generator)
-            rate = self._rate(c.behavior_learning_rate, step, c.behavior_steps)
-            metrics["grad_norm"] = self._optimize("behavior", loss, rate)
-            average(self.behavior, self.behavior_ema, c.ema_decay, step)
-            return metrics
-
-        self._run_stage("behavior", c.behavior_steps, update)
-
-    def _train_whitening(self, data: Batches) -> None:
-        c = self.config
-        whitening = self.whitening
-        assert isinstance(whitening, Whitening)
-        draw = functools.partial(self._draw, len(data))
-        if c.sparsity_power and self.progress["whitening"] < c.whitening_steps:
-            draw = functools.partial(self._draw_by, self._sparsity_weights(data).cumsum(0))
-
-        def update(step: int) -> Metrics:
-            index = draw(256)
-            condition = self._condition(data, index)
-            loss, metrics = whitening.loss(condition, data.scaled_actions(index))
-            rate = self._rate(1e-3, step, c.whitening_steps)
-            metrics["grad_norm"] = self._optimize("whitening", loss, rate)
-            return metrics
-
-        self._run_stage("whitening", c.whitening_steps, update)
-
-    @torch.no_grad()
-    def _sparsity_weights(self, data: Batches) -> Tensor:
-        """How often to draw each transition, by the distance of its state to others, (N,)."""
-        episodes = data.episodes()
-        rows = self._random_rows(data)[:REFERENCES]
-        references, own = self.normalizer(data.observations(rows)), episodes[rows]
-        distances = []
-        for part in torch.arange(len(data.states), device=self.device).split(ROWS_PER_CHUNK):
-            states = self.normalizer(data.observations(part))
-            distances.append(nearest_distance(states, references, episodes[part][:, None] == own))
-            self._stop_if_interrupted("while states were compared with each other")
-        weights = sampling_weights(torch.cat(distances), self.config.sparsity_power)
-        return take(weights, data.state_index.to(self.device)).double()
-
-    def generate_support(self, dataset: OfflineDataset) -> None:
-        """Stage 2: M actions for every observation of the dataset, guidance off.
-
-        `tables["support"]` has shape (R, M, A), in whitened coordinates. The next state of
-        transition i is row state_index[i] + 1, so current and next states share the table.
-        """
-        data = self._prepare(dataset)
-        self._restore_support(data)
-
-        def update(step: int) -> Metrics:
-            self._draw_support(data, step)
-            return {}
-
-        chunks = math.ceil(len(data.states) / self._states_per_chunk)
-        with torch.no_grad():
-            self._run_stage("support", chunks, update, gradient_steps=False)
-
-    @torch.no_grad()
-    def _draw_support(self, data: Batches, step: int) -> None:
-        """Fill the step-th chunk of the support table."""
-        chosen = slice(step * self._states_per_chunk, (step + 1) * self._states_per_chunk)
-        condition = self.normalizer(data.states[chosen].to(self.device))[:, None]
-        shape = (len(condition), self.config.support_actions, data.actions.shape[-1])
-        noise = torch.randn(shape, generator=self.generator, device=self.device)
-        repeated = condition.expand(-1, shape[1], -1).flatten(0, 1)
-        steps = self.config.support_solver_steps
-        z = self._support_source().sample(
-            noise.flatten(0, 1),
-            repeated,
-            solver=self.config.solver,
-            steps=steps,
-            spacing=self.config.spacing,
-        )
-        actions = self.whitening.decode(condition, z.reshape(shape)).clamp(-1.0, 1.0)
-        if not bool(torch.isfinite(actions).all()):
-            raise self._non_finite("support/actions", math.nan, step + 1)
-        self.tables["support"][chosen] = self.whitening.encode(condition, actions)
-
-    def _restore_support(self, data: Batches) -> None:
-        """Allocate the support table; fill it as far as the stage had come where it was not saved.
-
-        The behavior model no longer changes, so the same random state makes the same actions.
-        """
-        if "support" in self.tables:
-            return
-        shape = (len(data.states), self.config.support_actions, data.actions.shape[-1])
-        done = self.progress["support"]
-        if done == 0:
-            self.tables["generator/support"] = self.generator.get_state()
-        elif "generator/support" not in self.tables:
-            return  # trained to the end: nobody needs the table
-        self.tables["support"] = data.table(shape)
-        now = self.generator.get_state()
-        self._set_generator(self.tables["generator/support"], self.seed)
-        for step in range(done):
-            self._draw_support(data, step)
-        self.generator.set_state(now)
 
     # Acting -------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
-        assert self.action_space is not None
-        condition = self.normalizer(observations)
-        shape = (len(observations), self.action_space.shape[0])
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """Solve the reverse process with guidance, (B, S) to actions (B, A) in [-1, 1]."""
+        c = self.config
+        condition = self.behavior.normalizer(observations)
+        shape = (len(observations), self.behavior.action_dim)
         model, gradient = self._guided(self.guidance_scale, condition)
         guided: Any = {
             "guidance": gradient,
             "guidance_scale": self.guidance_scale,
-            "guidance_bound": self.config.guidance_bound,
+            "guidance_bound": c.guidance_bound,
         }
-        if deterministic and self.config.deterministic_action == "mean":
+        if deterministic and c.deterministic_action == "mean":
             z = model.mean(condition, shape[1], **guided)
         else:
             if deterministic:
@@ -325,7 +246,7 @@ class GuidedPolicy(SupportCritic[GuidedConfigT], Generic[GuidedConfigT]):
                 condition,
                 solver=self.solver,
                 steps=self.solver_steps,
-                spacing=self.config.spacing,
+                spacing=c.spacing,
                 **guided,
             )
-        return self.whitening.decode(condition, z).clamp(-1.0, 1.0)
+        return self.behavior.within_bounds(condition, z)

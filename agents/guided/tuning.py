@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from qgpo.agents.core.batches import LIKELY_CAUSES, Batches, NonFiniteError, half_cosine, take
-from qgpo.agents.guided.config import RANGES
+from qgpo.agents.core.acting import Acts
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.config import NOT_NEGATIVE
+from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
 from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
-
-if TYPE_CHECKING:
-    from qgpo.agents.ensemble import Ensemble
-    from qgpo.agents.guided.policy import GuidedPolicy
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 NEARLY_EQUAL = 0.005
@@ -89,6 +87,43 @@ class GuidanceTuning:
         return "\n".join(lines)
 
 
+class Guided(Acts, Protocol):
+    """An agent with a guidance scale, or an ensemble of such: what tuning and scripts ask of it."""
+
+    guidance_scale: Any
+    """w: one number, or one per member"""
+
+    @property
+    def seed(self) -> int:
+        """Of its training."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training has come to its end."""
+
+    def configure_guidance(self, scale: float) -> None:
+        """Set the scale so that files keep it."""
+
+    def prepare(self, dataset: OfflineDataset) -> Batches:
+        """The data on the device. Raises ValueError for other data than those of the training."""
+
+    def tune_guidance(
+        self,
+        dataset: OfflineDataset,
+        scales: Sequence[float] = ...,
+        rollouts: int = ...,
+        steps: int = ...,
+        deterministic: bool = ...,
+        progress_bar: bool = ...,
+    ) -> GuidanceTuning:
+        """Choose the scale from the data alone."""
+
+
+def is_guided(agent: object) -> TypeGuard[Guided]:
+    """Whether it has a guidance scale; of an ensemble, whether every member has."""
+    return hasattr(agent, "guidance_scale")
+
+
 def with_neighbors(returns: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each scale's return and those of the next scales on both sides, (W,) to (W,).
 
@@ -107,7 +142,7 @@ def choose_scale(scales: Sequence[float], returns: NDArray[np.float64]) -> float
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """At least one, each within the configuration's range; ascending and without repetition."""
-    low, high = RANGES["guidance_scale"]
+    low, high = NOT_NEGATIVE
     numbers = tuple(float(w) for w in scales)
     if not numbers or not all(low <= w <= high for w in numbers):
         raise ValueError(f"scales={numbers}, expected numbers in [{low:g}, {high:g}]")
@@ -168,7 +203,7 @@ def fit_dynamics(
 
 @torch.no_grad()
 def imagine(
-    agent: GuidedPolicy[Any] | Ensemble,
+    agent: Guided,
     model: DynamicsEnsemble,
     starts: Tensor,
     bounds: tuple[Tensor, Tensor],
@@ -192,7 +227,7 @@ def imagine(
     left = torch.zeros_like(alive)
     recent = starts.new_zeros(WINDOW, n)
     for step in range(horizon):
-        prediction = model(states, agent._act(states, deterministic))
+        prediction = model(states, agent.act(states, deterministic))
         recent[step % WINDOW] = prediction.disagreement
         left |= alive & (recent.mean(dim=0) > most_disagreement)
         gains = prediction.rewards[member, lanes]
@@ -204,7 +239,7 @@ def imagine(
 
 
 def tune_guidance(
-    agent: GuidedPolicy[Any] | Ensemble,
+    agent: Guided,
     dataset: OfflineDataset,
     scales: Sequence[float] = SCALES,
     rollouts: int = 48,
@@ -230,7 +265,7 @@ def tune_guidance(
     if not agent.is_trained:
         raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
     before: Any = agent.guidance_scale
-    data = agent._prepare(dataset)
+    data = agent.prepare(dataset)
     generator = torch.Generator(agent.device)
     generator.manual_seed(agent.seed)
     limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,12 +11,15 @@ from torch import Tensor
 from qgpo.diffusion import diffuse
 from qgpo.exact.mixture import GaussianMixture, TiltedMixture
 
+GradientField = Callable[[Tensor, Tensor], Tensor]
+"""noisy samples (B, D) and times (B,) to the gradient of f, (B, D)"""
+
 
 def sliced_wasserstein(a: Tensor, b: Tensor, n_directions: int = 128, seed: int = 0) -> float:
-    """Sliced Wasserstein-2 distance of two equally large samples (N, D).
+    """Sliced Wasserstein-2 distance of two samples of equal size (N, D).
 
-    The root mean square over random directions of the one-dimensional distances, which sorting
-    gives (Bonneel et al. 2015, J. Math. Imaging Vis. 51). Directions depend on the seed alone.
+    The root mean square over random directions of the one-dimensional distances, computed by
+    sorting (Bonneel et al. 2015, J. Math. Imaging Vis. 51). Directions depend on the seed alone.
     """
     if a.shape != b.shape:
         raise ValueError(f"samples of shapes {tuple(a.shape)} and {tuple(b.shape)}, expected equal")
@@ -35,17 +38,9 @@ def component_shares(samples: Tensor, mixture: GaussianMixture) -> Tensor:
     return mixture.responsibilities(samples, one, torch.zeros_like(one)).mean(dim=0)
 
 
-class GradientField(Protocol):
-    """Noisy samples (B, D) and times (B,) to the gradient of f, (B, D)."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
-        """Estimate the guidance."""
-        ...
-
-
 @dataclass(frozen=True)
 class GuidanceError:
-    """How far a guidance is from the exact one, as the sampler uses it."""
+    """Error of a guidance in the units the sampler uses."""
 
     relative: float
     """sqrt(E_t E_{p_t} |sigma (grad f - grad f*)|^2 / E_t E_{p_t} |sigma grad f*|^2)"""
@@ -64,7 +59,7 @@ def guidance_error(
     n_samples: int = 2_000,
     seed: int = 0,
 ) -> GuidanceError:
-    """Compare a guidance (float32 in, anything out) with the closed form under p_t."""
+    """Compare a guidance, evaluated in float32, with the closed form at samples of p_t."""
     generator = torch.Generator().manual_seed(seed)
     schedule, times = exact.schedule, torch.linspace(0.02, 1.0, n_times, dtype=torch.float64)
     errors, sizes = [], []
@@ -74,10 +69,10 @@ def guidance_error(
         noise = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
         x_t = diffuse(x_0, t, noise, schedule)
         sigma = schedule.sigma(t)[:, None]
-        true = sigma * exact.gradient(x_t, t)
-        found = sigma * gradient(x_t.float(), t.float()).double()
-        errors.append(float(torch.mean(torch.sum((found - true) ** 2, dim=-1))))
-        sizes.append(float(torch.mean(torch.sum(true**2, dim=-1))))
+        expected = sigma * exact.gradient(x_t, t)
+        estimate = sigma * gradient(x_t.float(), t.float()).double()
+        errors.append(float(torch.mean(torch.sum((estimate - expected) ** 2, dim=-1))))
+        sizes.append(float(torch.mean(torch.sum(expected**2, dim=-1))))
     total = torch.tensor(sizes).sum()
     relative = float((torch.tensor(errors).sum() / total).sqrt()) if total > 0 else 0.0
     return GuidanceError(

@@ -1,12 +1,13 @@
-"""The exact f*_t of a finite sample: where there is no closed form, data in its place.
+"""The exact f*_t of a finite sample, for data without a closed form.
 
-For q uniform over N points with f_0 = beta e, q_t is a mixture of N narrow Gaussians and the
-posterior over the points is a softmax. With many points in few dimensions this is f*_t itself
-wherever sigma_t exceeds their distances.
+For q uniform over N points with f_0 = beta e, q_t is a mixture of N Gaussians and the posterior
+over the points is a softmax. With many points in few dimensions it approximates f*_t of the
+underlying distribution wherever sigma_t exceeds the distance between points.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,27 +22,27 @@ _ROWS = 256
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalTilt:
-    """F*_t and its gradient for points (N, D) with scaled energies f_0 = beta e (N,)."""
+    """The exact f*_t and its gradient for points (N, D) with scaled energies f_0 = beta e (N,)."""
 
     points: Tensor
     f_0: Tensor
     schedule: Schedule
 
     def f(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Value of f*_t = log E[e^{f_0} | x_t], (B, D), (B,) to (B,)."""
-        parts = []
-        for rows in torch.arange(len(x_t)).split(_ROWS):
-            log_posterior = batch_posterior(x_t[rows], t[rows], self.points, self.schedule)
-            parts.append(torch.logsumexp(log_posterior + self.f_0, dim=-1))
-        return torch.cat(parts)
+        """Intermediate energy f*_t = log E[e^{f_0} | x_t]: (B, D), (B,) to (B,)."""
+        posteriors = self._log_posteriors(x_t, t)
+        return torch.cat([torch.logsumexp(p + self.f_0, dim=-1) for p in posteriors])
 
     def gradient(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Gradient of f*_t: alpha / sigma^2 (E_p[x_0 | x_t] - E_q[x_0 | x_t]), (B, D)."""
-        parts = []
-        for rows in torch.arange(len(x_t)).split(_ROWS):
-            posterior = batch_posterior(x_t[rows], t[rows], self.points, self.schedule)
-            tilted = torch.softmax(posterior + self.f_0, dim=-1)
-            alpha, sigma = self.schedule.alpha(t[rows]), self.schedule.sigma(t[rows])
-            difference = (tilted - posterior.exp()) @ self.points
-            parts.append((alpha / sigma**2)[:, None] * difference)
-        return torch.cat(parts)
+        differences = []
+        for log_posterior in self._log_posteriors(x_t, t):
+            tilted = torch.softmax(log_posterior + self.f_0, dim=-1)
+            differences.append((tilted - log_posterior.exp()) @ self.points)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return (alpha / sigma**2)[:, None] * torch.cat(differences)
+
+    def _log_posteriors(self, x_t: Tensor, t: Tensor) -> Iterator[Tensor]:
+        """Log posterior over the points under q, chunk by chunk: (_ROWS, N) each."""
+        for x, times in zip(x_t.split(_ROWS), t.split(_ROWS), strict=True):
+            yield batch_posterior(x, times, self.points, self.schedule)

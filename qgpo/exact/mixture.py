@@ -1,16 +1,17 @@
 """Gaussian mixtures whose diffused densities, scores and intermediate energies are closed forms.
 
-The yardstick for "exact". For q(x) = sum_k w_k N(m_k, S_k) and x_t = alpha x_0 + sigma eps,
+For q(x) = sum_k w_k N(m_k, S_k) and x_t = alpha x_0 + sigma eps,
 
     q_t(x) = sum_k w_k N(alpha m_k, alpha^2 S_k + sigma^2 I),
 
-and for every energy that turns q into another mixture p ~ q exp(f_0), with Z = E_q[exp(f_0)],
+and for every energy for which p ~ q exp(f_0) is a mixture too, with Z = E_q[exp(f_0)],
 
     f*_t(x_t) = log E_{q(x_0|x_t)} [exp(f_0(x_0))] = log p_t(x_t) - log q_t(x_t) + log Z
 
 (Bayes' rule: p_t(x_t) = int q(x_0) e^{f_0(x_0)} q(x_t|x_0) dx_0 / Z = q_t(x_t) e^{f*_t(x_t)} / Z;
 CEP paper, arXiv 2304.12824, Theorem 3.1). Two families of f_0 do that: a constant on each
-component, and a quadratic on everything. All in float64. B batch, K components, D dimension.
+component, and a quadratic function of x. Everything is in float64. B batch, K components,
+D dimension.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from qgpo.schedule import Schedule
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """sum_k w_k N(m_k, S_k) with full covariances, and the same after diffusion to any t."""
+    """sum_k w_k N(m_k, S_k) with full covariances, clean or diffused to any t."""
 
     weights: Tensor
     """(K,) positive; normalised on construction"""
     means: Tensor
     """(K, D)"""
     covariances: Tensor
-    """(K, D, D) symmetric positive semidefinite (zero is a point: only its q_t has a density)"""
+    """(K, D, D) symmetric positive semidefinite; zero is a point mass, whose q_t has a density"""
 
     def __post_init__(self) -> None:
         k, dim = self.means.shape
@@ -82,8 +83,8 @@ class GaussianMixture:
         """log(w_k N(x; ...)) (B, K) and the components' scores -C^-1 (x - alpha m) (B, K, D)."""
         values, vectors = self._eigen
         variance = alpha[:, None, None] ** 2 * values + sigma[:, None, None] ** 2
-        centred = x.double()[:, None] - alpha[:, None, None] * self.means
-        rotated = torch.einsum("kij,bki->bkj", vectors, centred)
+        centered = x.double()[:, None] - alpha[:, None, None] * self.means
+        rotated = torch.einsum("kij,bki->bkj", vectors, centered)
         mahalanobis = torch.sum(rotated**2 / variance, dim=-1)
         log_det = torch.sum(torch.log(variance), dim=-1)
         log_density = -0.5 * (mahalanobis + log_det + self.dim * math.log(2.0 * math.pi))
@@ -91,7 +92,7 @@ class GaussianMixture:
         return torch.log(self.weights) + log_density, scores
 
     def log_density(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Value of log q_t(x), (B,); alpha = 1, sigma = 0 is log q."""
+        """Log density log q_t(x), (B,); alpha = 1, sigma = 0 is log q."""
         return torch.logsumexp(self._parts(x, alpha, sigma)[0], dim=-1)
 
     def responsibilities(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def _mul(matrices: Tensor, vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TiltedMixture:
-    """q, the p ~ q exp(f_0) that an energy makes of it, and the exact f*_t between them."""
+    """q, the target p ~ q exp(f_0), and the exact f*_t between them."""
 
     q: GaussianMixture
     p: GaussianMixture
@@ -137,8 +138,8 @@ class TiltedMixture:
 def tilt_components(q: GaussianMixture, f_0: Tensor, schedule: Schedule) -> TiltedMixture:
     """Target p for an f_0 = beta e that is constant on each component, f_0 of shape (K,).
 
-    p has the weights w_k e^{f_0k} / Z and the components of q. The energy belongs to the
-    component a point came from, not to its place: exact also where components overlap.
+    p has the weights w_k e^{f_0k} / Z and the components of q. The energy is a function of the
+    component that a point was drawn from, not of x: the result is exact where components overlap.
     """
     if f_0.shape != q.weights.shape:
         raise ValueError(f"f_0 has shape {tuple(f_0.shape)}, expected {tuple(q.weights.shape)}")
@@ -162,7 +163,7 @@ def tilt_quadratic(
     tilted_precision = precision - h
     if float(torch.linalg.eigvalsh(tilted_precision).min()) <= 0.0:
         raise ValueError(
-            "exp(f_0) has no finite mean under q: the quadratic term's curvature reaches the "
+            "exp(f_0) has no finite mean under q: the quadratic term's curvature is at least the "
             f"precision of a component (eigenvalues of S^-1 - H: "
             f"{torch.linalg.eigvalsh(tilted_precision).tolist()})"
         )
@@ -177,10 +178,10 @@ def tilt_quadratic(
 
 
 class MixtureNetwork(nn.Module):
-    """The perfect noise network of a mixture: eps = -sigma_t score.
+    """The exact noise network of a mixture: eps = -sigma_t score.
 
-    `Diffusion(MixtureNetwork(q, schedule), schedule, "noise")` is the exact diffusion model of q,
-    which separates what a solver gets wrong from what a network has not learned.
+    `Diffusion(MixtureNetwork(q, schedule), schedule, "noise")` is the exact diffusion model of q.
+    Its samples show the solver's error without a network's.
     """
 
     def __init__(self, mixture: GaussianMixture, schedule: Schedule) -> None:
@@ -195,11 +196,11 @@ class MixtureNetwork(nn.Module):
 
 
 def ring_of_gaussians(dim: int = 2, spread: float = 0.5, radius: float = 4.0) -> GaussianMixture:
-    """Eight components, the benchmark's q; in two dimensions the circle of the 8gaussians problem.
+    """Eight components on a circle, the q of the exactness benchmark.
 
-    In D > 2 the circle lies in a fixed oblique plane, and every component gets its own full
-    covariance, `spread`^2 times a rotated diagonal between 0.5 and 1.5. Units as in the CEP
-    paper's 2-D study: everything divided by sqrt(2).
+    In two dimensions it is the 8gaussians problem. In D > 2 the circle lies in a fixed random
+    plane, and every component has its own full covariance, `spread`^2 times a rotated diagonal
+    between 0.5 and 1.5. Units are those of the CEP paper's 2-D study: all divided by sqrt(2).
     """
     angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4.0)
     circle = radius * torch.stack([torch.cos(angle), torch.sin(angle)], dim=-1)

@@ -13,14 +13,17 @@ weighted   exact: weighted regression of p's own model       trained diffusion m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from qgpo.guidance.aepo import AnalyticNetwork
-from qgpo.guidance.analytic import Analytic
+from qgpo.guidance.analytic import Analytic, AnalyticOptions
 from qgpo.guidance.base import (
-    AnalyticOptions,
     Guidance,
     GuidanceParts,
     LearnedEnergy,
     ScaledEnergy,
+    read_options,
 )
 from qgpo.guidance.cep import CEP, cep_loss
 from qgpo.guidance.dps import DPS
@@ -39,11 +42,21 @@ GUIDANCES: dict[str, type[Guidance]] = {
 }
 
 
-def make_guidance(name: str, parts: GuidanceParts) -> Guidance:
-    """The guidance of that name, one of `GUIDANCES`, from what it needs."""
+def guidance_class(name: str) -> type[Guidance]:
+    """The guidance of that name. Raises ValueError with the choices."""
     if name not in GUIDANCES:
         raise ValueError(f"guidance={name!r}, expected one of {sorted(GUIDANCES)}")
-    return GUIDANCES[name].from_parts(parts)
+    return GUIDANCES[name]
+
+
+def check_guidance(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an unknown guidance, option, or value of an option."""
+    read_options(guidance_class(name).Options, options)
+
+
+def make_guidance(name: str, parts: GuidanceParts) -> Guidance:
+    """The guidance of that name, one of `GUIDANCES`, from what it needs."""
+    return guidance_class(name).from_parts(parts)
 
 
 __all__ = [
@@ -61,6 +74,8 @@ __all__ = [
     "ScaledEnergy",
     "Weighted",
     "cep_loss",
+    "check_guidance",
+    "guidance_class",
     "make_guidance",
     "weighted_loss",
 ]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qgpo.diffusion import Metrics
-from qgpo.guidance.analytic import Analytic
+from qgpo.guidance.analytic import Analytic, AnalyticOptions
 from qgpo.guidance.base import GuidanceParts, LearnedEnergy, flat_condition, noisy_groups
 from qgpo.guidance.mse import mse_loss
 from qgpo.schedule import Schedule
@@ -26,6 +26,7 @@ from qgpo.schedule import Schedule
 class AnalyticNetwork(LearnedEnergy):
     """f_phi by regression on the closed form of `analytic`."""
 
+    Options: ClassVar[type[AnalyticOptions]] = AnalyticOptions
     needs_energy: ClassVar[bool] = True
 
     def __init__(

@@ -16,14 +16,15 @@ exact covariance at every x_t and costs D backward passes.
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from qgpo.diffusion import Metrics, diffuse
+from qgpo.fields import OneOf, check_fields
 from qgpo.guidance.base import (
-    AnalyticOptions,
     Denoiser,
     Guidance,
     GuidanceParts,
@@ -35,8 +36,29 @@ from qgpo.schedule import Schedule
 
 COVARIANCES = ("moment", "residual", "per_dimension", "jacobian")
 GRADIENTS = ("autograd", "shift")
+
 _N_TIMES = 64
 _LARGEST_CURVATURE = 0.9
+
+
+@dataclass(frozen=True)
+class AnalyticOptions:
+    """How the closed form is made."""
+
+    order: Annotated[int, OneOf((1, 2))] = 1
+    """1 (linear energy around the posterior mean) or 2 (quadratic; needs a smooth energy)"""
+    covariance: Annotated[str, OneOf(COVARIANCES)] = "residual"
+    """posterior covariance: moment (C1), residual (C2), per_dimension or jacobian (exact)"""
+    gradient: Annotated[str, OneOf(GRADIENTS)] = "autograd"
+    """autograd differentiates f through the denoiser; shift takes the closed form's own shift of
+    the posterior mean, which needs no derivative of the denoiser"""
+    damped: bool = True
+    """limit the variance term to where one posterior standard deviation changes f by 1"""
+    clamp: float | None = None
+    """bound on the posterior mean's coordinates before the energy sees it"""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def variance_table(
@@ -93,6 +115,7 @@ class Expansion(NamedTuple):
 class Analytic(Guidance):
     """f in closed form from the denoiser and the energy's derivatives; nothing is trained."""
 
+    Options: ClassVar[type[AnalyticOptions]] = AnalyticOptions
     needs_energy: ClassVar[bool] = True
 
     times: Tensor
@@ -107,13 +130,6 @@ class Analytic(Guidance):
         options: AnalyticOptions,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("order", options.order, (1, 2)),
-            ("covariance", options.covariance, COVARIANCES),
-            ("gradient", options.gradient, GRADIENTS),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}={value!r}, expected one of {list(choices)}")
         self.denoise = denoise
         self.energy = energy
         self.schedule = schedule
@@ -126,7 +142,8 @@ class Analytic(Guidance):
         """The energy and the trained denoiser."""
         if parts.energy is None:
             raise ValueError("guidance='analytic' differentiates the energy: a callable is needed")
-        return cls(parts.denoise, parts.energy, parts.schedule, parts.dim, parts.analytic)
+        options = parts.read(cls.Options)
+        return cls(parts.denoise, parts.energy, parts.schedule, parts.dim, options)
 
     def prepare(
         self,

@@ -7,9 +7,9 @@ adds to the score. f_0 = beta e, with e higher where samples should be (e = -E).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +26,11 @@ TARGETS = ("sample", "posterior")
 
 
 @dataclass(frozen=True)
-class AnalyticOptions:
-    """How `analytic` forms its closed form (AEPO)."""
+class NoOptions:
+    """Of a guidance without options."""
 
-    order: int = 1
-    """1 (linear energy around the posterior mean) or 2 (quadratic; needs a smooth energy)"""
-    covariance: str = "residual"
-    """posterior covariance: moment (C1), residual (C2), per_dimension or jacobian (exact)"""
-    gradient: str = "autograd"
-    """autograd differentiates f through the denoiser; shift takes the closed form's own shift of
-    the posterior mean, which needs no derivative of the denoiser"""
-    damped: bool = True
-    """limit the variance term to where one posterior standard deviation changes f by 1"""
-    clamp: float | None = None
-    """bound on the posterior mean's coordinates before the energy sees it"""
+
+OptionsT = TypeVar("OptionsT")
 
 
 @dataclass(frozen=True)
@@ -61,16 +52,28 @@ class GuidanceParts:
     """f = alpha_t times the network"""
     targets: str = "sample"
     """sample, or posterior: labels averaged over the batch's posterior (unconditional only)"""
-    cep_labels: str = "normalized"
-    """normalized (Eq. 13) or exponential (Eq. 12)"""
-    clamp: float | None = None
-    """bound on x_0's coordinates before `dps` evaluates the energy"""
-    analytic: AnalyticOptions = field(default_factory=AnalyticOptions)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """by name, those of the guidance that is built"""
+
+    def read(self, kind: type[OptionsT]) -> OptionsT:
+        """The options as the guidance declares them. Raises ValueError for others."""
+        return read_options(kind, self.options)
+
+
+def read_options(kind: type[OptionsT], options: Mapping[str, Any]) -> OptionsT:
+    """Named options as a guidance's own dataclass, whose `__post_init__` checks their values."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"guidance_options has {unknown[0]!r}, expected some of {known}")
+    return kind(**options)
 
 
 class Guidance(nn.Module, ABC):
     """An estimate of grad f*_t."""
 
+    Options: ClassVar[type[Any]] = NoOptions
+    """a frozen dataclass of what may be chosen in `guidance_options`"""
     trainable: ClassVar[bool] = False
     """whether `loss` exists"""
     needs_energy: ClassVar[bool] = False

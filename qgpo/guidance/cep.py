@@ -15,12 +15,14 @@ the limit of an energy log p(y|x) that knows each sample's own y.
 
 from __future__ import annotations
 
-from typing import Self
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from qgpo.diffusion import Metrics
+from qgpo.fields import OneOf, check_fields
 from qgpo.guidance.base import GuidanceParts, LearnedEnergy, log_mean_exp_label
 from qgpo.schedule import Schedule
 
@@ -50,8 +52,21 @@ def cep_loss(
     }
 
 
+@dataclass(frozen=True)
+class CEPOptions:
+    """Which of the paper's two forms of the label."""
+
+    labels: Annotated[str, OneOf(LABELS)] = "normalized"
+    """normalized (Eq. 13) or exponential (Eq. 12)"""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 class CEP(LearnedEnergy):
     """The energy network f_phi and how it is trained and used."""
+
+    Options: ClassVar[type[CEPOptions]] = CEPOptions
 
     def __init__(
         self,
@@ -62,17 +77,15 @@ class CEP(LearnedEnergy):
         labels: str = "normalized",
     ) -> None:
         super().__init__(network, schedule, preconditioned, targets)
-        if labels not in LABELS:
-            raise ValueError(f"labels={labels!r}, expected one of {list(LABELS)}")
-        self.labels = labels
+        self.labels = CEPOptions(labels).labels
         self.log_normalizer: float | None = None
 
     @classmethod
     def from_parts(cls, parts: GuidanceParts) -> Self:
         """A fresh network."""
         network = parts.make_energy_network()
-        options = (parts.preconditioned, parts.targets, parts.cep_labels)
-        return cls(network, parts.schedule, *options)
+        labels = parts.read(cls.Options).labels
+        return cls(network, parts.schedule, parts.preconditioned, parts.targets, labels)
 
     def prepare(
         self,

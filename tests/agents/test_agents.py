@@ -11,9 +11,9 @@ from factory import CONFIGS, PAPER_LIKE, WHITENED, make_dataset, same_parameters
 from gymnasium import spaces
 
 from qgpo import QGPO
-from qgpo.agents.core.agent import NonFiniteError
-from qgpo.agents.core.batches import average, half_cosine
-from qgpo.agents.guided.config import longer
+from qgpo.agents.core.config import longer
+from qgpo.agents.core.training import NonFiniteError, average, half_cosine
+from qgpo.agents.guided.critic import SupportCritic
 
 UNEVEN = spaces.Box(
     np.array([-2.0, 0.0], np.float32), np.array([0.5, 3.0], np.float32), dtype=np.float32
@@ -48,7 +48,7 @@ def test_learns_through_all_stages(config):
 def test_stages_change_their_own_networks_only(config):
     dataset = make_dataset()
     agent = QGPO(config, device="cpu")
-    agent._prepare(dataset)
+    agent.prepare(dataset)
     changed = {
         agent.train_behavior: {"behavior", "behavior_ema"}
         | ({"whitening"} if config.whitening_steps else set()),
@@ -225,9 +225,9 @@ def test_critic_learns_the_known_values_of_two_states(terminated, critic_lambda)
         reward_tuning="none",
     )
     agent = train(config, dataset)
-    states = agent.normalizer(torch.tensor([[-1.0], [0.0], [1.0]]))
+    states = agent.behavior.normalizer(torch.tensor([[-1.0], [0.0], [1.0]]))
     with torch.no_grad():
-        first, second, last = agent.critic_target(states, torch.zeros(3, 1)).tolist()
+        first, second, last = agent.critic.target(states, torch.zeros(3, 1)).tolist()
     expected = 1.0 if terminated else 1.0 + gamma * last
     assert second == pytest.approx(expected, abs=0.08)
     assert first == pytest.approx(gamma * expected, abs=0.08)
@@ -252,7 +252,7 @@ def test_beta_in_units_of_spread_is_what_typical_actions_differ_by():
         agent = QGPO(config, seed=2, device="cpu")
         for stage in (agent.train_behavior, agent.generate_support, agent.train_critic):
             stage(dataset)
-        tables.append(agent._table_of_q(agent._prepare(dataset)))
+        tables.append(agent.critic.table_of_q(agent.prepare(dataset)))
         typical = tables[-1].std(dim=-1).mean()
         expected = 2.0 if unit == "reward" else 2.0 / float(typical)
         assert float(agent._inverse_temperature(tables[-1])) == pytest.approx(expected)
@@ -294,13 +294,13 @@ def test_parameters_that_do_not_fit_leave_all_as_they_were(config, wrong):
 
 def test_targets_are_returns_first_and_then_renewed_with_the_critics_own_values(monkeypatch):
     renewed = []
-    original = QGPO._lambda_targets
+    original = SupportCritic._lambda_targets
 
-    def spy(agent, data, lambda_):
-        renewed.append((agent.progress["critic"], lambda_))
-        return original(agent, data, lambda_)
+    def spy(critic, data, lambda_):
+        renewed.append((critic.training.progress["critic"], lambda_))
+        return original(critic, data, lambda_)
 
-    monkeypatch.setattr(QGPO, "_lambda_targets", spy)
+    monkeypatch.setattr(SupportCritic, "_lambda_targets", spy)
     train(replace(WHITENED, critic_steps=9))
     assert renewed == [(0, 1.0), (4, 0.9), (8, 0.9)]
     renewed.clear()
@@ -316,13 +316,13 @@ def test_both_configurations_are_really_different():
 def test_the_tilt_limit_lowers_beta_where_q_spreads():
     q = torch.tensor([[1.0, 3.0], [5.0, 5.2]])
     beta = torch.tensor(2.0)
-    unlimited = train(replace(WHITENED, tilt_limit=None))._scaled_energies(q.clone(), beta)
+    unlimited = train(replace(WHITENED, tilt_limit=None)).critic.scaled_energies(q.clone(), beta)
     torch.testing.assert_close(unlimited, torch.tensor([[-2.0, 2.0], [-0.2, 0.2]]))
     # standard deviations sqrt(8) and sqrt(0.08): the first is brought down to 1
-    limited = train(replace(WHITENED, tilt_limit=1.0))._scaled_energies(q.clone(), beta)
+    limited = train(replace(WHITENED, tilt_limit=1.0)).critic.scaled_energies(q.clone(), beta)
     half = math.sqrt(0.5)
     torch.testing.assert_close(limited, torch.tensor([[-half, half], [-0.2, 0.2]]))
-    shared = train(replace(WHITENED, tilt_limit=1.0))._scaled_energies(q.clone(), beta, 4)
+    shared = train(replace(WHITENED, tilt_limit=1.0)).critic.scaled_energies(q.clone(), beta, 4)
     torch.testing.assert_close(shared, torch.tensor([[-half, half], [-half, half]]) / 4)
 
 

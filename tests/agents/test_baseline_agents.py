@@ -125,7 +125,7 @@ def test_diffusion_ql_without_q_imitates_both_modes():
     agent = train(DiffusionQL, two_modes(), 500, eta=0.0, candidates=1, **DQL, **CRITIC)
     found = sampled(agent)
     assert (found > 0).mean() == pytest.approx(0.5, abs=0.1)
-    # what five steps make of the two modes even with the true noise (test_baselines.py)
+    # what five steps make of the two modes even with the true noise (tests/qgpo/test_policies.py)
     assert np.abs(found).mean() == pytest.approx(0.31, abs=0.1)
 
 
@@ -181,7 +181,7 @@ def test_metrics_that_come_now_and_then_are_averaged_over_their_own_steps():
     config = replace(TD3BC.presets["paper"], hidden=(4,), batch_size=4, steps=4, alpha=0.0)
     agent = TD3BC(config, device="cpu")
     rows = []
-    agent._log = lambda stage, metrics: rows.append(metrics)
+    agent.training._log = lambda stage, metrics: rows.append(metrics)
     agent.learn(make_dataset(), log_interval=4)
     assert rows[0]["actor_loss"] == pytest.approx(rows[0]["mse"])
     assert rows[0]["mse"] > 0.1  # random actions on [-1, 1] against an untrained policy
@@ -196,25 +196,25 @@ def test_rewards_are_tuned_as_asked(rule, expected):
     dataset = bandit(np.zeros(12), [1.0] * 6 + [3.0] * 6)
     agent = IQL(replace(IQL.presets["paper"], reward_tuning=rule, hidden=(4,)), device="cpu")
     # ... whose returns deviate by 1 from their mean: variance 12 / 11
-    assert agent._prepare(dataset).rewards[0].item() == pytest.approx(expected)
+    assert agent.prepare(dataset).rewards[0].item() == pytest.approx(expected)
 
 
 def test_locomotion_is_the_default_of_iql_alone():
     tunings = {c.__name__: c.presets["paper"].reward_tuning for c in (TD3BC, IQL, DiffusionQL)}
     assert tunings == {"TD3BC": "none", "IQL": "locomotion", "DiffusionQL": "none"}
     dataset = bandit(np.zeros(2), [1.0, 3.0])
-    rewards = IQL("paper", device="cpu")._prepare(dataset).rewards
+    rewards = IQL("paper", device="cpu").prepare(dataset).rewards
     assert rewards.tolist() == pytest.approx([500.0, 1500.0])
 
 
 def test_long_gradients_are_shortened():
     agent = DiffusionQL(replace(DiffusionQL.presets["paper"], hidden=(4,)), device="cpu")
-    agent._prepare(make_dataset())
+    agent.prepare(make_dataset())
     parameters = list(agent.critic.parameters())
     agent.optimizers["critic"] = torch.optim.SGD(parameters, lr=1.0)
     before = torch.cat([p.detach().flatten().clone() for p in parameters])
     loss = 100.0 * sum(p.sum() for p in parameters)
-    norm = agent._optimize("critic", loss, 1.0, max_norm=5.0)
+    norm = agent.training.optimize("critic", loss, 1.0, max_norm=5.0)
     after = torch.cat([p.detach().flatten() for p in parameters])
     assert norm.item() == pytest.approx(100.0 * math.sqrt(len(before)), rel=1e-5)
     assert (after - before).norm().item() == pytest.approx(5.0, rel=1e-4)

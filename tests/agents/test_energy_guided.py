@@ -43,7 +43,7 @@ def noise():
 def test_a_half_built_model_is_none(monkeypatch):
     model = EnergyGuidedDiffusion(TINY)
     with monkeypatch.context() as patch:
-        patch.setattr("qgpo.agents.energy_guided_model.make_guidance", lambda *_: [][0])
+        patch.setattr("qgpo.agents.energy_guided.make_guidance", lambda *_: [][0])
         with pytest.raises(IndexError):
             model.fit(data(), energy)
     with pytest.raises(RuntimeError, match="nothing to save"):
@@ -278,7 +278,7 @@ def test_nothing_to_sample_or_save_before_training(tmp_path):
     [
         {"guidance": "cep"},
         {"guidance": "cep", "targets": "posterior"},
-        {"guidance": "cep", "cep_labels": "exponential"},
+        {"guidance": "cep", "guidance_options": {"labels": "exponential"}},
         {"guidance": "emse"},
         {"guidance": "weighted"},
         {"guidance": "weighted", "schedule": "ot", "prediction": "flow", "solver": "euler"},

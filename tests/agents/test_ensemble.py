@@ -38,8 +38,8 @@ def constant(dataset, *actions):
     made = []
     for action in actions:
         agent = QGPO(WHITENED, device="cpu")
-        agent._prepare(dataset)
-        agent._act = lambda x, deterministic, a=action: torch.full((len(x), 2), a)
+        agent.prepare(dataset)
+        agent.act = lambda x, deterministic, a=action: torch.full((len(x), 2), a)
         made.append(agent)
     return made
 
@@ -135,7 +135,7 @@ def test_what_was_imagined_is_played_by_all(members, dataset):
 
 def test_own_scales_are_given_back_when_tuning_fails(members, dataset, monkeypatch):
     members[1].guidance_scale = 0.5
-    monkeypatch.setattr(members[2], "_act", lambda x, deterministic: 1 / 0)
+    monkeypatch.setattr(members[2], "act", lambda x, deterministic: 1 / 0)
     together = Ensemble(members)
     with pytest.raises(ZeroDivisionError):
         together.tune_guidance(dataset, (0.0, 2.0), rollouts=2, steps=1)

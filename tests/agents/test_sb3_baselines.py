@@ -94,7 +94,7 @@ def test_transitions_are_those_of_sb3_s_replay_buffer():
 def test_an_update_is_sb3_s_own():
     data = make_dataset()
     agent = BASELINES["sb3:offline-sac"](dataclasses.replace(TINY, steps=1), seed=2, device="cpu")
-    agent._prepare(data)
+    agent.prepare(data)
     env = gym.make("Pendulum-v1")
     reference = SAC("MlpPolicy", env, policy_kwargs={"net_arch": [8, 8]}, device="cpu")
     reference.set_logger(Logger(None, []))

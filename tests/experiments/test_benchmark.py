@@ -214,7 +214,7 @@ def test_a_checkpoint_of_other_data_is_not_evaluated_on_todays(data, plan, tmp_p
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
     [cell, *_] = read_plan(plan)
     agent = QGPO(cell.config, seed=cell.seed, device="cpu")
-    agent._prepare(make_dataset(observation_dim=3))
+    agent.prepare(make_dataset(observation_dim=3))
     agent.dataset_fingerprint = "0" * 64
     agent.save(tmp_path / "runs" / cell.name / "checkpoint.zip")
     with pytest.raises(CellError, match=r"learned from other data than 'test/pendulum/tiny-v0'"):

@@ -8,6 +8,7 @@ from torch import nn
 
 from qgpo.critic import (
     critic_loss,
+    expectile_loss,
     in_support_expectile,
     in_support_value,
     lambda_returns,
@@ -122,3 +123,19 @@ def test_expectile_value_by_hand():
     few = torch.tensor([[0.0, 1.0, 5.0]])
     assert float(in_support_expectile(few, 0.5)) == pytest.approx(2.0)
     assert float(in_support_expectile(few, 1.0)) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    ("expectile", "expected"),
+    [(0.7, (0.7 * 4 + 0.3 * 1) / 2), (0.5, 0.5 * 2.5), (0.9, (0.9 * 4 + 0.1 * 1) / 2)],
+)
+def test_expectile_loss_by_hand(expectile, expected):
+    differences = torch.tensor([2.0, -1.0])
+    assert expectile_loss(differences, expectile).item() == pytest.approx(expected)
+
+
+def test_the_expectile_of_a_fair_coin_is_the_expectile():
+    # d/dv [tau (1 - v)^2 + (1 - tau) v^2] = 0 at v = tau
+    value = torch.tensor(0.7, requires_grad=True)
+    expectile_loss(torch.tensor([0.0, 1.0]) - value, 0.7).backward()
+    assert value.grad.item() == pytest.approx(0.0, abs=1e-7)

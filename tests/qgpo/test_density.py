@@ -10,7 +10,6 @@ from gymnasium import spaces
 
 from qgpo import QGPO
 from qgpo.agents.core.batches import Batches
-from qgpo.agents.guided.config import RANGES
 from qgpo.density import FARTHEST, MOST_SPARSE, REFERENCES, Trust, sampling_weights
 
 INTERVAL = spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -85,7 +84,7 @@ def test_where_beta_is_one_number_the_limit_holds_for_the_typical_state(guidance
     agent.train_behavior(dataset)
     agent.generate_support(dataset)
     agent.train_critic(dataset)
-    q = agent._table_of_q(agent._prepare(dataset))
+    q = agent.critic.table_of_q(agent.prepare(dataset))
     agent.train_energy(dataset)
     spread = float(agent.temperature.beta * q.std(dim=-1).mean())
     assert spread == pytest.approx(0.5, rel=1e-5)
@@ -122,23 +121,24 @@ def test_sparse_states_are_drawn_more_often():
     states = np.concatenate([alike, alike + rng.normal(size=(41, 3)), np.full((2, 3), 90.0)])
     dataset = make_dataset(lengths=(40, 40, 1), states=states.astype(np.float32))
     agent = QGPO(replace(WHITENED, sparsity_power=2.0), device="cpu")
-    weights = agent._sparsity_weights(agent._prepare(dataset))
+    data = agent.prepare(dataset)
+    weights = agent.behavior._sparsity_weights(data)
     assert weights.shape == (81,)
     assert float(weights[-1]) == MOST_SPARSE**2  # its own episode's other state does not count
     assert float(weights.min()) == 1.0
-    counts = torch.bincount(agent._draw_by(weights.cumsum(0), 100_000), minlength=81)
+    counts = torch.bincount(agent.behavior._draw_by(weights.cumsum(0), 100_000), minlength=81)
     expected = 100_000 * weights / weights.sum()
     assert float(((counts - expected) / expected.sqrt()).abs().max()) < 5.0
 
 
 def test_weights_are_those_of_a_plain_loop(monkeypatch):
-    monkeypatch.setattr("qgpo.agents.guided.policy.ROWS_PER_CHUNK", 7)
-    monkeypatch.setattr("qgpo.agents.guided.policy.REFERENCES", 20)
+    monkeypatch.setattr("qgpo.agents.guided.behavior.ROWS_PER_CHUNK", 7)
+    monkeypatch.setattr("qgpo.agents.guided.behavior.REFERENCES", 20)
     dataset = make_dataset(lengths=(30, 5, 20))
     agent = QGPO(replace(WHITENED, sparsity_power=1.5), device="cpu")
-    data = agent._prepare(dataset)
-    states, episodes = agent.normalizer(data.states), data.episodes().tolist()
-    references = agent._random_rows(data)[:20].tolist()
+    data = agent.prepare(dataset)
+    states, episodes = agent.behavior.normalizer(data.states), data.episodes().tolist()
+    references = agent.behavior.shuffled_rows(data)[:20].tolist()
     distances = torch.tensor(
         [
             min(float((s - states[r]).norm()) for r in references if episodes[r] != episodes[i])
@@ -146,14 +146,17 @@ def test_weights_are_those_of_a_plain_loop(monkeypatch):
         ]
     )
     expected = sampling_weights(distances, 1.5)[data.state_index].double()
-    torch.testing.assert_close(agent._sparsity_weights(data), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        agent.behavior._sparsity_weights(data), expected, atol=1e-4, rtol=1e-4
+    )
     assert 1.0 < float(expected.max()) < MOST_SPARSE**1.5
 
 
 def test_weights_of_one_episode_and_of_the_largest_power():
-    largest = RANGES["sparsity_power"][1]
+    largest = 16.0  # the largest that the configuration allows
     agent = QGPO(replace(WHITENED, sparsity_power=largest), device="cpu")
-    weights = agent._sparsity_weights(agent._prepare(make_dataset(lengths=(40,))))
+    data = agent.prepare(make_dataset(lengths=(40,)))
+    weights = agent.behavior._sparsity_weights(data)
     assert weights.tolist() == [1.0] * 40
     farthest = sampling_weights(torch.tensor([1.0, 1.0, 9.0]), largest)
     assert farthest.tolist() == [1.0, 1.0, MOST_SPARSE**largest]
@@ -163,10 +166,10 @@ def test_weights_of_one_episode_and_of_the_largest_power():
 
 def test_ctrl_c_while_states_are_compared():
     agent = QGPO(WHITENED, device="cpu")
-    data = agent._prepare(make_dataset())
-    agent._interrupted = True
+    data = agent.prepare(make_dataset())
+    agent.training.interrupted = True
     with pytest.raises(KeyboardInterrupt, match="compared"):
-        agent._sparsity_weights(data)
+        agent.behavior._sparsity_weights(data)
 
 
 def test_the_gaussian_policy_learns_from_what_is_drawn():
@@ -183,6 +186,8 @@ def test_the_gaussian_policy_learns_from_what_is_drawn():
         agent = QGPO(config, device="cpu")
         agent.train_behavior(dataset)
         with torch.no_grad():
-            mean, _ = agent.whitening.moments(agent.normalizer(torch.as_tensor(states[402:])))
+            mean, _ = agent.behavior.whitening.moments(
+                agent.behavior.normalizer(torch.as_tensor(states[402:]))
+            )
         found.append(float(torch.mean((mean - 0.5) ** 2)))
     assert found[1] < 0.5 * found[0]

@@ -30,14 +30,14 @@ class ExactGaussian(nn.Module):
 
 
 def normal_quantiles():
-    """200 values that stand for N(0, 1) without chance, shape (200, 1)."""
+    """200 quantiles of N(0, 1), shape (200, 1)."""
     u = torch.linspace(0, 1, 401)[1::2]
     return torch.distributions.Normal(0.0, 1.0).icdf(u)[:, None]
 
 
-class Answer(nn.Module):
+class FixedOutput(nn.Module):
     def forward(self, x_t, t, condition):
-        return self.answer
+        return self.output
 
 
 def exact_gradient(schedule):
@@ -68,8 +68,8 @@ def test_denoise_and_noise_recover_what_was_mixed(schedule, prediction):
     x_0, noise = torch.randn(6, 2).double(), torch.randn(6, 2).double()
     t = torch.linspace(0.05, 0.9, 6).double()
     x_t = diffuse(x_0, t, noise, schedule)
-    model = Diffusion(Answer(), schedule, prediction)
-    model.network.answer = model.target(x_0, t, noise)
+    model = Diffusion(FixedOutput(), schedule, prediction)
+    model.network.output = model.target(x_0, t, noise)
     torch.testing.assert_close(model.denoise(x_t, t, None), x_0)
     torch.testing.assert_close(model.noise(x_t, t, None), noise)
 
@@ -236,6 +236,12 @@ def test_posterior_over_a_batch_by_hand():
         make_schedule("ot"),
     )
     assert float(moved[0, 1] - moved[0, 0]) == pytest.approx(2 * 0.75**2 - 2 * 0.25**2)
+
+
+def test_batch_posterior_normalises():
+    x, t = torch.randn(6, 2).double(), torch.linspace(0.01, 0.99, 6).double()
+    posterior = batch_posterior(x, t, torch.randn(9, 2).double(), make_schedule("cosine"))
+    torch.testing.assert_close(posterior.exp().sum(-1), torch.ones(6).double())
 
 
 def test_unknown_prediction_lists_the_choices():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,9 +10,11 @@ from qgpo import PRESETS
 from qgpo.networks import (
     EnergyNetwork,
     FourierFeatures,
+    GaussianPolicy,
     MLPNoiseNetwork,
     TwinQ,
     UNetMLP,
+    gaussian_log_prob,
     mlp,
 )
 
@@ -120,3 +124,20 @@ def test_mlp_layout():
     kinds = [type(layer) for layer in mlp([3, 4, 4, 1], "silu", layer_norm=True)]
     hidden = [nn.Linear, nn.LayerNorm, nn.SiLU]
     assert kinds == [*hidden, *hidden, nn.Linear]
+
+
+def test_gaussian_log_prob_by_hand():
+    # two dimensions at distance 1 and 0 standard deviations, of std 2 and 1/2: their logs cancel
+    mean, std = torch.tensor([0.0, 1.0]), torch.tensor([2.0, 0.5])
+    found = gaussian_log_prob(mean, std, torch.tensor([2.0, 1.0]))
+    assert found.item() == pytest.approx(-0.5 - math.log(2 * math.pi))
+
+
+def test_gaussian_policy_keeps_shapes_and_bounds():
+    policy = GaussianPolicy(3, 2, (8,), state_dependent_std=True)
+    mean, std = policy.moments(100.0 * torch.randn(4, 5, 3))
+    assert mean.shape == std.shape == (4, 5, 2)
+    assert mean.abs().max() <= 1.0
+    assert std.min() >= math.exp(-5.0)
+    assert std.max() <= math.exp(2.0) * 1.0001
+    assert GaussianPolicy(3, 2, (), True).moments(torch.zeros(1, 3))[0].shape == (1, 2)

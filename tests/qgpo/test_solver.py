@@ -1,30 +1,36 @@
+"""Solvers and time grids; on Gaussians the solution is known, and with it the order."""
+
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
+from qgpo import solver as solvers
 from qgpo.schedule import SCHEDULES, make_schedule
-from qgpo.solver import EVALUATIONS, SOLVERS, SPACINGS, get_solver, time_grid
+from qgpo.solver import SOLVERS, SPACINGS, STOCHASTIC, get_solver, time_grid
 
 MEAN, STD = 0.7, 0.4
+DETERMINISTIC = sorted(set(SOLVERS) - STOCHASTIC)
 
 
 def spread(schedule, t):
     return torch.sqrt((schedule.alpha(t) * STD) ** 2 + schedule.sigma(t) ** 2)
 
 
-def gaussian_denoiser(schedule):
-    """E[x_0 | x_t] for data N(MEAN, STD^2)."""
+def gaussian_denoiser(schedule, mean=MEAN):
+    """E[x_0 | x_t] for data N(mean, STD^2)."""
 
     def denoise(x, t):
         gain = schedule.alpha(t) * STD**2 / spread(schedule, t) ** 2
-        return MEAN + gain * (x - schedule.alpha(t) * MEAN)
+        return mean + gain * (x - schedule.alpha(t) * mean)
 
     return denoise
 
 
 def exact_solution(schedule, x, start, end):
-    """The ODE keeps (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2)."""
+    """The ODE conserves (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2)."""
     standardised = (x - schedule.alpha(start) * MEAN) / spread(schedule, start)
     return schedule.alpha(end) * MEAN + spread(schedule, end) * standardised
 
@@ -59,11 +65,11 @@ def test_evaluations_are_counted_and_the_shape_is_kept(name, steps):
     x = torch.randn(4, 3)
     out = get_solver(name)(denoise, x, time_grid(schedule, steps), schedule, generator)
     assert out.shape == (4, 3)
-    assert len(seen) == EVALUATIONS[name] * steps
+    assert len(seen) == SOLVERS[name].evaluations * steps
     assert seen == sorted(seen, reverse=True)
 
 
-@pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"sde_dpm_solver_2m", "heun"}))
+@pytest.mark.parametrize("name", sorted(set(DETERMINISTIC) - {"heun"}))
 def test_one_step_towards_a_known_sample_lands_on_it(name):
     schedule = fitting_schedule(name)
     target, x = torch.full((3, 2), 0.8), torch.zeros(3, 2)
@@ -138,3 +144,62 @@ def test_unknown_spacing_lists_the_choices():
 def test_fewer_than_one_step_is_refused(steps):
     with pytest.raises(ValueError, match=f"steps={steps}"):
         time_grid(make_schedule("linear"), steps)
+
+
+def grid(schedule, steps, start, end):
+    """Uniform in lambda between two times."""
+    lam = schedule.half_log_snr(torch.tensor([start, end], dtype=torch.float64))
+    lam = torch.linspace(float(lam[0]), float(lam[1]), steps + 1, dtype=torch.float64)
+    return schedule.inverse_half_log_snr(lam)
+
+
+def ode_error(name, schedule, steps):
+    """Largest distance to the exact solution."""
+    times = grid(schedule, steps, 0.9, 0.1)
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    found = get_solver(name)(gaussian_denoiser(schedule), x, times, schedule)
+    exact = exact_solution(schedule, x, times[0], times[-1])
+    return float((found - exact).abs().max())
+
+
+def slope(errors, steps):
+    """Least squares slope of log error against log step size."""
+    x = torch.tensor([-math.log(n) for n in steps])
+    y = torch.tensor([math.log(e) for e in errors])
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [(n, s) for n in DETERMINISTIC for s in sorted(SCHEDULES) if n != "euler" or s == "ot"],
+)
+def test_measured_order(name, schedule):
+    steps = (160, 320, 640)
+    errors = [ode_error(name, make_schedule(schedule), n) for n in steps]
+    assert slope(errors, steps) == pytest.approx(SOLVERS[name].order, abs=0.15)
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+def test_measured_order_of_the_sde_sampler_in_distribution(schedule, monkeypatch):
+    # For a Gaussian the sampler is linear in (x_T, noise_1, ..., noise_N): run one row for each
+    # of them being one and the rest zero, and the final variance is the sum of squares, exactly.
+    schedule, steps = make_schedule(schedule), (400, 800, 1600)
+    errors = []
+    for n in steps:
+        times = grid(schedule, n, 0.9, 0.1)
+        x = torch.zeros(n + 1, 1, dtype=torch.float64)
+        x[0] = spread(schedule, times[0])
+        rows = iter(range(1, n + 1))
+
+        def unit_noise(like, generator, rows=rows):
+            noise = torch.zeros_like(like)
+            noise[next(rows)] = 1.0
+            return noise
+
+        monkeypatch.setattr(solvers, "_standard_normal", unit_noise)
+        final = get_solver("sde_dpm_solver_2m")(
+            gaussian_denoiser(schedule, 0.0), x, times, schedule, torch.Generator()
+        )
+        errors.append(abs(float((final**2).sum() - spread(schedule, times[-1]) ** 2)))
+    assert slope(errors, steps) == pytest.approx(SOLVERS["sde_dpm_solver_2m"].order, abs=0.15)

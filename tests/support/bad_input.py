@@ -180,7 +180,7 @@ def play(*argv: str) -> Callable[[], Any]:
 
 def prepared(**changes: Any) -> QGPO:
     one = QGPO(PAPER_LIKE, device="cpu")
-    one._prepare(make_dataset(**changes))
+    one.prepare(make_dataset(**changes))
     return one
 
 

@@ -24,8 +24,8 @@ from factory import (
 from gymnasium import spaces
 
 from qgpo import QGPO, Ensemble, IQLConfig
-from qgpo.agents.core.batches import NonFiniteError
 from qgpo.agents.core.callbacks import SaveCheckpoint
+from qgpo.agents.core.training import NonFiniteError
 
 CASES = [
     Case(

@@ -42,7 +42,7 @@ def interruptions():
 def uninterrupted():
     """Parameters of undisturbed runs, by configuration."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qgpo.agents.guided.critic.ROWS_PER_CHUNK", 12)
+        patch.setattr("qgpo.agents.guided.support.ROWS_PER_CHUNK", 12)
         return {
             name: QGPO(config, seed=2, device="cpu").learn(make_dataset())
             for name, config in CONFIGS.items()
@@ -127,7 +127,7 @@ def test_half_built_modules_are_no_agent(error, monkeypatch, uninterrupted):
             agent.train_behavior(make_dataset())
     with pytest.raises(RuntimeError, match="nothing to save"):
         agent.save("half")
-    monkeypatch.setattr("qgpo.agents.guided.critic.ROWS_PER_CHUNK", 12)
+    monkeypatch.setattr("qgpo.agents.guided.support.ROWS_PER_CHUNK", 12)
     agent.learn(make_dataset())
     assert same_parameters(agent.get_parameters(), uninterrupted["whitened"].get_parameters())
 
@@ -138,6 +138,6 @@ def test_preparing_that_was_interrupted_is_done_again(monkeypatch, uninterrupted
         patch.setattr("qgpo.agents.guided.policy.tuned_rewards", lambda *_: [][0])
         with pytest.raises(IndexError):
             agent.train_behavior(make_dataset())
-    monkeypatch.setattr("qgpo.agents.guided.critic.ROWS_PER_CHUNK", 12)
+    monkeypatch.setattr("qgpo.agents.guided.support.ROWS_PER_CHUNK", 12)
     agent.learn(make_dataset(), reset_num_timesteps=False)
     assert same_parameters(agent.get_parameters(), uninterrupted["whitened"].get_parameters())

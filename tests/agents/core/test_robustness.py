@@ -18,9 +18,9 @@ from agent_tester import StopAfter, same_agents
 from factory import ROOT, WHITENED, make_dataset, same_parameters, subprocess_environment
 
 from qgpo import QGPO
-from qgpo.agents.core.batches import NonFiniteError
 from qgpo.agents.core.callbacks import SaveCheckpoint
 from qgpo.agents.core.checkpoint import CheckpointError, CheckpointWriteError
+from qgpo.agents.core.training import NonFiniteError
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_write_that_fails_half_way_leaves_the_former_checkpoint(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert "CheckpointWriteError" in last
     assert "'agent.zip' could not be written" in last
-    assert "the former one there is as it was" in last
+    assert "the previous one there is unchanged" in last
     assert [p.name for p in tmp_path.iterdir()] == ["agent.zip"]
     agent = QGPO.load(tmp_path / "agent.zip", device="cpu")
     assert sum(agent.progress.values()) == 5
@@ -85,7 +85,7 @@ def test_a_full_file_system_leaves_the_former_checkpoint(trained, tmp_path):
     try:
         callback = SaveCheckpoint(disk / "agent.zip", 1)
         agent = QGPO(WHITENED, seed=1, device="cpu")
-        with pytest.raises(CheckpointWriteError, match=r"No space left.*former one there"):
+        with pytest.raises(CheckpointWriteError, match=r"No space left.*previous one there"):
             agent.learn(make_dataset(), callback)
         loaded = QGPO.load(disk / "agent.zip", device="cpu")
         assert 0 < sum(loaded.progress.values()) == sum(agent.progress.values()) - 1
@@ -98,7 +98,7 @@ def test_a_full_file_system_leaves_the_former_checkpoint(trained, tmp_path):
 @pytest.mark.parametrize("stage", ["whitening", "behavior", "critic", "energy"])
 def test_a_value_that_is_not_finite_stops_before_anything_changes(stage, what, monkeypatch):
     agent = QGPO(WHITENED, seed=1, device="cpu")
-    optimize = agent._optimize
+    optimize = agent.training.optimize
     before = {}
 
     def poisoned(name, loss, rate):
@@ -112,7 +112,7 @@ def test_a_value_that_is_not_finite_stops_before_anything_changes(stage, what, m
                 loss = loss + torch.sqrt((parameter * 0.0).abs().sum())
         return optimize(name, loss, rate)
 
-    monkeypatch.setattr(agent, "_optimize", poisoned)
+    monkeypatch.setattr(agent.training, "optimize", poisoned)
     with pytest.raises(NonFiniteError) as caught:
         agent.learn(make_dataset(), log_interval=1000)
     text = str(caught.value)
@@ -128,7 +128,7 @@ def test_parameters_that_are_not_finite_never_replace_a_good_file(tmp_path):
     agent = QGPO(WHITENED, device="cpu").learn(make_dataset())
     agent.save("agent")
     before = (tmp_path / "agent.zip").read_bytes()
-    next(agent.critic.parameters()).data[0] = np.nan
+    next(agent.critic.network.parameters()).data[0] = np.nan
     with pytest.raises(NonFiniteError, match=r"not saved: critic\..*'agent.zip' is as it was"):
         agent.save("agent")
     assert (tmp_path / "agent.zip").read_bytes() == before
@@ -200,14 +200,14 @@ def test_a_pickle_anywhere_is_refused_and_not_executed(place, trained, tmp_path)
 @pytest.mark.parametrize("stop", [2, 6, 11, 15, 18, 22])
 def test_other_data_are_taken_when_asked_for(stop):
     agent = QGPO(WHITENED, seed=2, device="cpu").learn(make_dataset(), StopAfter(stop))
-    constants = agent.normalizer.mean.clone()
+    constants = agent.behavior.normalizer.mean.clone()
     other = make_dataset((7, 2, 9, 4, 4), seed=5)
     with pytest.raises(ValueError, match="allow_other_dataset=True"):
         agent.learn(other, reset_num_timesteps=False)
     agent.learn(other, reset_num_timesteps=False, allow_other_dataset=True)
     assert agent.num_timesteps == agent.total_timesteps
     assert agent.dataset_fingerprint == other.fingerprint
-    assert torch.equal(agent.normalizer.mean, constants)
+    assert torch.equal(agent.behavior.normalizer.mean, constants)
     assert agent.predict(np.zeros(3))[0].shape == (1,)
 
 

@@ -26,7 +26,7 @@ def scratch():
     """Every agent, trained from scratch."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qgpo.agents.guided.critic.ROWS_PER_CHUNK", 12)
+        patch.setattr("qgpo.agents.guided.support.ROWS_PER_CHUNK", 12)
         return {name: make().learn(make_dataset()) for name, make in AGENTS.items()}
 
 

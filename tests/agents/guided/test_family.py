@@ -24,6 +24,7 @@ from torch import nn
 
 from qgpo import AEPO, QGPO, QIPO
 from qgpo.agents.guided.config import GuidedPolicyConfig
+from qgpo.agents.guided.support import Support
 
 SPREAD = 0.25
 LEARNING = replace(
@@ -76,7 +77,7 @@ class GivenQ(nn.Module):
 
     def __init__(self, agent, q):
         super().__init__()
-        self.decode, self.q = agent.whitening.decode, q
+        self.decode, self.q = agent.behavior.whitening.decode, q
 
     def forward(self, condition, z):
         return self.q(self.decode(condition, z).squeeze(-1))
@@ -89,6 +90,7 @@ def behaviors():
     trained = {}
     for path, changes in (("diffusion", {}), ("flow", FLOW)):
         agent = QGPO(replace(LEARNING, **changes), device="cpu")
+        agent.train_whitening(gaussian_bandit())
         agent.train_behavior(gaussian_bandit())
         agent.generate_support(gaussian_bandit())
         trained[path] = agent
@@ -97,13 +99,13 @@ def behaviors():
 
 def with_behavior(agent, behavior, q):
     """The agent with that behavior and support and the given Q."""
-    agent._prepare(gaussian_bandit())
+    agent.prepare(gaussian_bandit())
     parameters = behavior.get_parameters()
     names = ("normalizer", "whitening", "behavior", "behavior_ema")
     agent.set_parameters({name: parameters[name] for name in names}, exact_match=False)
-    agent.tables = {name: table.clone() for name, table in behavior.tables.items()}
+    agent.tables.update({name: table.clone() for name, table in behavior.tables.items()})
     agent.progress.update(behavior.progress)
-    agent.critic_target = GivenQ(agent, q)
+    agent.critic.target = GivenQ(agent, q)
     return agent
 
 
@@ -140,7 +142,7 @@ def test_every_guidance_is_right_for_a_gaussian_behavior_and_a_linear_q(guidance
 @pytest.mark.parametrize("guidance", ["aepo", "analytic"])
 def test_aepo_of_second_order_is_right_for_a_quadratic_q(guidance, behaviors):
     config = replace(AEPO_CONFIGS[guidance], **asdict(replace(LEARNING, guidance=guidance)))
-    config = replace(config, beta=16.0, analytic_order=2)
+    config = replace(config, beta=16.0, guidance_options={"order": 2})
     agent = AEPO(config, device="cpu")
     agent = with_behavior(agent, behaviors["diffusion"], lambda a: -0.5 * a**2)
     agent.train_energy(gaussian_bandit())
@@ -181,24 +183,26 @@ def test_other_guidances_are_refused_by_name():
 @pytest.mark.parametrize("path", sorted(QIPO_CONFIGS))
 @pytest.mark.parametrize("renewal", [2, 4])
 @pytest.mark.parametrize("scratch", [None, "memmap"])
-def test_ctrl_c_while_the_support_is_renewed_loses_nothing(path, renewal, scratch, small_chunks):
+def test_ctrl_c_while_the_support_is_renewed_loses_nothing(
+    path, renewal, scratch, small_chunks, monkeypatch
+):
     dataset = mapped(make_dataset()) if scratch else make_dataset()
     config = QIPO_CONFIGS[path]
     whole = QIPO(config, device="cpu").learn(dataset)
     agent = QIPO(config, device="cpu")
-    draw = agent._draw_support
+    draw = Support._draw
 
-    def draw_and_stop(data, chunk):
-        draw(data, chunk)
+    def draw_and_stop(support, data, chunk):
+        draw(support, data, chunk)
         if agent.progress["policy"] == renewal and chunk == 1:
-            agent._interrupt()
+            agent.training.interrupt()
 
-    agent._draw_support = draw_and_stop
-    with pytest.raises(KeyboardInterrupt, match="while the support was being renewed"):
+    monkeypatch.setattr(Support, "_draw", draw_and_stop)
+    with pytest.raises(KeyboardInterrupt, match="while the support was being regenerated"):
         agent.learn(dataset)
     assert agent.progress["policy"] == renewal
     agent.save("stopped")
-    agent._draw_support = draw
+    monkeypatch.setattr(Support, "_draw", draw)
     for one in (agent, QIPO.load("stopped", device="cpu")):
         one.learn(dataset, reset_num_timesteps=False)
         assert same_parameters(one.get_parameters(), whole.get_parameters())

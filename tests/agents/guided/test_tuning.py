@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from factory import WHITENED, make_dataset, mapped
 from tqdm import tqdm
 
 from qgpo import QGPO
-from qgpo.agents.core.batches import NonFiniteError
+from qgpo.agents.core.training import NonFiniteError
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import (
     check_scales,
@@ -55,7 +57,7 @@ def line_dataset():
 def test_the_model_learns_a_line_its_end_and_where_it_guesses():
     dataset = line_dataset()
     agent = QGPO(WHITENED, device="cpu")
-    data = agent._prepare(dataset)
+    data = agent.prepare(dataset)
     generator = torch.Generator().manual_seed(0)
     model, worst = fit_dynamics(dataset, data, generator, 1500, tqdm(**SILENT))
     states = torch.tensor([[0.0], [0.5], [-0.9]])
@@ -86,7 +88,7 @@ def test_disagreement_is_measured_on_episodes_that_were_not_learned(monkeypatch)
     lengths = (6,) * 20
     places = np.repeat(np.arange(20.0), 7)[:, None].astype(np.float32)
     dataset = make_dataset(lengths=lengths, observation_dim=1, states=places)
-    data = QGPO(WHITENED, device="cpu")._prepare(dataset)
+    data = QGPO(WHITENED, device="cpu").prepare(dataset)
     fit_dynamics(dataset, data, torch.Generator().manual_seed(0), 5, tqdm(**SILENT))
     assert set(torch.cat([s.flatten() for s in seen]).tolist()) == set(range(20)) - {9, 19}
 
@@ -107,19 +109,21 @@ class Scripted:
 
     def __init__(self, dataset):
         self.inner = QGPO(WHITENED, device="cpu")
-        self.data = self.inner._prepare(dataset)
+        self.data = self.inner.prepare(dataset)
         self.config = WHITENED
         self.guidance_scale = 0.25
         self.prediction_generator = torch.Generator()
 
-    def _prepare(self, dataset):
+    def prepare(self, dataset):
         return self.data
 
     _scale = None
     guidance_scale = GuidedPolicy.guidance_scale
     configure_guidance = GuidedPolicy.configure_guidance
+    _change = GuidedPolicy._change
+    _changes: ClassVar = {}
 
-    def _act(self, observations, deterministic):
+    def act(self, observations, deterministic):
         return torch.full((len(observations), 1), self.guidance_scale - 1.0)
 
 
@@ -262,7 +266,7 @@ def test_what_cannot_be_tuned_is_refused():
         agent.tune_guidance(dataset, rollouts=1)
     with pytest.raises(ValueError, match="other data"):
         agent.tune_guidance(make_dataset(seed=5))
-    agent._act = interrupted
+    agent.act = interrupted
     with pytest.raises(KeyboardInterrupt):
         agent.tune_guidance(dataset, scales=(0.0, 2.0), rollouts=2, steps=1)
     assert agent.guidance_scale == agent.config.guidance_scale == WHITENED.guidance_scale

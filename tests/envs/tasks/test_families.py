@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from qgpo import PRESETS, QIPO, load_dataset
 from qgpo.agents import AGENTS
-from qgpo.agents.guided.config import longer
+from qgpo.agents.core.config import longer
 from qgpo.envs.store.episodes import RULES, first_completions, until_success
 from qgpo.envs.store.loading import recorded_in
 from qgpo.envs.tasks import making

@@ -5,8 +5,13 @@ import math
 import pytest
 import torch
 
-from qgpo.exact.distances import component_shares, guidance_error, sliced_wasserstein
-from qgpo.exact.mixture import ring_of_gaussians, tilt_components
+from qgpo.exact import (
+    component_shares,
+    guidance_error,
+    ring_of_gaussians,
+    sliced_wasserstein,
+    tilt_components,
+)
 from qgpo.schedule import make_schedule
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qgpo.diffusion import Diffusion, diffuse
-from qgpo.exact.mixture import (
+from qgpo.exact import (
     GaussianMixture,
     MixtureNetwork,
     ring_of_gaussians,

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from qgpo.diffusion import Diffusion, batch_posterior, diffuse
-from qgpo.exact.empirical import EmpiricalTilt
-from qgpo.exact.mixture import (
+from qgpo.diffusion import Diffusion
+from qgpo.exact import (
     GaussianMixture,
     MixtureNetwork,
     ring_of_gaussians,
@@ -26,6 +25,7 @@ from qgpo.guidance import (
     GuidanceParts,
     Weighted,
     cep_loss,
+    check_guidance,
     make_guidance,
     weighted_loss,
 )
@@ -120,13 +120,16 @@ def test_analytic_damping_limits_what_it_says():
     assert torch.isfinite(explosive.gradient(x, t, None)).all()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [AnalyticOptions(order=3), AnalyticOptions(covariance="c3"), AnalyticOptions(gradient="x")],
-)
+@pytest.mark.parametrize("options", [{"order": 3}, {"covariance": "c3"}, {"gradient": "x"}])
 def test_unknown_analytic_options_list_the_choices(options):
     with pytest.raises(ValueError, match="expected one of"):
-        Analytic(denoiser(gaussian(True)), f_0, COSINE, 2, options)
+        AnalyticOptions(**options)
+
+
+def test_an_option_that_a_guidance_does_not_have_is_refused():
+    check_guidance("analytic", {"order": 2})
+    with pytest.raises(ValueError, match=r"guidance_options has 'order', expected some of \[\]"):
+        check_guidance("mse", {"order": 2})
 
 
 def test_dps_by_hand():
@@ -261,29 +264,6 @@ def test_weighted_guidance_is_the_difference_of_the_scores():
         guidance.f(x, t, None)
 
 
-def test_empirical_tilt_approaches_the_closed_form():
-    q = ring_of_gaussians()
-    levels = 3.0 * torch.arange(8) / 7.0
-    exact = tilt_components(q, levels, COSINE)
-    x_0, component = q.sample(50_000, torch.Generator().manual_seed(0))
-    empirical = EmpiricalTilt(x_0, levels[component], COSINE)
-    t = torch.linspace(0.3, 0.95, 12).double()
-    x_t = diffuse(x_0[:12], t, torch.zeros(12, 2).double(), COSINE)
-    torch.testing.assert_close(empirical.f(x_t, t), exact.f(x_t, t), atol=0.05, rtol=0.0)
-    torch.testing.assert_close(
-        empirical.gradient(x_t, t), exact.gradient(x_t, t), atol=0.08, rtol=0.0
-    )
-    x_t = x_t.requires_grad_()
-    autograd = torch.autograd.grad(empirical.f(x_t, t).sum(), x_t)[0]
-    torch.testing.assert_close(empirical.gradient(x_t.detach(), t), autograd)
-
-
-def test_batch_posterior_normalises():
-    x, t = points(6)
-    posterior = batch_posterior(x, t, torch.randn(9, 2).double(), COSINE)
-    torch.testing.assert_close(posterior.exp().sum(-1), torch.ones(6).double())
-
-
 def parts(**changes):
     def make_diffusion():
         return Diffusion(NaturalNetwork(2, 0, 2, (8,), COSINE, 1.0), COSINE, "velocity")
@@ -332,4 +312,4 @@ def test_unknown_names_list_the_choices():
     with pytest.raises(ValueError, match=r"'mean'.*posterior"):
         make_guidance("cep", parts(targets="mean"))
     with pytest.raises(ValueError, match=r"'eq14'.*exponential"):
-        make_guidance("cep", parts(cep_labels="eq14"))
+        make_guidance("cep", parts(options={"labels": "eq14"}))

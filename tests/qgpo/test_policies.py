@@ -1,4 +1,4 @@
-"""Losses and policies of the baselines, against numbers worked out by hand."""
+"""Losses of the policies without guidance, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from qgpo.baselines import (
+from qgpo.networks import GaussianPolicy, MLPNoiseNetwork, TwinQ, deterministic_policy
+from qgpo.policies import (
+    DenoisingChain,
     advantage_weights,
     diffusion_ql_loss,
-    expectile_loss,
     imitation_loss,
     normalized_q_loss,
     perturbed,
     td3_bc_loss,
     weighted_likelihood_loss,
-)
-from qgpo.networks import MLPNoiseNetwork, TwinQ
-from qgpo.policies import (
-    DenoisingChain,
-    GaussianPolicy,
-    deterministic_policy,
-    gaussian_log_prob,
 )
 
 NO_STATE = torch.zeros(2, 1)
@@ -51,22 +45,6 @@ def linear_critic(first: float, second: float) -> TwinQ:
     return critic
 
 
-@pytest.mark.parametrize(
-    ("expectile", "expected"),
-    [(0.7, (0.7 * 4 + 0.3 * 1) / 2), (0.5, 0.5 * 2.5), (0.9, (0.9 * 4 + 0.1 * 1) / 2)],
-)
-def test_expectile_loss_by_hand(expectile, expected):
-    differences = torch.tensor([2.0, -1.0])
-    assert expectile_loss(differences, expectile).item() == pytest.approx(expected)
-
-
-def test_the_expectile_of_a_fair_coin_is_the_expectile():
-    # d/dv [tau (1 - v)^2 + (1 - tau) v^2] = 0 at v = tau
-    value = torch.tensor(0.7, requires_grad=True)
-    expectile_loss(torch.tensor([0.0, 1.0]) - value, 0.7).backward()
-    assert value.grad.item() == pytest.approx(0.0, abs=1e-7)
-
-
 def test_advantage_weights_are_clipped():
     # exp(3 * 1) = 20.09, exp(3 * 2) = 403 > 100
     weights = advantage_weights(torch.tensor([0.0, 1.0, -1.0, 2.0]), 3.0, 100.0)
@@ -77,13 +55,6 @@ def test_advantage_weights_are_clipped():
 def test_target_noise_is_clipped_and_the_action_stays_inside():
     actions, noise = torch.tensor([0.0, 0.9, -0.2]), torch.tensor([2.0, 0.3, -0.1])
     assert perturbed(actions, noise, 0.5).tolist() == pytest.approx([0.5, 1.0, -0.3])
-
-
-def test_gaussian_log_prob_by_hand():
-    # two dimensions at distance 1 and 0 standard deviations, of std 2 and 1/2: their logs cancel
-    mean, std = torch.tensor([0.0, 1.0]), torch.tensor([2.0, 0.5])
-    found = gaussian_log_prob(mean, std, torch.tensor([2.0, 1.0]))
-    assert found.item() == pytest.approx(-0.5 - math.log(2 * math.pi))
 
 
 def test_weighted_likelihood_by_hand():
@@ -108,22 +79,12 @@ def test_imitation_by_hand(state_dependent_std):
     assert loss.item() == pytest.approx(0.125 + nll, rel=1e-5)
 
 
-def test_the_spread_has_no_part_in_the_mean():
+def test_the_likelihood_has_no_gradient_in_the_mean():
     policy = GaussianPolicy(1, 1, (4,), state_dependent_std=True)
     observations, actions = torch.randn(8, 1), torch.rand(8, 1)
     _, metrics = imitation_loss(policy, observations, actions)
     shared = [*policy.features.parameters(), *policy.mean.parameters()]
     assert torch.autograd.grad(metrics["nll"], shared, allow_unused=True) == (None,) * len(shared)
-
-
-def test_gaussian_policy_keeps_shapes_and_bounds():
-    policy = GaussianPolicy(3, 2, (8,), state_dependent_std=True)
-    mean, std = policy.moments(100.0 * torch.randn(4, 5, 3))
-    assert mean.shape == std.shape == (4, 5, 2)
-    assert mean.abs().max() <= 1.0
-    assert std.min() >= math.exp(-5.0)
-    assert std.max() <= math.exp(2.0) * 1.0001
-    assert GaussianPolicy(3, 2, (), True).moments(torch.zeros(1, 3))[0].shape == (1, 2)
 
 
 def test_td3_bc_loss_by_hand():
@@ -169,7 +130,7 @@ def test_chain_s_noise_levels_are_diffusion_ql_s(steps):
 
 
 def test_chain_of_two_steps_by_hand():
-    # a network of zero output says a_0 = a / alpha, clamped
+    # a network of zero output estimates a_0 = a / alpha, clamped
     model = chain(2)
     noise = torch.tensor([[[0.01]], [[2.0]]])
     alpha_1, alpha_2 = model.alphas[1:]
@@ -220,7 +181,7 @@ def test_a_chain_of_many_steps_keeps_two_modes_apart_and_one_of_five_fills_the_g
         assert (samples.abs() < 0.2).float().mean().item() == pytest.approx(between, abs=0.03)
 
 
-def test_chain_loss_of_a_network_that_says_nothing_is_the_noise_s_variance():
+def test_chain_loss_of_a_zero_network_is_the_variance_of_the_noise():
     actions = torch.zeros(20_000, 2)
     loss, _ = chain(5, 2).loss(actions, torch.zeros(20_000, 1), torch.Generator().manual_seed(0))
     assert loss.item() == pytest.approx(1.0, abs=0.03)

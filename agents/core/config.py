@@ -1,0 +1,47 @@
+"""What the configurations of all agents have in common: kinds of fields, and longer trainings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Annotated, TypeVar
+
+from qgpo.envs.data.dataset import REWARD_TUNINGS
+from qgpo.fields import OneOf, Range, marked
+
+STEPS = "gradient steps of a stage"
+PERIOD = "steps between two renewals of what a stage learns from"
+
+Steps = Annotated[int, Range(1, 10**12), STEPS]
+OptionalSteps = Annotated[int, Range(0, 10**12), STEPS]
+Period = Annotated[int, Range(1, 10**12), PERIOD]
+Fraction = Annotated[float, Range(0.0, 1.0)]
+NOT_NEGATIVE = Range(0.0, 1e9)
+NotNegative = Annotated[float, NOT_NEGATIVE]
+Decay = Annotated[float, Range(0.0, 0.999999)]
+Rate = Annotated[float, Range(1e-9, 1.0)]
+Expectile = Annotated[float, Range(1e-6, 1.0 - 1e-6)]
+RewardTuning = Annotated[str, OneOf((*REWARD_TUNINGS, "unit"))]
+
+ConfigT = TypeVar("ConfigT")
+
+
+def longer(config: ConfigT, factor: float) -> ConfigT:
+    """The configuration with `factor` times the gradient steps in every stage.
+
+        QGPO(longer(PRESETS["laptop"], 4))
+
+    Stages without steps stay without. What a stage learns from is renewed as many times as
+    before, or a longer training would learn something else. Raises ValueError unless the factor is
+    positive.
+    """
+    if not 0.0 < factor < math.inf:
+        raise ValueError(f"factor={factor}, expected a positive number")
+    values = vars(config)
+    steps = {name: values[name] for name in marked(type(config), STEPS)}
+    periods = {name: values[name] for name in marked(type(config), PERIOD)}
+    return replace(  # type: ignore[type-var]
+        config,
+        **{name: max(1, round(n * factor)) for name, n in steps.items() if n},
+        **{name: math.ceil(n * factor) for name, n in periods.items()},
+    )

@@ -1,0 +1,42 @@
+"""What had a part in a result: versions of libraries, and the processor."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = (
+    "qgpo",
+    "torch",
+    "numpy",
+    "safetensors",
+    "gymnasium",
+    "mujoco",
+    "minari",
+    "stable-baselines3",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what is in a file."""
+    installed = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            installed[name] = "unknown"
+    return installed
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name where the system tells it, else its architecture.
+
+    The same seed makes another agent on another processor, because sums are rounded differently.
+    """
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, [*names, platform.processor()]), platform.machine())

@@ -1,0 +1,67 @@
+"""Files of earlier versions as this one writes them: checkpoints' headers, and configurations.
+
+Version 2: every field of a configuration is written; options of a guidance are in
+`guidance_options`. Version 1 lacked fields that came later; what they say now was done then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FORMAT_VERSION = 2
+
+GUIDED_1: dict[str, Any] = {"sparsity_power": 0.0}
+QGPO_1: dict[str, Any] = {
+    **GUIDED_1,
+    "critic_activation": "relu",
+    "critic_baseline": False,
+    "critic_value": "softmax",
+    "deterministic_action": "ode",
+    "expectile": 0.7,
+    "guidance_bound": None,
+    "tilt_limit": None,
+    "trust_power": 0.0,
+}
+ADDED_SINCE_1: dict[str, dict[str, Any]] = {
+    "QGPO": {**QGPO_1, "guidance": "cep"},
+    "AEPO": {**QGPO_1, "guidance": "aepo"},
+    "QIPO": GUIDED_1,
+}
+ANALYTIC_1: dict[str, Any] = {
+    "analytic_order": 1,
+    "analytic_covariance": "residual",
+    "analytic_gradient": "autograd",
+    "analytic_damped": True,
+}
+OPTIONS_1: dict[str, dict[str, Any]] = {
+    "cep": {"cep_labels": "normalized"},
+    "dps": {"clamp": None},
+    "analytic": {**ANALYTIC_1, "clamp": None},
+    "aepo": {**ANALYTIC_1, "clamp": None},
+}
+"""fields of version 1 that were options of one guidance, with their defaults"""
+
+
+def upgrade(header: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's header in today's version. Raises LookupError where parts are missing."""
+    if header["format_version"] >= FORMAT_VERSION:
+        return header
+    config = upgrade_config(header["agent"], header["config"], header["format_version"])
+    counted = {"stage": None, "num_timesteps": sum(header["progress"].values())}
+    return {**counted, **header, "config": config, "format_version": FORMAT_VERSION}
+
+
+def upgrade_config(agent: str, config: dict[str, Any], version: int) -> dict[str, Any]:
+    """The fields of an agent's configuration, in today's version."""
+    if version >= FORMAT_VERSION:
+        return config
+    config = {**ADDED_SINCE_1.get(agent, {}), **config}
+    if "guidance" not in config:
+        return config
+    options = {}
+    for name, default in OPTIONS_1.get(config["guidance"], {}).items():
+        if config.get(name, default) != default:
+            options[name.removeprefix("analytic_").removeprefix("cep_")] = config[name]
+    gone = {name for names in OPTIONS_1.values() for name in names}
+    kept = {name: value for name, value in config.items() if name not in gone}
+    return {**kept, "guidance_options": options}

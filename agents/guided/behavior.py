@@ -1,0 +1,153 @@
+"""The behavior part: a diffusion model of mu(a|s), in whitened coordinates if configured.
+
+Whitening is a Gaussian policy. The diffusion model learns its residuals, so that little is left to
+learn. Every later stage sees states and actions in the coordinates of this part.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.training import Training, average, half_cosine
+from qgpo.agents.guided.config import GuidedPolicyConfig
+from qgpo.density import REFERENCES, ROWS_PER_CHUNK, nearest_distance, sampling_weights
+from qgpo.diffusion import Diffusion, Metrics
+from qgpo.networks import MLPNoiseNetwork, UNetMLP
+from qgpo.normalization import Identity, ObservationNormalizer, Whitening
+from qgpo.schedule import make_schedule
+
+WHITENING_HIDDEN = (256, 256)
+WHITENING_BATCH_SIZE = 256
+WHITENING_LEARNING_RATE = 1e-3
+
+
+class Behavior:
+    """Coordinates, the diffusion model and its average, and how both are learned."""
+
+    def __init__(
+        self, config: GuidedPolicyConfig, training: Training, observation_dim: int, action_dim: int
+    ) -> None:
+        self.config = config
+        self.training = training
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.normalizer = ObservationNormalizer(observation_dim)
+        self.whitening: Whitening | Identity = (
+            Whitening(observation_dim, action_dim, WHITENING_HIDDEN)
+            if config.whitening_steps
+            else Identity()
+        )
+        self.model = self.make_diffusion()
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        training.networks.update(
+            {
+                "normalizer": self.normalizer,
+                "whitening": self.whitening,
+                "behavior": self.model,
+                "behavior_ema": self.average,
+            }
+        )
+
+    def make_diffusion(self) -> Diffusion:
+        """A fresh diffusion model of the configured kind."""
+        c = self.config
+        network = (
+            MLPNoiseNetwork(self.action_dim, self.observation_dim, c.behavior_hidden)
+            if c.behavior_hidden
+            else UNetMLP(self.action_dim, self.observation_dim)
+        )
+        return Diffusion(network, make_schedule(c.schedule), c.prediction)
+
+    # Coordinates --------------------------------------------------------------------------
+
+    def condition(self, data: Batches, rows: Tensor) -> Tensor:
+        """Normalised states of those rows, (B, S)."""
+        normalised: Tensor = self.normalizer(data.observations(rows))
+        return normalised
+
+    def within_bounds(self, condition: Tensor, z: Tensor) -> Tensor:
+        """The nearest actions inside the bounds to z (..., A), in [-1, 1]."""
+        return self.whitening.decode(condition, z).clamp(-1.0, 1.0)
+
+    # Stages -------------------------------------------------------------------------------
+
+    def train_whitening(self, data: Batches) -> None:
+        """Fit the Gaussian policy, if there is one."""
+        c, whitening = self.config, self.whitening
+        if not isinstance(whitening, Whitening):
+            return
+        cumulative: Tensor | None = None
+        if c.sparsity_power and self.training.progress["whitening"] < c.whitening_steps:
+            cumulative = self._sparsity_weights(data).cumsum(0)
+
+        def update(step: int) -> Metrics:
+            if cumulative is None:
+                index = self.training.draw(len(data), WHITENING_BATCH_SIZE)
+            else:
+                index = self._draw_by(cumulative, WHITENING_BATCH_SIZE)
+            condition = self.condition(data, take(data.state_index, index))
+            loss, metrics = whitening.loss(condition, data.scaled_actions(index))
+            rate = self.rate(WHITENING_LEARNING_RATE, step, c.whitening_steps)
+            metrics["grad_norm"] = self.training.optimize("whitening", loss, rate)
+            return metrics
+
+        self.training.run_stage("whitening", c.whitening_steps, update)
+
+    def train(self, data: Batches) -> None:
+        """Learn mu(a|s) by denoising."""
+        c, training = self.config, self.training
+
+        def update(step: int) -> Metrics:
+            index = training.draw(len(data), c.behavior_batch_size)
+            with torch.no_grad():
+                condition = self.condition(data, take(data.state_index, index))
+                z = self.whitening.encode(condition, data.scaled_actions(index))
+            loss, metrics = self.model.loss(z, condition, training.generator)
+            rate = self.rate(c.behavior_learning_rate, step, c.behavior_steps)
+            metrics["grad_norm"] = training.optimize("behavior", loss, rate)
+            average(self.model, self.average, c.ema_decay, step)
+            return metrics
+
+        training.run_stage("behavior", c.behavior_steps, update)
+
+    def rate(self, base: float, step: int, total: int) -> float:
+        """The learning rate of a step of a stage."""
+        return half_cosine(base, step, total) if self.config.learning_rate_decay else base
+
+    # Sparse states ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _sparsity_weights(self, data: Batches) -> Tensor:
+        """How often to draw each transition, by the distance of its state to others, (N,)."""
+        episodes = data.episodes()
+        rows = self.shuffled_rows(data)[:REFERENCES]
+        references, own = self.condition(data, rows), episodes[rows]
+        distances = []
+        for part in torch.arange(len(data.states), device=data.device).split(ROWS_PER_CHUNK):
+            states = self.condition(data, part)
+            distances.append(nearest_distance(states, references, episodes[part][:, None] == own))
+            self.training.stop_if_interrupted("while states were compared with each other")
+        weights = sampling_weights(torch.cat(distances), self.config.sparsity_power)
+        return take(weights, data.state_index.to(data.device)).double()
+
+    def shuffled_rows(self, data: Batches) -> Tensor:
+        """All rows of the data's states, shuffled, (R,): always in the same order."""
+        generator = torch.Generator(data.device)
+        generator.manual_seed(self.training.seed)
+        return torch.randperm(len(data.states), generator=generator, device=data.device)
+
+    def _draw_by(self, cumulative: Tensor, batch_size: int) -> Tensor:
+        """Rows in proportion to weights of which `cumulative` (N,) are the partial sums.
+
+        (torch.multinomial would add them again in every step, and takes no more than 2^24.)
+        """
+        u = torch.rand(
+            batch_size,
+            generator=self.training.generator,
+            device=cumulative.device,
+            dtype=cumulative.dtype,
+        )
+        return torch.searchsorted(cumulative, u * cumulative[-1])

@@ -1,0 +1,109 @@
+"""The support part: M actions of the behavior for every observation of the dataset.
+
+They are the only actions that values are taken over, so that Q is never asked about actions that
+the data do not have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from qgpo.agents.core.batches import Batches
+from qgpo.agents.core.training import Training, set_generator
+from qgpo.agents.guided.behavior import Behavior
+from qgpo.diffusion import Diffusion, Metrics
+
+ROWS_PER_CHUNK = 2048
+"""rows per network call where tables over all states are filled: few enough to stay in cache"""
+STATE = "generator/support"
+"""table with the generator's state from which the support is drawn"""
+
+
+class Support:
+    """`tables["support"]` (R, M, A), in the behavior's coordinates, with guidance off.
+
+    The next state of transition i is row state_index[i] + 1, so current and next states share the
+    table. The same generator state makes the same actions, so the table need not be saved.
+    """
+
+    def __init__(
+        self, behavior: Behavior, training: Training, source: Callable[[], Diffusion]
+    ) -> None:
+        self.config = behavior.config
+        self.behavior = behavior
+        self.training = training
+        self.source = source
+        """the model from which actions are drawn"""
+
+    @property
+    def states_per_chunk(self) -> int:
+        """States whose actions are drawn in one call."""
+        return max(1, ROWS_PER_CHUNK // self.config.support_actions)
+
+    def generate(self, data: Batches) -> None:
+        """Draw the actions of all states."""
+        self.restore(data)
+
+        def update(step: int) -> Metrics:
+            self._draw(data, step)
+            return {}
+
+        chunks = math.ceil(len(data.states) / self.states_per_chunk)
+        with torch.no_grad():
+            self.training.run_stage("support", chunks, update, gradient_steps=False)
+
+    def regenerate(self, data: Batches) -> None:
+        """Draw all actions again, from today's source.
+
+        After Ctrl-C the generator stands where it did: whoever continues begins again.
+        """
+        training = self.training
+        before = training.generator.get_state()
+        training.tables[STATE] = before
+        for chunk in range(training.progress["support"]):
+            self._draw(data, chunk)
+            if training.interrupted:
+                training.generator.set_state(before)
+                training.stop_if_interrupted("while the support was being regenerated")
+
+    @torch.no_grad()
+    def _draw(self, data: Batches, step: int) -> None:
+        """Fill the step-th chunk of the table."""
+        c = self.config
+        chosen = slice(step * self.states_per_chunk, (step + 1) * self.states_per_chunk)
+        condition = self.behavior.normalizer(data.states[chosen].to(data.device))[:, None]
+        shape = (len(condition), c.support_actions, data.actions.shape[-1])
+        noise = self.training.normal(*shape)
+        z = self.source().sample(
+            noise.flatten(0, 1),
+            condition.expand(-1, c.support_actions, -1).flatten(0, 1),
+            solver=c.solver,
+            steps=c.support_solver_steps,
+            spacing=c.spacing,
+        )
+        actions = self.behavior.within_bounds(condition, z.reshape(shape))
+        if not bool(torch.isfinite(actions).all()):
+            raise self.training.non_finite("support/actions", math.nan, step + 1)
+        encoded = self.behavior.whitening.encode(condition, actions)
+        self.training.tables["support"][chosen] = encoded
+
+    def restore(self, data: Batches) -> None:
+        """Allocate the table; fill it as far as the stage had come where it was not saved."""
+        training = self.training
+        tables, done = training.tables, training.progress["support"]
+        if "support" in tables:
+            return
+        if done == 0:
+            tables[STATE] = training.generator.get_state()
+        elif STATE not in tables:
+            return  # trained to the end: nobody needs the table
+        shape = (len(data.states), self.config.support_actions, data.actions.shape[-1])
+        tables["support"] = data.table(shape)
+        now = training.generator.get_state()
+        set_generator(training.generator, tables[STATE], training.seed)
+        for step in range(done):
+            self._draw(data, step)
+        training.generator.set_state(now)

@@ -1,0 +1,69 @@
+"""What values the fields of a configuration may have, said beside each field and checked once.
+
+    gamma: Annotated[float, Range(0.0, 1.0)] = 0.99
+    solver: Annotated[str, OneOf(SOLVERS)] = "ddim"
+
+Numbers without a rule must be positive; None is allowed where it is the default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import fields
+from functools import cache
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+
+class Range(NamedTuple):
+    """Inclusive bounds of a number, or of every number in a tuple."""
+
+    low: float = 0.0
+    high: float = math.inf
+
+
+class OneOf(NamedTuple):
+    """The choices."""
+
+    choices: Collection[str | int]
+
+
+@cache
+def rules(kind: Any) -> dict[str, tuple[Any, ...]]:
+    """Per field of a dataclass, its type and what is said beside it."""
+    hints = get_type_hints(kind, include_extras=True)
+    said = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    plain = get_type_hints(kind)
+    return {field.name: (plain[field.name], *said[field.name]) for field in fields(kind)}
+
+
+def marked(kind: Any, mark: object) -> list[str]:
+    """Names of the fields beside which `mark` is said."""
+    return [name for name, (_, *said) in rules(kind).items() if mark in said]
+
+
+def check_fields(config: Any) -> None:
+    """Raise ValueError, naming field, value and choices, for values that are not allowed."""
+    defaults = {field.name: field.default for field in fields(config)}
+    of: Any = type(config)
+    for name, (kind, *said) in rules(of).items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or (value is None and defaults[name] is None):
+            continue
+        choices = next((rule.choices for rule in said if isinstance(rule, OneOf)), None)
+        if choices is not None:
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}, expected one of {sorted(choices)}")  # type: ignore[type-var]
+        elif not isinstance(value, str | dict):
+            _check_numbers(name, value, kind, next((r for r in said if isinstance(r, Range)), None))
+
+
+def _check_numbers(name: str, value: Any, kind: Any, rule: Range | None) -> None:
+    low, high = rule or Range(1e-12)
+    whole = kind is int or int in get_args(kind)
+    for number in value if isinstance(value, tuple) else (value,):
+        if whole and type(number) is not int:
+            raise ValueError(f"{name}={value!r}, expected an integer")
+        if not isinstance(number, int | float) or not low <= number <= high:
+            wanted = "positive" if rule is None else f"in [{low:g}, {high:g}]"
+            raise ValueError(f"{name}={value!r}, expected {wanted}")
