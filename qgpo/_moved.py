@@ -18,27 +18,38 @@ from types import ModuleType
 from typing import Any
 
 MOVED: dict[str, tuple[str, ...]] = {
-    "qgpo.empirical": ("qgpo.exact.empirical",),
+    "qgpo.baselines": ("qgpo.policies", "qgpo.critic"),
+    "qgpo.empirical": ("qgpo.exact",),
+    "qgpo.guidance.base": ("qgpo.guidance",),
     "qgpo.metrics": ("qgpo.exact.distances",),
-    "qgpo.mixture": ("qgpo.exact.mixture",),
+    "qgpo.mixture": ("qgpo.exact",),
+    "qgpo.policies": ("qgpo.networks",),
     "qgpo.statistics": ("qgpo.experiments.statistics",),
     "qgpo.agents.acting": ("qgpo.agents.core.acting",),
     "qgpo.agents.adoption": ("qgpo.agents.guided.adoption",),
-    "qgpo.agents.base": ("qgpo.agents.core.agent",),
+    "qgpo.agents.base": ("qgpo.agents",),
     "qgpo.agents.benchmark": ("qgpo.experiments.benchmark",),
     "qgpo.agents.callbacks": ("qgpo.agents.core.callbacks",),
     "qgpo.agents.cells": ("qgpo.experiments.cells",),
-    "qgpo.agents.checkpoint": ("qgpo.agents.core.checkpoint",),
-    "qgpo.agents.files": ("qgpo.agents.core.files",),
+    "qgpo.agents.checkpoint": ("qgpo.agents.core.checkpoint", "qgpo.agents.core.upgrade"),
+    "qgpo.agents.energy_guided_config": ("qgpo.agents",),
+    "qgpo.agents.energy_guided_model": ("qgpo.agents.energy_guided",),
+    "qgpo.agents.files": ("qgpo.agents.core.checkpoint", "qgpo.agents.core.provenance"),
     "qgpo.agents.guided_policy": ("qgpo.agents.guided.policy",),
     "qgpo.agents.plan": ("qgpo.experiments.plan",),
-    "qgpo.agents.presets": ("qgpo.agents.guided.config",),
+    "qgpo.agents.presets": (
+        "qgpo.agents",
+        "qgpo.agents.qipo",
+        "qgpo.agents.qgpo",
+        "qgpo.agents.guided.config",
+        "qgpo.agents.core.config",
+    ),
     "qgpo.agents.runs": ("qgpo.experiments.folder",),
     "qgpo.agents.sb3": ("qgpo.agents.core.sb3",),
     "qgpo.agents.single_stage": ("qgpo.agents.core.single_stage",),
     "qgpo.agents.stages": ("qgpo.agents.core.training",),
-    "qgpo.agents.support_critic": ("qgpo.agents.guided.critic",),
-    "qgpo.agents.training": ("qgpo.agents.core.batches",),
+    "qgpo.agents.support_critic": ("qgpo.agents.guided.support", "qgpo.agents.guided.critic"),
+    "qgpo.agents.training": ("qgpo.agents.core.training", "qgpo.agents.core.batches"),
     "qgpo.agents.tuning": ("qgpo.agents.guided.tuning",),
     "qgpo.agents.workers": ("qgpo.experiments.workers",),
     "qgpo.envs.bundled": ("qgpo.envs.store.bundled", "qgpo.envs.collect.policies"),
@@ -60,7 +71,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "qgpo.envs.mapping": ("qgpo.envs.data.mapping",),
     "qgpo.envs.observations": ("qgpo.envs.tasks.observations",),
     "qgpo.envs.policies": ("qgpo.envs.collect.policies",),
-    "qgpo.envs.policies.vecnormalize": ("qgpo.envs.collect.policies.vecnormalize",),
+    "qgpo.envs.policies.vecnormalize": ("qgpo.envs.collect.policies",),
     "qgpo.envs.reference": ("qgpo.envs.tasks.reference",),
     "qgpo.envs.remote": ("qgpo.envs.store.remote",),
     "qgpo.envs.report": ("qgpo.experiments.report",),
@@ -73,7 +84,11 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 """former module: the modules that have its names now, each name in the first that has it"""
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "qgpo.agents.files.VERSIONS_OF": "qgpo.agents.core.provenance.LIBRARIES",
+    "qgpo.agents.presets.LAPTOP_SHARED": "qgpo.agents.guided.config.LAPTOP",
+    "qgpo.agents.presets.check_config": "qgpo.fields.check_fields",
+}
 """former name, with its module, which is in `MOVED`: the present name, with its module"""
 
 

@@ -1,4 +1,8 @@
-"""Every module path of qgpo 0.1, and every public name it defined, is there for one release."""
+"""Every module path of qgpo 0.1, and every public name it defined, is there for one release.
+
+`python tests/test_moved.py` prints, from where names are defined now, a table for `qgpo/_moved.py`
+and the names that are defined nowhere.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,26 +28,75 @@ FORMER: dict[str, list[str]] = json.loads(
 """of qgpo 0.1: each module and the public names that it defined"""
 GONE = {"qgpo.scripts.train_policies": "is benchmarks/train_policies.py, outside the package"}
 """former modules without a new place, and why"""
-WITHDRAWN: dict[str, str] = {}
+PART = "is a method or a part of an agent now"
+FIELDS = "is said beside each field of a configuration now"
+WITHDRAWN = {
+    "qgpo.solver.EVALUATIONS": "is a column of qgpo.solver.SOLVERS",
+    "qgpo.solver.ORDERS": "is a column of qgpo.solver.SOLVERS",
+    "qgpo.agents.acting.Acting": PART,
+    "qgpo.agents.adoption.LAST_STAGE_FIELDS": FIELDS,
+    "qgpo.agents.adoption.adopt": PART,
+    "qgpo.agents.checkpoint.pack_optimizer": PART,
+    "qgpo.agents.checkpoint.unpack_optimizer": PART,
+    "qgpo.agents.energy_guided_model.GuidedModel": PART,
+    "qgpo.agents.files.unpack": PART,
+    "qgpo.agents.presets.AEPO_PRESETS": "is AEPO.presets",
+    "qgpo.agents.presets.CHOICES": FIELDS,
+    "qgpo.agents.presets.RANGES": FIELDS,
+    "qgpo.agents.presets.RENEWAL_PERIODS": FIELDS,
+    "qgpo.agents.presets.TRAINING_STEPS": FIELDS,
+    "qgpo.agents.stages.StagedTraining": PART,
+    "qgpo.scripts.toy_2d.INK": "was a color of a figure",
+    "qgpo.scripts.toy_2d.MUTED": "was a color of a figure",
+    "qgpo.scripts.toy_2d.SCHEDULE": "is a field of the configuration",
+}
 """former names without a new place, with their module, and why"""
 
 
 def definitions() -> dict[str, list[str]]:
-    """Where each name is defined now."""
+    """The modules that define each public name now, or offer it as a package."""
     found: dict[str, list[str]] = {}
     for room in sorted(path.parent for path in ROOT.glob("*/__init__.py")):
         for path in sorted(room.rglob("*.py")):
             parts = list(path.relative_to(ROOT).with_suffix("").parts)
-            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            is_package = parts[-1] == "__init__"
+            parts = parts[:-1] if is_package else parts
             module = ".".join(parts if parts[0] == "qgpo" else ["qgpo", *parts])
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                targets = node.targets if isinstance(node, ast.Assign) else [node]
-                for target in targets:
-                    name = getattr(getattr(target, "target", target), "id", None)
-                    name = name or getattr(target, "name", None)
-                    if name is not None:
-                        found.setdefault(name, []).append(module)
+                for name in names_of(node, is_package):
+                    found.setdefault(name, []).append(module)
     return found
+
+
+def names_of(node: ast.stmt, is_package: bool) -> list[str]:
+    """The names that a statement of a module defines; in a package, those it imports too."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name]
+        case ast.Assign(targets=targets):
+            return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+        case ast.ImportFrom(names=names) if is_package:
+            return [alias.asname or alias.name for alias in names]
+    return []
+
+
+def proposal() -> list[str]:
+    """A line of `MOVED` per former module that needs one, then the names without a place."""
+    defined, lines, homeless = definitions(), [], []
+    for module, names in FORMER.items():
+        homeless += [f"{module}.{name}" for name in names if name not in defined]
+        left = {name for name in names if name in defined and module not in defined[name]}
+        places: list[str] = []
+        while left:
+            found = Counter(place for name in sorted(left) for place in defined[name])
+            places.append(found.most_common(1)[0][0])
+            left -= {name for name in left if places[-1] in defined[name]}
+        if places and module not in GONE:
+            listed = ", ".join(f'"{place}"' for place in places)
+            lines.append(f'    "{module}": ({listed}{"," if len(places) == 1 else ""}),')
+    return [*lines, "", "Defined nowhere, for RENAMED or WITHDRAWN:", *homeless]
 
 
 def advice(module: str, name: str) -> str:
@@ -206,3 +260,7 @@ def test_unused_tables_cost_no_import():
         [sys.executable, "-c", code], env=subprocess_environment(), capture_output=True, text=True
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+if __name__ == "__main__":
+    print("\n".join(proposal()))
