@@ -1,8 +1,13 @@
-"""Agents: when things happen."""
+"""One file per agent: its configuration, presets, update and act, read from top to bottom.
+
+The contract of all agents is in `core`, what the guided family shares in `guided`. Losses and
+networks belong in `qgpo`, runs in `experiments`.
+"""
 
 from qgpo.agents.aepo import AEPO, AEPOConfig
 from qgpo.agents.bc import BC, BCConfig
 from qgpo.agents.core.agent import OfflineAgent
+from qgpo.agents.core.callbacks import EvaluationCallback
 from qgpo.agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from qgpo.agents.energy_guided import EnergyGuidedConfig, EnergyGuidedDiffusion
 from qgpo.agents.ensemble import Ensemble
@@ -28,6 +33,7 @@ __all__ = [
     "EnergyGuidedConfig",
     "EnergyGuidedDiffusion",
     "Ensemble",
+    "EvaluationCallback",
     "IQLConfig",
     "OfflineAgent",
     "QGPOConfig",

@@ -32,6 +32,7 @@ from qgpo.agents.core.training import (
     average,
     choose_device,
     half_cosine,
+    of_training,
     on_signals,
 )
 from qgpo.diffusion import Diffusion, Metrics
@@ -146,6 +147,13 @@ class EnergyGuidedDiffusion:
 
     name: ClassVar[str] = "EnergyGuidedDiffusion"
 
+    networks: nn.ModuleDict = of_training("networks")
+    """every network, average and normalizer, by name"""
+    progress: dict[str, int] = of_training("progress")
+    """steps done, per stage"""
+    num_timesteps: int = of_training("num_timesteps")
+    """gradient steps done, over all stages"""
+
     def __init__(
         self,
         config: EnergyGuidedConfig | None = None,
@@ -171,21 +179,6 @@ class EnergyGuidedDiffusion:
         self.dims: tuple[int, int] | None = None
         self._energy: Energy | None = None
         self.sampling_generator.manual_seed(self.seed)
-
-    @property
-    def networks(self) -> nn.ModuleDict:
-        """Every network, average and normalizer, by name."""
-        return self.training.networks
-
-    @property
-    def progress(self) -> dict[str, int]:
-        """Steps done, per stage."""
-        return self.training.progress
-
-    @property
-    def num_timesteps(self) -> int:
-        """Gradient steps done, over all stages."""
-        return self.training.num_timesteps
 
     # Parts ----------------------------------------------------------------------------------
 
@@ -313,7 +306,7 @@ class EnergyGuidedDiffusion:
         `energy` is a differentiable callable, or one value per sample (N,). A callable gets torch
         tensors (B, D) in the data's own units and returns (B,); with `condition` (N, C), which
         makes it a model of p(x|c), it is called with (B, D) and (B, C). `callback(model)` runs
-        after every step; False stops. With `resume`, training goes on where the model (or its
+        after every step; False stops. With `resume`, training continues where the model (or its
         file) stands, as if never stopped. Raises ValueError for data or energies that do not fit,
         RuntimeError where a loss is not finite.
         """
@@ -587,7 +580,7 @@ class EnergyGuidedDiffusion:
         """Samples (n, D) of q exp(-beta E), one per condition (n, C) in conditional models.
 
         The guidance scale w multiplies grad f: 0 samples q and takes no gradient, 1 is exact,
-        other values are a heuristic. Without a generator, the model's own (seeded) one goes on.
+        other values are a heuristic. Without a generator, the model's own (seeded) one is used.
         """
         dim, c = self._condition(n, condition)
         n = len(c) if c is not None else n

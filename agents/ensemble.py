@@ -29,7 +29,7 @@ class Ensemble:
         print(evaluate(together, dataset))
 
     Their policies are mixed in equal parts: a deterministic action is the mean of the members', a
-    sampled one that of a member drawn anew for every observation. All members have learned the
+    sampled one that of a member drawn at random for every observation. All members have learned the
     same from the data; what chance left in each differs, and the mean has less of it. The
     members are saved one by one; `load` reads several files.
 

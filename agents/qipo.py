@@ -4,7 +4,7 @@
 2. support    M actions from it for every observation
 3. critic     in-support softmax Q-learning over those actions
 4. policy     the same kind of model, trained on the support with weights softmax(beta Q): it
-              becomes mu exp(beta Q) itself. Every `renew_every` steps the support is drawn anew
+              becomes mu exp(beta Q) itself. Every `renew_every` steps the support is drawn again
               from the policy, so that after l renewals it follows mu exp((l + 1) beta Q)
 act           sample the policy; there is no guidance and no gradient
 

@@ -289,12 +289,12 @@ class OnlineSAC(_SAC):
     def _step(
         self, env: gym.Env[Any, Any], observation: Tensor, action: Tensor, step: int
     ) -> Tensor:
-        """Remember transition number `step`; returns where to go on from, (S,)."""
+        """Store transition number `step`; returns the observation to act on next, (S,)."""
         result = env.step(self._in_space(action))
-        following, reward, terminated, truncated = result[:4]
+        next_observation, reward, terminated, truncated = result[:4]
         row = {
             "observations": observation,
-            "next_observations": self._tensor(following),
+            "next_observations": self._tensor(next_observation),
             "actions": action,
             "rewards": self._tensor(reward),
             "terminations": self._tensor(terminated),

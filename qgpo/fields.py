@@ -9,10 +9,10 @@ Numbers without a rule must be positive; None is allowed where it is the default
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 
 class Range(NamedTuple):
@@ -22,10 +22,11 @@ class Range(NamedTuple):
     high: float = math.inf
 
 
-class OneOf(NamedTuple):
+class OneOf:
     """The choices."""
 
-    choices: Collection[str | int]
+    def __init__(self, choices: Iterable[str | int]) -> None:
+        self.choices = tuple(choices)
 
 
 @cache
@@ -48,13 +49,14 @@ def check_fields(config: Any) -> None:
     of: Any = type(config)
     for name, (kind, *said) in rules(of).items():
         value = getattr(config, name)
-        if isinstance(value, bool) or (value is None and defaults[name] is None):
+        if value is None and defaults[name] is None:
             continue
-        choices = next((rule.choices for rule in said if isinstance(rule, OneOf)), None)
-        if choices is not None:
-            if value not in choices:
-                raise ValueError(f"{name}={value!r}, expected one of {sorted(choices)}")  # type: ignore[type-var]
-        elif not isinstance(value, str | dict):
+        for rule in said:
+            if isinstance(rule, OneOf) and value not in rule.choices:
+                raise ValueError(f"{name}={value!r}, expected one of {sorted(rule.choices)}")  # type: ignore[type-var]
+        if kind is bool and type(value) is not bool:
+            raise ValueError(f"{name}={value!r}, expected True or False")
+        if kind not in (bool, str) and get_origin(kind) is not dict:
             _check_numbers(name, value, kind, next((r for r in said if isinstance(r, Range)), None))
 
 
@@ -64,6 +66,8 @@ def _check_numbers(name: str, value: Any, kind: Any, rule: Range | None) -> None
     for number in value if isinstance(value, tuple) else (value,):
         if whole and type(number) is not int:
             raise ValueError(f"{name}={value!r}, expected an integer")
-        if not isinstance(number, int | float) or not low <= number <= high:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{name}={value!r}, expected a number")
+        if not low <= number <= high:
             wanted = "positive" if rule is None else f"in [{low:g}, {high:g}]"
             raise ValueError(f"{name}={value!r}, expected {wanted}")

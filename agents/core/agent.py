@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -29,7 +28,13 @@ from torch import Tensor, nn
 from qgpo.agents.core import acting, checkpoint, sb3
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.agents.core.training import Training, TrainingStoppedError, choose_device, on_signals
+from qgpo.agents.core.training import (
+    Training,
+    TrainingStoppedError,
+    choose_device,
+    of_training,
+    on_signals,
+)
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset, recorded_in
 from qgpo.envs.tasks.families import family_settings, find_family
@@ -39,11 +44,6 @@ from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
 
 ConfigT = TypeVar("ConfigT")
-
-
-def _of_training(name: str) -> Any:
-    """A property that reads one of the registers."""
-    return property(attrgetter(f"training.{name}"))
 
 
 class OfflineAgent(ABC, Generic[ConfigT]):
@@ -179,18 +179,18 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     # The registers of its training --------------------------------------------------------
 
-    networks: nn.ModuleDict = _of_training("networks")
+    networks: nn.ModuleDict = of_training("networks")
     """every network, target, average and normalizer, by name"""
-    optimizers: dict[str, torch.optim.Optimizer] = _of_training("optimizers")
-    tables: dict[str, Tensor] = _of_training("tables")
+    optimizers: dict[str, torch.optim.Optimizer] = of_training("optimizers")
+    tables: dict[str, Tensor] = of_training("tables")
     """what stages hand on"""
-    progress: dict[str, int] = _of_training("progress")
+    progress: dict[str, int] = of_training("progress")
     """steps done, per stage"""
-    generator: torch.Generator = _of_training("generator")
+    generator: torch.Generator = of_training("generator")
     """noise of training"""
-    stage: str | None = _of_training("stage")
+    stage: str | None = of_training("stage")
     """the stage that runs, or ran last"""
-    num_timesteps: int = _of_training("num_timesteps")
+    num_timesteps: int = of_training("num_timesteps")
     """gradient steps done, over all stages"""
 
     @property
@@ -230,7 +230,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
         Timesteps are gradient steps over all stages. `callback` is any SB3 callback, or a function
         of (locals, globals); returning False (or, as in SB3, nothing) ends training early. With
-        `reset_num_timesteps=False` training goes on where the agent (or the checkpoint it was
+        `reset_num_timesteps=False` training continues where the agent (or the checkpoint it was
         loaded from) stands; on other data than it began with only if `allow_other_dataset`.
         Ctrl-C and SIGTERM finish the step under way and raise KeyboardInterrupt, with the agent
         fit to be saved. Raises ValueError for a dataset that does not fit, or another one than

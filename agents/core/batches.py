@@ -20,7 +20,7 @@ from qgpo.envs.data.dataset import OfflineDataset
 class Batches:
     """The dataset as training reads it: N transitions over R states (see OfflineDataset).
 
-    Data in memory lie on the device. Memory-mapped data stay on disk: only the rows that a batch
+    Data in memory are on the device. Memory-mapped data stay on disk: only the rows that a batch
     asks for are read.
     """
 

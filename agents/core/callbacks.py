@@ -103,10 +103,10 @@ class EvaluationCallback(EvalCallback):
             self.callback_on_new_best.init_callback(self.model)
         if self.log_path is None:
             return
-        former = Path(f"{self.log_path}.npz")
-        former.parent.mkdir(parents=True, exist_ok=True)
-        if self.model.num_timesteps > 0 and former.exists():
-            with np.load(former, allow_pickle=False) as file:
+        previous = Path(f"{self.log_path}.npz")
+        previous.parent.mkdir(parents=True, exist_ok=True)
+        if self.model.num_timesteps > 0 and previous.exists():
+            with np.load(previous, allow_pickle=False) as file:
                 kept = file["timesteps"] <= self.model.num_timesteps
                 self.evaluations_timesteps = file["timesteps"][kept].tolist()
                 self.evaluations_results = file["results"][kept].tolist()

@@ -44,7 +44,7 @@ class CheckpointWriteError(OSError):
 
 @dataclass
 class Checkpoint:
-    """Everything that training needs to go on."""
+    """Everything that training needs to continue."""
 
     header: dict[str, Any]
     modules: dict[str, Tensor]

@@ -14,6 +14,8 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
+from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -200,6 +202,11 @@ class Training:
     def normal(self, *shape: int) -> Tensor:
         """Standard normal noise."""
         return torch.randn(shape, generator=self.generator, device=self.device)
+
+
+def of_training(name: str) -> Any:
+    """A property of an agent that reads one of its training's registers."""
+    return property(attrgetter(f"training.{name}"))
 
 
 def set_generator(generator: torch.Generator, state: Tensor, seed: int) -> None:

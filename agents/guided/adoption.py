@@ -93,7 +93,7 @@ def kept_states(training: Training) -> dict[str, Tensor]:
 
 
 def no_states() -> dict[str, Tensor]:
-    """In their place where training continued on other data: nobody can draw that support."""
+    """In their place where training continued on other data: that support cannot be drawn."""
     return {LAST_STATE: torch.zeros(0, dtype=torch.uint8)}
 
 

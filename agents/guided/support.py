@@ -58,7 +58,7 @@ class Support:
     def regenerate(self, data: Batches) -> None:
         """Draw all actions again, from today's source.
 
-        After Ctrl-C the generator stands where it did: whoever continues begins again.
+        After Ctrl-C the generator has its previous state: a resumed training begins here again.
         """
         training = self.training
         before = training.generator.get_state()
@@ -99,7 +99,7 @@ class Support:
         if done == 0:
             tables[STATE] = training.generator.get_state()
         elif STATE not in tables:
-            return  # trained to the end: nobody needs the table
+            return  # trained to the end: no stage needs the table
         shape = (len(data.states), self.config.support_actions, data.actions.shape[-1])
         tables["support"] = data.table(shape)
         now = training.generator.get_state()

@@ -177,8 +177,8 @@ def fit_dynamics(
     def draw(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         return rows[torch.randint(len(rows), shape, generator=generator, device=device)]
 
-    states, _, next_states, gains, _ = transitions(draw(seen, (min(len(seen), 100_000),)))
-    model.fit_scales(states, next_states, gains)
+    states, _, next_states, first_rewards, _ = transitions(draw(seen, (min(len(seen), 100_000),)))
+    model.fit_scales(states, next_states, first_rewards)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = half_cosine(LEARNING_RATE, step, steps)
@@ -230,8 +230,8 @@ def imagine(
         prediction = model(states, agent.act(states, deterministic))
         recent[step % WINDOW] = prediction.disagreement
         left |= alive & (recent.mean(dim=0) > most_disagreement)
-        gains = prediction.rewards[member, lanes]
-        returns += torch.where(alive, torch.where(left, worst_reward, gains), 0.0)
+        rewards = prediction.rewards[member, lanes]
+        returns += torch.where(alive, torch.where(left, worst_reward, rewards), 0.0)
         alive &= left | (prediction.terminations[member, lanes] <= 0.0)
         states = prediction.next_states[member, lanes].clamp(*bounds)
         bar.update()

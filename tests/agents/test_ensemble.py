@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from bad_input import register_walk
+from cases import register_walk
 from factory import WHITENED, make_dataset
 from gymnasium import spaces
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from factory import ROOT, WHITENED, make_dataset, same_parameters
 
-from qgpo import QGPO
+from qgpo import QGPO, EnergyGuidedDiffusion, load_agent
 from qgpo.agents.core.checkpoint import read_header
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -125,3 +126,27 @@ def test_nothing_in_the_package_unpickles_or_evaluates(path):
             assert node.func.id not in {"eval", "exec", "__import__"}, f"line {node.lineno}"
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             assert is_constant(node.value, False)
+
+
+@pytest.mark.parametrize("name", ["aepo", "qipo", "iql"])
+def test_agents_of_the_first_version_are_still_read(name):
+    expected = json.loads((GOLDEN / "version1-agents.json").read_text())[name]
+    agent = load_agent(GOLDEN / f"version1-{name}.zip", device="cpu")
+    assert agent.is_trained
+    found = agent.predict(OBSERVATIONS, deterministic=True)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_options_of_the_first_version_are_options_of_the_guidance_now():
+    agent = load_agent(GOLDEN / "version1-aepo.zip", device="cpu")
+    assert agent.config.guidance_options == {"covariance": "moment", "damped": False}
+
+
+def test_general_models_of_the_first_version_are_still_read_and_go_on():
+    expected = json.loads((GOLDEN / "version1-agents.json").read_text())["general"]
+    model = EnergyGuidedDiffusion.load(GOLDEN / "version1-general.zip", device="cpu")
+    assert model.config.guidance_options == {"labels": "exponential"}
+    assert model.progress["guidance"] == 2
+    x = torch.linspace(-1, 1, 40).reshape(20, 2)
+    model.fit(x, lambda v: (v**2).sum(-1), resume=True)
+    np.testing.assert_allclose(model.sample(4), expected, atol=1e-3)

@@ -1,6 +1,6 @@
 """Every kind of bad input gets exactly the error that docs/errors.md lists.
 
-    python tests/test_bad_input.py > docs/errors.md
+    PYTHONPATH=tests/support python tests/bad_input/test_bad_input.py > docs/errors.md
 
 `…` in a message stands for what differs from case to case.
 """
@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import sys
 
-import bad_input_adoption
-import bad_input_commands
-import bad_input_data
-import bad_input_files
-import bad_input_plans
-import bad_input_predict
-import bad_input_remote
-import bad_input_training
+import cases_adoption
+import cases_commands
+import cases_data
+import cases_files
+import cases_plans
+import cases_predict
+import cases_remote
+import cases_training
 import pytest
-from bad_input import register_walk
+from cases import register_walk
 from factory import ROOT
 
 CASES = [
-    *bad_input_data.CASES,
-    *bad_input_remote.CASES,
-    *bad_input_training.CASES,
-    *bad_input_predict.CASES,
-    *bad_input_adoption.CASES,
-    *bad_input_files.CASES,
-    *bad_input_commands.CASES,
-    *bad_input_plans.CASES,
+    *cases_data.CASES,
+    *cases_remote.CASES,
+    *cases_training.CASES,
+    *cases_predict.CASES,
+    *cases_adoption.CASES,
+    *cases_files.CASES,
+    *cases_commands.CASES,
+    *cases_plans.CASES,
 ]
 
 
@@ -58,7 +58,7 @@ def document() -> str:
         "`ValueError`s, `NonFiniteError` and `RunFolderError` are `RuntimeError`s,",
         "`CheckpointWriteError` (a full disk) is an `OSError`; command lines end with exit code 1",
         "and the message alone.",
-        "This page is made by `python tests/test_bad_input.py > docs/errors.md`.",
+        "This page is made by the command at the top of `tests/bad_input/test_bad_input.py`.",
         "",
         "| where | what | exception | message |",
         "|---|---|---|---|",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from bad_input import Case
+from cases import Case
 from factory import WHITENED, make_dataset
 
 from qgpo import BC, QGPO
@@ -99,7 +99,7 @@ CASES = [
         "adopt",
         "a training that went on with other data",
         ValueError,
-        f"{WHO}its training went on with other data than it began with; adopt from one that was "
+        f"{WHO}its training continued on other data than it began with; adopt from one that was "
         "trained on 'test/made/by-hand-v0' alone, or train from scratch",
         lambda: agent().adopt(of_two_datasets(), make_dataset(seed=1)),
     ),
@@ -109,7 +109,7 @@ CASES = [
             f"a checkpoint without {state}",
             ValueError,
             f"{WHO}it has no '{state}', the state from which its support is drawn again; files of "
-            "former versions lack it, as does one whose training was stopped at the end of the "
+            "earlier versions lack it, as does one whose training was stopped at the end of the "
             "critic: train that to the end first, or train from scratch",
             without(state),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bad_input import (
+from cases import (
     CLI,
     Case,
     held_folder,

@@ -11,7 +11,7 @@ from unittest import mock
 import gymnasium as gym
 import numpy as np
 import tyro
-from bad_input import CLI, LOAD, Case
+from cases import CLI, LOAD, Case
 from factory import numbered_episodes, write_buffers
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from bad_input import (
+from cases import (
     ARRAYS,
     LOAD,
     Case,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bad_input import Case
+from cases import Case
 
 from qgpo.experiments.plan import PlanError, read_plan
 

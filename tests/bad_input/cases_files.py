@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bad_input import (
+from cases import (
     FILE,
     MAKE,
     PLAY,
@@ -105,8 +105,8 @@ CASES = [
         FILE,
         "a newer format",
         CheckpointError,
-        "'agent.zip' has format version 2, this qgpo reads up to 1: upgrade qgpo",
-        lambda: loaded(header(format_version=2)),
+        "'agent.zip' has format version 3, this qgpo reads up to 2: upgrade qgpo",
+        lambda: loaded(header(format_version=3)),
     ),
     Case(
         FILE,

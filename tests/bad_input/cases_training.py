@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from bad_input import (
+from cases import (
     LEARN,
     MAKE,
     Case,
@@ -133,6 +133,34 @@ CASES = [
         ValueError,
         "spacing='odd', expected one of […]",
         config(spacing="odd"),
+    ),
+    Case(
+        MAKE,
+        "an unknown guidance",
+        ValueError,
+        "guidance='cfg', expected one of […]",
+        config(guidance="cfg"),
+    ),
+    Case(
+        MAKE,
+        "a guidance that is another agent",
+        ValueError,
+        "guidance='weighted', expected one of […]; QIPO has it",
+        config(guidance="weighted"),
+    ),
+    Case(
+        MAKE,
+        "an option that the guidance does not have",
+        ValueError,
+        "guidance_options has 'order', expected some of ['labels']",
+        config(guidance_options={"order": 2}),
+    ),
+    Case(
+        MAKE,
+        "an unknown value of an option",
+        ValueError,
+        "order=3, expected one of [1, 2]",
+        config(guidance="analytic", guidance_options={"order": 3}),
     ),
     Case(
         MAKE,
@@ -269,8 +297,8 @@ CASES = [
         "other data on resume",
         ValueError,
         "training stands at timestep … on dataset 'test/made/by-hand-v0'; 'test/made/by-hand-v0' "
-        "holds other data. Resume with the former dataset, go on with this one by "
-        "allow_other_dataset=True, or start anew with reset_num_timesteps=True",
+        "holds other data. Resume with the previous dataset, go on with this one by "
+        "allow_other_dataset=True, or start again with reset_num_timesteps=True",
         lambda: agent().learn(make_dataset(seed=5), reset_num_timesteps=False),
     ),
     Case(

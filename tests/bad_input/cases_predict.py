@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from bad_input import PREDICT, Case, predict, predict_with
+from cases import PREDICT, Case, predict, predict_with
 from factory import PAPER_LIKE
 
 from qgpo import QGPO
