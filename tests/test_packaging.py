@@ -26,7 +26,10 @@ from qgpo import __version__
 
 DATA_FILES = ("py.typed", "*.safetensors")
 """what a package holds besides modules"""
-BUILD_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+BUILD_FILES = (
+    *("setup.py", "pyproject.toml", "MANIFEST.in"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"),
+)
 EXTRAS_FOR = {"mujoco": "gymnasium[mujoco]", "huggingface-hub": "minari[hf]"}
 """distributions that the library imports and that an extra of a dependency brings"""
 
