@@ -1,20 +1,26 @@
 # `make` lists the targets. Each makes its own virtual environment in .venv on first use.
+# Linux, macOS, and Windows in Git Bash.
 
-PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+else
+PYTHON ?= python3
+BIN := $(VENV)/bin
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
 
-# The stamp is newer than both files once an installation has succeeded.
-$(INSTALLED): pyproject.toml setup.py constraints.txt
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+# The stamp is newer than these files once an installation has succeeded.
+$(INSTALLED): pyproject.toml setup.py constraints.txt typings/link.py
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	$(BIN)/python typings/link.py
 	touch $@
 

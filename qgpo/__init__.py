@@ -1,5 +1,6 @@
 """QGPO: offline reinforcement learning with exact energy guidance of diffusion policies."""
 
+from qgpo import _moved as _moved
 from qgpo.agents import (
     AEPO,
     BC,

@@ -2,29 +2,53 @@
 
     python typings/link.py
 
-`make` runs it. Links are made where the system allows them, copies elsewhere (run it again then,
-after changes).
+`make` runs it. mypy reads this folder as `mypy_path`, pyright and Pylance as their default
+`stubPath`. On Windows the links are junctions, which need no right of an administrator.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
-ROOMS = ("agents", "envs", "experiments", "scripts")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Make all links anew."""
-    root = Path(__file__).resolve().parents[1]
-    package = root / "typings" / "qgpo"
-    shutil.rmtree(package, ignore_errors=True)
-    package.mkdir()
-    for room in ROOMS:
+    """Make all links anew; a room is a top-level folder with an `__init__.py`."""
+    package = ROOT / "typings" / "qgpo"
+    if package.exists():
+        for link in package.iterdir():
+            remove(link)
+    package.mkdir(exist_ok=True)
+    for room in sorted(path.parent for path in ROOT.glob("*/__init__.py")):
+        if room.name != "qgpo":
+            link_folder(package / room.name, room)
+
+
+def link_folder(link: Path, folder: Path) -> None:
+    """Let `link` lead to `folder`."""
+    if sys.platform == "win32":
+        import _winapi
+
+        _winapi.CreateJunction(str(folder), str(link))
+    else:
+        link.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+
+
+def remove(link: Path) -> None:
+    """Remove a link, or the copy of a folder, never what a link leads to."""
+    if link.is_symlink():
+        link.unlink()
+    elif link.is_dir():
         try:
-            (package / room).symlink_to(Path("..") / ".." / room, target_is_directory=True)
-        except OSError:  # Windows, without the right to make links
-            shutil.copytree(root / room, package / room)
+            link.rmdir()  # a junction, or an empty folder
+        except OSError:
+            shutil.rmtree(link)
+    else:
+        link.unlink()
 
 
 if __name__ == "__main__":
