@@ -36,7 +36,14 @@ from qgpo.agents.core.training import (
     on_signals,
 )
 from qgpo.diffusion import Diffusion, Metrics
-from qgpo.guidance import GuidanceParts, Weighted, check_guidance, make_guidance, weighted_loss
+from qgpo.guidance import (
+    GuidanceParts,
+    Samples,
+    Weighted,
+    check_guidance,
+    make_guidance,
+    weighted_loss,
+)
 from qgpo.networks import NaturalNetwork, join, mlp
 from qgpo.normalization import ObservationNormalizer
 from qgpo.schedule import make_schedule
@@ -473,24 +480,19 @@ class EnergyGuidedDiffusion:
                 if isinstance(guidance, Weighted):
                     guidance.model.load_state_dict(self.data_model_ema.state_dict())
         state = self.training.generator.get_state()
-        rows = torch.arange(min(len(z), ROWS_PER_CALL), device=self.device)
+        seen = ROWS_PER_CALL if self.guidance_model.needs_energy else len(z)
+        samples = Samples(z[:seen], scaled[:seen], None if c is None else c[:seen])
         for guidance in (self.guidance_model, self.guidance_ema):
             self.training.generator.set_state(state)
-            some = None if c is None else c[rows]
-            if guidance.needs_energy:
-                guidance.prepare(z[rows], scaled[rows], some, self.training.generator)
-            else:
-                guidance.prepare(z, scaled, c, self.training.generator)
+            guidance.prepare(samples, self.training.generator)
         self.training.generator.set_state(state)
         if not self.guidance_model.trainable:
             return
 
         def update(step: int) -> Metrics:
             rows = self._draw(len(z))
-            condition = None if c is None else c[rows]
-            loss, metrics = self.guidance_model.loss(
-                z[rows], scaled[rows], condition, self.training.generator
-            )
+            groups = Samples(z[rows], scaled[rows], None if c is None else c[rows])
+            loss, metrics = self.guidance_model.loss(groups, self.training.generator)
             self._optimize("guidance", loss, step)
             average(self.guidance_model, self.guidance_ema, self.config.ema_decay, step)
             return metrics

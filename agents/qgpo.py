@@ -33,6 +33,7 @@ from qgpo.guidance import (
     GUIDANCES,
     Guidance,
     GuidanceParts,
+    Samples,
     Weighted,
     check_guidance,
     guidance_class,
@@ -204,10 +205,10 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             rows = take(data.state_index, training.draw(len(data), c.energy_batch_size))
             condition = self.behavior.condition(data, rows)
             support = take(self.tables["support"], rows)
+            groups = Samples(support, take(energies, rows), condition)
             if not energy.trainable:
-                return energy.metrics(support, condition, training.generator)
-            label = take(energies, rows)
-            loss, metrics = energy.loss(support, label, condition, training.generator)
+                return energy.metrics(groups, training.generator)
+            loss, metrics = energy.loss(groups, training.generator)
             rate = self.behavior.rate(c.energy_learning_rate, step, c.energy_steps)
             metrics["grad_norm"] = training.optimize("energy", loss, rate)
             return metrics
@@ -243,19 +244,16 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         generator = torch.Generator(self.device)
         generator.manual_seed(self.seed)
         if not self.energy.needs_energy:
-            everything = self.tables["support"].flatten(0, 1), energies.flatten()
-            self.energy.prepare(*everything, None, generator)
+            everything = Samples(self.tables["support"].flatten(0, 1), energies.flatten())
+            self.energy.prepare(everything, generator)
             return
         n = min(STATES_TO_PREPARE, len(energies))
         rows = torch.randperm(len(energies), generator=generator, device=self.device)[:n]
         support = take(self.tables["support"], rows)
         condition = self.behavior.condition(data, rows)[:, None]
-        self.energy.prepare(
-            support.flatten(0, 1),
-            take(energies, rows).flatten(),
-            condition.expand(-1, support.shape[1], -1).flatten(0, 1),
-            generator,
-        )
+        expanded = condition.expand(-1, support.shape[1], -1).flatten(0, 1)
+        some = Samples(support.flatten(0, 1), take(energies, rows).flatten(), expanded)
+        self.energy.prepare(some, generator)
 
     # Acting -------------------------------------------------------------------------------
 

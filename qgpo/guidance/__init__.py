@@ -22,6 +22,7 @@ from qgpo.guidance.base import (
     Guidance,
     GuidanceParts,
     LearnedEnergy,
+    Samples,
     ScaledEnergy,
     read_options,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Guidance",
     "GuidanceParts",
     "LearnedEnergy",
+    "Samples",
     "ScaledEnergy",
     "Weighted",
     "cep_loss",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qgpo.diffusion import Metrics
 from qgpo.guidance.analytic import Analytic, AnalyticOptions
-from qgpo.guidance.base import GuidanceParts, LearnedEnergy, flat_condition, noisy_groups
+from qgpo.guidance.base import GuidanceParts, LearnedEnergy, Samples, flat_condition, noisy_groups
 from qgpo.guidance.mse import mse_loss
 from qgpo.schedule import Schedule
 
@@ -41,32 +41,21 @@ class AnalyticNetwork(LearnedEnergy):
         analytic = Analytic.from_parts(parts)
         return cls(analytic, parts.make_energy_network(), parts.schedule, parts.preconditioned)
 
-    def prepare(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> None:
+    def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Tabulate the posterior variance on (N, D) data."""
-        self.analytic.prepare(x_0, scaled_energy, condition, generator)
+        self.analytic.prepare(samples, generator)
 
-    def loss(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Metrics]:
-        """x_0 (B, K, D), condition (B, C) or (B, K, C); the label is the closed form's."""
-        groups = noisy_groups(x_0, self.schedule, "sample", generator)
-        x_t, t = groups.x_t.flatten(0, 1), groups.t.flatten()
-        condition = flat_condition(condition, x_0.shape[1])
+    def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Squared error to the closed form, whose level is free in every group."""
+        shape = groups.x_0.shape[:2]
+        noisy = noisy_groups(groups.x_0, self.schedule, "sample", generator)
+        x_t, t = noisy.x_t.flatten(0, 1), noisy.t.flatten()
+        condition = flat_condition(groups.condition, shape[1])
         with torch.enable_grad():
             expansion = self.analytic.expand(x_t.detach().requires_grad_(), t, condition)
-        label = expansion.f.detach().reshape(x_0.shape[:2])
+        label = expansion.f.detach().reshape(shape)
         label = label - label.mean(dim=-1, keepdim=True)
-        f = self.f(x_t, t, condition).reshape(x_0.shape[:2])
+        f = self.f(x_t, t, condition).reshape(shape)
         loss, metrics = mse_loss(f - f.mean(dim=-1, keepdim=True), label)
         metrics["target_range"] = (label.amax(dim=-1) - label.amin(dim=-1)).mean()
         return loss, {**metrics, **expansion.metrics(t)}

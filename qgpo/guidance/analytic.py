@@ -28,6 +28,7 @@ from qgpo.guidance.base import (
     Denoiser,
     Guidance,
     GuidanceParts,
+    Samples,
     ScaledEnergy,
     flat_condition,
     noisy_groups,
@@ -145,18 +146,12 @@ class Analytic(Guidance):
         options = parts.read(cls.Options)
         return cls(parts.denoise, parts.energy, parts.schedule, parts.dim, options)
 
-    def prepare(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> None:
+    def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Tabulate the posterior variance on (N, D) data; not needed for `jacobian`."""
         if self.options.covariance != "jacobian":
             kind = self.options.covariance
             self.times, self.variances = variance_table(
-                self.denoise, x_0, condition, self.schedule, kind, generator
+                self.denoise, samples.x_0, samples.condition, self.schedule, kind, generator
             )
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
@@ -165,13 +160,12 @@ class Analytic(Guidance):
             x_t = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
             return self.expand(x_t, t, condition).f
 
-    def metrics(self, x_0: Tensor, condition: Tensor | None, generator: torch.Generator) -> Metrics:
-        """Slopes and damping at noisy versions of groups x_0 (B, K, D)."""
-        groups = noisy_groups(x_0, self.schedule, "sample", generator)
-        t = groups.t.flatten()
+    def metrics(self, groups: Samples, generator: torch.Generator) -> Metrics:
+        """Slopes and damping at noisy versions of the groups."""
+        noisy = noisy_groups(groups.x_0, self.schedule, "sample", generator)
+        condition, t = flat_condition(groups.condition, groups.x_0.shape[1]), noisy.t.flatten()
         with torch.enable_grad():
-            x_t = groups.x_t.flatten(0, 1).requires_grad_()
-            return self.expand(x_t, t, flat_condition(condition, x_0.shape[1])).metrics(t)
+            return self.expand(noisy.x_t.flatten(0, 1).requires_grad_(), t, condition).metrics(t)
 
     def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Gradient of f, (B, D), by autograd or as alpha / sigma^2 times the shift of the mean."""

@@ -69,6 +69,17 @@ def read_options(kind: type[OptionsT], options: Mapping[str, Any]) -> OptionsT:
     return kind(**options)
 
 
+class Samples(NamedTuple):
+    """N samples of q, or B groups of K that are compared with each other at one noise level."""
+
+    x_0: Tensor
+    """(N, D) or (B, K, D)"""
+    scaled_energy: Tensor
+    """f_0 = beta e(x_0), (N,) or (B, K)"""
+    condition: Tensor | None = None
+    """(N, C); of groups (B, C) or (B, K, C)"""
+
+
 class Guidance(nn.Module, ABC):
     """An estimate of grad f*_t."""
 
@@ -84,14 +95,8 @@ class Guidance(nn.Module, ABC):
     def from_parts(cls, parts: GuidanceParts) -> Self:
         """Build it from what it needs."""
 
-    def prepare(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> None:
-        """Take constants from the training data, (N, D), (N,), (N, C), before any step."""
+    def prepare(self, samples: Samples, generator: torch.Generator) -> None:
+        """Take constants from the training data before any step."""
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,)."""
@@ -104,18 +109,12 @@ class Guidance(nn.Module, ABC):
             f = self.f(x_t, t, condition)
             return torch.autograd.grad(f.sum(), x_t)[0]
 
-    def metrics(self, x_0: Tensor, condition: Tensor | None, generator: torch.Generator) -> Metrics:
-        """What is worth logging about it on groups x_0 (B, K, D), condition as in `loss`."""
+    def metrics(self, groups: Samples, generator: torch.Generator) -> Metrics:
+        """What is worth logging about a guidance that has no loss."""
         return {}
 
-    def loss(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Metrics]:
-        """Loss over groups: x_0 (B, K, D), f_0 (B, K), condition (B, C) or (B, K, C) or None."""
+    def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Loss over groups, each with one noise level."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to train")
 
 
@@ -206,17 +205,14 @@ class LearnedEnergy(Guidance):
         f: Tensor = self.network(x_t, t, condition)
         return self.schedule.alpha(t) * f if self.preconditioned else f
 
-    def noisy_f(
-        self, x_0: Tensor, condition: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        """Values of f at noisy versions of groups x_0, (B, K), and NoisyGroups.log_posterior."""
-        groups = noisy_groups(x_0, self.schedule, self.targets, generator)
-        n, k, dim = x_0.shape
-        if condition is not None:
+    def noisy_f(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Values of f at noisy versions of the groups, (B, K), and NoisyGroups.log_posterior."""
+        if groups.condition is not None:
             refuse_posterior_targets(self.targets)
-        condition = flat_condition(condition, k)
-        f = self.f(groups.x_t.reshape(n * k, dim), groups.t.reshape(n * k), condition)
-        return f.reshape(n, k), groups.log_posterior
+        noisy = noisy_groups(groups.x_0, self.schedule, self.targets, generator)
+        condition = flat_condition(groups.condition, groups.x_0.shape[1])
+        f = self.f(noisy.x_t.flatten(0, 1), noisy.t.flatten(), condition)
+        return f.reshape(groups.x_0.shape[:2]), noisy.log_posterior
 
 
 def log_mean_exp_label(scaled_energy: Tensor, log_posterior: Tensor | None) -> Tensor:

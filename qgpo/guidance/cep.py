@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qgpo.diffusion import Metrics
 from qgpo.fields import OneOf, check_fields
-from qgpo.guidance.base import GuidanceParts, LearnedEnergy, log_mean_exp_label
+from qgpo.guidance.base import GuidanceParts, LearnedEnergy, Samples, log_mean_exp_label
 from qgpo.schedule import Schedule
 
 LABELS = ("normalized", "exponential")
@@ -87,33 +87,22 @@ class CEP(LearnedEnergy):
         labels = parts.read(cls.Options).labels
         return cls(network, parts.schedule, parts.preconditioned, parts.targets, labels)
 
-    def prepare(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> None:
+    def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Eq. 12 needs log E_q[e^{beta e}], (N,) to a number."""
         if self.labels == "exponential":
-            mean = torch.logsumexp(scaled_energy.double(), dim=0) - torch.log(
-                torch.tensor(len(scaled_energy)).double()
+            energies = samples.scaled_energy.double()
+            mean = torch.logsumexp(energies, dim=0) - torch.log(
+                torch.tensor(len(energies)).double()
             )
             self.log_normalizer = float(mean)
 
-    def loss(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Metrics]:
+    def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Eq. 20: one time per group shared by its K samples, independent noise.
 
-        x_0 (B, K, D), scaled_energy = beta e(x_0) (B, K). The condition is (B, C) where a group
-        was drawn for one condition, as in reinforcement learning, or (B, K, C) where the group
-        is any sample of pairs: then c(t) is common to all conditions, and f* the same.
+        The condition is (B, C) where a group was drawn for one condition, as in reinforcement
+        learning, or (B, K, C) where the group is any sample of pairs: then c(t) is common to all
+        conditions, and f* the same.
         """
-        f, log_posterior = self.noisy_f(x_0, condition, generator)
-        label = log_mean_exp_label(scaled_energy, log_posterior)
+        f, log_posterior = self.noisy_f(groups, generator)
+        label = log_mean_exp_label(groups.scaled_energy, log_posterior)
         return cep_loss(f, label, self.log_normalizer)

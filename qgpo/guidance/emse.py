@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qgpo.diffusion import Metrics
-from qgpo.guidance.base import LearnedEnergy, log_mean_exp_label
+from qgpo.guidance.base import LearnedEnergy, Samples, log_mean_exp_label
 
 
 def bounded_exp(u: Tensor) -> Tensor:
@@ -36,26 +36,14 @@ class EMSE(LearnedEnergy):
     baseline: float = 0.0
     ceiling: float = 0.0
 
-    def prepare(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> None:
+    def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """The value of f at t = 1, log E_q[e^{f_0}], and the largest f_0."""
-        energy = scaled_energy.double()
+        energy = samples.scaled_energy.double()
         self.baseline = float(torch.logsumexp(energy, dim=0)) - math.log(len(energy))
         self.ceiling = float(energy.max())
 
-    def loss(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Metrics]:
-        """x_0 (B, K, D), scaled_energy (B, K), condition (B, C) or (B, K, C)."""
-        f, log_posterior = self.noisy_f(x_0, condition, generator)
-        label = log_mean_exp_label(scaled_energy, log_posterior)
+    def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Squared error between exponentials, scaled by the largest of them."""
+        f, log_posterior = self.noisy_f(groups, generator)
+        label = log_mean_exp_label(groups.scaled_energy, log_posterior)
         return emse_loss(f + (self.baseline - self.ceiling), label - self.ceiling)

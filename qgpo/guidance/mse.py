@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qgpo.diffusion import Metrics
-from qgpo.guidance.base import LearnedEnergy
+from qgpo.guidance.base import LearnedEnergy, Samples
 
 
 def mse_loss(f: Tensor, label: Tensor) -> tuple[Tensor, Metrics]:
@@ -25,26 +25,14 @@ class MSE(LearnedEnergy):
 
     baseline: float = 0.0
 
-    def prepare(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> None:
+    def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """The value of f at t = 1, which leaves the gradient as it is."""
-        self.baseline = float(scaled_energy.double().mean())
+        self.baseline = float(samples.scaled_energy.double().mean())
 
-    def loss(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Metrics]:
-        """x_0 (B, K, D), scaled_energy (B, K), condition (B, C) or (B, K, C)."""
-        f, log_posterior = self.noisy_f(x_0, condition, generator)
-        label = scaled_energy - self.baseline
+    def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Squared error to the energies, or to their posterior means."""
+        f, log_posterior = self.noisy_f(groups, generator)
+        label = groups.scaled_energy - self.baseline
         if log_posterior is not None:
             label = torch.sum(log_posterior.exp() * label[..., None, :], dim=-1)
         return mse_loss(f, label)

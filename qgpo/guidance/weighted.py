@@ -27,6 +27,7 @@ from qgpo.guidance.base import (
     Denoiser,
     Guidance,
     GuidanceParts,
+    Samples,
     check_targets,
     flat_condition,
     refuse_posterior_targets,
@@ -104,15 +105,9 @@ class Weighted(Guidance):
         """A fresh model beside the trained one."""
         return cls(parts.make_diffusion(), parts.denoise, parts.targets)
 
-    def loss(
-        self,
-        x_0: Tensor,
-        scaled_energy: Tensor,
-        condition: Tensor | None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Metrics]:
-        """x_0 (B, K, D), scaled_energy (B, K), condition (B, C) or (B, K, C)."""
-        return weighted_loss(self.model, x_0, scaled_energy, condition, self.targets, generator)
+    def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Weighted regression of p's own model."""
+        return weighted_loss(self.model, *groups, self.targets, generator)
 
     def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Factor alpha / sigma^2 times the difference of the two posterior means, (B, D)."""

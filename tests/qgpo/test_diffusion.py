@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qgpo.diffusion import PREDICTIONS, Diffusion, batch_posterior, diffuse, uniform_times
-from qgpo.guidance import CEP
+from qgpo.guidance import CEP, Samples
 from qgpo.networks import EnergyNetwork
 from qgpo.schedule import SCHEDULES, make_schedule
 
@@ -190,7 +190,7 @@ def test_trained_energy_reaches_the_closed_form():
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 500)
     for _ in range(500):
         x_0 = MEAN + STD * torch.randn(32, 64, 1, generator=generator)
-        loss, _ = energy.loss(x_0, BETA * x_0.squeeze(-1), None, generator)
+        loss, _ = energy.loss(Samples(x_0, BETA * x_0.squeeze(-1)), generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qgpo.guidance import CEP, cep_loss
+from qgpo.guidance import CEP, Samples, cep_loss
 from qgpo.schedule import make_schedule
 
 
@@ -60,9 +60,8 @@ def test_one_time_per_state_and_independent_noise():
     network = Recorder()
     x_0 = torch.zeros(5, 7, 2)
     condition = torch.arange(5.0)[:, None]
-    CEP(network, make_schedule("linear")).loss(
-        x_0, torch.zeros(5, 7), condition, torch.Generator().manual_seed(0)
-    )
+    groups = Samples(x_0, torch.zeros(5, 7), condition)
+    CEP(network, make_schedule("linear")).loss(groups, torch.Generator().manual_seed(0))
     x_t, t, repeated = network.seen
     assert x_t.shape == (35, 2)
     t = t.reshape(5, 7)

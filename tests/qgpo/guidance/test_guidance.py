@@ -23,6 +23,7 @@ from qgpo.guidance import (
     Analytic,
     AnalyticOptions,
     GuidanceParts,
+    Samples,
     Weighted,
     cep_loss,
     check_guidance,
@@ -100,7 +101,7 @@ def test_tabulated_covariances_of_a_gaussian(covariance):
     guidance = analytic(q, f_0, 2, covariance, "autograd")
     generator = torch.Generator().manual_seed(0)
     x_0, _ = q.sample(40_000, generator)
-    guidance.prepare(x_0, torch.zeros(len(x_0)), None, generator)
+    guidance.prepare(Samples(x_0, torch.zeros(len(x_0))), generator)
     for time in (0.2, 0.5, 0.8):
         t = torch.full((5,), time).double()
         x, _ = points(5)
@@ -180,8 +181,8 @@ def test_posterior_targets_keep_the_loss_s_expectation(method):
     losses = {}
     for targets in ("sample", "posterior"):
         guidance = method(Constant(), COSINE, targets=targets)
-        guidance.prepare(x_0.flatten(0, 1), energy.flatten(), None, generator)
-        losses[targets] = guidance.loss(x_0, energy, None, generator)[0]
+        guidance.prepare(Samples(x_0.flatten(0, 1), energy.flatten()), generator)
+        losses[targets] = guidance.loss(Samples(x_0, energy), generator)[0]
     if method is CEP:  # log K whatever the labels
         assert float(losses["posterior"]) == pytest.approx(math.log(16), abs=1e-4)
     else:  # regression loses the labels' variance and nothing else
@@ -196,8 +197,9 @@ def test_posterior_targets_are_refused_with_conditions(method):
         guidance = Weighted(model, model.denoise, "posterior")
     else:
         guidance = method(EnergyNetwork(2, 1, (8,), 1.0), COSINE, targets="posterior")
+    groups = Samples(torch.randn(3, 4, 2), torch.randn(3, 4), torch.randn(3, 1))
     with pytest.raises(ValueError, match="targets='sample'"):
-        guidance.loss(torch.randn(3, 4, 2), torch.randn(3, 4), torch.randn(3, 1), generator)
+        guidance.loss(groups, generator)
 
 
 def test_conditions_may_belong_to_groups_or_to_samples():
@@ -207,7 +209,8 @@ def test_conditions_may_belong_to_groups_or_to_samples():
     guidance = CEP(EnergyNetwork(2, 1, (8,), 1.0), COSINE)
     expanded = condition[:, None].expand(3, 4, 1)
     losses = [
-        guidance.loss(x_0, energy, c, generator.manual_seed(0))[0] for c in (condition, expanded)
+        guidance.loss(Samples(x_0, energy, c), generator.manual_seed(0))[0]
+        for c in (condition, expanded)
     ]
     torch.testing.assert_close(losses[0], losses[1])
 
@@ -283,21 +286,20 @@ def parts(**changes):
 def test_every_guidance_is_made_by_name_and_has_a_gradient(name):
     guidance = make_guidance(name, parts())
     x, t = points(5)
-    guidance.prepare(x.float(), torch.zeros(5), None, torch.Generator().manual_seed(0))
+    guidance.prepare(Samples(x.float(), torch.zeros(5)), torch.Generator().manual_seed(0))
     gradient = guidance.gradient(x.float(), t.float(), None)
     assert gradient.shape == (5, 2)
     assert torch.isfinite(gradient).all()
     assert not gradient.requires_grad
     assert guidance.trainable == (len(list(guidance.parameters())) > 0)
     if guidance.trainable:
-        loss, _ = guidance.loss(
-            torch.randn(3, 4, 2), torch.randn(3, 4), None, torch.Generator().manual_seed(0)
-        )
+        groups = Samples(torch.randn(3, 4, 2), torch.randn(3, 4))
+        loss, _ = guidance.loss(groups, torch.Generator().manual_seed(0))
         loss.backward()
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in guidance.parameters())
     else:
         with pytest.raises(NotImplementedError, match="nothing to train"):
-            guidance.loss(x, t, None, torch.Generator())
+            guidance.loss(Samples(x, t), torch.Generator())
 
 
 @pytest.mark.parametrize("name", ["dps", "analytic"])
