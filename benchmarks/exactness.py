@@ -1,7 +1,7 @@
 """Measure exactness on a Gaussian mixture, where f*_t and p are known in closed form.
 
-python benchmarks/exactness.py --dim 2 --output benchmarks/results/exactness_2d.json
-python benchmarks/exactness.py --dim 8 --output benchmarks/results/exactness_8d.json
+python benchmarks/exactness.py --dim 2 --output benchmarks/results/exactness_2d.json.xz
+python benchmarks/exactness.py --dim 8 --output benchmarks/results/exactness_8d.json.xz
 
 The eight-component mixture with e = index / 7. For each beta: the error of every guidance as the
 sampler uses it, over t; distances of 10,000 guided samples to exact ones beside the distance
@@ -12,6 +12,7 @@ sweeps of K and network size at beta = 3 with `--sweep`.
 from __future__ import annotations
 
 import json
+import lzma
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ class Args:
     seed: int = 0
     """seed"""
     output: Path = field(default_factory=lambda: Path("benchmarks/results/exactness.json"))
-    """JSON to write"""
+    """JSON to write, compressed where the name ends in .xz"""
 
 
 def distances(samples: Tensor, exact_sets: list[Tensor], p: GaussianMixture) -> dict[str, Any]:
@@ -121,10 +122,10 @@ def solver_table(
                     spacing=spacing,
                     generator=generator,
                 )
-                found = distances(model.decode(z), sets, p)
+                measured = distances(model.decode(z), sets, p)
                 table[f"{solver}/{spacing}/{evaluations}"] = {
-                    "sw2": found["sw2"],
-                    "weights_tv": found["weights_tv"],
+                    "sw2": measured["sw2"],
+                    "weights_tv": measured["weights_tv"],
                 }
     return table
 
@@ -173,11 +174,11 @@ def flow(
         "train_seconds": time.monotonic() - began,
         "train_cpu_seconds": time.process_time() - cpu,
     }
-    found = distances(model.sample(len(sets[0])), sets, p)
-    found["dpm_solver_2m"] = distances(
+    sampled = distances(model.sample(len(sets[0])), sets, p)
+    sampled["dpm_solver_2m"] = distances(
         model.sample(len(sets[0]), solver="dpm_solver_2m", steps=50, spacing="log_snr"), sets, p
     )
-    return {**trained, **found}
+    return {**trained, **sampled}
 
 
 def sweep(
@@ -223,7 +224,9 @@ def sweep(
 def save(args: Args, result: dict[str, Any]) -> None:
     """Write the results so far."""
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({"args": asdict(args), **result}, indent=1, default=str))
+    opener = lzma.open if args.output.suffix == ".xz" else open
+    with opener(args.output, "wt") as file:
+        json.dump({"args": asdict(args), **result}, file, indent=1, default=str)
 
 
 def main(args: Args) -> None:

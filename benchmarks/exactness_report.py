@@ -1,17 +1,20 @@
 """Turn the JSON of benchmarks/exactness.py into a table and the curves over t.
 
-python benchmarks/exactness_report.py --results benchmarks/results/exactness_2d.json
+python benchmarks/exactness_report.py --results benchmarks/results/exactness_2d.json.xz
 """
 
 from __future__ import annotations
 
 import json
+import lzma
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import tyro
+from matplotlib.figure import Figure
+
+from qgpo.experiments.result_figures import save
 
 from qgpo.scripts.toy_2d import METHODS
 
@@ -35,7 +38,7 @@ class Args:
     """Report a benchmark."""
 
     results: Path
-    """JSON written by benchmarks/exactness.py"""
+    """JSON that benchmarks/exactness.py wrote"""
     figure: Path = Path("docs/exactness_curves.png")
     """where the curves go"""
 
@@ -66,16 +69,16 @@ def solvers(data: dict[str, Any]) -> str:
     """Markdown: exact score and guidance through each solver, where it was measured."""
     for entry in data["betas"].values():
         if entry["exact_by_solver"]:
-            found, floor = entry["exact_by_solver"], entry["floor"]["sw2"]
+            exact, floor = entry["exact_by_solver"], entry["floor"]["sw2"]
             break
     else:
         return ""
-    counts = sorted({int(key.split("/")[2]) for key in found})
-    rows = sorted({key.rsplit("/", 1)[0] for key in found})
+    counts = sorted({int(key.split("/")[2]) for key in exact})
+    rows = sorted({key.rsplit("/", 1)[0] for key in exact})
     header = " | ".join(f"{n} evaluations" for n in counts)
     lines = [f"| solver/grid | {header} |", "|---|" + "---|" * len(counts)]
     for row in rows:
-        cells = [found[f"{row}/{n}"]["sw2"] for n in counts]
+        cells = [exact[f"{row}/{n}"]["sw2"] for n in counts]
         lines.append(
             f"| {row} | " + " | ".join(f"{c:.3f} ({c / floor:.1f}x)" for c in cells) + " |"
         )
@@ -100,14 +103,10 @@ def sweeps(data: dict[str, Any]) -> str:
 
 def draw(path: Path, data: dict[str, Any]) -> None:
     """Per beta, the error of every guidance over t beside the size of the exact guidance."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     betas = list(data["betas"])
-    figure, axes = plt.subplots(
-        1, len(betas), figsize=(5.0 * len(betas), 5.0), layout="constrained", squeeze=False
-    )
-    for axis, beta in zip(axes[0], betas, strict=True):
+    figure = Figure(figsize=(5.0 * len(betas), 5.0), layout="constrained")
+    axes = figure.subplots(1, len(betas), squeeze=False)[0]
+    for axis, beta in zip(axes, betas, strict=True):
         methods = data["betas"][beta]["methods"]
         drawn = [name for name in COLORS if name in methods]
         sizes = methods[drawn[0]]["sizes"]
@@ -127,21 +126,21 @@ def draw(path: Path, data: dict[str, Any]) -> None:
         axis.set_xlabel("t")
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2)
-    axes[0, 0].set_ylabel(r"rms $\sigma_t \|\nabla f - \nabla f^*\|$ under $p_t$")
+    axes[0].set_ylabel(r"rms $\sigma_t \|\nabla f - \nabla f^*\|$ under $p_t$")
     dim = data["args"]["dim"]
     figure.suptitle(
         f"Error of the guidance over t, eight Gaussians in {dim} dimensions\n(dotted: size of the "
         "exact guidance)",
         fontsize=10,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main(args: Args) -> None:
     """Print the tables and draw the curves."""
-    data = json.loads(args.results.read_text())
+    opener = lzma.open if args.results.suffix == ".xz" else open
+    with opener(args.results, "rt") as file:
+        data = json.load(file)
     for part in (table(data), solvers(data), sweeps(data)):
         if part:
             print(part + "\n")

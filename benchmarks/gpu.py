@@ -8,7 +8,7 @@
    takes on 100,000 transitions.
 2. Both act on batches of observations, in alternating turns, with sampled actions.
 
-Left out of 1. is what is computed once or seldom: the critic's targets, the table of Q, distances
+Part 1 leaves out what is computed once or rarely: the critic's targets, the table of Q, distances
 between states.
 """
 
@@ -137,7 +137,7 @@ def acting(args: Args) -> dict[str, Any]:
 
 
 def main(args: Args) -> None:
-    """Measure, print and write, anew after every part."""
+    """Measure and print; write after every part."""
     if args.steps < 2:
         raise SystemExit(f"--steps {args.steps}, expected at least 2")
     torch.set_num_threads(args.threads)

@@ -4,8 +4,8 @@
 
 Moments are drawn within every stage, at a random step and while a checkpoint is being written;
 each killed run is resumed to its end, and parameters, optimizers and random states are compared bit
-by bit. Half of the runs train from memory-mapped data. Writes kill.json beside this file, anew
-after every trial; ends with exit code 1 where a resumed run differs. (SIGKILL ends a process, not
+by bit. Half of the runs train from memory-mapped data. Writes kill.json after every
+trial; ends with exit code 1 where a resumed run differs. (SIGKILL ends a process, not
 the machine: what a power failure leaves on the disk is not measured.)
 """
 

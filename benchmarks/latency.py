@@ -39,7 +39,7 @@ class Args:
 
 def agents() -> dict[str, OfflineAgent[Any]]:
     """Built, not trained, at 8 solver steps."""
-    made: dict[str, OfflineAgent[Any]] = {
+    built: dict[str, OfflineAgent[Any]] = {
         "QGPO": QGPO("laptop", device="cpu"),
         "QGPO, w = 0": QGPO("laptop", device="cpu"),
         "QGPO, DPS": QGPO("laptop", guidance="dps", device="cpu"),
@@ -48,22 +48,22 @@ def agents() -> dict[str, OfflineAgent[Any]]:
         "QIPO flow": QIPO("laptop-flow", device="cpu"),
     }
     observations = spaces.Box(-np.inf, np.inf, (17,), np.float32)
-    for agent in made.values():
+    for agent in built.values():
         agent.set_spaces(observations, spaces.Box(-1.0, 1.0, (6,), np.float32), "the benchmark")
-    made["QGPO, w = 0"].guidance_scale = 0.0  # type: ignore[attr-defined]
-    return made
+    built["QGPO, w = 0"].guidance_scale = 0.0  # type: ignore[attr-defined]
+    return built
 
 
 def main(args: Args) -> None:
     """Measure, print and write."""
     torch.set_num_threads(1)
-    made = agents()
+    built = agents()
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for n in args.batch_sizes:
         observations = np.random.default_rng(0).normal(size=(n, 17)).astype(np.float32)
-        seconds: dict[str, list[float]] = {name: [] for name in made}
+        seconds: dict[str, list[float]] = {name: [] for name in built}
         for turn in range(args.turns + 10):
-            for name, agent in made.items():
+            for name, agent in built.items():
                 began = time.perf_counter()
                 agent.predict(observations)
                 if turn >= 10:

@@ -11,7 +11,7 @@
 Peaks are of resident memory that cannot be dropped and read again: anonymous pages and those of
 file systems in memory, read every millisecond by the parent process. Times are with the files in
 the page cache, as far as the machine's memory allows; reading from disk depends on the disk. Writes
-memmap.json beside this file, anew after every part. Needs three times the data on disk, and twice
+memmap.json in this folder after every part. Needs three times the data on disk, and twice
 in memory (for writing them, and for 3.).
 """
 
@@ -105,7 +105,7 @@ def write_data(args: Args) -> dict[str, Any]:
 
 
 def in_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result of the work, done in a process of its own, and that process's `peak_bytes`."""
+    """The result of the work, done in a separate process, and that process's `peak_bytes`."""
     with tempfile.NamedTemporaryFile() as file:
         child = os.fork()
         if child == 0:

@@ -6,7 +6,7 @@
 CORL (Clean Offline Reinforcement Learning, arXiv 2210.07105) is imported from that clone, which
 runs its code; its learners, networks and replay buffer are used as they are, with the defaults of
 its files (not its configurations per dataset), BC on all episodes and observations standardised.
-Simulator, logging and command line (d4rl, gym, wandb, pyrallis), which it imports beside, are
+Simulator, logging and command line (d4rl, gym, wandb, pyrallis), which it also imports, are
 replaced by empty modules. Agents that are in the output already are not trained again.
 
 Known differences: CORL's std has 1e-3 added and is over starting states only; its IQL takes the
@@ -70,10 +70,10 @@ def module(clone: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"corl_{name}", path)
     assert spec is not None
     assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made
-    spec.loader.exec_module(made)
-    return made
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 @dataclass
@@ -218,7 +218,7 @@ def main(args: Args) -> None:
     """Train, play, write and print."""
     torch.set_num_threads(1)
     for file in FILES.values():
-        module(args.corl, file)  # a wrong clone is said before anything is trained
+        module(args.corl, file)  # a wrong clone fails before anything is trained
     rows = json.loads(args.output.read_text()) if args.output.exists() else []
     done = {
         (row["dataset"], row["agent"], row["code"], row["seed"])

@@ -14,3 +14,5 @@ measure() {  # maze, environment, steps of data
 mkdir -p benchmarks/pointmaze
 measure umaze PointMaze_UMaze-v3 50000
 measure medium PointMaze_Medium-v3 100000
+python -c 'from pathlib import Path; from qgpo.experiments.packing import pack
+pack(Path("benchmarks/pointmaze"))'

@@ -12,7 +12,7 @@ and the ensemble is played at all scales at which its members were, or at those 
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from measured import Agent, Group, Scale, is_training_of
 
 from qgpo import Ensemble, load_agent, load_dataset
 from qgpo.agents.core.files import processor, versions
 from qgpo.envs.play.evaluation import evaluate_scales
-from qgpo.experiments.statistics import hierarchical_bootstrap, loss_of_choice
+from qgpo.experiments.packing import Document, pack, read_document, read_documents, write_document
 
-Group = list[tuple[dict[str, Any], Path]]
+Members = list[tuple[Document, Path]]
+"""documents of an ensemble's cells, and their run folders"""
 
 
 @dataclass
@@ -48,64 +50,69 @@ class Args:
     """guidance scales to choose among and to play, in place of those at which the cells were"""
     where: str = ""
     """which machine this is, if not that of most rows"""
-    output: Path = Path("benchmarks/together.json")
-    """JSON to write, a line per ensemble; those that it already holds are not repeated"""
+    output: Path = Path("benchmarks/together")
+    """folder for the results; ensembles that it already holds are not repeated"""
 
 
-def groups(args: Args) -> list[Group]:
+def ensembles(args: Args) -> list[Members]:
     """The cells of every ensemble that is complete, with their run folders."""
-    found: dict[tuple[str, int], Group] = {}
+    cells: dict[tuple[str, int], Members] = {}
     for runs, results in zip(args.runs, args.results, strict=True):
-        for file in sorted(results.glob("*.json")):
-            cell = json.loads(file.read_text())
-            name, seed = cell["measured"]["dataset"], cell["measured"]["seed"]
-            if cell["label"] == args.label and (not args.datasets or name in args.datasets):
-                group = found.setdefault((name, seed // args.members), [])
-                group.append((cell, runs / file.stem))
+        for name, cell in read_documents(results).items():
+            dataset, seed = cell["measured"]["dataset"], cell["measured"]["seed"]
+            if cell["label"] == args.label and (not args.datasets or dataset in args.datasets):
+                members = cells.setdefault((dataset, seed // args.members), [])
+                members.append((cell, runs / name))
     complete = []
-    for (name, _), group in sorted(found.items()):
-        group.sort(key=lambda one: one[0]["measured"]["seed"])
-        without = [str(run) for _, run in group if not (run / "checkpoint.zip").exists()]
+    for (dataset, _), members in sorted(cells.items()):
+        members.sort(key=lambda member: member[0]["measured"]["seed"])
+        without = [str(run) for _, run in members if not (run / "checkpoint.zip").exists()]
         if without:
-            print(f"{name}, seeds {seeds_of(group)}: no checkpoint in {', '.join(without)}")
-        elif len(group) != args.members:
-            print(f"{name}: seeds {seeds_of(group)} make no ensemble of {args.members}")
+            print(f"{dataset}, seeds {seeds_of(members)}: no checkpoint in {', '.join(without)}")
+        elif len(members) != args.members:
+            print(f"{dataset}: seeds {seeds_of(members)} make no ensemble of {args.members}")
         else:
-            complete.append(group)
+            complete.append(members)
     return complete
 
 
-def seeds_of(group: Group) -> list[int]:
-    """Of the members."""
-    return [cell["measured"]["seed"] for cell, _ in group]
+def seeds_of(members: Members) -> list[int]:
+    """Of the trainings."""
+    return [cell["measured"]["seed"] for cell, _ in members]
 
 
-def what(group: Group, args: Args) -> dict[str, Any]:
+def describe(members: Members, args: Args) -> Document:
     """What decides the result. SystemExit where the cells differ by more than their seed."""
-    shared = [{k: v for k, v in cell["measured"].items() if k != "seed"} for cell, _ in group]
-    if any(one != shared[0] for one in shared):
-        raise SystemExit(f"cells of seeds {seeds_of(group)} differ by more than their seed")
-    [data] = {cell["dataset"]["fingerprint"] for cell, _ in group}
+    shared = [{k: v for k, v in cell["measured"].items() if k != "seed"} for cell, _ in members]
+    if any(settings != shared[0] for settings in shared):
+        raise SystemExit(f"cells of seeds {seeds_of(members)} differ by more than their seed")
+    [data] = {cell["dataset"]["fingerprint"] for cell, _ in members}
     measured = shared[0]
     if args.scales and measured["guidance_scales"]:
         measured = {**measured, "guidance_scales": list(args.scales)}
     return {
-        "label": group[0][0]["label"],
-        "seeds": seeds_of(group),
+        "label": members[0][0]["label"],
+        "seeds": seeds_of(members),
         "where": args.where,
         "measured": measured,
         "fingerprint": data,
     }
 
 
-def measure(group: Group, about: dict[str, Any]) -> dict[str, Any]:
+def name_of(about: Document) -> str:
+    """Name of the ensemble's file: dataset, label, seeds and machine."""
+    seeds = "-".join(map(str, about["seeds"]))
+    name = f"{about['measured']['dataset']}-{about['label']}-s{seeds} {about['where']}".strip()
+    return re.sub(r"[^\w.+=-]+", "-", name)
+
+
+def measure(members: Members, about: Document) -> Document:
     """Tune the ensemble, then play it at every scale."""
     measured = about["measured"]
     dataset = load_dataset(measured["dataset"], download=False)
-    agents = [load_agent(run / "checkpoint.zip", device="cpu") for _, run in group]
-    for agent, (cell, run) in zip(agents, group, strict=True):
-        config = json.loads(json.dumps(dataclasses.asdict(agent.config)))
-        if (config, agent.seed) != (measured["config"], cell["measured"]["seed"]):
+    agents = [load_agent(run / "checkpoint.zip", device="cpu") for _, run in members]
+    for agent, (cell, run) in zip(agents, members, strict=True):
+        if not is_training_of(agent, cell["measured"]):
             raise SystemExit(f"{run}: the checkpoint is not that of the cell's configuration")
     together = Ensemble(agents)
     scales = measured["guidance_scales"]
@@ -120,14 +127,14 @@ def measure(group: Group, about: dict[str, Any]) -> dict[str, Any]:
         measured["env_id"] or dataset,
         measured["n_episodes"],
         scales or [None],
-        seed=10_000 + seeds_of(group)[0],
+        seed=10_000 + about["seeds"][0],
         deterministic=measured["deterministic"],
     ):
-        print(f"{about['label']}, {dataset.id} {seeds_of(group)}, scale {w}: {played}", flush=True)
+        print(f"{about['label']}, {dataset.id} {about['seeds']}, scale {w}: {played}", flush=True)
         evaluations.append({"guidance_scale": w, **dataclasses.asdict(played)})
     return {
         **about,
-        "cpu_seconds": sum(cell["training"]["cpu_seconds"] for cell, _ in group),
+        "cpu_seconds": sum(cell["training"]["cpu_seconds"] for cell, _ in members),
         **tuned,
         "evaluations": evaluations,
         "processor": processor(),
@@ -135,69 +142,58 @@ def measure(group: Group, about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
+def summary(rows: list[Document]) -> str:
     """For every dataset and scale, mean and interval over ensembles and episodes."""
     lines = []
-    for name in sorted({row["measured"]["dataset"] for row in rows}):
-        mine = [row for row in rows if row["measured"]["dataset"] == name]
-        played = [{e["guidance_scale"]: e for e in row["evaluations"]} for row in mine]
-        seconds = np.mean([row["cpu_seconds"] for row in mine])
-        more = np.mean([row.get("tuning_cpu_seconds", 0.0) for row in mine])
-        lines.append(f"{name}: {len(mine)} ensembles, {seconds:.0f} CPU-seconds")
-        for w in played[0]:
-            kind = "played" if w is None else f"w = {w:g}"
-            lines.append(line(kind, [by_scale[w] for by_scale in played]))
-        if "tuning" in mine[0]:
-            chosen = [row["tuning"]["best"] for row in mine]
-            at_chosen = [by_scale[w] for by_scale, w in zip(played, chosen, strict=True)]
-            lines.append(f"{line('tuned', at_chosen)}, w = {chosen}, {more:.0f} CPU-seconds more")
-            for kind, scales in (("tuned", chosen), ("w = 1", [1.0] * len(mine))):
-                lost = [losses(row["evaluations"], w) for row, w in zip(mine, scales, strict=True)]
-                upper, lower = np.mean(lost, axis=0)
+    for dataset in sorted({row["measured"]["dataset"] for row in rows}):
+        of_dataset = [row for row in rows if row["measured"]["dataset"] == dataset]
+        agents = [Agent.from_ensemble(row) for row in of_dataset]
+        seconds = np.mean([agent.cpu_seconds for agent in agents])
+        lines.append(f"{dataset}: {len(agents)} ensembles, {seconds:.0f} CPU-seconds")
+        for w in agents[0].returns:
+            lines.append(line("played" if w is None else f"w = {w:g}", agents, w))
+        if agents[0].tuned is not None:
+            chosen = [agent.tuned for agent in agents]
+            more = np.mean([row["tuning_cpu_seconds"] for row in of_dataset])
+            played = line("tuned", agents, "tuned")
+            lines.append(f"{played}, w = {chosen}, {more:.0f} CPU-seconds more")
+            for kind, scale in (("tuned", "tuned"), ("w = 1", 1.0)):
+                upper, lower = np.mean([agent.losses(scale) for agent in agents], axis=0)
                 lines.append(f"  {kind} loses {lower:.1f} (halved) to {upper:.1f} points")
     return "\n".join(lines)
 
 
-def losses(evaluations: list[dict[str, Any]], chosen: float) -> tuple[float, float]:
-    """Normalised points to the best played scale, and the halved loss (benchmarks/tuning.py)."""
-    returns = np.array([e["returns"] for e in evaluations])
-    index = [e["guidance_scale"] for e in evaluations].index(chosen)
-    reference = evaluations[0]["reference"]
-    return_per_point = (reference["maximum"] - reference["minimum"]) / 100.0
-    means = returns.mean(axis=1)
-    upper = (means.max() - means[index]) / return_per_point
-    return float(upper), loss_of_choice(returns, index) / return_per_point
-
-
-def line(kind: str, evaluations: list[dict[str, Any]]) -> str:
+def line(kind: str, agents: list[Agent], scale: Scale) -> str:
     """Mean, its interval over ensembles and episodes, normalised mean; mean of each ensemble."""
-    returns = [e["returns"] for e in evaluations]
-    low, high = hierarchical_bootstrap(returns)
-    scores = [e["score"] for e in evaluations if e["score"] is not None]
-    score = f"{np.mean(scores):6.1f}" if scores else "     -"
-    means = ", ".join(f"{np.mean(r):.0f}" for r in returns)
-    return f"  {kind:10s}{np.mean(returns):8.0f} [{low:.0f}, {high:.0f}]  {score}  ({means})"
+    group, reference = Group(agents, scale), agents[0].reference
+    low, high = group.interval
+    score = "     -" if reference is None else f"{reference.normalize(group.mean):6.1f}"
+    means = ", ".join(f"{returns.mean():.0f}" for returns in group.returns)
+    return f"  {kind:10s}{group.mean:8.0f} [{low:.0f}, {high:.0f}]  {score}  ({means})"
 
 
 def main(args: Args) -> None:
-    """Measure, write after every ensemble, and print those that were asked for."""
+    """Measure, write after every ensemble, and print those of the arguments."""
     torch.set_num_threads(1)
     if len(args.runs) != len(args.results) or args.members < 1:
         raise SystemExit("as many --runs as --results are needed, and at least one --members")
-    rows = json.loads(args.output.read_text()) if args.output.exists() else []
-    asked = []
-    for group in groups(args):
-        about = what(group, args)
-        row = next((row for row in rows if {key: row[key] for key in about} == about), None)
+    wanted = []
+    for members in ensembles(args):
+        about = describe(members, args)
+        row = read_document(args.output, name_of(about))
         if row is None:
-            row = measure(group, about)
-            rows.append(row)
-            rows.sort(key=lambda r: (r["label"], r["measured"]["dataset"], r["where"], r["seeds"]))
-            args.output.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-        asked.append(row)
-    if not asked:
+            row = measure(members, about)
+            write_document(args.output, name_of(about), row)
+        elif any(row[key] != value for key, value in about.items()):
+            raise SystemExit(
+                f"{args.output / name_of(about)} was measured with other settings: give another "
+                "--output"
+            )
+        wanted.append(row)
+    if not wanted:
         raise SystemExit(f"no {args.members} finished cells with the label {args.label!r}")
-    print(summary(asked))
+    pack(args.output)
+    print(summary(wanted))
 
 
 if __name__ == "__main__":

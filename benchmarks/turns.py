@@ -18,7 +18,7 @@ class Turn(BaseCallback):
 
     def _on_step(self) -> bool:
         done: int = self.model.progress[self.stage]  # type: ignore[attr-defined]
-        if done == self.first + 1:  # tables over all states are made before the first step
+        if done == self.first + 1:  # tables over all states are computed before the first step
             self.began = now()
         if done < self.last:
             return True
@@ -27,7 +27,7 @@ class Turn(BaseCallback):
 
 
 def now() -> float:
-    """Seconds, once a GPU has done what it was asked."""
+    """Seconds, after a GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from qgpo.experiments import statistics
 from qgpo.experiments.results import RESAMPLES, Results
@@ -17,218 +18,187 @@ COLORS = (
     *(BLUE, ORANGE, GREEN, "#805ad5", "#c53030", "#b7791f", "#0987a0", "#b83280"),
     *("#63b3ed", "#f6ad55", "#68d391", "#b794f4", "#fc8181", "#2d3748", "#4fd1c5", "#f687b3"),
 )
-NOTE: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": GRAY}
+DATA: dict[str, Any] = {"color": GRAY, "ls": "--", "lw": 1.2}
+"""the line at the mean return of the data"""
+NOTE: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
+OUTSIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+"""a legend on the right of the axes"""
 
 
-def short(dataset: str) -> str:
-    """A dataset's id on two lines at most."""
-    return dataset if len(dataset) < 36 else "/\n".join(dataset.rsplit("/", 1))
-
-
-def color(results: Results, label: str) -> str:
-    """An agent has one color in all pictures."""
-    return COLORS[results.labels.index(label) % len(COLORS)]
-
-
-def draw_scores(path: Path, results: Results) -> None:
+def draw_scores(results: Results) -> Figure:
     """Per dataset: every seed of every agent at its headline scale, the mean, and the data's."""
-    n = len(results.labels)
-    figure, grid = _panels(len(results.datasets), width=4.6, height=0.9 + 0.42 * n)
-    for axis, dataset in zip(grid, results.datasets, strict=False):
-        for y, label in enumerate(reversed(results.labels)):
-            means = [run.mean(run.headline_scale) for run in results.of(dataset, label)]
+    labels = results.labels[::-1]
+    title = "Last checkpoint (dots: seeds, bar: their mean, dashed: mean of the data)"
+    figure, axes = _panels(results.datasets, 0.9 + 0.42 * len(labels), title)
+    for dataset, axis in axes.items():
+        for y, label in enumerate(labels):
+            means = [run.headline for run in results.of(dataset, label)]
             if not means:
-                says = "missing" if results.planned(dataset, label) else "not planned"
-                axis.annotate(says, (0.5, y), xycoords=("axes fraction", "data"), **NOTE)
+                text = "missing" if results.planned(dataset, label) else "not planned"
+                place = {"xy": (0.5, y), "xycoords": ("axes fraction", "data")}
+                axis.annotate(text, **place, color=GRAY, **NOTE)
                 continue
-            shade = color(results, label)
-            axis.barh(y, np.mean(means), height=0.55, color=shade, alpha=0.3, lw=0)
-            axis.plot([np.mean(means)] * 2, [y - 0.28, y + 0.28], color=shade, lw=2.5)
-            axis.scatter(means, [y] * len(means), s=16, color=shade, zorder=3, lw=0)
-        run = results.data(dataset)
-        if run is not None:
-            axis.axvline(run.data_returns.mean(), color=GRAY, ls="--", lw=1.2)
-        axis.set_yticks(range(n), reversed(results.labels), fontsize=8)
-        axis.set_ylim(-0.6, n - 0.4)
-        axis.set_title(short(dataset), fontsize=9)
-        axis.set_xlabel("mean return", fontsize=8)
-        _plain(axis, "x")
-    _save(figure, path, "Last checkpoint (dots: seeds, bar: their mean, dashed: mean of the data)")
+            color = _color(results, label)
+            axis.barh(y, np.mean(means), height=0.55, color=color, alpha=0.3, lw=0)
+            axis.plot([np.mean(means)] * 2, [y - 0.28, y + 0.28], color=color, lw=2.5)
+            axis.scatter(means, [y] * len(means), s=16, color=color, zorder=3, lw=0)
+        axis.axvline(results.data_mean(dataset), **DATA)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.set_ylim(-0.6, len(labels) - 0.4)
+        tidy(axis, "x", xlabel="mean return")
+    return figure
 
 
-def draw_aggregate(path: Path, results: Results) -> None:
+def draw_aggregate(results: Results) -> Figure:
     """Interquartile mean of normalised scores with its interval."""
-    labels = [label for label in results.labels if results.covered(label)]
-    figure, axis = _single(0.45 * len(labels) + 1.1)
-    for y, label in enumerate(reversed(labels)):
-        tasks = results.tasks(label)
-        low, high = statistics.stratified_bootstrap(tasks, resamples=RESAMPLES)
-        shade, middle = color(results, label), statistics.iqm(tasks)
-        axis.plot([low, high], [y, y], color=shade, lw=9, alpha=0.35, solid_capstyle="butt")
-        axis.plot([middle] * 2, [y - 0.25, y + 0.25], color=shade, lw=3)
-    names = [_covering(results, label) for label in reversed(labels)]
-    axis.set_yticks(range(len(labels)), names, fontsize=9)
+    labels = results.scored_labels[::-1]
+    title = "Interquartile mean over runs, 95 % stratified bootstrap interval"
+    figure, axis = _single(0.45 * len(labels) + 1.5, title)
+    for y, label in enumerate(labels):
+        tasks, color = results.tasks(label), _color(results, label)
+        interval = statistics.stratified_bootstrap(tasks, resamples=RESAMPLES)
+        axis.plot(interval, [y, y], color=color, lw=9, alpha=0.35, solid_capstyle="butt")
+        axis.plot([statistics.iqm(tasks)] * 2, [y - 0.25, y + 0.25], color=color, lw=3)
+    axis.set_yticks(range(len(labels)), [_with_coverage(results, label) for label in labels])
     axis.set_ylim(-0.6, len(labels) - 0.4)
-    axis.set_xlabel("normalised score")
-    _plain(axis, "x")
-    _save(figure, path, "Interquartile mean over runs, 95 % stratified bootstrap interval")
+    tidy(axis, "x", xlabel="normalised score")
+    return figure
 
 
-def draw_improvement(path: Path, results: Results) -> None:
+def draw_improvement(results: Results) -> Figure:
     """P(a run of the row's agent beats one of the column's); bold where the interval is clear."""
-    found = results.improvements
-    labels = [x for x in results.labels if any(x in (pair.first, pair.second) for pair in found)]
+    pairs = results.improvements
+    labels = [x for x in results.labels if any(x in (pair.first, pair.second) for pair in pairs)]
     n = len(labels)
-    size = 0.55 * n
-    figure, axis = _pyplot().subplots(figsize=(size + 2.6, size + 1.9), layout="constrained")
+    figure = Figure(figsize=(0.55 * n + 2.6, 0.55 * n + 1.9), layout="constrained")
+    axis = figure.subplots()
     table = np.full((n, n), np.nan)
-    for pair in found:
+    for pair in pairs:
         i, j = labels.index(pair.first), labels.index(pair.second)
         table[i, j], table[j, i] = pair.probability, 1.0 - pair.probability
         weight = "bold" if pair.is_clear else "normal"
         for y, x in ((i, j), (j, i)):
-            note = {**NOTE, "color": "black", "fontweight": weight}
-            axis.text(x, y, f"{table[y, x]:.2f}", **note)
+            axis.text(x, y, f"{table[y, x]:.2f}", fontweight=weight, **NOTE)
     axis.imshow(table, cmap="RdBu", vmin=-0.1, vmax=1.1)
     axis.set_xticks(range(n), labels, fontsize=8, rotation=45, ha="right")
     axis.set_yticks(range(n), labels, fontsize=8)
     axis.spines[:].set_visible(False)
-    _save(figure, path, "Probability that a run of the row\nbeats one of the column")
+    figure.suptitle("Probability that a run of the row\nbeats one of the column", fontsize=11)
+    return figure
 
 
-def draw_profiles(path: Path, results: Results) -> None:
+def draw_profiles(results: Results) -> Figure:
     """Share of runs above each normalised score."""
-    labels = [label for label in results.labels if results.covered(label)]
-    every = np.concatenate([scores for label in labels for scores in results.tasks(label)])
-    margin = 0.04 * max(float(np.ptp(every)), 1.0)
-    thresholds = np.linspace(every.min() - margin, every.max() + margin, 201)
-    figure, axis = _single(3.8)
+    labels = results.scored_labels
+    scores = np.concatenate([task for label in labels for task in results.tasks(label)])
+    margin = 0.04 * max(float(np.ptp(scores)), 1.0)
+    thresholds = np.linspace(scores.min() - margin, scores.max() + margin, 201)
+    profile = partial(statistics.performance_profile, thresholds=thresholds)
+    figure, axis = _single(4.2, "Performance profiles (band: 95 % pointwise)")
     for label in labels:
-        tasks, shade = results.tasks(label), color(results, label)
-        profile = statistics.performance_profile(tasks, thresholds)
-        low, high = statistics.profile_band(tasks, thresholds, resamples=RESAMPLES // 4)
-        axis.step(thresholds, profile, color=shade, lw=2, label=_covering(results, label))
-        axis.fill_between(thresholds, low, high, color=shade, alpha=0.12, lw=0, step="pre")
-    axis.set_xlabel("normalised score τ")
-    axis.set_ylabel("share of runs above τ")
+        tasks, color = results.tasks(label), _color(results, label)
+        band = statistics.stratified_bootstrap(tasks, profile, resamples=RESAMPLES // 4)
+        name = _with_coverage(results, label)
+        axis.step(thresholds, profile(tasks), color=color, lw=2, label=name)
+        axis.fill_between(thresholds, *band, color=color, alpha=0.12, lw=0, step="pre")
     axis.set_ylim(-0.02, 1.02)
-    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _plain(axis, "both")
-    _save(figure, path, "Performance profiles (band: 95 % pointwise)")
+    axis.legend(fontsize=8, frameon=False, **OUTSIDE)
+    tidy(axis, "both", xlabel="normalised score τ", ylabel="share of runs above τ")
+    return figure
 
 
-def draw_time(path: Path, results: Results) -> None:
+def draw_time(results: Results) -> Figure:
     """Normalised score against training time, one point per run; means over datasets.
 
-    CPU time where it says enough: other work on the machine lengthens the wall clock.
+    CPU time where all runs have it: other work on the machine lengthens the wall clock.
     """
-    figure, axis = _single(3.8)
-    for label in results.labels:
-        shade = color(results, label)
+    title = "Score against training time (dots: runs, diamonds: means over datasets)"
+    figure, axis = _single(4.2, title)
+    for label in results.scored_labels:
+        color, name = _color(results, label), _with_coverage(results, label)
         for dataset in results.covered(label):
             minutes = [results.minutes(run) for run in results.of(dataset, label)]
             scores = results.scores(dataset, label)
-            axis.scatter(minutes, scores, s=22, color=shade, alpha=0.6, lw=0)
-        if results.covered(label):
-            center, name = results.center(label), _covering(results, label)
-            axis.scatter(*center, s=150, color=shade, marker="D", label=name)
+            axis.scatter(minutes, scores, s=22, color=color, alpha=0.6, lw=0)
+        axis.scatter(*results.center(label), s=150, color=color, marker="D", label=name)
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.xaxis.set_minor_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.tick_params(axis="x", which="minor", labelsize=7)
+    axis.legend(fontsize=8, frameon=False, markerscale=0.5, **OUTSIDE)
     clock = "CPU time" if results.trained_on_cpu else "wall clock"
-    axis.set_xlabel(f"minutes of training ({clock})")
-    axis.set_ylabel("normalised score")
-    axis.legend(
-        fontsize=8, frameon=False, markerscale=0.5, loc="upper left", bbox_to_anchor=(1.0, 1.0)
-    )
-    _plain(axis, "both")
-    _save(figure, path, "Score against training time (dots: runs, diamonds: means over datasets)")
+    tidy(axis, "both", xlabel=f"minutes of training ({clock})", ylabel="normalised score")
+    return figure
 
 
-def draw_scales(path: Path, results: Results) -> None:
+def draw_scales(results: Results) -> Figure:
     """Return over the guidance scale, per dataset: seeds thin, their mean bold."""
-    guided = [
-        label
-        for label in results.labels
-        if any(results.best_scale(d, label) is not None for d in results.datasets)
-    ]
-    figure, grid = _panels(len(results.datasets), width=4.6, height=3.0)
-    for axis, dataset in zip(grid, results.datasets, strict=False):
-        for label in guided:
-            runs = results.of(dataset, label)
+    title = "Guidance scale (circle: headline, star: best w online, not a headline, dashed: data)"
+    figure, axes = _panels(results.datasets, 3.0, title)
+    for dataset, axis in axes.items():
+        for label in results.labels:
+            runs, color = results.of(dataset, label), _color(results, label)
             best = results.best_scale(dataset, label)
-            headline = runs[0].headline_scale if runs else None
-            if best is None or headline is None:
+            if best is None:
                 continue
             scales = sorted(s for s in runs[0].returns if s is not None)
             means = [[run.mean(s) if s in run.returns else np.nan for s in scales] for run in runs]
-            shade = color(results, label)
-            axis.plot(scales, np.transpose(means), color=shade, lw=0.8, alpha=0.4)
             middle = np.mean(means, axis=0)
-            axis.plot(scales, middle, color=shade, lw=2.2, marker=".", label=label)
+            axis.plot(scales, np.transpose(means), color=color, lw=0.8, alpha=0.4)
+            axis.plot(scales, middle, color=color, lw=2.2, marker=".", label=label)
             if len(scales) > 1:
-                axis.plot(best, middle[scales.index(best)], "*", ms=19, mfc="white", mec=shade)
-            axis.plot(headline, middle[scales.index(headline)], "o", ms=7, color=shade)
-        run = results.data(dataset)
-        if run is not None:
-            axis.axhline(run.data_returns.mean(), color=GRAY, ls="--", lw=1.2)
-        axis.set_title(short(dataset), fontsize=9)
-        axis.set_xlabel("guidance scale w", fontsize=8)
-        axis.set_ylabel("mean return", fontsize=8)
-        _plain(axis, "both")
-    if len(guided) > 1:
-        grid[0].legend(fontsize=7, frameon=False)
-    title = "Guidance scale (circle: headline, star: best w online, not a headline, dashed: data)"
-    _save(figure, path, title)
+                axis.plot(best, middle[scales.index(best)], "*", ms=19, mfc="white", mec=color)
+            if (headline := runs[0].headline_scale) is not None:
+                axis.plot(headline, middle[scales.index(headline)], "o", ms=7, color=color)
+        axis.axhline(results.data_mean(dataset), **DATA)
+        tidy(axis, "both", xlabel="guidance scale w", ylabel="mean return")
+    handles, labels = next(iter(axes.values())).get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.axes[0].legend(handles, labels, fontsize=7, frameon=False)
+    return figure
 
 
-Draw = Callable[[Path, Results], None]
-
-
-def _covering(results: Results, label: str) -> str:
-    """The label, with how many datasets it covers unless it is all."""
-    covered, total = len(results.covered(label)), len(results.datasets)
-    return label if covered == total else f"{label} ({covered} of {total} datasets)"
-
-
-def _panels(n: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """A figure with n axes, at most three in a row."""
-    plt = _pyplot()
-    columns = min(n, 2 if n in (2, 4) else 3)
-    rows = -(-n // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(width * columns, height * rows + 0.5),
-        layout="constrained",
-        squeeze=False,
-    )
-    axes = list(grid.flat)
-    for axis in axes[n:]:
-        axis.set_visible(False)
-    return figure, axes
-
-
-def _single(height: float) -> tuple[Any, Any]:
-    figure, axis = _pyplot().subplots(figsize=(8.0, height + 0.4), layout="constrained")
-    return figure, axis
-
-
-def _pyplot() -> Any:
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _plain(axis: Any, grid: str) -> None:
+def tidy(axis: Any, grid: str, xlabel: str = "", ylabel: str = "") -> None:
+    """Small labels, a light grid along x, y or both, no frame above and on the right."""
     axis.grid(axis=grid, alpha=0.25)
+    axis.set_xlabel(xlabel, fontsize=8)
+    axis.set_ylabel(ylabel, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Any, path: Path, title: str) -> None:
-    figure.suptitle(title, fontsize=11)
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    _pyplot().close(figure)
+
+
+def _panels(datasets: list[str], height: float, title: str) -> tuple[Figure, dict[str, Any]]:
+    """A figure with axes for each dataset, at most three in a row."""
+    columns = min(len(datasets), 2 if len(datasets) in (2, 4) else 3)
+    rows = -(-len(datasets) // columns)
+    figure = Figure(figsize=(4.6 * columns, height * rows + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = {}
+    for i, dataset in enumerate(datasets):
+        axes[dataset] = figure.add_subplot(rows, columns, i + 1)
+        name = dataset if len(dataset) < 36 else "/\n".join(dataset.rsplit("/", 1))
+        axes[dataset].set_title(name, fontsize=9)
+    return figure, axes
+
+
+def _single(height: float, title: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(8.0, height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure, figure.subplots()
+
+
+def _color(results: Results, label: str) -> str:
+    """An agent has one color in all pictures."""
+    return COLORS[results.labels.index(label) % len(COLORS)]
+
+
+def _with_coverage(results: Results, label: str) -> str:
+    """The label, with the number of datasets that it covers unless it is all."""
+    covered, total = len(results.covered(label)), len(results.datasets)
+    return label if covered == total else f"{label} ({covered} of {total} datasets)"

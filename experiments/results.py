@@ -1,12 +1,11 @@
-"""What a benchmark measured: the JSON files of its cells, as numbers by dataset, agent and seed."""
+"""What a benchmark measured, as numbers by dataset, agent and seed."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,13 @@ from numpy.typing import NDArray
 
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.experiments import statistics
+from qgpo.experiments.packing import Document, ResultError, read_documents
 
 RESAMPLES = 2_000
 """draws of a bootstrap interval"""
 
 Key = tuple[str, str, int]
 """dataset, label, seed"""
-
-
-class ResultError(ValueError):
-    """A file that is no cell's result."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Run:
     """every episode's return, by guidance scale"""
     reference: ReferenceScores | None
     data_returns: NDArray[np.float64]
-    """of the dataset's own episodes"""
+    """of the episodes in the dataset"""
     fingerprint: str
     """of the dataset"""
     wall_seconds: float
@@ -48,26 +44,28 @@ class Run:
     """of training; None where it was not measured"""
     environment_steps: int
     """0 for agents that learn from the data alone"""
-    about: dict[str, Any]
-    """versions, machine, configuration"""
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    """processor, cores, torch device and threads"""
 
     @property
     def key(self) -> Key:
         """Which run it is."""
         return self.dataset, self.label, self.seed
 
-    @property
-    def device(self) -> str:
-        """Torch device of the training."""
-        return str(self.about["machine"]["device"])
-
     def mean(self, scale: float | None) -> float:
         """Mean return at that guidance scale."""
         return float(self.returns[scale].mean())
 
-    def score(self, scale: float | None) -> float | None:
-        """Normalised score of the mean return, None without references."""
-        return None if self.reference is None else float(self.reference.normalize(self.mean(scale)))
+    @property
+    def headline(self) -> float:
+        """Mean return at the headline scale."""
+        return self.mean(self.headline_scale)
+
+    @property
+    def score(self) -> float | None:
+        """Normalised score of the headline, None without reference returns."""
+        return None if self.reference is None else float(self.reference.normalize(self.headline))
 
 
 @dataclass(frozen=True)
@@ -86,42 +84,43 @@ class Improvement:
 
     @property
     def is_clear(self) -> bool:
-        """Whether a half is outside the interval; that of single runs has no width."""
+        """Whether the interval excludes 1/2; that of single runs has no width."""
         return self.runs > 1 and not self.interval[0] <= 0.5 <= self.interval[1]
 
 
 @dataclass(frozen=True)
 class Results:
-    """All runs that were measured, and those that should have been."""
+    """The runs that were measured, and the keys of those that are expected."""
 
     runs: dict[Key, Run]
     expected: list[Key]
 
     @classmethod
     def read(cls, folders: Sequence[Path], expected: Iterable[Key] = ()) -> Results:
-        """Every `*.json` in the folders.
+        """Every cell's result in the folders, packed or not.
 
-        Expected are `expected` or, where it is empty, all combinations of the datasets, labels
-        and seeds that are there. Raises ResultError for other files, runs that are there twice,
-        and a dataset that is not the same in all its runs.
+        Where `expected` is empty, all combinations of the datasets, labels and seeds of the runs
+        are expected. Raises ResultError for other files, for a run that two files hold, and for a
+        dataset that differs between runs.
         """
-        paths = sorted(path for folder in folders for path in folder.glob("*.json"))
-        if not paths:
-            names = ", ".join(str(folder) for folder in folders)
-            raise ResultError(f"no results in {names}: expected one JSON per run there")
         runs: dict[Key, Run] = {}
         fingerprints: dict[str, str] = {}
-        for path in paths:
-            run = read_run(path)
-            if run.key in runs:
-                raise ResultError(f"{path}: {run.key} is there twice")
-            if fingerprints.setdefault(run.dataset, run.fingerprint) != run.fingerprint:
-                raise ResultError(
-                    f"{path} was measured on other data under the name {run.dataset!r} than the "
-                    "files before it: keep them in different folders"
-                )
-            runs[run.key] = run
-        return cls(runs, list(expected) or _combinations(runs))
+        for folder in folders:
+            for name, document in read_documents(folder).items():
+                run = read_run(document, str(folder / name))
+                if run.key in runs:
+                    raise ResultError(f"{folder / name}: there are two results of {run.key}")
+                if fingerprints.setdefault(run.dataset, run.fingerprint) != run.fingerprint:
+                    raise ResultError(
+                        f"{folder / name} was measured on other data under the name "
+                        f"{run.dataset!r} than the results before it: use separate folders"
+                    )
+                runs[run.key] = run
+        if not runs:
+            names = ", ".join(map(str, folders))
+            raise ResultError(f"no results in {names}: expected one JSON per run, or packed tables")
+        columns = [sorted(set(column)) for column in zip(*runs, strict=True)]
+        return cls(runs, list(expected) or list(product(*columns)))  # type: ignore[arg-type]
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -135,7 +134,7 @@ class Results:
 
     @property
     def missing(self) -> list[Key]:
-        """Expected runs that nobody measured yet."""
+        """Expected runs that are not measured yet."""
         return [key for key in self.expected if key not in self.runs]
 
     def planned(self, dataset: str, label: str) -> list[Key]:
@@ -143,36 +142,42 @@ class Results:
         return [key for key in self.expected if key[:2] == (dataset, label)]
 
     def of(self, dataset: str, label: str) -> list[Run]:
-        """The expected runs of an agent on a dataset that are there, one per seed."""
+        """The measured runs of an agent on a dataset that are expected, one per seed."""
         return [self.runs[key] for key in self.planned(dataset, label) if key in self.runs]
 
-    def scores(self, dataset: str, label: str) -> NDArray[np.float64]:
-        """Normalised headline scores (R,) of the runs that are there."""
-        scores = [run.score(run.headline_scale) for run in self.of(dataset, label)]
-        return np.array([score for score in scores if score is not None], dtype=np.float64)
+    def labelled(self, label: str) -> list[Run]:
+        """All measured runs of an agent."""
+        return [run for run in self.runs.values() if run.label == label]
 
-    def tasks(self, label: str, among: Sequence[str] | None = None) -> list[NDArray[np.float64]]:
-        """Headline scores by dataset, datasets without any left out."""
-        found = [self.scores(d, label) for d in (self.datasets if among is None else among)]
-        return [scores for scores in found if len(scores)]
+    def scores(self, dataset: str, label: str) -> NDArray[np.float64]:
+        """Normalised headline scores (R,) of the measured runs."""
+        scores = [run.score for run in self.of(dataset, label)]
+        return np.array([score for score in scores if score is not None], dtype=np.float64)
 
     def covered(self, label: str) -> list[str]:
         """Datasets with a headline score of the agent."""
         return [dataset for dataset in self.datasets if len(self.scores(dataset, label))]
 
+    @cached_property
+    def scored_labels(self) -> list[str]:
+        """Agents with a headline score on any dataset."""
+        return [label for label in self.labels if self.covered(label)]
+
+    def tasks(self, label: str, among: Sequence[str] | None = None) -> list[NDArray[np.float64]]:
+        """Headline scores by dataset, of all that the agent covers or of some of these."""
+        return [self.scores(d, label) for d in self.covered(label) if among is None or d in among]
+
     def best_scale(self, dataset: str, label: str) -> float | None:
         """The scale with the best mean over seeds: chosen by online returns, so no headline."""
         runs = self.of(dataset, label)
         scales = [s for s in (runs[0].returns if runs else {}) if s is not None]
-        everywhere = [s for s in scales if all(s in run.returns for run in runs)]
-        if not everywhere:
-            return None
-        return max(everywhere, key=lambda s: float(np.mean([run.mean(s) for run in runs])))
+        of_all = [s for s in scales if all(s in run.returns for run in runs)]
+        return max(of_all, key=lambda s: np.mean([run.mean(s) for run in runs]), default=None)
 
     @cached_property
     def improvements(self) -> list[Improvement]:
         """All pairs of agents that have scores on a common dataset."""
-        found = []
+        pairs = []
         for first, second in combinations(self.labels, 2):
             common = [d for d in self.covered(first) if d in self.covered(second)]
             if common:
@@ -180,20 +185,19 @@ class Results:
                 probability = statistics.probability_of_improvement(*sides)
                 interval = statistics.improvement_interval(*sides, resamples=RESAMPLES)
                 runs = min(len(scores) for side in sides for scores in side)
-                found.append(Improvement(first, second, len(common), runs, probability, interval))
-        return found
+                pairs.append(Improvement(first, second, len(common), runs, probability, interval))
+        return pairs
 
     @cached_property
     def trained_on_cpu(self) -> bool:
-        """Whether CPU time says how long training takes: measured for all runs, and no GPU."""
+        """Whether CPU time is comparable: measured for all runs, none of them on a GPU."""
         runs = self.runs.values()
-        return all(r.cpu_seconds is not None and r.device == "cpu" for r in runs)
+        return all(r.cpu_seconds is not None and r.machine["device"] == "cpu" for r in runs)
 
     def minutes(self, run: Run) -> float:
-        """Of training: CPU time, or where that says too little the wall clock."""
-        if self.trained_on_cpu and run.cpu_seconds is not None:
-            return run.cpu_seconds / 60.0
-        return run.wall_seconds / 60.0
+        """Training time: CPU time, or wall-clock time where not all runs were trained on CPUs."""
+        seconds = run.cpu_seconds if self.trained_on_cpu else None
+        return (run.wall_seconds if seconds is None else seconds) / 60.0
 
     def center(self, label: str) -> tuple[float, float]:
         """Minutes of training and headline score of an agent: means over its covered datasets.
@@ -206,40 +210,42 @@ class Results:
         return float(np.mean(minutes)), float(np.mean(scores))
 
     def data(self, dataset: str) -> Run | None:
-        """Any run on the dataset, for what it says of the data."""
+        """Any run on the dataset: all hold the same facts about the data."""
         return next((run for run in self.runs.values() if run.dataset == dataset), None)
 
+    def data_mean(self, dataset: str) -> float:
+        """Mean return of the dataset's episodes, NaN where no run on it is measured."""
+        run = self.data(dataset)
+        return float("nan") if run is None else float(run.data_returns.mean())
 
-def read_run(path: Path) -> Run:
-    """One JSON. Raises ResultError where it is something else."""
+
+def read_run(document: Document, source: str) -> Run:
+    """The run of a cell's document of any version.
+
+    Raises ResultError, which names the source, for a document of something else.
+    """
     try:
-        raw = json.loads(path.read_text())
-        data, reference = raw["dataset"], raw["dataset"]["reference"]
-        about = {name: raw[name] for name in ("preset", "overrides", "versions", "machine")}
+        data, training = document["dataset"], document["training"]
         run = Run(
             dataset=data["id"],
-            label=raw["label"],
-            seed=raw["measured"]["seed"],
-            headline_scale=raw["headline_scale"],
+            label=document["label"],
+            seed=document.get("measured", document)["seed"],
+            headline_scale=document["headline_scale"],
             returns={
-                e["guidance_scale"]: np.array(e["returns"], dtype=np.float64)
-                for e in raw["evaluations"]
+                evaluation["guidance_scale"]: np.array(evaluation["returns"], dtype=np.float64)
+                for evaluation in document["evaluations"]
             },
-            reference=ReferenceScores(**reference) if reference else None,
+            reference=ReferenceScores(**data["reference"]) if data["reference"] else None,
             data_returns=np.array(data["returns"], dtype=np.float64),
             fingerprint=data["fingerprint"],
-            wall_seconds=raw["training"]["wall_seconds"],
-            cpu_seconds=raw["training"]["cpu_seconds"],
-            environment_steps=raw["environment_steps"],
-            about={**about, "measured": raw["measured"]},
+            wall_seconds=training["wall_seconds"],
+            cpu_seconds=training["cpu_seconds"],
+            environment_steps=document["environment_steps"],
+            versions=document["versions"],
+            machine=document["machine"],
         )
         if run.headline_scale not in run.returns:
             raise ValueError(f"nothing was evaluated at its headline scale {run.headline_scale}")
         return run
     except (LookupError, TypeError, ValueError) as error:
-        raise ResultError(f"{path} is no cell's result: {error!r}") from error
-
-
-def _combinations(runs: dict[Key, Run]) -> list[Key]:
-    datasets, labels, seeds = (sorted(set(column)) for column in zip(*runs, strict=True))
-    return [(d, a, s) for d in datasets for a in labels for s in seeds]
+        raise ResultError(f"{source} is not a cell's result: {error!r}") from error

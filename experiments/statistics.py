@@ -7,12 +7,14 @@ runs. Intervals resample runs within each task (a bootstrap stratified by task).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Scores = NDArray[np.float64]
-Statistic = Callable[[Sequence[Scores]], float]
+Statistic = Callable[[Sequence[Scores]], Any]
+"""a number, or an array of numbers, of the scores of all tasks"""
 RESAMPLES = 10_000
 
 
@@ -51,14 +53,18 @@ def stratified_bootstrap(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[Any, Any]:
     """Percentile interval of a statistic, runs drawn with replacement within each task.
 
-    With one run per task it has no width: it says nothing about what another seed would give.
+    Two numbers or, of a statistic that is an array, two arrays. With one run per task the interval
+    has no width: it does not contain what differs between seeds.
     """
     arrays = as_tasks(tasks)
     rng = np.random.default_rng(seed)
-    values = [statistic(resampled(arrays, rng)) for _ in range(resamples)]
+    values = [
+        statistic([task[rng.integers(len(task), size=len(task))] for task in arrays])
+        for _ in range(resamples)
+    ]
     return _percentiles(values, confidence)
 
 
@@ -80,12 +86,8 @@ def hierarchical_bootstrap(
         here = drawn == i
         episodes = rng.integers(len(returns), size=(int(here.sum()), len(returns)))
         means[here] = returns[episodes].mean(axis=1)
-    return _percentiles(means.mean(axis=1), confidence)
-
-
-def resampled(tasks: Sequence[Scores], rng: np.random.Generator) -> list[Scores]:
-    """As many runs of each task, drawn with replacement."""
-    return [task[rng.integers(len(task), size=len(task))] for task in tasks]
+    low, high = _percentiles(means.mean(axis=1), confidence)
+    return float(low), float(high)
 
 
 def probability_of_improvement(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
@@ -106,21 +108,21 @@ def improvement_interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile interval of `probability_of_improvement`; both sides are resampled."""
-    ours, theirs = as_tasks(first), as_tasks(second)
-    rng = np.random.default_rng(seed)
-    values = [
-        probability_of_improvement(resampled(ours, rng), resampled(theirs, rng))
-        for _ in range(resamples)
-    ]
-    return _percentiles(values, confidence)
+    sides, n = [*first, *second], len(first)
+
+    def improvement(tasks: Sequence[Scores]) -> float:
+        return probability_of_improvement(tasks[:n], tasks[n:])
+
+    return stratified_bootstrap(sides, improvement, confidence, resamples, seed)
 
 
 def loss_of_choice(returns: ArrayLike, chosen: int, halves: int = 1_000, seed: int = 0) -> float:
-    """What option `chosen` loses to the best one, without the luck that is in the best of means.
+    """Mean return that option `chosen` loses to the best option: a lower estimate.
 
-    Of returns (options, episodes) the best option is found in a random half of the episodes, and
-    the difference of means taken in the other half; averaged over `halves` divisions. A lower
-    estimate, which may be negative: the best of one half need not be the best.
+    The best of several measured means is too high by chance. So the best option of `returns`
+    (options, episodes) is determined in a random half of the episodes and compared in the other
+    half; the result is the mean over `halves` divisions. It may be negative, as the best option of
+    one half need not be the best of all.
     """
     values = np.stack(as_tasks(list(np.asarray(returns, dtype=np.float64))))
     if min(values.shape) < 2:
@@ -145,25 +147,10 @@ def performance_profile(tasks: Sequence[ArrayLike], thresholds: ArrayLike) -> Sc
     return np.asarray(np.mean(shares, axis=0))
 
 
-def profile_band(
-    tasks: Sequence[ArrayLike],
-    thresholds: ArrayLike,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[Scores, Scores]:
-    """Pointwise percentile band (K,), (K,) of `performance_profile`."""
-    arrays = as_tasks(tasks)
-    rng = np.random.default_rng(seed)
-    profiles = [performance_profile(resampled(arrays, rng), thresholds) for _ in range(resamples)]
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(profiles, [tail, 100.0 - tail], axis=0)
-    return low, high
-
-
-def _percentiles(values: Sequence[float] | Scores, confidence: float) -> tuple[float, float]:
+def _percentiles(values: Sequence[Any] | Scores, confidence: float) -> tuple[Any, Any]:
+    """Of numbers (N,) or arrays (N, K), the two ends of the central interval: scalars or (K,)."""
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence={confidence}, expected between 0 and 1")
     tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(values, [tail, 100.0 - tail])
-    return float(low), float(high)
+    low, high = np.percentile(values, [tail, 100.0 - tail], axis=0)
+    return low, high

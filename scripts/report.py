@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from qgpo.experiments.packing import pack
 from qgpo.experiments.plan import read_plan
 from qgpo.experiments.report import write_report
 from qgpo.experiments.results import Results
@@ -20,13 +21,16 @@ class Args:
     """Report a benchmark."""
 
     results: tuple[Path, ...]
-    """folders with one JSON per cell"""
+    """folders with results: one JSON per cell, packed tables, or both"""
     plan: Path | None = None
-    """plan whose cells should be there; default all combinations of what is there"""
+    """plan that lists the expected cells; default all combinations of the measured ones"""
     output: Path | None = None
     """folder for report.md, report.html and pictures; default report/ in the first of --results"""
     title: str | None = None
     """title of the report; default the folders' names"""
+    pack: bool = False
+    """first move the JSON of each cell into its folder's tables, episodes.csv.xz and
+    provenance.json"""
 
 
 def main(args: Args) -> None:
@@ -34,6 +38,8 @@ def main(args: Args) -> None:
     try:
         cells = [] if args.plan is None else read_plan(args.plan)
         expected = [(cell.dataset, cell.label, cell.seed) for cell in cells]
+        for folder in args.results if args.pack else ():
+            print(f"{folder}: {len(pack(folder))} cells packed")
         results = Results.read(args.results, expected)
         output = args.output or args.results[0] / "report"
         title = args.title or f"Benchmark: {', '.join(folder.name for folder in args.results)}"

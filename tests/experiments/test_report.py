@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from factory import ROOT, subprocess_environment
 
-from qgpo.experiments.report import Heading, Picture, Table, Text, spread, to_html, to_markdown
-from qgpo.experiments.results import ResultError, Results, read_run
+from qgpo.experiments.packing import PROVENANCE, ResultError, read_documents
+from qgpo.experiments.report import spread, table, to_html
+from qgpo.experiments.results import Results, read_run
 
 REFERENCE = {"minimum": 0.0, "maximum": 200.0, "source": "by hand"}
 FIRST, SECOND = "test/first-v0", "test/second-v0"
@@ -41,7 +42,10 @@ def write(
         "machine": {"processor": "abacus", "cpus": 2, "device": "cpu", "threads": 1},
         "training": {"timesteps": 10, "wall_seconds": 100.0 + seed, "cpu_seconds": 90.0},
         "evaluation_seconds": 1.0,
-        "evaluations": [{"guidance_scale": w, "returns": r} for w, r in returns.items()],
+        "evaluations": [
+            {"guidance_scale": w, "returns": r, "lengths": [9] * len(r), "seeds": [*range(len(r))]}
+            for w, r in returns.items()
+        ],
     }
     path = folder / f"{on}-{label}-{seed}.json".replace("/", "-")
     path.write_text(json.dumps({**cell, **changes}))
@@ -131,11 +135,11 @@ def test_runs_without_references_are_in_no_aggregate(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "plain", "measured": {"seed": 0}}, "is there twice"),
+        ({"label": "plain", "measured": {"seed": 0}}, "there are two results of"),
         ({"dataset": {"id": FIRST, "fingerprint": "other", "returns": [], "reference": None}},
          "was measured on other data"),
         ({"evaluations": []}, "nothing was evaluated at its headline scale"),
-        ({"training": {}}, "is no cell's result"),
+        ({"training": {}}, "is not a cell's result"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_refused_by_name(change, message, folder):
@@ -143,7 +147,7 @@ def test_wrong_files_are_refused_by_name(change, message, folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ResultError, match=message) as caught:
         Results.read([folder])
-    assert path.name in str(caught.value)
+    assert path.stem in str(caught.value)
 
 
 def test_files_of_the_benchmark_are_read():
@@ -151,8 +155,9 @@ def test_files_of_the_benchmark_are_read():
     runs = results.of("zoo/hopper/medium-expert-v0", "QGPO")
     assert len(runs) == 3
     assert [len(run.returns[1.0]) for run in runs] == [50, 50, 50]
-    with pytest.raises(ResultError, match="is no cell's result"):
-        read_run(ROOT / "benchmarks" / "demo.json")
+    demo = json.loads((ROOT / "benchmarks" / "demo.json").read_text())
+    with pytest.raises(ResultError, match=r"demo\.json is not a cell's result"):
+        read_run(demo, "demo.json")
 
 
 def test_spread_is_the_sample_standard_deviation():
@@ -160,22 +165,22 @@ def test_spread_is_the_sample_standard_deviation():
     assert spread(np.array([7.0]), 0) == "7"
 
 
-def test_the_two_renderings(tmp_path):
-    picture = tmp_path / "p.png"
-    picture.write_bytes(b"\x89PNG")
-    blocks = [
-        Heading("A < B"),
-        Text("see `x_1`, **now**"),
-        Table(["a|b"], [["1"]]),
-        Picture(picture, "a picture"),
-    ]
-    assert to_markdown(blocks) == (
-        "## A < B\n\nsee `x_1`, **now**\n\n| a\\|b |\n| --- |\n| 1 |\n\n![a picture](p.png)\n"
+def test_html_contains_the_pictures_and_no_other_markup(tmp_path):
+    (tmp_path / "p.png").write_bytes(b"\x89PNG")
+    text = "\n\n".join(
+        [
+            "## A < B",
+            "see `x_1`, **now**, <script> [1, 2] (3)",
+            table(["a|b", "c_d_e"], [["1", "`f-g`"]]),
+            "![a picture](p.png)",
+        ]
     )
-    page = to_html(blocks, "T & U")
+    assert "| a\\|b | c_d_e |\n| --- | --- |\n| 1 | `f-g` |" in text
+    page = to_html(text, tmp_path, "T & U")
     assert "<h2>A &lt; B</h2>" in page
-    assert "<p>see <code>x_1</code>, <strong>now</strong></p>" in page
-    assert "<td>1</td>" in page
+    assert "<code>x_1</code>, <strong>now</strong>, &lt;script&gt; [1, 2] (3)</p>" in page
+    assert "<th>a|b</th>\n<th>c_d_e</th>" in page
+    assert "<td>1</td>\n<td><code>f-g</code></td>" in page
     assert "<title>T &amp; U</title>" in page
     assert 'src="data:image/png;base64,iVBORw=="' in page
 
@@ -195,8 +200,12 @@ def report(*flags: str, cwd: Path, code: int = 0):
 
 
 def test_a_report_says_what_was_measured_and_what_is_missing(folder, tmp_path):
-    done = report("--results", "cells", "--title", "By hand", cwd=tmp_path)
+    before = read_documents(folder)
+    done = report("--results", "cells", "--title", "By hand", "--pack", cwd=tmp_path)
+    assert "cells: 11 cells packed" in done.stdout
     assert "11 of 12 cells are there" in done.stdout
+    assert [path.name for path in folder.glob("*.json")] == [PROVENANCE]
+    assert read_documents(folder) == before
     text = (folder / "report" / "report.md").read_text()
     assert text.startswith("# By hand\n")
     assert "**1 of 12 runs are missing**" in text

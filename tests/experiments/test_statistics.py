@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,6 @@ from qgpo.experiments.statistics import (
     mean,
     performance_profile,
     probability_of_improvement,
-    profile_band,
     stratified_bootstrap,
 )
 
@@ -38,7 +39,8 @@ def test_improvement_counts_pairs_of_runs_and_averages_over_tasks():
 def test_a_profile_is_the_share_of_runs_above_each_threshold():
     found = performance_profile([[0.0, 10.0], [20.0]], [-1.0, 0.0, 10.0, 20.0])
     assert found.tolist() == [1.0, 0.75, 0.5, 0.0]
-    low, high = profile_band([[0.0, 10.0], [20.0]], [-1.0, 5.0, 25.0], resamples=500)
+    profile = partial(performance_profile, thresholds=[-1.0, 5.0, 25.0])
+    low, high = stratified_bootstrap([[0.0, 10.0], [20.0]], profile, resamples=500)
     # two runs drawn from (0, 10): both above 5 with probability 1/4, none with 1/4
     assert low.tolist() == [1.0, 0.5, 0.0]
     assert high.tolist() == [1.0, 1.0, 0.0]

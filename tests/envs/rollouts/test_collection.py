@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.store import bundled
 from qgpo.envs.store.writing import write_minari
 from qgpo.envs.tasks.making import make_env
+from qgpo.experiments.packing import read_documents
 
 
 def rollouts(policy_file, seed=0, n_steps=120, names=("a", "b"), **more):
@@ -218,8 +218,8 @@ def test_other_data_under_a_bundled_id_are_warned_about(recipe, monkeypatch):
 
 def test_published_fingerprints_are_those_of_the_benchmark():
     found = {}
-    for file in (ROOT / "benchmarks" / "bundled").glob("*.json"):
-        about = json.loads(file.read_text())["dataset"]
+    for document in read_documents(ROOT / "benchmarks" / "bundled").values():
+        about = document["dataset"]
         found.setdefault(about["id"], set()).add(about["fingerprint"])
     assert found == {name: {recipe.fingerprint} for name, recipe in bundled.RECIPES.items()}
 
