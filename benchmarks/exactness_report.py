@@ -15,7 +15,6 @@ import tyro
 from matplotlib.figure import Figure
 
 from qgpo.experiments.result_figures import save
-
 from qgpo.scripts.toy_2d import METHODS
 
 LABELS = {name: label for name, (label, _) in METHODS.items()} | {
