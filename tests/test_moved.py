@@ -18,10 +18,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from factory import ROOT, subprocess_environment
 
 from qgpo._moved import MOVED, RENAMED, FormerFinder
 
+ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ("main", "cli")
 """what others may call of a script"""
 FORMER: dict[str, list[str]] = {
@@ -258,9 +258,7 @@ def test_unused_tables_cost_no_import():
         "print([name for name in m.MOVED if name in sys.modules and "
         "isinstance(sys.modules[name].__loader__, m.FormerFinder)])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=subprocess_environment(), capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
 
