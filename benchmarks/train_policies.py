@@ -27,7 +27,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor, nn
 
-from qgpo.envs.collect.policies import ActorPolicy
+from qgpo.envs.rollouts.sb3_policies import ActorPolicy
 from qgpo.envs.tasks.making import make_env
 
 

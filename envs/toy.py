@@ -24,7 +24,7 @@ from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qgpo.envs.collect.rollouts import write_minari
+from qgpo.envs.store.writing import write_minari
 
 Points = tuple[Tensor, Tensor]
 """points (N, 2) and their preference e (N,)"""
@@ -169,11 +169,7 @@ def env_id(problem: str) -> str:
 
 
 for _problem in TOY_PROBLEMS:
-    register(
-        env_id(_problem),
-        entry_point="qgpo.envs.toy:ToyBandit",
-        kwargs={"problem": _problem},
-    )
+    register(env_id(_problem), entry_point="qgpo.envs.toy:ToyBandit", kwargs={"problem": _problem})
 
 
 def make_toy_dataset(

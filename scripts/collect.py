@@ -16,11 +16,12 @@ import tyro
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from qgpo.envs.collect.controllers import UniformPolicy, WaypointPolicy
-from qgpo.envs.collect.policies import load_policy
-from qgpo.envs.collect.rollouts import Policy, collect, write_minari
-from qgpo.envs.data.local import new_dataset_path
+from qgpo.envs.rollouts.collecting import collect, describe
+from qgpo.envs.rollouts.protocols import Policy
+from qgpo.envs.rollouts.sb3_policies import load_policy
+from qgpo.envs.rollouts.scripted_policies import UniformPolicy, WaypointPolicy
 from qgpo.envs.store.bundled import bundled_policy, policies
+from qgpo.envs.store.writing import check_new_id, write_minari
 from qgpo.envs.tasks.making import make_env
 
 
@@ -37,12 +38,12 @@ class Args:
     dataset_id: str
     """id of the new dataset, for example mine/hopper/medium-v0"""
     vecnormalize: tuple[str, ...] = ()
-    """what VecNormalize.save left beside each model, in the policies' order, - for a policy that
-    was trained without; default none. Only the numbers in it are read"""
+    """file that VecNormalize.save wrote beside each model, in the order of the policies, - for a
+    policy that was trained without; default none. Only the numbers in it are read"""
     n_steps: int = 100_000
     """environment steps; the last episode is played to its end"""
     switch_every: int | None = None
-    """draw the policy anew about every so many steps; default once per episode"""
+    """draw the policy again about every so many steps; default once per episode"""
     seed: int = 0
     """seed of resets, actions and turns"""
     deterministic: bool = False
@@ -54,7 +55,7 @@ class Args:
 
 
 def check(args: Args) -> None:
-    """Refuse wrong values and taken ids before anything is played."""
+    """Refuse wrong values and ids that are taken before any episode is played."""
     for name in ("n_steps", "switch_every", "max_episode_steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -68,41 +69,41 @@ def check(args: Args) -> None:
             f"--vecnormalize {' '.join(args.vecnormalize)}: expected as many as policies, "
             f"{len(args.policy)}, with - for those that were trained without"
         )
-    new_dataset_path(args.dataset_id)
+    check_new_id(args.dataset_id)
 
 
-def open_policy(
-    name: str, action_space: spaces.Box, env_id: str, statistics: str | None = None
-) -> Policy:
-    """The policy in that file, the bundled one of that name, or a scripted one."""
-    own = [*policies(), "uniform", "waypoints"]
-    if name in own and statistics is not None:
+def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: str) -> Policy:
+    """The policy in that file, the bundled one of that name, or a scripted one.
+
+    `statistics` is the file that VecNormalize.save wrote beside the policy, - without one.
+    """
+    known = [*policies(), "uniform", "waypoints"]
+    if name in known and statistics != "-":
         raise ValueError(f"--vecnormalize {statistics}: {name} was trained without, expected -")
-    if name == "uniform":
-        return UniformPolicy(action_space)
-    if name == "waypoints":
-        return WaypointPolicy(make_env(env_id))
-    if name not in own and not Path(name).is_file():
+    if name not in known and not Path(name).is_file():
         raise ValueError(
             f"--policy {name}: expected an SB3 model .zip, a .safetensors snapshot, uniform, "
             f"waypoints, or one of the bundled {policies()}"
         )
+    if name == "uniform":
+        return UniformPolicy(action_space)
+    if name == "waypoints":
+        return WaypointPolicy(make_env(env_id))
     try:
-        if name in policies():
+        if name in known:
             return bundled_policy(name, action_space)
-        return load_policy(name, action_space, statistics)
+        return load_policy(name, action_space, None if statistics == "-" else statistics)
     except ValueError as error:
         raise ValueError(f"--policy {name}: {error}") from error
 
 
 def roll_out(args: Args) -> list[EpisodeBuffer]:
-    """At least n_steps steps of whole episodes."""
-    statistics = [None if name == "-" else name for name in args.vecnormalize]
-    statistics = statistics or [None] * len(args.policy)
+    """At least n_steps steps of complete episodes."""
+    statistics = args.vecnormalize or ("-",) * len(args.policy)
     return collect(
         args.env_id,
         lambda space: [
-            open_policy(name, space, args.env_id, beside)
+            open_policy(name, beside, space, args.env_id)
             for name, beside in zip(args.policy, statistics, strict=True)
         ],
         args.n_steps,
@@ -114,33 +115,23 @@ def roll_out(args: Args) -> list[EpisodeBuffer]:
     )
 
 
-def describe(args: Args) -> str:
-    """How the data came about, in one sentence."""
-    names = ", ".join(Path(name).name for name in args.policy)
-    actions = "mean" if args.deterministic else "sampled"
-    every = args.switch_every
-    turns = "one per episode" if every is None else f"changing about every {every} steps"
-    return (
-        f"Rollouts with {actions} actions of {names}, {turns}, in {args.env_id}, seed {args.seed}."
-    )
-
-
 def main(args: Args) -> None:
-    """Check, roll out, store, and say how to train on it."""
+    """Check, roll out, store, and print how to train on the result."""
+    names = [Path(name).name for name in args.policy]
+    about = describe(names, args.env_id, args.seed, args.switch_every, args.deterministic)
     try:
         check(args)
         episodes = roll_out(args)
-        algorithm = ", ".join(Path(name).name for name in args.policy)
-        write_minari(args.dataset_id, episodes, args.env_id, algorithm, describe(args))
+        write_minari(args.dataset_id, episodes, args.env_id, ", ".join(names), about)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("\nstopped: no dataset was written") from None
-    returns = np.array([float(np.sum(episode.rewards)) for episode in episodes])
+    returns = [float(np.sum(episode.rewards)) for episode in episodes]
     steps = sum(len(episode.rewards) for episode in episodes)
     print(
         f"{args.dataset_id}: {len(episodes)} episodes, {steps} steps, mean return "
-        f"{returns.mean():.1f} (from {returns.min():.1f} to {returns.max():.1f})"
+        f"{np.mean(returns):.1f} (from {min(returns):.1f} to {max(returns):.1f})"
     )
     print(f"train on it: python scripts/train.py --dataset-id {args.dataset_id}")
 

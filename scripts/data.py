@@ -18,12 +18,12 @@ from pathlib import Path
 import tyro
 
 from qgpo.envs.data.figure import draw_dataset, summary
-from qgpo.envs.data.local import folder_of
 from qgpo.envs.store.catalogue import WHERE, Entry, Where, catalogue
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.combining import combine
 from qgpo.envs.store.downloading import download
 from qgpo.envs.store.loading import load_dataset
+from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
 
 Ids = tyro.conf.Positional[tuple[str, ...]]
@@ -36,29 +36,71 @@ class List:
     where: tuple[Where, ...] = WHERE
     """places to look in"""
     prefix: str = ""
-    """only ids that begin so, for example mujoco/hopper"""
+    """only ids that start with it, for example mujoco/hopper"""
     as_json: bool = False
     """one JSON list instead of tables"""
+
+    def run(self) -> None:
+        """Print a table per place; a remote that cannot be reached is mentioned."""
+        entries: dict[Where, list[Entry]] = {}
+        for where in self.where:
+            try:
+                entries[where] = catalogue(where, self.prefix)
+            except RemoteError as error:
+                if self.as_json or len(self.where) == 1:
+                    raise
+                print(f"remote: {error}\n")
+        if self.as_json:
+            plain = [dataclasses.asdict(entry) for part in entries.values() for entry in part]
+            print(json.dumps(plain, indent=2))
+            return
+        titles = {"local": str(folder_of("")), "bundled": "made from policies in the package"}
+        for where, listed in entries.items():
+            title = titles[where] if where in titles else remote_name()
+            print(f"{where} ({title}): {len(listed)}")
+            print("\n".join(table(listed)), end="\n\n" if listed else "\n")
+        print("0 / 100: returns that count so. D4RL: same task and kind (do scores compare?)")
 
 
 @dataclass
 class Download:
-    """Fetch datasets from Minari's remote; damaged ones are replaced, whole ones kept."""
+    """Fetch datasets from Minari's remote; damaged ones are replaced, complete ones kept."""
 
     ids: Ids
-    """dataset ids; without version the newest on the remote that can be read here"""
+    """dataset ids; without a version the newest on the remote that can be read here"""
     force: bool = False
-    """fetch anew what is here and whole"""
+    """fetch complete local datasets again, too"""
     progress_bar: bool = True
     """show files and bytes"""
+
+    def run(self) -> None:
+        """Fetch one after the other."""
+        for name in not_empty(self.ids):
+            dataset = download(name, force=self.force, progress_bar=self.progress_bar)
+            print(
+                f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps in "
+                f"{folder_of(dataset.id)}"
+            )
 
 
 @dataclass
 class Check:
-    """Look at files, episodes, every value, environment and scores; exit code 1 if one is bad."""
+    """Check files, episodes, every value, environment and scores; exit code 1 if one is bad."""
 
     ids: Ids
     """ids of local datasets"""
+
+    def run(self) -> None:
+        """Print every report; exit with the ids of bad datasets."""
+        reports = [check_dataset(name) for name in not_empty(self.ids)]
+        for report in reports:
+            print(report.id)
+            for finding in report.findings:
+                mark = {True: "ok", False: "BAD", None: "-"}[finding.ok]
+                print(f"  {mark:4s}{finding.what:12s}{finding.text}")
+        bad = [report.id for report in reports if not report.ok]
+        if bad:
+            raise SystemExit(f"bad: {', '.join(bad)}")
 
 
 @dataclass
@@ -72,6 +114,12 @@ class Combine:
     progress_bar: bool = True
     """show steps and time left"""
 
+    def run(self) -> None:
+        """Write the new dataset, and print how to train on it."""
+        dataset = combine(self.ids, self.dataset_id, progress_bar=self.progress_bar)
+        print(f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
+        print(f"train on it: python scripts/train.py --dataset-id {dataset.id}")
+
 
 @dataclass
 class Show:
@@ -84,47 +132,37 @@ class Show:
     overwrite: bool = False
     """replace the picture where it exists, instead of refusing"""
 
+    def run(self) -> None:
+        """Print the summary and write the picture."""
+        output = self.output or Path(f"{self.id.replace('/', '-')}.png")
+        if output.suffix not in (".png", ".pdf", ".svg"):
+            raise ValueError(f"--output {output}: expected a file that ends in .png, .pdf or .svg")
+        if output.exists() and not self.overwrite:
+            raise ValueError(
+                f"{output} exists: choose another --output, or replace it by --overwrite"
+            )
+        dataset = load_dataset(self.id)
+        print(dataset.id)
+        for name, text in summary(dataset):
+            print(f"  {name:12s}{text}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draw_dataset(output, dataset)
+        print(f"picture: {output}")
+
 
 Command = List | Download | Check | Combine | Show
 
 
-def list_datasets(args: List) -> None:
-    """Print a table per place; a remote that cannot be reached is said, and no failure."""
-    found: dict[Where, list[Entry]] = {}
-    for where in args.where:
-        try:
-            found[where] = catalogue(where, args.prefix)
-        except RemoteError as error:
-            if args.as_json or len(args.where) == 1:
-                raise
-            print(f"remote: {error}\n")
-    if args.as_json:
-        plain = [dataclasses.asdict(entry) for part in found.values() for entry in part]
-        print(json.dumps(plain, indent=2))
-        return
-    titles = {"local": str(folder_of("")), "bundled": "made from policies in the package"}
-    for where, entries in found.items():
-        title = titles[where] if where in titles else remote_name()
-        print(f"{where} ({title}): {len(entries)}")
-        print("\n".join(table(entries)), end="\n\n" if entries else "\n")
-    print("0 / 100: returns that count so. D4RL: same task and kind (do scores compare?)")
-
-
 def table(entries: list[Entry]) -> list[str]:
-    """A header and a line per dataset, columns as wide as they need to be."""
+    """A header and a line per dataset, in columns as wide as needed; nothing without datasets."""
+    if not entries:
+        return []
     header = ("id", "steps", "episodes", "MB", "behavior", "0 / 100", "D4RL", "missing, notes")
     rows = [header, *(row(entry) for entry in entries)]
-    widths = [max(len(cells[i]) for cells in rows) for i in range(len(header))]
-    right = {1, 2, 3}
-    return [
-        "  "
-        + "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in rows
-        if entries
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    align = "<>>><<<<"
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
+    return [f"  {form.format(*cells)}".rstrip() for cells in rows]
 
 
 def row(entry: Entry) -> tuple[str, ...]:
@@ -145,77 +183,21 @@ def row(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def download_datasets(args: Download) -> None:
-    """Fetch one after the other."""
-    _some(args.ids, 1)
-    for name in args.ids:
-        dataset = download(name, force=args.force, progress_bar=args.progress_bar)
-        print(
-            f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps in "
-            f"{folder_of(dataset.id)}"
-        )
-
-
-def check_datasets(args: Check) -> None:
-    """Print every report; exit code 1 where one is bad."""
-    _some(args.ids, 1)
-    reports = [check_dataset(name) for name in args.ids]
-    for report in reports:
-        print(report.id)
-        for finding in report.findings:
-            mark = {True: "ok", False: "BAD", None: "-"}[finding.ok]
-            print(f"  {mark:4s}{finding.what:12s}{finding.text}")
-    bad = [report.id for report in reports if not report.ok]
-    if bad:
-        raise SystemExit(f"bad: {', '.join(bad)}")
-
-
-def combine_datasets(args: Combine) -> None:
-    """Write the new dataset, and say how to train on it."""
-    dataset = combine(args.ids, args.dataset_id, progress_bar=args.progress_bar)
-    print(f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
-    print(f"train on it: python scripts/train.py --dataset-id {dataset.id}")
-
-
-def show_dataset(args: Show) -> None:
-    """Print the summary and write the picture."""
-    output = args.output or Path(f"{args.id.replace('/', '-')}.png")
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--output {output}: expected a file that ends in .png, .pdf or .svg")
-    if output.exists() and not args.overwrite:
-        raise ValueError(f"{output} exists: choose another --output, or replace it by --overwrite")
-    dataset = load_dataset(args.id)
-    print(dataset.id)
-    for name, text in summary(dataset):
-        print(f"  {name:12s}{text}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draw_dataset(output, dataset)
-    print(f"picture: {output}")
-
-
-def _some(ids: tuple[str, ...], least: int) -> None:
-    if len(ids) < least:
+def not_empty(ids: tuple[str, ...]) -> tuple[str, ...]:
+    """The ids. Raises ValueError where none is given."""
+    if not ids:
         raise ValueError("no dataset id given, expected at least one")
+    return ids
 
 
 def main(args: Command) -> None:
     """Run the command; errors are one line."""
     try:
-        match args:
-            case List():
-                list_datasets(args)
-            case Download():
-                download_datasets(args)
-            case Check():
-                check_datasets(args)
-            case Combine():
-                combine_datasets(args)
-            case Show():
-                show_dataset(args)
+        args.run()
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        raise SystemExit("\nstopped: nothing half-made was left under an id") from None
+        raise SystemExit("\nstopped: no incomplete dataset was left under an id") from None
 
 
 def cli() -> None:

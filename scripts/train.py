@@ -38,7 +38,8 @@ from qgpo.envs.play.evaluation import (
     score_table,
     summarize,
 )
-from qgpo.envs.store.loading import Storage, recorded_in
+from qgpo.envs.store.loading import Storage
+from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import family_settings, find_family
 from qgpo.envs.tasks.making import make_env
 from qgpo.experiments.folder import RunFolder, RunFolderError, WandbOutput

@@ -36,7 +36,8 @@ from qgpo.agents.core.training import (
     on_signals,
 )
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.envs.store.loading import load_dataset, recorded_in
+from qgpo.envs.store.loading import load_dataset
+from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import family_settings, find_family
 from qgpo.envs.tasks.making import spec_from_json, spec_to_json
 from qgpo.envs.tasks.observations import ObservationAdapter

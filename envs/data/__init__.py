@@ -1,4 +1,4 @@
-"""Transitions as arrays: OfflineDataset, memory maps, the local folder, pictures of data.
+"""Transitions as arrays: OfflineDataset, memory-mapped files, pictures of data.
 
-Where datasets come from belongs in `envs.store`.
+Where datasets come from belongs in `envs.store`, what an environment is in `envs.tasks`.
 """

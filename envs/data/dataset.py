@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,10 @@ from qgpo.envs.tasks.spaces import check_spaces, same_box
 
 Array = NDArray[np.float32]
 
+ARRAYS = ("states", "actions", "rewards", "terminations", "truncations")
 REWARD_TUNINGS = ("none", "locomotion", "antmaze")
 ROWS_PER_CHECK = 16384
-"""rows validated at a time: memory-mapped data never are in memory as a whole"""
+"""rows that are checked at a time, so that memory-mapped data are never in memory as a whole"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +50,13 @@ class OfflineDataset:
     observation_space: spaces.Box
     action_space: spaces.Box
     adapter: ObservationAdapter | None = None
-    """how Dict observations became the vectors in `states`, where they did"""
+    """how Dict observations became the vectors in `states`; None where they were vectors"""
     env_spec: EnvSpec | None = None
     """the environment in which agents play"""
     reference: ReferenceScores | None = None
     details: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
-    """where the arrays are memory-mapped from (`load_dataset(..., storage="memmap")`), if so"""
+    """where the arrays are memory-mapped from, with `load_dataset(..., storage="memmap")`"""
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -80,50 +81,45 @@ class OfflineDataset:
     ) -> OfflineDataset:
         """A dataset from flat arrays of N transitions, in the order in which they happened.
 
-        With `next_observations` (N, S), observations are (N, S) too, and an episode ends where
-        it is terminated or truncated and wherever the next row does not start in the state that
-        this one ended in (it counts as truncated there). Without, observations have N + E rows:
-        every episode's final observation is included. Spaces default to unbounded observations
-        and actions in [-1, 1]. Raises ValueError for shapes and values that do not fit.
+        With `next_observations` (N, S), observations are (N, S) too. An episode then ends where it
+        is terminated or truncated; it also ends, truncated, where its next observation is not the
+        observation of the next row. Without, observations have N + E rows: the final observation
+        of every episode is included. Spaces default to unbounded observations and actions in
+        [-1, 1]. Raises ValueError for shapes and values that do not fit.
         """
-        rows = _numbers(id, "observations", observations, 2)
-        acts = _numbers(id, "actions", actions, 2)
-        gains = _numbers(id, "rewards", rewards, 1)
-        n = len(gains)
-        terminated = _flags(id, "terminations", terminations, n)
-        cut = (
-            np.zeros(n, np.bool_)
-            if truncations is None
-            else _flags(id, "truncations", truncations, n)
-        )
+        states = _numbers(id, "observations", observations, 2)
+        actions = _numbers(id, "actions", actions, 2)
+        rewards = _numbers(id, "rewards", rewards, 1)
+        n = len(rewards)
+        terminations = _flags(id, "terminations", terminations, n)
+        cut = np.zeros(n) if truncations is None else truncations
+        truncations = _flags(id, "truncations", cut, n)
         if n == 0:
             raise ValueError(f"dataset {id!r} is empty: at least one transition is needed")
-        ends = terminated | cut
+        ends = terminations | truncations
         ends[-1] = True
         if next_observations is not None:
-            following = _numbers(id, "next_observations", next_observations, 2)
-            rows = _chain(id, rows, following, ends)
+            next_states = _numbers(id, "next_observations", next_observations, 2)
+            states, ends = _chain(id, states, next_states, ends)
         starts = np.flatnonzero(np.concatenate([[True], ends[:-1]])).astype(np.int64)
-        if len(rows) != n + len(starts):
+        if len(states) != n + len(starts):
             raise ValueError(
-                f"dataset {id!r}: observations has {len(rows)} rows, expected {n + len(starts)} "
+                f"dataset {id!r}: observations has {len(states)} rows, expected {n + len(starts)} "
                 f"for {n} transitions in {len(starts)} episodes (each episode's final observation "
                 "included); or pass next_observations"
             )
-        box = spaces.Box(-np.inf, np.inf, (rows.shape[1],), np.float32)
-        unit = spaces.Box(-1.0, 1.0, (acts.shape[1],), np.float32)
         observation_box, action_box = check_spaces(
-            box if observation_space is None else observation_space,
-            unit if action_space is None else action_space,
+            observation_space or spaces.Box(-np.inf, np.inf, (states.shape[1],), np.float32),
+            action_space or spaces.Box(-1.0, 1.0, (actions.shape[1],), np.float32),
             f"dataset {id!r}",
         )
         return cls(
             id=id,
-            states=rows,
-            actions=acts,
-            rewards=gains,
-            terminations=terminated,
-            truncations=cut | (ends & ~terminated),
+            states=states,
+            actions=actions,
+            rewards=rewards,
+            terminations=terminations,
+            truncations=truncations | (ends & ~terminations),
             episode_starts=starts,
             observation_space=observation_box,
             action_space=action_box,
@@ -156,25 +152,21 @@ class OfflineDataset:
                 )
         offsets = np.cumsum([0, *(len(d) for d in datasets[:-1])])
         starts = [d.episode_starts + offset for d, offset in zip(datasets, offsets, strict=True)]
-        same_env = all(_same_environment(d.env_spec, first.env_spec) for d in datasets)
-        same_reference = len({d.reference for d in datasets}) == 1
-
-        def joined(name: str) -> Any:
-            return np.concatenate([np.asarray(getattr(d, name)) for d in datasets])
-
+        joined: dict[str, Any] = {
+            name: np.concatenate([np.asarray(getattr(d, name)) for d in datasets])
+            for name in ARRAYS
+        }
+        specs = [d.env_spec for d in datasets]
+        tasks = [(s.id, s.kwargs, s.max_episode_steps) if s else None for s in specs]
         return cls(
             id="+".join(d.id for d in datasets) if id is None else id,
-            states=joined("states"),
-            actions=joined("actions"),
-            rewards=joined("rewards"),
-            terminations=joined("terminations"),
-            truncations=joined("truncations"),
+            **joined,
             episode_starts=np.concatenate(starts),
             observation_space=first.observation_space,
             action_space=first.action_space,
             adapter=first.adapter,
-            env_spec=first.env_spec if same_env else None,
-            reference=first.reference if same_reference else None,
+            env_spec=specs[0] if all(task == tasks[0] for task in tasks) else None,
+            reference=first.reference if len({d.reference for d in datasets}) == 1 else None,
         )
 
     def __len__(self) -> int:
@@ -185,20 +177,23 @@ class OfflineDataset:
         """E."""
         return len(self.episode_starts)
 
+    @property
+    def episode_lengths(self) -> NDArray[np.int64]:
+        """(E,) steps of each episode."""
+        return np.diff(self.episode_starts, append=len(self))
+
     @cached_property
     def last_steps(self) -> NDArray[np.bool_]:
         """(N,) the last transition of each episode, whatever ended it."""
         last = np.zeros(len(self), dtype=np.bool_)
-        last[self.episode_starts[1:] - 1] = True
-        last[-1] = True
+        last[np.cumsum(self.episode_lengths) - 1] = True
         return last
 
     @cached_property
     def state_index(self) -> NDArray[np.int64]:
         """(N,) the row of `states` from which each transition starts."""
-        starts = np.zeros(len(self), dtype=np.int64)
-        starts[self.episode_starts] = 1
-        return np.arange(len(self), dtype=np.int64) + np.cumsum(starts) - 1
+        episodes = np.arange(self.n_episodes, dtype=np.int64)
+        return np.arange(len(self), dtype=np.int64) + np.repeat(episodes, self.episode_lengths)
 
     @property
     def observations(self) -> Array:
@@ -217,16 +212,10 @@ class OfflineDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all arrays, which tells one dataset from another."""
+        """SHA-256 over all arrays, which identifies the data."""
         digest = hashlib.sha256()
-        for array in (
-            self.states,
-            self.actions,
-            self.rewards,
-            self.terminations,
-            self.truncations,
-            self.episode_starts,
-        ):
+        for name in (*ARRAYS, "episode_starts"):
+            array = getattr(self, name)
             digest.update(str((array.dtype, array.shape)).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -253,20 +242,10 @@ class OfflineDataset:
         return None if self.reference is None else self.reference.normalize(returns)
 
 
-def _same_environment(first: EnvSpec | None, second: EnvSpec | None) -> bool:
-    """Whether both name the same task."""
-    if first is None or second is None:
-        return first is second
-    return all(
-        getattr(first, name) == getattr(second, name)
-        for name in ("id", "kwargs", "max_episode_steps")
-    )
-
-
 def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
     """The values as contiguous float32 of so many dimensions."""
     try:
-        with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused later
             array = np.ascontiguousarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"dataset {of!r}: {name} are no numbers ({error})") from error
@@ -294,21 +273,24 @@ def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
     return array.astype(np.bool_)
 
 
-def _chain(of: str, observations: Array, following: Array, ends: NDArray[np.bool_]) -> Array:
-    """Rows (N + E, S) from both ends of transitions; `ends` gains the breaks of the chain."""
+def _chain(
+    of: str, observations: Array, next_observations: Array, ends: NDArray[np.bool_]
+) -> tuple[Array, NDArray[np.bool_]]:
+    """All states (N + E, S), and the ends of episodes (N,), breaks of the chain included."""
     n = len(ends)
-    for name, array in (("observations", observations), ("next_observations", following)):
+    for name, array in (("observations", observations), ("next_observations", next_observations)):
         if len(array) != n or array.shape != observations.shape:
             raise ValueError(
                 f"dataset {of!r}: {name} has shape {array.shape}, expected "
                 f"{(n, observations.shape[1])}"
             )
-    ends[:-1] |= (observations[1:] != following[:-1]).any(axis=1)
+    ends = ends.copy()
+    ends[:-1] |= (observations[1:] != next_observations[:-1]).any(axis=1)
     place = np.arange(n) + np.cumsum(np.concatenate([[False], ends[:-1]]))
-    rows = np.empty((n + int(ends.sum()), observations.shape[1]), np.float32)
-    rows[place] = observations
-    rows[place[ends] + 1] = following[ends]
-    return rows
+    states = np.empty((n + int(ends.sum()), observations.shape[1]), np.float32)
+    states[place] = observations
+    states[place[ends] + 1] = next_observations[ends]
+    return states, ends
 
 
 def _check_shapes(data: OfflineDataset) -> None:
@@ -334,7 +316,7 @@ def _check_values(data: OfflineDataset) -> None:
     starts = data.episode_starts
     state_starts = starts + np.arange(len(starts))
     for name, rows in (("states", state_starts), ("actions", starts), ("rewards", starts)):
-        row = _first(lambda chunk: ~np.isfinite(chunk), getattr(data, name))
+        row = next(_rows(lambda chunk: ~np.isfinite(chunk), getattr(data, name)), None)
         if row is not None:
             episode = int(np.searchsorted(rows, row, side="right")) - 1
             raise ValueError(
@@ -344,28 +326,20 @@ def _check_values(data: OfflineDataset) -> None:
             )
     low, high = data.action_space.low, data.action_space.high
     margin = 1e-4 * (high - low)
-
-    def outside(actions: Array) -> NDArray[np.bool_]:
-        return (actions < low - margin) | (actions > high + margin)
-
-    row = _first(outside, data.actions)
-    if row is not None:
-        chunks = range(0, len(data), ROWS_PER_CHECK)
-        count = sum(
-            int(outside(data.actions[i : i + ROWS_PER_CHECK]).any(axis=1).sum()) for i in chunks
-        )
+    outside = _rows(lambda chunk: (chunk < low - margin) | (chunk > high + margin), data.actions)
+    first = next(outside, None)
+    if first is not None:
+        count = 1 + sum(1 for _ in outside)
         raise ValueError(
             f"dataset {data.id!r}: {count} actions lie outside the action space "
-            f"[{low.min()}, {high.max()}], first {data.actions[row]} at transition {row}; record "
-            "the actions as executed, or correct the dataset's action space"
+            f"[{low.min()}, {high.max()}], first {data.actions[first]} at transition {first}; "
+            "record the actions as executed, or correct the dataset's action space"
         )
 
 
-def _first(wrong: Callable[[Array], NDArray[np.bool_]], array: Array) -> int | None:
-    """The first row with a wrong value, found chunk by chunk."""
+def _rows(wrong: Callable[[Array], NDArray[np.bool_]], array: Array) -> Iterator[int]:
+    """The rows with a wrong value, read chunk by chunk."""
     for begin in range(0, len(array), ROWS_PER_CHECK):
         chunk = array[begin : begin + ROWS_PER_CHECK]
         rows = wrong(chunk).reshape(len(chunk), -1).any(axis=1)
-        if rows.any():
-            return begin + int(np.argmax(rows))
-    return None
+        yield from (begin + np.flatnonzero(rows)).tolist()

@@ -1,1 +1,4 @@
-"""Trained agents in environments: evaluation and clips. Tables of many runs: `experiments`."""
+"""Trained agents in environments: evaluation and video.
+
+Recording episodes to learn from belongs in `envs.rollouts`, tables of many runs in `experiments`.
+"""

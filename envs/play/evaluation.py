@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.rollouts.protocols import Predicts, SeedsPredictions
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
 from qgpo.envs.tasks.observations import stack
@@ -25,20 +26,6 @@ Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, A
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
 FALLBACK_LIMIT = 1000
 """steps after which an episode is cut where the environment states no limit"""
-
-
-class Predicts(Protocol):
-    """What evaluation needs of an agent: SB3's predict."""
-
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[Any], Any]:
-        """Batched observations to batched actions."""
-        ...
 
 
 def bootstrap_interval(
@@ -73,7 +60,7 @@ class Evaluation:
     score: float | None
     """mean normalised score, 0 to 100 between the reference returns"""
     score_interval: tuple[float, float] | None
-    reference: dict[str, Any] | None = field(default=None)
+    reference: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -153,110 +140,130 @@ def evaluate(
 ) -> Evaluation:
     """Play `n_episodes` episodes and return every episode's return and length.
 
-    An id, spec or dataset is played in `n_envs` copies with one batched `predict` per step (an
-    id as its family is played, where a maze ends at the goal; a spec as it is); episode i starts
-    from `reset(seed=seed + i)` whatever `n_envs` is, and copies whose episodes are over no longer
-    step. As in SB3, actions are `deterministic` unless told otherwise. An environment instance is
-    played alone; a VectorEnv in whichever autoreset mode it has, which seeds the first episode of
-    each slot only: later ones follow from the slot's own generator. Episodes without an end are cut
-    after `max_episode_steps` (default: the environment's own limit, else 1000) and counted in
-    `cut`, which `warn_of_cuts` warns of. Action noise is drawn from the agent's generator for
-    predictions, seeded here, never from the one for training. Scores: by `reference`, else the
-    dataset's, else the family's.
+    An id, spec or dataset is played in `n_envs` copies with one batched `predict` per step. An id
+    is played by the rules of its family (a maze ends at the goal), a spec as it is. Episode i
+    starts from `reset(seed=seed + i)`, whatever `n_envs` is. An environment instance is played
+    alone. A VectorEnv is played in its own autoreset mode; only the first episode of each slot
+    can be seeded there, later ones follow from the slot's generator.
+
+    Actions are `deterministic` by default, as in SB3. Their noise is drawn from the agent's
+    generator for predictions, which is seeded here, never from the one for training. Episodes
+    without an end are cut after `max_episode_steps` (default: the environment's own limit, else
+    1000) and counted in `cut`; `warn_of_cuts` warns of them. Scores are normalised by
+    `reference`, else by the dataset's reference, else by the family's.
     """
-    if not callable(getattr(agent, "predict", None)):
-        raise TypeError(f"agent is a {type(agent).__name__} without predict(), expected an agent")
-    if n_episodes < 1:
-        raise ValueError(f"n_episodes={n_episodes}, expected at least 1")
-    seeds = [seed + i for i in range(n_episodes)]
-    if hasattr(agent, "seed_predictions"):
+    _check_arguments(
+        agent, n_episodes=n_episodes, n_envs=n_envs, max_episode_steps=max_episode_steps
+    )
+    if isinstance(agent, SeedsPredictions):
         agent.seed_predictions(seed)
     if isinstance(env, OfflineDataset):
         reference = reference or env.reference
-        if env.env_spec is None:
-            raise ValueError(
-                f"dataset {env.id!r} does not name its environment; pass one: "
-                "evaluate(agent, 'Hopper-v5')"
-            )
-        env = env.env_spec
+        env = _spec_of(env)
+    seeds = [seed + i for i in range(n_episodes)]
     if isinstance(env, VectorEnv):
-        played = _play_vector(agent, env, seeds, max_episode_steps, deterministic)
         spec = env.spec
+        episodes = _Episodes(seeds, spec, max_episode_steps)
+        _play_vector(agent, env, episodes, deterministic)
     else:
         envs = [env] if isinstance(env, gym.Env) else _copies(env, min(n_envs, n_episodes))
         spec = envs[0].spec
-        played = _play(agent, envs, seeds, max_episode_steps, deterministic, progress_bar, on_step)
+        episodes = _Episodes(seeds, spec, max_episode_steps)
+        _play(agent, envs, episodes, deterministic, progress_bar, on_step)
         if not isinstance(env, gym.Env):
             for made in envs:
                 made.close()
     env_id = spec.id if spec is not None else type(env).__name__
-    returns, lengths, cut = played
-    if cut and warn_of_cuts:
+    if episodes.cut and warn_of_cuts:
         warnings.warn(
-            f"{cut} of {n_episodes} episodes of {env_id} did not end by themselves and were cut "
-            "at the step limit (max_episode_steps)",
+            f"{episodes.cut} of {n_episodes} episodes of {env_id} did not end by themselves and "
+            "were cut at the step limit (max_episode_steps)",
             stacklevel=2,
         )
     if reference is None:
         reference = find_family(env_id=env_id).scores({}, spec)
-    return summarize(env_id, returns, lengths, seeds, cut, reference)
+    return summarize(env_id, episodes.returns, episodes.lengths, seeds, episodes.cut, reference)
 
 
 def evaluate_scales(
-    agent: Predicts,
-    env: Playable,
-    n_episodes: int,
-    scales: Sequence[float | None],
-    **settings: Any,
+    agent: Predicts, env: Playable, n_episodes: int, scales: Sequence[float | None], **settings: Any
 ) -> Iterator[tuple[float | None, Evaluation]]:
     """Play the episodes at one guidance scale after the other; None is the agent's own, if any.
 
-    Each evaluation is played when it is asked for, and the agent keeps its scale until the next;
-    in the end it has its own again. Settings are those of `evaluate`. Raises ValueError for a
-    scale where the agent has none.
+    Each evaluation is played when it is requested, and the agent keeps its scale until the next
+    one; at the end it has its own again. Settings are those of `evaluate`. Raises ValueError for
+    a scale where the agent has none.
     """
     guided: Any = agent
-    own = getattr(agent, "guidance_scale", None)
-    if own is None and any(scale is not None for scale in scales):
+    previous = getattr(agent, "guidance_scale", None)
+    if previous is None and any(scale is not None for scale in scales):
         raise ValueError(f"scales={list(scales)}: a {type(agent).__name__} has no guidance_scale")
     try:
         for scale in scales:
-            if own is not None:
-                guided.guidance_scale = own if scale is None else scale
+            if previous is not None:
+                guided.guidance_scale = previous if scale is None else scale
             yield scale, evaluate(agent, env, n_episodes, **settings)
     finally:
-        if own is not None:
-            guided.guidance_scale = own
+        if previous is not None:
+            guided.guidance_scale = previous
+
+
+class _Episodes:
+    """The returns and lengths of episodes, step by step."""
+
+    def __init__(
+        self, seeds: list[int], spec: EnvSpec | None, max_episode_steps: int | None
+    ) -> None:
+        stated = spec.max_episode_steps if spec is not None else None
+        self.limit = max_episode_steps or stated or FALLBACK_LIMIT
+        self.seeds = seeds
+        self.returns, self.lengths = [0.0] * len(seeds), [0] * len(seeds)
+        self.cut = 0
+
+    def add(self, episode: int, reward: float, ended: bool) -> bool:
+        """Count one step; whether the episode is over, by itself or by the limit."""
+        self.returns[episode] += float(reward)
+        self.lengths[episode] += 1
+        is_cut = not ended and self.lengths[episode] >= self.limit
+        self.cut += is_cut
+        return ended or is_cut
+
+
+def _check_arguments(agent: Any, **numbers: int | None) -> None:
+    if not isinstance(agent, Predicts):
+        raise TypeError(f"agent is a {type(agent).__name__} without predict(), expected an agent")
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number}, expected at least 1")
+
+
+def _spec_of(dataset: OfflineDataset) -> EnvSpec:
+    if dataset.env_spec is None:
+        raise ValueError(
+            f"dataset {dataset.id!r} does not name its environment; pass one: "
+            "evaluate(agent, 'Hopper-v5')"
+        )
+    return dataset.env_spec
 
 
 def _copies(env: str | EnvSpec, n: int) -> list[gym.Env[Any, Any]]:
-    if n < 1:
-        raise ValueError(f"n_envs={n}, expected at least 1")
-    return [make_env(as_played(env) if isinstance(env, str) else env) for _ in range(n)]
-
-
-def _limit(spec: EnvSpec | None, asked: int | None) -> int:
-    if asked is not None and asked < 1:
-        raise ValueError(f"max_episode_steps={asked}, expected at least 1")
-    return asked or (spec.max_episode_steps if spec is not None else None) or FALLBACK_LIMIT
+    return [make_env(as_played(env)) for _ in range(n)]
 
 
 def _play(
     agent: Predicts,
     envs: list[gym.Env[Any, Any]],
-    seeds: list[int],
-    max_episode_steps: int | None,
+    episodes: _Episodes,
     deterministic: bool,
     progress_bar: bool,
     on_step: Callable[[list[gym.Env[Any, Any]]], None] | None,
-) -> tuple[list[float], list[int], int]:
-    """Episodes in single environments: env k plays episodes k, k + n, k + 2n and so on."""
-    limit = _limit(envs[0].spec, max_episode_steps)
-    returns, lengths, cut = [0.0] * len(seeds), [0] * len(seeds), 0
+) -> None:
+    """Play in single environments: env k plays episodes k, k + n, k + 2n and so on."""
+    seeds = episodes.seeds
     playing = {k: k for k in range(min(len(envs), len(seeds)))}
     starts = np.ones(len(envs), dtype=bool)
     with quiet_mujoco():
-        observation = {k: envs[k].reset(seed=seeds[e])[0] for k, e in playing.items()}
+        observation = {k: envs[k].reset(seed=seeds[k])[0] for k in playing}
     with tqdm(total=len(seeds), desc="evaluate", disable=not progress_bar, leave=False) as bar:
         while playing:
             order = list(playing)
@@ -264,46 +271,33 @@ def _play(
             actions, _ = agent.predict(
                 batch, episode_start=starts[order], deterministic=deterministic
             )
+            starts[:] = False
             for k, action in zip(order, actions, strict=True):
-                episode = playing[k]
-                obs, reward, terminated, truncated, _ = envs[k].step(action)
-                observation[k] = obs
-                starts[k] = False
-                returns[episode] += float(reward)
-                lengths[episode] += 1
-                over = terminated or truncated
-                if not over and lengths[episode] >= limit:
-                    over, cut = True, cut + 1
-                if over:
-                    bar.update()
-                    following = episode + len(envs)
-                    if following < len(seeds):
-                        playing[k], starts[k] = following, True
-                        observation[k] = envs[k].reset(seed=seeds[following])[0]
-                    else:
-                        del playing[k]
+                observation[k], reward, terminated, truncated, _ = envs[k].step(action)
+                if not episodes.add(playing[k], float(reward), terminated or truncated):
+                    continue
+                bar.update()
+                playing[k] += len(envs)
+                if playing[k] < len(seeds):
+                    observation[k] = envs[k].reset(seed=seeds[playing[k]])[0]
+                    starts[k] = True
+                else:
+                    del playing[k]
             if on_step is not None:
                 on_step(envs)
-    return returns, lengths, cut
 
 
 def _play_vector(
-    agent: Predicts,
-    envs: VectorEnv[Any, Any, Any],
-    seeds: list[int],
-    max_episode_steps: int | None,
-    deterministic: bool,
-) -> tuple[list[float], list[int], int]:
-    """Episodes in a VectorEnv; slot k plays episodes k, k + n, … so that none is favoured.
+    agent: Predicts, envs: VectorEnv[Any, Any, Any], episodes: _Episodes, deterministic: bool
+) -> None:
+    """Play in a VectorEnv; slot k plays episodes k, k + n, …, so that none is favored.
 
-    NEXT_STEP: the step after the end ignores the action and only resets, so it is not counted.
-    SAME_STEP: the observation returned at the end already is the next episode's. DISABLED: we
-    reset. Only the first episodes can be seeded; later ones follow from the slot's generator.
+    NEXT_STEP: the step after the end ignores the action and only resets; it is not counted.
+    SAME_STEP: the observation returned at the end is the next episode's first. DISABLED: the
+    reset happens here. Only the first episodes can be seeded.
     """
     mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-    n = envs.num_envs
-    limit = _limit(envs.spec, max_episode_steps)
-    returns, lengths, cut = [0.0] * len(seeds), [0] * len(seeds), 0
+    n, seeds = envs.num_envs, episodes.seeds
     episode = np.arange(n)
     resetting = np.zeros(n, dtype=bool)
     starts = np.ones(n, dtype=bool)
@@ -313,22 +307,17 @@ def _play_vector(
         actions, _ = agent.predict(observations, episode_start=starts, deterministic=deterministic)
         observations, rewards, terminated, truncated, _ = envs.step(actions)
         over = np.logical_or(terminated, truncated)
-        for k in range(n):
-            if resetting[k] or episode[k] >= len(seeds):
-                continue
-            returns[episode[k]] += float(rewards[k])
-            lengths[episode[k]] += 1
-            if not over[k] and lengths[episode[k]] >= limit:
-                if mode != AutoresetMode.DISABLED:
-                    raise ValueError(
-                        f"an episode of the vector environment exceeds {limit} steps and cannot "
-                        f"be cut in autoreset mode {mode}; wrap each environment in "
-                        "gymnasium.wrappers.TimeLimit, or pass the environment's id"
-                    )
-                over[k], cut = True, cut + 1
+        for k in np.flatnonzero(~resetting & (episode < len(seeds))):
+            ended = bool(over[k])
+            over[k] = episodes.add(episode[k], rewards[k], ended)
+            if over[k] and not ended and mode != AutoresetMode.DISABLED:
+                raise ValueError(
+                    f"an episode of the vector environment exceeds {episodes.limit} steps and "
+                    f"cannot be cut in autoreset mode {mode}; wrap each environment in "
+                    "gymnasium.wrappers.TimeLimit, or pass the environment's id"
+                )
         starts = over & ~resetting
         if mode == AutoresetMode.DISABLED and over.any():
             observations, _ = envs.reset(options={"reset_mask": over})
-        episode = np.where(over & ~resetting, episode + n, episode)
-        resetting = over & ~resetting if mode == AutoresetMode.NEXT_STEP else resetting
-    return returns, lengths, cut
+        episode = np.where(starts, episode + n, episode)
+        resetting = starts if mode == AutoresetMode.NEXT_STEP else resetting

@@ -1,8 +1,9 @@
-"""Clips of an agent, with or without a display."""
+"""Video of an agent, with or without a display."""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -16,12 +17,13 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from PIL import Image
 
-from qgpo.envs.play.evaluation import Predicts, evaluate
+from qgpo.envs.play.evaluation import evaluate
+from qgpo.envs.rollouts.protocols import Predicts
 from qgpo.envs.tasks.making import make_env
 
 FORMATS = (".gif", ".mp4")
 FRAMES_PER_SECOND = 25
-"""frames are left out where the environment runs faster; GIF players do not keep up"""
+"""frames are left out where the environment runs faster, because GIF players are too slow"""
 LONGER_SIDE = 320
 """pixels; larger frames are scaled down"""
 
@@ -39,15 +41,15 @@ class RenderError(RuntimeError):
 def choose_renderer() -> str | None:
     """Find an OpenGL that works without a display and set MUJOCO_GL to it; returns its name.
 
-    Call it before anything imports MuJoCo. MUJOCO_GL is tried where it is set, else, on Linux
-    without a DISPLAY, egl and then osmesa: each in a process of its own (a second or two),
-    because a failed import of OpenGL spoils the next one. MUJOCO_GL is unset where nothing
-    works, since MuJoCo can then be imported, though not draw.
+    Call it before anything imports MuJoCo. If MUJOCO_GL is set, its value is tried; else, on Linux
+    without a DISPLAY, egl and then osmesa. Each is tried in a process of its own (a second or
+    two), because a failed import of OpenGL makes the next one fail. MUJOCO_GL is unset where none
+    works, because MuJoCo can then still be imported.
     """
-    given = os.environ.get("MUJOCO_GL")
-    if not given and (os.environ.get("DISPLAY") or sys.platform != "linux"):
+    setting = os.environ.get("MUJOCO_GL")
+    if not setting and (os.environ.get("DISPLAY") or sys.platform != "linux"):
         return None
-    for name in (given,) if given else ("egl", "osmesa"):
+    for name in (setting,) if setting else ("egl", "osmesa"):
         tried = subprocess.run(
             [sys.executable, "-c", _PROBE],
             env={**os.environ, "MUJOCO_GL": name},
@@ -90,25 +92,22 @@ def record(
     stride = max(1, round(rate / FRAMES_PER_SECOND))
     steps = max(1, int(seconds * rate))
     frames: list[NDArray[np.uint8]] = []
-    count = 0
+    counter = itertools.count()
 
     def draw(envs: list[gym.Env[Any, Any]]) -> None:
-        nonlocal count
-        if count % stride == 0:
+        if next(counter) % stride == 0:
             frames.append(_scaled(envs[0].render()))
-        count += 1
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*cut at the step limit.*")
-        evaluate(
-            agent,
-            drawn,
-            1,
-            seed=seed,
-            deterministic=deterministic,
-            max_episode_steps=steps,
-            on_step=draw,
-        )
+    evaluate(
+        agent,
+        drawn,
+        1,
+        seed,
+        deterministic=deterministic,
+        max_episode_steps=steps,
+        warn_of_cuts=False,
+        on_step=draw,
+    )
     drawn.close()
     return frames, rate / stride
 
@@ -122,7 +121,7 @@ def _drawable(env: str | EnvSpec, seed: int) -> gym.Env[Any, Any]:
             drawn = make_env(env, render_mode="rgb_array")
             drawn.reset(seed=seed)
             frame = drawn.render()
-    except Exception as error:  # OpenGL's bindings raise whatever they stumble over
+    except Exception as error:  # OpenGL's bindings raise errors of many types
         chosen = os.environ.get("MUJOCO_GL", "unset, or does not work")
         raise RenderError(
             f"{name} cannot be drawn here ({type(error).__name__}: {error}; MUJOCO_GL: {chosen}). "
@@ -135,7 +134,7 @@ def _drawable(env: str | EnvSpec, seed: int) -> gym.Env[Any, Any]:
 
 
 def _scaled(frame: Any) -> NDArray[np.uint8]:
-    """The frame with its longer side at most LONGER_SIDE and even sides, as video codecs want."""
+    """The frame with its longer side at most LONGER_SIDE, and even sides for video codecs."""
     image = Image.fromarray(np.asarray(frame, dtype=np.uint8))
     factor = min(1.0, LONGER_SIDE / max(image.size))
     width, height = (max(2, 2 * round(side * factor / 2)) for side in image.size)

@@ -1,4 +1,4 @@
-"""Where datasets come from: local, downloaded, bundled, combined; and whether they are whole.
+"""Where datasets come from: local, downloaded, bundled, combined; and whether they are complete.
 
-How a policy is rolled out belongs in `envs.collect`, what an array means in `envs.data`.
+How episodes are played belongs in `envs.rollouts`, what an array means in `envs.data`.
 """

@@ -12,21 +12,19 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import minari
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from qgpo.envs.data.local import folder_of, local_ids
 from qgpo.envs.store import bundled
+from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.envs.store.remote import remote_catalogue
 from qgpo.envs.tasks.families import Family, find_family
 from qgpo.envs.tasks.making import PACKAGES
-from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
-from qgpo.envs.tasks.spaces import check_spaces
+from qgpo.envs.tasks.spaces import vector_spaces
 
 Where = Literal["local", "bundled", "remote"]
 WHERE: tuple[Where, ...] = get_args(Where)
@@ -77,7 +75,7 @@ def catalogue(where: Where, prefix: str = "") -> list[Entry]:
     the remote cannot be reached, and ValueError for an unknown place.
     """
     if where == "bundled":
-        return [_bundled(name) for name in bundled.ids() if name.startswith(prefix)]
+        return [_bundled(name) for name in sorted(bundled.RECIPES) if name.startswith(prefix)]
     here = local_ids()
     if where == "local":
         return [_local(name) for name in here if name.startswith(prefix)]
@@ -167,12 +165,7 @@ def _missing(metadata: dict[str, Any], spec: EnvSpec | None, family: Family) -> 
     made_with = metadata.get("minari_version")
     if made_with not in minari.supported_dataset_versions:
         yield f"made with Minari {made_with}, which {minari.__version__} does not read"
-    try:
-        unsupported = _unsupported(metadata, family)
-    except Exception as error:  # a space that Minari here does not know
-        unsupported = f"{type(error).__name__}: {error}"
-    if unsupported:
-        yield unsupported
+    yield from _unsupported(metadata, family)
     entry_point = "" if spec is None else str(spec.entry_point or "")
     module = family.package or entry_point.split(":")[0].split(".")[0]
     if module and importlib.util.find_spec(module) is None:
@@ -180,20 +173,20 @@ def _missing(metadata: dict[str, Any], spec: EnvSpec | None, family: Family) -> 
         yield f"package {_distribution(module, metadata)}, for its environment{install}"
 
 
-def _unsupported(metadata: dict[str, Any], family: Family) -> str | None:
+def _unsupported(metadata: dict[str, Any], family: Family) -> Iterator[str]:
     """Why `load_dataset` refuses its spaces, in a few words."""
     if "observation_space" not in metadata or "action_space" not in metadata:
-        return None
-    observations = deserialize_space(metadata["observation_space"])
-    actions = deserialize_space(metadata["action_space"])
+        return
     try:
-        if isinstance(observations, spaces.Dict):
-            adapter = ObservationAdapter.choose(observations, family.observation, "it")
-            observations = adapter.box(observations, "it")
-        check_spaces(observations, actions, "it")
+        observations = deserialize_space(metadata["observation_space"])
+        actions = deserialize_space(metadata["action_space"])
+    except Exception as error:  # a space that Minari here does not know
+        yield f"{type(error).__name__}: {error}"
+        return
+    try:
+        vector_spaces(observations, actions, family.observation, "it")
     except ValueError as error:
-        return str(error).split(";")[0].removeprefix("it has ")
-    return None
+        yield str(error).split(";")[0].removeprefix("it has ")
 
 
 def _distribution(module: str, metadata: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a local dataset, in one report."""
+"""A report of everything that can be wrong with a local dataset."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.envs.data.local import folder_of
-from qgpo.envs.store.bundled import RECIPES
+from qgpo.envs.store.bundled import is_published
 from qgpo.envs.store.catalogue import OTHER_DATA, like_d4rl
 from qgpo.envs.store.downloading import damaged_files
-from qgpo.envs.store.loading import load_dataset, open_dataset
+from qgpo.envs.store.loading import load_dataset
+from qgpo.envs.store.local import folder_of
+from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.tasks.making import make_env
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     ok: bool | None
-    """None where there was nothing to compare with"""
+    """None where there is nothing to compare with"""
     text: str
 
 
 @dataclass
 class Report:
-    """What was found, in the order in which it was looked at."""
+    """The results of all checks, in their order."""
 
     id: str
     findings: list[Finding] = field(default_factory=list)
@@ -38,70 +39,48 @@ class Report:
         """Whether nothing is wrong."""
         return all(finding.ok is not False for finding in self.findings)
 
-    def add(self, what: str, ok: bool | None, text: str) -> None:
-        """Note one more finding."""
-        self.findings.append(Finding(what, ok, text))
-
 
 def check_dataset(dataset_id: str) -> Report:
-    """Look at files, episodes, every value, the environment and the reference scores.
+    """Check files, episodes, every value, the environment and the reference scores.
 
     Nothing is downloaded or changed. Raises ValueError where no such dataset is here.
     """
     if not folder_of(dataset_id).exists():
         open_dataset(dataset_id, download=False)  # a version, a bundled one, or the error
-    report = Report(dataset_id)
     try:
         opened = open_dataset(dataset_id, download=False)
     except ValueError as error:
-        report.add("episodes", False, str(error))
-        _check_files(report)
-        return report
-    report.id = opened.id
-    _check_files(report)
-    report.add(
-        "episodes", True, f"all {opened.total_episodes} are there, {opened.total_steps} steps"
-    )
+        return Report(dataset_id, [Finding("episodes", False, str(error)), _files(dataset_id)])
+    text = f"all {opened.total_episodes} are there, {opened.total_steps} steps"
+    report = Report(opened.id, [_files(opened.id), Finding("episodes", True, text)])
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not the published one")
             dataset = load_dataset(opened)
     except ValueError as error:
-        report.add("values", False, str(error))
+        report.findings.append(Finding("values", False, str(error)))
         return report
-    report.add(
-        "values",
-        True,
-        f"{len(dataset)} transitions are aligned, finite and inside the action space",
-    )
-    _check_published(report, dataset)
-    _check_ends(report, dataset)
-    _check_environment(report, dataset)
-    _check_reference(report, dataset)
+    text = f"{len(dataset)} transitions are aligned, finite and inside the action space"
+    report.findings.append(Finding("values", True, text))
+    same = is_published(dataset)
+    if same is not None:
+        text = "the same numbers" if same else "other numbers: scores compare with no others"
+        report.findings.append(Finding("published", same, text))
+    report.findings += [_ends(dataset), _environment(dataset), _scores(dataset)]
     return report
 
 
-def _check_files(report: Report) -> None:
-    damaged = damaged_files(folder_of(report.id))
+def _files(dataset_id: str) -> Finding:
+    damaged = damaged_files(folder_of(dataset_id))
     if damaged is None:
-        report.add("files", None, "no checksums were recorded: not downloaded by qgpo")
-    elif damaged:
-        report.add("files", False, f"changed since their download: {', '.join(damaged)}")
-    else:
-        report.add("files", True, "as they were downloaded, by their SHA-256")
+        return Finding("files", None, "no checksums were recorded: not downloaded by qgpo")
+    if damaged:
+        return Finding("files", False, f"changed since their download: {', '.join(damaged)}")
+    return Finding("files", True, "as they were downloaded, by their SHA-256")
 
 
-def _check_published(report: Report, dataset: OfflineDataset) -> None:
-    """Whether a bundled dataset is the one that published figures stand on."""
-    recipe = RECIPES.get(dataset.id)
-    if recipe is not None and recipe.fingerprint is not None:
-        same = recipe.fingerprint == dataset.fingerprint
-        text = "the same numbers" if same else "other numbers: scores compare with no others"
-        report.add("published", same, text)
-
-
-def _check_ends(report: Report, dataset: OfflineDataset) -> None:
-    """How episodes end, and whether anything happens after an end."""
+def _ends(dataset: OfflineDataset) -> Finding:
+    """How episodes end, and whether a step that is flagged as an end has others after it."""
     last = dataset.last_steps
     terminated, truncated = np.asarray(dataset.terminations), np.asarray(dataset.truncations)
     inside = int(((terminated | truncated) & ~last).sum())
@@ -111,32 +90,29 @@ def _check_ends(report: Report, dataset: OfflineDataset) -> None:
         text += f", {neither} with neither flag (their bootstrap is kept)"
     if inside:
         text += f"; {inside} steps are flagged as an end and followed by others"
-    report.add("ends", inside == 0, text)
+    return Finding("ends", inside == 0, text)
 
 
-def _check_environment(report: Report, dataset: OfflineDataset) -> None:
+def _environment(dataset: OfflineDataset) -> Finding:
     if dataset.env_spec is None:
-        report.add("environment", None, "none is named: pass one to evaluate()")
-        return
+        return Finding("environment", None, "none is named: pass one to evaluate()")
     try:
         env = make_env(dataset.env_spec)
     except ValueError as error:
-        report.add("environment", False, str(error))
-        return
+        return Finding("environment", False, str(error))
     shapes = env.observation_space.shape, env.action_space.shape
     env.close()
     expected = dataset.observation_space.shape, dataset.action_space.shape
     text = f"{dataset.env_spec.id} has observations {shapes[0]} and actions {shapes[1]}"
     if shapes != expected:
         text += f", the data {expected[0]} and {expected[1]}"
-    report.add("environment", shapes == expected, text)
+    return Finding("environment", shapes == expected, text)
 
 
-def _check_reference(report: Report, dataset: OfflineDataset) -> None:
+def _scores(dataset: OfflineDataset) -> Finding:
     reference = dataset.reference
     if reference is None:
-        report.add("scores", None, "no reference scores: returns stay raw")
-        return
+        return Finding("scores", None, "no reference scores: returns stay raw")
     score = float(reference.normalize(dataset.episode_returns.mean()))
     text = (
         f"0 is a return of {reference.minimum:.6g}, 100 one of {reference.maximum:.6g} "
@@ -146,4 +122,4 @@ def _check_reference(report: Report, dataset: OfflineDataset) -> None:
     if d4rl is not None:
         do_not = "do not compare" if comparable == OTHER_DATA else "were not shown to compare"
         text += f". Scores {do_not} with published ones on D4RL's {d4rl}"
-    report.add("scores", True, text)
+    return Finding("scores", True, text)

@@ -1,31 +1,29 @@
-"""Downloads: checked against the remote's checksums, in place only when whole.
+"""Downloads: checked against the remote's checksums, put in place only when complete.
 
-Files arrive in a hidden folder beside the datasets, `.qgpo-download-…`. What an interrupted
-download left there is gone on with: files that had arrived are kept, half a file is fetched
-anew. `download.json` beside the data says where they are from and what their digests are.
+Files arrive in a hidden folder beside the datasets, `.qgpo-download-…`. A download that was
+interrupted is continued there: complete files are kept, an incomplete file is fetched again.
+`download.json` beside the data names the remote and the digest of every file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from filelock import FileLock, Timeout
 from minari import MinariDataset
-from minari.storage.datasets_root_dir import get_dataset_path
 
-from qgpo.envs.data.local import (
+from qgpo.envs.store.local import (
     DamagedDatasetError,
     datasets_root,
-    open_whole,
-    put_in_place,
+    files_in,
+    folder_of,
+    open_local,
     split_version,
 )
 from qgpo.envs.store.remote import (
@@ -36,49 +34,48 @@ from qgpo.envs.store.remote import (
     open_remote,
     remote_name,
 )
+from qgpo.envs.store.writing import add_dataset, check_space
 
 RECORD = "download.json"
-CHUNK = 2**20
-"""bytes read at a time when digests are computed"""
+LOCKS = ".qgpo-locks"
+"""folder of the lock files, which stay there: a waiting process has them open"""
 
 
 def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True) -> MinariDataset:
-    """Fetch a dataset from Minari's remote, the newest readable version where none is named.
+    """Fetch a dataset from Minari's remote; without a version, the newest one readable here.
 
-    One that is there and whole is opened as it is, unless `force` is set; one that is damaged is
-    replaced once the new one is whole. Raises RemoteError where the remote cannot be reached,
-    does not have it, or delivers something else than it announces.
+    A complete local dataset is opened as it is, unless `force` is set. A damaged one is replaced
+    once the new one is complete. Raises RemoteError where the remote cannot be reached, does not
+    have the dataset, or delivers something else than it announces.
     """
     if not force and split_version(dataset_id)[1] is not None:
         with contextlib.suppress(FileNotFoundError, DamagedDatasetError):
-            return open_whole(dataset_id)
+            return open_local(dataset_id)
     dataset_id, about = choose_remote(dataset_id)
     with _scratch(dataset_id) as scratch:
-        if not force:
+        if not force:  # another process may just have fetched it
             with contextlib.suppress(FileNotFoundError, DamagedDatasetError):
-                opened = open_whole(dataset_id)  # another process may just have fetched it
-                shutil.rmtree(scratch)
-                return opened
-        expected = _announced(dataset_id)
-        _check_space(dataset_id, expected, float(about.get("dataset_size") or 0.0) * 1e6)
-        made = scratch / dataset_id
+                return open_local(dataset_id)
+        expected = checksums(dataset_id)
+        size = sum(file.size for file in expected.values())
+        check_space(dataset_id, size or float(about.get("dataset_size") or 0.0) * 1e6)
         _fetch(dataset_id, scratch, expected, progress_bar)
-        with datasets_root(scratch):
-            try:
-                open_whole(dataset_id)
-            except (DamagedDatasetError, FileNotFoundError) as error:
-                shutil.rmtree(made, ignore_errors=True)
-                raise RemoteError(
-                    f"dataset {dataset_id!r} on {remote_name()} is itself damaged: {error}"
-                ) from error
+        made = scratch / dataset_id
+        try:
+            with datasets_root(scratch):
+                open_local(dataset_id)
+        except (DamagedDatasetError, FileNotFoundError) as error:
+            shutil.rmtree(made, ignore_errors=True)
+            raise RemoteError(
+                f"dataset {dataset_id!r} on {remote_name()} is itself damaged: {error}"
+            ) from error
         _write_record(made)
-        put_in_place(made, dataset_id, replace=True)
-        shutil.rmtree(scratch)
-    return open_whole(dataset_id)
+        add_dataset(made, dataset_id, replace=True)
+        return open_local(dataset_id)
 
 
 def damaged_files(folder: Path) -> list[str] | None:
-    """Files of a downloaded dataset that are no longer what arrived; None without a record."""
+    """Files of a downloaded dataset that have changed since; None without a record."""
     try:
         record = json.loads((folder / RECORD).read_text())
         expected = {
@@ -90,22 +87,20 @@ def damaged_files(folder: Path) -> list[str] | None:
     return _differing(folder, expected)
 
 
-def _announced(dataset_id: str) -> dict[str, Checksum]:
-    try:
-        return checksums(dataset_id)
-    except Exception as error:
-        raise RemoteError(
-            f"the files of dataset {dataset_id!r} on {remote_name()} cannot be listed "
-            f"({type(error).__name__}: {error})"
-        ) from error
+def digest(path: Path, algorithm: str) -> str:
+    """SHA-256, or git's SHA-1 ("git-sha1"), which hashes a header with the length first."""
+    state = hashlib.sha256()
+    if algorithm == "git-sha1":
+        state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: state).hexdigest()
 
 
 def _fetch(
     dataset_id: str, scratch: Path, expected: dict[str, Checksum], progress_bar: bool
 ) -> None:
-    """All files into the scratch folder; those with a wrong digest once more."""
-    made = scratch / dataset_id
-    for last in (False, True):
+    """Fetch all files into the scratch folder; files with a wrong digest are fetched twice."""
+    for _ in range(2):
         try:
             with _bars(progress_bar):
                 open_remote().download_dataset(dataset_id, scratch)
@@ -115,109 +110,80 @@ def _fetch(
                 f"({type(error).__name__}: {error}). Start it again: files that have arrived are "
                 f"kept in {scratch}"
             ) from error
-        wrong = _differing(made, expected)
+        wrong = _differing(scratch / dataset_id, expected)
         if not wrong:
             return
         for name in wrong:
-            (made / name).unlink(missing_ok=True)
-        if last:
-            raise RemoteError(
-                f"dataset {dataset_id!r}: {', '.join(wrong)} arrived twice from {remote_name()} "
-                "incomplete or with another checksum than announced; no dataset was changed. The "
-                "remote, a proxy on the way or Hugging Face's cache (HF_HOME) is at fault: try "
-                "again later, or without that cache"
-            )
+            (scratch / dataset_id / name).unlink(missing_ok=True)
+    raise RemoteError(
+        f"dataset {dataset_id!r}: {', '.join(wrong)} arrived twice from {remote_name()} "
+        "incomplete or with another checksum than announced; no dataset was changed. The "
+        "remote, a proxy on the way or Hugging Face's cache (HF_HOME) is at fault: try "
+        "again later, or without that cache"
+    )
 
 
 def _differing(folder: Path, expected: dict[str, Checksum]) -> list[str]:
     """Names of files that are missing or have another size or digest."""
-    return [name for name, wanted in expected.items() if not _is(folder / name, wanted)]
-
-
-def _is(path: Path, wanted: Checksum) -> bool:
-    if not path.is_file() or path.stat().st_size != wanted.size:
-        return False
-    return digest(path, wanted.algorithm) == wanted.digest
-
-
-def digest(path: Path, algorithm: str) -> str:
-    """SHA-256, or git's SHA-1, which has a header with the length before the content."""
-    if algorithm == "sha256":
-        state = hashlib.sha256()
-    else:
-        state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
+    return [
+        name
+        for name, checksum in expected.items()
+        if not (folder / name).is_file()
+        or (folder / name).stat().st_size != checksum.size
+        or digest(folder / name, checksum.algorithm) != checksum.digest
+    ]
 
 
 def _write_record(folder: Path) -> None:
     files = {
-        str(path.relative_to(folder)): {
-            "size": path.stat().st_size,
-            "sha256": digest(path, "sha256"),
-        }
-        for path in sorted((folder / "data").rglob("*"))
-        if path.is_file()
+        f"data/{name}": {"size": path.stat().st_size, "sha256": digest(path, "sha256")}
+        for name, path in files_in(folder / "data").items()
     }
-    record: dict[str, Any] = {"remote": remote_name(), "files": files}
+    record = {"remote": remote_name(), "files": files}
     (folder / RECORD).write_text(json.dumps(record, indent=2))
-
-
-def _check_space(dataset_id: str, expected: dict[str, Checksum], size: float) -> None:
-    """Refuse to begin what cannot end. Sizes in bytes."""
-    needed = sum(file.size for file in expected.values()) or size
-    free = shutil.disk_usage(get_dataset_path()).free
-    if needed > free:
-        raise OSError(
-            f"dataset {dataset_id!r} takes {needed / 1e6:.0f} MB, {get_dataset_path('')} has "
-            f"{free / 1e6:.0f} MB free: free some space, or set MINARI_DATASETS_PATH"
-        )
 
 
 @contextlib.contextmanager
 def _scratch(dataset_id: str) -> Iterator[Path]:
-    """The folder that this download arrives in, for one process at a time.
+    """The folder for the files of this download, which one process at a time may use.
 
-    A second process that wants the same dataset waits for the first.
+    Other processes that want the same dataset wait. The folder is removed at the end; after an
+    error it stays, unless it is empty.
     """
-    scratch = Path(get_dataset_path()) / f".qgpo-download-{dataset_id.replace('/', '+')}"
-    while True:
-        scratch.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(scratch, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process is downloading {dataset_id!r}: waiting", file=sys.stderr)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if scratch.exists() and scratch.stat().st_ino == os.fstat(descriptor).st_ino:
-            break
-        os.close(descriptor)  # the process before finished and removed it
+    name = dataset_id.replace("/", "+")
+    scratch = folder_of(f".qgpo-download-{name}")
+    lock = FileLock(folder_of(LOCKS) / f"{name}.lock")
+    Path(lock.lock_file).parent.mkdir(exist_ok=True)
     try:
-        for left in scratch.rglob("*.incomplete"):  # by a process that was killed
-            left.unlink()
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"another process is downloading {dataset_id!r}: waiting", file=sys.stderr)
+        lock.acquire()
+    try:
+        scratch.mkdir(exist_ok=True)
+        for path in scratch.rglob("*.incomplete"):  # left by a process that was killed
+            path.unlink()
         yield scratch
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
             scratch.rmdir()  # only if nothing arrived
-        os.close(descriptor)
+        raise
+    else:
+        shutil.rmtree(scratch)
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
 def _bars(shown: bool) -> Iterator[None]:
-    """Hugging Face's progress bars, shown or not."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    """Show or hide Hugging Face's progress bars."""
+    from huggingface_hub import utils
 
-    if shown or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    hide = not shown and not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
+    if hide:
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        enable_progress_bars()
+        if hide:
+            utils.enable_progress_bars()  # type: ignore[attr-defined]

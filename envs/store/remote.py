@@ -1,4 +1,4 @@
-"""Minari's remote, which `MINARI_REMOTE` names: is it there, and what does it hold."""
+"""Minari's remote, which `MINARI_REMOTE` names: whether it answers, and what it holds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import minari
 from minari.storage.remotes import DEFAULT_REMOTE, get_cloud_storage
 from minari.storage.remotes.cloud_storage import CloudStorage
 
-from qgpo.envs.data.local import split_version
+from qgpo.envs.store.local import split_version
 
 PROBE_SECONDS = 3.0
 """how long the first answer of the remote may take"""
@@ -22,12 +23,12 @@ GOOGLE = "https://storage.googleapis.com"
 
 
 class RemoteError(ValueError):
-    """The remote cannot be reached, or what was asked of it is not there."""
+    """The remote cannot be reached, or does not have what was requested."""
 
 
 @dataclass(frozen=True)
 class Checksum:
-    """What a file of a dataset has to be."""
+    """The size and the digest that a file of a dataset must have."""
 
     size: int
     algorithm: Literal["sha256", "git-sha1"]
@@ -37,8 +38,8 @@ class Checksum:
 def open_remote(seconds: float = PROBE_SECONDS) -> CloudStorage:
     """Minari's remote, once it has answered. Raises RemoteError after a few seconds if not.
 
-    Minari's own calls retry for half a minute before they give up; so one request is tried
-    first, in a thread, as looking a host name up knows no time limit.
+    Minari's own calls retry for half a minute before they fail, so one request is tried first.
+    It runs in a thread, because the look-up of a host name has no time limit.
     """
     name = remote_name()
     try:
@@ -78,7 +79,7 @@ def remote_name() -> str:
 
 
 def _ask(remote: str, seconds: float) -> None:
-    """One request; any answer will do, but for that of a server in trouble."""
+    """Send one request; every answer is accepted except a server error."""
     if remote.startswith("hf://"):
         from huggingface_hub import constants, get_session
 
@@ -94,9 +95,9 @@ def _ask(remote: str, seconds: float) -> None:
 
 
 def remote_catalogue(prefix: str | None = None) -> dict[str, dict[str, Any]]:
-    """The metadata of every remote dataset whose id begins so, by id.
+    """The metadata of every remote dataset whose id starts with the prefix, by id.
 
-    A dataset whose metadata cannot be read has {"error": why}. Raises RemoteError.
+    A dataset whose metadata cannot be read has {"error": reason}. Raises RemoteError.
     """
     storage = open_remote()
 
@@ -112,49 +113,44 @@ def remote_catalogue(prefix: str | None = None) -> dict[str, dict[str, Any]]:
 
 
 def choose_remote(dataset_id: str) -> tuple[str, dict[str, Any]]:
-    """The id with its version, the newest that can be read here where none is named; metadata.
+    """The id with its version, and the metadata; without a version, the newest one readable here.
 
     Raises RemoteError where the remote has no such dataset or Minari here cannot read it.
     """
+    name = remote_name()
     stem, version = split_version(dataset_id)
-    versions = {
-        split_version(other)[1]: about
-        for other, about in remote_catalogue(stem).items()
-        if split_version(other)[0] == stem
-    }
+    listed = {split_version(other): about for other, about in remote_catalogue(stem).items()}
+    versions = {n: about for (other, n), about in listed.items() if other == stem and n is not None}
     readable = {
         number: about
         for number, about in versions.items()
         if about.get("minari_version") in minari.supported_dataset_versions
     }
-    if version is None and readable:
-        version = max(number for number in readable if number is not None)
-    if version in readable:
-        return f"{stem}-v{version}", readable[version]
-    if version in versions or (version is None and versions):
-        about = next(iter(versions.values())) if version is None else versions[version]
+    chosen = max(readable or versions, default=None) if version is None else version
+    if chosen in readable:
+        return f"{stem}-v{chosen}", readable[chosen]
+    if chosen in versions:
+        about = versions[chosen]
         reason = about.get("error") or f"it was made with Minari {about.get('minari_version')}"
         raise RemoteError(
-            f"dataset {dataset_id!r} on {remote_name()} cannot be read with the installed Minari "
-            f"{minari.__version__}: {reason}; versions that can: {_named(stem, list(readable))}"
+            f"dataset {dataset_id!r} on {name} cannot be read with the installed Minari "
+            f"{minari.__version__}: {reason}; versions that can: {_named(stem, readable)}"
         )
     if versions:
         raise RemoteError(
-            f"dataset {dataset_id!r} is not on {remote_name()}, which has "
-            f"{_named(stem, list(versions))}"
+            f"dataset {dataset_id!r} is not on {name}, which has {_named(stem, versions)}"
         )
-    group = f"{stem.split('/')[0]}/"
-    known = sorted(set(_listed(open_remote(), group if "/" in stem else None)))
+    group = f"{stem.split('/')[0]}/" if "/" in stem else None
+    known = ", ".join(sorted(set(_listed(open_remote(), group)))) or "nothing"
     raise RemoteError(
-        f"dataset {dataset_id!r} is not on {remote_name()}, which has "
-        f"{', '.join(known) or 'nothing'} under {group if '/' in stem else 'it'}"
+        f"dataset {dataset_id!r} is not on {name}, which has {known} under {group or 'it'}"
     )
 
 
 def checksums(dataset_id: str) -> dict[str, Checksum]:
-    """Size and digest of every file under `data/`, by path; empty where a remote keeps none.
+    """Size and digest of every file under `data/`, by path; empty where the remote has none.
 
-    Hugging Face has the SHA-256 of large files and the git SHA-1 of small ones.
+    Hugging Face has the SHA-256 of large files and the git SHA-1 of small ones. Raises RemoteError.
     """
     kind, _, organisation = remote_name().partition("://")
     if kind != "hf":
@@ -163,17 +159,22 @@ def checksums(dataset_id: str) -> dict[str, Checksum]:
     from huggingface_hub.hf_api import RepoFile
 
     repository, _, path = dataset_id.partition("/")
-    tree = HfApi().list_repo_tree(
-        f"{organisation}/{repository}", f"{path}/data", recursive=True, repo_type="dataset"
-    )
+    repo_id = f"{organisation}/{repository}"
+    try:
+        tree = HfApi().list_repo_tree(repo_id, f"{path}/data", recursive=True, repo_type="dataset")
+        files = [file for file in tree if isinstance(file, RepoFile)]
+    except Exception as error:
+        raise RemoteError(
+            f"the files of dataset {dataset_id!r} on {remote_name()} cannot be listed "
+            f"({type(error).__name__}: {error})"
+        ) from error
     return {
         file.path.removeprefix(f"{path}/"): (
             Checksum(file.size, "git-sha1", file.blob_id)
             if file.lfs is None
             else Checksum(file.lfs.size, "sha256", file.lfs.sha256)
         )
-        for file in tree
-        if isinstance(file, RepoFile)
+        for file in files
     }
 
 
@@ -186,5 +187,5 @@ def _listed(storage: CloudStorage, prefix: str | None) -> list[str]:
         ) from error
 
 
-def _named(stem: str, versions: list[int | None]) -> str:
-    return ", ".join(f"{stem}-v{n}" for n in sorted(n for n in versions if n is not None)) or "none"
+def _named(stem: str, versions: Iterable[int]) -> str:
+    return ", ".join(f"{stem}-v{number}" for number in sorted(versions)) or "none"

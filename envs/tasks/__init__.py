@@ -1,4 +1,4 @@
-"""Which environment a dataset means, which vector its observations are, which score counts.
+"""What is known of tasks: environments, observation vectors, supported spaces, reference scores.
 
-Playing belongs in `envs.play`.
+Datasets belong in `envs.data` and `envs.store`, playing in `envs.play`.
 """

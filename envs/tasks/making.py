@@ -1,4 +1,4 @@
-"""One way to create environments, quietly."""
+"""Creation of environments, without notes that the user cannot act on."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PACKAGES = {"gymnasium_robotics": (robotics.register, "pip install gymnasium-rob
 
 @contextlib.contextmanager
 def quiet_mujoco() -> Iterator[None]:
-    """Keep MuJoCo's deprecation notes about Gymnasium's own models from the user.
+    """Hide MuJoCo's deprecation notes about Gymnasium's own models.
 
-    MuJoCo 4 prints one at every creation of HalfCheetah-v5 and leaves a MUJOCO_LOG.TXT in the
+    MuJoCo 4 prints one whenever HalfCheetah-v5 is created, and leaves a MUJOCO_LOG.TXT in the
     working folder. Other MuJoCo warnings become Python warnings.
     """
     try:
@@ -31,7 +31,7 @@ def quiet_mujoco() -> Iterator[None]:
     except ImportError:
         yield
         return
-    except Exception as error:  # OpenGL's bindings raise whatever they stumble over
+    except Exception as error:  # OpenGL's bindings raise errors of many types
         raise ValueError(
             f"MuJoCo cannot be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL')!r} "
             f"({type(error).__name__}: {error}); unset it, or set the one of egl, osmesa and glfw "
@@ -50,12 +50,16 @@ def _forward_warning(message: str) -> None:
         warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
 
 
-def spec_to_json(spec: EnvSpec) -> str:
-    """The spec as JSON, without the names of code to import (entry points, wrappers)."""
-    plain = dataclasses.replace(
+def _without_code(spec: EnvSpec) -> EnvSpec:
+    """The spec without names of code to import."""
+    return dataclasses.replace(
         spec, entry_point=None, vector_entry_point=None, additional_wrappers=()
     )
-    return plain.to_json()
+
+
+def spec_to_json(spec: EnvSpec) -> str:
+    """The spec as JSON, without the names of code to import (entry points, wrappers)."""
+    return _without_code(spec).to_json()
 
 
 def spec_from_json(text: str) -> EnvSpec:
@@ -65,12 +69,9 @@ def spec_from_json(text: str) -> EnvSpec:
     a file cannot choose what runs.
     """
     try:
-        spec = EnvSpec.from_json(text)
+        return _without_code(EnvSpec.from_json(text))
     except (ValueError, KeyError, TypeError, AttributeError, gym.error.Error) as error:
         raise ValueError(f"environment spec {text[:80]!r} cannot be read ({error})") from error
-    return dataclasses.replace(
-        spec, entry_point=None, vector_entry_point=None, additional_wrappers=()
-    )
 
 
 def _register(env_id: str) -> None:
@@ -88,28 +89,26 @@ def _register(env_id: str) -> None:
         ) from error
 
 
-def as_played(env_id: str) -> str | EnvSpec:
-    """The environment as its family is played, where a maze ends at the goal; else the id."""
-    family = find_family(env_id=env_id)
+def as_played(env: str | EnvSpec) -> str | EnvSpec:
+    """For an id, the environment by the rules of its family (a maze ends at the goal), if any.
+
+    A spec is returned as it is.
+    """
+    if not isinstance(env, str):
+        return env
+    family = find_family(env_id=env)
     if not family.evaluation and family.max_episode_steps is None:
-        return env_id
-    _register(env_id)
-    return family.played(gym.spec(env_id)) or env_id
-
-
-def _cannot_be_made(env_id: str, error: Exception) -> str:
-    return (
-        f"environment {env_id!r} cannot be made: {error}. Registered ids are listed by "
-        "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported"
-    )
+        return env
+    _register(env)
+    return family.played(gym.spec(env)) or env
 
 
 def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """`gymnasium.make` for an id or a spec, with the collector's own wrappers left out.
+    """`gymnasium.make` for an id or a spec, without the wrappers that recorded a dataset.
 
-    Dataset specs may carry wrappers that only made sense while recording (SB3's Monitor), and
-    name versions that are out of date on purpose. Packages that the families name are imported;
-    a registered id runs what is registered, whatever entry point a spec has.
+    The spec of a dataset may contain wrappers that are only needed for recording (SB3's Monitor),
+    and may name an outdated version on purpose. The package of the environment's family is
+    imported. A registered id runs the registered code, whatever entry point a spec has.
     """
     if not isinstance(env, str | EnvSpec):
         raise TypeError(
@@ -122,7 +121,7 @@ def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any,
     env_id = env.id if isinstance(env, EnvSpec) else env
     _register(env_id)
     if find_family(env_id=env_id).package is not None:
-        kwargs["disable_env_checker"] = True  # it complains of what only their authors can change
+        kwargs["disable_env_checker"] = True  # its notes are for the authors of the package
     try:
         if isinstance(env, EnvSpec) and env_id in gym.registry:
             env.entry_point = gym.registry[env_id].entry_point
@@ -132,4 +131,7 @@ def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any,
             warnings.filterwarnings("ignore", message=".*is out of date.*")
             return gym.make(env, **kwargs)
     except (gym.error.Error, ImportError) as error:
-        raise ValueError(_cannot_be_made(env_id, error)) from error
+        raise ValueError(
+            f"environment {env_id!r} cannot be made: {error}. Registered ids are listed by "
+            "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported"
+        ) from error

@@ -1,4 +1,4 @@
-"""Dict observations as the vectors that agents see, and back where nothing is left out."""
+"""Dict observations as the vectors that agents see, and back where all parts are used."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class ObservationAdapter:
-    """Which parts of a Dict observation make up the vector, and in which order."""
+    """The parts of a Dict observation that make up the vector, in order."""
 
     parts: tuple[tuple[Path, tuple[int, ...]], ...]
     """(keys from the outside in, shape) of each part"""
     complete: bool
-    """whether the parts are all there is, so that the vector can be turned back"""
+    """whether the observation has no other parts, so that the vector can be turned back"""
 
     @classmethod
     def choose(cls, space: spaces.Dict, keys: Sequence[str] | None, of: str) -> ObservationAdapter:
-        """The parts under `keys`, in that order; None takes all parts, sorted by their names.
+        """The parts under `keys`, in that order; None takes all parts, sorted by name.
 
-        Raises ValueError for a missing key, for parts that are no Box, and for images.
+        Raises ValueError for a missing key, for parts that are not a Box, and for images.
         """
         missing = [key for key in keys or () if key not in space.spaces]
         if missing:
@@ -37,11 +37,10 @@ class ObservationAdapter:
                 f"{of} has observation parts {sorted(space.spaces)}, expected {list(keys or ())} "
                 "among them"
             )
-        boxes: list[tuple[Path, spaces.Box]] = []
-        for key in sorted(space.spaces) if keys is None else keys:
-            boxes += _boxes(space.spaces[key], (key,), of)
-        complete = keys is None or set(keys) == set(space.spaces)
-        return cls(tuple((path, box.shape) for path, box in boxes), complete)
+        chosen = sorted(space.spaces) if keys is None else keys
+        boxes = [part for key in chosen for part in _boxes(space.spaces[key], (key,), of)]
+        parts = tuple((path, box.shape) for path, box in boxes)
+        return cls(parts, complete=set(chosen) == set(space.spaces))
 
     @property
     def size(self) -> int:
@@ -49,8 +48,8 @@ class ObservationAdapter:
         return sum(int(np.prod(shape)) for _, shape in self.parts)
 
     def box(self, space: spaces.Dict, of: str) -> spaces.Box:
-        """The space of the vectors of a Dict space. Raises ValueError where a part is another."""
-        lows, highs = [], []
+        """The space of the vectors of a Dict space. Raises ValueError where a part differs."""
+        boxes: list[spaces.Box] = []
         for path, shape in self.parts:
             part: Any = space
             for key in path:
@@ -60,9 +59,10 @@ class ObservationAdapter:
                     f"{of} has observation space {space}; expected {'/'.join(path)} to be a Box "
                     f"of shape {shape}"
                 )
-            lows.append(part.low.ravel())
-            highs.append(part.high.ravel())
-        return spaces.Box(np.concatenate(lows), np.concatenate(highs), dtype=np.float64)
+            boxes.append(part)
+        low = np.concatenate([box.low.ravel() for box in boxes])
+        high = np.concatenate([box.high.ravel() for box in boxes])
+        return spaces.Box(low, high, dtype=np.float64)
 
     def flatten(self, observation: Mapping[str, Any]) -> NDArray[Any]:
         """One Dict observation to (S,), or a batch of B (arrays with a leading axis) to (B, S).
@@ -86,19 +86,19 @@ class ObservationAdapter:
     def unflatten(self, vector: NDArray[Any]) -> dict[str, Any]:
         """(S,) or (B, S) back to the Dict observation.
 
-        Raises ValueError where the vector leaves parts of the observation out.
+        Raises ValueError where the observation has parts that are not in the vector.
         """
         if not self.complete:
             raise ValueError(f"the vector holds {self} alone: the other parts are not in it")
         observation: dict[str, Any] = {}
-        begin = 0
-        for path, shape in self.parts:
-            end = begin + int(np.prod(shape))
+        ends = np.cumsum([int(np.prod(shape)) for _, shape in self.parts])
+        for (path, shape), values in zip(
+            self.parts, np.split(vector, ends[:-1], axis=-1), strict=True
+        ):
             inner = observation
             for key in path[:-1]:
                 inner = inner.setdefault(key, {})
-            inner[path[-1]] = vector[..., begin:end].reshape((*vector.shape[:-1], *shape))
-            begin = end
+            inner[path[-1]] = values.reshape((*vector.shape[:-1], *shape))
         return observation
 
     def to_json(self) -> dict[str, Any]:
@@ -157,20 +157,15 @@ def stack(observations: Sequence[Any]) -> Any:
     return np.stack(observations)
 
 
-def is_image(space: gym.Space[Any]) -> bool:
-    """Whether a space is one of pictures: (height, width, channels), or bytes of two dimensions."""
-    if not isinstance(space, spaces.Box):
-        return False
-    return len(space.shape) == 3 or (len(space.shape) == 2 and space.dtype == np.uint8)
-
-
-def image_message(of: str, space: gym.Space[Any]) -> str:
-    """Why images are refused, and what to do."""
-    return (
-        f"{of} has observations {space}, which are images; vectors are supported. Encode the "
-        "images first (with a pretrained network, say), and build the dataset from the codes with "
-        "OfflineDataset.from_arrays"
-    )
+def refuse_images(space: gym.Space[Any], of: str) -> None:
+    """Raise ValueError for (height, width, channels), and for bytes of two dimensions."""
+    n = len(space.shape) if isinstance(space, spaces.Box) else 0
+    if n == 3 or (n == 2 and space.dtype == np.uint8):
+        raise ValueError(
+            f"{of} has observations {space}, which are images; vectors are supported. Encode the "
+            "images first (with a pretrained network, say), and build the dataset from the codes "
+            "with OfflineDataset.from_arrays"
+        )
 
 
 def _boxes(space: gym.Space[Any], path: Path, of: str) -> Iterator[tuple[Path, spaces.Box]]:
@@ -178,9 +173,8 @@ def _boxes(space: gym.Space[Any], path: Path, of: str) -> Iterator[tuple[Path, s
     if isinstance(space, spaces.Dict):
         for key in sorted(space.spaces):
             yield from _boxes(space.spaces[key], (*path, key), of)
-    elif is_image(space):
-        raise ValueError(image_message(f"{of}: {'/'.join(path)}", space))
     elif isinstance(space, spaces.Box):
+        refuse_images(space, f"{of}: {'/'.join(path)}")
         yield path, space
     else:
         raise ValueError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from qgpo.envs.tasks.observations import image_message, is_image
+from qgpo.envs.tasks.observations import ObservationAdapter, refuse_images
 
 
 def check_spaces(
@@ -16,8 +17,7 @@ def check_spaces(
 ) -> tuple[spaces.Box, spaces.Box]:
     """The two spaces as Boxes, or a ValueError that says what is supported."""
     action_box = check_action_space(action_space, of)
-    if is_image(observation_space):
-        raise ValueError(image_message(of, observation_space))
+    refuse_images(observation_space, of)
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
         raise ValueError(
             f"{of} has observation space {observation_space}; one-dimensional Box observations "
@@ -26,6 +26,24 @@ def check_spaces(
             "gymnasium.wrappers.FlattenObservation"
         )
     return observation_space, action_box
+
+
+def vector_spaces(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    keys: Sequence[str] | None,
+    of: str,
+) -> tuple[ObservationAdapter | None, spaces.Box, spaces.Box]:
+    """How Dict observations become vectors (None where they are vectors), and both spaces as Boxes.
+
+    `keys` are the parts of a Dict observation to use. Raises ValueError for unsupported spaces.
+    """
+    check_action_space(action_space, of)
+    adapter = None
+    if isinstance(observation_space, spaces.Dict):
+        adapter = ObservationAdapter.choose(observation_space, keys, of)
+        observation_space = adapter.box(observation_space, of)
+    return adapter, *check_spaces(observation_space, action_space, of)
 
 
 def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
@@ -52,7 +70,8 @@ def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
 
 def same_box(first: spaces.Box, second: spaces.Box) -> bool:
     """Whether shapes and bounds are the same; types of numbers may differ."""
-    return first.shape == second.shape and all(
-        np.allclose(one, other)
-        for one, other in ((first.low, second.low), (first.high, second.high))
+    return (
+        first.shape == second.shape
+        and np.allclose(first.low, second.low)
+        and np.allclose(first.high, second.high)
     )

@@ -24,7 +24,7 @@ from factory import (
 from gymnasium import spaces
 
 from qgpo import OfflineDataset, load_dataset
-from qgpo.envs.data.local import new_dataset_path
+from qgpo.envs.store.writing import check_new_id
 
 DISCRETE = "…has action space Discrete(2); continuous actions (a Box with finite bounds) are …"
 NUMBERED = "dataset 'test/numbered-v0'"
@@ -176,7 +176,7 @@ CASES = [
         ValueError,
         "dataset 'test/numbered-v0' already exists in …; choose another version, or delete it "
         "with `minari delete test/numbered-v0`",
-        lambda: (minari_with(), new_dataset_path("test/numbered-v0")),
+        lambda: (minari_with(), check_new_id("test/numbered-v0")),
     ),
     Case(
         ARRAYS,

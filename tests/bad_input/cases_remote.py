@@ -17,7 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from qgpo import load_dataset
-from qgpo.envs.collect.vector import collect_vec_env
+from qgpo.envs.rollouts.collecting import collect_vec_env
 from qgpo.envs.store.combining import combine
 from qgpo.envs.store.downloading import download
 from qgpo.envs.store.remote import RemoteError

@@ -14,8 +14,8 @@ from commands import SCRIPTS, run
 from factory import MAIN, make_dataset, numbered_episodes, write_buffers
 from factory import REMOTE_ID as ID
 
-from qgpo.envs.data.figure import action_shares, draw_dataset, episode_lengths, summary
-from qgpo.envs.data.local import folder_of, local_ids
+from qgpo.envs.data.figure import action_shares, draw_dataset, summary
+from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.scripts import data as script
 
 
@@ -129,7 +129,7 @@ def test_show_writes_the_picture_and_the_summary(capsys):
 def test_numbers_of_the_picture_by_hand():
     actions = np.array([[-1.0], [-0.9], [0.0], [1.0]], np.float32)
     dataset = make_dataset(lengths=(1, 3), actions=actions)
-    assert episode_lengths(dataset).tolist() == [1, 3]
+    assert dataset.episode_lengths.tolist() == [1, 3]
     assert action_shares(dataset, 4).tolist() == [[0.5, 0.0, 0.25, 0.25]]
     assert dict(summary(dataset))["at a bound"] == "50.0 % of action values"
 

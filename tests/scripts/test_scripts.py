@@ -16,8 +16,9 @@ from factory import ROOT, WHITENED, same_parameters, subprocess_environment
 
 from qgpo import QGPO, load_agent, load_dataset
 from qgpo.agents.guided.tuning import GuidanceTuning
-from qgpo.envs.collect.policies import load_policy
-from qgpo.envs.collect.rollouts import collect, write_minari
+from qgpo.envs.rollouts.collecting import collect
+from qgpo.envs.rollouts.sb3_policies import load_policy
+from qgpo.envs.store.writing import write_minari
 from qgpo.experiments.folder import ContinuedCSV
 from qgpo.scripts import train
 

@@ -19,7 +19,7 @@ from minari.data_collector import EpisodeBuffer
 
 from qgpo import PRESETS, AEPOConfig, OfflineDataset, QIPOConfig, load_dataset
 from qgpo.agents.guided.config import GuidedPolicyConfig
-from qgpo.envs.data.local import datasets_root
+from qgpo.envs.store.local import datasets_root
 
 ROOT = Path(__file__).resolve().parents[2]
 REMOTE_ID = "test/remote/numbered-v0"

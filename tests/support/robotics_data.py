@@ -12,8 +12,8 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 
-from qgpo.envs.collect.controllers import WaypointPolicy
-from qgpo.envs.collect.rollouts import write_minari
+from qgpo.envs.rollouts.scripted_policies import WaypointPolicy
+from qgpo.envs.store.writing import write_minari
 from qgpo.envs.tasks.making import make_env
 from qgpo.envs.tasks.observations import stack
 

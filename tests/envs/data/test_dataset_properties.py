@@ -18,7 +18,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.storage.datasets_root_dir import get_dataset_path
 
 from qgpo import OfflineDataset, load_dataset
-from qgpo.envs.data import mapping
+from qgpo.envs.data import memmap
 from qgpo.envs.store.loading import STORAGES
 
 COUNTER = itertools.count()
@@ -111,7 +111,7 @@ def test_every_format_of_minari_gives_the_same_arrays(storage):
         for dataset, expected in ((whole, found[0][0]), (longer, found[0][1])):
             assert dataset.fingerprint == expected.fingerprint
             assert dataset.states.dtype == np.float32
-            for name in mapping.DTYPES:
+            for name in memmap.DTYPES:
                 np.testing.assert_array_equal(getattr(dataset, name), getattr(expected, name))
     assert (len(found[0][0]), len(found[0][1])) == (14, 13)
 
@@ -242,7 +242,7 @@ def test_a_damaged_conversion_is_made_anew(data):
 def test_conversion_happens_once_and_leaves_nothing_else(monkeypatch):
     dataset = mapped(make_dataset())
     before = {p.name: p.stat().st_mtime_ns for p in dataset.folder.iterdir()}
-    monkeypatch.setattr(mapping, "write_arrays", None)
+    monkeypatch.setattr(memmap, "write_arrays", None)
     again = load_dataset(dataset.id, download=False, storage="memmap")
     assert again.fingerprint == make_dataset().fingerprint
     assert {p.name: p.stat().st_mtime_ns for p in dataset.folder.iterdir()} == before
@@ -257,7 +257,7 @@ def test_an_interrupted_conversion_leaves_nothing(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mapping, "finish", interrupted)
+        patch.setattr(memmap, "write_index", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load_dataset(source, storage="memmap", progress_bar=False)
     assert [p.name for p in folder.iterdir()] == ["data"]

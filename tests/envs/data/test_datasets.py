@@ -149,7 +149,7 @@ def test_unknown_id_lists_local_and_bundled_ids():
     write_buffers(numbered_episodes((2,), (True,)), dataset_id="test/here-v3")
     with pytest.raises(ValueError, match="not in") as caught:
         load_dataset("test/absent-v0", download=False)
-    for known in ("test/absent-v0", "test/here-v3", *bundled.ids()):
+    for known in ("test/absent-v0", "test/here-v3", *bundled.RECIPES):
         assert known in str(caught.value)
 
 

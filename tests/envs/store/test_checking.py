@@ -7,9 +7,9 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo import load_dataset
-from qgpo.envs.data.local import folder_of
 from qgpo.envs.store.bundled import RECIPES, Recipe
 from qgpo.envs.store.checking import check_dataset
+from qgpo.envs.store.local import folder_of
 
 ID = "test/numbered-v0"
 

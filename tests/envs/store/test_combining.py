@@ -12,10 +12,9 @@ from gymnasium.envs.registration import EnvSpec
 from minari.dataset.minari_storage import MinariStorage
 
 from qgpo import OfflineDataset, load_dataset
-from qgpo.envs.data.local import folder_of, local_ids
-from qgpo.envs.store import combining
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.combining import combine
+from qgpo.envs.store.local import folder_of, local_ids
 
 
 def write(dataset_id, lengths=(2, 3), **more):
@@ -34,8 +33,7 @@ def metadata(dataset_id):
     return json.loads((folder_of(dataset_id) / "data" / "metadata.json").read_text())
 
 
-def test_all_episodes_in_their_order(two, monkeypatch):
-    monkeypatch.setattr(combining, "EPISODES_AT_ONCE", 2)
+def test_all_episodes_in_their_order(two):
     combined = combine(two, "test/both-v0", progress_bar=False)
     assert (combined.total_episodes, combined.total_steps) == (5, 12)
     loaded = load_dataset("test/both-v0", download=False)
@@ -104,12 +102,11 @@ def test_taken_and_malformed_ids_and_too_few_are_refused(two):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_interrupted_combination_leaves_nothing(two, monkeypatch, error):
-    monkeypatch.setattr(combining, "EPISODES_AT_ONCE", 2)
     update = MinariStorage.update_metadata
 
     def interrupted(storage, data):
         update(storage, data)
-        if data.get("total_episodes") == 4:
+        if data.get("total_episodes") == 5:
             raise error("stop")
 
     monkeypatch.setattr(MinariStorage, "update_metadata", interrupted)
@@ -122,7 +119,7 @@ def test_an_interrupted_combination_leaves_nothing(two, monkeypatch, error):
 
 def test_a_full_disk_is_noticed_before_anything_is_written(two, monkeypatch):
     free = type("Usage", (), {"free": 10})
-    monkeypatch.setattr("qgpo.envs.store.combining.shutil.disk_usage", lambda path: free)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
     with pytest.raises(OSError, match="MB free: free some space"):
         combine(two, "test/both-v0")
     assert local_ids() == sorted(two)

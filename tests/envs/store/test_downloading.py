@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -21,18 +20,19 @@ from factory import (
     subprocess_environment,
     write_buffers,
 )
+from filelock import FileLock
 from hub import ORGANISATION
 
 from qgpo import load_dataset
-from qgpo.envs.data.local import datasets_root, folder_of, local_ids
-from qgpo.envs.store.downloading import damaged_files, download
+from qgpo.envs.store.downloading import LOCKS, damaged_files, download
+from qgpo.envs.store.local import datasets_root, folder_of, local_ids
 from qgpo.envs.store.remote import RemoteError, choose_remote, open_remote, remote_catalogue
 
 ID = REMOTE_ID
 
 
 def hidden():
-    return [path.name for path in folder_of("").glob(".qgpo-*")]
+    return [path.name for path in folder_of("").glob(".qgpo-download-*")]
 
 
 def test_a_dataset_arrives_whole(hub):
@@ -57,23 +57,22 @@ def test_a_whole_dataset_is_fetched_again_only_by_force(hub):
 
 
 def test_a_second_process_waits_for_the_first(hub, monkeypatch, capfd):
-    scratch = folder_of("") / ".qgpo-download-test+remote+numbered-v0"
-    scratch.mkdir(parents=True)
-    waiting, real = threading.Event(), fcntl.flock
+    lock = FileLock(folder_of(LOCKS) / "test+remote+numbered-v0.lock")
+    folder_of(LOCKS).mkdir()
+    lock.acquire()
+    waiting, acquire = threading.Event(), FileLock.acquire
 
-    def flock(descriptor, operation):
-        if operation == fcntl.LOCK_EX:
+    def report(self, *args, **kwargs):
+        if self.lock_file == lock.lock_file and kwargs.get("blocking", True):
             waiting.set()
-        real(descriptor, operation)
+        return acquire(self, *args, **kwargs)
 
-    monkeypatch.setattr("qgpo.envs.store.downloading.fcntl.flock", flock)
-    first = os.open(scratch, os.O_RDONLY)
-    real(first, fcntl.LOCK_EX)
+    monkeypatch.setattr(FileLock, "acquire", report)
     second = threading.Thread(target=download, args=(ID,))
     second.start()
     assert waiting.wait(60)
     write_buffers(numbered_episodes((7,), (True,)), ID)  # the first one finishes
-    os.close(first)
+    lock.release()
     second.join(60)
     assert not hub.fetched("main_data.hdf5")
     assert "another process is downloading" in capfd.readouterr().err
@@ -192,7 +191,7 @@ def test_a_killed_download_leaves_no_dataset_and_is_gone_on_with(hub, tmp_path):
 def test_a_full_disk_is_noticed_before_the_download(hub, monkeypatch):
     usage = os.statvfs(folder_of(""))
     free = type("Usage", (), {"total": usage.f_blocks, "used": 0, "free": 100})
-    monkeypatch.setattr("qgpo.envs.store.downloading.shutil.disk_usage", lambda path: free)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
     with pytest.raises(OSError, match="MB free: free some space"):
         load_dataset(ID)
     assert hub.fetched("main_data.hdf5") == []

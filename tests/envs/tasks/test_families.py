@@ -14,8 +14,8 @@ from gymnasium.envs.registration import EnvSpec
 from qgpo import PRESETS, QIPO, load_dataset
 from qgpo.agents import AGENTS
 from qgpo.agents.core.config import longer
-from qgpo.envs.store.episodes import RULES, first_completions, until_success
-from qgpo.envs.store.loading import recorded_in
+from qgpo.envs.store.episode_rules import RULES, first_completions, until_success
+from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks import making
 from qgpo.envs.tasks.families import FAMILIES, UNKNOWN, family_settings, find_family
 from qgpo.envs.tasks.making import make_env

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from qgpo import QGPO, evaluate, load_dataset
 from qgpo.agents.core.callbacks import EvaluationCallback
-from qgpo.envs.collect.controllers import UniformPolicy, WaypointPolicy
+from qgpo.envs.rollouts.scripted_policies import UniformPolicy, WaypointPolicy
 from qgpo.envs.tasks.making import make_env
 from qgpo.envs.tasks.observations import flat
 

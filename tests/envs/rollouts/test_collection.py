@@ -16,9 +16,10 @@ from factory import ROOT
 from minari.storage.datasets_root_dir import get_dataset_path
 
 from qgpo import load_dataset
-from qgpo.envs.collect.policies import load_policy
-from qgpo.envs.collect.rollouts import N_ENVS, collect, write_minari
+from qgpo.envs.rollouts.collecting import N_ENVS, collect
+from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.store import bundled
+from qgpo.envs.store.writing import write_minari
 from qgpo.envs.tasks.making import make_env
 
 
@@ -225,7 +226,7 @@ def test_published_fingerprints_are_those_of_the_benchmark():
 
 ROLLOUT = """
 from qgpo.envs.store import bundled
-from qgpo.envs.collect.rollouts import collect
+from qgpo.envs.rollouts.collecting import collect
 for name in ("qgpo/halfcheetah/mixed-v0", "qgpo/hopper/mixed-v0"):
     recipe = bundled.RECIPES[name]
     episodes = collect(

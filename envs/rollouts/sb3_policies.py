@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qgpo.envs.collect.policies.vecnormalize import Normalization, read_vecnormalize
+from qgpo.envs.rollouts.vecnormalize import Normalization, read_vecnormalize
 from qgpo.networks import ACTIVATIONS, mlp
 
-POLICY_FOLDER = Path(__file__).parent
-"""where the bundled ones are"""
+POLICY_FOLDER = Path(__file__).parent / "policies"
+"""where the bundled policies are"""
 DECIMALS = 6
 """of an action on the scale [-1, 1]: what processors round differently is far below"""
 
@@ -64,17 +64,12 @@ class ActorPolicy(nn.Module):
         layers = _layers(weights, body) + (_layers(weights, head) if head else [])
         sizes = [layers[0][0].shape[1], *(w.shape[0] for w, _ in layers)]
         self.net = mlp(sizes, activation or default)
-        linear = [m for m in self.net if isinstance(m, nn.Linear)]
-        with torch.no_grad():
-            for module, (weight, bias) in zip(linear, layers, strict=True):
-                module.weight.copy_(weight)
-                module.bias.copy_(bias)
+        tensors = [tensor for layer in layers for tensor in layer]
+        self.net.load_state_dict(dict(zip(self.net.state_dict(), tensors, strict=True)))
         if self.kind == "squashed":
             weight, bias = weights["actor.log_std.weight"], weights["actor.log_std.bias"]
             self.log_std_head = nn.Linear(weight.shape[1], weight.shape[0])
-            with torch.no_grad():
-                self.log_std_head.weight.copy_(weight)
-                self.log_std_head.bias.copy_(bias)
+            self.log_std_head.load_state_dict({"weight": weight, "bias": bias})
         elif self.kind == "gaussian":
             self.register_buffer("log_std", weights["log_std"].clone())
         if sizes[-1] != action_space.shape[0]:

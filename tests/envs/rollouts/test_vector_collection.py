@@ -14,8 +14,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from qgpo import BC, BCConfig, load_dataset
-from qgpo.envs.collect.rollouts import write_minari
-from qgpo.envs.collect.vector import collect_vec_env
+from qgpo.envs import collect_vec_env, write_minari
 
 LIMIT = 4
 

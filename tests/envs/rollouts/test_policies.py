@@ -13,8 +13,8 @@ from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from qgpo.envs.collect.policies import load_policy
-from qgpo.envs.collect.policies.vecnormalize import read_vecnormalize
+from qgpo.envs.rollouts.sb3_policies import load_policy
+from qgpo.envs.rollouts.vecnormalize import read_vecnormalize
 
 BOXES = {
     "unit": spaces.Box(-1.0, 1.0, (2,), np.float32),

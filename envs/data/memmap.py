@@ -1,17 +1,17 @@
-"""Datasets larger than memory: their arrays as files that are mapped, written once.
+"""Datasets larger than memory: their arrays as memory-mapped files, written once.
 
-A folder holds one raw file per array and `index.json`: format version, what it was made from,
-dtype and shape of each array, and the dataset's fingerprint. It appears whole or not at all.
+A folder holds one raw file per array and `index.json`: the format version, the source, the shape
+of each array, and the dataset's fingerprint. It appears complete or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,10 @@ Episode = dict[str, NDArray[Any]]
 
 
 def write_arrays(folder: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
-    """Append episode after episode to one file per array; returns their shapes by name."""
-    rows: dict[str, tuple[int, ...]] = dict.fromkeys(DTYPES, (0,))
-    files = {name: open(folder / f"{name}.bin", "wb") for name in DTYPES}  # noqa: SIM115
-    try:
+    """Append episode after episode to one file per array; returns the shapes by name."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DTYPES, (0,))
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in DTYPES}
         n = row = 0
         for episode in episodes:
             length = len(episode["rewards"])
@@ -48,42 +48,36 @@ def write_arrays(folder: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
             for name, dtype in DTYPES.items():
                 array = np.ascontiguousarray(arrays[name], dtype=dtype)
                 array.tofile(files[name])
-                rows[name] = (rows[name][0] + len(array), *array.shape[1:])
+                shapes[name] = (shapes[name][0] + len(array), *array.shape[1:])
             n, row = n + length, row + length + 1
         for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        for file in files.values():
-            file.close()
-    return rows
+            _sync(file)
+    return shapes
 
 
 def map_arrays(folder: Path, shapes: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of a folder, read from disk as they are used; writing to them changes no file."""
+    """The arrays of a folder, read from disk when used; writing to them changes no file."""
     return {
         name: np.memmap(folder / f"{name}.bin", dtype, mode="c", shape=tuple(shapes[name]))
         for name, dtype in DTYPES.items()
     }
 
 
-def finish(scratch: Path, folder: Path, shapes: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write the index and give the folder its name, unless another process was faster."""
-    index = {"format_version": FORMAT_VERSION, "shapes": shapes, **about}
-    with open(scratch / "index.json", "w") as file:
-        file.write(json.dumps(index, indent=2))
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        scratch.rename(folder)
-    except OSError:
-        if not (folder / "index.json").exists():
-            raise
+def write_index(folder: Path, shapes: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write what makes the folder complete."""
+    with open(folder / "index.json", "w") as file:
+        json.dump({"format_version": FORMAT_VERSION, "shapes": shapes, **about}, file, indent=2)
+        _sync(file)
+
+
+def _sync(file: IO[Any]) -> None:
+    """Have the contents on disk before the folder gets its name."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_index(folder: Path, source: dict[str, Any]) -> dict[str, Any] | None:
-    """The index of a whole folder made from that source, else None: it is to be made anew."""
+    """The index of a complete folder made from that source, else None."""
     try:
         index = json.loads((folder / "index.json").read_text())
         whole = index["format_version"] == FORMAT_VERSION and index["source"] == source

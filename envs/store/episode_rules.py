@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qgpo.envs.data.mapping import Episode
+from qgpo.envs.data.memmap import Episode
 
 COMPLETED = 0.3
 """distance below which a kitchen task is done (BONUS_THRESH of D4RL and gymnasium-robotics)"""

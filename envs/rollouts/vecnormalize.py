@@ -1,7 +1,7 @@
-"""The statistics of SB3's VecNormalize, read from its pickle without unpickling anything real.
+"""The statistics of SB3's VecNormalize, read from its pickle without running any of its code.
 
 `VecNormalize.save` writes a pickle, which could run any code when it is loaded. Here every object
-in it becomes an inert record of its name, arguments and state, and the numbers are read from those.
+in it becomes an inert record of its name, arguments and state; the numbers are read from those.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Normalization:
 
 
 class _Inert:
-    """What stands for an object of the pickle: it keeps what it was made from, and does nothing."""
+    """Stands for an object of the pickle: keeps what the object is made from, and does nothing."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -41,9 +41,6 @@ class _Inert:
         made = object.__new__(cls)
         made.arguments = arguments
         return made
-
-    def __init__(self, *arguments: Any) -> None:
-        """Nothing to do."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -73,20 +70,20 @@ def read_vecnormalize(path: str | Path) -> Normalization:
             state = _Reader(file).load().state
         rms = state["obs_rms"].state
         mean, var = _array(rms["mean"]), _array(rms["var"])
-        found = Normalization(mean, var, float(state["epsilon"]), float(state["clip_obs"]))
-        numbers = [*mean, *var, found.epsilon, found.clip]
-        sound = mean.shape == var.shape and np.isfinite(numbers).all() and min(var) >= 0.0
-    except Exception as error:  # anything may be in a pickle
+        result = Normalization(mean, var, float(state["epsilon"]), float(state["clip_obs"]))
+        numbers = [*mean, *var, result.epsilon, result.clip]
+        is_valid = mean.shape == var.shape and np.isfinite(numbers).all() and min(var) >= 0.0
+    except Exception as error:  # a pickle may contain anything
         raise ValueError(
             f"{str(path)!r} holds no observation statistics of a VecNormalize with a vector of "
             f"observations ({type(error).__name__}: {error}); expected the file that "
             "VecNormalize.save() writes"
         ) from error
-    if not sound:
+    if not is_valid:
         raise ValueError(
             f"{str(path)!r} holds statistics that are not finite, or negative variances"
         )
-    return found
+    return result
 
 
 def _array(record: _Inert) -> NDArray[np.float64]:

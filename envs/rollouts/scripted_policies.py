@@ -46,11 +46,7 @@ class WaypointPolicy:
     """
 
     def __init__(
-        self,
-        env: gym.Env[Any, Any],
-        noise: float = 0.5,
-        gain: float = 10.0,
-        damping: float = 1.0,
+        self, env: gym.Env[Any, Any], noise: float = 0.5, gain: float = 10.0, damping: float = 1.0
     ) -> None:
         maze = getattr(env.unwrapped, "maze", None)
         parts = env.observation_space

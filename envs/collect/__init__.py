@@ -1,1 +1,0 @@
-"""Policies and their rollouts, as Minari datasets. Reading datasets belongs in `envs.store`."""

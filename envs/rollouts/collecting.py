@@ -1,0 +1,212 @@
+"""Episodes that policies play, in Gymnasium environments and in SB3's vector environments."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
+from minari.data_collector import EpisodeBuffer
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from tqdm import tqdm
+
+from qgpo.envs.rollouts.protocols import Policy, Predicts, SeedsPredictions
+from qgpo.envs.tasks.making import as_played, make_env
+from qgpo.envs.tasks.observations import stack
+from qgpo.envs.tasks.spaces import check_spaces
+
+N_ENVS = 10
+
+
+def collect(
+    env_id: str | EnvSpec,
+    make_policies: Callable[[gym.spaces.Box], Sequence[Policy]],
+    n_steps: int,
+    seed: int,
+    *,
+    switch_every: int | None = None,
+    deterministic: bool = False,
+    max_episode_steps: int | None = None,
+    progress_bar: bool = True,
+) -> list[EpisodeBuffer]:
+    """At least `n_steps` steps of complete episodes, with one policy drawn at random per episode.
+
+    With `switch_every`, the policy is drawn again about every so many steps (by chance at each
+    step), so that all policies visit the same states. An id is played by the rules of its family
+    (a maze ends at the goal), a spec as it is. Episodes that are open when the steps
+    are reached are played to their end, because dropping them would favor short ones.
+
+    The result is reproducible from the seed on one machine. One torch thread is used: several
+    threads round sums differently, and a simulator amplifies that. Policies that round their
+    actions, such as an ActorPolicy, give the same episodes on all machines with the same MuJoCo
+    and the same mathematics in the C library.
+    """
+    envs = [make_env(as_played(env_id)) for _ in range(N_ENVS)]
+    name = env_id if isinstance(env_id, str) else env_id.id
+    if not isinstance(envs[0].action_space, gym.spaces.Box):
+        raise ValueError(f"{name} has action space {envs[0].action_space}, expected a Box")
+    policies = make_policies(envs[0].action_space)
+    spec = envs[0].spec
+    limit = max_episode_steps or (spec.max_episode_steps if spec else None) or 1000
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    finished: list[EpisodeBuffer] = []
+    playing = {i: _reset(env, rng) for i, env in enumerate(envs)}
+    active = rng.integers(len(policies), size=N_ENVS)
+    taken = 0
+    bar = tqdm(total=n_steps, desc=f"collect {name}", disable=not progress_bar)
+    with one_thread(), bar:
+        while playing:
+            slots = list(playing)
+            observations = stack([playing[i].observations[-1] for i in slots])
+            if switch_every is not None:
+                switch = rng.random(N_ENVS) < 1.0 / switch_every
+                active = np.where(switch, rng.integers(len(policies), size=N_ENVS), active)
+            proposals = [policy.act(observations, generator, deterministic) for policy in policies]
+            taken += len(slots)
+            bar.update(len(slots))
+            for row, i in enumerate(slots):
+                if not _step(playing[i], envs[i], proposals[active[i]][row], limit):
+                    continue
+                finished.append(_finish(playing.pop(i)))
+                if taken < n_steps:
+                    playing[i] = _reset(envs[i], rng)
+                    active[i] = rng.integers(len(policies))
+    for env in envs:
+        env.close()
+    return finished
+
+
+def collect_vec_env(
+    agent: Predicts,
+    vec_env: VecEnv,
+    n_steps: int,
+    seed: int,
+    *,
+    deterministic: bool = False,
+    progress_bar: bool = True,
+) -> list[EpisodeBuffer]:
+    """At least `n_steps` steps of complete episodes of an SB3 agent, for `write_minari`.
+
+    A VecNormalize has to be the outermost wrapper. The agent then sees normalized observations,
+    as in its training; the environment's own observations and rewards are recorded, and the
+    statistics do not change. The last observation of an episode is the one before the automatic
+    reset. An episode that a time limit ended is truncated, not terminated. Episodes that are
+    open when the steps are reached are played to their end. Raises ValueError for spaces that
+    cannot be learned from, for other wrappers around a VecNormalize, and for environments
+    without a step limit.
+    """
+    if n_steps < 1:
+        raise ValueError(f"n_steps={n_steps}, expected at least 1")
+    raw, normalize = _unwrap(vec_env)
+    raw.seed(seed)
+    finished: list[EpisodeBuffer] = []
+    taken = 0
+    bar = tqdm(total=n_steps, desc="collect", disable=not progress_bar)
+    with torch.random.fork_rng(devices=[]), bar:
+        torch.manual_seed(seed)
+        if isinstance(agent, SeedsPredictions):
+            agent.seed_predictions(seed)
+        observations = np.array(raw.reset())
+        playing = {i: _begin(observation) for i, observation in enumerate(observations)}
+        while playing:
+            seen = observations if normalize is None else normalize.normalize_obs(observations)
+            actions, _ = agent.predict(seen, deterministic=deterministic)
+            observations, rewards, dones, infos = raw.step(actions)  # type: ignore[assignment]
+            # Copies are needed because vector environments may use their arrays again.
+            actions, observations = np.array(actions), np.array(observations)
+            taken += len(playing)
+            bar.update(len(playing))
+            for i in list(playing):
+                cut = bool(dones[i] and infos[i].get("TimeLimit.truncated", False))
+                last = np.array(infos[i]["terminal_observation"]) if dones[i] else observations[i]
+                if not _add(playing[i], actions[i], rewards[i], dones[i] and not cut, cut, last):
+                    continue
+                finished.append(_finish(playing.pop(i)))
+                if taken < n_steps:
+                    playing[i] = _begin(observations[i])
+    return finished
+
+
+def describe(
+    policies: Sequence[str],
+    env_id: str,
+    seed: int,
+    switch_every: int | None = None,
+    deterministic: bool = False,
+) -> str:
+    """How `collect` made the data, in one sentence, for `write_minari`."""
+    actions = "mean" if deterministic else "sampled"
+    turns = f"changing about every {switch_every} steps" if switch_every else "one per episode"
+    names = ", ".join(policies)
+    return f"Rollouts with {actions} actions of {names}, {turns}, in {env_id}, seed {seed}."
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one torch thread inside the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _unwrap(vec_env: VecEnv) -> tuple[VecEnv, VecNormalize | None]:
+    """The environment to record, and what normalises its observations for the agent."""
+    normalize = vec_env if isinstance(vec_env, VecNormalize) else None
+    raw = vec_env if normalize is None else normalize.venv
+    if unwrap_vec_normalize(raw) is not None:
+        raise ValueError(
+            f"a VecNormalize lies inside {type(vec_env).__name__}: it has to be the outermost "
+            "wrapper, so that what it normalises can be recorded as it was"
+        )
+    check_spaces(raw.observation_space, raw.action_space, "the vector environment")
+    for spec in raw.get_attr("spec"):
+        if spec is not None and spec.max_episode_steps is None:
+            raise ValueError(
+                f"environment {spec.id!r} has no step limit, so that episodes may never end; make "
+                "it with one: gymnasium.make(id, max_episode_steps=1000)"
+            )
+    return raw, normalize
+
+
+def _begin(observation: Any, seed: int | None = None) -> EpisodeBuffer:
+    return EpisodeBuffer(seed=seed, observations=[observation], actions=[])
+
+
+def _reset(env: gym.Env[Any, Any], rng: np.random.Generator) -> EpisodeBuffer:
+    """A new episode, from a seed of its own."""
+    seed = int(rng.integers(2**31))
+    return _begin(env.reset(seed=seed)[0], seed)
+
+
+def _step(episode: EpisodeBuffer, env: gym.Env[Any, Any], action: Any, limit: int) -> bool:
+    """Take and record one step, which is the last one at the limit; whether the episode is over."""
+    observation, reward, terminated, truncated, _ = env.step(action)
+    truncated = truncated or (not terminated and len(episode.rewards) + 1 >= limit)
+    return _add(episode, action, reward, terminated, truncated, observation)
+
+
+def _add(
+    episode: Any, action: Any, reward: Any, terminated: Any, truncated: Any, next_observation: Any
+) -> bool:
+    """Record one step; whether the episode is over."""
+    episode.actions.append(action)
+    episode.rewards.append(float(reward))
+    episode.terminations.append(bool(terminated))
+    episode.truncations.append(bool(truncated))
+    episode.observations.append(next_observation)
+    return bool(terminated or truncated)
+
+
+def _finish(episode: Any) -> EpisodeBuffer:
+    """The episode with T + 1 observations and T actions as arrays."""
+    arrays = {"observations": stack(episode.observations), "actions": np.stack(episode.actions)}
+    return replace(episode, **arrays)

@@ -1,0 +1,43 @@
+"""What rollouts and evaluation need of a policy or an agent."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class Policy(Protocol):
+    """A policy that draws its actions from a given generator."""
+
+    def act(
+        self, observations: Any, generator: torch.Generator, deterministic: bool = False
+    ) -> NDArray[np.float32]:
+        """A batch of B observations (arrays, or Dicts of arrays) to actions (B, A)."""
+        ...
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """An agent with SB3's predict."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Any]:
+        """Batched observations to (batched actions, state)."""
+        ...
+
+
+@runtime_checkable
+class SeedsPredictions(Protocol):
+    """An agent with a random generator of its own for predictions."""
+
+    def seed_predictions(self, seed: int) -> None:
+        """Start the generator again from a seed."""
+        ...

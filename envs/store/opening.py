@@ -1,0 +1,95 @@
+"""From a dataset id to an opened Minari dataset: local, made, downloaded or repaired."""
+
+from __future__ import annotations
+
+import json
+
+import minari
+from minari import MinariDataset
+
+from qgpo.envs.store import bundled, downloading
+from qgpo.envs.store.local import (
+    DamagedDatasetError,
+    folder_of,
+    local_ids,
+    local_versions,
+    open_local,
+    split_version,
+)
+from qgpo.envs.store.remote import RemoteError
+
+
+def open_dataset(
+    dataset_id: str, download: bool = True, progress_bar: bool = True
+) -> MinariDataset:
+    """Open the dataset of that id; make, download or repair it where needed.
+
+    An id without a version means the newest one: a bundled one, else a local one, else a remote
+    one. Raises ValueError, which lists the local and the bundled ids, where that fails.
+    """
+    try:
+        found = newest_here(dataset_id)
+    except ValueError as error:
+        raise ValueError(f"{error}.\n{_choices()}") from error
+    try:
+        if found is None:
+            raise FileNotFoundError(
+                f"no version of dataset {dataset_id!r} is in {folder_of('')}; ids are "
+                "'namespace/name-vN', for example 'mujoco/hopper/medium-v0'"
+            )
+        if bundled.is_bundled(found):
+            bundled.ensure(found, progress_bar)
+            return minari.load_dataset(found)
+        return open_local(found)
+    except ImportError as error:  # the data are complete, a package to read them is missing
+        raise ValueError(f"dataset {dataset_id!r} cannot be read here: {error}") from error
+    except DamagedDatasetError as error:
+        if not download:
+            raise ValueError(
+                f"dataset {dataset_id!r} in {folder_of(dataset_id)} is incomplete or damaged "
+                f"({error}); delete that folder, or pass download=True to fetch it anew"
+            ) from error
+    except FileNotFoundError as error:
+        if not download:
+            raise ValueError(
+                f"{error}.\n{_choices()}\n"
+                f"To fetch it: load_dataset({dataset_id!r}, download=True) "
+                f"or `python scripts/data.py download {dataset_id}`"
+            ) from error
+    try:
+        return downloading.download(found or dataset_id, progress_bar=progress_bar)
+    except RemoteError as error:
+        raise ValueError(
+            f"dataset {dataset_id!r} is not in {folder_of('')} and could not be "
+            f"downloaded: {error}.\n{_choices()}"
+        ) from error
+
+
+def newest_here(dataset_id: str) -> str | None:
+    """The id, completed by its newest bundled, else local version; None without any."""
+    stem, version = split_version(dataset_id)
+    if version is not None:
+        return dataset_id
+    ours = [n for name, n in map(split_version, bundled.RECIPES) if name == stem and n is not None]
+    versions = ours or local_versions(stem)
+    return f"{stem}-v{max(versions)}" if versions else None
+
+
+def recorded_in(dataset_id: str) -> str | None:
+    """The environment in which a local or bundled dataset was recorded, where it is stated.
+
+    An id without a version means the newest one here.
+    """
+    try:
+        dataset_id = newest_here(dataset_id) or dataset_id
+        if dataset_id in bundled.RECIPES:
+            return bundled.RECIPES[dataset_id].env_id
+        metadata = folder_of(dataset_id) / "data" / "metadata.json"
+        return str(json.loads(json.loads(metadata.read_text())["env_spec"])["id"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _choices() -> str:
+    local, ours = ", ".join(local_ids()) or "none", ", ".join(sorted(bundled.RECIPES))
+    return f"Local datasets: {local}. Bundled, made on first use: {ours}"
