@@ -35,6 +35,7 @@ GONE = {"qgpo.scripts.train_policies": "is benchmarks/train_policies.py, outside
 """former modules without a new place, and why"""
 PART = "is a method or a part of an agent now"
 FIELDS = "is said beside each field of a configuration now"
+CONSTANT = "was a constant of its module's functions"
 WITHDRAWN = {
     "qgpo.solver.EVALUATIONS": "is a column of qgpo.solver.SOLVERS",
     "qgpo.solver.ORDERS": "is a column of qgpo.solver.SOLVERS",
@@ -51,6 +52,15 @@ WITHDRAWN = {
     "qgpo.agents.presets.RENEWAL_PERIODS": FIELDS,
     "qgpo.agents.presets.TRAINING_STEPS": FIELDS,
     "qgpo.agents.stages.StagedTraining": PART,
+    "qgpo.envs.bundled.ids": "is sorted(qgpo.envs.store.bundled.RECIPES)",
+    "qgpo.envs.combining.EPISODES_AT_ONCE": CONSTANT,
+    "qgpo.envs.dataset_figure.episode_lengths": "is a property of a dataset",
+    "qgpo.envs.downloading.CHUNK": CONSTANT,
+    "qgpo.envs.families.SUCCESS": CONSTANT,
+    "qgpo.envs.local.new_dataset_path": "returned a path that new_dataset and check_new_id hide",
+    "qgpo.envs.mapping.finish": "renamed a folder, which qgpo.envs.store.writing does for all",
+    "qgpo.envs.observations.image_message": "is a part of refuse_images",
+    "qgpo.envs.observations.is_image": "is a part of refuse_images",
 }
 """former names without a new place, with their module, and why"""
 
