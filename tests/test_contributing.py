@@ -80,8 +80,7 @@ class House(NamedTuple):
 def house(tmp_path: Path) -> House:
     for room in sorted(path.parent for path in ROOT.glob("*/__init__.py")):
         target = House(tmp_path / "site").file(room.name)
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(room, target, ignore=ignored, dirs_exist_ok=True)
+        shutil.copytree(room, target, dirs_exist_ok=True)
     return House(tmp_path / "site")
 
 
