@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,29 +17,15 @@ from qgpo.envs.tasks.observations import ObservationAdapter
 class Acts(Protocol):
     """What acts in Box spaces: an agent or an ensemble."""
 
-    @property
-    def name(self) -> str:
-        """What it is, for messages and files."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where its tensors are."""
-
-    @property
-    def prediction_generator(self) -> torch.Generator:
-        """Noise of `predict`; training has another one."""
-
-    @property
-    def observation_space(self) -> spaces.Box | None:
-        """None until it has seen data."""
-
-    @property
-    def action_space(self) -> spaces.Box | None:
-        """None until it has seen data."""
-
-    @property
-    def adapter(self) -> ObservationAdapter | None:
-        """Makes vectors of an environment's Dict observations."""
+    name: ClassVar[str]
+    device: torch.device
+    prediction_generator: torch.Generator
+    """noise of `predict`; training has another one"""
+    observation_space: spaces.Box | None
+    """None until it has seen data"""
+    action_space: spaces.Box | None
+    adapter: ObservationAdapter | None
+    """makes vectors of an environment's Dict observations"""
 
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """(B, S) to actions (B, A) in [-1, 1]."""

@@ -9,7 +9,7 @@ stage continues as if the agent had trained the others itself.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -35,25 +35,14 @@ SUPPORT_STATE, LAST_STATE = "generator/shared/support", "generator/shared/last"
 class Adoptable(Protocol):
     """What has the first stages of the family."""
 
-    @property
-    def name(self) -> str:
-        """Of the agent's class."""
+    name: ClassVar[str]
+    training: Training
+    dataset_id: str | None
+    dataset_fingerprint: str | None
 
     @property
     def config(self) -> Any:
         """A GuidedPolicyConfig."""
-
-    @property
-    def training(self) -> Training:
-        """Its registers."""
-
-    @property
-    def dataset_id(self) -> str | None:
-        """The dataset that it learned from."""
-
-    @property
-    def dataset_fingerprint(self) -> str | None:
-        """Of that dataset's content."""
 
 
 def different_field(

@@ -90,12 +90,9 @@ class GuidanceTuning:
 class Guided(Acts, Protocol):
     """An agent with a guidance scale, or an ensemble of such: what tuning and scripts ask of it."""
 
+    seed: int
     guidance_scale: Any
     """w: one number, or one per member"""
-
-    @property
-    def seed(self) -> int:
-        """Of its training."""
 
     @property
     def is_trained(self) -> bool:

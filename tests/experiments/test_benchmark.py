@@ -23,7 +23,7 @@ from gymnasium import make
 from minari.data_collector import EpisodeBuffer
 
 from qgpo import QGPO
-from qgpo.agents.core.files import processor
+from qgpo.agents.core.provenance import processor
 from qgpo.experiments.benchmark import Benchmark
 from qgpo.experiments.cells import CellError, read_result, run_cell
 from qgpo.experiments.plan import KINDS, Cell, in_turn, read_plan
