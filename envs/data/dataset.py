@@ -243,12 +243,12 @@ class OfflineDataset:
 
 
 def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
-    """The values as contiguous float32 of so many dimensions."""
+    """The values as contiguous float32 with `ndim` dimensions."""
     try:
         with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused later
             array = np.ascontiguousarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"dataset {of!r}: {name} are no numbers ({error})") from error
+        raise ValueError(f"dataset {of!r}: {name} are not numbers ({error})") from error
     if np.ndim(array) != ndim or np.ndim(values) != ndim:
         expected = "(N,)" if ndim == 1 else "(N, dimensions)"
         raise ValueError(
@@ -262,11 +262,11 @@ def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise ValueError(f"dataset {of!r}: {name} are no flags ({error})") from error
+        raise ValueError(f"dataset {of!r}: {name} are not flags ({error})") from error
     if array.shape != (n,):
         raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected ({n},)")
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"dataset {of!r}: {name} are no flags: {values!r}, expected False or True")
+        raise ValueError(f"dataset {of!r}: {name} is {values!r}, expected False or True")
     if not np.isin(array, (0, 1)).all():
         wrong = array[~np.isin(array, (0, 1))][0]
         raise ValueError(f"dataset {of!r}: {name} has value {wrong!r}, expected False or True")
