@@ -32,17 +32,14 @@ WHERE: tuple[Where, ...] = get_args(Where)
 OTHER_DATA = "no"
 NOT_SHOWN = "not shown"
 D4RL_ROWS = (
-    (r"mujoco/(hopper|halfcheetah|walker2d|ant)/(medium|expert)-v\d+", r"\1-\2", OTHER_DATA),
-    (r"D4RL/(pen|door|hammer|relocate)/(human|cloned|expert)-v\d+", r"\1-\2", NOT_SHOWN),
-    (
-        r"D4RL/antmaze/(umaze|umaze-diverse|(?:medium|large)-(?:play|diverse))-v\d+",
-        r"antmaze-\1",
-        NOT_SHOWN,
-    ),
-    (r"D4RL/kitchen/(complete|partial|mixed)-v\d+", r"kitchen-\1", NOT_SHOWN),
-    (r"D4RL/pointmaze/((?:open|umaze|medium|large)(?:-dense)?)-v\d+", r"maze2d-\1", NOT_SHOWN),
+    (r"mujoco/(hopper|halfcheetah|walker2d|ant)/(medium|expert)", r"\1-\2", OTHER_DATA),
+    (r"D4RL/(pen|door|hammer|relocate)/(human|cloned|expert)", r"\1-\2", NOT_SHOWN),
+    (r"D4RL/antmaze/(umaze(?:-diverse)?)", r"antmaze-\1", NOT_SHOWN),
+    (r"D4RL/antmaze/((?:medium|large)-(?:play|diverse))", r"antmaze-\1", NOT_SHOWN),
+    (r"D4RL/kitchen/(complete|partial|mixed)", r"kitchen-\1", NOT_SHOWN),
+    (r"D4RL/pointmaze/((?:open|umaze|medium|large)(?:-dense)?)", r"maze2d-\1", NOT_SHOWN),
 )
-"""Dataset ids, the D4RL dataset of the same task and kind (without version), and whether scores on
+"""Dataset ids without version, the D4RL dataset of the same task and kind, and whether scores on
 the one compare with published scores on the other: see docs/datasets.md."""
 
 
@@ -117,7 +114,7 @@ def describe(
 def like_d4rl(dataset_id: str) -> tuple[str | None, str]:
     """The D4RL dataset of the same task and kind, if there is one, and whether scores compare."""
     for pattern, name, comparable in D4RL_ROWS:
-        match = re.fullmatch(pattern, dataset_id)
+        match = re.fullmatch(rf"{pattern}-v\d+", dataset_id)
         if match:
             return match.expand(name), comparable
     return None, OTHER_DATA
