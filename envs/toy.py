@@ -1,12 +1,12 @@
 """The six two-dimensional problems of the CEP paper (arXiv 2304.12824, section 5.1).
 
-Each draws points of q and their preference e, higher where p ~ q exp(beta e) puts more mass
-(e = -E). Constructions follow the public code of the paper, which takes them from FFJORD's
-(arXiv 1810.01367). Where e belongs to a hidden label (the moon, the turn of the spiral), it is
-no function of x alone.
+Each problem draws points of q and their preference e, which is higher where p ~ q exp(beta e) has
+more mass (e = -E). The constructions follow the public code of the paper, which takes them from
+FFJORD (arXiv 1810.01367). Where e belongs to a hidden label (the moon, the turn of the spiral), it
+is not a function of x alone.
 
-As a Gymnasium environment each problem is a continuous bandit: one constant observation, the
-point is the action (divided by `SCALE`), the reward is e of the nearest of 4096 fixed points.
+As a Gymnasium environment, each problem is a continuous bandit: the observation is constant, the
+action is a point divided by `SCALE`, and the reward is e of the nearest of 4096 fixed points.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def rings(n: int, generator: torch.Generator) -> Points:
 
 
 def moons(n: int, generator: torch.Generator) -> Points:
-    """Two half circles, noise .1, times 2, shifted by (-1, -.2); e = which of them."""
+    """Two half circles, noise .1, times 2, shifted by (-1, -.2); e is 0 on one, 1 on the other."""
     label = torch.randint(2, (n,), generator=generator).float()
     angle = math.pi * _uniform(n, generator)
     outer = _pairs(torch.cos(angle), torch.sin(angle))
@@ -177,8 +177,8 @@ def make_toy_dataset(
 ) -> str:
     """Write a Minari dataset of n one-step episodes of q; returns its id.
 
-    Actions outside the action space (the far tails) are clipped; rewards are the points' own e,
-    so that the agent's task is the study's: p ~ q exp(beta e).
+    Actions outside the action space (the far tails) are clipped. The reward of a point is its e,
+    so that the agent has the task of the study: p ~ q exp(beta e).
     """
     dataset_id = dataset_id or f"toy/{problem}-v0"
     points, preference = draw_toy(problem, n, seed)

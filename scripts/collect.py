@@ -43,13 +43,13 @@ class Args:
     n_steps: int = 100_000
     """environment steps; the last episode is played to its end"""
     switch_every: int | None = None
-    """draw the policy again about every so many steps; default once per episode"""
+    """draw the policy again about every N steps; default once per episode"""
     seed: int = 0
     """seed of resets, actions and turns"""
     deterministic: bool = False
     """the policies' mean actions instead of sampled ones"""
     max_episode_steps: int | None = None
-    """cut episodes after so many steps; default the environment's own limit"""
+    """cut episodes after this many steps; default the environment's own limit"""
     progress_bar: bool = True
     """show steps and time left"""
 
@@ -103,8 +103,8 @@ def roll_out(args: Args) -> list[EpisodeBuffer]:
     return collect(
         args.env_id,
         lambda space: [
-            open_policy(name, beside, space, args.env_id)
-            for name, beside in zip(args.policy, statistics, strict=True)
+            open_policy(name, file, space, args.env_id)
+            for name, file in zip(args.policy, statistics, strict=True)
         ],
         args.n_steps,
         args.seed,

@@ -59,7 +59,7 @@ class List:
             title = titles[where] if where in titles else remote_name()
             print(f"{where} ({title}): {len(listed)}")
             print("\n".join(table(listed)), end="\n\n" if listed else "\n")
-        print("0 / 100: returns that count so. D4RL: same task and kind (do scores compare?)")
+        print("0 / 100: returns of score 0 and 100. D4RL: same task and kind (do scores compare?)")
 
 
 @dataclass

@@ -82,9 +82,9 @@ class OfflineDataset:
         """A dataset from flat arrays of N transitions, in the order in which they happened.
 
         With `next_observations` (N, S), observations are (N, S) too. An episode then ends where it
-        is terminated or truncated; it also ends, truncated, where its next observation is not the
-        observation of the next row. Without, observations have N + E rows: the final observation
-        of every episode is included. Spaces default to unbounded observations and actions in
+        is terminated or truncated; where its next observation differs from the observation of the
+        next row, it is truncated. Without, observations have N + E rows: the final observation of
+        every episode is included. Spaces default to unbounded observations and actions in
         [-1, 1]. Raises ValueError for shapes and values that do not fit.
         """
         states = _numbers(id, "observations", observations, 2)
@@ -243,12 +243,12 @@ class OfflineDataset:
 
 
 def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
-    """The values as contiguous float32 of so many dimensions."""
+    """The values as contiguous float32 with `ndim` dimensions."""
     try:
         with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused later
             array = np.ascontiguousarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"dataset {of!r}: {name} are no numbers ({error})") from error
+        raise ValueError(f"dataset {of!r}: {name} are not numbers ({error})") from error
     if np.ndim(array) != ndim or np.ndim(values) != ndim:
         expected = "(N,)" if ndim == 1 else "(N, dimensions)"
         raise ValueError(
@@ -259,17 +259,12 @@ def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
 
 def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
     """The values, all 0 or 1, as (N,) booleans."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"dataset {of!r}: {name} are no flags ({error})") from error
+    array = _numbers(of, name, values, 1)
     if array.shape != (n,):
         raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected ({n},)")
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"dataset {of!r}: {name} are no flags: {values!r}, expected False or True")
-    if not np.isin(array, (0, 1)).all():
-        wrong = array[~np.isin(array, (0, 1))][0]
-        raise ValueError(f"dataset {of!r}: {name} has value {wrong!r}, expected False or True")
+    wrong = array[~np.isin(array, (0, 1))]
+    if len(wrong) > 0:
+        raise ValueError(f"dataset {of!r}: {name} has value {wrong[0]!r}, expected False or True")
     return array.astype(np.bool_)
 
 

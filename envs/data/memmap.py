@@ -64,14 +64,14 @@ def map_arrays(folder: Path, shapes: dict[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def write_index(folder: Path, shapes: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write what makes the folder complete."""
+    """Write the index, which makes the folder complete."""
     with open(folder / "index.json", "w") as file:
         json.dump({"format_version": FORMAT_VERSION, "shapes": shapes, **about}, file, indent=2)
         _sync(file)
 
 
 def _sync(file: IO[Any]) -> None:
-    """Have the contents on disk before the folder gets its name."""
+    """Wait until the contents are on disk."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -80,10 +80,10 @@ def read_index(folder: Path, source: dict[str, Any]) -> dict[str, Any] | None:
     """The index of a complete folder made from that source, else None."""
     try:
         index = json.loads((folder / "index.json").read_text())
-        whole = index["format_version"] == FORMAT_VERSION and index["source"] == source
+        is_complete = index["format_version"] == FORMAT_VERSION and index["source"] == source
         for name, dtype in DTYPES.items():
             size = int(np.prod(index["shapes"][name])) * np.dtype(dtype).itemsize
-            whole = whole and (folder / f"{name}.bin").stat().st_size == size
+            is_complete = is_complete and (folder / f"{name}.bin").stat().st_size == size
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return index if whole else None
+    return index if is_complete else None

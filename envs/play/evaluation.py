@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from qgpo.envs.tasks.reference import ReferenceScores
 
 Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
+OnStep = Callable[[list[gym.Env[Any, Any]]], None]
+"""is called with the environments after each of their steps"""
 FALLBACK_LIMIT = 1000
 """steps after which an episode is cut where the environment states no limit"""
 
@@ -136,7 +139,7 @@ def evaluate(
     reference: ReferenceScores | None = None,
     warn_of_cuts: bool = True,
     progress_bar: bool = False,
-    on_step: Callable[[list[gym.Env[Any, Any]]], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Evaluation:
     """Play `n_episodes` episodes and return every episode's return and length.
 
@@ -161,15 +164,16 @@ def evaluate(
         reference = reference or env.reference
         env = _spec_of(env)
     seeds = [seed + i for i in range(n_episodes)]
+    predict = functools.partial(agent.predict, deterministic=deterministic)
     if isinstance(env, VectorEnv):
         spec = env.spec
         episodes = _Episodes(seeds, spec, max_episode_steps)
-        _play_vector(agent, env, episodes, deterministic)
+        _play_vector(predict, env, episodes)
     else:
         envs = [env] if isinstance(env, gym.Env) else _copies(env, min(n_envs, n_episodes))
         spec = envs[0].spec
         episodes = _Episodes(seeds, spec, max_episode_steps)
-        _play(agent, envs, episodes, deterministic, progress_bar, on_step)
+        _play(predict, envs, episodes, progress_bar, on_step)
         if not isinstance(env, gym.Env):
             for made in envs:
                 made.close()
@@ -251,12 +255,7 @@ def _copies(env: str | EnvSpec, n: int) -> list[gym.Env[Any, Any]]:
 
 
 def _play(
-    agent: Predicts,
-    envs: list[gym.Env[Any, Any]],
-    episodes: _Episodes,
-    deterministic: bool,
-    progress_bar: bool,
-    on_step: Callable[[list[gym.Env[Any, Any]]], None] | None,
+    predict: Any, envs: list[Any], episodes: _Episodes, progress_bar: bool, on_step: OnStep | None
 ) -> None:
     """Play in single environments: env k plays episodes k, k + n, k + 2n and so on."""
     seeds = episodes.seeds
@@ -268,9 +267,7 @@ def _play(
         while playing:
             order = list(playing)
             batch = stack([observation[k] for k in order])
-            actions, _ = agent.predict(
-                batch, episode_start=starts[order], deterministic=deterministic
-            )
+            actions, _ = predict(batch, episode_start=starts[order])
             starts[:] = False
             for k, action in zip(order, actions, strict=True):
                 observation[k], reward, terminated, truncated, _ = envs[k].step(action)
@@ -287,9 +284,7 @@ def _play(
                 on_step(envs)
 
 
-def _play_vector(
-    agent: Predicts, envs: VectorEnv[Any, Any, Any], episodes: _Episodes, deterministic: bool
-) -> None:
+def _play_vector(predict: Any, envs: VectorEnv[Any, Any, Any], episodes: _Episodes) -> None:
     """Play in a VectorEnv; slot k plays episodes k, k + n, …, so that none is favored.
 
     NEXT_STEP: the step after the end ignores the action and only resets; it is not counted.
@@ -304,7 +299,7 @@ def _play_vector(
     first = [seeds[k] if k < len(seeds) else seeds[0] + k for k in range(n)]
     observations, _ = envs.reset(seed=first)  # type: ignore[arg-type]
     while np.any(episode < len(seeds)):
-        actions, _ = agent.predict(observations, episode_start=starts, deterministic=deterministic)
+        actions, _ = predict(observations, episode_start=starts)
         observations, rewards, terminated, truncated, _ = envs.step(actions)
         over = np.logical_or(terminated, truncated)
         for k in np.flatnonzero(~resetting & (episode < len(seeds))):

@@ -22,14 +22,14 @@ from qgpo.networks import ACTIVATIONS, mlp
 POLICY_FOLDER = Path(__file__).parent / "policies"
 """where the bundled policies are"""
 DECIMALS = 6
-"""of an action on the scale [-1, 1]: what processors round differently is far below"""
+"""of an action on the scale [-1, 1]; rounding differences of processors are far smaller"""
 
 
 class ActorPolicy(nn.Module):
     """The actor of an SB3 SAC, TQC, TD3, DDPG, PPO or A2C policy with an MLP.
 
     It computes in double precision and rounds its actions, so that they do not depend on the
-    processor: a simulator would make another rollout of a difference in the last bit.
+    processor: in a simulator, a difference in the last bit leads to another rollout.
     """
 
     log_std: Tensor
@@ -144,9 +144,9 @@ def load_policy(
 ) -> ActorPolicy:
     """Read an SB3 model file (`model.zip`) or an actor snapshot (`.safetensors`).
 
-    From a zip only `policy.pth` (tensors, `weights_only`) and the plain JSON fields are read, from
-    the file that VecNormalize.save wrote beside a model only the statistics of observations.
-    Raises ValueError for other files.
+    Only `policy.pth` (tensors, `weights_only`) and the plain JSON fields of a zip are read, and
+    only the statistics of observations of the file that VecNormalize.save wrote. Raises ValueError
+    for other files.
     """
     path = Path(path)
     normalization = read_vecnormalize(vecnormalize) if vecnormalize is not None else None
@@ -159,7 +159,7 @@ def load_policy(
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds objects other than tensors, which are never loaded"
         raise ValueError(
-            f"policy file {str(path)!r} is no SB3 model with an MLP actor ({reason}); expected "
+            f"policy file {str(path)!r} is not an SB3 model with an MLP actor ({reason}); expected "
             "the zip that model.save() writes, or a .safetensors snapshot"
         ) from error
 
@@ -176,7 +176,7 @@ _UNREADABLE = (
 
 
 def _read(path: Path, action_space: spaces.Box) -> tuple[dict[str, Tensor], spaces.Box, str | None]:
-    """ActorPolicy's arguments; the activation is None where the file does not tell."""
+    """ActorPolicy's arguments; the activation is None where the file does not state it."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as opened:
             activation = (opened.metadata() or {}).get("activation")

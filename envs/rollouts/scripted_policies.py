@@ -1,4 +1,4 @@
-"""Policies that nobody has to train: uniform actions, and waypoints through a maze."""
+"""Policies without training: uniform actions, and waypoints through a maze."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Cell = tuple[int, int]
 WALL = 1
 UNREACHED = -1
-"""distance of a cell that no path joins to the goal"""
+"""distance of a cell without a path to the goal"""
 
 
 class UniformPolicy:
@@ -37,12 +37,12 @@ class UniformPolicy:
 
 
 class WaypointPolicy:
-    """Walks a PointMaze along the shortest path of cells, by proportional-derivative control.
+    """Moves through a PointMaze along the shortest path, by proportional-derivative control.
 
-    The force on the ball is `gain` times the way to the middle of the next cell (the goal itself,
-    once in its cell) minus `damping` times the velocity, and Gaussian `noise` unless
-    deterministic. The line from anywhere in a cell to the middle of its neighbor stays inside
-    the two, so walls are not touched.
+    The force on the ball is `gain` times the vector to the middle of the next cell (to the goal, in
+    its cell) minus `damping` times the velocity, plus Gaussian `noise` unless deterministic. The
+    line from any point of a cell to the middle of a neighbor stays inside the two cells, so the
+    ball touches no wall.
     """
 
     def __init__(
@@ -66,25 +66,25 @@ class WaypointPolicy:
         deterministic: bool = False,
     ) -> NDArray[np.float32]:
         """A batch of B Dict observations to forces (B, 2) in [-1, 1]."""
-        state, goals = observations["observation"], observations["desired_goal"]
-        ways = np.stack([self.waypoint(s[:2], g) for s, g in zip(state, goals, strict=True)])
-        force = self.gain * (ways - state[:, :2]) - self.damping * state[:, 2:]
+        states, goals = observations["observation"], observations["desired_goal"]
+        targets = np.stack([self.waypoint(s[:2], g) for s, g in zip(states, goals, strict=True)])
+        force = self.gain * (targets - states[:, :2]) - self.damping * states[:, 2:]
         if not deterministic:
             force = np.clip(force, -1.0, 1.0)
             force = force + self.noise * torch.randn(force.shape, generator=generator).numpy()
         return np.asarray(np.clip(force, -1.0, 1.0), dtype=np.float32)
 
     def waypoint(self, position: NDArray[Any], goal: NDArray[Any]) -> NDArray[Any]:
-        """Where to go next from a position (x, y): the middle of a cell, or the goal."""
+        """The next point on the path from a position (x, y): the middle of a cell, or the goal."""
         here, there = self.cell(position), self.cell(goal)
         distances = self.distances(there)
         if here == there or distances[here] == UNREACHED:
             return goal
-        following = min(
+        next_cell = min(
             (cell for cell in self._neighbors(here) if distances[cell] != UNREACHED),
             key=lambda cell: int(distances[cell]),
         )
-        return self.middle(following)
+        return self.middle(next_cell)
 
     def cell(self, position: NDArray[Any]) -> Cell:
         """(row, column) of a position; x grows along columns, y against rows."""
@@ -101,7 +101,7 @@ class WaypointPolicy:
         return np.array([x, y])
 
     def _distances(self, goal: Cell) -> NDArray[np.int64]:
-        """Steps from every cell to the goal's, by breadth-first search; UNREACHED without a way."""
+        """Steps from every cell to the goal, by breadth-first search; UNREACHED without a path."""
         distances = np.full(self.walls.shape, UNREACHED)
         distances[goal] = 0
         queue = deque([goal])
@@ -114,7 +114,7 @@ class WaypointPolicy:
         return distances
 
     def _neighbors(self, cell: Cell) -> list[Cell]:
-        """The cells without walls beside a cell."""
+        """The cells beside a cell that are not walls."""
         row, column = cell
         around = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
         rows, columns = self.walls.shape

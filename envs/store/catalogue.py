@@ -1,4 +1,4 @@
-"""Which datasets there are, local, bundled and remote, and what is missing to use each."""
+"""The local, bundled and remote datasets, and what is missing to use each of them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,14 @@ WHERE: tuple[Where, ...] = get_args(Where)
 OTHER_DATA = "no"
 NOT_SHOWN = "not shown"
 D4RL_ROWS = (
-    (r"mujoco/(hopper|halfcheetah|walker2d|ant)/(medium|expert)-v\d+", r"\1-\2", OTHER_DATA),
-    (r"D4RL/(pen|door|hammer|relocate)/(human|cloned|expert)-v\d+", r"\1-\2", NOT_SHOWN),
-    (
-        r"D4RL/antmaze/(umaze|umaze-diverse|(?:medium|large)-(?:play|diverse))-v\d+",
-        r"antmaze-\1",
-        NOT_SHOWN,
-    ),
-    (r"D4RL/kitchen/(complete|partial|mixed)-v\d+", r"kitchen-\1", NOT_SHOWN),
-    (r"D4RL/pointmaze/((?:open|umaze|medium|large)(?:-dense)?)-v\d+", r"maze2d-\1", NOT_SHOWN),
+    (r"mujoco/(hopper|halfcheetah|walker2d|ant)/(medium|expert)", r"\1-\2", OTHER_DATA),
+    (r"D4RL/(pen|door|hammer|relocate)/(human|cloned|expert)", r"\1-\2", NOT_SHOWN),
+    (r"D4RL/antmaze/(umaze(?:-diverse)?)", r"antmaze-\1", NOT_SHOWN),
+    (r"D4RL/antmaze/((?:medium|large)-(?:play|diverse))", r"antmaze-\1", NOT_SHOWN),
+    (r"D4RL/kitchen/(complete|partial|mixed)", r"kitchen-\1", NOT_SHOWN),
+    (r"D4RL/pointmaze/((?:open|umaze|medium|large)(?:-dense)?)", r"maze2d-\1", NOT_SHOWN),
 )
-"""Dataset ids, the D4RL dataset of the same task and kind (without version), and whether scores on
+"""Dataset ids without version, the D4RL dataset of the same task and kind, and whether scores on
 the one compare with published scores on the other: see docs/datasets.md."""
 
 
@@ -62,29 +59,27 @@ class Entry:
     d4rl: str | None = None
     """the D4RL dataset of the same task and kind, if there is one"""
     comparable: str = OTHER_DATA
-    """whether scores compare with published ones on that: no, or not shown"""
+    """whether scores compare with published ones on that dataset: no, or not shown"""
     missing: tuple[str, ...] = ()
-    """what keeps it from being loaded, or its environment from being made"""
+    """reasons why the dataset cannot be loaded, or its environment cannot be made"""
     notes: tuple[str, ...] = ()
 
 
 def catalogue(where: Where, prefix: str = "") -> list[Entry]:
-    """The datasets whose ids begin so, by id.
+    """The datasets whose ids start with the prefix, sorted by id.
 
-    Remote ones that are here as well are listed as both. Raises RemoteError (a ValueError) where
-    the remote cannot be reached, and ValueError for an unknown place.
+    A remote dataset that is also local is listed in both places. Raises RemoteError (a ValueError)
+    where the remote cannot be reached, and ValueError for an unknown place.
     """
     if where == "bundled":
         return [_bundled(name) for name in sorted(bundled.RECIPES) if name.startswith(prefix)]
-    here = local_ids()
+    local = local_ids()
     if where == "local":
-        return [_local(name) for name in here if name.startswith(prefix)]
+        return [_local(name) for name in local if name.startswith(prefix)]
     if where == "remote":
-        found = remote_catalogue(prefix or None).items()
-        absent = "not downloaded"
         return [
-            describe(name, "remote", about, () if name in here else (absent,))
-            for name, about in found
+            describe(name, "remote", about, () if name in local else ("not downloaded",))
+            for name, about in remote_catalogue(prefix or None).items()
         ]
     raise ValueError(f"where={where!r}, expected one of {list(WHERE)}")
 
@@ -92,7 +87,7 @@ def catalogue(where: Where, prefix: str = "") -> list[Entry]:
 def describe(
     dataset_id: str, where: Where, metadata: dict[str, Any], missing: tuple[str, ...] = ()
 ) -> Entry:
-    """What a dataset's metadata say; {"error": why} stands for metadata that cannot be read."""
+    """The entry of a dataset; metadata that cannot be read are {"error": reason}."""
     if "error" in metadata:
         return Entry(dataset_id, where, missing=(*missing, f"damaged: {metadata['error']}"))
     spec = _environment(metadata)
@@ -119,7 +114,7 @@ def describe(
 def like_d4rl(dataset_id: str) -> tuple[str | None, str]:
     """The D4RL dataset of the same task and kind, if there is one, and whether scores compare."""
     for pattern, name, comparable in D4RL_ROWS:
-        match = re.fullmatch(pattern, dataset_id)
+        match = re.fullmatch(rf"{pattern}-v\d+", dataset_id)
         if match:
             return match.expand(name), comparable
     return None, OTHER_DATA
@@ -151,7 +146,7 @@ def _bundled(dataset_id: str) -> Entry:
 
 
 def _environment(metadata: dict[str, Any]) -> EnvSpec | None:
-    """The environment to play in, else the one recorded in, if the dataset names any."""
+    """The environment for evaluation, else the recorded one, if the dataset names any."""
     for name in ("eval_env_spec", "env_spec"):
         if metadata.get(name):
             plain = json.loads(metadata[name])
@@ -174,7 +169,7 @@ def _missing(metadata: dict[str, Any], spec: EnvSpec | None, family: Family) -> 
 
 
 def _unsupported(metadata: dict[str, Any], family: Family) -> Iterator[str]:
-    """Why `load_dataset` refuses its spaces, in a few words."""
+    """The reason why `load_dataset` refuses its spaces, if it does."""
     if "observation_space" not in metadata or "action_space" not in metadata:
         return
     try:
@@ -190,7 +185,7 @@ def _unsupported(metadata: dict[str, Any], family: Family) -> Iterator[str]:
 
 
 def _distribution(module: str, metadata: dict[str, Any]) -> str:
-    """The requirement of the dataset that names the module's package, else the module."""
+    """The dataset's requirement for the package of that module, else the module."""
     for text in metadata.get("requirements") or ():
         name = re.split(r"[^\w.-]", text, maxsplit=1)[0]
         if canonicalize_name(name) == canonicalize_name(module):
@@ -199,7 +194,7 @@ def _distribution(module: str, metadata: dict[str, Any]) -> str:
 
 
 def _version_notes(metadata: dict[str, Any]) -> Iterator[str]:
-    """Packages that are installed in another version than the dataset was recorded with."""
+    """Packages whose installed version differs from the one of the recording."""
     for text in metadata.get("requirements") or ():
         try:
             requirement = Requirement(text)

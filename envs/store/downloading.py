@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from minari import MinariDataset
 
 from qgpo.envs.store.local import (
@@ -150,6 +149,8 @@ def _scratch(dataset_id: str) -> Iterator[Path]:
     Other processes that want the same dataset wait. The folder is removed at the end; after an
     error it stays, unless it is empty.
     """
+    from filelock import FileLock, Timeout
+
     name = dataset_id.replace("/", "+")
     scratch = folder_of(f".qgpo-download-{name}")
     lock = FileLock(folder_of(LOCKS) / f"{name}.lock")

@@ -1,8 +1,8 @@
-"""Recorded episodes made to follow the rules of the environment that scores them.
+"""Rules that change recorded episodes to match the environment in which agents are scored.
 
-Some datasets were recorded in a variant of an environment that goes on after the task is done.
-A rule turns such an episode into the one that the evaluated variant would have given for the same
-actions, so that values, data returns and scores are about one and the same task.
+Some datasets were recorded in a variant of an environment that continues after the task is done.
+A rule turns such an episode into the one that the evaluated variant would have produced for the
+same actions, so that values, returns of the data and scores belong to the same task.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ COMPLETED = 0.3
 
 
 def recorded(episode: Episode, observations: Any) -> Episode:
-    """The episode as it is."""
+    """The episode, unchanged."""
     return episode
 
 
 def until_success(episode: Episode, observations: Mapping[str, Any]) -> Episode:
-    """Ends, terminated, at the first rewarded step; steps after it are dropped.
+    """End and terminate at the first rewarded step; later steps are dropped.
 
-    For sparse rewards that are 1 at the goal. The recorder of PointMaze starts an episode with
-    the last observation of the former one, which still shows the former goal: that step goes.
+    For sparse rewards that are 1 at the goal. The recorder of PointMaze starts an episode with the
+    last observation of the previous one, which still shows the previous goal: that step is dropped.
     """
     goals = np.asarray(observations["desired_goal"])
     if len(goals) > 1 and not np.array_equal(goals[0], goals[1]):
@@ -37,9 +37,9 @@ def until_success(episode: Episode, observations: Mapping[str, Any]) -> Episode:
 
 
 def first_completions(episode: Episode, observations: Mapping[str, Any]) -> Episode:
-    """Reward 1 for each task when it is first done; ends, terminated, when all are.
+    """Reward 1 for each task when it is first done; end and terminate when all are done.
 
-    The kitchen's data hold the number of tasks that are done at every step instead.
+    The rewards in the kitchen's data are the number of tasks that are done at each step instead.
     """
     achieved, desired = observations["achieved_goal"], observations["desired_goal"]
     distances = np.stack(

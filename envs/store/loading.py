@@ -117,7 +117,7 @@ def _read(reader: _Reader) -> OfflineDataset:
 
 
 def _map(reader: _Reader, progress_bar: bool) -> OfflineDataset:
-    """The converted files beside the Minari data, made on first use and when those changed."""
+    """The converted files beside the Minari data, made on first use and after changes."""
     source = reader.source
     data = Path(source.storage.data_path)
     indices = np.asarray(source.episode_indices, dtype=np.int64)
@@ -212,13 +212,13 @@ def _stored(source: MinariDataset) -> Iterator[EpisodeData]:
     except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"dataset {source.id!r} cannot be read after {steps} of {source.total_steps} steps "
-            f"({error}): it is incomplete or damaged, fetch or make it anew"
+            f"({error}): it is incomplete or damaged, fetch or regenerate it"
         ) from error
     if steps != source.total_steps:
         raise ValueError(
             f"dataset {source.id!r}: {steps} steps were read, its metadata say "
             f"{source.total_steps}. It is damaged, or its episodes are longer than Minari reads "
-            "back whole from Arrow and Parquet files (32767 steps): store it as HDF5"
+            "back completely from Arrow and Parquet files (32767 steps): store it as HDF5"
         )
 
 

@@ -28,26 +28,26 @@ def open_dataset(
     one. Raises ValueError, which lists the local and the bundled ids, where that fails.
     """
     try:
-        found = newest_here(dataset_id)
+        full_id = newest_here(dataset_id)
     except ValueError as error:
         raise ValueError(f"{error}.\n{_choices()}") from error
     try:
-        if found is None:
+        if full_id is None:
             raise FileNotFoundError(
                 f"no version of dataset {dataset_id!r} is in {folder_of('')}; ids are "
                 "'namespace/name-vN', for example 'mujoco/hopper/medium-v0'"
             )
-        if bundled.is_bundled(found):
-            bundled.ensure(found, progress_bar)
-            return minari.load_dataset(found)
-        return open_local(found)
+        if bundled.is_bundled(full_id):
+            bundled.ensure(full_id, progress_bar)
+            return minari.load_dataset(full_id)
+        return open_local(full_id)
     except ImportError as error:  # the data are complete, a package to read them is missing
         raise ValueError(f"dataset {dataset_id!r} cannot be read here: {error}") from error
     except DamagedDatasetError as error:
         if not download:
             raise ValueError(
                 f"dataset {dataset_id!r} in {folder_of(dataset_id)} is incomplete or damaged "
-                f"({error}); delete that folder, or pass download=True to fetch it anew"
+                f"({error}); delete that folder, or pass download=True to fetch it again"
             ) from error
     except FileNotFoundError as error:
         if not download:
@@ -57,7 +57,7 @@ def open_dataset(
                 f"or `python scripts/data.py download {dataset_id}`"
             ) from error
     try:
-        return downloading.download(found or dataset_id, progress_bar=progress_bar)
+        return downloading.download(full_id or dataset_id, progress_bar=progress_bar)
     except RemoteError as error:
         raise ValueError(
             f"dataset {dataset_id!r} is not in {folder_of('')} and could not be "

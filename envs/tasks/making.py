@@ -65,8 +65,8 @@ def spec_to_json(spec: EnvSpec) -> str:
 def spec_from_json(text: str) -> EnvSpec:
     """The spec that `spec_to_json` wrote. Raises ValueError where the text is no spec.
 
-    Code that the text names is dropped: `make_env` takes the registered environment's, so that
-    a file cannot choose what runs.
+    Names of code in the text are dropped: `make_env` runs the registered code, so that a file
+    cannot choose what runs.
     """
     try:
         return _without_code(EnvSpec.from_json(text))

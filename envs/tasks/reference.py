@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """Returns that count as 0 and as 100, and where they are from."""
+    """The returns that count as 0 and as 100, and their source."""
 
     minimum: float
     maximum: float

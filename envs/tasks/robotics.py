@@ -1,4 +1,4 @@
-"""gymnasium-robotics, registered quietly and made to run on today's MuJoCo."""
+"""Registers gymnasium-robotics without its notes, and repairs it for MuJoCo 4."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 def register() -> None:
     """Add its environments to Gymnasium's registry, once. Raises ImportError where it is missing.
 
-    Its notes on import (about environments that were not asked for) are kept from the user.
+    Its notes on import, about other environments, are hidden.
     """
     with contextlib.redirect_stderr(io.StringIO()):
         import gymnasium_robotics
@@ -26,11 +26,11 @@ def register() -> None:
 
 
 def _repair_joint_types() -> None:
-    """Let gymnasium-robotics compare joint types, which MuJoCo 4 made one-sided.
+    """Let gymnasium-robotics compare joint types with MuJoCo 4.
 
-    `mjtJoint.mjJNT_HINGE == numpy.int32(3)` is False there, the other way round it is True, and
-    gymnasium-robotics 1.4.2 asks the former for every hinge and slide: the kitchen could not be
-    made. It sees plain integers instead.
+    There, `mjtJoint.mjJNT_HINGE == numpy.int32(3)` is False, while the reverse comparison is True.
+    gymnasium-robotics 1.4.2 makes the first comparison for every hinge and slide, so that the
+    kitchen could not be made. Plain integers take the place of the joint types.
     """
     import mujoco
     from gymnasium_robotics.utils import mujoco_utils

@@ -1,4 +1,4 @@
-"""Which spaces can be learned from and played in."""
+"""The spaces that agents can learn from and play in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qgpo.envs.tasks.observations import ObservationAdapter, refuse_images
 def check_spaces(
     observation_space: gym.Space[Any], action_space: gym.Space[Any], of: str
 ) -> tuple[spaces.Box, spaces.Box]:
-    """The two spaces as Boxes, or a ValueError that says what is supported."""
+    """The two spaces as Boxes. Raises ValueError, which states what is supported."""
     action_box = check_action_space(action_space, of)
     refuse_images(observation_space, of)
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
@@ -47,7 +47,7 @@ def vector_spaces(
 
 
 def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
-    """The space as a Box with finite bounds, or a ValueError that says what is supported."""
+    """The space as a Box with finite bounds. Raises ValueError, which states what is supported."""
     if not isinstance(action_space, spaces.Box):
         raise ValueError(
             f"{of} has action space {action_space}; continuous actions (a Box with finite "
@@ -63,13 +63,13 @@ def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
         raise ValueError(f"{of} has action shape {action_space.shape}, expected one dimension")
     if action_space.shape == (0,) or np.any(action_space.low >= action_space.high):
         raise ValueError(
-            f"{of} has action space {action_space}; every action needs room: low < high"
+            f"{of} has action space {action_space}; expected low < high for every action"
         )
     return action_space
 
 
 def same_box(first: spaces.Box, second: spaces.Box) -> bool:
-    """Whether shapes and bounds are the same; types of numbers may differ."""
+    """Whether shapes and bounds are equal; dtypes may differ."""
     return (
         first.shape == second.shape
         and np.allclose(first.low, second.low)

@@ -73,7 +73,7 @@ CASES = [
         "a half-made folder, without download",
         ValueError,
         "dataset 'test/half-v0' in … is incomplete or damaged (…); delete that folder, or pass "
-        "download=True to fetch it anew",
+        "download=True to fetch it again",
         damaged_folder,
     ),
     Case(
@@ -203,7 +203,7 @@ CASES = [
         ARRAYS,
         "from_arrays: text",
         ValueError,
-        "dataset 'arrays': actions are no numbers (…)",
+        "dataset 'arrays': actions are not numbers (…)",
         lambda: arrays(actions=[["left"], ["right"]]),
     ),
     Case(
@@ -253,8 +253,8 @@ CASES = [
         ARRAYS,
         "an action that has no room",
         ValueError,
-        "dataset 'arrays' has action space Box(0.0, 0.0, (1,), float32); every action needs room: "
-        "low < high",
+        "dataset 'arrays' has action space Box(0.0, 0.0, (1,), float32); expected low < high for "
+        "every action",
         lambda: arrays(action_space=spaces.Box(0.0, 0.0, (1,), np.float32)),
     ),
     Case(

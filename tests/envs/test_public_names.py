@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+from qgpo import envs
+
+SLOW = ("matplotlib", "imageio", "gymnasium_robotics", "huggingface_hub", "mujoco", "filelock")
+
+
+def test_functions_are_not_hidden_by_folders_of_the_same_name():
+    for module in ("rollouts.collecting", "store.writing", "store.checking", "data.figure"):
+        importlib.import_module(f"qgpo.envs.{module}")
+    assert all(getattr(envs, name) is not None for name in envs.__all__)
+    assert callable(envs.collect)
+    assert callable(envs.evaluate)
+
+
+def test_nothing_slow_is_imported_before_it_is_used():
+    code = f"import sys, qgpo.envs; print([m for m in {SLOW} if m in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert output.stdout.strip() == "[]"
