@@ -15,7 +15,7 @@ TINY = [
     argument
     for field in dataclasses.fields(WHITENED)
     for value in [STEPS.get(field.name, getattr(WHITENED, field.name))]
-    if not isinstance(value, bool)
+    if not isinstance(value, bool | dict)
     for argument in (
         f"--config.{field.name.replace('_', '-')}",
         *map(str, value if isinstance(value, tuple) else [value]),
