@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qgpo.agents.core.checkpoint import read_header
 from qgpo.agents.guided.policy import GuidedPolicy
-from qgpo.experiments.cells import check_same_training, read_config, read_result
 from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.format import Document, check_same_training, write_json
 from qgpo.experiments.plan import Cell
 from qgpo.experiments.workers import Outcome, run_locally, run_on_ray
 
@@ -22,7 +21,7 @@ class Standing:
     """Where a cell stands before the benchmark goes on."""
 
     cell: Cell
-    result: dict[str, Any] | None
+    result: Document | None
     """what was measured, where it is finished"""
     timesteps: int
     """of its last checkpoint; 0 where there is none"""
@@ -50,47 +49,39 @@ class Benchmark:
     """`results/<cell>.json`: what was measured; a cell with a file here is finished"""
 
     def standings(self) -> list[Standing]:
-        """Every cell. Raises CellError where a folder holds something else than the plan says."""
+        """Every cell. Raises DocumentError where a folder holds another training than the plan."""
         results = {cell.name: self._result(cell) for cell in self.cells}
         return [self._standing(cell, results) for cell in self.cells]
 
-    def _path(self, cell: Cell) -> Path:
-        return self.results / f"{cell.name}.json"
-
-    def _result(self, cell: Cell) -> dict[str, Any] | None:
+    def _result(self, cell: Cell) -> Document | None:
         """Its result; None too where the plan now asks for another evaluation of the training."""
-        folder = RunFolder(self.runs / cell.name)
-        if folder.config.exists():
-            check_same_training(cell, read_config(folder), folder.config)
-        result = read_result(self._path(cell))
-        if result is None:
-            return None
-        check_same_training(cell, result["measured"], self._path(cell))
-        return result if cell.completed(result["measured"]) == cell.measured else None
+        config, result = RunFolder(self.runs / cell.name).config, self.results / f"{cell.name}.json"
+        if config.exists():
+            check_same_training(cell.experiment, config)
+        document = check_same_training(cell.experiment, result) if result.exists() else None
+        finished = document is not None and document["measured"] == cell.experiment.measured
+        return document if finished else None
 
-    def _standing(self, cell: Cell, results: dict[str, dict[str, Any] | None]) -> Standing:
-        own = results[cell.name]
-        if own is not None:
-            return Standing(cell, own, 0, _seconds(own), "measured")
-        alike = [c for c in self.cells if c.label == cell.label and results[c.name] is not None]
-        alike = [c for c in alike if c.dataset == cell.dataset] or alike
-        known = [_seconds(result) for c in alike if (result := results[c.name]) is not None]
+    def _standing(self, cell: Cell, results: dict[str, Document | None]) -> Standing:
+        result = results[cell.name]
+        if result is not None:
+            return Standing(cell, result, 0, _seconds(result), "measured")
+        measured = [(c, _seconds(r)) for c in self.cells if (r := results[c.name]) is not None]
+        alike = [(c, s) for c, s in measured if c.label == cell.label]
+        known = [s for c, s in alike if c.key[0] == cell.key[0]] or [s for _, s in alike]
+        checkpoint = RunFolder(self.runs / cell.name).checkpoint
+        timesteps = int(read_header(checkpoint)["num_timesteps"]) if checkpoint.exists() else 0
         if known:
             seconds, source = float(np.mean(known)), f"mean of {len(known)} finished"
         elif cell.estimate_minutes is not None:
             seconds, source = 60.0 * cell.estimate_minutes, "the plan's estimate"
         else:
-            return Standing(cell, None, self._timesteps(cell), None, "unknown")
-        timesteps = self._timesteps(cell)
+            return Standing(cell, None, timesteps, None, "unknown")
         if timesteps or cell.adopt is not None:
-            agent = cell.agent_class(cell.config, device="cpu")
+            agent = cell.experiment.agent_class(cell.experiment.config, device="cpu")
             adopted = agent.shared_timesteps if isinstance(agent, GuidedPolicy) else 0
             seconds *= 1.0 - (timesteps or adopted) / agent.total_timesteps
         return Standing(cell, None, timesteps, seconds, source)
-
-    def _timesteps(self, cell: Cell) -> int:
-        checkpoint = RunFolder(self.runs / cell.name).checkpoint
-        return int(read_header(checkpoint)["num_timesteps"]) if checkpoint.exists() else 0
 
     def run(
         self,
@@ -105,15 +96,13 @@ class Benchmark:
         stops all with checkpoints and raises KeyboardInterrupt.
         """
         self.runs.mkdir(parents=True, exist_ok=True)
-        self.results.mkdir(parents=True, exist_ok=True)
         failed = []
 
         def keep(outcome: Outcome) -> None:
             if outcome.result is None:
                 failed.append(outcome)
             else:
-                folder = RunFolder(self.results)
-                folder.write_json(self._path(outcome.cell), outcome.result, indent=None)
+                write_json(self.results / f"{outcome.cell.name}.json", outcome.result)
             report(outcome)
 
         if ray_address is None:
@@ -123,6 +112,6 @@ class Benchmark:
         return failed
 
 
-def _seconds(result: dict[str, Any]) -> float:
+def _seconds(result: Document) -> float:
     """Of training and evaluation, as far as they were measured."""
     return float(result["training"]["wall_seconds"] + (result["evaluation_seconds"] or 0.0))

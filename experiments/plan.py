@@ -18,41 +18,27 @@
     overrides = { beta = 10.0, guidance = "mse" }
     adopt = "QGPO"                        # trains the last stage only
 
-Each combination is a cell. An agent's table may have `datasets` and `seeds` of its own. `adopt` is
-the label of an agent further up: its cell of the same dataset and seed gives the stages before the
-last one, once it is finished. The result is that of a training from scratch, in less time.
+Each combination is a cell. An agent's table may have `datasets` and `seeds` of its own. A
+configuration is the preset, then what the dataset's family changes of it, then `longer`, then the
+overrides: what `train.py` trains with these flags. `adopt` is the label of an agent further up: its
+cell of the same dataset and seed gives the stages before the last one, once it is finished. The
+result is that of a training from scratch, in less time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any
+from typing import Annotated, Any
 
-from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.guided.adoption import different_field
-from qgpo.agents.guided.policy import GuidedPolicy
-from qgpo.agents.registry import agent_class
-from qgpo.envs.store.loading import STORAGES, Storage
+from qgpo.experiments.settings import AT_LEAST_0, Experiment, check_types, choose_config
 
-KINDS: dict[str, tuple[type | UnionType, str]] = {
-    "agent": (str, "a string"),
-    "label": (str, "a string"),
-    "preset": (str, "a string"),
-    "overrides": (dict, "a table"),
-    "deterministic": (bool, "true or false"),
-    "env_id": (str | None, "a string"),
-    "adopt": (str | None, "a string"),
-    "device": (str, "a string"),
-    "gpus": (int | float, "a number of at least 0"),
-    "estimate_minutes": (int | float | None, "a number of at least 0"),
-}
-"""types of the plan's keys that have no check of their own, as `isinstance` and as people say it"""
+OF_A_CELL = {"checkpoint_every": 2_000, "progress_bar": False, "threads": 1}
+"""settings that every cell has unless its plan says otherwise"""
 
 
 class PlanError(ValueError):
@@ -61,42 +47,23 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One training with its evaluations."""
+    """One training with its evaluations, of many."""
 
     label: str
     """the agent's name in tables"""
-    agent: str
-    """the agent's class, a name in the registry"""
-    preset: str
-    """row of hyperparameters"""
-    overrides: dict[str, Any]
-    """fields of the configuration that differ from the preset"""
-    dataset: str
-    """Minari id"""
-    seed: int
-    """seed of the training; episodes are seeded from 10000 + seed on, as in scripts/train.py"""
-    guidance_scales: tuple[float, ...]
-    """scales to evaluate, the configured one among them; empty for agents without guidance"""
-    n_episodes: int = 50
-    """episodes per scale"""
-    deterministic: bool = True
-    """deterministic actions instead of sampled ones"""
-    env_id: str | None = None
-    """environment for evaluation, where it is not the dataset's"""
-    storage: Storage = "memory"
-    """memory, or memmap for datasets larger than memory"""
-    checkpoint_every: int = 2_000
-    """steps between two checkpoints"""
-    log_interval: int = 500
-    """steps between two rows of metrics"""
+    experiment: Experiment[Any]
+    """what is run; its guidance scales include the configured one"""
     adopt: str | None = None
     """label of the agent whose cell gives the stages before the last"""
-    device: str = "auto"
-    """torch device"""
-    gpus: float = 0.0
-    """share of a GPU that a cell asks of a Ray cluster"""
-    estimate_minutes: float | None = None
-    """training (from scratch) and evaluation, as whoever wrote the plan expects them"""
+    gpus: Annotated[float, AT_LEAST_0] = 0.0
+    """share of a GPU that the cell asks of a Ray cluster"""
+    estimate_minutes: Annotated[float | None, AT_LEAST_0] = None
+    """training (from scratch) and evaluation, as the plan's author expects them"""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Dataset, label and seed."""
+        return self.experiment.dataset_id, self.label, self.experiment.seed
 
     @property
     def name(self) -> str:
@@ -109,51 +76,8 @@ class Cell:
         return None if self.adopt is None else self._name_of(self.adopt)
 
     def _name_of(self, label: str) -> str:
-        return re.sub(r"[^\w.+=-]+", "-", f"{self.dataset}-{label}-s{self.seed}")
-
-    @property
-    def agent_class(self) -> type[OfflineAgent[Any]]:
-        """The class of the agent."""
-        return agent_class(self.agent)
-
-    @property
-    def config(self) -> Any:
-        """The agent's whole configuration."""
-        row = self.agent_class.presets[self.preset]
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.overrides.items()}
-        return dataclasses.replace(row, **values)
-
-    @property
-    def headline_scale(self) -> float | None:
-        """The configured guidance scale, chosen before any evaluation."""
-        return getattr(self.config, "guidance_scale", None)
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """What decides the trained agent, as JSON would have it."""
-        config = _as_json(self.config)
-        return {"agent": self.agent, "config": config, "dataset": self.dataset, "seed": self.seed}
-
-    @property
-    def measured(self) -> dict[str, Any]:
-        """What decides the result: the training and how it is evaluated."""
-        evaluation = {
-            "guidance_scales": list(self.guidance_scales),
-            "n_episodes": self.n_episodes,
-            "deterministic": self.deterministic,
-            "env_id": self.env_id,
-        }
-        return {**self.training, **evaluation}
-
-    def completed(self, former: dict[str, Any]) -> dict[str, Any]:
-        """A former `measured`; options that did not exist then have their defaults."""
-        defaults = _as_json(self.agent_class.config_class())
-        return {**former, "config": {**defaults, **former["config"]}}
-
-
-def _as_json(config: Any) -> dict[str, Any]:
-    values = dataclasses.asdict(config).items()
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values}
+        dataset, _, seed = self.key
+        return re.sub(r"[^\w.+=-]+", "-", f"{dataset}-{label}-s{seed}")
 
 
 def read_plan(path: Path) -> list[Cell]:
@@ -162,136 +86,116 @@ def read_plan(path: Path) -> list[Cell]:
         data = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PlanError(f"plan {str(path)!r} cannot be read: {error}") from error
+    tables = data.pop("agents", None)
+    cells: list[Cell] = []
     try:
-        cells = [cell for table in _agents(data) for cell in _cells(data, table)]
+        if not isinstance(tables, list) or not tables:
+            raise PlanError("no agents: at least one [[agents]] table is needed")
+        for table in tables:
+            cells += _cells({**data, **table})
         names = [cell.name for cell in cells]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PlanError(f"{twice[0]} is there twice: give the agents different labels")
         for i, cell in enumerate(cells):
-            _check_donor(cell, cells[:i])
+            if cell.adopt is not None:
+                _check_donor(cell, cells[:i])
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}: {error}") from error
     return cells
 
 
 def in_turn(cells: list[Cell]) -> list[Cell]:
-    """The cells as they are run, seed by seed: one that is stopped has something of all agents.
+    """The cells as they are run, seed by seed: a benchmark that is stopped has some of all agents.
 
     Those that adopt come last of their seed: meanwhile their donors are trained.
     """
-    return sorted(cells, key=lambda cell: (cell.seed, cell.adopt is not None))
+    return sorted(cells, key=lambda cell: (cell.experiment.seed, cell.adopt is not None))
+
+
+def _cells(settings: dict[str, Any]) -> list[Cell]:
+    """One agent's cells. Raises PlanError where its table, over the plan's defaults, is wrong."""
+    label = settings.setdefault("label", settings.get("agent"))
+    of_experiment = {field.name for field in dataclasses.fields(Experiment)}
+    known = {field.name for field in dataclasses.fields(Cell)} | of_experiment
+    known = known - {"experiment", "dataset_id", "seed", "config", "progress_bar"}
+    known |= {"overrides", "datasets", "seeds"}
+    try:
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}, expected one of {sorted(known)}")
+        if "agent" not in settings:
+            raise ValueError("it has no key 'agent', the name of its class")
+        datasets = _list(settings.pop("datasets", None), "datasets", str, "Minari ids")
+        seeds = _list(settings.pop("seeds", None), "seeds", int, "integers of at least 0")
+        of_cell = {k: settings.pop(k) for k in set(settings) - of_experiment - {"overrides"}}
+        of_cell["adopt"] = settings.pop("adopt", None)
+        return [
+            _cell({**settings, "dataset_id": dataset, "seed": seed}, of_cell)
+            for dataset in datasets
+            for seed in seeds
+        ]
+    except (ValueError, TypeError) as error:
+        raise PlanError(f"agent {label!r}: {error}") from error
+
+
+def _list(values: Any, name: str, kind: type, words: str) -> list[Any]:
+    """The values, where they are a list of that kind."""
+    if not (isinstance(values, list) and values and all(type(v) is kind for v in values)):
+        raise ValueError(f"{name}={values!r}, expected a list of {words}")
+    return values
+
+
+def _cell(settings: dict[str, Any], of_cell: dict[str, Any]) -> Cell:
+    """One cell, its configuration built and its scales settled. Raises ValueError or TypeError."""
+    overrides, scales = settings.pop("overrides", {}), settings.pop("guidance_scales", [])
+    scales = tuple(scales) if isinstance(scales, list) else scales
+    experiment: Experiment[Any] = Experiment(**OF_A_CELL | settings, guidance_scales=scales)
+    cell = Cell(**of_cell, experiment=experiment)
+    check_types(cell)
+    check_types(experiment)
+    row = choose_config(
+        experiment.agent, experiment.preset, experiment.dataset_id, experiment.longer
+    )
+    unknown = sorted(set(overrides) - set(vars(row)))
+    if unknown:
+        raise ValueError(f"overrides has {unknown[0]!r}, expected some of {sorted(vars(row))}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    experiment = dataclasses.replace(experiment, config=dataclasses.replace(row, **values))
+    experiment.check()
+    headline = experiment.headline_scale
+    if experiment.n_episodes < 1:
+        raise ValueError(f"n_episodes={experiment.n_episodes}, expected an integer of at least 1")
+    if headline is not None and headline not in (scales or (headline,)):
+        raise ValueError(
+            f"guidance_scales={list(scales)} lacks the configured scale {headline:g}, which "
+            "is the headline; add it, or set overrides = { guidance_scale = ... }"
+        )
+    settled = tuple(float(scale) for scale in scales or (headline,) if scale is not None)
+    experiment = dataclasses.replace(experiment, guidance_scales=settled)
+    return dataclasses.replace(cell, experiment=experiment)
 
 
 def _check_donor(cell: Cell, earlier: list[Cell]) -> None:
     """Raise PlanError where the agent that the cell adopts from is not there, or another one."""
-    if cell.adopt is None:
-        return
-    of = f"agent {cell.label!r}: adopt = {cell.adopt!r}"
+    of = f"agent {cell.label!r}: adopt={cell.adopt!r}"
     labels = list(dict.fromkeys(c.label for c in earlier if c.label != cell.label))
     if cell.adopt not in labels:
         raise PlanError(f"{of}, expected the label of an agent further up, one of {labels}")
-    donors = [c for c in earlier if c.name == cell.donor]
-    if not donors:
+    donor = next((c.experiment for c in earlier if c.name == cell.donor), None)
+    dataset, _, seed = cell.key
+    if donor is None:
         raise PlanError(
-            f"{of} has no cell of dataset {cell.dataset!r} and seed {cell.seed}: give both agents "
-            "the same datasets and seeds"
+            f"{of} has no cell of dataset {dataset!r} and seed {seed}: give both agents the same "
+            "datasets and seeds"
         )
-    for one in (cell, donors[0]):
-        if not issubclass(one.agent_class, GuidedPolicy):
+    for one in (cell.experiment, donor):
+        if one.headline_scale is None:
             raise PlanError(f"{of}: a {one.agent} shares no stages, expected QGPO, AEPO or QIPO")
-    different = different_field(cell.config, donors[0].config)
+    different = different_field(cell.experiment.config, donor.config)
     if different is not None:
         name, wanted, found = different
         raise PlanError(
             f"{of} has {name} = {found!r} and this agent {wanted!r}, which decides the stages "
             "before the last: give both the same, or leave adopt away"
         )
-
-
-def _agents(data: dict[str, Any]) -> list[dict[str, Any]]:
-    tables = data.get("agents")
-    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables) or not tables:
-        raise PlanError("no agents: at least one [[agents]] table is needed")
-    return tables
-
-
-def _cells(data: dict[str, Any], table: dict[str, Any]) -> list[Cell]:
-    """One agent's cells: its table over the plan's defaults."""
-    settings = {k: v for k, v in data.items() if k != "agents"} | table
-    label = settings.setdefault("label", settings.get("agent"))
-    known = {field.name for field in dataclasses.fields(Cell)} - {"dataset", "seed"}
-    unknown = sorted(set(settings) - known - {"datasets", "seeds"})
-    if unknown:
-        choices = sorted(known | {"datasets", "seeds"})
-        raise PlanError(f"agent {label!r}: unknown key {unknown[0]!r}, expected one of {choices}")
-    datasets = _list(settings.pop("datasets", None), "datasets", str, label)
-    seeds = _list(settings.pop("seeds", None), "seeds", int, label)
-    if "agent" not in settings:
-        raise PlanError(f"agent {label!r}: it has no key 'agent', the name of its class")
-    settings = {"preset": "laptop", "overrides": {}, "guidance_scales": []} | settings
-    settings["guidance_scales"] = _scales(settings["guidance_scales"], label)
-    cells = []
-    for dataset in datasets:
-        for seed in seeds:
-            cell = Cell(**settings, dataset=dataset, seed=seed)
-            cells.append(_checked(cell))
-    return cells
-
-
-def _list(values: Any, name: str, kind: type, label: Any) -> list[Any]:
-    good = isinstance(values, list) and values and all(type(v) is kind for v in values)
-    if not good or (kind is int and min(values) < 0):
-        wanted = "integers of at least 0" if kind is int else "Minari ids"
-        raise PlanError(f"agent {label!r}: {name} = {values!r}, expected a list of {wanted}")
-    return list(values)
-
-
-def _scales(values: Any, label: Any) -> tuple[float, ...]:
-    if not isinstance(values, list) or not all(
-        type(v) in (int, float) and math.isfinite(v) for v in values
-    ):
-        raise PlanError(
-            f"agent {label!r}: guidance_scales = {values!r}, expected a list of finite numbers"
-        )
-    return tuple(float(v) for v in values)
-
-
-def _checked(cell: Cell) -> Cell:
-    """The cell with its scales settled. Raises PlanError where agent or settings are wrong."""
-    of = f"agent {cell.label!r}"
-    for name, (kind, said) in KINDS.items():
-        value = getattr(cell, name)
-        good = isinstance(value, kind) and (type(value) is not bool or kind is bool)
-        if isinstance(value, float):
-            good = good and math.isfinite(value)
-        if not good or (isinstance(value, int | float) and value < 0):
-            raise PlanError(f"{of}: {name} = {value!r}, expected {said}")
-    try:
-        presets = cell.agent_class.presets
-        if cell.preset not in presets:
-            raise PlanError(f"preset = {cell.preset!r}, expected one of {sorted(presets)}")
-        fields = {field.name for field in dataclasses.fields(presets[cell.preset])}
-        unknown = sorted(set(cell.overrides) - fields)
-        if unknown:
-            raise PlanError(f"overrides has {unknown[0]!r}, expected some of {sorted(fields)}")
-        scale = cell.headline_scale
-    except (ValueError, TypeError, AttributeError) as error:
-        raise PlanError(f"{of}: {error}") from error
-    for name in ("n_episodes", "checkpoint_every", "log_interval"):
-        value = getattr(cell, name)
-        if type(value) is not int or value < 1:
-            raise PlanError(f"{of}: {name} = {value!r}, expected an integer of at least 1")
-    if cell.storage not in STORAGES:
-        raise PlanError(f"{of}: storage = {cell.storage!r}, expected one of {list(STORAGES)}")
-    if scale is None and cell.guidance_scales:
-        raise PlanError(f"{of}: a {cell.agent} agent has no guidance_scales")
-    if scale is None:
-        return cell
-    scales = cell.guidance_scales or (scale,)
-    if scale not in scales:
-        raise PlanError(
-            f"{of}: guidance_scales = {list(scales)} lacks the configured scale {scale:g}, which "
-            "is the headline; add it, or set overrides = { guidance_scale = ... }"
-        )
-    return dataclasses.replace(cell, guidance_scales=scales)

@@ -8,13 +8,10 @@ Several runs are played together, as one agent that takes the mean of their acti
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,21 +19,30 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
-from qgpo.agents.core.acting import Acts as Acting
 from qgpo.agents.core.provenance import versions
+from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
-from qgpo.envs import Evaluation, load_dataset
+from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table
 from qgpo.envs.play.video import RenderError, check_clip_path, choose_renderer, record, write_clip
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import make_env
-from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.format import (
+    FORMAT_VERSION,
+    Document,
+    Results,
+    evaluations_to_json,
+    read_document,
+    write_json,
+)
+from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
+from qgpo.fields import Range
 from qgpo.solver import get_solver
 
+Agent = OfflineAgent[Any]
 Scales = tuple[float | None, ...]
-Results = list[tuple[float | None, Evaluation]]
 MIXED = {True: "the mean of their actions", False: "each action is one of theirs, by lot"}
 
 
@@ -57,27 +63,27 @@ class Args:
     """how to hold that dataset, memory or memmap; default as it was trained (files: memory)"""
     solver: str | None = None
     """dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (only ot); default the configured one"""
-    solver_steps: int | None = None
+    solver_steps: Annotated[int | None, AT_LEAST_1] = None
     """solver steps per action; default as configured. Solver and steps make no difference to
     deterministic actions that are the policy's mean (deterministic_action), which need neither"""
-    n_episodes: int | None = None
+    n_episodes: Annotated[int | None, AT_LEAST_1] = None
     """episodes per scale; default 50, and 100 for mazes"""
-    seed: int = 10_000
+    seed: Annotated[int, AT_LEAST_0] = 10_000
     """seed of the first episode, the others count up; train.py uses 10000 + its own seed"""
     deterministic: bool = True
     """deterministic actions instead of sampled ones"""
-    max_episode_steps: int | None = None
+    max_episode_steps: Annotated[int | None, AT_LEAST_1] = None
     """cut episodes after so many steps; default the environment's own limit"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
-    threads: int = 0
+    threads: Annotated[int, AT_LEAST_0] = 0
     """torch threads on the CPU; 0 leaves torch's choice. Beside other work 1 is fastest"""
     output: Path | None = None
     """JSON of raw returns, lengths and seeds; default evaluation-<time>.json in the run folder, for
     several evaluation-together-<time>.json in the first"""
     video: Path | None = None
     """write a clip of the first episode at the first scale: a .gif or .mp4"""
-    video_seconds: float = 10.0
+    video_seconds: Annotated[float, Range(0.1, 10.0)] = 10.0
     """longest clip, in the environment's seconds, 10 at most"""
     overwrite: bool = False
     """replace --output and --video where they exist, instead of refusing"""
@@ -87,20 +93,9 @@ class Args:
 
 def check(args: Args) -> None:
     """Refuse wrong values before anything is loaded."""
+    check_types(args)
     if not args.run:
         raise ValueError("--run: expected a run folder or a checkpoint, or several")
-    for name in ("n_episodes", "solver_steps", "max_episode_steps"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    for scale in args.guidance_scale:
-        if not math.isfinite(scale):
-            raise ValueError(f"--guidance-scale {scale}: expected a finite number")
-    for name in ("seed", "threads"):
-        if getattr(args, name) < 0:
-            raise ValueError(f"--{name} {getattr(args, name)}: expected at least 0")
-    if not 0.0 < args.video_seconds <= 10.0:
-        raise ValueError(f"--video-seconds {args.video_seconds}: expected more than 0, at most 10")
     if args.solver is not None:
         get_solver(args.solver, stochastic=False)
     if args.video is not None:
@@ -137,18 +132,16 @@ def find_runs(runs: tuple[Path, ...]) -> list[RunFolder]:
     return folders
 
 
-def saved_args(folder: RunFolder) -> dict[str, Any]:
+def saved_args(folder: RunFolder) -> Document:
     """The arguments of the training that left the checkpoint; empty where there are none."""
     if not folder.config.is_file() or folder.checkpoint.name != "checkpoint.zip":
         return {}
-    saved: dict[str, Any] = json.loads(folder.config.read_text())["args"]
+    saved: Document = read_document(folder.config)["args"]
     return saved
 
 
-def environment(
-    args: Args, folder: RunFolder, members: list[OfflineAgent[Any]]
-) -> tuple[str | EnvSpec, ReferenceScores | None]:
-    """The environment to play in, checked against the agent, and its reference scores."""
+def choose_env(args: Args, folder: RunFolder, members: list[Agent]) -> str | EnvSpec:
+    """The environment to play in, which fits the agents."""
     agent = members[0]
     learned_in = {member.env_spec.id for member in members if member.env_spec is not None}
     if len(learned_in) > 1 and args.env_id is None:
@@ -162,135 +155,86 @@ def environment(
             f"the agent's dataset {agent.dataset_id!r} names no environment: give one with --env-id"
         )
     made = make_env(env)
-    env_id = env if isinstance(env, str) else env.id
     try:
         agent.set_env(made)
     except ValueError as error:
-        raise ValueError(f"environment {env_id!r} does not fit the agent: {error}") from error
+        raise ValueError(f"environment {id_of(env)!r} does not fit the agent: {error}") from error
     finally:
         made.close()
-    own = agent.env_spec is None or agent.env_spec.id == env_id
-    return env, agent.reference if own else None
+    return env
 
 
-def configure(args: Args, agent: Acting, members: list[OfflineAgent[Any]]) -> Scales:
+def id_of(env: str | EnvSpec) -> str:
+    """The environment's id."""
+    return env if isinstance(env, str) else env.id
+
+
+def configure(args: Args, agent: Agent | Ensemble, members: list[Agent]) -> Scales:
     """Set the solver; returns the scales to evaluate (None: as the agents have it, if at all)."""
-    if args.guidance_scale and not hasattr(agent, "guidance_scale"):
-        raise ValueError(
-            f"--guidance-scale {args.guidance_scale}: {who_lacks(members, 'guidance_scale')}"
-        )
-    if args.tune_guidance and not hasattr(agent, "guidance_scale"):
-        raise ValueError(f"--tune-guidance: {who_lacks(members, 'guidance_scale')}")
-    for name in ("solver", "solver_steps"):
+    for name in ("guidance_scale", "tune_guidance", "solver", "solver_steps"):
         value = getattr(args, name)
-        for member in members if value is not None else []:
-            if not hasattr(member, name):
-                raise ValueError(f"--{name.replace('_', '-')} {value}: {who_lacks(members, name)}")
-            setattr(member, name, value)
+        for member in members if value else []:
+            if not isinstance(member, GuidedPolicy):
+                lacking = "guidance_scale" if name == "tune_guidance" else name
+                raise ValueError(f"{name}={value}: a {member.name} agent has no {lacking}")
+            if name in ("solver", "solver_steps"):
+                setattr(member, name, value)
     assert agent.observation_space is not None
     agent.predict(np.zeros(agent.observation_space.shape))  # refuses what does not fit, now
-    own = getattr(agent, "guidance_scale", None)
-    return args.guidance_scale or (None if isinstance(own, tuple) else own,)
+    scale = agent.guidance_scale if is_guided(agent) else None
+    return args.guidance_scale or (None if isinstance(scale, tuple) else scale,)
 
 
-def who_lacks(members: list[OfflineAgent[Any]], name: str) -> str:
-    """Which of the members lacks that attribute."""
-    lacking = next(member for member in members if not hasattr(member, name))
-    return f"a {lacking.name} agent has no {name}"
-
-
-def tune(
-    args: Args,
-    folder: RunFolder,
-    agent: GuidedPolicy[Any] | Ensemble,
-    dataset_id: str,
-    scales: Scales,
-) -> tuple[dict[str, Any], Scales]:
-    """What `tune_guidance` found on the dataset, and its choice among the scales."""
-    storage = args.storage or saved_args(folder).get("storage", "memory")
-    dataset = load_dataset(dataset_id, storage=storage, progress_bar=args.progress_bar)
-    tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
-    print(tuning)
-    asked = scales if args.guidance_scale else ()
-    return tuning.as_dict(), tuple(dict.fromkeys((*asked, tuning.best)))
-
-
-def score(
-    args: Args,
-    agent: Acting,
-    dataset_id: str | None,
-    env: str | EnvSpec,
-    reference: ReferenceScores | None,
-    scales: Scales,
+def play(
+    args: Args, agent: Agent | Ensemble, member: Agent, env: str | EnvSpec, scales: Scales
 ) -> Results:
-    """Every scale and its evaluation."""
-    env_id = env if isinstance(env, str) else env.id
+    """Every scale and its evaluation; scores are the dataset's in its own environment."""
+    same = member.env_spec is None or member.env_spec.id == id_of(env)
     played = evaluate_scales(
         agent,
         env,
-        args.n_episodes or find_family(dataset_id, env_id).n_episodes,
+        args.n_episodes or find_family(member.dataset_id, id_of(env)).n_episodes,
         scales,
         seed=args.seed,
         deterministic=args.deterministic,
         max_episode_steps=args.max_episode_steps,
-        reference=reference,
+        reference=member.reference if same else None,
         warn_of_cuts=False,  # the table says how many
         progress_bar=args.progress_bar,
     )
     return list(played)
 
 
-def write(
-    args: Args,
-    folder: RunFolder,
-    agents: list[dict[str, Any]],
-    about: dict[str, Any],
-    results: Results,
-) -> Path:
-    """The raw returns, lengths and seeds as JSON; `evaluations` is laid out like train.py's."""
-    alone = len(agents) == 1
-    name = "evaluation" if alone else "evaluation-together"
-    output = args.output or folder.path / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        **(agents[0] if alone else {"agent": Ensemble.name, "members": agents}),
-        **about,
-        "seed": args.seed,
-        "deterministic": args.deterministic,
-        "max_episode_steps": args.max_episode_steps,
-        "versions": versions(),
-        "evaluations": [{"guidance_scale": scale, **dataclasses.asdict(e)} for scale, e in results],
-    }
-    folder.write_json(output, about)
-    return output
-
-
-def describe(folder: RunFolder, agent: OfflineAgent[Any]) -> dict[str, Any]:
+def describe(folder: RunFolder, agent: Agent) -> Document:
     """An agent as it was loaded, or with the solver that was asked for, for JSON."""
+    guided = agent if isinstance(agent, GuidedPolicy) else None
     return {
         "checkpoint": str(folder.checkpoint),
         "agent": agent.name,
         "stage": agent.stage,
         "timesteps": agent.num_timesteps,
         "dataset": {"id": agent.dataset_id, "fingerprint": agent.dataset_fingerprint},
-        "guidance_scale": getattr(agent, "guidance_scale", None),
-        "solver": getattr(agent, "solver", None),
-        "solver_steps": getattr(agent, "solver_steps", None),
+        "guidance_scale": None if guided is None else guided.guidance_scale,
+        "solver": None if guided is None else guided.solver,
+        "solver_steps": None if guided is None else guided.solver_steps,
     }
 
 
-def film(args: Args, agent: Acting, env: str | EnvSpec, scale: float | None) -> None:
-    """Write the clip of the first episode at the given scale."""
-    assert args.video is not None
-    if scale is not None:
-        agent.guidance_scale = scale  # type: ignore[attr-defined]
-    frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
-    write_clip(args.video, frames, rate)
-    print(f"clip: {args.video} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
+def introduce(folder: RunFolder, agent: Agent, env: str | EnvSpec) -> None:
+    """Say which agent it is, and whether its training is complete."""
+    print(
+        f"{agent.name} from {folder.checkpoint}, trained on {agent.dataset_id} for "
+        f"{agent.num_timesteps} steps, in {id_of(env)}"
+    )
+    if not agent.is_trained:
+        print(
+            f"note: training stopped in stage {agent.stage!r} at timestep "
+            f"{agent.num_timesteps} of {agent.total_timesteps}: it is not complete"
+        )
 
 
 def main(args: Args) -> None:
-    """Load, evaluate, print, and write."""
+    """Load, evaluate, print, and write the raw returns, lengths and seeds."""
     try:
         check(args)
         if args.threads:
@@ -299,39 +243,57 @@ def main(args: Args) -> None:
             choose_renderer()
         folders = find_runs(args.run)
         members = [load_agent(folder.checkpoint, device=args.device) for folder in folders]
-        env, reference = environment(args, folders[0], members)
-        agent: Acting = members[0] if len(members) == 1 else Ensemble(members)
+        first, alone = members[0], len(members) == 1
+        env = choose_env(args, folders[0], members)
+        agent = first if alone else Ensemble(members)
         scales = configure(args, agent, members)
         agents = [describe(*both) for both in zip(folders, members, strict=True)]
-    except (ValueError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error
-    env_id = env if isinstance(env, str) else env.id
-    for folder, member in zip(folders, members, strict=True):
-        print(
-            f"{member.name} from {folder.checkpoint}, trained on {member.dataset_id} for "
-            f"{member.num_timesteps} steps, in {env_id}"
-        )
-        if not member.is_trained:
-            print(
-                f"note: training stopped in stage {member.stage!r} at timestep "
-                f"{member.num_timesteps} of {member.total_timesteps}: it is not complete"
+        for both in zip(folders, members, strict=True):
+            introduce(*both, env)
+        if not alone:
+            print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
+        document = {
+            "format_version": FORMAT_VERSION,
+            **(agents[0] if alone else {"agent": Ensemble.name, "members": agents}),
+            "device": str(agent.device),
+            "threads": torch.get_num_threads(),
+            "seed": args.seed,
+            "deterministic": args.deterministic,
+            "max_episode_steps": args.max_episode_steps,
+            "versions": versions(),
+        }
+        if args.tune_guidance and is_guided(agent):
+            storage = args.storage or saved_args(folders[0]).get("storage", "memory")
+            dataset = load_dataset(
+                str(first.dataset_id), storage=storage, progress_bar=args.progress_bar
             )
-    if len(members) > 1:
-        print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
-    about: dict[str, Any] = {"device": str(agent.device), "threads": torch.get_num_threads()}
-    try:
-        if args.tune_guidance and isinstance(agent, GuidedPolicy | Ensemble):
-            dataset_id = str(members[0].dataset_id)
-            about["guidance_tuning"], scales = tune(args, folders[0], agent, dataset_id, scales)
-        results = score(args, agent, members[0].dataset_id, env, reference, scales)
-        print(score_table([(scale_label(scale), e) for scale, e in results]))
-        print(f"returns: {write(args, folders[0], agents, about, results)}")
+            tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
+            print(tuning)
+            document["guidance_tuning"] = tuning.as_dict()
+            scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
+        results = play(args, agent, first, env, scales)
+        print(score_table([(scale_label(scale), played) for scale, played in results]))
+        document["evaluations"] = evaluations_to_json(results)
+        name = "evaluation" if alone else "evaluation-together"
+        name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        write_json(output := args.output or folders[0].path / name, document, indent=2)
+        print(f"returns: {output}")
         if args.video is not None:
             film(args, agent, env, scales[0])
     except (RenderError, OSError, ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("\nstopped") from None
+
+
+def film(args: Args, agent: Agent | Ensemble, env: str | EnvSpec, scale: float | None) -> None:
+    """Write the clip of the first episode at the given scale."""
+    assert args.video is not None
+    if scale is not None and is_guided(agent):
+        agent.guidance_scale = scale
+    frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
+    write_clip(args.video, frames, rate)
+    print(f"clip: {args.video} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
 
 
 def cli() -> None:

@@ -37,7 +37,7 @@ def main(args: Args) -> None:
     """Read, draw, write."""
     try:
         cells = [] if args.plan is None else read_plan(args.plan)
-        expected = [(cell.dataset, cell.label, cell.seed) for cell in cells]
+        expected = [cell.key for cell in cells]
         for folder in args.results if args.pack else ():
             print(f"{folder}: {len(pack(folder))} cells packed")
         results = Results.read(args.results, expected)

@@ -1,0 +1,159 @@
+"""The JSON documents of a run: one layout for train.py and benchmarks.
+
+config.json, written when a run starts
+
+    format_version      2
+    label               name in tables: the plan's, or the agent's
+    preset, longer      the row of hyperparameters that the configuration starts from
+    overrides           fields that have other values than that row has for the dataset
+    measured            what decides the result: agent, config (all fields), dataset, seed,
+                        guidance_scales, tune_guidance, n_episodes, deterministic, env_id
+    headline_scale      the configured guidance scale; null for agents without guidance
+    environment_steps   steps taken in the environment; 0 for agents that learn from data alone
+    dataset             id, family, steps, episodes, fingerprint, returns, reference
+    versions, machine   of libraries; processor, instructions, cpus, device, threads
+    args                every setting as it was given, for --resume
+
+evaluation.json, written when it ends, and a benchmark's <results>/<cell>.json: the same without
+args, and
+
+    training            timesteps, wall_seconds, cpu_seconds, stage_seconds, adopted_from
+    evaluation_seconds
+    evaluations         guidance_scale, env_id, returns, lengths, seeds, cut, mean, interval, score,
+                        score_interval, reference
+    guidance_tuning     scales, returns, left_data, best; only where the scale was tuned
+
+Documents of version 1 are read as if they were of version 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qgpo.agents.core.agent import OfflineAgent
+from qgpo.agents.core.files import replacing
+from qgpo.agents.core.provenance import processor, versions
+from qgpo.agents.core.upgrade import upgrade_config
+from qgpo.agents.registry import agent_class
+from qgpo.agents.sb3_baselines import OnlineSAC
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.play.evaluation import Evaluation
+from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.settings import Experiment, as_json, measured_of
+
+FORMAT_VERSION = 2
+Document = dict[str, Any]
+Results = list[tuple[float | None, Evaluation]]
+"""guidance scales (None: the agent's own, if any) and what was played at them"""
+
+
+class DocumentError(ValueError):
+    """A file that is not a run's document, or the document of another run."""
+
+
+def describe(
+    experiment: Experiment[Any], label: str, agent: OfflineAgent[Any], dataset: OfflineDataset
+) -> Document:
+    """What is measured, on which data, with which libraries and machine."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "label": label,
+        "preset": experiment.preset,
+        "longer": experiment.longer,
+        "overrides": experiment.overrides(dataset),
+        "measured": experiment.measured,
+        "headline_scale": experiment.headline_scale,
+        "environment_steps": agent.environment_steps if isinstance(agent, OnlineSAC) else 0,
+        "dataset": {
+            "id": dataset.id,
+            "family": dataset.details.get("family"),
+            "steps": len(dataset),
+            "episodes": dataset.n_episodes,
+            "fingerprint": dataset.fingerprint,
+            "returns": [round(float(r), 3) for r in dataset.episode_returns],
+            "reference": dataclasses.asdict(dataset.reference) if dataset.reference else None,
+        },
+        "versions": versions(),
+        "machine": {
+            "processor": processor(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "cpus": os.cpu_count(),
+            "device": str(agent.device),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def evaluations_to_json(results: Iterable[tuple[float | None, Evaluation]]) -> list[Document]:
+    """The `evaluations` of a document."""
+    return [{"guidance_scale": scale, **dataclasses.asdict(played)} for scale, played in results]
+
+
+def write_json(path: Path, data: Any, indent: int | None = None) -> None:
+    """Write atomically."""
+    with replacing(path) as file:
+        file.write(json.dumps(data, indent=indent, default=str).encode())
+
+
+def read_document(path: Path) -> Document:
+    """A run's document in today's version. Raises DocumentError where it is something else."""
+    try:
+        return upgrade(json.loads(path.read_text()))
+    except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DocumentError(f"{path} is no run's document ({error}): move it away") from error
+
+
+def read_result(folder: RunFolder) -> Document | None:
+    """What a finished run says, None for one that is not finished. Raises DocumentError."""
+    paths = (folder.evaluation, folder.evaluation_1)
+    return next((read_document(path) for path in paths if path.exists()), None)
+
+
+def check_same_training(experiment: Experiment[Any], path: Path) -> Document:
+    """The document in that file. Raises DocumentError where it is of another training."""
+    document = read_document(path)
+    wanted, found = experiment.measured, document["measured"]
+    surplus = sorted(set(found["config"]) - set(wanted["config"]))
+    if surplus:
+        raise DocumentError(
+            f"{path} has a setting {surplus[0]!r} that is unknown now: move it away"
+        )
+    pairs = {name: (wanted[name], found[name]) for name in ("agent", "dataset", "seed")}
+    pairs |= {name: (v, found["config"].get(name)) for name, v in wanted["config"].items()}
+    for name, (value, other) in pairs.items():
+        if other != value:
+            raise DocumentError(
+                f"{path} was made with {name} = {other!r}, the plan has {value!r}: give the "
+                "agent another label, or move that file away"
+            )
+    return document
+
+
+def upgrade(document: Document) -> Document:
+    """A document of any version as today's. Raises LookupError or ValueError for other content.
+
+    Version 1 had one layout of train.py (every setting in `args`, no version) and one of cells
+    (`args` as the plan had them). Options that came later have the defaults of their class.
+    """
+    version = document.get("format_version", 1)
+    if version > FORMAT_VERSION:
+        raise ValueError(f"format {version} is newer than {FORMAT_VERSION}: update qgpo to read it")
+    measured = document.get("measured") or measured_of(document.get("args", {}))
+    measured = {"tune_guidance": False, **measured}
+    if "config" in measured:
+        agent = measured["agent"]
+        defaults = as_json(agent_class(agent).config_class())
+        config = upgrade_config(agent, measured["config"], version)
+        measured["config"] = {**defaults, **config}
+    added = {"label": measured.get("agent"), "longer": 1.0}
+    dataset = {"family": None, **document.get("dataset", {})}
+    return {**added, **document, "dataset": dataset, "measured": measured} | {
+        "format_version": FORMAT_VERSION
+    }

@@ -1,0 +1,158 @@
+"""Everything that decides a run and its evaluation, for the command line, plans and workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args, get_origin
+
+from qgpo.agents import QGPOConfig
+from qgpo.agents.core.agent import OfflineAgent
+from qgpo.agents.core.checkpoint import config_from_json
+from qgpo.agents.core.config import longer
+from qgpo.agents.registry import agent_class
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.store.loading import Storage
+from qgpo.fields import Range, rules
+
+ConfigT = TypeVar("ConfigT")
+WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str: "a string"}
+TRAINING = ("agent", "config", "seed")
+"""fields that decide the trained agent, beside the dataset"""
+EVALUATION = ("guidance_scales", "tune_guidance", "n_episodes", "deterministic", "env_id")
+AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[ConfigT]):
+    """One training and its evaluation."""
+
+    dataset_id: str = "qgpo/halfcheetah/mixed-v0"
+    """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded"""
+    agent: str = "QGPO"
+    """the agent, by its name in the registry: QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL"""
+    preset: str = "laptop"
+    """row of hyperparameters that the --config flags start from: laptop or paper (QIPO also
+    laptop-flow and paper-flow)"""
+    longer: float = 1.0
+    """times the preset's gradient steps in every stage: 4 takes four times as long; what the
+    critic learns from is renewed as many times as before"""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """seed of initialisation, batches, noise and evaluation"""
+    adopt: Path | None = None
+    """train the last stage only: take the others from the agent in this run folder or checkpoint
+    (QGPO, AEPO and QIPO with the same seed, data and settings of those stages)"""
+    device: str = "auto"
+    """torch device: auto, cpu, cuda, …"""
+    threads: Annotated[int, AT_LEAST_0] = 0
+    """torch threads on the CPU; 0 leaves torch's choice"""
+    download: bool = True
+    """fetch the dataset from Minari's remote if it is not local"""
+    storage: Storage = "memory"
+    """memory, or memmap for datasets larger than memory (converted once, beside Minari's data)"""
+    guidance_scales: tuple[float, ...] = ()
+    """scales evaluated at the end, for agents with guidance; default 0 (imitation) and the
+    configured scale"""
+    tune_guidance: bool = False
+    """choose the guidance scale after training, by episodes in a model learned from the dataset,
+    and evaluate it too"""
+    n_episodes: Annotated[int, AT_LEAST_0] = 50
+    """evaluation episodes per scale (100 for mazes unless given); 0 skips evaluation"""
+    env_id: str | None = None
+    """environment for evaluation where the dataset names none"""
+    deterministic: bool = True
+    """evaluate deterministic actions instead of sampled ones"""
+    log_interval: Annotated[int, AT_LEAST_1] = 500
+    """gradient steps between two rows of metrics"""
+    checkpoint_every: Annotated[int, AT_LEAST_1] = 5000
+    """steps between two checkpoints"""
+    progress_bar: bool = True
+    """show stages and time left"""
+    config: ConfigT = field(default_factory=QGPOConfig)  # type: ignore[assignment]
+    """the agent's hyperparameters, starting from the preset"""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `as_json`. Raises LookupError, TypeError or ValueError for other data."""
+        config = config_from_json(agent_class(data["agent"]).config_class, data["config"])
+        adopt = Path(data["adopt"]) if data.get("adopt") else None
+        scales = tuple(data["guidance_scales"])
+        return cls(**{**data, "config": config, "adopt": adopt, "guidance_scales": scales})
+
+    @property
+    def agent_class(self) -> type[OfflineAgent[Any]]:
+        """The class of the agent. Raises ValueError for an unknown name."""
+        return agent_class(self.agent)
+
+    @property
+    def headline_scale(self) -> float | None:
+        """The configured guidance scale, chosen before any evaluation; None without guidance."""
+        return as_json(self.config).get("guidance_scale")
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What decides the result, for JSON: the training and how it is evaluated."""
+        return measured_of(as_json(self))
+
+    def overrides(self, dataset: OfflineDataset) -> dict[str, Any]:
+        """Fields of the configuration that the preset does not have so for that dataset."""
+        row = as_json(choose_config(self.agent, self.preset, dataset, self.longer))
+        return {name: v for name, v in as_json(self.config).items() if v != row[name]}
+
+    def check(self) -> None:
+        """Raise ValueError, naming the field, for values that are not allowed."""
+        check_types(self)
+        if self.headline_scale is None and (self.guidance_scales or self.tune_guidance):
+            name = "guidance_scales" if self.guidance_scales else "tune_guidance"
+            raise ValueError(
+                f"{name}={getattr(self, name)}: a {self.agent} agent has no guidance_scale"
+            )
+
+
+def choose_config(
+    agent: str, preset: str, dataset: OfflineDataset | str, times: float = 1.0
+) -> Any:
+    """The agent's configuration: the preset, what the dataset's family changes, then `longer`.
+
+    Raises ValueError, naming the field, for an unknown agent, an unknown preset, or a factor that
+    is not positive.
+    """
+    if not 0.0 < times < math.inf:
+        raise ValueError(f"longer={times:g}, expected a positive number")
+    return longer(agent_class(agent).settings_for(dataset, preset), times)
+
+
+def measured_of(args: dict[str, Any]) -> dict[str, Any]:
+    """Of an experiment's JSON, what decides the result."""
+    measured = {name: args[name] for name in (*TRAINING, *EVALUATION) if name in args}
+    return {"dataset": args.get("dataset_id"), **measured}
+
+
+def as_json(data: Any) -> dict[str, Any]:
+    """A dataclass as JSON gives it back: lists for tuples, text for paths."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(data), default=str))
+    return values
+
+
+def check_types(data: Any) -> None:
+    """Raise ValueError where a dataclass has a value of another type or outside a field's Range."""
+    kind_of_data: Any = type(data)
+    for name, (kind, *said) in rules(kind_of_data).items():
+        value, kinds = getattr(data, name), get_args(kind) or (kind,)
+        if get_origin(kind) is Literal and value not in kinds:
+            raise ValueError(f"{name}={value!r}, expected one of {list(kinds)}")
+        words = next((WORDS[kind] for kind in kinds if kind in WORDS), None)
+        if words is None or (value is None and type(None) in kinds):
+            continue
+        low, high = next((rule for rule in said if isinstance(rule, Range)), Range(-math.inf))
+        for one in value if isinstance(value, tuple) else (value,):
+            good = type(one) in kinds or (type(one) is int and float in kinds)
+            if good and isinstance(one, int | float):
+                good = low <= one <= high and math.isfinite(one)
+            if not good:
+                least = f" of at least {low:g}" if low > -math.inf else ""
+                most = f" and at most {high:g}" if high < math.inf else ""
+                raise ValueError(f"{name}={one!r}, expected {words}{least}{most}")
