@@ -10,8 +10,9 @@ import numpy as np
 
 from qgpo.agents.core.checkpoint import read_header
 from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.experiments import documents
+from qgpo.experiments.documents import Document, check_same_training
 from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.format import Document, check_same_training, write_json
 from qgpo.experiments.plan import Cell
 from qgpo.experiments.workers import Outcome, run_locally, run_on_ray
 
@@ -102,7 +103,7 @@ class Benchmark:
             if outcome.result is None:
                 failed.append(outcome)
             else:
-                write_json(self.results / f"{outcome.cell.name}.json", outcome.result)
+                documents.write(self.results / f"{outcome.cell.name}.json", outcome.result)
             report(outcome)
 
         if ray_address is None:

@@ -18,23 +18,16 @@ from typing import Any
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from qgpo.agents.core.agent import OfflineAgent
+from qgpo.agents import OfflineAgent
 from qgpo.agents.core.callbacks import SaveCheckpoint
 from qgpo.agents.guided import GuidanceTuning, is_guided
 from qgpo.agents.registry import adopt_from
+from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales, scale_label
-from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.tasks.making import make_env
+from qgpo.experiments import documents
+from qgpo.experiments.documents import Document, DocumentError, Results
 from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.format import (
-    Document,
-    DocumentError,
-    Results,
-    describe,
-    evaluations_to_json,
-    read_document,
-    write_json,
-)
 from qgpo.experiments.settings import Experiment, as_json
 
 
@@ -44,58 +37,60 @@ class Clock(BaseCallback):
     Comes after SaveCheckpoint in a list of callbacks. Work that a kill threw away is not counted.
     """
 
-    def __init__(self, folder: RunFolder, every: int) -> None:
+    def __init__(self, folder: RunFolder, agent: OfflineAgent[Any], every: int) -> None:
         super().__init__()
-        self.path, self.every = folder.clock, every
-        saved = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.adopted_from: str | None = saved.get("adopted_from")
-        self.stages: dict[str, dict[str, float]] = saved.get("stage_seconds", {})
-        if saved and "stage_seconds" not in saved:  # before stages were told apart
-            self.stages["unknown"] = {"wall": saved["wall_seconds"], "cpu": saved["cpu_seconds"]}
-        self.since = (time.monotonic(), time.process_time())
+        self.path, self.agent, self.every = folder.clock, agent, every
+        self.saved: dict[str, Any] = {"stage_seconds": {}}
+        if self.path.exists():
+            self.saved = json.loads(self.path.read_text())
+        elif agent.num_timesteps:  # trained before runs had a clock
+            self.saved["counted_from_timestep"] = agent.num_timesteps
+        if "stage_seconds" not in self.saved:  # before stages were told apart
+            whole = {"wall": self.saved["wall_seconds"], "cpu": self.saved["cpu_seconds"]}
+            self.saved["stage_seconds"] = {"unknown": whole}
+        self.since = {"wall": time.monotonic(), "cpu": time.process_time()}
 
     @property
     def seconds(self) -> dict[str, Any]:
         """So far: the whole, and of each stage."""
-        stages = {s: {k: round(v, 2) for k, v in kinds.items()} for s, kinds in self.stages.items()}
-        adopted = {} if self.adopted_from is None else {"adopted_from": self.adopted_from}
-        return {
-            "wall_seconds": round(sum(kinds["wall"] for kinds in stages.values()), 2),
-            "cpu_seconds": round(sum(kinds["cpu"] for kinds in stages.values()), 2),
-            "stage_seconds": stages,
-            **adopted,
+        stages = {
+            stage: {kind: round(value, 2) for kind, value in kinds.items()}
+            for stage, kinds in self.saved["stage_seconds"].items()
         }
+        for kind in ("wall", "cpu"):
+            whole = sum(kinds[kind] for kinds in stages.values())
+            self.saved[f"{kind}_seconds"] = round(whole, 2)
+        return {**self.saved, "stage_seconds": stages}
 
-    def adopt(self, donor: Path, last_stage: str) -> None:
+    def adopt(self, donor: Path) -> None:
         """Begin with what the stages before the last cost the agent in that folder or file."""
         folder = RunFolder(donor)
-        stages = Clock(folder, self.every).stages
-        self.stages = {stage: kinds for stage, kinds in stages.items() if stage != last_stage}
-        self.adopted_from = str(donor)
+        self.saved = {"adopted_from": str(donor), **Clock(folder, self.agent, self.every).saved}
+        self.saved["stage_seconds"].pop(self.agent.stages[-1], None)
         if folder.config.exists():
-            self.adopted_from = read_document(folder.config)["label"]
-        self.write()
+            self.saved["adopted_from"] = documents.read(folder.config)["label"]
+
+    def count(self) -> None:
+        """Add the time since the last call to the stage that is being trained."""
+        now = {"wall": time.monotonic(), "cpu": time.process_time()}
+        stage = self.agent.stage or "unknown"
+        kinds = self.saved["stage_seconds"].setdefault(stage, {"wall": 0.0, "cpu": 0.0})
+        for kind, value in now.items():
+            kinds[kind] += value - self.since[kind]
+        self.since = now
 
     def write(self) -> None:
         """Keep the time of the checkpoint that was just written."""
-        write_json(self.path, self.seconds)
-
-    def count(self, stage: str) -> None:
-        """Add the time since the last call to that stage."""
-        now = (time.monotonic(), time.process_time())
-        kinds = self.stages.setdefault(stage, {"wall": 0.0, "cpu": 0.0})
-        kinds["wall"] += now[0] - self.since[0]
-        kinds["cpu"] += now[1] - self.since[1]
-        self.since = now
+        documents.write(self.path, self.seconds)
 
     def _on_step(self) -> bool:
-        self.count(self.model.stage)  # type: ignore[attr-defined]
+        self.count()
         if self.n_calls % self.every == 0:
             self.write()
         return True
 
     def _on_training_end(self) -> None:
-        self.count(self.model.stage)  # type: ignore[attr-defined]
+        self.count()
         self.write()
 
 
@@ -128,9 +123,8 @@ class Run:
     def new_agent(self) -> OfflineAgent[Any]:
         """The agent before training, or with the stages that it adopts."""
         experiment, dataset = self.experiment, self.dataset
-        agent = experiment.agent_class(
-            experiment.config, seed=experiment.seed, device=experiment.device
-        )
+        make = experiment.agent_class
+        agent = make(experiment.config, seed=experiment.seed, device=experiment.device)
         spaces = dataset.observation_space, dataset.action_space
         agent.set_spaces(*spaces, dataset.id, dataset.adapter)
         if experiment.n_episodes:
@@ -155,20 +149,21 @@ class Run:
         KeyboardInterrupt.
         """
         self.begin()
-        about = describe(self.experiment, self.label, self.agent, self.dataset)
-        about["args"] = as_json(self.experiment)
+        started = {**self.describe(), "args": as_json(self.experiment)}
         if not self.folder.config.exists():
-            write_json(self.folder.config, about, indent=2)
-        tracked = None if wandb_project is None else track(wandb_project, self.folder, about)
+            documents.write(self.folder.config, started, indent=2)
+        tracked = None if wandb_project is None else self.track(wandb_project, started)
         self.train(verbose)
         self.tune()
         document = self.evaluate()
-        write_json(self.folder.evaluation, document)
         if tracked is not None:
-            returns = {f"return/{scale_label(w)}": played.mean for w, played in self.results}
-            tracked.summary.update(returns)
+            tracked.summary.update({f"return/{scale_label(w)}": e.mean for w, e in self.results})
             tracked.finish()
         return document
+
+    def describe(self) -> Document:
+        """What config.json says, but for the settings as they were given."""
+        return documents.describe(self.experiment, self.label, self.agent, self.dataset)
 
     def begin(self) -> None:
         """Take the agent of the folder's checkpoint, if there is one, and what it has cost."""
@@ -180,21 +175,31 @@ class Run:
         if not folder.checkpoint.exists():
             print("starting from the beginning", flush=True)
             folder.clock.unlink(missing_ok=True)
-            self.clock = Clock(folder, experiment.checkpoint_every)
+            self.clock = Clock(folder, self.agent, experiment.checkpoint_every)
             if experiment.adopt is not None:
-                self.clock.adopt(experiment.adopt, self.agent.stages[-1])
+                self.clock.adopt(experiment.adopt)
                 self.agent.save(folder.checkpoint)  # before the folder is one to be resumed
+                self.clock.write()
             return
-        self.clock = Clock(folder, experiment.checkpoint_every)
         self.agent = type(self.agent).load(folder.checkpoint, device=experiment.device)
-        fingerprint = self.agent.dataset_fingerprint
-        if fingerprint not in (None, dataset.fingerprint) and not self.allow_other_dataset:
+        self.clock = Clock(folder, self.agent, experiment.checkpoint_every)
+        learned_from = self.agent.dataset_fingerprint
+        if learned_from not in (None, dataset.fingerprint) and not self.allow_other_dataset:
             raise DocumentError(
                 f"{folder.checkpoint} learned from other data than {dataset.id!r} has now "
-                f"({fingerprint}, not {dataset.fingerprint}): move that folder away, or go on with "
-                "these data by --allow-other-dataset"
+                f"({learned_from}, not {dataset.fingerprint}): move that folder away, or go on "
+                "with these data by --allow-other-dataset"
             )
         print(f"going on from timestep {self.agent.num_timesteps}", flush=True)
+
+    def track(self, project: str, config: Document) -> Any:
+        """A new run on Weights & Biases, which takes the metrics that TensorBoard gets."""
+        import wandb
+
+        path = self.folder.path
+        return wandb.init(
+            project=project, name=path.name, dir=str(path), config=config, sync_tensorboard=True
+        )
 
     def train(self, verbose: bool) -> None:
         """All stages that are left, with checkpoints and their cost."""
@@ -213,11 +218,9 @@ class Run:
             )
         except KeyboardInterrupt:
             agent.save(folder.checkpoint)
-            self.clock.count(agent.stage or "unknown")
-            self.clock.write()
-            raise KeyboardInterrupt(
-                f"stopped in stage {agent.stage!r} at timestep {agent.num_timesteps}"
-            ) from None
+            self.clock.on_training_end()
+            at = f"in stage {agent.stage!r} at timestep {agent.num_timesteps}"
+            raise KeyboardInterrupt(f"stopped {at}") from None
         finally:
             agent.logger.close()
         print(f"trained in {self.clock.seconds['wall_seconds']:.0f} s", flush=True)
@@ -232,40 +235,30 @@ class Run:
             self.agent.save(self.folder.checkpoint)
 
     def evaluate(self) -> Document:
-        """Play at every scale that was asked for; returns what evaluation.json says."""
-        experiment, agent, dataset = self.experiment, self.agent, self.dataset
+        """Play at every scale that was asked for, and write evaluation.json."""
+        experiment, agent, began = self.experiment, self.agent, time.monotonic()
         chosen = agent.guidance_scale if is_guided(agent) else None
         scales = experiment.guidance_scales or ((0.0, chosen) if chosen else (chosen,))
         if self.tuning is not None and self.tuning.best not in scales:
             scales = (*scales, self.tuning.best)
-        began = time.monotonic()
-        if experiment.n_episodes:
-            self.results = list(
-                evaluate_scales(
-                    agent,
-                    experiment.env_id or dataset,
-                    experiment.n_episodes,
-                    scales,
-                    seed=10_000 + experiment.seed,
-                    deterministic=experiment.deterministic,
-                    warn_of_cuts=False,  # the table says how many
-                    progress_bar=experiment.progress_bar,
-                )
-            )
-        return {
-            **describe(experiment, self.label, self.agent, dataset),
+        played = evaluate_scales(
+            agent,
+            experiment.env_id or self.dataset,
+            experiment.n_episodes,
+            scales,
+            seed=10_000 + experiment.seed,
+            deterministic=experiment.deterministic,
+            warn_of_cuts=False,  # the table says how many
+            progress_bar=experiment.progress_bar,
+        )
+        self.results = list(played) if experiment.n_episodes else []
+        tuning = {} if self.tuning is None else {"guidance_tuning": self.tuning.as_dict()}
+        document = {
+            **self.describe(),
             "training": {"timesteps": self.agent.num_timesteps, **self.clock.seconds},
             "evaluation_seconds": round(time.monotonic() - began, 2),
-            "evaluations": evaluations_to_json(self.results),
-            **({} if self.tuning is None else {"guidance_tuning": self.tuning.as_dict()}),
+            "evaluations": documents.evaluations(self.results),
+            **tuning,
         }
-
-
-def track(project: str, folder: RunFolder, config: Document) -> Any:
-    """A new run on Weights & Biases, which takes the metrics that TensorBoard gets."""
-    import wandb
-
-    path = folder.path
-    return wandb.init(
-        project=project, name=path.name, dir=str(path), config=config, sync_tensorboard=True
-    )
+        documents.write(self.folder.evaluation, document)
+        return document

@@ -157,9 +157,11 @@ def _cell(settings: dict[str, Any], of_cell: dict[str, Any]) -> Cell:
     row = choose_config(
         experiment.agent, experiment.preset, experiment.dataset_id, experiment.longer
     )
-    unknown = sorted(set(overrides) - set(vars(row)))
+    is_table = isinstance(overrides, dict)
+    unknown = sorted(set(overrides) - set(vars(row))) if is_table else [overrides]
     if unknown:
-        raise ValueError(f"overrides has {unknown[0]!r}, expected some of {sorted(vars(row))}")
+        choices = sorted(vars(row))
+        raise ValueError(f"overrides has {unknown[0]!r}, expected a table of some of {choices}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     experiment = dataclasses.replace(experiment, config=dataclasses.replace(row, **values))
     experiment.check()

@@ -40,7 +40,7 @@ class Experiment(Generic[ConfigT]):
     longer: float = 1.0
     """times the preset's gradient steps in every stage: 4 takes four times as long; what the
     critic learns from is renewed as many times as before"""
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    seed: Annotated[int, AT_LEAST_0] = 0
     """seed of initialisation, batches, noise and evaluation"""
     adopt: Path | None = None
     """train the last stage only: take the others from the agent in this run folder or checkpoint

@@ -10,25 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from qgpo.agents.core.training import on_signals
 from qgpo.envs.play.evaluation import scale_label, score_table
+from qgpo.experiments.documents import Document, check_same_training, read_result
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.format import Document, check_same_training, read_result
 from qgpo.experiments.plan import Cell
 from qgpo.experiments.settings import Experiment, as_json
 
@@ -55,6 +56,7 @@ class Outcome:
 
 
 Report = Callable[[Outcome], None]
+RunOne = Callable[[Cell], Awaitable[Outcome]]
 
 
 # One cell, in a worker ----------------------------------------------------------------------
@@ -103,11 +105,8 @@ def wait_for_donor(cell: Cell, root: Path) -> bool:
     return True
 
 
-def run_logged(cell: Cell, root: Path, donor: object = None) -> tuple[Document | None, str]:
-    """A cell in a worker, printing to its log: its document, or None and what went wrong.
-
-    `donor` is what the cell that it adopts from has returned: Ray waits for that.
-    """
+def run_logged(cell: Cell, root: Path) -> tuple[Document | None, str]:
+    """A cell in a worker, printing to its log: its document, or None and what went wrong."""
     log = RunFolder(root / cell.name).log
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -143,32 +142,68 @@ def main() -> None:
 def run_locally(cells: Sequence[Cell], root: Path, workers: int, report: Report) -> None:
     """Run the cells in `workers` processes at a time, one torch thread each.
 
-    `report` is called as cells end, failed ones too. On Ctrl-C or SIGTERM the processes write
-    checkpoints and end, then KeyboardInterrupt is raised.
+    `report` is called as cells end, failed ones too. On Ctrl-C or SIGTERM running cells write
+    checkpoints, then KeyboardInterrupt is raised.
     """
-    with _sigterm_interrupts():
-        asyncio.run(_run_locally(cells, root, workers, report))
+    _run_all(cells, functools.partial(_in_process, root, asyncio.Semaphore(workers)), report)
 
 
-async def _run_locally(cells: Sequence[Cell], root: Path, workers: int, report: Report) -> None:
-    gate = asyncio.Semaphore(workers)
+def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) -> None:
+    """Run the cells on a Ray cluster (`auto`, `local`, or its address), one CPU each.
+
+    `root` and the datasets' folder must be shared by all machines: a cell whose worker died is
+    started again elsewhere, up to three times, and goes on from its checkpoint. Reports and stops
+    as `run_locally` does.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise ValueError(
+            "Ray is not installed: pip install ray, or run locally without --ray-address"
+        ) from error
+    names = ("MINARI_DATASETS_PATH", "MINARI_REMOTE")
+    variables = {name: os.environ[name] for name in names if name in os.environ}
+    environment = {"env_vars": {**ONE_THREAD, **variables}}
+    ray.init(address=address, runtime_env=environment, log_to_driver=False)
+    try:
+        _run_all(cells, functools.partial(_on_ray, ray, root.absolute()), report)
+    finally:
+        ray.shutdown()
+
+
+def _run_all(cells: Sequence[Cell], run_one: RunOne, report: Report) -> None:
+    """Run all cells at once, as far as `run_one` lets them."""
+    try:
+        asyncio.run(_gather(cells, run_one, report))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _gather(cells: Sequence[Cell], run_one: RunOne, report: Report) -> None:
+    loop, whole = asyncio.get_running_loop(), asyncio.current_task()
+    assert whole is not None
     tasks: dict[str | None, asyncio.Task[Outcome]] = {}
     for cell in cells:
-        process = _in_process(cell, root, gate, tasks.get(cell.donor))
-        tasks[cell.name] = asyncio.create_task(process)
-    for task in asyncio.as_completed(tasks.values()):
-        report(await task)
+        tasks[cell.name] = asyncio.create_task(_after(tasks.get(cell.donor), cell, run_one))
 
 
-async def _in_process(
-    cell: Cell, root: Path, gate: asyncio.Semaphore, donor: asyncio.Task[Outcome] | None
-) -> Outcome:
-    """One cell in a process, after that from which it adopts, when fewer than all are busy.
+    def stop() -> None:  # the tasks, too
+        loop.call_soon_threadsafe(whole.cancel)
 
-    The process has a session of its own, so that Ctrl-C reaches only us.
-    """
+    with on_signals(stop):
+        for task in asyncio.as_completed(tasks.values()):
+            report(await task)
+
+
+async def _after(donor: asyncio.Task[Outcome] | None, cell: Cell, run_one: RunOne) -> Outcome:
+    """Run a cell when the one that it adopts from has ended."""
     if donor is not None:
         await asyncio.wait([donor])
+    return await run_one(cell)
+
+
+async def _in_process(root: Path, gate: asyncio.Semaphore, cell: Cell) -> Outcome:
+    """One cell in a process with a session of its own, so that Ctrl-C reaches only us."""
     folder = RunFolder(root / cell.name)
     folder.path.mkdir(parents=True, exist_ok=True)
     async with gate:
@@ -183,14 +218,13 @@ async def _in_process(
             )
         try:
             await process.communicate(json.dumps(as_json(cell)).encode())
-        except asyncio.CancelledError:
-            process.terminate()  # it writes a checkpoint
-            await process.wait()
-            raise
-    code = process.returncode
-    if code == 0:
+        finally:
+            if process.returncode is None:  # we are to stop: it writes a checkpoint and ends
+                process.terminate()
+                await process.wait()
+    if process.returncode == 0:
         return Outcome(cell, read_result(folder), "", folder.log)
-    return Outcome(cell, None, _reason(code or 0, folder.log), folder.log)
+    return Outcome(cell, None, _reason(process.returncode or 0, folder.log), folder.log)
 
 
 def _reason(code: int, log: Path) -> str:
@@ -204,60 +238,20 @@ def _reason(code: int, log: Path) -> str:
     return [f"its process ended with code {code}", *log.read_text().strip().splitlines()][-1]
 
 
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does, in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+async def _on_ray(ray: Any, root: Path, cell: Cell) -> Outcome:
+    """One cell in a worker of Ray's."""
+    log = RunFolder(root / cell.name).log
+    options = {"num_cpus": 1, "num_gpus": cell.gpus, "max_retries": RETRIES}
+    task = ray.remote(**options)(run_logged).remote(cell, root)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def run_on_ray(cells: Sequence[Cell], root: Path, address: str, report: Report) -> None:
-    """Run the cells on a Ray cluster (`auto`, `local`, or its address), one CPU each.
-
-    `root` and the datasets' folder must be shared by all machines: a cell whose worker died is
-    started again elsewhere, up to three times, and goes on from its checkpoint. On Ctrl-C
-    or SIGTERM running cells write checkpoints, then KeyboardInterrupt is raised.
-    """
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise ValueError(
-            "Ray is not installed: pip install ray, or run locally without --ray-address"
-        ) from error
-    names = ("MINARI_DATASETS_PATH", "MINARI_REMOTE")
-    variables = {name: os.environ[name] for name in names if name in os.environ}
-    environment = {"env_vars": {**ONE_THREAD, **variables}}
-    ray.init(address=address, runtime_env=environment, log_to_driver=False)
-    tasks: dict[str | None, Any] = {}
-    pending: dict[Any, Cell] = {}
-    with _sigterm_interrupts():  # in place of Ray's own answer to it
-        try:
-            for cell in cells:
-                task = ray.remote(num_cpus=1, num_gpus=cell.gpus, max_retries=RETRIES)(run_logged)
-                donor = tasks.get(cell.donor)  # Ray starts the cell when that one has ended
-                tasks[cell.name] = task.remote(cell, root.absolute(), donor)
-                pending[tasks[cell.name]] = cell
-            while pending:
-                [done], _ = ray.wait(list(pending), num_returns=1)
-                cell = pending.pop(done)
-                try:
-                    result, reason = ray.get(done)
-                except ray.exceptions.RayError as error:
-                    result, reason = None, str(error).strip().splitlines()[0]
-                report(Outcome(cell, result, reason, RunFolder(root / cell.name).log))
-        except KeyboardInterrupt:
-            for task in pending:
-                ray.cancel(task)
-            ray.wait(list(pending), num_returns=len(pending), timeout=60)
-            raise
-        finally:
-            ray.shutdown()
+        result, reason = await task
+        return Outcome(cell, result, reason, log)
+    except ray.exceptions.RayError as error:
+        return Outcome(cell, None, str(error).strip().splitlines()[0], log)
+    except asyncio.CancelledError:
+        ray.cancel(task)  # it writes a checkpoint and ends
+        await asyncio.wait([asyncio.wrap_future(task.future())], timeout=60)
+        raise
 
 
 if __name__ == "__main__":

@@ -28,15 +28,9 @@ from qgpo.envs.play.video import RenderError, check_clip_path, choose_renderer, 
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import make_env
+from qgpo.experiments import documents
+from qgpo.experiments.documents import Document, Results
 from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.format import (
-    FORMAT_VERSION,
-    Document,
-    Results,
-    evaluations_to_json,
-    read_document,
-    write_json,
-)
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.fields import Range
 from qgpo.solver import get_solver
@@ -136,7 +130,7 @@ def saved_args(folder: RunFolder) -> Document:
     """The arguments of the training that left the checkpoint; empty where there are none."""
     if not folder.config.is_file() or folder.checkpoint.name != "checkpoint.zip":
         return {}
-    saved: Document = read_document(folder.config)["args"]
+    saved: Document = documents.read(folder.config)["args"]
     return saved
 
 
@@ -253,7 +247,7 @@ def main(args: Args) -> None:
         if not alone:
             print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
         document = {
-            "format_version": FORMAT_VERSION,
+            "format_version": documents.FORMAT_VERSION,
             **(agents[0] if alone else {"agent": Ensemble.name, "members": agents}),
             "device": str(agent.device),
             "threads": torch.get_num_threads(),
@@ -273,10 +267,10 @@ def main(args: Args) -> None:
             scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
         results = play(args, agent, first, env, scales)
         print(score_table([(scale_label(scale), played) for scale, played in results]))
-        document["evaluations"] = evaluations_to_json(results)
+        document["evaluations"] = documents.evaluations(results)
         name = "evaluation" if alone else "evaluation-together"
         name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-        write_json(output := args.output or folders[0].path / name, document, indent=2)
+        documents.write(output := args.output or folders[0].path / name, document, indent=2)
         print(f"returns: {output}")
         if args.video is not None:
             film(args, agent, env, scales[0])

@@ -18,9 +18,9 @@ from qgpo.agents.core.training import NonFiniteError
 from qgpo.envs.play.evaluation import scale_label, score_table, summarize
 from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import find_family
+from qgpo.experiments import documents
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder, RunFolderError
-from qgpo.experiments.format import read_document
 from qgpo.experiments.run_figure import draw_run, read_metrics
 from qgpo.experiments.settings import Experiment, choose_config
 
@@ -105,7 +105,7 @@ def saved_args(path: Path) -> Args[Any]:
     if not folder.config.exists():
         raise SystemExit(f"--resume {path}: no run there (config.json is missing)")
     try:
-        document = read_document(folder.config)
+        document = documents.read(folder.config)
         saved = document["args"] | {"config": document["measured"]["config"]}
         saved |= {"run_dir": path, "resume": path, "overwrite": False, "adopt": None}
         return Args.from_json(saved)

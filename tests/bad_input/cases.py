@@ -23,6 +23,7 @@ from factory import (
 from safetensors.torch import load, save
 
 from qgpo import PRESETS, QGPO, OfflineDataset, load_dataset
+from qgpo.experiments import documents
 from qgpo.experiments.folder import RunFolder
 from qgpo.scripts import evaluate as evaluate_script
 from qgpo.scripts import train as train_script
@@ -157,7 +158,7 @@ def run_folder() -> None:
     folder.path.mkdir()
     args = {"dataset_id": "test/a-v0", "agent": "QGPO", "preset": "laptop", "seed": 0}
     about = {**args, "config": PRESETS["laptop"].__dict__, "guidance_scales": []}
-    folder.write_json(folder.config, {"args": about})
+    documents.write(folder.config, {"args": about})
 
 
 def train_in_run(*argv: str) -> Callable[[], Any]:

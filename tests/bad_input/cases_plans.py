@@ -30,7 +30,7 @@ overrides = { guidance = "mse" }
 adopt = "first"
 """
 OF = "plan 'plan.toml': agent 'first': "
-DONOR = "plan 'plan.toml': agent 'second': adopt = "
+DONOR = "plan 'plan.toml': agent 'second': adopt="
 
 
 def plan(old: str, new: str) -> Callable[[], Any]:
@@ -92,59 +92,61 @@ CASES = [
         "a negative seed",
         "[0, 1]",
         "[0, -1]",
-        f"{OF}seeds = [0, -1], expected a list of integers of at least 0",
+        f"{OF}seed=-1, expected an integer of at least 0",
     ),
     refused(
         "no seeds",
         "seeds = [0, 1]",
         "",
-        f"{OF}seeds = None, expected a list of integers of at least 0",
+        f"{OF}seeds=None, expected a list of integers of at least 0",
     ),
     refused(
         "datasets that are no list",
         '["test/made/by-hand-v0"]',
         '"all"',
-        f"{OF}datasets = 'all', expected a list of Minari ids",
+        f"{OF}datasets='all', expected a list of Minari ids",
     ),
     refused(
         "no episodes",
         "n_episodes = 2",
         "n_episodes = 0",
-        f"{OF}n_episodes = 0, expected an integer of at least 1",
+        f"{OF}n_episodes=0, expected an integer of at least 1",
     ),
     refused(
         "scales without the headline",
         "[0, 1, 2]",
         "[0, 2]",
-        f"{OF}guidance_scales = [0.0, 2.0] lacks the configured scale 1, which is the headline; "
+        f"{OF}guidance_scales=[0, 2] lacks the configured scale 1, which is the headline; "
         "add it, or set overrides = { guidance_scale = ... }",
     ),
     refused(
         "scales with text",
         "[0, 1, 2]",
         "[0, 'x']",
-        f"{OF}guidance_scales = [0, 'x'], expected a list of finite numbers",
+        f"{OF}guidance_scales='x', expected a finite number",
     ),
     refused(
         "scales with a truth value",
         "[0, 1, 2]",
         "[0, true]",
-        f"{OF}guidance_scales = [0, True], expected a list of finite numbers",
+        f"{OF}guidance_scales=True, expected a finite number",
     ),
     refused(
         "scales of an agent without guidance",
         'agent = "QGPO"\nguidance_scales = [0, 1, 2]\noverrides = { beta = 2.0 }',
         'agent = "BC"\nguidance_scales = [0, 1, 2]',
-        f"{OF}a BC agent has no guidance_scales",
+        f"{OF}guidance_scales=(0, 1, 2): a BC agent has no guidance_scale",
     ),
     refused("an unknown agent", '"QGPO"', '"QGPS"', f"{OF}agent='QGPS', expected one of […]"),
-    refused("an agent that is no name", '"QGPO"', "5", f"{OF}agent = 5, expected a string"),
-    key("an unknown preset", 'preset = "huge"', "preset = 'huge', expected one of […]"),
+    refused("an agent that is no name", '"QGPO"', "5", f"{OF}agent=5, expected a string"),
+    key(
+        "an unknown preset", 'preset = "huge"', "preset='huge', expected one of […] or a QGPOConfig"
+    ),
     refused(
         "an unknown hyperparameter",
         "beta =",
         "betas =",
-        f"{OF}overrides has 'betas', expected some of […]",
+        f"{OF}overrides has 'betas', expected a table of some of […]",
     ),
     refused(
         "a hyperparameter out of range",
@@ -156,32 +158,36 @@ CASES = [
         "overrides that are no table",
         "{ beta = 2.0 }",
         "[1]",
-        f"{OF}overrides = [1], expected a table",
+        f"{OF}overrides has [1], expected a table of some of […]",
     ),
     key(
         "an unknown storage",
         'storage = "tape"',
-        "storage = 'tape', expected one of ['memory', 'memmap']",
+        "storage='tape', expected one of ['memory', 'memmap']",
     ),
     key(
         "an answer in words",
         'deterministic = "no"',
-        "deterministic = 'no', expected true or false",
+        "deterministic='no', expected true or false",
     ),
-    key("a share of a GPU that is none", "gpus = true", "gpus = True, expected a number of at …"),
-    key("less than no GPU", "gpus = -0.5", "gpus = -0.5, expected a number of at least 0"),
+    key(
+        "a share of a GPU that is none",
+        "gpus = true",
+        "gpus=True, expected a finite number of at least 0",
+    ),
+    key("less than no GPU", "gpus = -0.5", "gpus=-0.5, expected a finite number of at least 0"),
     key(
         "an estimate that is no number",
         "estimate_minutes = nan",
-        "estimate_minutes = nan, expected a number of at least 0",
+        "estimate_minutes=nan, expected a finite number of at least 0",
     ),
     key(
         "an estimate in words",
         'estimate_minutes = "few"',
-        "estimate_minutes = 'few', expected a number of at least 0",
+        "estimate_minutes='few', expected a finite number of at least 0",
     ),
-    key("a device that is no name", "device = 0", "device = 0, expected a string"),
-    key("an environment that is no id", "env_id = 5", "env_id = 5, expected a string"),
+    key("a device that is no name", "device = 0", "device=0, expected a string"),
+    key("an environment that is no id", "env_id = 5", "env_id=5, expected a string"),
     refused(
         "a label that is there twice",
         SECOND,

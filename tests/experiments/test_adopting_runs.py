@@ -14,9 +14,10 @@ from gymnasium import spaces
 
 from qgpo import load_agent
 from qgpo.experiments.benchmark import Benchmark
-from qgpo.experiments.cells import run_cell
+from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.plan import in_turn, read_plan
+from qgpo.experiments.workers import run_cell
 from qgpo.scripts import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is of no known family:UserWarning")
@@ -75,7 +76,7 @@ def test_cells_that_adopt_come_last_and_measure_the_same(plan):
     first, alone, second = in_turn(read_plan(plan))
     assert (first.label, alone.label, second.label) == ("first", "alone", "second")
     assert (first.donor, second.donor) == (None, first.name)
-    assert second.measured == alone.measured
+    assert second.experiment.measured == alone.experiment.measured
     assert [cell.label for cell in read_plan(plan)] == ["first", "second", "alone"]
 
 
@@ -104,10 +105,10 @@ def test_a_cell_waits_for_its_donor_and_costs_what_both_took(plan, monkeypatch, 
         lock.close()
         results["first"] = run_cell(first, root)
 
-    monkeypatch.setattr("qgpo.experiments.cells.time.sleep", finish_donor)
+    monkeypatch.setattr("qgpo.experiments.workers.time.sleep", finish_donor)
     result = run_cell(second, root)
     printed = capsys.readouterr().out
-    assert printed.count(f"{second.name}: waiting for {first.name}") == 1
+    assert printed.count(f"waiting for {first.name}") == 1
     assert "adopted from the QGPO in runs/" in printed
     assert "whitening, behavior, support, critic (14 of 18 steps)" in printed
     assert without_times(result) == without_times(run_cell(alone, root))
@@ -128,7 +129,7 @@ def test_an_adopting_cell_that_was_stopped_goes_on_without_its_donor(plan, monke
     first, _, second = in_turn(read_plan(plan))
     run_cell(first, Path("runs"))
     with monkeypatch.context() as patch:
-        patch.setattr("qgpo.experiments.cells.evaluate_scales", lambda *_, **__: 1 / 0)
+        patch.setattr("qgpo.experiments.driver.evaluate_scales", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_cell(second, Path("runs"))
     clock = json.loads(Path("runs", second.name, "clock.json").read_text())
@@ -153,7 +154,7 @@ def test_seconds_from_before_stages_were_told_apart_still_count(plan):
     run_cell(first, Path("runs"))
     clock = Path("runs", first.name, "clock.json")
     clock.write_text(json.dumps({"wall_seconds": 70.5, "cpu_seconds": 60.25}))
-    Path("runs", first.name, "cell.json").unlink()
+    Path("runs", first.name, "evaluation.json").unlink()
     training = run_cell(first, Path("runs"))["training"]
     assert (training["wall_seconds"], training["cpu_seconds"]) == (70.5, 60.25)
     assert training["stage_seconds"] == {"unknown": {"wall": 70.5, "cpu": 60.25}}
@@ -171,7 +172,8 @@ def test_workers_start_a_cell_when_its_donor_has_ended(plan):
     assert "waiting for" not in Path("runs", second.name, "log.txt").read_text()
     assert [s.state for s in benchmark.standings()] == ["finished", "finished"]
     took = benchmark.standings()[0].seconds
-    third = dataclasses.replace(first, label="first", seed=1, adopt="zeroth")
+    other_seed = dataclasses.replace(first.experiment, seed=1)
+    third = dataclasses.replace(first, experiment=other_seed, adopt="zeroth")
     left = Benchmark([first, third], Path("runs"), Path("results")).standings()[1]
     assert left.seconds == pytest.approx(took * 4 / 18)  # of 18 steps 14 are adopted
 
@@ -200,7 +202,7 @@ def test_train_adopts_from_a_folder_or_a_file_and_may_be_resumed(monkeypatch, ca
     assert line in capsys.readouterr().out
     file = "first/checkpoint.zip"
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Run, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(SystemExit, match="--resume third"):
             run("third", "mse", "--adopt", file)
     with pytest.raises(SystemExit, match=f"--adopt {file} cannot be combined with --resume"):

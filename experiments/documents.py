@@ -91,18 +91,18 @@ def describe(
     }
 
 
-def evaluations_to_json(results: Iterable[tuple[float | None, Evaluation]]) -> list[Document]:
+def evaluations(results: Iterable[tuple[float | None, Evaluation]]) -> list[Document]:
     """The `evaluations` of a document."""
     return [{"guidance_scale": scale, **dataclasses.asdict(played)} for scale, played in results]
 
 
-def write_json(path: Path, data: Any, indent: int | None = None) -> None:
+def write(path: Path, document: Document, indent: int | None = None) -> None:
     """Write atomically."""
     with replacing(path) as file:
-        file.write(json.dumps(data, indent=indent, default=str).encode())
+        file.write(json.dumps(document, indent=indent, default=str).encode())
 
 
-def read_document(path: Path) -> Document:
+def read(path: Path) -> Document:
     """A run's document in today's version. Raises DocumentError where it is something else."""
     try:
         return upgrade(json.loads(path.read_text()))
@@ -113,12 +113,12 @@ def read_document(path: Path) -> Document:
 def read_result(folder: RunFolder) -> Document | None:
     """What a finished run says, None for one that is not finished. Raises DocumentError."""
     paths = (folder.evaluation, folder.evaluation_1)
-    return next((read_document(path) for path in paths if path.exists()), None)
+    return next((read(path) for path in paths if path.exists()), None)
 
 
 def check_same_training(experiment: Experiment[Any], path: Path) -> Document:
     """The document in that file. Raises DocumentError where it is of another training."""
-    document = read_document(path)
+    document = read(path)
     wanted, found = experiment.measured, document["measured"]
     surplus = sorted(set(found["config"]) - set(wanted["config"]))
     if surplus:
