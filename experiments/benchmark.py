@@ -13,6 +13,7 @@ from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, check_same_training
 from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.packing import read_documents, write_document
 from qgpo.experiments.plan import Cell
 from qgpo.experiments.workers import Outcome, run_locally, run_on_ray
 
@@ -47,21 +48,25 @@ class Benchmark:
     runs: Path
     """`runs/<cell>/`: checkpoints, metrics, logs"""
     results: Path
-    """`results/<cell>.json`: what was measured; a cell with a file here is finished"""
+    """`results/<cell>.json`, or tables of these: what was measured; such a cell is finished"""
 
     def standings(self) -> list[Standing]:
         """Every cell. Raises DocumentError where a folder holds another training than the plan."""
-        results = {cell.name: self._result(cell) for cell in self.cells}
+        measured = read_documents(self.results)
+        results = {cell.name: self._result(cell, measured.get(cell.name)) for cell in self.cells}
         return [self._standing(cell, results) for cell in self.cells]
 
-    def _result(self, cell: Cell) -> Document | None:
+    def _result(self, cell: Cell, measured: Document | None) -> Document | None:
         """Its result; None too where the plan now asks for another evaluation of the training."""
-        config, result = RunFolder(self.runs / cell.name).config, self.results / f"{cell.name}.json"
+        experiment, config = cell.experiment, RunFolder(self.runs / cell.name).config
         if config.exists():
-            check_same_training(cell.experiment, config)
-        document = check_same_training(cell.experiment, result) if result.exists() else None
-        finished = document is not None and document["measured"] == cell.experiment.measured
-        return document if finished else None
+            check_same_training(experiment, config, documents.read(config))
+        if measured is None:
+            return None
+        path = self.results / f"{cell.name}.json"
+        document = documents.upgrade(measured, path)
+        check_same_training(experiment, path, document)
+        return document if document["measured"] == experiment.measured else None
 
     def _standing(self, cell: Cell, results: dict[str, Document | None]) -> Standing:
         result = results[cell.name]
@@ -103,7 +108,7 @@ class Benchmark:
             if outcome.result is None:
                 failed.append(outcome)
             else:
-                documents.write(self.results / f"{outcome.cell.name}.json", outcome.result)
+                write_document(self.results, outcome.cell.name, outcome.result)
             report(outcome)
 
         if ray_address is None:

@@ -105,9 +105,10 @@ def write(path: Path, document: Document, indent: int | None = None) -> None:
 def read(path: Path) -> Document:
     """A run's document in today's version. Raises DocumentError where it is something else."""
     try:
-        return upgrade(json.loads(path.read_text()))
-    except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise DocumentError(f"{path} is no run's document ({error}): move it away") from error
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DocumentError(f"{path} cannot be read ({error}): move it away") from error
+    return upgrade(document, path)
 
 
 def read_result(folder: RunFolder) -> Document | None:
@@ -116,9 +117,8 @@ def read_result(folder: RunFolder) -> Document | None:
     return next((read(path) for path in paths if path.exists()), None)
 
 
-def check_same_training(experiment: Experiment[Any], path: Path) -> Document:
-    """The document in that file. Raises DocumentError where it is of another training."""
-    document = read(path)
+def check_same_training(experiment: Experiment[Any], path: Path, document: Document) -> None:
+    """Raise DocumentError where the document, which is in that file, is of another training."""
     wanted, found = experiment.measured, document["measured"]
     surplus = sorted(set(found["config"]) - set(wanted["config"]))
     if surplus:
@@ -133,11 +133,18 @@ def check_same_training(experiment: Experiment[Any], path: Path) -> Document:
                 f"{path} was made with {name} = {other!r}, the plan has {value!r}: give the "
                 "agent another label, or move that file away"
             )
-    return document
 
 
-def upgrade(document: Document) -> Document:
-    """A document of any version as today's. Raises LookupError or ValueError for other content.
+def upgrade(document: Document, path: Path) -> Document:
+    """A document of any version as today's; DocumentError, which names the path, for others."""
+    try:
+        return _upgrade(document)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DocumentError(f"{path} is no run's document ({error!r}): move it away") from error
+
+
+def _upgrade(document: Document) -> Document:
+    """Version by version.
 
     Version 1 had one layout of train.py (every setting in `args`, no version) and one of cells
     (`args` as the plan had them). Options that came later have the defaults of their class.

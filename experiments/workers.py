@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from qgpo.agents.core.training import on_signals
 from qgpo.envs.play.evaluation import scale_label, score_table
+from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, check_same_training, read_result
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder
@@ -75,7 +76,7 @@ def run_cell(cell: Cell, root: Path) -> Document:
         if result is not None and result["measured"] == experiment.measured:
             return result
         if folder.config.exists():
-            check_same_training(experiment, folder.config)
+            check_same_training(experiment, folder.config, documents.read(folder.config))
         if cell.donor and not folder.checkpoint.exists() and wait_for_donor(cell, root):
             experiment = dataclasses.replace(experiment, adopt=root / cell.donor)
         made_once = root / f".{experiment.dataset_id.replace('/', '-')}.lock"
@@ -185,7 +186,6 @@ async def _gather(cells: Sequence[Cell], run_one: RunOne, report: Report) -> Non
     tasks: dict[str | None, asyncio.Task[Outcome]] = {}
     for cell in cells:
         tasks[cell.name] = asyncio.create_task(_after(tasks.get(cell.donor), cell, run_one))
-
 
     def stop() -> None:  # the tasks, too
         loop.call_soon_threadsafe(whole.cancel)

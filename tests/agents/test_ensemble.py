@@ -300,7 +300,7 @@ def test_evaluate_names_the_runs_that_are_not_complete(dataset, folders, capsys)
     ("changes", "message"),
     [
         ({"guidance_scale": (1.0,)}, "a BC agent has no guidance_scale"),
-        ({"tune_guidance": True}, "--tune-guidance: a BC agent has no guidance_scale"),
+        ({"tune_guidance": True}, "tune_guidance=True: a BC agent has no guidance_scale"),
         ({"solver": "ddim"}, "a BC agent has no solver"),
     ],
 )
