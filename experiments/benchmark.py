@@ -10,6 +10,7 @@ import numpy as np
 
 from qgpo.agents.core.checkpoint import read_header
 from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.agents.registry import agent_class
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, check_same_training
 from qgpo.experiments.folder import RunFolder
@@ -84,7 +85,7 @@ class Benchmark:
         else:
             return Standing(cell, None, timesteps, None, "unknown")
         if timesteps or cell.adopt is not None:
-            agent = cell.experiment.agent_class(cell.experiment.config, device="cpu")
+            agent = agent_class(cell.experiment.agent)(cell.experiment.config, device="cpu")
             adopted = agent.shared_timesteps if isinstance(agent, GuidedPolicy) else 0
             seconds *= 1.0 - (timesteps or adopted) / agent.total_timesteps
         return Standing(cell, None, timesteps, seconds, source)

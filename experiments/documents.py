@@ -96,16 +96,16 @@ def evaluations(results: Iterable[tuple[float | None, Evaluation]]) -> list[Docu
     return [{"guidance_scale": scale, **dataclasses.asdict(played)} for scale, played in results]
 
 
-def write(path: Path, document: Document, indent: int | None = None) -> None:
+def write(path: Path, document: Document) -> None:
     """Write atomically."""
     with replacing(path) as file:
-        file.write(json.dumps(document, indent=indent, default=str).encode())
+        file.write(json.dumps(document, indent=2, default=str).encode())
 
 
 def read(path: Path) -> Document:
     """A run's document in today's version. Raises DocumentError where it is something else."""
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DocumentError(f"{path} cannot be read ({error}): move it away") from error
     return upgrade(document, path)
@@ -119,19 +119,15 @@ def read_result(folder: RunFolder) -> Document | None:
 
 def check_same_training(experiment: Experiment[Any], path: Path, document: Document) -> None:
     """Raise DocumentError where the document, which is in that file, is of another training."""
-    wanted, found = experiment.measured, document["measured"]
-    surplus = sorted(set(found["config"]) - set(wanted["config"]))
-    if surplus:
-        raise DocumentError(
-            f"{path} has a setting {surplus[0]!r} that is unknown now: move it away"
-        )
-    pairs = {name: (wanted[name], found[name]) for name in ("agent", "dataset", "seed")}
-    pairs |= {name: (v, found["config"].get(name)) for name, v in wanted["config"].items()}
-    for name, (value, other) in pairs.items():
-        if other != value:
+    wanted, found = (
+        {"agent": m["agent"], "dataset": m["dataset"], "seed": m["seed"], **m["config"]}
+        for m in (experiment.measured, document["measured"])
+    )
+    for name in wanted | found:  # a setting that only one of them has is None in the other
+        if wanted.get(name) != found.get(name):
             raise DocumentError(
-                f"{path} was made with {name} = {other!r}, the plan has {value!r}: give the "
-                "agent another label, or move that file away"
+                f"{path} was made with {name} = {found.get(name)!r}, the plan has "
+                f"{wanted.get(name)!r}: give the agent another label, or move that file away"
             )
 
 
@@ -157,10 +153,8 @@ def _upgrade(document: Document) -> Document:
     if "config" in measured:
         agent = measured["agent"]
         defaults = as_json(agent_class(agent).config_class())
-        config = upgrade_config(agent, measured["config"], version)
-        measured["config"] = {**defaults, **config}
+        measured["config"] = defaults | upgrade_config(agent, measured["config"], version)
     added = {"label": measured.get("agent"), "longer": 1.0}
     dataset = {"family": None, **document.get("dataset", {})}
-    return {**added, **document, "dataset": dataset, "measured": measured} | {
-        "format_version": FORMAT_VERSION
-    }
+    changed = {"format_version": FORMAT_VERSION, "measured": measured, "dataset": dataset}
+    return {**added, **document, **changed}

@@ -21,7 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from qgpo.agents import OfflineAgent
 from qgpo.agents.core.callbacks import SaveCheckpoint
 from qgpo.agents.guided import GuidanceTuning, is_guided
-from qgpo.agents.registry import adopt_from
+from qgpo.agents.registry import adopt_from, agent_class
 from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales, scale_label
 from qgpo.envs.tasks.making import make_env
@@ -42,7 +42,7 @@ class Clock(BaseCallback):
         self.path, self.agent, self.every = folder.clock, agent, every
         self.saved: dict[str, Any] = {"stage_seconds": {}}
         if self.path.exists():
-            self.saved = json.loads(self.path.read_text())
+            self.saved = json.loads(self.path.read_bytes())
         elif agent.num_timesteps:  # trained before runs had a clock
             self.saved["counted_from_timestep"] = agent.num_timesteps
         if "stage_seconds" not in self.saved:  # before stages were told apart
@@ -123,7 +123,7 @@ class Run:
     def new_agent(self) -> OfflineAgent[Any]:
         """The agent before training, or with the stages that it adopts."""
         experiment, dataset = self.experiment, self.dataset
-        make = experiment.agent_class
+        make = agent_class(experiment.agent)
         agent = make(experiment.config, seed=experiment.seed, device=experiment.device)
         spaces = dataset.observation_space, dataset.action_space
         agent.set_spaces(*spaces, dataset.id, dataset.adapter)
@@ -151,7 +151,7 @@ class Run:
         self.begin()
         started = {**self.describe(), "args": as_json(self.experiment)}
         if not self.folder.config.exists():
-            documents.write(self.folder.config, started, indent=2)
+            documents.write(self.folder.config, started)
         tracked = None if wandb_project is None else self.track(wandb_project, started)
         self.train(verbose)
         self.tune()

@@ -106,7 +106,7 @@ class ContinuedCSV(CSVOutputFormat):
         lines = _lines_until(path, progress)
         with replacing(path) as file:
             file.write("".join(lines).encode())
-        self.file = open(path, "r+")  # noqa: SIM115
+        self.file = open(path, "r+", encoding="utf-8")  # noqa: SIM115
         self.file.seek(0, os.SEEK_END)
         self.keys = next(csv.reader(lines), [])
         self.separator = ","
@@ -115,7 +115,8 @@ class ContinuedCSV(CSVOutputFormat):
 
 def _lines_until(path: Path, progress: dict[str, int]) -> list[str]:
     """Header and rows of a metrics.csv that training at `progress` has behind it."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = text.splitlines(keepends=True)
     rows = []
     for line, row in zip(lines[1:], csv.DictReader(lines), strict=False):
         whole = line.endswith("\n") and None not in row and None not in row.values()

@@ -37,8 +37,15 @@ from typing import Annotated, Any
 from qgpo.agents.guided.adoption import different_field
 from qgpo.experiments.settings import AT_LEAST_0, Experiment, check_types, choose_config
 
-OF_A_CELL = {"checkpoint_every": 2_000, "progress_bar": False, "threads": 1}
-"""settings that every cell has unless its plan says otherwise"""
+DEFAULTS = {"checkpoint_every": 2_000, "progress_bar": False, "threads": 1}
+"""settings of a cell's experiment that differ from those of train.py"""
+OF_EXPERIMENT = (
+    *("agent", "preset", "longer", "device", "threads", "download", "storage", "guidance_scales"),
+    *("tune_guidance", "n_episodes", "env_id", "deterministic", "log_interval", "checkpoint_every"),
+)
+OF_CELL = ("label", "adopt", "gpus", "estimate_minutes")
+OF_TABLE = ("datasets", "seeds", "overrides")
+"""keys of a plan, by what they are of"""
 
 
 class PlanError(ValueError):
@@ -83,7 +90,7 @@ class Cell:
 def read_plan(path: Path) -> list[Cell]:
     """Every cell of the plan, agent by agent as it lists them. Raises PlanError."""
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PlanError(f"plan {str(path)!r} cannot be read: {error}") from error
     tables = data.pop("agents", None)
@@ -113,28 +120,26 @@ def in_turn(cells: list[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda cell: (cell.experiment.seed, cell.adopt is not None))
 
 
-def _cells(settings: dict[str, Any]) -> list[Cell]:
+def _cells(table: dict[str, Any]) -> list[Cell]:
     """One agent's cells. Raises PlanError where its table, over the plan's defaults, is wrong."""
-    label = settings.setdefault("label", settings.get("agent"))
-    of_experiment = {field.name for field in dataclasses.fields(Experiment)}
-    known = {field.name for field in dataclasses.fields(Cell)} | of_experiment
-    known = known - {"experiment", "dataset_id", "seed", "config", "progress_bar"}
-    known |= {"overrides", "datasets", "seeds"}
+    label = table.setdefault("label", table.get("agent"))
     try:
-        unknown = sorted(set(settings) - known)
+        unknown = sorted(set(table) - {*OF_EXPERIMENT, *OF_CELL, *OF_TABLE})
         if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}, expected one of {sorted(known)}")
-        if "agent" not in settings:
+            choices = sorted({*OF_EXPERIMENT, *OF_CELL, *OF_TABLE})
+            raise ValueError(f"unknown key {unknown[0]!r}, expected one of {choices}")
+        if "agent" not in table:
             raise ValueError("it has no key 'agent', the name of its class")
-        datasets = _list(settings.pop("datasets", None), "datasets", str, "Minari ids")
-        seeds = _list(settings.pop("seeds", None), "seeds", int, "integers of at least 0")
-        of_cell = {k: settings.pop(k) for k in set(settings) - of_experiment - {"overrides"}}
-        of_cell["adopt"] = settings.pop("adopt", None)
-        return [
-            _cell({**settings, "dataset_id": dataset, "seed": seed}, of_cell)
+        datasets = _list(table.get("datasets"), "datasets", str, "Minari ids")
+        seeds = _list(table.get("seeds"), "seeds", int, "integers of at least 0")
+        of_cell = {name: table[name] for name in OF_CELL if name in table}
+        cells = [
+            Cell(experiment=_experiment(table, dataset, seed), **of_cell)
             for dataset in datasets
             for seed in seeds
         ]
+        check_types(cells[0])
+        return cells
     except (ValueError, TypeError) as error:
         raise PlanError(f"agent {label!r}: {error}") from error
 
@@ -146,17 +151,15 @@ def _list(values: Any, name: str, kind: type, words: str) -> list[Any]:
     return values
 
 
-def _cell(settings: dict[str, Any], of_cell: dict[str, Any]) -> Cell:
-    """One cell, its configuration built and its scales settled. Raises ValueError or TypeError."""
-    overrides, scales = settings.pop("overrides", {}), settings.pop("guidance_scales", [])
-    scales = tuple(scales) if isinstance(scales, list) else scales
-    experiment: Experiment[Any] = Experiment(**OF_A_CELL | settings, guidance_scales=scales)
-    cell = Cell(**of_cell, experiment=experiment)
-    check_types(cell)
+def _experiment(table: dict[str, Any], dataset: str, seed: int) -> Experiment[Any]:
+    """What a cell runs, its configuration built and its scales settled. Raises ValueError."""
+    given = {name: table[name] for name in OF_EXPERIMENT if name in table}
+    scales = given.get("guidance_scales", [])
+    given["guidance_scales"] = tuple(scales) if isinstance(scales, list) else scales
+    experiment = Experiment(**DEFAULTS | given, dataset_id=dataset, seed=seed)
     check_types(experiment)
-    row = choose_config(
-        experiment.agent, experiment.preset, experiment.dataset_id, experiment.longer
-    )
+    row = choose_config(experiment.agent, experiment.preset, dataset, experiment.longer)
+    overrides = table.get("overrides", {})
     is_table = isinstance(overrides, dict)
     unknown = sorted(set(overrides) - set(vars(row))) if is_table else [overrides]
     if unknown:
@@ -168,14 +171,13 @@ def _cell(settings: dict[str, Any], of_cell: dict[str, Any]) -> Cell:
     headline = experiment.headline_scale
     if experiment.n_episodes < 1:
         raise ValueError(f"n_episodes={experiment.n_episodes}, expected an integer of at least 1")
-    if headline is not None and headline not in (scales or (headline,)):
+    if headline is not None and headline not in (scales or [headline]):
         raise ValueError(
-            f"guidance_scales={list(scales)} lacks the configured scale {headline:g}, which "
-            "is the headline; add it, or set overrides = { guidance_scale = ... }"
+            f"guidance_scales={scales} lacks the configured scale {headline:g}, which is the "
+            "headline; add it, or set overrides = { guidance_scale = ... }"
         )
-    settled = tuple(float(scale) for scale in scales or (headline,) if scale is not None)
-    experiment = dataclasses.replace(experiment, guidance_scales=settled)
-    return dataclasses.replace(cell, experiment=experiment)
+    settled = tuple(float(scale) for scale in scales or [headline] if scale is not None)
+    return dataclasses.replace(experiment, guidance_scales=settled)
 
 
 def _check_donor(cell: Cell, earlier: list[Cell]) -> None:

@@ -31,7 +31,7 @@ BLUE, ORANGE, GRAY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
 def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     """Each logged metric of a metrics.csv as (timesteps, values)."""
     series: dict[str, tuple[list[float], list[float]]] = {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             steps = float(row["time/total_timesteps"])
             stage = row["time/stage"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args, get_origin
 
 from qgpo.agents import QGPOConfig
-from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.checkpoint import config_from_json
 from qgpo.agents.core.config import longer
 from qgpo.agents.registry import agent_class
@@ -76,16 +75,12 @@ class Experiment(Generic[ConfigT]):
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `as_json`. Raises LookupError, TypeError or ValueError for other data."""
-        config = config_from_json(agent_class(data["agent"]).config_class, data["config"])
-        adopt = Path(data["adopt"]) if data.get("adopt") else None
-        scales = tuple(data["guidance_scales"])
-        return cls(**{**data, "config": config, "adopt": adopt, "guidance_scales": scales})
+        """The inverse of `as_json` for what has nothing to adopt.
 
-    @property
-    def agent_class(self) -> type[OfflineAgent[Any]]:
-        """The class of the agent. Raises ValueError for an unknown name."""
-        return agent_class(self.agent)
+        Raises LookupError, TypeError or ValueError for other data.
+        """
+        config = config_from_json(agent_class(data["agent"]).config_class, data["config"])
+        return cls(**data | {"config": config, "guidance_scales": tuple(data["guidance_scales"])})
 
     @property
     def headline_scale(self) -> float | None:

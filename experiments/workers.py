@@ -111,7 +111,7 @@ def run_logged(cell: Cell, root: Path) -> tuple[Document | None, str]:
     log = RunFolder(root / cell.name).log
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
-        open(log, "a") as output,
+        open(log, "a", encoding="utf-8") as output,
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
     ):
@@ -207,7 +207,7 @@ async def _in_process(root: Path, gate: asyncio.Semaphore, cell: Cell) -> Outcom
     folder = RunFolder(root / cell.name)
     folder.path.mkdir(parents=True, exist_ok=True)
     async with gate:
-        with open(folder.log, "a") as output:
+        with open(folder.log, "ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "qgpo.experiments.workers", str(root)),
                 stdin=asyncio.subprocess.PIPE,
@@ -235,7 +235,10 @@ def _reason(code: int, log: Path) -> str:
         name = signal.Signals(-code).name
         hint = ", by the system for want of memory?" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{hint}"
-    return [f"its process ended with code {code}", *log.read_text().strip().splitlines()][-1]
+    return [
+        f"its process ended with code {code}",
+        *log.read_text(encoding="utf-8").strip().splitlines(),
+    ][-1]
 
 
 async def _on_ray(ray: Any, root: Path, cell: Cell) -> Outcome:

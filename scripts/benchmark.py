@@ -9,11 +9,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from qgpo.experiments.benchmark import Benchmark, Standing
-from qgpo.experiments.plan import in_turn, read_plan
+from qgpo.experiments.documents import Document
+from qgpo.experiments.plan import Cell, in_turn, read_plan
+from qgpo.experiments.settings import AT_LEAST_1, check_types
 from qgpo.experiments.workers import Outcome
 
 
@@ -23,7 +26,7 @@ class Args:
 
     plan: Path
     """TOML file with agents, datasets, seeds and guidance scales"""
-    workers: int = 2
+    workers: Annotated[int, AT_LEAST_1] = 2
     """cells at a time on this machine, one torch thread each"""
     ray_address: str | None = None
     """run on a Ray cluster instead: auto, its address, or local for one on this machine"""
@@ -51,51 +54,42 @@ def table(standings: list[Standing], workers: int) -> str:
     return "\n".join(lines)
 
 
-def headline(outcome: Outcome) -> str:
-    """What a cell found, in one line."""
-    result = outcome.result
-    assert result is not None
-    training = result["training"]
-    for evaluation in result["evaluations"]:
-        if evaluation["guidance_scale"] == result["headline_scale"]:
-            mean, score = evaluation["mean"], evaluation["score"]
-            normalised = "" if score is None else f", normalised {score:.1f}"
-            took = f"{training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
-            return f"return {mean:.0f}{normalised}; trained in {took}"
-    raise AssertionError("the headline scale is always evaluated")
+def headline(result: Document) -> str:
+    """What a cell's run found, in one line."""
+    training, scale = result["training"], result["headline_scale"]
+    [played] = [e for e in result["evaluations"] if e["guidance_scale"] == scale]
+    normalised = "" if played["score"] is None else f", normalised {played['score']:.1f}"
+    took = f"{training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
+    return f"return {played['mean']:.0f}{normalised}; trained in {took}"
 
 
 def main(args: Args) -> None:
-    """Print the plan, run it, say what failed."""
-    name = args.plan.stem
-    runs = args.runs or Path("runs") / name
+    """Print the plan, run it, print what failed."""
+    runs = args.runs or Path("runs") / args.plan.stem
     results = args.results or args.plan.with_suffix("")
-    try:
-        if args.workers < 1:
-            raise ValueError(f"--workers {args.workers}: expected at least 1")
-        benchmark = Benchmark(in_turn(read_plan(args.plan)), runs, results)
-        standings = benchmark.standings()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    print(table(standings, args.workers), flush=True)
-    cells = [s.cell for s in standings if s.result is None]
-    if args.dry_run or not cells:
-        return
-    began, done = time.monotonic(), 0
+    cells: list[Cell] = []
+    began, ended = time.monotonic(), 0
 
     def report(outcome: Outcome) -> None:
-        nonlocal done
-        done += 1
-        said = f"FAILED: {outcome.error}" if outcome.result is None else headline(outcome)
+        nonlocal ended
+        ended += 1
+        said = f"FAILED: {outcome.error}" if outcome.result is None else headline(outcome.result)
         minutes = (time.monotonic() - began) / 60
-        print(f"[{done}/{len(cells)}, {minutes:.1f} min] {outcome.cell.name}: {said}", flush=True)
+        print(f"[{ended}/{len(cells)}, {minutes:.1f} min] {outcome.cell.name}: {said}", flush=True)
 
     try:
+        check_types(args)
+        benchmark = Benchmark(in_turn(read_plan(args.plan)), runs, results)
+        standings = benchmark.standings()
+        print(table(standings, args.workers), flush=True)
+        cells += [s.cell for s in standings if s.result is None]
+        if args.dry_run or not cells:
+            return
         failed = benchmark.run(cells, report, args.workers, args.ray_address)
     except KeyboardInterrupt:
         again = " ".join(["python", *sys.argv])
         raise SystemExit(
-            f"\nstopped with checkpoints, {done} of {len(cells)} cells ended; go on with: {again}"
+            f"\nstopped with checkpoints, {ended} of {len(cells)} cells ended; go on with: {again}"
         ) from None
     except (ValueError, ConnectionError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

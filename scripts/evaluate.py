@@ -270,7 +270,7 @@ def main(args: Args) -> None:
         document["evaluations"] = documents.evaluations(results)
         name = "evaluation" if alone else "evaluation-together"
         name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-        documents.write(output := args.output or folders[0].path / name, document, indent=2)
+        documents.write(output := args.output or folders[0].path / name, document)
         print(f"returns: {output}")
         if args.video is not None:
             film(args, agent, env, scales[0])
