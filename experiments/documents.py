@@ -31,7 +31,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ from qgpo.experiments.settings import Experiment, as_json, measured_of
 
 FORMAT_VERSION = 2
 Document = dict[str, Any]
-Results = list[tuple[float | None, Evaluation]]
+Evaluations = list[tuple[float | None, Evaluation]]
 """guidance scales (None: the agent's own, if any) and what was played at them"""
 
 
@@ -91,9 +90,9 @@ def describe(
     }
 
 
-def evaluations(results: Iterable[tuple[float | None, Evaluation]]) -> list[Document]:
+def evaluations_to_json(evaluations: Evaluations) -> list[Document]:
     """The `evaluations` of a document."""
-    return [{"guidance_scale": scale, **dataclasses.asdict(played)} for scale, played in results]
+    return [{"guidance_scale": w, **dataclasses.asdict(played)} for w, played in evaluations]
 
 
 def write(path: Path, document: Document) -> None:

@@ -26,7 +26,7 @@ from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales, scale_label
 from qgpo.envs.tasks.making import make_env
 from qgpo.experiments import documents
-from qgpo.experiments.documents import Document, DocumentError, Results
+from qgpo.experiments.documents import Document, DocumentError, Evaluations
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import Experiment, as_json
 
@@ -48,7 +48,7 @@ class Clock(BaseCallback):
         if "stage_seconds" not in self.saved:  # before stages were told apart
             whole = {"wall": self.saved["wall_seconds"], "cpu": self.saved["cpu_seconds"]}
             self.saved["stage_seconds"] = {"unknown": whole}
-        self.since = {"wall": time.monotonic(), "cpu": time.process_time()}
+        self.since = _now()
 
     @property
     def seconds(self) -> dict[str, Any]:
@@ -65,14 +65,14 @@ class Clock(BaseCallback):
     def adopt(self, donor: Path) -> None:
         """Begin with what the stages before the last cost the agent in that folder or file."""
         folder = RunFolder(donor)
-        self.saved = {"adopted_from": str(donor), **Clock(folder, self.agent, self.every).saved}
+        self.saved = {**Clock(folder, self.agent, self.every).saved, "adopted_from": str(donor)}
         self.saved["stage_seconds"].pop(self.agent.stages[-1], None)
         if folder.config.exists():
             self.saved["adopted_from"] = documents.read(folder.config)["label"]
 
     def count(self) -> None:
         """Add the time since the last call to the stage that is being trained."""
-        now = {"wall": time.monotonic(), "cpu": time.process_time()}
+        now = _now()
         stage = self.agent.stage or "unknown"
         kinds = self.saved["stage_seconds"].setdefault(stage, {"wall": 0.0, "cpu": 0.0})
         for kind, value in now.items():
@@ -94,6 +94,10 @@ class Clock(BaseCallback):
         self.write()
 
 
+def _now() -> dict[str, float]:
+    return {"wall": time.monotonic(), "cpu": time.process_time()}
+
+
 class Run:
     """A run: its experiment and folder, its agent and dataset, and what it has cost.
 
@@ -111,7 +115,7 @@ class Run:
         self.experiment, self.folder = experiment, folder
         self.label = label or experiment.agent
         self.allow_other_dataset = allow_other_dataset
-        self.results: Results = []
+        self.evaluations: Evaluations = []
         self.tuning: GuidanceTuning | None = None
         if experiment.threads:
             torch.set_num_threads(experiment.threads)
@@ -157,7 +161,9 @@ class Run:
         self.tune()
         document = self.evaluate()
         if tracked is not None:
-            tracked.summary.update({f"return/{scale_label(w)}": e.mean for w, e in self.results})
+            tracked.summary.update(
+                {f"return/{scale_label(w)}": e.mean for w, e in self.evaluations}
+            )
             tracked.finish()
         return document
 
@@ -170,10 +176,12 @@ class Run:
         experiment, folder, dataset = self.experiment, self.folder, self.dataset
         print(
             f"{experiment.agent} ({experiment.preset}) on {dataset.id}: {len(dataset)} transitions "
-            f"in {dataset.n_episodes} episodes, to {folder.path}"
+            f"in {dataset.n_episodes} episodes, to {folder.path}",
+            flush=True,
         )
         if not folder.checkpoint.exists():
-            print("starting from the beginning", flush=True)
+            if folder.config.exists():
+                print("no checkpoint was written yet: starting from the beginning", flush=True)
             folder.clock.unlink(missing_ok=True)
             self.clock = Clock(folder, self.agent, experiment.checkpoint_every)
             if experiment.adopt is not None:
@@ -207,6 +215,7 @@ class Run:
         if agent.is_trained and agent.dataset_fingerprint == self.dataset.fingerprint:
             return
         agent.set_logger(folder.logger(verbose, agent.progress))
+        self.clock.since = _now()
         try:
             agent.learn(
                 self.dataset,
@@ -251,13 +260,13 @@ class Run:
             warn_of_cuts=False,  # the table says how many
             progress_bar=experiment.progress_bar,
         )
-        self.results = list(played) if experiment.n_episodes else []
+        self.evaluations = list(played) if experiment.n_episodes else []
         tuning = {} if self.tuning is None else {"guidance_tuning": self.tuning.as_dict()}
         document = {
             **self.describe(),
             "training": {"timesteps": self.agent.num_timesteps, **self.clock.seconds},
             "evaluation_seconds": round(time.monotonic() - began, 2),
-            "evaluations": documents.evaluations(self.results),
+            "evaluations": documents.evaluations_to_json(self.evaluations),
             **tuning,
         }
         documents.write(self.folder.evaluation, document)

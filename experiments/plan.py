@@ -39,13 +39,6 @@ from qgpo.experiments.settings import AT_LEAST_0, Experiment, check_types, choos
 
 DEFAULTS = {"checkpoint_every": 2_000, "progress_bar": False, "threads": 1}
 """settings of a cell's experiment that differ from those of train.py"""
-OF_EXPERIMENT = (
-    *("agent", "preset", "longer", "device", "threads", "download", "storage", "guidance_scales"),
-    *("tune_guidance", "n_episodes", "env_id", "deterministic", "log_interval", "checkpoint_every"),
-)
-OF_CELL = ("label", "adopt", "gpus", "estimate_minutes")
-OF_TABLE = ("datasets", "seeds", "overrides")
-"""keys of a plan, by what they are of"""
 
 
 class PlanError(ValueError):
@@ -87,6 +80,13 @@ class Cell:
         return re.sub(r"[^\w.+=-]+", "-", f"{dataset}-{label}-s{seed}")
 
 
+NO_KEYS = {"dataset_id", "seed", "adopt", "config", "progress_bar"}
+OF_EXPERIMENT = {field.name for field in dataclasses.fields(Experiment)} - NO_KEYS
+OF_CELL = {field.name for field in dataclasses.fields(Cell)} - {"experiment"}
+KEYS = sorted(OF_EXPERIMENT | OF_CELL | {"datasets", "seeds", "overrides"})
+"""of an agent's table"""
+
+
 def read_plan(path: Path) -> list[Cell]:
     """Every cell of the plan, agent by agent as it lists them. Raises PlanError."""
     try:
@@ -124,10 +124,9 @@ def _cells(table: dict[str, Any]) -> list[Cell]:
     """One agent's cells. Raises PlanError where its table, over the plan's defaults, is wrong."""
     label = table.setdefault("label", table.get("agent"))
     try:
-        unknown = sorted(set(table) - {*OF_EXPERIMENT, *OF_CELL, *OF_TABLE})
+        unknown = sorted(set(table) - set(KEYS))
         if unknown:
-            choices = sorted({*OF_EXPERIMENT, *OF_CELL, *OF_TABLE})
-            raise ValueError(f"unknown key {unknown[0]!r}, expected one of {choices}")
+            raise ValueError(f"unknown key {unknown[0]!r}, expected one of {KEYS}")
         if "agent" not in table:
             raise ValueError("it has no key 'agent', the name of its class")
         datasets = _list(table.get("datasets"), "datasets", str, "Minari ids")

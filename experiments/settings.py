@@ -19,9 +19,6 @@ from qgpo.fields import Range, rules
 
 ConfigT = TypeVar("ConfigT")
 WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str: "a string"}
-TRAINING = ("agent", "config", "seed")
-"""fields that decide the trained agent, beside the dataset"""
-EVALUATION = ("guidance_scales", "tune_guidance", "n_episodes", "deterministic", "env_id")
 AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
 
 
@@ -122,8 +119,9 @@ def choose_config(
 
 def measured_of(args: dict[str, Any]) -> dict[str, Any]:
     """Of an experiment's JSON, what decides the result."""
-    measured = {name: args[name] for name in (*TRAINING, *EVALUATION) if name in args}
-    return {"dataset": args.get("dataset_id"), **measured}
+    evaluation = ("guidance_scales", "tune_guidance", "n_episodes", "deterministic", "env_id")
+    names = ("agent", "config", "seed", *evaluation)
+    return {"dataset": args.get("dataset_id"), **{n: args[n] for n in names if n in args}}
 
 
 def as_json(data: Any) -> dict[str, Any]:

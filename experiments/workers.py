@@ -83,7 +83,7 @@ def run_cell(cell: Cell, root: Path) -> Document:
         with FileLock(made_once):  # a dataset that is downloaded or generated on first use
             run = Run(experiment, folder, cell.label)
         document = run.finish()
-    print(score_table([(scale_label(scale), played) for scale, played in run.results]), flush=True)
+    print(score_table([(scale_label(scale), played) for scale, played in run.evaluations]))
     return document
 
 

@@ -29,13 +29,15 @@ from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import make_env
 from qgpo.experiments import documents
-from qgpo.experiments.documents import Document, Results
+from qgpo.experiments.documents import Document, Evaluations
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.fields import Range
 from qgpo.solver import get_solver
 
 Agent = OfflineAgent[Any]
+Player = Agent | Ensemble
+Played = str | EnvSpec
 Scales = tuple[float | None, ...]
 MIXED = {True: "the mean of their actions", False: "each action is one of theirs, by lot"}
 
@@ -134,7 +136,7 @@ def saved_args(folder: RunFolder) -> Document:
     return saved
 
 
-def choose_env(args: Args, folder: RunFolder, members: list[Agent]) -> str | EnvSpec:
+def choose_env(args: Args, folder: RunFolder, members: list[Agent]) -> Played:
     """The environment to play in, which fits the agents."""
     agent = members[0]
     learned_in = {member.env_spec.id for member in members if member.env_spec is not None}
@@ -158,12 +160,12 @@ def choose_env(args: Args, folder: RunFolder, members: list[Agent]) -> str | Env
     return env
 
 
-def id_of(env: str | EnvSpec) -> str:
+def id_of(env: Played) -> str:
     """The environment's id."""
     return env if isinstance(env, str) else env.id
 
 
-def configure(args: Args, agent: Agent | Ensemble, members: list[Agent]) -> Scales:
+def configure(args: Args, agent: Player, members: list[Agent]) -> Scales:
     """Set the solver; returns the scales to evaluate (None: as the agents have it, if at all)."""
     for name in ("guidance_scale", "tune_guidance", "solver", "solver_steps"):
         value = getattr(args, name)
@@ -179,9 +181,7 @@ def configure(args: Args, agent: Agent | Ensemble, members: list[Agent]) -> Scal
     return args.guidance_scale or (None if isinstance(scale, tuple) else scale,)
 
 
-def play(
-    args: Args, agent: Agent | Ensemble, member: Agent, env: str | EnvSpec, scales: Scales
-) -> Results:
+def play(args: Args, agent: Player, member: Agent, env: Played, scales: Scales) -> Evaluations:
     """Every scale and its evaluation; scores are the dataset's in its own environment."""
     same = member.env_spec is None or member.env_spec.id == id_of(env)
     played = evaluate_scales(
@@ -201,21 +201,21 @@ def play(
 
 def describe(folder: RunFolder, agent: Agent) -> Document:
     """An agent as it was loaded, or with the solver that was asked for, for JSON."""
-    guided = agent if isinstance(agent, GuidedPolicy) else None
+    about: Document = dict.fromkeys(("guidance_scale", "solver", "solver_steps"))
+    if isinstance(agent, GuidedPolicy):
+        about = {name: getattr(agent, name) for name in about}
     return {
         "checkpoint": str(folder.checkpoint),
         "agent": agent.name,
         "stage": agent.stage,
         "timesteps": agent.num_timesteps,
         "dataset": {"id": agent.dataset_id, "fingerprint": agent.dataset_fingerprint},
-        "guidance_scale": None if guided is None else guided.guidance_scale,
-        "solver": None if guided is None else guided.solver,
-        "solver_steps": None if guided is None else guided.solver_steps,
+        **about,
     }
 
 
-def introduce(folder: RunFolder, agent: Agent, env: str | EnvSpec) -> None:
-    """Say which agent it is, and whether its training is complete."""
+def introduce(folder: RunFolder, agent: Agent, env: Played) -> None:
+    """Print which agent it is, and whether its training is complete."""
     print(
         f"{agent.name} from {folder.checkpoint}, trained on {agent.dataset_id} for "
         f"{agent.num_timesteps} steps, in {id_of(env)}"
@@ -227,67 +227,72 @@ def introduce(folder: RunFolder, agent: Agent, env: str | EnvSpec) -> None:
         )
 
 
-def main(args: Args) -> None:
+def evaluate(args: Args) -> None:
     """Load, evaluate, print, and write the raw returns, lengths and seeds."""
+    check(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.video is not None:
+        choose_renderer()
+    folders = find_runs(args.run)
+    members = [load_agent(folder.checkpoint, device=args.device) for folder in folders]
+    env = choose_env(args, folders[0], members)
+    alone = len(members) == 1
+    agent = members[0] if alone else Ensemble(members)
+    scales = configure(args, agent, members)
+    agents = [describe(*both) for both in zip(folders, members, strict=True)]
+    for both in zip(folders, members, strict=True):
+        introduce(*both, env)
+    if not alone:
+        print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
+    tuned: Document = {}
+    if args.tune_guidance and is_guided(agent):
+        storage = args.storage or saved_args(folders[0]).get("storage", "memory")
+        dataset_id, bar = str(members[0].dataset_id), args.progress_bar
+        dataset = load_dataset(dataset_id, storage=storage, progress_bar=bar)
+        tuning = agent.tune_guidance(dataset, progress_bar=bar)
+        print(tuning)
+        tuned["guidance_tuning"] = tuning.as_dict()
+        scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
+    evaluations = play(args, agent, members[0], env, scales)
+    print(score_table([(scale_label(scale), played) for scale, played in evaluations]))
+    document = {
+        "format_version": documents.FORMAT_VERSION,
+        **(agents[0] if alone else {"agent": Ensemble.name, "members": agents}),
+        "device": str(agent.device),
+        "threads": torch.get_num_threads(),
+        "seed": args.seed,
+        "deterministic": args.deterministic,
+        "max_episode_steps": args.max_episode_steps,
+        "versions": versions(),
+        "evaluations": documents.evaluations_to_json(evaluations),
+        **tuned,
+    }
+    name = f"evaluation{'' if alone else '-together'}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    output = args.output or folders[0].path / name
+    documents.write(output, document)
+    print(f"returns: {output}")
+    if args.video is not None:
+        film(args.video, args, agent, env, scales[0])
+
+
+def film(path: Path, args: Args, agent: Player, env: Played, scale: float | None) -> None:
+    """Write the clip of the first episode at the given scale."""
+    if scale is not None and is_guided(agent):
+        agent.guidance_scale = scale
+    frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
+    write_clip(path, frames, rate)
+    print(f"clip: {path} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
+
+
+def main(args: Args) -> None:
+    """Evaluate; what goes wrong is one line."""
     try:
-        check(args)
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        if args.video is not None:
-            choose_renderer()
-        folders = find_runs(args.run)
-        members = [load_agent(folder.checkpoint, device=args.device) for folder in folders]
-        first, alone = members[0], len(members) == 1
-        env = choose_env(args, folders[0], members)
-        agent = first if alone else Ensemble(members)
-        scales = configure(args, agent, members)
-        agents = [describe(*both) for both in zip(folders, members, strict=True)]
-        for both in zip(folders, members, strict=True):
-            introduce(*both, env)
-        if not alone:
-            print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
-        document = {
-            "format_version": documents.FORMAT_VERSION,
-            **(agents[0] if alone else {"agent": Ensemble.name, "members": agents}),
-            "device": str(agent.device),
-            "threads": torch.get_num_threads(),
-            "seed": args.seed,
-            "deterministic": args.deterministic,
-            "max_episode_steps": args.max_episode_steps,
-            "versions": versions(),
-        }
-        if args.tune_guidance and is_guided(agent):
-            storage = args.storage or saved_args(folders[0]).get("storage", "memory")
-            dataset = load_dataset(
-                str(first.dataset_id), storage=storage, progress_bar=args.progress_bar
-            )
-            tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
-            print(tuning)
-            document["guidance_tuning"] = tuning.as_dict()
-            scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
-        results = play(args, agent, first, env, scales)
-        print(score_table([(scale_label(scale), played) for scale, played in results]))
-        document["evaluations"] = documents.evaluations(results)
-        name = "evaluation" if alone else "evaluation-together"
-        name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-        documents.write(output := args.output or folders[0].path / name, document)
-        print(f"returns: {output}")
-        if args.video is not None:
-            film(args, agent, env, scales[0])
+        evaluate(args)
     except (RenderError, OSError, ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("\nstopped") from None
-
-
-def film(args: Args, agent: Agent | Ensemble, env: str | EnvSpec, scale: float | None) -> None:
-    """Write the clip of the first episode at the given scale."""
-    assert args.video is not None
-    if scale is not None and is_guided(agent):
-        agent.guidance_scale = scale
-    frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
-    write_clip(args.video, frames, rate)
-    print(f"clip: {args.video} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
 
 
 def cli() -> None:

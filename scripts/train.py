@@ -129,7 +129,7 @@ def refuse_previous_run(args: Args[Any]) -> None:
 def show(args: Args[Any], run: Run) -> None:
     """The table on the screen, and the picture in the run folder."""
     dataset, folder = run.dataset, args.folder
-    played = [(scale_label(scale), evaluation) for scale, evaluation in run.results]
+    played = [(scale_label(scale), evaluation) for scale, evaluation in run.evaluations]
     title = f"{args.agent} ({args.preset}, seed {args.seed}) on {dataset.id}"
     metrics = read_metrics(folder.metrics)
     draw_run(folder.report, title, metrics, dataset.episode_returns, played)

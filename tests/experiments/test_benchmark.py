@@ -341,7 +341,7 @@ def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(measured, data, 
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     logs = [p.read_text() for p in (tmp_path / "runs" / "plan").glob("*/log.txt")]
-    assert sum(log.count("starting from") + log.count("going on from") for log in logs) == 3
+    assert sum(log.count("episodes, to ") for log in logs) == 3
     assert same_results(tmp_path, measured)
 
 
