@@ -270,4 +270,4 @@ class Run:
             **tuning,
         }
         documents.write(self.folder.evaluation, document)
-        return document
+        return documents.read(self.folder.evaluation)

@@ -96,7 +96,7 @@ def read_plan(path: Path) -> list[Cell]:
     tables = data.pop("agents", None)
     cells: list[Cell] = []
     try:
-        if not isinstance(tables, list) or not tables:
+        if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables or [0]):
             raise PlanError("no agents: at least one [[agents]] table is needed")
         for table in tables:
             cells += _cells({**data, **table})
@@ -154,7 +154,8 @@ def _experiment(table: dict[str, Any], dataset: str, seed: int) -> Experiment[An
     """What a cell runs, its configuration built and its scales settled. Raises ValueError."""
     given = {name: table[name] for name in OF_EXPERIMENT if name in table}
     scales = given.get("guidance_scales", [])
-    given["guidance_scales"] = tuple(scales) if isinstance(scales, list) else scales
+    scales = scales if isinstance(scales, list) else [scales]
+    given["guidance_scales"] = tuple(scales)
     experiment = Experiment(**DEFAULTS | given, dataset_id=dataset, seed=seed)
     check_types(experiment)
     row = choose_config(experiment.agent, experiment.preset, dataset, experiment.longer)
