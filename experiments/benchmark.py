@@ -59,15 +59,15 @@ class Benchmark:
 
     def _result(self, cell: Cell, measured: Document | None) -> Document | None:
         """Its result; None too where the plan now asks for another evaluation of the training."""
-        experiment, config = cell.experiment, RunFolder(self.runs / cell.name).config
+        config = RunFolder(self.runs / cell.name).config
         if config.exists():
-            check_same_training(experiment, config, documents.read(config))
+            check_same_training(cell, config, documents.read(config))
         if measured is None:
             return None
         path = self.results / f"{cell.name}.json"
         document = documents.upgrade(measured, path)
-        check_same_training(experiment, path, document)
-        return document if document["measured"] == experiment.measured else None
+        check_same_training(cell, path, document)
+        return document if document["measured"] == cell.measured else None
 
     def _standing(self, cell: Cell, results: dict[str, Document | None]) -> Standing:
         result = results[cell.name]
@@ -84,8 +84,8 @@ class Benchmark:
             seconds, source = 60.0 * cell.estimate_minutes, "the plan's estimate"
         else:
             return Standing(cell, None, timesteps, None, "unknown")
-        if timesteps or cell.adopt is not None:
-            agent = agent_class(cell.experiment.agent)(cell.experiment.config, device="cpu")
+        if timesteps or cell.donor_label is not None:
+            agent = agent_class(cell.agent)(cell.config, device="cpu")
             adopted = agent.shared_timesteps if isinstance(agent, GuidedPolicy) else 0
             seconds *= 1.0 - (timesteps or adopted) / agent.total_timesteps
         return Standing(cell, None, timesteps, seconds, source)

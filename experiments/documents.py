@@ -58,12 +58,12 @@ class DocumentError(ValueError):
 
 
 def describe(
-    experiment: Experiment[Any], label: str, agent: OfflineAgent[Any], dataset: OfflineDataset
+    experiment: Experiment[Any], agent: OfflineAgent[Any], dataset: OfflineDataset
 ) -> Document:
     """What is measured, on which data, with which libraries and machine."""
     return {
         "format_version": FORMAT_VERSION,
-        "label": label,
+        "label": experiment.label or experiment.agent,
         "preset": experiment.preset,
         "longer": experiment.longer,
         "overrides": experiment.overrides(dataset),

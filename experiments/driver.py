@@ -106,14 +106,9 @@ class Run:
     """
 
     def __init__(
-        self,
-        experiment: Experiment[Any],
-        folder: RunFolder,
-        label: str | None = None,
-        allow_other_dataset: bool = False,
+        self, experiment: Experiment[Any], folder: RunFolder, allow_other_dataset: bool = False
     ) -> None:
         self.experiment, self.folder = experiment, folder
-        self.label = label or experiment.agent
         self.allow_other_dataset = allow_other_dataset
         self.evaluations: Evaluations = []
         self.tuning: GuidanceTuning | None = None
@@ -169,7 +164,7 @@ class Run:
 
     def describe(self) -> Document:
         """What config.json says, but for the settings as they were given."""
-        return documents.describe(self.experiment, self.label, self.agent, self.dataset)
+        return documents.describe(self.experiment, self.agent, self.dataset)
 
     def begin(self) -> None:
         """Take the agent of the folder's checkpoint, if there is one, and what it has cost."""

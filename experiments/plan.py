@@ -35,10 +35,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from qgpo.agents.guided.adoption import different_field
-from qgpo.experiments.settings import AT_LEAST_0, Experiment, check_types, choose_config
-
-DEFAULTS = {"checkpoint_every": 2_000, "progress_bar": False, "threads": 1}
-"""settings of a cell's experiment that differ from those of train.py"""
+from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, Experiment, check_types, choose_config
 
 
 class PlanError(ValueError):
@@ -46,24 +43,29 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training with its evaluations, of many."""
+class Cell(Experiment[Any]):
+    """One training with its evaluations, of many; its guidance scales include the configured one.
 
-    label: str
-    """the agent's name in tables"""
-    experiment: Experiment[Any]
-    """what is run; its guidance scales include the configured one"""
-    adopt: str | None = None
+    Its defaults differ from those of train.py where many are run beside each other.
+    """
+
+    donor_label: str | None = None
     """label of the agent whose cell gives the stages before the last"""
     gpus: Annotated[float, AT_LEAST_0] = 0.0
     """share of a GPU that the cell asks of a Ray cluster"""
     estimate_minutes: Annotated[float | None, AT_LEAST_0] = None
     """training (from scratch) and evaluation, as the plan's author expects them"""
+    threads: Annotated[int, AT_LEAST_0] = 1
+    """torch threads on the CPU"""
+    checkpoint_every: Annotated[int, AT_LEAST_1] = 2_000
+    """steps between two checkpoints"""
+    progress_bar: bool = False
+    """nobody watches"""
 
     @property
     def key(self) -> tuple[str, str, int]:
         """Dataset, label and seed."""
-        return self.experiment.dataset_id, self.label, self.experiment.seed
+        return self.dataset_id, self.label, self.seed
 
     @property
     def name(self) -> str:
@@ -73,18 +75,16 @@ class Cell:
     @property
     def donor(self) -> str | None:
         """Name of the cell that gives the stages before the last."""
-        return None if self.adopt is None else self._name_of(self.adopt)
+        return None if self.donor_label is None else self._name_of(self.donor_label)
 
     def _name_of(self, label: str) -> str:
-        dataset, _, seed = self.key
-        return re.sub(r"[^\w.+=-]+", "-", f"{dataset}-{label}-s{seed}")
+        return re.sub(r"[^\w.+=-]+", "-", f"{self.dataset_id}-{label}-s{self.seed}")
 
 
-NO_KEYS = {"dataset_id", "seed", "adopt", "config", "progress_bar"}
-OF_EXPERIMENT = {field.name for field in dataclasses.fields(Experiment)} - NO_KEYS
-OF_CELL = {field.name for field in dataclasses.fields(Cell)} - {"experiment"}
-KEYS = sorted(OF_EXPERIMENT | OF_CELL | {"datasets", "seeds", "overrides"})
-"""of an agent's table"""
+NO_KEYS = {"dataset_id", "seed", "donor_label", "config", "progress_bar"}
+KEYS = {field.name for field in dataclasses.fields(Cell)} - NO_KEYS
+"""of an agent's table that are fields of its cells; `adopt` is the label there"""
+OTHER_KEYS = {"datasets", "seeds", "overrides"}
 
 
 def read_plan(path: Path) -> list[Cell]:
@@ -105,7 +105,7 @@ def read_plan(path: Path) -> list[Cell]:
         if twice:
             raise PlanError(f"{twice[0]} is there twice: give the agents different labels")
         for i, cell in enumerate(cells):
-            if cell.adopt is not None:
+            if cell.donor_label is not None:
                 _check_donor(cell, cells[:i])
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}: {error}") from error
@@ -117,28 +117,22 @@ def in_turn(cells: list[Cell]) -> list[Cell]:
 
     Those that adopt come last of their seed: meanwhile their donors are trained.
     """
-    return sorted(cells, key=lambda cell: (cell.experiment.seed, cell.adopt is not None))
+    return sorted(cells, key=lambda cell: (cell.seed, cell.donor_label is not None))
 
 
 def _cells(table: dict[str, Any]) -> list[Cell]:
     """One agent's cells. Raises PlanError where its table, over the plan's defaults, is wrong."""
     label = table.setdefault("label", table.get("agent"))
     try:
-        unknown = sorted(set(table) - set(KEYS))
+        unknown = sorted(table.keys() - KEYS - OTHER_KEYS)
         if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}, expected one of {KEYS}")
+            choices = sorted(KEYS | OTHER_KEYS)
+            raise ValueError(f"unknown key {unknown[0]!r}, expected one of {choices}")
         if "agent" not in table:
             raise ValueError("it has no key 'agent', the name of its class")
-        datasets = _list(table.get("datasets"), "datasets", str, "Minari ids")
-        seeds = _list(table.get("seeds"), "seeds", int, "integers of at least 0")
-        of_cell = {name: table[name] for name in OF_CELL if name in table}
-        cells = [
-            Cell(experiment=_experiment(table, dataset, seed), **of_cell)
-            for dataset in datasets
-            for seed in seeds
-        ]
-        check_types(cells[0])
-        return cells
+        datasets = _list(table.pop("datasets", None), "datasets", str, "Minari ids")
+        seeds = _list(table.pop("seeds", None), "seeds", int, "integers of at least 0")
+        return [_cell(table, dataset, seed) for dataset in datasets for seed in seeds]
     except (ValueError, TypeError) as error:
         raise PlanError(f"agent {label!r}: {error}") from error
 
@@ -150,53 +144,53 @@ def _list(values: Any, name: str, kind: type, words: str) -> list[Any]:
     return values
 
 
-def _experiment(table: dict[str, Any], dataset: str, seed: int) -> Experiment[Any]:
-    """What a cell runs, its configuration built and its scales settled. Raises ValueError."""
-    given = {name: table[name] for name in OF_EXPERIMENT if name in table}
-    scales = given.get("guidance_scales", [])
-    scales = scales if isinstance(scales, list) else [scales]
-    given["guidance_scales"] = tuple(scales)
-    experiment = Experiment(**DEFAULTS | given, dataset_id=dataset, seed=seed)
-    check_types(experiment)
-    row = choose_config(experiment.agent, experiment.preset, dataset, experiment.longer)
-    overrides = table.get("overrides", {})
-    is_table = isinstance(overrides, dict)
-    unknown = sorted(set(overrides) - set(vars(row))) if is_table else [overrides]
+def _cell(table: dict[str, Any], dataset: str, seed: int) -> Cell:
+    """One cell, its configuration built and its scales settled. Raises ValueError."""
+    settings = {"overrides": {}, "guidance_scales": [], "adopt": None, **table}
+    overrides, scales = settings.pop("overrides"), settings.pop("guidance_scales")
+    scales = tuple(scales) if isinstance(scales, list) else (scales,)
+    donor = settings.pop("adopt")
+    cell = Cell(
+        **settings, dataset_id=dataset, seed=seed, guidance_scales=scales, donor_label=donor
+    )
+    check_types(cell)
+    row = choose_config(cell.agent, cell.preset, dataset, cell.longer)
+    names = sorted(vars(row))
+    unknown = sorted(set(overrides) - set(names)) if isinstance(overrides, dict) else [overrides]
     if unknown:
-        choices = sorted(vars(row))
-        raise ValueError(f"overrides has {unknown[0]!r}, expected a table of some of {choices}")
+        raise ValueError(f"overrides has {unknown[0]!r}, expected a table of some of {names}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-    experiment = dataclasses.replace(experiment, config=dataclasses.replace(row, **values))
-    experiment.check()
-    headline = experiment.headline_scale
-    if experiment.n_episodes < 1:
-        raise ValueError(f"n_episodes={experiment.n_episodes}, expected an integer of at least 1")
-    if headline is not None and headline not in (scales or [headline]):
+    cell = dataclasses.replace(cell, config=dataclasses.replace(row, **values))
+    cell.check()
+    headline = cell.headline_scale
+    if cell.n_episodes < 1:
+        raise ValueError(f"n_episodes={cell.n_episodes}, expected an integer of at least 1")
+    if headline is None:
+        return cell
+    if scales and headline not in scales:
         raise ValueError(
-            f"guidance_scales={scales} lacks the configured scale {headline:g}, which is the "
+            f"guidance_scales={list(scales)} lacks the configured scale {headline:g}, which is the "
             "headline; add it, or set overrides = { guidance_scale = ... }"
         )
-    settled = tuple(float(scale) for scale in scales or [headline] if scale is not None)
-    return dataclasses.replace(experiment, guidance_scales=settled)
+    return dataclasses.replace(cell, guidance_scales=tuple(map(float, scales or (headline,))))
 
 
 def _check_donor(cell: Cell, earlier: list[Cell]) -> None:
     """Raise PlanError where the agent that the cell adopts from is not there, or another one."""
-    of = f"agent {cell.label!r}: adopt={cell.adopt!r}"
+    of = f"agent {cell.label!r}: adopt={cell.donor_label!r}"
     labels = list(dict.fromkeys(c.label for c in earlier if c.label != cell.label))
-    if cell.adopt not in labels:
+    if cell.donor_label not in labels:
         raise PlanError(f"{of}, expected the label of an agent further up, one of {labels}")
-    donor = next((c.experiment for c in earlier if c.name == cell.donor), None)
-    dataset, _, seed = cell.key
+    donor = next((c for c in earlier if c.name == cell.donor), None)
     if donor is None:
         raise PlanError(
-            f"{of} has no cell of dataset {dataset!r} and seed {seed}: give both agents the same "
-            "datasets and seeds"
+            f"{of} has no cell of dataset {cell.dataset_id!r} and seed {cell.seed}: give both "
+            "agents the same datasets and seeds"
         )
-    for one in (cell.experiment, donor):
+    for one in (cell, donor):
         if one.headline_scale is None:
             raise PlanError(f"{of}: a {one.agent} shares no stages, expected QGPO, AEPO or QIPO")
-    different = different_field(cell.experiment.config, donor.config)
+    different = different_field(cell.config, donor.config)
     if different is not None:
         name, wanted, found = different
         raise PlanError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args, get_origin
 
@@ -30,6 +30,8 @@ class Experiment(Generic[ConfigT]):
     """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded"""
     agent: str = "QGPO"
     """the agent, by its name in the registry: QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL"""
+    label: str = ""
+    """name in tables; default the agent's"""
     preset: str = "laptop"
     """row of hyperparameters that the --config flags start from: laptop or paper (QIPO also
     laptop-flow and paper-flow)"""
@@ -72,12 +74,14 @@ class Experiment(Generic[ConfigT]):
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `as_json` for what has nothing to adopt.
+        """The inverse of `as_json` for what has nothing to adopt; more keys do not matter.
 
         Raises LookupError, TypeError or ValueError for other data.
         """
         config = config_from_json(agent_class(data["agent"]).config_class, data["config"])
-        return cls(**data | {"config": config, "guidance_scales": tuple(data["guidance_scales"])})
+        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        scales = tuple(data["guidance_scales"])
+        return cls(**known | {"config": config, "guidance_scales": scales})
 
     @property
     def headline_scale(self) -> float | None:

@@ -32,7 +32,7 @@ from qgpo.experiments.documents import Document, check_same_training, read_resul
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.plan import Cell
-from qgpo.experiments.settings import Experiment, as_json
+from qgpo.experiments.settings import as_json
 
 POLL_SECONDS = 2.0
 """between two looks at a cell that another one waits for"""
@@ -70,18 +70,18 @@ def run_cell(cell: Cell, root: Path) -> Document:
     whatever loading, training and evaluation raise. Ctrl-C and SIGTERM leave a checkpoint and
     raise KeyboardInterrupt.
     """
-    folder, experiment = RunFolder(root / cell.name), cell.experiment
+    folder = RunFolder(root / cell.name)
     with folder.locked():
         result = read_result(folder)
-        if result is not None and result["measured"] == experiment.measured:
+        if result is not None and result["measured"] == cell.measured:
             return result
         if folder.config.exists():
-            check_same_training(experiment, folder.config, documents.read(folder.config))
+            check_same_training(cell, folder.config, documents.read(folder.config))
         if cell.donor and not folder.checkpoint.exists() and wait_for_donor(cell, root):
-            experiment = dataclasses.replace(experiment, adopt=root / cell.donor)
-        made_once = root / f".{experiment.dataset_id.replace('/', '-')}.lock"
+            cell = dataclasses.replace(cell, adopt=root / cell.donor)
+        made_once = root / f".{cell.dataset_id.replace('/', '-')}.lock"
         with FileLock(made_once):  # a dataset that is downloaded or generated on first use
-            run = Run(experiment, folder, cell.label)
+            run = Run(cell, folder)
         document = run.finish()
     print(score_table([(scale_label(scale), played) for scale, played in run.evaluations]))
     return document
@@ -128,10 +128,9 @@ def run_logged(cell: Cell, root: Path) -> tuple[Document | None, str]:
 def main() -> None:
     """A worker process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    data = json.load(sys.stdin)
-    data["experiment"] = Experiment.from_json(data["experiment"])
+    cell = Cell.from_json(json.load(sys.stdin))
     try:
-        _, error = run_logged(Cell(**data), Path(sys.argv[1]))
+        _, error = run_logged(cell, Path(sys.argv[1]))
     except KeyboardInterrupt:
         raise SystemExit(STOPPED) from None
     raise SystemExit(error or None)

@@ -106,7 +106,8 @@ def saved_args(path: Path) -> Args[Any]:
         raise SystemExit(f"--resume {path}: no run there (config.json is missing)")
     try:
         document = documents.read(folder.config)
-        saved = document["args"] | {"config": document["measured"]["config"]}
+        saved, measured = document["args"], document["measured"]
+        saved |= {"dataset_id": measured["dataset"], "config": measured["config"]}
         saved |= {"run_dir": path, "resume": path, "overwrite": False, "adopt": None}
         return Args.from_json(saved)
     except (LookupError, TypeError, ValueError) as error:

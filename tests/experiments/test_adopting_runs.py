@@ -76,7 +76,7 @@ def test_cells_that_adopt_come_last_and_measure_the_same(plan):
     first, alone, second = in_turn(read_plan(plan))
     assert (first.label, alone.label, second.label) == ("first", "alone", "second")
     assert (first.donor, second.donor) == (None, first.name)
-    assert second.experiment.measured == alone.experiment.measured
+    assert second.measured == alone.measured
     assert [cell.label for cell in read_plan(plan)] == ["first", "second", "alone"]
 
 
@@ -172,8 +172,7 @@ def test_workers_start_a_cell_when_its_donor_has_ended(plan):
     assert "waiting for" not in Path("runs", second.name, "log.txt").read_text()
     assert [s.state for s in benchmark.standings()] == ["finished", "finished"]
     took = benchmark.standings()[0].seconds
-    other_seed = dataclasses.replace(first.experiment, seed=1)
-    third = dataclasses.replace(first, experiment=other_seed, adopt="zeroth")
+    third = dataclasses.replace(first, seed=1, donor_label="zeroth")
     left = Benchmark([first, third], Path("runs"), Path("results")).standings()[1]
     assert left.seconds == pytest.approx(took * 4 / 18)  # of 18 steps 14 are adopted
 

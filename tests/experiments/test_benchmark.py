@@ -135,13 +135,13 @@ def measured(tmp_path_factory, data) -> Path:
 def test_a_plan_is_all_combinations_seed_by_seed(plan):
     plan.write_text(PLAN + BASELINE)
     cells = in_turn(read_plan(plan))
-    assert [(c.label, c.experiment.seed) for c in cells] == [
+    assert [(c.label, c.seed) for c in cells] == [
         ("tiny", 0),
         ("sb3:offline-td3", 0),
         ("tiny", 1),
     ]
     assert cells[0].name == TINY_S0
-    first, second = cells[0].experiment, cells[1].experiment
+    first, second = cells[:2]
     assert first.config == dataclasses.replace(WHITENED, behavior_steps=2500, critic_steps=20)
     assert first.guidance_scales == (0.0, 1.0, 2.0)
     assert (first.headline_scale, second.headline_scale) == (1.0, None)
@@ -210,7 +210,7 @@ def test_another_training_under_the_same_name_is_refused(measured, data):
 def test_a_checkpoint_of_other_data_is_not_evaluated_on_todays(data, plan, tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
     [cell, *_] = read_plan(plan)
-    agent = QGPO(cell.experiment.config, seed=cell.experiment.seed, device="cpu")
+    agent = QGPO(cell.config, seed=cell.seed, device="cpu")
     agent.prepare(make_dataset(observation_dim=3))
     agent.dataset_fingerprint = "0" * 64
     agent.save(tmp_path / "runs" / cell.name / "checkpoint.zip")
@@ -367,6 +367,6 @@ def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured, data, 
 
 def test_ray_that_is_not_installed_is_named(plan, data, tmp_path):
     (tmp_path / "ray.py").write_text("raise ImportError")
-    more = {"PYTHONPATH": str(tmp_path)}
+    more = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     done = run(plan, "--ray-address", "auto", data=data, code=1, **more)
     assert "pip install ray" in done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -54,7 +53,7 @@ def test_train_and_benchmarks_write_the_same(capsys):
     train.main(train.Args(**vars(EXPERIMENT), run_dir=Path("train")))
     shown = capsys.readouterr().out
     assert "QGPO (laptop) on test/mapped-v0: 16 transitions in 4 episodes, to train" in shown
-    cell = Cell("a label", EXPERIMENT)
+    cell = Cell(**vars(EXPERIMENT) | {"label": "a label"})
     assert run_cell(cell, Path("runs")) == read(Path("runs", cell.name, "evaluation.json"))
     for name in ("config.json", "evaluation.json"):
         ours, theirs = read(Path("train", name)), read(Path("runs", cell.name, name))
@@ -127,7 +126,7 @@ def test_a_tuned_scale_is_evaluated_beside_those_of_the_plan(monkeypatch):
         return GuidanceTuning((2.0,), np.array([[6.0, 8.0]]), np.array([[False, True]]))
 
     monkeypatch.setattr("qgpo.agents.guided.policy.GuidedPolicy.tune_guidance", tuned)
-    cell = Cell("tuned", dataclasses.replace(EXPERIMENT, tune_guidance=True))
+    cell = Cell(**vars(EXPERIMENT) | {"label": "tuned", "tune_guidance": True})
     result = run_cell(cell, Path("runs"))
     assert [e["guidance_scale"] for e in result["evaluations"]] == [0.0, 1.0, 2.0]
     assert result["guidance_tuning"]["best"] == 2.0

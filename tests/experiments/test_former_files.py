@@ -33,6 +33,8 @@ def test_a_run_of_train_is_resumed_with_its_settings():
     assert args.folder.path == GOLDEN / "train" / "qgpo-tuned"
     args = train.parse(["--resume", str(GOLDEN / "train" / "iql-finished"), "--n-episodes", "3"])
     assert (args.agent, args.config.steps, args.n_episodes) == ("IQL", 50, 3)
+    args = train.parse(["--resume", str(GOLDEN / "cells" / ADOPTING)])
+    assert (args.dataset_id, args.label, args.config.guidance) == (ON, "QGPO, MSE", "mse")
 
 
 @pytest.mark.parametrize("run", ["train/qgpo-tuned", f"cells/{FIRST}"])

@@ -24,7 +24,7 @@ def planned(**more):
     lines += [f"{name} = {json.dumps(value)}" for name, value in more.items()]
     Path("plan.toml").write_text("\n".join(lines))
     [cell] = read_plan(Path("plan.toml"))
-    return cell.experiment
+    return cell
 
 
 def test_python_the_command_line_and_plans_train_the_same_agent():
@@ -36,7 +36,7 @@ def test_python_the_command_line_and_plans_train_the_same_agent():
     plan = Path("plan.toml")
     assert planned(longer=2.0).config == dataclasses.replace(longer.config, beta=config.beta)
     plan.write_text(plan.read_text() + "\noverrides = { beta = 4.0 }")
-    assert read_plan(plan)[0].experiment.config == longer.config
+    assert read_plan(plan)[0].config == longer.config
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
