@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +20,7 @@ from qgpo.experiments.plan import Cell
 from qgpo.experiments.workers import Outcome, run_locally, run_on_ray
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """Where a cell stands before the benchmark goes on."""
 
     cell: Cell
@@ -75,7 +75,7 @@ class Benchmark:
             return Standing(cell, result, 0, _seconds(result), "measured")
         measured = [(c, _seconds(r)) for c in self.cells if (r := results[c.name]) is not None]
         alike = [(c, s) for c, s in measured if c.label == cell.label]
-        known = [s for c, s in alike if c.key[0] == cell.key[0]] or [s for _, s in alike]
+        known = [s for c, s in alike if c.dataset_id == cell.dataset_id] or [s for _, s in alike]
         checkpoint = RunFolder(self.runs / cell.name).checkpoint
         timesteps = int(read_header(checkpoint)["num_timesteps"]) if checkpoint.exists() else 0
         if known:

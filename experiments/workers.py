@@ -19,9 +19,8 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -43,8 +42,7 @@ RETRIES = 3
 """how often Ray starts a cell again whose worker or machine died"""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a cell ended."""
 
     cell: Cell
@@ -234,10 +232,8 @@ def _reason(code: int, log: Path) -> str:
         name = signal.Signals(-code).name
         hint = ", by the system for want of memory?" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{hint}"
-    return [
-        f"its process ended with code {code}",
-        *log.read_text(encoding="utf-8").strip().splitlines(),
-    ][-1]
+    lines = log.read_text(encoding="utf-8").strip().splitlines()
+    return lines[-1] if lines else f"its process ended with code {code}"
 
 
 async def _on_ray(ray: Any, root: Path, cell: Cell) -> Outcome:

@@ -199,23 +199,8 @@ def play(args: Args, agent: Player, member: Agent, env: Played, scales: Scales) 
     return list(played)
 
 
-def describe(folder: RunFolder, agent: Agent) -> Document:
-    """An agent as it was loaded, or with the solver that was asked for, for JSON."""
-    about: Document = dict.fromkeys(("guidance_scale", "solver", "solver_steps"))
-    if isinstance(agent, GuidedPolicy):
-        about = {name: getattr(agent, name) for name in about}
-    return {
-        "checkpoint": str(folder.checkpoint),
-        "agent": agent.name,
-        "stage": agent.stage,
-        "timesteps": agent.num_timesteps,
-        "dataset": {"id": agent.dataset_id, "fingerprint": agent.dataset_fingerprint},
-        **about,
-    }
-
-
-def introduce(folder: RunFolder, agent: Agent, env: Played) -> None:
-    """Print which agent it is, and whether its training is complete."""
+def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:
+    """Print which agent it is, and whether its training is complete; the same for JSON."""
     print(
         f"{agent.name} from {folder.checkpoint}, trained on {agent.dataset_id} for "
         f"{agent.num_timesteps} steps, in {id_of(env)}"
@@ -225,6 +210,17 @@ def introduce(folder: RunFolder, agent: Agent, env: Played) -> None:
             f"note: training stopped in stage {agent.stage!r} at timestep "
             f"{agent.num_timesteps} of {agent.total_timesteps}: it is not complete"
         )
+    settings: Document = dict.fromkeys(("guidance_scale", "solver", "solver_steps"))
+    if isinstance(agent, GuidedPolicy):
+        settings = {name: getattr(agent, name) for name in settings}
+    return {
+        "checkpoint": str(folder.checkpoint),
+        "agent": agent.name,
+        "stage": agent.stage,
+        "timesteps": agent.num_timesteps,
+        "dataset": {"id": agent.dataset_id, "fingerprint": agent.dataset_fingerprint},
+        **settings,
+    }
 
 
 def evaluate(args: Args) -> None:
@@ -240,9 +236,7 @@ def evaluate(args: Args) -> None:
     alone = len(members) == 1
     agent = members[0] if alone else Ensemble(members)
     scales = configure(args, agent, members)
-    agents = [describe(*both) for both in zip(folders, members, strict=True)]
-    for both in zip(folders, members, strict=True):
-        introduce(*both, env)
+    agents = [introduce(*both, env) for both in zip(folders, members, strict=True)]
     if not alone:
         print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
     tuned: Document = {}
