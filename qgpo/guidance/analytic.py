@@ -17,19 +17,19 @@ exact covariance at every x_t and costs D backward passes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from qgpo.diffusion import Metrics, diffuse
-from qgpo.fields import OneOf, check_fields
+from qgpo.fields import OneOf
 from qgpo.guidance.base import (
     Denoiser,
     Guidance,
+    GuidanceOptions,
     GuidanceParts,
     Samples,
-    ScaledEnergy,
     flat_condition,
     noisy_groups,
 )
@@ -43,7 +43,7 @@ _LARGEST_CURVATURE = 0.9
 
 
 @dataclass(frozen=True)
-class AnalyticOptions:
+class AnalyticOptions(GuidanceOptions):
     """How the closed form is made."""
 
     order: Annotated[int, OneOf((1, 2))] = 1
@@ -57,9 +57,6 @@ class AnalyticOptions:
     """limit the variance term to where one posterior standard deviation changes f by 1"""
     clamp: float | None = None
     """bound on the posterior mean's coordinates before the energy sees it"""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def variance_table(
@@ -116,35 +113,18 @@ class Expansion(NamedTuple):
 class Analytic(Guidance):
     """f in closed form from the denoiser and the energy's derivatives; nothing is trained."""
 
-    Options: ClassVar[type[AnalyticOptions]] = AnalyticOptions
-    needs_energy: ClassVar[bool] = True
+    Options = AnalyticOptions
+    needs_energy = True
+    options: AnalyticOptions
 
     times: Tensor
     variances: Tensor
 
-    def __init__(
-        self,
-        denoise: Denoiser,
-        energy: ScaledEnergy,
-        schedule: Schedule,
-        dim: int,
-        options: AnalyticOptions,
-    ) -> None:
-        super().__init__()
-        self.denoise = denoise
-        self.energy = energy
-        self.schedule = schedule
-        self.options = options
+    def __init__(self, parts: GuidanceParts) -> None:
+        super().__init__(parts)
+        self.energy = parts.energy_for("analytic")
         self.register_buffer("times", torch.zeros(_N_TIMES))
-        self.register_buffer("variances", torch.zeros(_N_TIMES, dim))
-
-    @classmethod
-    def from_parts(cls, parts: GuidanceParts) -> Self:
-        """The energy and the trained denoiser."""
-        if parts.energy is None:
-            raise ValueError("guidance='analytic' differentiates the energy: a callable is needed")
-        options = parts.read(cls.Options)
-        return cls(parts.denoise, parts.energy, parts.schedule, parts.dim, options)
+        self.register_buffer("variances", torch.zeros(_N_TIMES, parts.dim))
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Tabulate the posterior variance on (N, D) data; not needed for `jacobian`."""
@@ -156,28 +136,26 @@ class Analytic(Guidance):
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The closed form of the chosen order: (B, D), (B,), (B, C) to (B,)."""
-        with torch.enable_grad():
-            x_t = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
-            return self.expand(x_t, t, condition).f
+        return self.expand(x_t, t, condition).f
 
     def metrics(self, groups: Samples, generator: torch.Generator) -> Metrics:
         """Slopes and damping at noisy versions of the groups."""
         noisy = noisy_groups(groups.x_0, self.schedule, "sample", generator)
         condition, t = flat_condition(groups.condition, groups.x_0.shape[1]), noisy.t.flatten()
-        with torch.enable_grad():
-            return self.expand(noisy.x_t.flatten(0, 1).requires_grad_(), t, condition).metrics(t)
+        return self.expand(noisy.x_t.flatten(0, 1), t, condition).metrics(t)
 
     def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Gradient of f, (B, D), by autograd or as alpha / sigma^2 times the shift of the mean."""
         if self.options.gradient == "autograd":
             return super().gradient(x_t, t, condition)
         alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
-        with torch.enable_grad():
-            shift = self.expand(x_t.detach().requires_grad_(), t, condition).shift
+        shift = self.expand(x_t, t, condition).shift
         return (alpha / sigma**2 * shift).detach()
 
+    @torch.enable_grad()
     def expand(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Expansion:
-        """The closed form where x_t (B, D) requires a gradient."""
+        """The closed form at x_t (B, D), differentiable in it."""
+        x_t = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
         m = self.denoise(x_t, t, condition)
         covariance = self._covariance(x_t, t, m)
         if self.options.clamp is not None:
