@@ -106,20 +106,20 @@ class OldModule(ModuleType):
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
-class OldLoader:
-    """Loads a module as an `OldModule`."""
+class RemainingLoader(SourceFileLoader):
+    """Loads a module that still exists and lost some of its names."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """An empty module."""
         return OldModule(spec.name)
 
 
-class RemainingLoader(OldLoader, SourceFileLoader):
-    """Loads a module that still exists and lost some of its names."""
+class OldFinder(MetaPathFinder, Loader):
+    """Finds the modules of `MOVED`, and loads those that no longer exist."""
 
-
-class OldFinder(OldLoader, MetaPathFinder, Loader):
-    """Finds the modules of `MOVED`."""
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """An empty module."""
+        return OldModule(spec.name)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
