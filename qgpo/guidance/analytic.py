@@ -80,11 +80,9 @@ def variance_table(
         if kind == "moment":
             eps = (x_t - alpha * m) / sigma
             variance = (sigma / alpha) ** 2 * (1.0 - torch.mean(eps**2)).clamp(min=0.0)
-            rows.append(variance.expand(x_0.shape[1]))
-        elif kind == "residual":
-            rows.append(torch.mean((x_0 - m) ** 2).expand(x_0.shape[1]))
         else:
-            rows.append(torch.mean((x_0 - m) ** 2, dim=0))
+            variance = torch.mean((x_0 - m) ** 2, dim=0 if kind == "per_dimension" else None)
+        rows.append(variance.expand(x_0.shape[1]))
     return times, torch.stack(rows)
 
 
@@ -168,7 +166,7 @@ class Analytic(Guidance):
         curvature = torch.zeros_like(f_0)
         if self.options.order == 2:
             identity = torch.eye(m.shape[1], dtype=m.dtype, device=m.device)
-            system = identity - self._limited(covariance @ _hessian(g, m))
+            system = identity - self._limited(covariance @ _jacobian(g, m))
             shift = torch.linalg.solve(system, shift)
             curvature = -0.5 * torch.logdet(system)
         gain = torch.sum(g * shift, dim=-1)
@@ -190,11 +188,7 @@ class Analytic(Guidance):
     def _covariance(self, x_t: Tensor, t: Tensor, m: Tensor) -> Tensor:
         """Posterior covariance, (B, D, D)."""
         if self.options.covariance == "jacobian":
-            rows = [
-                torch.autograd.grad(m[:, i].sum(), x_t, create_graph=True)[0]
-                for i in range(x_t.shape[1])
-            ]
-            jacobian = torch.stack(rows, dim=1)
+            jacobian = _jacobian(m, x_t)
             factor = self.schedule.sigma(t) ** 2 / self.schedule.alpha(t)
             return factor[:, None, None] * 0.5 * (jacobian + jacobian.mT)
         times = self.times.to(t)
@@ -206,12 +200,12 @@ class Analytic(Guidance):
         return torch.diag_embed(variance)
 
 
-def _hessian(g: Tensor, m: Tensor) -> Tensor:
-    """Derivative of g (B, D) in m (B, D), (B, D, D); zero where g does not depend on m."""
-    if not g.requires_grad:
-        return g.new_zeros(*g.shape, g.shape[-1])
-    rows = []
-    for i in range(g.shape[1]):
-        row = torch.autograd.grad(g[:, i].sum(), m, create_graph=True, allow_unused=True)[0]
-        rows.append(torch.zeros_like(m) if row is None else row)
+def _jacobian(y: Tensor, x: Tensor) -> Tensor:
+    """Derivative of y (B, D) in x (B, D), (B, D, D); zero where y does not depend on x."""
+    if not y.requires_grad:
+        return y.new_zeros(*y.shape, y.shape[-1])
+    rows = [
+        torch.autograd.grad(total, x, create_graph=True, materialize_grads=True)[0]
+        for total in y.sum(dim=0)
+    ]
     return torch.stack(rows, dim=1)

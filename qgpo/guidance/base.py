@@ -139,9 +139,9 @@ def check_targets(targets: str) -> None:
         raise ValueError(f"targets={targets!r}, expected one of {list(TARGETS)}")
 
 
-def refuse_posterior_targets(targets: str) -> None:
-    """Raise ValueError where targets need a batch that shares one condition."""
-    if targets == "posterior":
+def refuse_posterior_targets(targets: str, condition: Tensor | None) -> None:
+    """Raise ValueError where targets need a batch that shares one condition, and it does not."""
+    if targets == "posterior" and condition is not None:
         raise ValueError(
             "targets='posterior' averages over a batch that shares its condition: use "
             "targets='sample' for conditional models"
@@ -171,9 +171,8 @@ def noisy_groups(
         clean = torch.gather(x_0, 1, source[..., None].expand_as(x_0))
     noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
     x_t = diffuse(clean, t, noise, schedule)
-    if targets == "posterior":
-        return NoisyGroups(x_t, t, batch_posterior(x_t, t, x_0, schedule))
-    return NoisyGroups(x_t, t, None)
+    posterior = batch_posterior(x_t, t, x_0, schedule) if targets == "posterior" else None
+    return NoisyGroups(x_t, t, posterior)
 
 
 def flat_condition(condition: Tensor | None, k: int) -> Tensor | None:
@@ -208,8 +207,7 @@ class LearnedEnergy(Guidance):
 
     def noisy_f(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Values of f at noisy versions of the groups, (B, K), and NoisyGroups.log_posterior."""
-        if groups.condition is not None:
-            refuse_posterior_targets(self.targets)
+        refuse_posterior_targets(self.targets, groups.condition)
         noisy = noisy_groups(groups.x_0, self.schedule, self.targets, generator)
         condition = flat_condition(groups.condition, groups.x_0.shape[1])
         f = self.f(noisy.x_t.flatten(0, 1), noisy.t.flatten(), condition)

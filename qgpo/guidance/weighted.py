@@ -47,12 +47,9 @@ def weighted_loss(
     k = x_0.shape[1]
     log_weight = torch.log_softmax(scaled_energy, dim=-1) + math.log(k)
     effective = torch.mean(k**2 / torch.sum(torch.exp(2.0 * log_weight), dim=-1))
-    if targets == "posterior":
-        x_t, t, target, weight = _posterior_targets(model, x_0, log_weight, generator)
-    else:
-        x_t, t, target, weight = _sample_targets(model, x_0, log_weight, generator)
-    if condition is not None:
-        refuse_posterior_targets(targets)
+    refuse_posterior_targets(targets, condition)
+    draw = _posterior_targets if targets == "posterior" else _sample_targets
+    x_t, t, target, weight = draw(model, x_0, log_weight, generator)
     output = model.network(x_t.flatten(0, 1), t.flatten(), flat_condition(condition, k))
     error = torch.mean((output - target.flatten(0, 1)) ** 2, dim=-1)
     loss = torch.mean(weight.flatten() * error)
