@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import Range
-from qgpo.guidance import Weighted, weighted_loss
+from qgpo.guidance import weighted_gradient, weighted_loss
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,6 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         self.policy_ema = copy.deepcopy(behavior.average)
         self.source = copy.deepcopy(behavior.average)
         self.temperature = InverseTemperature(self.config.beta)
-        self.weighted = Weighted(self.policy_ema, behavior.average.denoise)
         self.networks.update(
             {
                 "policy": self.policy,
@@ -172,4 +172,5 @@ class QIPO(GuidedPolicy[QIPOConfig]):
     def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
         if scale == 1.0:
             return self.policy_ema, None
-        return self.behavior.average, self.weighted.gradient
+        behavior = self.behavior.average
+        return behavior, partial(weighted_gradient, self.policy_ema, behavior.denoise)

@@ -45,11 +45,14 @@ def _pairs(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([x, y], dim=-1)
 
 
+def _on_circle(radius: float | Tensor, angle: Tensor) -> Tensor:
+    return _pairs(radius * torch.cos(angle), radius * torch.sin(angle))
+
+
 def swissroll(n: int, generator: torch.Generator) -> Points:
     """Archimedean spiral 1.5 pi (1 + 2u) with unit noise, all divided by 5; e = |x|^2 / 9."""
     angle = 1.5 * math.pi * (1.0 + 2.0 * _uniform(n, generator))
-    x = _pairs(angle * torch.cos(angle), angle * torch.sin(angle)) + _normal(n, generator)
-    x = x / 5.0
+    x = (_on_circle(angle, angle) + _normal(n, generator)) / 5.0
     return x, (x**2).sum(dim=-1) / 9.0
 
 
@@ -61,8 +64,7 @@ def rings(n: int, generator: torch.Generator) -> Points:
     """
     radius = 0.75 * (1.0 + torch.randint(4, (n,), generator=generator))
     angle = 2.0 * math.pi * _uniform(n, generator)
-    x = _pairs(radius * torch.cos(angle), radius * torch.sin(angle))
-    x = x + 0.08 * _normal(n, generator)
+    x = _on_circle(radius, angle) + 0.08 * _normal(n, generator)
     edges = torch.tensor([2.0, 5.0, 8.5])
     levels = torch.tensor([0.0, 1.0, 1.0 / 3.0, 2.0 / 3.0])
     return x, levels[torch.bucketize((x**2).sum(dim=-1), edges, right=True)]
@@ -72,8 +74,8 @@ def moons(n: int, generator: torch.Generator) -> Points:
     """Two half circles, noise .1, times 2, shifted by (-1, -.2); e is 0 on one, 1 on the other."""
     label = torch.randint(2, (n,), generator=generator).float()
     angle = math.pi * _uniform(n, generator)
-    outer = _pairs(torch.cos(angle), torch.sin(angle))
-    inner = _pairs(1.0 - torch.cos(angle), 0.5 - torch.sin(angle))
+    outer = _on_circle(1.0, angle)
+    inner = torch.tensor([1.0, 0.5]) - outer
     x = torch.where(label[:, None] > 0.5, inner, outer) + 0.1 * _normal(n, generator)
     return 2.0 * x + torch.tensor([-1.0, -0.2]), label
 
@@ -82,7 +84,7 @@ def gaussians(n: int, generator: torch.Generator) -> Points:
     """Eight Gaussians of std .5 on a circle of radius 4, divided by 1.414; e = index / 7."""
     index = torch.randint(8, (n,), generator=generator)
     angle = index * (math.pi / 4.0)
-    x = 4.0 * _pairs(torch.cos(angle), torch.sin(angle)) + 0.5 * _normal(n, generator)
+    x = _on_circle(4.0, angle) + 0.5 * _normal(n, generator)
     return x / 1.414, index / 7.0
 
 

@@ -1,52 +1,28 @@
 """QGPO: offline reinforcement learning with exact energy guidance of diffusion policies."""
 
 from qgpo import _moved as _moved
-from qgpo.agents import (
-    AEPO,
-    BC,
-    IQL,
-    PRESETS,
-    QGPO,
-    QIPO,
-    TD3BC,
-    AEPOConfig,
-    BCConfig,
-    DiffusionQL,
-    DiffusionQLConfig,
-    EnergyGuidedConfig,
-    EnergyGuidedDiffusion,
-    Ensemble,
-    IQLConfig,
-    QGPOConfig,
-    QIPOConfig,
-    TD3BCConfig,
-    load_agent,
-)
-from qgpo.envs import Evaluation, OfflineDataset, evaluate, load_dataset
+from qgpo.agents import AEPO as AEPO
+from qgpo.agents import BC as BC
+from qgpo.agents import IQL as IQL
+from qgpo.agents import PRESETS as PRESETS
+from qgpo.agents import QGPO as QGPO
+from qgpo.agents import QIPO as QIPO
+from qgpo.agents import TD3BC as TD3BC
+from qgpo.agents import AEPOConfig as AEPOConfig
+from qgpo.agents import BCConfig as BCConfig
+from qgpo.agents import DiffusionQL as DiffusionQL
+from qgpo.agents import DiffusionQLConfig as DiffusionQLConfig
+from qgpo.agents import EnergyGuidedConfig as EnergyGuidedConfig
+from qgpo.agents import EnergyGuidedDiffusion as EnergyGuidedDiffusion
+from qgpo.agents import Ensemble as Ensemble
+from qgpo.agents import IQLConfig as IQLConfig
+from qgpo.agents import QGPOConfig as QGPOConfig
+from qgpo.agents import QIPOConfig as QIPOConfig
+from qgpo.agents import TD3BCConfig as TD3BCConfig
+from qgpo.agents import load_agent as load_agent
+from qgpo.envs import Evaluation as Evaluation
+from qgpo.envs import OfflineDataset as OfflineDataset
+from qgpo.envs import evaluate as evaluate
+from qgpo.envs import load_dataset as load_dataset
 
 __version__ = "0.1.0"
-__all__ = [
-    "AEPO",
-    "BC",
-    "IQL",
-    "PRESETS",
-    "QGPO",
-    "QIPO",
-    "TD3BC",
-    "AEPOConfig",
-    "BCConfig",
-    "DiffusionQL",
-    "DiffusionQLConfig",
-    "EnergyGuidedConfig",
-    "EnergyGuidedDiffusion",
-    "Ensemble",
-    "Evaluation",
-    "IQLConfig",
-    "OfflineDataset",
-    "QGPOConfig",
-    "QIPOConfig",
-    "TD3BCConfig",
-    "evaluate",
-    "load_agent",
-    "load_dataset",
-]

@@ -1,131 +1,125 @@
 """Module paths of qgpo 0.1: they work for one release, with a DeprecationWarning.
 
-Two tables say what moved. A module of `MOVED` that no longer exists is an empty one that finds its
+Tables say what moved. A module of `MOVED` that no longer exists is an empty one that finds its
 names in the new places when they are asked for; one that still exists looks there for the names
 that it lost. Whoever deletes this file deletes its import in `qgpo/__init__.py`.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_loader
+from sys import meta_path
 from types import ModuleType
 from typing import Any
 
-MOVED: dict[str, tuple[str, ...]] = {
-    "qgpo.baselines": ("qgpo.policies", "qgpo.critic"),
-    "qgpo.empirical": ("qgpo.exact",),
-    "qgpo.guidance.base": ("qgpo.guidance",),
-    "qgpo.metrics": ("qgpo.exact.distances",),
-    "qgpo.mixture": ("qgpo.exact",),
-    "qgpo.policies": ("qgpo.networks",),
-    "qgpo.statistics": ("qgpo.experiments.statistics",),
-    "qgpo.agents.acting": ("qgpo.agents.core.acting",),
-    "qgpo.agents.adoption": ("qgpo.agents.guided.adoption",),
-    "qgpo.agents.base": ("qgpo.agents",),
-    "qgpo.agents.benchmark": ("qgpo.experiments.benchmark",),
-    "qgpo.agents.callbacks": ("qgpo.agents.core.callbacks",),
-    "qgpo.agents.cells": ("qgpo.experiments.cells",),
-    "qgpo.agents.checkpoint": ("qgpo.agents.core.checkpoint", "qgpo.agents.core.upgrade"),
-    "qgpo.agents.energy_guided_config": ("qgpo.agents",),
-    "qgpo.agents.energy_guided_model": ("qgpo.agents.energy_guided",),
-    "qgpo.agents.files": ("qgpo.agents.core.checkpoint", "qgpo.agents.core.provenance"),
-    "qgpo.agents.guided_policy": ("qgpo.agents.guided.policy",),
-    "qgpo.agents.plan": ("qgpo.experiments.plan",),
-    "qgpo.agents.presets": (
-        "qgpo.agents",
-        "qgpo.agents.qipo",
-        "qgpo.agents.qgpo",
-        "qgpo.agents.guided.config",
-        "qgpo.agents.core.config",
-    ),
-    "qgpo.agents.runs": ("qgpo.experiments.folder",),
-    "qgpo.agents.sb3": ("qgpo.agents.core.sb3",),
-    "qgpo.agents.single_stage": ("qgpo.agents.core.single_stage",),
-    "qgpo.agents.stages": ("qgpo.agents.core.training",),
-    "qgpo.agents.support_critic": ("qgpo.agents.guided.support", "qgpo.agents.guided.critic"),
-    "qgpo.agents.training": ("qgpo.agents.core.training", "qgpo.agents.core.batches"),
-    "qgpo.agents.tuning": ("qgpo.agents.guided.tuning",),
-    "qgpo.agents.workers": ("qgpo.experiments.workers",),
-    "qgpo.envs.bundled": ("qgpo.envs.store.bundled", "qgpo.envs.rollouts.sb3_policies"),
-    "qgpo.envs.catalogue": ("qgpo.envs.store.catalogue",),
-    "qgpo.envs.checking": ("qgpo.envs.store.checking",),
-    "qgpo.envs.collection": (
-        "qgpo.envs.rollouts.collecting",
-        "qgpo.envs.rollouts.protocols",
-        "qgpo.envs",
-    ),
-    "qgpo.envs.combining": ("qgpo.envs.store.combining",),
-    "qgpo.envs.controllers": ("qgpo.envs.rollouts.scripted_policies",),
-    "qgpo.envs.dataset_figure": ("qgpo.envs.data.figure",),
-    "qgpo.envs.datasets": ("qgpo.envs.data.dataset",),
-    "qgpo.envs.downloading": ("qgpo.envs.store.downloading",),
-    "qgpo.envs.episodes": ("qgpo.envs.store.episode_rules",),
-    "qgpo.envs.evaluation": ("qgpo.envs.play.evaluation", "qgpo.envs.rollouts.protocols"),
-    "qgpo.envs.families": ("qgpo.envs.tasks.families",),
-    "qgpo.envs.figures": ("qgpo.experiments.run_figure",),
-    "qgpo.envs.loading": ("qgpo.envs.store.loading", "qgpo.envs.store.opening"),
-    "qgpo.envs.local": ("qgpo.envs.store.local", "qgpo.envs.store.writing"),
-    "qgpo.envs.making": ("qgpo.envs.tasks.making",),
-    "qgpo.envs.mapping": ("qgpo.envs.data.memmap",),
-    "qgpo.envs.observations": ("qgpo.envs.tasks.observations",),
-    "qgpo.envs.policies": ("qgpo.envs.rollouts.sb3_policies",),
-    "qgpo.envs.policies.vecnormalize": ("qgpo.envs.rollouts.vecnormalize",),
-    "qgpo.envs.reference": ("qgpo.envs.tasks.reference",),
-    "qgpo.envs.remote": ("qgpo.envs.store.remote",),
-    "qgpo.envs.report": ("qgpo.experiments.report",),
-    "qgpo.envs.result_figures": ("qgpo.experiments.result_figures",),
-    "qgpo.envs.results": ("qgpo.experiments.results",),
-    "qgpo.envs.robotics": ("qgpo.envs.tasks.robotics",),
-    "qgpo.envs.spaces": ("qgpo.envs.tasks.spaces",),
-    "qgpo.envs.vector_collection": ("qgpo.envs",),
-    "qgpo.envs.video": ("qgpo.envs.play.video",),
+FOLDERS = {
+    "statistics": "experiments",
+    "agents.acting agents.callbacks agents.sb3 agents.single_stage": "agents.core",
+    "agents.adoption agents.tuning": "agents.guided",
+    "agents.benchmark agents.cells agents.plan agents.workers": "experiments",
+    "envs.catalogue envs.checking envs.combining envs.downloading envs.remote": "envs.store",
+    "envs.families envs.making envs.observations": "envs.tasks",
+    "envs.reference envs.robotics envs.spaces": "envs.tasks",
+    "envs.report envs.result_figures envs.results": "experiments",
+    "envs.video": "envs.play",
 }
-"""former module: the modules that have its names now, each name in the first that has it"""
+"""old modules: the folder in which they have the same names now"""
 
-RENAMED: dict[str, str] = {
+MODULES = {
+    "baselines": "policies critic",
+    "empirical": "exact",
+    "guidance.base": "guidance",
+    "metrics": "exact.distances",
+    "mixture": "exact",
+    "policies": "networks",
+    "agents.base": "agents",
+    "agents.checkpoint": "agents.core.checkpoint agents.core.upgrade",
+    "agents.energy_guided_config": "agents",
+    "agents.energy_guided_model": "agents.energy_guided",
+    "agents.files": "agents.core.checkpoint agents.core.provenance",
+    "agents.guided_policy": "agents.guided.policy",
+    "agents.presets": "agents agents.qipo agents.qgpo agents.guided.config agents.core.config",
+    "agents.runs": "experiments.folder",
+    "agents.stages": "agents.core.training",
+    "agents.support_critic": "agents.guided.support agents.guided.critic",
+    "agents.training": "agents.core.training agents.core.batches",
+    "envs.bundled": "envs.store.bundled envs.rollouts.sb3_policies",
+    "envs.collection": "envs.rollouts.collecting envs.rollouts.protocols envs",
+    "envs.controllers": "envs.rollouts.scripted_policies",
+    "envs.dataset_figure": "envs.data.figure",
+    "envs.datasets": "envs.data.dataset",
+    "envs.episodes": "envs.store.episode_rules",
+    "envs.evaluation": "envs.play.evaluation envs.rollouts.protocols",
+    "envs.figures": "experiments.run_figure",
+    "envs.loading": "envs.store.loading envs.store.opening",
+    "envs.local": "envs.store.local envs.store.writing",
+    "envs.mapping": "envs.data.memmap",
+    "envs.policies": "envs.rollouts.sb3_policies",
+    "envs.policies.vecnormalize": "envs.rollouts.vecnormalize",
+    "envs.vector_collection": "envs",
+}
+"""old module: the modules that have its names now, each name in the first that has it"""
+
+RENAMED = {
     "qgpo.agents.files.VERSIONS_OF": "qgpo.agents.core.provenance.LIBRARIES",
     "qgpo.agents.presets.LAPTOP_SHARED": "qgpo.agents.guided.config.LAPTOP",
     "qgpo.agents.presets.check_config": "qgpo.fields.check_fields",
     "qgpo.envs.local.open_whole": "qgpo.envs.store.local.open_local",
     "qgpo.envs.vector_collection.Predicting": "qgpo.envs.rollouts.protocols.Predicts",
 }
-"""former name, with its module, which is in `MOVED`: the present name, with its module"""
+"""old name, with its module, which is in `MOVED`: the present name, with its module"""
+
+MOVED = {
+    f"qgpo.{old}": (f"qgpo.{folder}.{old.rpartition('.')[-1]}",)
+    for modules, folder in FOLDERS.items()
+    for old in modules.split()
+} | {
+    f"qgpo.{old}": tuple(f"qgpo.{place}" for place in places.split())
+    for old, places in MODULES.items()
+}
+"""`FOLDERS` and `MODULES` with full names"""
 
 
-def _warn(message: str, stacklevel: int) -> None:
-    message += "; the former path will be gone in qgpo 0.3"
-    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
+def _warn(message: str) -> None:
+    message += "; the old path will be gone in qgpo 0.3"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
 
 
-class FormerModule(ModuleType):
-    """A module whose former names are found in their new places."""
+class OldModule(ModuleType):
+    """A module whose old names are found in their new places."""
 
     def __getattr__(self, name: str) -> Any:
-        former = f"{self.__name__}.{name}"
-        if former in RENAMED:
-            place, _, new_name = RENAMED[former].rpartition(".")
-            places: tuple[str, ...] = (place,)
-        else:
-            places, new_name = MOVED[self.__name__], name
-        if not name.startswith("_"):
-            for place in places:
-                found = vars(import_module(place))
-                if new_name in found:
-                    if not isinstance(self.__loader__, FormerFinder) or new_name != name:
-                        _warn(f"{former} is now {place}.{new_name}", stacklevel=2)
-                    setattr(self, name, found[new_name])
-                    return found[new_name]
+        old = f"{self.__name__}.{name}"
+        for place in MOVED[self.__name__] if not name.startswith("_") else ():
+            home, _, new_name = RENAMED.get(old, f"{place}.{name}").rpartition(".")
+            found = vars(import_module(home))
+            if new_name in found:
+                if not isinstance(self.__loader__, OldFinder) or new_name != name:
+                    _warn(f"{old} is now {home}.{new_name}")
+                setattr(self, name, found[new_name])
+                return found[new_name]
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
-class FormerFinder(MetaPathFinder, Loader):
-    """Finds the modules of `MOVED`."""
+class RemainingLoader(SourceFileLoader):
+    """Loads a module that still exists and lost some of its names."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """An empty module."""
+        return OldModule(spec.name)
+
+
+class OldFinder(MetaPathFinder, Loader):
+    """Finds the modules of `MOVED`, and loads those that no longer exist."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """An empty module."""
+        return OldModule(spec.name)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -133,29 +127,16 @@ class FormerFinder(MetaPathFinder, Loader):
         """The module itself where it still exists, else an empty one."""
         if fullname not in MOVED:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
-            if spec is not None and isinstance(spec.loader, SourceFileLoader):
-                spec.loader = StillThere(fullname, spec.loader.path)
-                return spec
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = RemainingLoader(fullname, spec.loader.path)
+            return spec
         has_children = any(name.startswith(f"{fullname}.") for name in MOVED)
         return spec_from_loader(fullname, self, is_package=has_children)
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """An empty module."""
-        return FormerModule(spec.name)
-
     def exec_module(self, module: ModuleType) -> None:
         """Say once where its names are now."""
-        _warn(f"{module.__name__} is now {' or '.join(MOVED[module.__name__])}", stacklevel=2)
+        _warn(f"{module.__name__} is now {' or '.join(MOVED[module.__name__])}")
 
 
-class StillThere(SourceFileLoader):
-    """Loads a module that lost some of its names."""
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """An empty module."""
-        return FormerModule(spec.name)
-
-
-sys.meta_path.insert(0, FormerFinder())
+meta_path.insert(0, OldFinder())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -116,12 +117,13 @@ class Diffusion(nn.Module):
         scale: float,
         bound: float | None = None,
     ) -> Tensor:
-        """E[x_0 | x_t] under p_t ~ q_t e^(scale f_t), shape (B, D).
+        """E[x_0 | x_t] under p_t ~ q_t e^(scale f_t), shape (B, D); t is (B,) or one time for all.
 
         eps_guided = eps - scale sigma grad f (CEP paper, Eq. 11), therefore
         x_0 = x_0_unguided + scale (sigma^2 / alpha) grad f. No gradient is taken at scale 0.
         With `bound` the guidance is rescaled to |scale sigma grad f| <= bound |eps| (ours).
         """
+        t = t.expand(len(x_t))
         with torch.no_grad():
             x_0 = self.denoise(x_t, t, condition)
         if guidance is None or scale == 0.0:
@@ -152,13 +154,13 @@ class Diffusion(nn.Module):
 
         Only stochastic solvers need the generator.
         """
-
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            times = t.expand(len(x_t))
-            return self.guided_denoise(
-                x_t, times, condition, guidance, guidance_scale, guidance_bound
-            )
-
+        denoise = partial(
+            self.guided_denoise,
+            condition=condition,
+            guidance=guidance,
+            scale=guidance_scale,
+            bound=guidance_bound,
+        )
         times = time_grid(self.schedule, steps, spacing).to(x.device)
         return get_solver(solver)(denoise, x, times, self.schedule, generator)
 

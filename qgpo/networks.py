@@ -85,9 +85,7 @@ class _ResidualBlock(nn.Module):
         self.skip = nn.Linear(fan_in, fan_out) if fan_in != fan_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        hidden: Tensor = self.second(self.first(x) + self.embed(embedding))
-        skipped: Tensor = self.skip(x)
-        return hidden + skipped
+        return torch.add(self.second(self.first(x) + self.embed(embedding)), self.skip(x))
 
 
 class UNetMLP(nn.Module):
@@ -161,8 +159,7 @@ class EnergyNetwork(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """(B, D), (B,), (B, C) to (B,)."""
-        out: Tensor = self.net(join(x_t, self.time(t), condition))
-        return out.squeeze(-1)
+        return torch.squeeze(self.net(join(x_t, self.time(t), condition)), dim=-1)
 
 
 class NaturalNetwork(nn.Module):
@@ -234,8 +231,7 @@ class TwinQ(nn.Module):
         """V, or 0 without a baseline: (..., S) to (...)."""
         if self.value is None:
             return observations.new_zeros(observations.shape[:-1])
-        value: Tensor = self.value(observations)
-        return value.squeeze(-1)
+        return torch.squeeze(self.value(observations), dim=-1)
 
     def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Advantages A_i of both heads: (..., S), (..., A) to (2, ...)."""
@@ -244,7 +240,7 @@ class TwinQ(nn.Module):
 
     def first(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The first Q alone: (..., S), (..., A) to (...)."""
-        advantage: Tensor = self.heads[0](join(observations, actions)).squeeze(-1)
+        advantage = torch.squeeze(self.heads[0](join(observations, actions)), dim=-1)
         return self.baseline(observations) + advantage
 
     def both(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ All functions are elementwise on tensors of any shape, with t in [0, 1].
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -125,7 +126,7 @@ class OTPath:
         return torch.sigmoid(-half_log_snr)
 
 
-SCHEDULES: dict[str, type[LinearVP] | type[CosineVP] | type[OTPath]] = {
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": LinearVP,
     "cosine": CosineVP,
     "ot": OTPath,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from qgpo._moved import MOVED, RENAMED, FormerFinder
+from qgpo._moved import MOVED, RENAMED, OldFinder
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ("main", "cli")
@@ -95,7 +95,7 @@ def names_of(node: ast.stmt, is_package: bool) -> list[str]:
 
 
 def proposal() -> list[str]:
-    """A line of `MOVED` per former module that needs one, then the names without a place."""
+    """A line of `MODULES` per former module that needs one, then the names without a place."""
     defined, lines, homeless = definitions(), [], []
     for module, names in FORMER.items():
         homeless += [f"{module}.{name}" for name in names if name not in defined]
@@ -106,8 +106,8 @@ def proposal() -> list[str]:
             places.append(found.most_common(1)[0][0])
             left -= {name for name in left if places[-1] in defined[name]}
         if places and module not in GONE:
-            listed = ", ".join(f'"{place}"' for place in places)
-            lines.append(f'    "{module}": ({listed}{"," if len(places) == 1 else ""}),')
+            old, *now = (place.removeprefix("qgpo.") for place in (module, *places))
+            lines.append(f'    "{old}": "{" ".join(now)}",')
     return [*lines, "", "Defined nowhere, for RENAMED or WITHDRAWN:", *homeless]
 
 
@@ -115,7 +115,7 @@ def advice(module: str, name: str) -> str:
     """What to write in which table."""
     places = definitions().get(name, [])
     if places:
-        return f"{module}.{name}: add {' or '.join(places)} to MOVED[{module!r}]"
+        return f"{module}.{name}: add {' or '.join(places)} to MODULES, at {module!r}"
     return (
         f"{module}.{name}: no module defines it: name what it is called now in RENAMED, or say in "
         "WITHDRAWN (tests/test_moved.py) why it is gone"
@@ -129,7 +129,7 @@ def test_a_former_module_offers_every_name_it_defined(module):
         try:
             found = importlib.import_module(module)
         except ModuleNotFoundError as error:
-            pytest.fail(f"{error}: add {module!r} to MOVED, with the modules of {FORMER[module]}")
+            pytest.fail(f"{error}: add {module!r} to MODULES, with the modules of {FORMER[module]}")
         homeless = [
             advice(module, name)
             for name in FORMER[module]
@@ -248,7 +248,7 @@ def test_nothing_in_this_repository_uses_a_former_path():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         specs = [importlib.util.find_spec(module) for module in MOVED]
-    former = [spec.name for spec in specs if isinstance(spec.loader, FormerFinder)]
+    former = [spec.name for spec in specs if isinstance(spec.loader, OldFinder)]
     path_of = re.compile(rf"\b({'|'.join(map(re.escape, former))})\b(?!\.)")
     used = [
         f"{path.relative_to(ROOT)}: {match[1]}"
@@ -266,7 +266,7 @@ def test_unused_tables_cost_no_import():
         "import sys, warnings; warnings.simplefilter('error', DeprecationWarning); "
         "import qgpo._moved as m; "
         "print([name for name in m.MOVED if name in sys.modules and "
-        "isinstance(sys.modules[name].__loader__, m.FormerFinder)])"
+        "isinstance(sys.modules[name].__loader__, m.OldFinder)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

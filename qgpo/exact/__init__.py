@@ -7,32 +7,14 @@ distances  between samples, between samples and a mixture, between two guidances
 Nothing here is learned. How a guidance is trained stands in `qgpo.guidance`.
 """
 
-from qgpo.exact.distances import (
-    GuidanceError,
-    component_shares,
-    guidance_error,
-    sliced_wasserstein,
-)
-from qgpo.exact.empirical import EmpiricalTilt
-from qgpo.exact.mixture import (
-    GaussianMixture,
-    MixtureNetwork,
-    TiltedMixture,
-    ring_of_gaussians,
-    tilt_components,
-    tilt_quadratic,
-)
-
-__all__ = [
-    "EmpiricalTilt",
-    "GaussianMixture",
-    "GuidanceError",
-    "MixtureNetwork",
-    "TiltedMixture",
-    "component_shares",
-    "guidance_error",
-    "ring_of_gaussians",
-    "sliced_wasserstein",
-    "tilt_components",
-    "tilt_quadratic",
-]
+from qgpo.exact.distances import GuidanceError as GuidanceError
+from qgpo.exact.distances import component_shares as component_shares
+from qgpo.exact.distances import guidance_error as guidance_error
+from qgpo.exact.distances import sliced_wasserstein as sliced_wasserstein
+from qgpo.exact.empirical import EmpiricalTilt as EmpiricalTilt
+from qgpo.exact.mixture import GaussianMixture as GaussianMixture
+from qgpo.exact.mixture import MixtureNetwork as MixtureNetwork
+from qgpo.exact.mixture import TiltedMixture as TiltedMixture
+from qgpo.exact.mixture import ring_of_gaussians as ring_of_gaussians
+from qgpo.exact.mixture import tilt_components as tilt_components
+from qgpo.exact.mixture import tilt_quadratic as tilt_quadratic

@@ -16,21 +16,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qgpo.guidance.aepo import AnalyticNetwork
-from qgpo.guidance.analytic import Analytic, AnalyticOptions
-from qgpo.guidance.base import (
-    Guidance,
-    GuidanceParts,
-    LearnedEnergy,
-    Samples,
-    ScaledEnergy,
-    read_options,
-)
-from qgpo.guidance.cep import CEP, cep_loss
-from qgpo.guidance.dps import DPS
-from qgpo.guidance.emse import EMSE
-from qgpo.guidance.mse import MSE
-from qgpo.guidance.weighted import Weighted, weighted_loss
+from qgpo.guidance.aepo import AnalyticNetwork as AnalyticNetwork
+from qgpo.guidance.analytic import Analytic as Analytic
+from qgpo.guidance.analytic import AnalyticOptions as AnalyticOptions
+from qgpo.guidance.base import Guidance as Guidance
+from qgpo.guidance.base import GuidanceParts as GuidanceParts
+from qgpo.guidance.base import LearnedEnergy as LearnedEnergy
+from qgpo.guidance.base import Samples as Samples
+from qgpo.guidance.base import ScaledEnergy as ScaledEnergy
+from qgpo.guidance.base import read_options
+from qgpo.guidance.cep import CEP as CEP
+from qgpo.guidance.cep import cep_loss as cep_loss
+from qgpo.guidance.dps import DPS as DPS
+from qgpo.guidance.emse import EMSE as EMSE
+from qgpo.guidance.mse import MSE as MSE
+from qgpo.guidance.weighted import Weighted as Weighted
+from qgpo.guidance.weighted import weighted_gradient as weighted_gradient
+from qgpo.guidance.weighted import weighted_loss as weighted_loss
 
 GUIDANCES: dict[str, type[Guidance]] = {
     "cep": CEP,
@@ -57,27 +59,4 @@ def check_guidance(name: str, options: Mapping[str, Any]) -> None:
 
 def make_guidance(name: str, parts: GuidanceParts) -> Guidance:
     """The guidance of that name, one of `GUIDANCES`, from what it needs."""
-    return guidance_class(name).from_parts(parts)
-
-
-__all__ = [
-    "CEP",
-    "DPS",
-    "EMSE",
-    "GUIDANCES",
-    "MSE",
-    "Analytic",
-    "AnalyticNetwork",
-    "AnalyticOptions",
-    "Guidance",
-    "GuidanceParts",
-    "LearnedEnergy",
-    "Samples",
-    "ScaledEnergy",
-    "Weighted",
-    "cep_loss",
-    "check_guidance",
-    "guidance_class",
-    "make_guidance",
-    "weighted_loss",
-]
+    return guidance_class(name)(parts)

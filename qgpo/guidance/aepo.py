@@ -11,35 +11,24 @@ regresses the value itself; f up to a c(t, condition) has the same gradient.
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qgpo.diffusion import Metrics
 from qgpo.guidance.analytic import Analytic, AnalyticOptions
 from qgpo.guidance.base import GuidanceParts, LearnedEnergy, Samples, flat_condition, noisy_groups
 from qgpo.guidance.mse import mse_loss
-from qgpo.schedule import Schedule
 
 
 class AnalyticNetwork(LearnedEnergy):
     """f_phi by regression on the closed form of `analytic`."""
 
-    Options: ClassVar[type[AnalyticOptions]] = AnalyticOptions
-    needs_energy: ClassVar[bool] = True
+    Options = AnalyticOptions
+    needs_energy = True
 
-    def __init__(
-        self, analytic: Analytic, network: nn.Module, schedule: Schedule, preconditioned: bool
-    ) -> None:
-        super().__init__(network, schedule, preconditioned)
-        self.analytic = analytic
-
-    @classmethod
-    def from_parts(cls, parts: GuidanceParts) -> Self:
-        """A fresh network beside the closed form."""
-        analytic = Analytic.from_parts(parts)
-        return cls(analytic, parts.make_energy_network(), parts.schedule, parts.preconditioned)
+    def __init__(self, parts: GuidanceParts) -> None:
+        super().__init__(parts)
+        self.analytic = Analytic(parts)
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Tabulate the posterior variance on (N, D) data."""
@@ -51,8 +40,7 @@ class AnalyticNetwork(LearnedEnergy):
         noisy = noisy_groups(groups.x_0, self.schedule, "sample", generator)
         x_t, t = noisy.x_t.flatten(0, 1), noisy.t.flatten()
         condition = flat_condition(groups.condition, shape[1])
-        with torch.enable_grad():
-            expansion = self.analytic.expand(x_t.detach().requires_grad_(), t, condition)
+        expansion = self.analytic.expand(x_t, t, condition)
         label = expansion.f.detach().reshape(shape)
         label = label - label.mean(dim=-1, keepdim=True)
         f = self.f(x_t, t, condition).reshape(shape)

@@ -17,19 +17,19 @@ exact covariance at every x_t and costs D backward passes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from qgpo.diffusion import Metrics, diffuse
-from qgpo.fields import OneOf, check_fields
+from qgpo.fields import OneOf
 from qgpo.guidance.base import (
     Denoiser,
     Guidance,
+    GuidanceOptions,
     GuidanceParts,
     Samples,
-    ScaledEnergy,
     flat_condition,
     noisy_groups,
 )
@@ -43,7 +43,7 @@ _LARGEST_CURVATURE = 0.9
 
 
 @dataclass(frozen=True)
-class AnalyticOptions:
+class AnalyticOptions(GuidanceOptions):
     """How the closed form is made."""
 
     order: Annotated[int, OneOf((1, 2))] = 1
@@ -57,9 +57,6 @@ class AnalyticOptions:
     """limit the variance term to where one posterior standard deviation changes f by 1"""
     clamp: float | None = None
     """bound on the posterior mean's coordinates before the energy sees it"""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def variance_table(
@@ -83,11 +80,9 @@ def variance_table(
         if kind == "moment":
             eps = (x_t - alpha * m) / sigma
             variance = (sigma / alpha) ** 2 * (1.0 - torch.mean(eps**2)).clamp(min=0.0)
-            rows.append(variance.expand(x_0.shape[1]))
-        elif kind == "residual":
-            rows.append(torch.mean((x_0 - m) ** 2).expand(x_0.shape[1]))
         else:
-            rows.append(torch.mean((x_0 - m) ** 2, dim=0))
+            variance = torch.mean((x_0 - m) ** 2, dim=0 if kind == "per_dimension" else None)
+        rows.append(variance.expand(x_0.shape[1]))
     return times, torch.stack(rows)
 
 
@@ -116,35 +111,18 @@ class Expansion(NamedTuple):
 class Analytic(Guidance):
     """f in closed form from the denoiser and the energy's derivatives; nothing is trained."""
 
-    Options: ClassVar[type[AnalyticOptions]] = AnalyticOptions
-    needs_energy: ClassVar[bool] = True
+    Options = AnalyticOptions
+    needs_energy = True
+    options: AnalyticOptions
 
     times: Tensor
     variances: Tensor
 
-    def __init__(
-        self,
-        denoise: Denoiser,
-        energy: ScaledEnergy,
-        schedule: Schedule,
-        dim: int,
-        options: AnalyticOptions,
-    ) -> None:
-        super().__init__()
-        self.denoise = denoise
-        self.energy = energy
-        self.schedule = schedule
-        self.options = options
+    def __init__(self, parts: GuidanceParts) -> None:
+        super().__init__(parts)
+        self.energy = parts.energy_for("analytic")
         self.register_buffer("times", torch.zeros(_N_TIMES))
-        self.register_buffer("variances", torch.zeros(_N_TIMES, dim))
-
-    @classmethod
-    def from_parts(cls, parts: GuidanceParts) -> Self:
-        """The energy and the trained denoiser."""
-        if parts.energy is None:
-            raise ValueError("guidance='analytic' differentiates the energy: a callable is needed")
-        options = parts.read(cls.Options)
-        return cls(parts.denoise, parts.energy, parts.schedule, parts.dim, options)
+        self.register_buffer("variances", torch.zeros(_N_TIMES, parts.dim))
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Tabulate the posterior variance on (N, D) data; not needed for `jacobian`."""
@@ -156,28 +134,26 @@ class Analytic(Guidance):
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The closed form of the chosen order: (B, D), (B,), (B, C) to (B,)."""
-        with torch.enable_grad():
-            x_t = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
-            return self.expand(x_t, t, condition).f
+        return self.expand(x_t, t, condition).f
 
     def metrics(self, groups: Samples, generator: torch.Generator) -> Metrics:
         """Slopes and damping at noisy versions of the groups."""
         noisy = noisy_groups(groups.x_0, self.schedule, "sample", generator)
         condition, t = flat_condition(groups.condition, groups.x_0.shape[1]), noisy.t.flatten()
-        with torch.enable_grad():
-            return self.expand(noisy.x_t.flatten(0, 1).requires_grad_(), t, condition).metrics(t)
+        return self.expand(noisy.x_t.flatten(0, 1), t, condition).metrics(t)
 
     def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Gradient of f, (B, D), by autograd or as alpha / sigma^2 times the shift of the mean."""
         if self.options.gradient == "autograd":
             return super().gradient(x_t, t, condition)
         alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
-        with torch.enable_grad():
-            shift = self.expand(x_t.detach().requires_grad_(), t, condition).shift
+        shift = self.expand(x_t, t, condition).shift
         return (alpha / sigma**2 * shift).detach()
 
+    @torch.enable_grad()
     def expand(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Expansion:
-        """The closed form where x_t (B, D) requires a gradient."""
+        """The closed form at x_t (B, D), differentiable in it."""
+        x_t = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
         m = self.denoise(x_t, t, condition)
         covariance = self._covariance(x_t, t, m)
         if self.options.clamp is not None:
@@ -190,7 +166,7 @@ class Analytic(Guidance):
         curvature = torch.zeros_like(f_0)
         if self.options.order == 2:
             identity = torch.eye(m.shape[1], dtype=m.dtype, device=m.device)
-            system = identity - self._limited(covariance @ _hessian(g, m))
+            system = identity - self._limited(covariance @ _jacobian(g, m))
             shift = torch.linalg.solve(system, shift)
             curvature = -0.5 * torch.logdet(system)
         gain = torch.sum(g * shift, dim=-1)
@@ -212,11 +188,7 @@ class Analytic(Guidance):
     def _covariance(self, x_t: Tensor, t: Tensor, m: Tensor) -> Tensor:
         """Posterior covariance, (B, D, D)."""
         if self.options.covariance == "jacobian":
-            rows = [
-                torch.autograd.grad(m[:, i].sum(), x_t, create_graph=True)[0]
-                for i in range(x_t.shape[1])
-            ]
-            jacobian = torch.stack(rows, dim=1)
+            jacobian = _jacobian(m, x_t)
             factor = self.schedule.sigma(t) ** 2 / self.schedule.alpha(t)
             return factor[:, None, None] * 0.5 * (jacobian + jacobian.mT)
         times = self.times.to(t)
@@ -228,12 +200,12 @@ class Analytic(Guidance):
         return torch.diag_embed(variance)
 
 
-def _hessian(g: Tensor, m: Tensor) -> Tensor:
-    """Derivative of g (B, D) in m (B, D), (B, D, D); zero where g does not depend on m."""
-    if not g.requires_grad:
-        return g.new_zeros(*g.shape, g.shape[-1])
-    rows = []
-    for i in range(g.shape[1]):
-        row = torch.autograd.grad(g[:, i].sum(), m, create_graph=True, allow_unused=True)[0]
-        rows.append(torch.zeros_like(m) if row is None else row)
+def _jacobian(y: Tensor, x: Tensor) -> Tensor:
+    """Derivative of y (B, D) in x (B, D), (B, D, D); zero where y does not depend on x."""
+    if not y.requires_grad:
+        return y.new_zeros(*y.shape, y.shape[-1])
+    rows = [
+        torch.autograd.grad(total, x, create_graph=True, materialize_grads=True)[0]
+        for total in y.sum(dim=0)
+    ]
     return torch.stack(rows, dim=1)

@@ -6,15 +6,15 @@ adds to the score. f_0 = beta e, with e higher where samples should be (e = -E).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from qgpo.diffusion import Diffusion, Metrics, batch_posterior, diffuse, uniform_times
+from qgpo.fields import check_fields
 from qgpo.schedule import Schedule
 
 ScaledEnergy = Callable[[Tensor, Tensor | None], Tensor]
@@ -26,8 +26,11 @@ TARGETS = ("sample", "posterior")
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """Of a guidance without options."""
+class GuidanceOptions:
+    """What may be chosen in `guidance_options`: nothing, unless a guidance derives its own."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 OptionsT = TypeVar("OptionsT")
@@ -55,9 +58,16 @@ class GuidanceParts:
     options: Mapping[str, Any] = field(default_factory=dict)
     """by name, those of the guidance that is built"""
 
-    def read(self, kind: type[OptionsT]) -> OptionsT:
-        """The options as the guidance declares them. Raises ValueError for others."""
-        return read_options(kind, self.options)
+    def __post_init__(self) -> None:
+        check_targets(self.targets)
+
+    def energy_for(self, guidance: str) -> ScaledEnergy:
+        """The energy. Raises ValueError where there is none."""
+        if self.energy is None:
+            raise ValueError(
+                f"guidance={guidance!r} differentiates the energy: a callable is needed"
+            )
+        return self.energy
 
 
 def read_options(kind: type[OptionsT], options: Mapping[str, Any]) -> OptionsT:
@@ -80,20 +90,25 @@ class Samples(NamedTuple):
     """(N, C); of groups (B, C) or (B, K, C)"""
 
 
-class Guidance(nn.Module, ABC):
-    """An estimate of grad f*_t."""
+class Guidance(nn.Module):
+    """An estimate of grad f*_t, built from the parts that it needs.
 
-    Options: ClassVar[type[Any]] = NoOptions
+    Raises ValueError for options that it does not have, or values that they may not have.
+    """
+
+    Options: ClassVar[type[Any]] = GuidanceOptions
     """a frozen dataclass of what may be chosen in `guidance_options`"""
     trainable: ClassVar[bool] = False
     """whether `loss` exists"""
     needs_energy: ClassVar[bool] = False
     """whether the clean energy is differentiated while sampling"""
 
-    @classmethod
-    @abstractmethod
-    def from_parts(cls, parts: GuidanceParts) -> Self:
-        """Build it from what it needs."""
+    def __init__(self, parts: GuidanceParts) -> None:
+        super().__init__()
+        self.schedule = parts.schedule
+        self.denoise = parts.denoise
+        self.targets = parts.targets
+        self.options = read_options(self.Options, parts.options)
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Take constants from the training data before any step."""
@@ -124,9 +139,9 @@ def check_targets(targets: str) -> None:
         raise ValueError(f"targets={targets!r}, expected one of {list(TARGETS)}")
 
 
-def refuse_posterior_targets(targets: str) -> None:
-    """Raise ValueError where targets need a batch that shares one condition."""
-    if targets == "posterior":
+def refuse_posterior_targets(targets: str, condition: Tensor | None) -> None:
+    """Raise ValueError where targets need a batch that shares one condition, and it does not."""
+    if targets == "posterior" and condition is not None:
         raise ValueError(
             "targets='posterior' averages over a batch that shares its condition: use "
             "targets='sample' for conditional models"
@@ -156,9 +171,8 @@ def noisy_groups(
         clean = torch.gather(x_0, 1, source[..., None].expand_as(x_0))
     noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
     x_t = diffuse(clean, t, noise, schedule)
-    if targets == "posterior":
-        return NoisyGroups(x_t, t, batch_posterior(x_t, t, x_0, schedule))
-    return NoisyGroups(x_t, t, None)
+    posterior = batch_posterior(x_t, t, x_0, schedule) if targets == "posterior" else None
+    return NoisyGroups(x_t, t, posterior)
 
 
 def flat_condition(condition: Tensor | None, k: int) -> Tensor | None:
@@ -179,26 +193,12 @@ class LearnedEnergy(Guidance):
     a hundred (cosine schedule at its t_max), a scaled one's by one. Ours, not the paper's.
     """
 
-    trainable: ClassVar[bool] = True
+    trainable = True
 
-    def __init__(
-        self,
-        network: nn.Module,
-        schedule: Schedule,
-        preconditioned: bool = False,
-        targets: str = "sample",
-    ) -> None:
-        super().__init__()
-        check_targets(targets)
-        self.network = network
-        self.schedule = schedule
-        self.preconditioned = preconditioned
-        self.targets = targets
-
-    @classmethod
-    def from_parts(cls, parts: GuidanceParts) -> Self:
-        """A fresh network."""
-        return cls(parts.make_energy_network(), parts.schedule, parts.preconditioned, parts.targets)
+    def __init__(self, parts: GuidanceParts) -> None:
+        super().__init__(parts)
+        self.network = parts.make_energy_network()
+        self.preconditioned = parts.preconditioned
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,)."""
@@ -207,8 +207,7 @@ class LearnedEnergy(Guidance):
 
     def noisy_f(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Values of f at noisy versions of the groups, (B, K), and NoisyGroups.log_posterior."""
-        if groups.condition is not None:
-            refuse_posterior_targets(self.targets)
+        refuse_posterior_targets(self.targets, groups.condition)
         noisy = noisy_groups(groups.x_0, self.schedule, self.targets, generator)
         condition = flat_condition(groups.condition, groups.x_0.shape[1])
         f = self.f(noisy.x_t.flatten(0, 1), noisy.t.flatten(), condition)

@@ -16,15 +16,14 @@ the limit of an energy log p(y|x) that knows each sample's own y.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Self
+from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qgpo.diffusion import Metrics
-from qgpo.fields import OneOf, check_fields
-from qgpo.guidance.base import GuidanceParts, LearnedEnergy, Samples, log_mean_exp_label
-from qgpo.schedule import Schedule
+from qgpo.fields import OneOf
+from qgpo.guidance.base import GuidanceOptions, LearnedEnergy, Samples, log_mean_exp_label
 
 LABELS = ("normalized", "exponential")
 
@@ -53,48 +52,26 @@ def cep_loss(
 
 
 @dataclass(frozen=True)
-class CEPOptions:
+class CEPOptions(GuidanceOptions):
     """Which of the paper's two forms of the label."""
 
     labels: Annotated[str, OneOf(LABELS)] = "normalized"
     """normalized (Eq. 13) or exponential (Eq. 12)"""
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 class CEP(LearnedEnergy):
     """The energy network f_phi and how it is trained and used."""
 
-    Options: ClassVar[type[CEPOptions]] = CEPOptions
-
-    def __init__(
-        self,
-        network: nn.Module,
-        schedule: Schedule,
-        preconditioned: bool = False,
-        targets: str = "sample",
-        labels: str = "normalized",
-    ) -> None:
-        super().__init__(network, schedule, preconditioned, targets)
-        self.labels = CEPOptions(labels).labels
-        self.log_normalizer: float | None = None
-
-    @classmethod
-    def from_parts(cls, parts: GuidanceParts) -> Self:
-        """A fresh network."""
-        network = parts.make_energy_network()
-        labels = parts.read(cls.Options).labels
-        return cls(network, parts.schedule, parts.preconditioned, parts.targets, labels)
+    Options = CEPOptions
+    options: CEPOptions
+    log_normalizer: float | None = None
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Eq. 12 needs log E_q[e^{beta e}], (N,) to a number."""
-        if self.labels == "exponential":
+        if self.options.labels == "exponential":
             energies = samples.scaled_energy.double()
-            mean = torch.logsumexp(energies, dim=0) - torch.log(
-                torch.tensor(len(energies)).double()
-            )
-            self.log_normalizer = float(mean)
+            log_count = torch.tensor(len(energies)).double().log()
+            self.log_normalizer = float(torch.logsumexp(energies, dim=0) - log_count)
 
     def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Eq. 20: one time per group shared by its K samples, independent noise.

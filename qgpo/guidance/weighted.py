@@ -17,7 +17,6 @@ so the same guidance scale applies: 0 is q's model, 1 the weighted model itself.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ from qgpo.guidance.base import (
     Guidance,
     GuidanceParts,
     Samples,
-    check_targets,
     flat_condition,
     refuse_posterior_targets,
 )
@@ -49,12 +47,9 @@ def weighted_loss(
     k = x_0.shape[1]
     log_weight = torch.log_softmax(scaled_energy, dim=-1) + math.log(k)
     effective = torch.mean(k**2 / torch.sum(torch.exp(2.0 * log_weight), dim=-1))
-    if targets == "posterior":
-        x_t, t, target, weight = _posterior_targets(model, x_0, log_weight, generator)
-    else:
-        x_t, t, target, weight = _sample_targets(model, x_0, log_weight, generator)
-    if condition is not None:
-        refuse_posterior_targets(targets)
+    refuse_posterior_targets(targets, condition)
+    draw = _posterior_targets if targets == "posterior" else _sample_targets
+    x_t, t, target, weight = draw(model, x_0, log_weight, generator)
     output = model.network(x_t.flatten(0, 1), t.flatten(), flat_condition(condition, k))
     error = torch.mean((output - target.flatten(0, 1)) ** 2, dim=-1)
     loss = torch.mean(weight.flatten() * error)
@@ -88,31 +83,28 @@ def _posterior_targets(
     return x_t, t, target, torch.logsumexp(log_joint, dim=-1).exp()
 
 
+@torch.no_grad()
+def weighted_gradient(
+    model: Diffusion, denoise: Denoiser, x_t: Tensor, t: Tensor, condition: Tensor | None
+) -> Tensor:
+    """Gradient of f, (B, D): alpha / sigma^2 times (posterior mean of p's model - of q's)."""
+    alpha, sigma = model.schedule.alpha(t)[:, None], model.schedule.sigma(t)[:, None]
+    return alpha / sigma**2 * (model.denoise(x_t, t, condition) - denoise(x_t, t, condition))
+
+
 class Weighted(Guidance):
     """A diffusion model of p trained by weighted regression."""
 
-    trainable: ClassVar[bool] = True
+    trainable = True
 
-    def __init__(self, model: Diffusion, denoise: Denoiser, targets: str = "sample") -> None:
-        super().__init__()
-        check_targets(targets)
-        self.model = model
-        self.denoise = denoise
-        self.targets = targets
-
-    @classmethod
-    def from_parts(cls, parts: GuidanceParts) -> Self:
-        """A fresh model beside the trained one."""
-        return cls(parts.make_diffusion(), parts.denoise, parts.targets)
+    def __init__(self, parts: GuidanceParts) -> None:
+        super().__init__(parts)
+        self.model = parts.make_diffusion()
 
     def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Weighted regression of p's own model."""
         return weighted_loss(self.model, *groups, self.targets, generator)
 
     def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Factor alpha / sigma^2 times the difference of the two posterior means, (B, D)."""
-        schedule = self.model.schedule
-        alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
-        with torch.no_grad():
-            difference = self.model.denoise(x_t, t, condition) - self.denoise(x_t, t, condition)
-        return alpha / sigma**2 * difference
+        """`weighted_gradient` of the two models, (B, D)."""
+        return weighted_gradient(self.model, self.denoise, x_t, t, condition)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from guidance_parts import guidance_parts
 from torch import nn
 
 from qgpo.diffusion import PREDICTIONS, Diffusion, batch_posterior, diffuse, uniform_times
@@ -185,7 +186,7 @@ def test_trained_energy_reaches_the_closed_form():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     schedule = make_schedule("cosine")
-    energy = CEP(EnergyNetwork(1, 0, (32, 32), 1.0), schedule)
+    energy = CEP(guidance_parts(schedule, EnergyNetwork(1, 0, (32, 32), 1.0), dim=1))
     optimizer = torch.optim.Adam(energy.parameters(), lr=5e-3)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 500)
     for _ in range(500):

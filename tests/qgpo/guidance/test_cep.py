@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from guidance_parts import guidance_parts
 from torch import nn
 
 from qgpo.guidance import CEP, Samples, cep_loss
@@ -61,7 +62,8 @@ def test_one_time_per_state_and_independent_noise():
     x_0 = torch.zeros(5, 7, 2)
     condition = torch.arange(5.0)[:, None]
     groups = Samples(x_0, torch.zeros(5, 7), condition)
-    CEP(network, make_schedule("linear")).loss(groups, torch.Generator().manual_seed(0))
+    parts = guidance_parts(make_schedule("linear"), network)
+    CEP(parts).loss(groups, torch.Generator().manual_seed(0))
     x_t, t, repeated = network.seen
     assert x_t.shape == (35, 2)
     t = t.reshape(5, 7)
@@ -74,7 +76,8 @@ def test_one_time_per_state_and_independent_noise():
 def test_preconditioning_multiplies_by_alpha():
     schedule = make_schedule("ot")  # alpha = 1 - t
     x, t = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.25, 0.5])
-    plain, scaled = CEP(Recorder(), schedule), CEP(Recorder(), schedule, preconditioned=True)
+    plain = CEP(guidance_parts(schedule, Recorder()))
+    scaled = CEP(guidance_parts(schedule, Recorder(), preconditioned=True))
     assert plain.f(x, t, None).tolist() == [3.0, 7.0]
     assert scaled.f(x, t, None).tolist() == [2.25, 3.5]
     assert scaled.gradient(x, t, None).tolist() == [[0.75, 0.75], [0.5, 0.5]]
@@ -86,7 +89,8 @@ def test_gradient_is_per_sample_and_works_without_grad_mode():
             return t * (x_t**2).sum(dim=-1)
 
     x, t = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1.0, 0.5])
+    guidance = CEP(guidance_parts(make_schedule("linear"), Quadratic()))
     with torch.no_grad():
-        gradient = CEP(Quadratic(), make_schedule("linear")).gradient(x, t, None)
+        gradient = guidance.gradient(x, t, None)
     assert gradient.tolist() == [[2.0, 4.0], [3.0, 4.0]]
     assert not gradient.requires_grad

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from guidance_parts import guidance_parts
 from torch import nn
 
 from qgpo.diffusion import Diffusion
@@ -22,7 +23,6 @@ from qgpo.guidance import (
     MSE,
     Analytic,
     AnalyticOptions,
-    GuidanceParts,
     Samples,
     Weighted,
     cep_loss,
@@ -64,8 +64,8 @@ def points(n=40):
 
 
 def analytic(q, energy, order, covariance, gradient):
-    options = AnalyticOptions(order, covariance, gradient, damped=False)
-    return Analytic(denoiser(q), energy, COSINE, 2, options)
+    options = {"order": order, "covariance": covariance, "gradient": gradient, "damped": False}
+    return Analytic(guidance_parts(COSINE, denoise=denoiser(q), energy=energy, options=options))
 
 
 @pytest.mark.parametrize("gradient", ["autograd", "shift"])
@@ -113,11 +113,13 @@ def test_tabulated_covariances_of_a_gaussian(covariance):
 def test_analytic_damping_limits_what_it_says():
     q = gaussian(isotropic=True)
     x, t = points()
+    given = {"denoise": denoiser(q), "options": {"covariance": "jacobian"}}
     undamped = analytic(q, lambda x, c: 100.0 * linear_f_0(x, c), 1, "jacobian", "shift")
-    damped = Analytic(denoiser(q), undamped.energy, COSINE, 2, AnalyticOptions(1, "jacobian"))
+    damped = Analytic(guidance_parts(COSINE, energy=undamped.energy, **given))
     assert (damped.f(x, t, None) < undamped.f(x, t, None) + 1e-9).all()
-    convex = AnalyticOptions(2, "jacobian", "shift", damped=True)
-    explosive = Analytic(denoiser(q), lambda x, c: 50.0 * (x**2).sum(-1), COSINE, 2, convex)
+    given["options"] |= {"order": 2, "gradient": "shift"}
+    convex = guidance_parts(COSINE, energy=lambda x, c: 50.0 * (x**2).sum(-1), **given)
+    explosive = Analytic(convex)
     assert torch.isfinite(explosive.gradient(x, t, None)).all()
 
 
@@ -134,7 +136,8 @@ def test_an_option_that_a_guidance_does_not_have_is_refused():
 
 
 def test_dps_by_hand():
-    guidance = DPS(lambda x, t, c: 3.0 * x, lambda x, c: (x**2).sum(-1), clamp=2.0)
+    functions = {"denoise": lambda x, t, c: 3.0 * x, "energy": lambda x, c: (x**2).sum(-1)}
+    guidance = DPS(guidance_parts(COSINE, **functions, options={"clamp": 2.0}))
     x, t = torch.tensor([[0.5, 1.0]]), torch.ones(1)
     assert guidance.f(x, t, None).item() == pytest.approx(1.5**2 + 2.0**2)
     assert guidance.gradient(x, t, None).tolist() == [[2 * 9 * 0.5, 0.0]]
@@ -142,7 +145,7 @@ def test_dps_by_hand():
 
 def test_dps_is_the_limit_of_narrow_posteriors():
     q = ring_of_gaussians()
-    guidance = DPS(denoiser(q), linear_f_0)
+    guidance = DPS(guidance_parts(COSINE, denoise=denoiser(q), energy=linear_f_0))
     exact = tilt_quadratic(q, LINEAR_TERM, torch.zeros(2, 2), COSINE)
     x, _ = q.sample(20, torch.Generator().manual_seed(0))
     t = torch.full((20,), 0.01).double()
@@ -180,7 +183,7 @@ def test_posterior_targets_keep_the_loss_s_expectation(method):
     energy = x_0.sum(dim=-1)
     losses = {}
     for targets in ("sample", "posterior"):
-        guidance = method(Constant(), COSINE, targets=targets)
+        guidance = method(guidance_parts(COSINE, Constant(), targets=targets))
         guidance.prepare(Samples(x_0.flatten(0, 1), energy.flatten()), generator)
         losses[targets] = guidance.loss(Samples(x_0, energy), generator)[0]
     if method is CEP:  # log K whatever the labels
@@ -192,11 +195,9 @@ def test_posterior_targets_keep_the_loss_s_expectation(method):
 @pytest.mark.parametrize("method", [CEP, MSE, EMSE, Weighted])
 def test_posterior_targets_are_refused_with_conditions(method):
     generator = torch.Generator().manual_seed(0)
-    if method is Weighted:
-        model = Diffusion(NaturalNetwork(2, 1, 2, (8,), COSINE, 1.0), COSINE, "velocity")
-        guidance = Weighted(model, model.denoise, "posterior")
-    else:
-        guidance = method(EnergyNetwork(2, 1, (8,), 1.0), COSINE, targets="posterior")
+    model = Diffusion(NaturalNetwork(2, 1, 2, (8,), COSINE, 1.0), COSINE, "velocity")
+    network = EnergyNetwork(2, 1, (8,), 1.0)
+    guidance = method(guidance_parts(COSINE, network, model, targets="posterior"))
     groups = Samples(torch.randn(3, 4, 2), torch.randn(3, 4), torch.randn(3, 1))
     with pytest.raises(ValueError, match="targets='sample'"):
         guidance.loss(groups, generator)
@@ -206,7 +207,7 @@ def test_conditions_may_belong_to_groups_or_to_samples():
     generator = torch.Generator()
     x_0, energy = torch.randn(3, 4, 2), torch.randn(3, 4)
     condition = torch.randn(3, 1)
-    guidance = CEP(EnergyNetwork(2, 1, (8,), 1.0), COSINE)
+    guidance = CEP(guidance_parts(COSINE, EnergyNetwork(2, 1, (8,), 1.0)))
     expanded = condition[:, None].expand(3, 4, 1)
     losses = [
         guidance.loss(Samples(x_0, energy, c), generator.manual_seed(0))[0]
@@ -260,7 +261,7 @@ def test_weighted_guidance_is_the_difference_of_the_scores():
     q = ring_of_gaussians()
     exact = tilt_components(q, torch.arange(8) / 7.0, COSINE)
     p_model = Diffusion(MixtureNetwork(exact.p, COSINE), COSINE, "noise")
-    guidance = Weighted(p_model, denoiser(q))
+    guidance = Weighted(guidance_parts(COSINE, model=p_model, denoise=denoiser(q)))
     x, t = points()
     torch.testing.assert_close(guidance.gradient(x, t, None), exact.gradient(x, t))
     with pytest.raises(NotImplementedError, match="no scalar f"):
@@ -268,18 +269,8 @@ def test_weighted_guidance_is_the_difference_of_the_scores():
 
 
 def parts(**changes):
-    def make_diffusion():
-        return Diffusion(NaturalNetwork(2, 0, 2, (8,), COSINE, 1.0), COSINE, "velocity")
-
-    given = {
-        "dim": 2,
-        "schedule": COSINE,
-        "denoise": denoiser(gaussian(True)),
-        "make_energy_network": lambda: EnergyNetwork(2, 0, (8,), 1.0),
-        "make_diffusion": make_diffusion,
-        "energy": f_0,
-    }
-    return GuidanceParts(**{**given, **changes})
+    given = {"denoise": denoiser(gaussian(True)), "energy": f_0, "preconditioned": True}
+    return guidance_parts(COSINE, **{**given, **changes})
 
 
 @pytest.mark.parametrize("name", sorted(GUIDANCES))
