@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
+from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
 from qgpo.experiments import statistics
 from qgpo.experiments.results import RESAMPLES, Results
-from qgpo.experiments.run_figure import BLUE, GRAY, GREEN, ORANGE
 
 COLORS = (
     *(BLUE, ORANGE, GREEN, "#805ad5", "#c53030", "#b7791f", "#0987a0", "#b83280"),
@@ -70,8 +69,8 @@ def draw_improvement(results: Results) -> Figure:
     pairs = results.improvements
     labels = [x for x in results.labels if any(x in (pair.first, pair.second) for pair in pairs)]
     n = len(labels)
-    figure = Figure(figsize=(0.55 * n + 2.6, 0.55 * n + 1.9), layout="constrained")
-    axis = figure.subplots()
+    title = "Probability that a run of the row\nbeats one of the column"
+    figure, axis = _single(0.55 * n + 1.9, title, width=0.55 * n + 2.6)
     table = np.full((n, n), np.nan)
     for pair in pairs:
         i, j = labels.index(pair.first), labels.index(pair.second)
@@ -83,7 +82,6 @@ def draw_improvement(results: Results) -> Figure:
     axis.set_xticks(range(n), labels, fontsize=8, rotation=45, ha="right")
     axis.set_yticks(range(n), labels, fontsize=8)
     axis.spines[:].set_visible(False)
-    figure.suptitle("Probability that a run of the row\nbeats one of the column", fontsize=11)
     return figure
 
 
@@ -122,8 +120,8 @@ def draw_time(results: Results) -> Figure:
             axis.scatter(minutes, scores, s=22, color=color, alpha=0.6, lw=0)
         axis.scatter(*results.center(label), s=150, color=color, marker="D", label=name)
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
     axis.tick_params(axis="x", which="minor", labelsize=7)
     axis.legend(fontsize=8, frameon=False, markerscale=0.5, **OUTSIDE)
     clock = "CPU time" if results.trained_on_cpu else "wall clock"
@@ -187,8 +185,8 @@ def _panels(datasets: list[str], height: float, title: str) -> tuple[Figure, dic
     return figure, axes
 
 
-def _single(height: float, title: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(8.0, height), layout="constrained")
+def _single(height: float, title: str, width: float = 8.0) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure, figure.subplots()
 

@@ -6,10 +6,11 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
 from qgpo.envs.play.evaluation import Evaluation, readable
 
 CURVES = {
@@ -25,69 +26,58 @@ CURVES = {
 }
 """metrics that are drawn where they were logged, and the titles of their panels"""
 
-BLUE, ORANGE, GRAY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
+Series = tuple[list[float], list[float]]
+"""timesteps and values of a metric"""
 
 
-def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Each logged metric of a metrics.csv as (timesteps, values)."""
-    series: dict[str, tuple[list[float], list[float]]] = {}
+def read_metrics(path: Path) -> dict[str, Series]:
+    """Each metric of a metrics.csv that was logged in its own stage."""
+    series: dict[str, Series] = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            steps = float(row["time/total_timesteps"])
-            stage = row["time/stage"]
             for name, value in row.items():
-                if value and name.split("/")[0] == stage:
-                    xs, ys = series.setdefault(name, ([], []))
-                    xs.append(steps)
-                    ys.append(float(value))
+                if value and name.split("/")[0] == row["time/stage"]:
+                    steps, values = series.setdefault(name, ([], []))
+                    steps.append(float(row["time/total_timesteps"]))
+                    values.append(float(value))
     return series
 
 
 def draw_run(
     path: Path,
     title: str,
-    metrics: dict[str, tuple[list[float], list[float]]],
+    metrics: dict[str, Series],
     behavior_returns: NDArray[np.float64],
     evaluations: Sequence[tuple[str, Evaluation]],
 ) -> None:
     """Learning curves per stage above, and below the returns of the data and of each agent."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     curves = [name for name in CURVES if name in metrics]
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
     grid = figure.add_gridspec(2, max(1, len(curves)), height_ratios=(1, 1.6))
     for column, name in enumerate(curves):
         axis = figure.add_subplot(grid[0, column])
-        xs, ys = metrics[name]
-        axis.plot(np.asarray(xs) / 1000, ys, color=BLUE, lw=1.5, marker=".", ms=4)
+        steps, values = metrics[name]
+        axis.plot(np.asarray(steps) / 1000, values, color=BLUE, lw=1.5, marker=".", ms=4)
         axis.set_title(CURVES[name], fontsize=8)
         axis.set_xlabel("gradient steps / 1000", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
     axis = figure.add_subplot(grid[1, :])
-    rows = [("data (behavior policies)", behavior_returns, GRAY)]
-    for i, (name, evaluation) in enumerate(evaluations):
-        color = ORANGE if i == 0 and len(evaluations) > 1 else GREEN
-        rows.append((name, np.asarray(evaluation.returns), color))
+    names = ["data (behavior policies)", *(name for name, _ in evaluations)]
+    played = [behavior_returns, *(np.asarray(e.returns) for _, e in evaluations)]
+    colors = [GRAY, *([ORANGE] if len(evaluations) > 1 else []), *[GREEN] * len(evaluations)]
     rng = np.random.default_rng(0)
-    for y, (_, returns, color) in enumerate(rows):
+    for y, returns in enumerate(played):
+        mean, color = returns.mean(), colors[y]
         jitter = y + rng.uniform(-0.22, 0.22, len(returns))
         axis.scatter(returns, jitter, s=9, color=color, alpha=0.35, lw=0)
-        axis.plot([returns.mean()] * 2, [y - 0.32, y + 0.32], color=color, lw=3)
-        axis.annotate(
-            readable(float(returns.mean())),
-            (returns.mean(), y + 0.34),
-            ha="center",
-            fontsize=9,
-            color=color,
-            weight="bold",
-        )
-    axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-    axis.set_ylim(-0.6, len(rows) - 0.3)
+        axis.plot([mean, mean], [y - 0.32, y + 0.32], color=color, lw=3)
+        text = {"ha": "center", "fontsize": 9, "color": color, "weight": "bold"}
+        axis.text(mean, y + 0.34, readable(float(mean)), text)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(-0.6, len(names) - 0.3)
     axis.set_xlabel("episode return (dots: episodes, bar: mean)")
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
