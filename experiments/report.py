@@ -42,7 +42,7 @@ def write_report(folder: Path, results: Results, title: str) -> None:
     text = TEMPLATES.get_template("report_template.md").render(
         title=title,
         results=results,
-        rows={name: list(rows(results)) for name, rows in TABLES.items()},
+        rows={rows.__name__: list(rows(results)) for rows in TABLES},
         episodes=sorted({len(run.returns[run.headline_scale]) for run in results.runs.values()}),
         missing=_missing(results),
         titles=[_titled(results, label) for label in results.labels],
@@ -79,7 +79,8 @@ def spread(values: Sequence[float] | NDArray[np.float64], digits: int) -> str:
     return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def _headline(results: Results) -> Iterator[Row]:
+def headline(results: Results) -> Iterator[Row]:
+    """Dataset, mean return of its data, and of each agent."""
     for dataset in results.datasets:
         mean = results.data_mean(dataset)
         data = "missing" if np.isnan(mean) else f"{mean:.0f}"
@@ -112,7 +113,8 @@ def _missing(results: Results) -> list[str]:
     return [f"{place} (seeds {', '.join(seeds)})" for place, seeds in places.items()]
 
 
-def _intervals(results: Results) -> Iterator[Row]:
+def intervals(results: Results) -> Iterator[Row]:
+    """Dataset, agent, mean return with its interval, number of seeds."""
     for dataset, label in product(results.datasets, results.labels):
         seeds = [run.returns[run.headline_scale] for run in results.of(dataset, label)]
         if seeds:
@@ -121,7 +123,8 @@ def _intervals(results: Results) -> Iterator[Row]:
             yield [f"`{dataset}`", label, f"{mean:.0f} [{low:.0f}, {high:.0f}]", f"{len(seeds)}"]
 
 
-def _references(results: Results) -> Iterator[Row]:
+def references(results: Results) -> Iterator[Row]:
+    """Dataset, returns of scores 0 and 100, and where they are from."""
     for dataset in results.datasets:
         columns = ["missing"] * 3
         if (run := results.data(dataset)) is not None:
@@ -131,7 +134,8 @@ def _references(results: Results) -> Iterator[Row]:
         yield [f"`{dataset}`", *columns]
 
 
-def _aggregate(results: Results) -> Iterator[Row]:
+def aggregate(results: Results) -> Iterator[Row]:
+    """Agent, datasets and runs with a score, interquartile mean with its interval, mean."""
     for label in results.scored_labels:
         tasks = results.tasks(label)
         low, high = statistics.stratified_bootstrap(tasks, resamples=RESAMPLES)
@@ -140,14 +144,16 @@ def _aggregate(results: Results) -> Iterator[Row]:
         yield [_titled(results, label), covered, runs, interval, f"{statistics.mean(tasks):.1f}"]
 
 
-def _improvement(results: Results) -> Iterator[Row]:
+def improvement(results: Results) -> Iterator[Row]:
+    """Two agents, how probably the first is better, common datasets."""
     for pair in results.improvements:
         low, high = pair.interval
         probability = f"{pair.probability:.2f} [{low:.2f}, {high:.2f}]"
         yield [pair.first, pair.second, probability, f"{pair.datasets}"]
 
 
-def _scales(results: Results) -> Iterator[Row]:
+def scales(results: Results) -> Iterator[Row]:
+    """Dataset, agent, returns at the headline scale and at the best one."""
     for dataset, label in product(results.datasets, results.labels):
         best = results.best_scale(dataset, label)
         if best is not None:
@@ -157,7 +163,8 @@ def _scales(results: Results) -> Iterator[Row]:
             yield [f"`{dataset}`", label, *shown]
 
 
-def _time(results: Results) -> Iterator[Row]:
+def time(results: Results) -> Iterator[Row]:
+    """Agent, number of runs, mean seconds of wall clock and of CPU."""
     for label in results.labels:
         if runs := results.labelled(label):
             cpu = [run.cpu_seconds for run in runs if run.cpu_seconds is not None]
@@ -166,7 +173,8 @@ def _time(results: Results) -> Iterator[Row]:
             yield [label, f"{len(runs)}", wall, measured]
 
 
-def _fingerprints(results: Results) -> Iterator[Row]:
+def fingerprints(results: Results) -> Iterator[Row]:
+    """Dataset and the digest of its arrays."""
     for dataset in results.datasets:
         if (run := results.data(dataset)) is not None:
             yield [f"`{dataset}`", f"`{run.fingerprint}`"]
@@ -180,14 +188,5 @@ def _made_with(run: Run) -> str:
     )
 
 
-TABLES = {
-    "headline": _headline,
-    "intervals": _intervals,
-    "references": _references,
-    "aggregate": _aggregate,
-    "improvement": _improvement,
-    "scales": _scales,
-    "time": _time,
-    "fingerprints": _fingerprints,
-}
-"""the rows of each table of the template"""
+TABLES = (headline, intervals, references, aggregate, improvement, scales, time, fingerprints)
+"""each makes the rows of the template's table of its name"""

@@ -150,9 +150,9 @@ def draw_scales(results: Results) -> Figure:
                 axis.plot(headline, middle[scales.index(headline)], "o", ms=7, color=color)
         axis.axhline(results.data_mean(dataset), **DATA)
         tidy(axis, "both", xlabel="guidance scale w", ylabel="mean return")
-    handles, labels = next(iter(axes.values())).get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.axes[0].legend(handles, labels, fontsize=7, frameon=False)
+    first = figure.axes[0]
+    if len(first.get_legend_handles_labels()[1]) > 1:
+        first.legend(fontsize=7, frameon=False)
     return figure
 
 
