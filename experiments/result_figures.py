@@ -34,16 +34,15 @@ def draw_scores(results: Results) -> Figure:
             means = [run.headline for run in results.of(dataset, label)]
             if not means:
                 text = "missing" if results.planned(dataset, label) else "not planned"
-                place = {"xy": (0.5, y), "xycoords": ("axes fraction", "data")}
-                axis.annotate(text, **place, color=GRAY, **NOTE)
+                across = axis.get_yaxis_transform()
+                axis.text(0.5, y, text, transform=across, color=GRAY, **NOTE)
                 continue
             color = _color(results, label)
             axis.barh(y, np.mean(means), height=0.55, color=color, alpha=0.3, lw=0)
             axis.plot([np.mean(means)] * 2, [y - 0.28, y + 0.28], color=color, lw=2.5)
             axis.scatter(means, [y] * len(means), s=16, color=color, zorder=3, lw=0)
         axis.axvline(results.data_mean(dataset), **DATA)
-        axis.set_yticks(range(len(labels)), labels)
-        axis.set_ylim(-0.6, len(labels) - 0.4)
+        _label_rows(axis, labels)
         tidy(axis, "x", xlabel="mean return")
     return figure
 
@@ -58,8 +57,7 @@ def draw_aggregate(results: Results) -> Figure:
         interval = statistics.stratified_bootstrap(tasks, resamples=RESAMPLES)
         axis.plot(interval, [y, y], color=color, lw=9, alpha=0.35, solid_capstyle="butt")
         axis.plot([statistics.iqm(tasks)] * 2, [y - 0.25, y + 0.25], color=color, lw=3)
-    axis.set_yticks(range(len(labels)), [_with_coverage(results, label) for label in labels])
-    axis.set_ylim(-0.6, len(labels) - 0.4)
+    _label_rows(axis, [_with_coverage(results, label) for label in labels])
     tidy(axis, "x", xlabel="normalised score")
     return figure
 
@@ -136,8 +134,7 @@ def draw_scales(results: Results) -> Figure:
     for dataset, axis in axes.items():
         for label in results.labels:
             runs, color = results.of(dataset, label), _color(results, label)
-            best = results.best_scale(dataset, label)
-            if best is None:
+            if (best := results.best_scale(dataset, label)) is None:
                 continue
             scales = sorted(s for s in runs[0].returns if s is not None)
             means = [[run.mean(s) if s in run.returns else np.nan for s in scales] for run in runs]
@@ -189,6 +186,11 @@ def _single(height: float, title: str, width: float = 8.0) -> tuple[Figure, Any]
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure, figure.subplots()
+
+
+def _label_rows(axis: Any, labels: list[str]) -> None:
+    """A label at y = 0, 1, … and half a row of space at both ends."""
+    axis.set(yticks=range(len(labels)), yticklabels=labels, ylim=(-0.6, len(labels) - 0.4))
 
 
 def _color(results: Results, label: str) -> str:

@@ -74,8 +74,7 @@ def draw_run(
         axis.plot([mean, mean], [y - 0.32, y + 0.32], color=color, lw=3)
         text = {"ha": "center", "fontsize": 9, "color": color, "weight": "bold"}
         axis.text(mean, y + 0.34, readable(float(mean)), text)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(-0.6, len(names) - 0.3)
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.6, len(names) - 0.3))
     axis.set_xlabel("episode return (dots: episodes, bar: mean)")
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ runs. Intervals resample runs within each task (a bootstrap stratified by task).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,14 +102,13 @@ def improvement_interval(
     first: Tasks, second: Tasks, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of `probability_of_improvement`; both sides are resampled."""
-    n = len(first)
-    return stratified_bootstrap(
-        [*first, *second],
-        lambda tasks: probability_of_improvement(tasks[:n], tasks[n:]),
-        confidence,
-        resamples,
-        seed,
-    )
+    statistic = partial(_improvement, len(first))
+    return stratified_bootstrap([*first, *second], statistic, confidence, resamples, seed)
+
+
+def _improvement(n: int, tasks: Sequence[Scores]) -> float:
+    """Of the first n tasks over the others."""
+    return probability_of_improvement(tasks[:n], tasks[n:])
 
 
 def loss_of_choice(returns: ArrayLike, chosen: int, halves: int = 1_000, seed: int = 0) -> float:

@@ -56,12 +56,11 @@ class Args:
 
 def check(args: Args) -> None:
     """Refuse wrong values and ids that are taken before any episode is played."""
-    for name in ("n_steps", "switch_every", "max_episode_steps"):
+    least = {"n_steps": 1, "switch_every": 1, "max_episode_steps": 1, "seed": 0}
+    for name, bound in least.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}: expected at least 0")
+        if value is not None and value < bound:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least {bound}")
     if not args.policy:
         raise ValueError(f"--policy: expected one or more files or names of {policies()}")
     if args.vecnormalize and len(args.vecnormalize) != len(args.policy):
@@ -100,12 +99,10 @@ def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: st
 def roll_out(args: Args) -> list[EpisodeBuffer]:
     """At least n_steps steps of complete episodes."""
     statistics = args.vecnormalize or ("-",) * len(args.policy)
+    files = list(zip(args.policy, statistics, strict=True))
     return collect(
         args.env_id,
-        lambda space: [
-            open_policy(name, beside, space, args.env_id)
-            for name, beside in zip(args.policy, statistics, strict=True)
-        ],
+        lambda space: [open_policy(*pair, space, args.env_id) for pair in files],
         args.n_steps,
         args.seed,
         switch_every=args.switch_every,
