@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import tyro
 from gymnasium import spaces
-from minari.data_collector import EpisodeBuffer
 
 from qgpo.envs.rollouts.collecting import collect, describe
 from qgpo.envs.rollouts.protocols import Policy
@@ -96,29 +95,24 @@ def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: st
         raise ValueError(f"--policy {name}: {error}") from error
 
 
-def roll_out(args: Args) -> list[EpisodeBuffer]:
-    """At least n_steps steps of complete episodes."""
-    statistics = args.vecnormalize or ("-",) * len(args.policy)
-    files = list(zip(args.policy, statistics, strict=True))
-    return collect(
-        args.env_id,
-        lambda space: [open_policy(*pair, space, args.env_id) for pair in files],
-        args.n_steps,
-        args.seed,
-        switch_every=args.switch_every,
-        deterministic=args.deterministic,
-        max_episode_steps=args.max_episode_steps,
-        progress_bar=args.progress_bar,
-    )
-
-
 def main(args: Args) -> None:
     """Check, roll out, store, and print how to train on the result."""
     names = [Path(name).name for name in args.policy]
     about = describe(names, args.env_id, args.seed, args.switch_every, args.deterministic)
     try:
         check(args)
-        episodes = roll_out(args)
+        statistics = args.vecnormalize or ("-",) * len(args.policy)
+        files = list(zip(args.policy, statistics, strict=True))
+        episodes = collect(
+            args.env_id,
+            lambda space: [open_policy(*pair, space, args.env_id) for pair in files],
+            args.n_steps,
+            args.seed,
+            switch_every=args.switch_every,
+            deterministic=args.deterministic,
+            max_episode_steps=args.max_episode_steps,
+            progress_bar=args.progress_bar,
+        )
         write_minari(args.dataset_id, episodes, args.env_id, ", ".join(names), about)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -54,7 +54,7 @@ def list_datasets(
     titles = {"local": str(folder_of("")), "bundled": "made from policies in the package"}
     for place, listed in entries.items():
         print(f"{place} ({titles.get(place) or remote_name()}): {len(listed)}")
-        print("\n".join(table(listed)), end="\n\n" if listed else "\n")
+        print("".join(f"{line}\n" for line in table(listed)))
     print("0 / 100: returns that count so. D4RL: same task and kind (do scores compare?)")
 
 
@@ -140,7 +140,7 @@ def table(entries: list[Entry]) -> list[str]:
     if not entries:
         return []
     header = ("id", "steps", "episodes", "MB", "behavior", "0 / 100", "D4RL", "missing, notes")
-    rows = [header, *(row(entry) for entry in entries)]
+    rows = [header, *map(row, entries)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     align = "<>>><<<<"
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
