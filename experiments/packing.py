@@ -13,16 +13,20 @@ A single file takes precedence over the rows of its cell in the tables.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import lzma
-import os
+from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+from qgpo.agents.core.files import replacing
 
 Document = dict[str, Any]
 EPISODES, PROVENANCE = "episodes.csv.xz", "provenance.json"
@@ -36,6 +40,15 @@ SHARED = ("config", "dataset", "machine", "reference", "versions")
 
 class ResultError(ValueError):
     """A file that is not a cell's result."""
+
+
+@contextlib.contextmanager
+def refused(message: str) -> Iterator[None]:
+    """Raise ResultError with that message for contents that cannot be read."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, OSError, lzma.LZMAError) as error:
+        raise ResultError(f"{message}: {error!r}") from error
 
 
 def read_documents(folder: Path) -> dict[str, Document]:
@@ -58,8 +71,8 @@ def read_document(folder: Path, cell: str) -> Document | None:
 
 def write_document(folder: Path, cell: str, document: Document) -> None:
     """Write the file of a single cell, atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / f"{cell}.json", json.dumps(document).encode())
+    with replacing(folder / f"{cell}.json") as file:
+        file.write(json.dumps(document).encode())
 
 
 def pack(folder: Path) -> list[str]:
@@ -73,16 +86,16 @@ def pack(folder: Path) -> list[str]:
     if not paths:
         return []
     documents = read_documents(folder)
-    try:
+    with refused(f"the files in {folder} cannot be packed"):
         episodes, provenance = _to_tables(documents)
         restored = _from_tables(episodes, provenance)
-    except (LookupError, TypeError, ValueError) as error:
-        raise ResultError(f"the files in {folder} cannot be packed: {error!r}") from error
     for name, document in documents.items():
         if _canonical(restored[name]) != _canonical(document):
             raise ResultError(f"{folder / name}.json cannot be packed without loss: move it away")
-    _write(folder / EPISODES, lzma.compress(episodes.encode()))
-    _write(folder / PROVENANCE, provenance.encode())
+    with replacing(folder / EPISODES) as file:
+        file.write(lzma.compress(episodes.encode()))
+    with replacing(folder / PROVENANCE) as file:
+        file.write(provenance.encode())
     for path in paths:
         path.unlink()
     return [path.stem for path in paths]
@@ -93,11 +106,9 @@ def _single_files(folder: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> Document:
-    try:
+    with refused(f"{path} is not a cell's result"):
         document: Document = json.loads(path.read_text())
         document["evaluations"]
-    except (LookupError, TypeError, ValueError) as error:
-        raise ResultError(f"{path} is not a cell's result: {error!r}") from error
     return document
 
 
@@ -105,13 +116,10 @@ def _read_tables(folder: Path) -> dict[str, Document]:
     """The documents in the tables."""
     if not (folder / PROVENANCE).exists():
         return {}
-    try:
+    with refused(f"{EPISODES} and {PROVENANCE} in {folder} cannot be read"):
         episodes = lzma.decompress((folder / EPISODES).read_bytes()).decode()
-        return _from_tables(episodes, (folder / PROVENANCE).read_text())
-    except (LookupError, TypeError, ValueError, OSError, lzma.LZMAError) as error:
-        raise ResultError(
-            f"{EPISODES} and {PROVENANCE} in {folder} cannot be read: {error!r}"
-        ) from error
+        documents = _from_tables(episodes, (folder / PROVENANCE).read_text())
+    return documents
 
 
 def _to_tables(documents: dict[str, Document]) -> tuple[str, str]:
@@ -122,15 +130,11 @@ def _to_tables(documents: dict[str, Document]) -> tuple[str, str]:
     shared: dict[str, Any] = {}
     cells = {}
     for name, document in documents.items():
-        for evaluation in document["evaluations"]:
+        cells[name] = json.loads(json.dumps(document), object_hook=partial(_share, shared))
+        for evaluation in cells[name]["evaluations"]:
             scale = json.dumps(evaluation["guidance_scale"])
-            for row in zip(*(evaluation[key] for key in LISTS), strict=True):
+            for row in zip(*(evaluation.pop(key) for key in LISTS), strict=True):
                 writer.writerow([name, scale, *map(json.dumps, row)])
-        rest = [
-            {key: value for key, value in evaluation.items() if key not in LISTS}
-            for evaluation in document["evaluations"]
-        ]
-        cells[name] = _share({**document, "evaluations": rest}, shared)
     return episodes.getvalue(), (
         f'{{"format_version":{FORMAT_VERSION},\n'
         f'"shared":{_line_each(shared)},\n"cells":{_line_each(cells)}}}\n'
@@ -150,39 +154,31 @@ def _from_tables(episodes: str, provenance: str) -> dict[str, Document]:
     for key, rows in groupby(csv.reader(io.StringIO(episodes)), itemgetter(0, 1)):
         _, _, *columns = zip(*rows, strict=True)
         lists[key] = dict(zip(LISTS, columns, strict=True))
+    shared = {name: json.dumps(part) for name, part in tables["shared"].items()}
     documents = {}
     for name, cell in tables["cells"].items():
-        documents[name] = _resolve(cell, tables["shared"])
+        documents[name] = json.loads(json.dumps(cell), object_hook=partial(_resolve, shared))
         for evaluation in documents[name]["evaluations"]:
             texts = lists.get((name, json.dumps(evaluation["guidance_scale"])), {})
             evaluation |= {key: json.loads(f"[{','.join(texts[key])}]") for key in texts}
     return documents
 
 
-def _share(document: Document, shared: dict[str, Any]) -> Document:
-    """The document with references in place of objects, which are added to `shared`."""
+def _share(shared: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The part of a document with references in place of objects, which are added to `shared`."""
+    for key in SHARED:
+        if isinstance(part.get(key), dict):
+            digest = hashlib.sha256(_canonical(part[key]).encode()).hexdigest()
+            name = f"{key}-{digest[:8]}"
+            shared[name], part[key] = part[key], {"shared": name}
+    return part
 
-    def replace(part: dict[str, Any]) -> dict[str, Any]:
-        for key in SHARED:
-            if isinstance(part.get(key), dict):
-                digest = hashlib.sha256(_canonical(part[key]).encode()).hexdigest()
-                name = f"{key}-{digest[:8]}"
-                shared[name], part[key] = part[key], {"shared": name}
+
+def _resolve(shared: dict[str, str], part: dict[str, Any]) -> Any:
+    """The object that a part refers to, or the part itself where it is no reference."""
+    if part.keys() != {"shared"}:
         return part
-
-    copy: Document = json.loads(json.dumps(document), object_hook=replace)
-    return copy
-
-
-def _resolve(part: Any, shared: dict[str, Any]) -> Any:
-    """The part with objects in place of references."""
-    if isinstance(part, list):
-        return [_resolve(value, shared) for value in part]
-    if not isinstance(part, dict):
-        return part
-    if part.keys() == {"shared"}:
-        return _resolve(shared[part["shared"]], shared)
-    return {key: _resolve(value, shared) for key, value in part.items()}
+    return json.loads(shared[part["shared"]], object_hook=partial(_resolve, shared))
 
 
 def _line_each(entries: dict[str, Any]) -> str:
@@ -194,16 +190,3 @@ def _line_each(entries: dict[str, Any]) -> str:
 def _canonical(document: Document) -> str:
     """The same text for equal documents only; 1 and 1.0 differ."""
     return json.dumps(document, sort_keys=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write aside, sync, rename."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
+from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
 from qgpo.experiments import statistics
 from qgpo.experiments.results import RESAMPLES, Results
-from qgpo.experiments.run_figure import BLUE, GRAY, GREEN, ORANGE
 
 COLORS = (
     *(BLUE, ORANGE, GREEN, "#805ad5", "#c53030", "#b7791f", "#0987a0", "#b83280"),
@@ -35,16 +34,15 @@ def draw_scores(results: Results) -> Figure:
             means = [run.headline for run in results.of(dataset, label)]
             if not means:
                 text = "missing" if results.planned(dataset, label) else "not planned"
-                place = {"xy": (0.5, y), "xycoords": ("axes fraction", "data")}
-                axis.annotate(text, **place, color=GRAY, **NOTE)
+                across = axis.get_yaxis_transform()
+                axis.text(0.5, y, text, transform=across, color=GRAY, **NOTE)
                 continue
             color = _color(results, label)
             axis.barh(y, np.mean(means), height=0.55, color=color, alpha=0.3, lw=0)
             axis.plot([np.mean(means)] * 2, [y - 0.28, y + 0.28], color=color, lw=2.5)
             axis.scatter(means, [y] * len(means), s=16, color=color, zorder=3, lw=0)
         axis.axvline(results.data_mean(dataset), **DATA)
-        axis.set_yticks(range(len(labels)), labels)
-        axis.set_ylim(-0.6, len(labels) - 0.4)
+        _label_rows(axis, labels)
         tidy(axis, "x", xlabel="mean return")
     return figure
 
@@ -59,8 +57,7 @@ def draw_aggregate(results: Results) -> Figure:
         interval = statistics.stratified_bootstrap(tasks, resamples=RESAMPLES)
         axis.plot(interval, [y, y], color=color, lw=9, alpha=0.35, solid_capstyle="butt")
         axis.plot([statistics.iqm(tasks)] * 2, [y - 0.25, y + 0.25], color=color, lw=3)
-    axis.set_yticks(range(len(labels)), [_with_coverage(results, label) for label in labels])
-    axis.set_ylim(-0.6, len(labels) - 0.4)
+    _label_rows(axis, [_with_coverage(results, label) for label in labels])
     tidy(axis, "x", xlabel="normalised score")
     return figure
 
@@ -70,8 +67,8 @@ def draw_improvement(results: Results) -> Figure:
     pairs = results.improvements
     labels = [x for x in results.labels if any(x in (pair.first, pair.second) for pair in pairs)]
     n = len(labels)
-    figure = Figure(figsize=(0.55 * n + 2.6, 0.55 * n + 1.9), layout="constrained")
-    axis = figure.subplots()
+    title = "Probability that a run of the row\nbeats one of the column"
+    figure, axis = _single(0.55 * n + 1.9, title, width=0.55 * n + 2.6)
     table = np.full((n, n), np.nan)
     for pair in pairs:
         i, j = labels.index(pair.first), labels.index(pair.second)
@@ -83,7 +80,6 @@ def draw_improvement(results: Results) -> Figure:
     axis.set_xticks(range(n), labels, fontsize=8, rotation=45, ha="right")
     axis.set_yticks(range(n), labels, fontsize=8)
     axis.spines[:].set_visible(False)
-    figure.suptitle("Probability that a run of the row\nbeats one of the column", fontsize=11)
     return figure
 
 
@@ -122,8 +118,8 @@ def draw_time(results: Results) -> Figure:
             axis.scatter(minutes, scores, s=22, color=color, alpha=0.6, lw=0)
         axis.scatter(*results.center(label), s=150, color=color, marker="D", label=name)
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
     axis.tick_params(axis="x", which="minor", labelsize=7)
     axis.legend(fontsize=8, frameon=False, markerscale=0.5, **OUTSIDE)
     clock = "CPU time" if results.trained_on_cpu else "wall clock"
@@ -138,8 +134,7 @@ def draw_scales(results: Results) -> Figure:
     for dataset, axis in axes.items():
         for label in results.labels:
             runs, color = results.of(dataset, label), _color(results, label)
-            best = results.best_scale(dataset, label)
-            if best is None:
+            if (best := results.best_scale(dataset, label)) is None:
                 continue
             scales = sorted(s for s in runs[0].returns if s is not None)
             means = [[run.mean(s) if s in run.returns else np.nan for s in scales] for run in runs]
@@ -152,9 +147,9 @@ def draw_scales(results: Results) -> Figure:
                 axis.plot(headline, middle[scales.index(headline)], "o", ms=7, color=color)
         axis.axhline(results.data_mean(dataset), **DATA)
         tidy(axis, "both", xlabel="guidance scale w", ylabel="mean return")
-    handles, labels = next(iter(axes.values())).get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.axes[0].legend(handles, labels, fontsize=7, frameon=False)
+    first = figure.axes[0]
+    if len(first.get_legend_handles_labels()[1]) > 1:
+        first.legend(fontsize=7, frameon=False)
     return figure
 
 
@@ -187,10 +182,15 @@ def _panels(datasets: list[str], height: float, title: str) -> tuple[Figure, dic
     return figure, axes
 
 
-def _single(height: float, title: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(8.0, height), layout="constrained")
+def _single(height: float, title: str, width: float = 8.0) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure, figure.subplots()
+
+
+def _label_rows(axis: Any, labels: list[str]) -> None:
+    """A label at y = 0, 1, … and half a row of space at both ends."""
+    axis.set(yticks=range(len(labels)), yticklabels=labels, ylim=(-0.6, len(labels) - 0.4))
 
 
 def _color(results: Results, label: str) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.experiments import statistics
-from qgpo.experiments.packing import Document, ResultError, read_documents
+from qgpo.experiments.packing import Document, ResultError, read_documents, refused
 
 RESAMPLES = 2_000
 """draws of a bootstrap interval"""
@@ -224,7 +224,7 @@ def read_run(document: Document, source: str) -> Run:
 
     Raises ResultError, which names the source, for a document of something else.
     """
-    try:
+    with refused(f"{source} is not a cell's result"):
         data, training = document["dataset"], document["training"]
         run = Run(
             dataset=data["id"],
@@ -246,6 +246,4 @@ def read_run(document: Document, source: str) -> Run:
         )
         if run.headline_scale not in run.returns:
             raise ValueError(f"nothing was evaluated at its headline scale {run.headline_scale}")
-        return run
-    except (LookupError, TypeError, ValueError) as error:
-        raise ResultError(f"{source} is not a cell's result: {error!r}") from error
+    return run

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
 from qgpo.envs.play.evaluation import Evaluation, readable
 
 CURVES = {
@@ -26,16 +26,13 @@ CURVES = {
 }
 """metrics that are drawn where they were logged, and the titles of their panels"""
 
-BLUE, ORANGE, GRAY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
+Series = tuple[list[float], list[float]]
+"""timesteps and values of a metric"""
 
 
-Metrics = dict[str, tuple[list[float], list[float]]]
-"""timesteps and values of each metric"""
-
-
-def read_metrics(path: Path) -> Metrics:
-    """Each logged metric of a metrics.csv."""
-    series: Metrics = {}
+def read_metrics(path: Path) -> dict[str, Series]:
+    """Each metric of a metrics.csv that was logged in its own stage."""
+    series: dict[str, Series] = {}
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
@@ -49,7 +46,7 @@ def read_metrics(path: Path) -> Metrics:
 def draw_run(
     path: Path,
     title: str,
-    metrics: Metrics,
+    metrics: dict[str, Series],
     behavior_returns: NDArray[np.float64],
     evaluations: Sequence[tuple[str, Evaluation]],
 ) -> None:
@@ -66,20 +63,18 @@ def draw_run(
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
     axis = figure.add_subplot(grid[1, :])
-    rows = [("data (behavior policies)", behavior_returns, GRAY)]
-    colors = [ORANGE, *[GREEN] * len(evaluations)] if len(evaluations) > 1 else [GREEN]
-    for (name, played), color in zip(evaluations, colors, strict=False):
-        rows.append((name, np.asarray(played.returns), color))
+    names = ["data (behavior policies)", *(name for name, _ in evaluations)]
+    played = [behavior_returns, *(np.asarray(e.returns) for _, e in evaluations)]
+    colors = [GRAY, *([ORANGE] if len(evaluations) > 1 else []), *[GREEN] * len(evaluations)]
     rng = np.random.default_rng(0)
-    for y, (_, returns, color) in enumerate(rows):
-        mean = float(returns.mean())
+    for y, returns in enumerate(played):
+        mean, color = returns.mean(), colors[y]
         jitter = y + rng.uniform(-0.22, 0.22, len(returns))
         axis.scatter(returns, jitter, s=9, color=color, alpha=0.35, lw=0)
-        axis.plot([mean] * 2, [y - 0.32, y + 0.32], color=color, lw=3)
-        style: Any = {"ha": "center", "fontsize": 9, "color": color, "weight": "bold"}
-        axis.annotate(readable(mean), (mean, y + 0.34), **style)
-    axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-    axis.set_ylim(-0.6, len(rows) - 0.3)
+        axis.plot([mean, mean], [y - 0.32, y + 0.32], color=color, lw=3)
+        text = {"ha": "center", "fontsize": 9, "color": color, "weight": "bold"}
+        axis.text(mean, y + 0.34, readable(float(mean)), text)
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.6, len(names) - 0.3))
     axis.set_xlabel("episode return (dots: episodes, bar: mean)")
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

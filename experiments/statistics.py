@@ -7,18 +7,21 @@ runs. Intervals resample runs within each task (a bootstrap stratified by task).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Scores = NDArray[np.float64]
+Tasks = Sequence[ArrayLike]
+"""the scores (R_i,) of the runs on each task"""
 Statistic = Callable[[Sequence[Scores]], Any]
 """a number, or an array of numbers, of the scores of all tasks"""
 RESAMPLES = 10_000
 
 
-def as_tasks(tasks: Sequence[ArrayLike]) -> list[Scores]:
+def as_tasks(tasks: Tasks) -> list[Scores]:
     """Arrays (R_i,), one per task. Raises ValueError where one is empty or not finite."""
     arrays = [np.asarray(task, dtype=np.float64) for task in tasks]
     if not arrays:
@@ -32,12 +35,12 @@ def as_tasks(tasks: Sequence[ArrayLike]) -> list[Scores]:
     return arrays
 
 
-def mean(tasks: Sequence[ArrayLike]) -> float:
+def mean(tasks: Tasks) -> float:
     """Mean over all runs of all tasks."""
     return float(np.concatenate(as_tasks(tasks)).mean())
 
 
-def iqm(tasks: Sequence[ArrayLike]) -> float:
+def iqm(tasks: Tasks) -> float:
     """Interquartile mean: of all runs of all tasks, without the lowest and highest quarter.
 
     A quarter is rounded down to whole runs, so that up to three runs give their mean.
@@ -48,7 +51,7 @@ def iqm(tasks: Sequence[ArrayLike]) -> float:
 
 
 def stratified_bootstrap(
-    tasks: Sequence[ArrayLike],
+    tasks: Tasks,
     statistic: Statistic = iqm,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
@@ -69,10 +72,7 @@ def stratified_bootstrap(
 
 
 def hierarchical_bootstrap(
-    seeds: Sequence[ArrayLike],
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    seeds: Tasks, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of the mean return of a new training: seeds are drawn, then episodes.
 
@@ -86,34 +86,29 @@ def hierarchical_bootstrap(
         here = drawn == i
         episodes = rng.integers(len(returns), size=(int(here.sum()), len(returns)))
         means[here] = returns[episodes].mean(axis=1)
-    low, high = _percentiles(means.mean(axis=1), confidence)
-    return float(low), float(high)
+    return _percentiles(means.mean(axis=1), confidence)
 
 
-def probability_of_improvement(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
+def probability_of_improvement(first: Tasks, second: Tasks) -> float:
     """P(a run of `first` beats one of `second`), averaged over tasks; a tie counts half.
 
     Per task it is the Mann-Whitney statistic over all pairs of runs.
     """
-    pairs = list(zip(as_tasks(first), as_tasks(second), strict=True))
-    wins = [np.mean((a[:, None] > b[None, :]) + 0.5 * (a[:, None] == b[None, :])) for a, b in pairs]
-    return float(np.mean(wins))
+    pairs = zip(as_tasks(first), as_tasks(second), strict=True)
+    return float(np.mean([np.heaviside(np.subtract.outer(a, b), 0.5).mean() for a, b in pairs]))
 
 
 def improvement_interval(
-    first: Sequence[ArrayLike],
-    second: Sequence[ArrayLike],
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    first: Tasks, second: Tasks, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of `probability_of_improvement`; both sides are resampled."""
-    sides, n = [*first, *second], len(first)
+    statistic = partial(_improvement, len(first))
+    return stratified_bootstrap([*first, *second], statistic, confidence, resamples, seed)
 
-    def improvement(tasks: Sequence[Scores]) -> float:
-        return probability_of_improvement(tasks[:n], tasks[n:])
 
-    return stratified_bootstrap(sides, improvement, confidence, resamples, seed)
+def _improvement(n: int, tasks: Sequence[Scores]) -> float:
+    """Of the first n tasks over the others."""
+    return probability_of_improvement(tasks[:n], tasks[n:])
 
 
 def loss_of_choice(returns: ArrayLike, chosen: int, halves: int = 1_000, seed: int = 0) -> float:
@@ -140,10 +135,9 @@ def loss_of_choice(returns: ArrayLike, chosen: int, halves: int = 1_000, seed: i
     return float(np.mean(losses))
 
 
-def performance_profile(tasks: Sequence[ArrayLike], thresholds: ArrayLike) -> Scores:
+def performance_profile(tasks: Tasks, thresholds: ArrayLike) -> Scores:
     """Share of runs above each threshold (K,), averaged over tasks: (K,)."""
-    levels = np.asarray(thresholds, dtype=np.float64)
-    shares = [np.mean(task[:, None] > levels[None, :], axis=0) for task in as_tasks(tasks)]
+    shares = [np.greater.outer(task, thresholds).mean(axis=0) for task in as_tasks(tasks)]
     return np.asarray(np.mean(shares, axis=0))
 
 

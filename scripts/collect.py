@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import tyro
 from gymnasium import spaces
-from minari.data_collector import EpisodeBuffer
 
 from qgpo.envs.rollouts.collecting import collect, describe
 from qgpo.envs.rollouts.protocols import Policy
@@ -43,25 +42,24 @@ class Args:
     n_steps: int = 100_000
     """environment steps; the last episode is played to its end"""
     switch_every: int | None = None
-    """draw the policy again about every N steps; default once per episode"""
+    """draw the policy again about every so many steps; default once per episode"""
     seed: int = 0
     """seed of resets, actions and turns"""
     deterministic: bool = False
     """the policies' mean actions instead of sampled ones"""
     max_episode_steps: int | None = None
-    """cut episodes after this many steps; default the environment's own limit"""
+    """cut episodes after so many steps; default the environment's own limit"""
     progress_bar: bool = True
     """show steps and time left"""
 
 
 def check(args: Args) -> None:
     """Refuse wrong values and ids that are taken before any episode is played."""
-    for name in ("n_steps", "switch_every", "max_episode_steps"):
+    least = {"n_steps": 1, "switch_every": 1, "max_episode_steps": 1, "seed": 0}
+    for name, bound in least.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}: expected at least 0")
+        if value is not None and value < bound:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least {bound}")
     if not args.policy:
         raise ValueError(f"--policy: expected one or more files or names of {policies()}")
     if args.vecnormalize and len(args.vecnormalize) != len(args.policy):
@@ -97,31 +95,24 @@ def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: st
         raise ValueError(f"--policy {name}: {error}") from error
 
 
-def roll_out(args: Args) -> list[EpisodeBuffer]:
-    """At least n_steps steps of complete episodes."""
-    statistics = args.vecnormalize or ("-",) * len(args.policy)
-    return collect(
-        args.env_id,
-        lambda space: [
-            open_policy(name, file, space, args.env_id)
-            for name, file in zip(args.policy, statistics, strict=True)
-        ],
-        args.n_steps,
-        args.seed,
-        switch_every=args.switch_every,
-        deterministic=args.deterministic,
-        max_episode_steps=args.max_episode_steps,
-        progress_bar=args.progress_bar,
-    )
-
-
 def main(args: Args) -> None:
     """Check, roll out, store, and print how to train on the result."""
     names = [Path(name).name for name in args.policy]
     about = describe(names, args.env_id, args.seed, args.switch_every, args.deterministic)
     try:
         check(args)
-        episodes = roll_out(args)
+        statistics = args.vecnormalize or ("-",) * len(args.policy)
+        files = list(zip(args.policy, statistics, strict=True))
+        episodes = collect(
+            args.env_id,
+            lambda space: [open_policy(*pair, space, args.env_id) for pair in files],
+            args.n_steps,
+            args.seed,
+            switch_every=args.switch_every,
+            deterministic=args.deterministic,
+            max_episode_steps=args.max_episode_steps,
+            progress_bar=args.progress_bar,
+        )
         write_minari(args.dataset_id, episodes, args.env_id, ", ".join(names), about)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tyro
@@ -29,128 +29,110 @@ from qgpo.envs.store.remote import RemoteError, remote_name
 Ids = tyro.conf.Positional[tuple[str, ...]]
 
 
-@dataclass
-class List:
-    """Local, bundled and remote datasets, and what is missing to use each."""
+def list_datasets(
+    where: tuple[Where, ...] = WHERE, prefix: str = "", as_json: bool = False
+) -> None:
+    """Local, bundled and remote datasets, and what is missing to use each.
 
-    where: tuple[Where, ...] = WHERE
-    """places to look in"""
-    prefix: str = ""
-    """only ids that start with it, for example mujoco/hopper"""
-    as_json: bool = False
-    """one JSON list instead of tables"""
-
-    def run(self) -> None:
-        """Print a table per place; a remote that cannot be reached is mentioned."""
-        entries: dict[Where, list[Entry]] = {}
-        for where in self.where:
-            try:
-                entries[where] = catalogue(where, self.prefix)
-            except RemoteError as error:
-                if self.as_json or len(self.where) == 1:
-                    raise
-                print(f"remote: {error}\n")
-        if self.as_json:
-            plain = [dataclasses.asdict(entry) for part in entries.values() for entry in part]
-            print(json.dumps(plain, indent=2))
-            return
-        titles = {"local": str(folder_of("")), "bundled": "made from policies in the package"}
-        for where, listed in entries.items():
-            title = titles[where] if where in titles else remote_name()
-            print(f"{where} ({title}): {len(listed)}")
-            print("\n".join(table(listed)), end="\n\n" if listed else "\n")
-        print("0 / 100: returns of score 0 and 100. D4RL: same task and kind (do scores compare?)")
+    Args:
+        where: places to look in
+        prefix: only ids that start with it, for example mujoco/hopper
+        as_json: one JSON list instead of tables
+    """
+    entries: dict[Where, list[Entry]] = {}
+    for place in where:
+        try:
+            entries[place] = catalogue(place, prefix)
+        except RemoteError as error:
+            if as_json or len(where) == 1:
+                raise
+            print(f"remote: {error}\n")
+    if as_json:
+        plain = [dataclasses.asdict(entry) for part in entries.values() for entry in part]
+        print(json.dumps(plain, indent=2))
+        return
+    titles = {"local": str(folder_of("")), "bundled": "made from policies in the package"}
+    for place, listed in entries.items():
+        print(f"{place} ({titles.get(place) or remote_name()}): {len(listed)}")
+        print("".join(f"{line}\n" for line in table(listed)))
+    print("0 / 100: returns that count so. D4RL: same task and kind (do scores compare?)")
 
 
-@dataclass
-class Download:
-    """Fetch datasets from Minari's remote; damaged ones are replaced, complete ones kept."""
+def download_datasets(ids: Ids, force: bool = False, progress_bar: bool = True) -> None:
+    """Fetch datasets from Minari's remote; damaged ones are replaced, complete ones kept.
 
-    ids: Ids
-    """dataset ids; without a version the newest on the remote that can be read here"""
-    force: bool = False
-    """fetch complete local datasets again, too"""
-    progress_bar: bool = True
-    """show files and bytes"""
-
-    def run(self) -> None:
-        """Fetch one after the other."""
-        for name in not_empty(self.ids):
-            dataset = download(name, force=self.force, progress_bar=self.progress_bar)
-            print(
-                f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps in "
-                f"{folder_of(dataset.id)}"
-            )
+    Args:
+        ids: dataset ids; without a version the newest on the remote that can be read here
+        force: fetch complete local datasets again, too
+        progress_bar: show files and bytes
+    """
+    for name in not_empty(ids):
+        dataset = download(name, force=force, progress_bar=progress_bar)
+        size = f"{dataset.total_episodes} episodes, {dataset.total_steps} steps"
+        print(f"{dataset.id}: {size} in {folder_of(dataset.id)}")
 
 
-@dataclass
-class Check:
-    """Check files, episodes, every value, environment and scores; exit code 1 if one is bad."""
+def check_datasets(ids: Ids) -> None:
+    """Check files, episodes, every value, environment and scores; exit code 1 if one is bad.
 
-    ids: Ids
-    """ids of local datasets"""
-
-    def run(self) -> None:
-        """Print every report; exit with the ids of bad datasets."""
-        reports = [check_dataset(name) for name in not_empty(self.ids)]
-        for report in reports:
-            print(report.id)
-            for finding in report.findings:
-                mark = {True: "ok", False: "BAD", None: "-"}[finding.ok]
-                print(f"  {mark:4s}{finding.what:12s}{finding.text}")
-        bad = [report.id for report in reports if not report.ok]
-        if bad:
-            raise SystemExit(f"bad: {', '.join(bad)}")
+    Args:
+        ids: ids of local datasets
+    """
+    reports = [check_dataset(name) for name in not_empty(ids)]
+    for report in reports:
+        print(report.id)
+        for finding in report.findings:
+            mark = {True: "ok", False: "BAD", None: "-"}[finding.ok]
+            print(f"  {mark:4s}{finding.what:12s}{finding.text}")
+    bad = [report.id for report in reports if not report.ok]
+    if bad:
+        raise SystemExit(f"bad: {', '.join(bad)}")
 
 
-@dataclass
-class Combine:
-    """Write all episodes of several datasets into a new local one."""
+def combine_datasets(ids: Ids, dataset_id: str, progress_bar: bool = True) -> None:
+    """Write all episodes of several datasets into a new local one.
 
-    ids: Ids
-    """at least two dataset ids, in the order of their episodes"""
-    dataset_id: str
-    """id of the new dataset, for example mine/hopper/medium-expert-v0"""
-    progress_bar: bool = True
-    """show steps and time left"""
-
-    def run(self) -> None:
-        """Write the new dataset, and print how to train on it."""
-        dataset = combine(self.ids, self.dataset_id, progress_bar=self.progress_bar)
-        print(f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
-        print(f"train on it: python scripts/train.py --dataset-id {dataset.id}")
+    Args:
+        ids: at least two dataset ids, in the order of their episodes
+        dataset_id: id of the new dataset, for example mine/hopper/medium-expert-v0
+        progress_bar: show steps and time left
+    """
+    dataset = combine(ids, dataset_id, progress_bar=progress_bar)
+    print(f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
+    print(f"train on it: python scripts/train.py --dataset-id {dataset.id}")
 
 
-@dataclass
-class Show:
-    """Summarise a dataset, and draw its returns, lengths, rewards and actions."""
+def show_dataset(
+    id: tyro.conf.Positional[str], output: Path | None = None, overwrite: bool = False
+) -> None:
+    """Summarise a dataset, and draw its returns, lengths, rewards and actions.
 
-    id: tyro.conf.Positional[str]
-    """dataset id"""
-    output: Path | None = None
-    """the picture (.png, .pdf, .svg); default the id with dashes, in this folder"""
-    overwrite: bool = False
-    """replace the picture where it exists, instead of refusing"""
-
-    def run(self) -> None:
-        """Print the summary and write the picture."""
-        output = self.output or Path(f"{self.id.replace('/', '-')}.png")
-        if output.suffix not in (".png", ".pdf", ".svg"):
-            raise ValueError(f"--output {output}: expected a file that ends in .png, .pdf or .svg")
-        if output.exists() and not self.overwrite:
-            raise ValueError(
-                f"{output} exists: choose another --output, or replace it by --overwrite"
-            )
-        dataset = load_dataset(self.id)
-        print(dataset.id)
-        for name, text in summary(dataset):
-            print(f"  {name:12s}{text}")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draw_dataset(output, dataset)
-        print(f"picture: {output}")
+    Args:
+        id: dataset id
+        output: the picture (.png, .pdf, .svg); default the id with dashes, in this folder
+        overwrite: replace the picture where it exists, instead of refusing
+    """
+    output = output or Path(f"{id.replace('/', '-')}.png")
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--output {output}: expected a file that ends in .png, .pdf or .svg")
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} exists: choose another --output, or replace it by --overwrite")
+    dataset = load_dataset(id)
+    print(dataset.id)
+    for name, text in summary(dataset):
+        print(f"  {name:12s}{text}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw_dataset(output, dataset)
+    print(f"picture: {output}")
 
 
-Command = List | Download | Check | Combine | Show
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_datasets,
+    "download": download_datasets,
+    "check": check_datasets,
+    "combine": combine_datasets,
+    "show": show_dataset,
+}
 
 
 def table(entries: list[Entry]) -> list[str]:
@@ -158,7 +140,7 @@ def table(entries: list[Entry]) -> list[str]:
     if not entries:
         return []
     header = ("id", "steps", "episodes", "MB", "behavior", "0 / 100", "D4RL", "missing, notes")
-    rows = [header, *(row(entry) for entry in entries)]
+    rows = [header, *map(row, entries)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     align = "<>>><<<<"
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
@@ -190,10 +172,10 @@ def not_empty(ids: tuple[str, ...]) -> tuple[str, ...]:
     return ids
 
 
-def main(args: Command) -> None:
-    """Run the command; errors are one line."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name; errors are one line."""
     try:
-        args.run()
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, description=__doc__)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
@@ -202,7 +184,7 @@ def main(args: Command) -> None:
 
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Command, description=__doc__))  # type: ignore[arg-type]
+    main()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 
 from qgpo import __version__
 
-DATA_FILES = ("py.typed", "*.safetensors")
+DATA_FILES = ("py.typed", "*.safetensors", "*_template.*")
 """what a package holds besides modules"""
 BUILD_FILES = (
     *("setup.py", "pyproject.toml", "MANIFEST.in"),

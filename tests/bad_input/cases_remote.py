@@ -39,7 +39,7 @@ def collect(*argv: str) -> Callable[[], Any]:
 
 
 def data(*argv: str) -> Callable[[], Any]:
-    return lambda: script.main(tyro.cli(script.Command, args=argv))
+    return lambda: script.main(argv)
 
 
 def written(*ids: str, **more: Any) -> tuple[str, ...]:
