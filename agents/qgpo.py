@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Steps
+from qgpo.agents.core.training import half_cosine
 from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import REFERENCES, STATES_FOR_MEDIAN, Trust
@@ -31,7 +32,6 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import Range
 from qgpo.guidance import (
     GUIDANCES,
-    Guidance,
     GuidanceParts,
     Samples,
     Weighted,
@@ -117,9 +117,6 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     presets: ClassVar[dict[str, QGPOConfig]] = PRESETS
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
 
-    energy: Guidance
-    trust: Trust
-
     def __init__(
         self,
         config: QGPOConfig | str = "laptop",
@@ -155,13 +152,12 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             preconditioned=c.energy_preconditioned,
             options=c.guidance_options,
         )
-        self.energy = make_guidance(c.guidance, parts)
-        self.networks["energy"] = self.energy
+        self.energy = self.training.add_trained("energy", make_guidance(c.guidance, parts))
         if self.energy.needs_energy:
-            self.networks["temperature"] = self.temperature
+            self.training.add("temperature", self.temperature)
         if c.trust_power:
-            self.trust = Trust(behavior.observation_dim, c.trust_power)
-            self.networks["trust"] = self.trust
+            trust = Trust(behavior.observation_dim, c.trust_power)
+            self.trust = self.training.add("trust", trust)
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """f_0 = beta Q(s, a) at the nearest action inside the bounds, (B, A), (B, S) to (B,)."""
@@ -209,7 +205,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             if not energy.trainable:
                 return energy.metrics(groups, training.generator)
             loss, metrics = energy.loss(groups, training.generator)
-            rate = self.behavior.rate(c.energy_learning_rate, step, c.energy_steps)
+            decays = c.learning_rate_decay
+            rate = half_cosine(c.energy_learning_rate, step, c.energy_steps, decays)
             metrics["grad_norm"] = training.optimize("energy", loss, rate)
             return metrics
 

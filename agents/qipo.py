@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Period, Steps
-from qgpo.agents.core.training import average
+from qgpo.agents.core.training import average, half_cosine
 from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
@@ -82,25 +82,13 @@ class QIPO(GuidedPolicy[QIPOConfig]):
     presets: ClassVar[dict[str, QIPOConfig]] = QIPO_PRESETS
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "policy")
 
-    policy: Diffusion
-    policy_ema: Diffusion
-    source: Diffusion
-
     def _build_last(self) -> None:
-        behavior = self.behavior
-        self.policy = copy.deepcopy(behavior.model)
-        self.policy_ema = copy.deepcopy(behavior.average)
-        self.source = copy.deepcopy(behavior.average)
-        self.temperature = InverseTemperature(self.config.beta)
+        behavior, training = self.behavior, self.training
+        self.policy = training.add_trained("policy", copy.deepcopy(behavior.model))
+        self.policy_ema = training.add_copy("policy_ema", behavior.average)
+        self.source = training.add_copy("source", behavior.average)
+        self.temperature = training.add("temperature", InverseTemperature(self.config.beta))
         self.weighted = Weighted(self.policy_ema, behavior.average.denoise)
-        self.networks.update(
-            {
-                "policy": self.policy,
-                "policy_ema": self.policy_ema,
-                "source": self.source,
-                "temperature": self.temperature,
-            }
-        )
 
     def _support_source(self) -> Diffusion:
         """The behavior; after a renewal the policy as it was then."""
@@ -144,7 +132,8 @@ class QIPO(GuidedPolicy[QIPOConfig]):
             loss, metrics = weighted_loss(
                 self.policy, support, take(energies, rows), condition, "sample", training.generator
             )
-            rate = self.behavior.rate(c.policy_learning_rate, step, c.policy_steps)
+            decays = c.learning_rate_decay
+            rate = half_cosine(c.policy_learning_rate, step, c.policy_steps, decays)
             metrics["grad_norm"] = training.optimize("policy", loss, rate)
             renewals = min(step // c.renew_every, self.most_renewals)
             metrics["effective_beta"] = torch.tensor((renewals + 1) * c.beta, device=self.device)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.core.acting import unscale_actions
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import Fraction, Rate, Steps
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
@@ -184,13 +184,9 @@ def transitions(batches: Batches, index: Tensor) -> ReplayBufferSamples:
 
     Actions are scaled to [-1, 1]; a truncated episode does not cut the bootstrap.
     """
-    rows = take(batches.state_index, index)
+    observations, actions, rewards, next_observations, dones = batches.transitions(index)
     return ReplayBufferSamples(
-        observations=batches.observations(rows),
-        actions=batches.scaled_actions(index),
-        next_observations=batches.observations(rows + 1),
-        dones=take(batches.terminations, index).float()[:, None],
-        rewards=take(batches.rewards, index)[:, None],
+        observations, actions, next_observations, dones[:, None], rewards[:, None]
     )
 
 

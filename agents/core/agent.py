@@ -6,7 +6,6 @@ in `act`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from abc import ABC, abstractmethod
@@ -28,13 +27,7 @@ from torch import Tensor, nn
 from qgpo.agents.core import acting, checkpoint, sb3
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.agents.core.training import (
-    Training,
-    TrainingStoppedError,
-    choose_device,
-    of_training,
-    on_signals,
-)
+from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.opening import recorded_in
@@ -261,16 +254,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         training.log_interval, training.progress_bar = log_interval, progress_bar
         training.started = time.monotonic()
         total_timesteps = self.total_timesteps  # for callbacks, which read our locals
-        training.callback = callback
-        callback.init_callback(self)  # type: ignore[arg-type]
-        try:
-            with on_signals(training.interrupt):
-                callback.on_training_start(locals(), globals())
-                with contextlib.suppress(TrainingStoppedError):
-                    self._train(dataset)
-                callback.on_training_end()
-        finally:
-            training.callback = None
+        with training.running(callback, self, locals()):
+            self._train(dataset)
         return self
 
     def prepare(self, dataset: OfflineDataset) -> Batches:
@@ -334,15 +319,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 return
         self.observation_space, self.action_space = observation_box, action_box
         self.adapter = adapter
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                self._build(observation_box.shape[0], action_box.shape[0])
-            self.networks.to(self.device)
-        except BaseException:  # half an agent could be saved, and not be loaded
-            self._reset()
-            raise
-        self.networks.train(False)
+        with self.training.building(self._reset):
+            self._build(observation_box.shape[0], action_box.shape[0])
 
     # Acting -------------------------------------------------------------------------------
 

@@ -56,9 +56,6 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     Files have the configuration's of all three (`configure_guidance` changes it).
     """
 
-    behavior: Behavior
-    support: Support
-    critic: SupportCritic
     _scale: float | None = None
 
     # What a subclass says -----------------------------------------------------------------
@@ -94,9 +91,6 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         self.support = Support(self.behavior, self.training, self._support_source)
         self.critic = SupportCritic(self.behavior, self.support, self.training)
         self._build_last()
-        for name in self.stages:
-            if name in self.networks:
-                self.training.add_optimizer(name, self.networks[name].parameters(), 1e-4)
 
     # Training: the stages that all share -----------------------------------------------------
 
