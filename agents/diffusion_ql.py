@@ -77,6 +77,7 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
         self.candidates = c.candidates
+        self._action_dim = action_dim
         self._add_normalizer(observation_dim)
         network = MLPNoiseNetwork(action_dim, observation_dim, c.hidden, activation="mish")
         policy = DenoisingChain(network, c.diffusion_steps)
@@ -124,11 +125,6 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         q = self.critic_target.both(repeated, self.policy_ema.sample(noise, repeated))
         best: Tensor = q.reshape(2, -1, n).amax(dim=-1).amin(dim=0)
         return best
-
-    @property
-    def _action_dim(self) -> int:
-        assert self.action_space is not None
-        return int(self.action_space.shape[0])
 
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:

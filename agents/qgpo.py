@@ -169,18 +169,10 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         return self.temperature.beta * q
 
     @property
-    def last_steps(self) -> int:
-        """Steps of the energy stage; a guidance without a network has one, to look at it."""
-        return self.config.energy_steps if self._trains_energy else 1
-
-    @property
-    def total_timesteps(self) -> int:
-        """Gradient steps of a whole training."""
-        return self.shared_timesteps + (self.config.energy_steps if self._trains_energy else 0)
-
-    @property
-    def _trains_energy(self) -> bool:
-        return guidance_class(self.config.guidance).trainable
+    def last_timesteps(self) -> int:
+        """Gradient steps of the energy stage; a guidance without a network has none."""
+        c = self.config
+        return c.energy_steps if guidance_class(c.guidance).trainable else 0
 
     # Training: the paper's order ----------------------------------------------------------
 

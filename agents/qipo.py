@@ -95,14 +95,9 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         return self.source if self.progress["policy"] else self.behavior.average
 
     @property
-    def last_steps(self) -> int:
-        """Steps of the policy stage."""
+    def last_timesteps(self) -> int:
+        """Gradient steps of the policy stage."""
         return self.config.policy_steps
-
-    @property
-    def total_timesteps(self) -> int:
-        """Gradient steps of a whole training."""
-        return self.shared_timesteps + self.config.policy_steps
 
     # Training: the paper's order ----------------------------------------------------------
 

@@ -10,7 +10,6 @@ the data are not used. All else, files and resume bit for bit included, is Offli
 from __future__ import annotations
 
 import contextlib
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -84,37 +83,32 @@ class SB3Agent(OfflineAgent[SB3Config]):
 
     config_class: ClassVar[type[SB3Config]] = SB3Config
     presets: ClassVar[dict[str, SB3Config]] = SAC_PRESETS
+    algorithm: ClassVar[type[SAC | TD3]] = SAC
     model: SAC | TD3
-
-    @abstractmethod
-    def _make_model(self, action_dim: int) -> SAC | TD3:
-        """The algorithm, without environment and networks."""
 
     @property
     def total_timesteps(self) -> int:
         """Steps of a whole training."""
         return self.config.steps
 
-    @property
-    def _settings(self) -> dict[str, Any]:
-        c = self.config
-        return {
-            "policy": "MlpPolicy",
-            "env": None,
-            "learning_rate": c.learning_rate,
-            "buffer_size": 1,  # the data are ours
-            "tau": c.tau,
-            "gamma": c.gamma,
-            "policy_kwargs": {"net_arch": list(c.hidden)},
-            "device": self.device,
-            "_init_setup_model": False,
-        }
-
     def _build(self, observation_dim: int, action_dim: int) -> None:
-        model = self._make_model(action_dim)
+        c = self.config
+        model = self.algorithm(
+            "MlpPolicy",
+            None,  # type: ignore[arg-type]
+            learning_rate=c.learning_rate,
+            buffer_size=1,  # the data are ours
+            tau=c.tau,
+            gamma=c.gamma,
+            policy_kwargs={"net_arch": list(c.hidden)},
+            device=self.device,
+            _init_setup_model=False,
+        )
         assert self.observation_space is not None
         assert self.action_space is not None
         model.observation_space, model.action_space = self.observation_space, self.action_space
+        if isinstance(model, SAC):  # "auto" would ask an environment
+            model.target_entropy = -float(action_dim)
         model.n_envs = 1
         model._setup_model()
         model.set_logger(Logger(folder=None, output_formats=[]))
@@ -158,11 +152,6 @@ class SB3Agent(OfflineAgent[SB3Config]):
             yield
 
 
-class _SAC(SB3Agent):
-    def _make_model(self, action_dim: int) -> SAC:
-        return SAC(**self._settings, target_entropy=-float(action_dim))
-
-
 class _Offline(SB3Agent):
     """Trains on the dataset as if it were a replay buffer that no longer grows."""
 
@@ -190,7 +179,7 @@ def transitions(batches: Batches, index: Tensor) -> ReplayBufferSamples:
     )
 
 
-class OfflineSAC(_Offline, _SAC):
+class OfflineSAC(_Offline):
     """Naive offline SAC."""
 
     name: ClassVar[str] = "sb3:offline-sac"
@@ -201,12 +190,10 @@ class OfflineTD3(_Offline):
 
     name: ClassVar[str] = "sb3:offline-td3"
     presets: ClassVar[dict[str, SB3Config]] = TD3_PRESETS
-
-    def _make_model(self, action_dim: int) -> TD3:
-        return TD3(**self._settings)
+    algorithm: ClassVar[type[SAC | TD3]] = TD3
 
 
-class OnlineSAC(_SAC):
+class OnlineSAC(SB3Agent):
     """SAC in the dataset's environment: one gradient step per environment step.
 
     A checkpoint holds all transitions; on resume the episode under way is played again from its

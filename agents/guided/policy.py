@@ -74,8 +74,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     @property
     @abstractmethod
-    def last_steps(self) -> int:
-        """Steps of the last stage."""
+    def last_timesteps(self) -> int:
+        """Gradient steps of the last stage."""
 
     def _support_source(self) -> Diffusion:
         """The model from which support actions are drawn."""
@@ -141,6 +141,16 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """Gradient steps before the last stage."""
         c = self.config
         return c.whitening_steps + c.behavior_steps + c.critic_steps
+
+    @property
+    def last_steps(self) -> int:
+        """Steps of the last stage; one without gradient steps has one, to look at it."""
+        return max(1, self.last_timesteps)
+
+    @property
+    def total_timesteps(self) -> int:
+        """Gradient steps of a whole training."""
+        return self.shared_timesteps + self.last_timesteps
 
     @property
     def is_trained(self) -> bool:
