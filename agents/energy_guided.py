@@ -175,49 +175,37 @@ class EnergyGuidedDiffusion:
     def _build(self, dim: int, condition_dim: int, labelled: bool) -> None:
         """Networks and optimizers; `labelled`: the energy came as labels and may be learned."""
         c, add, add_trained = self.config, self.training.add, self.training.add_trained
+        dims, common = (dim, condition_dim), (self.schedule, c.sharpness)
+        make_network = functools.partial(NaturalNetwork, *dims, dim, c.hidden, *common, True)
         with self.training.building(self._reset):
-            self.dims, self._labelled = (dim, condition_dim), labelled
+            self.dims, self._labelled = dims, labelled
             self.normalizer = add("normalizer", ObservationNormalizer(dim))
             self.condition_normalizer = add(
                 "condition_normalizer", ObservationNormalizer(condition_dim)
             )
-            self.data_model = add_trained("data_model", self._make_diffusion(), "data")
-            self.data_model_ema = self.training.add_copy("data_model_ema", self.data_model)
+            data_model = Diffusion(make_network(), self.schedule, c.prediction)
+            self.data_model = add_trained("data_model", data_model, "data")
+            self.data_model_ema = self.training.add_copy("data_model_ema", data_model)
             clean_energy = mlp([dim + condition_dim, *c.energy_hidden, 1], "silu")
             self.clean_energy = add_trained("clean_energy", clean_energy, "energy")
             self.energy_scale = add("energy_scale", ObservationNormalizer(1))
-            model, copied = (make_guidance(c.guidance, self._parts()) for _ in range(2))
-            self.guidance_model = add_trained("guidance", model)
-            self.guidance_ema = add("guidance_ema", copied.requires_grad_(False))
-            self.guidance_ema.load_state_dict(self.guidance_model.state_dict())
-
-    def _parts(self) -> GuidanceParts:
-        assert self.dims is not None
-        c = self.config
-        return GuidanceParts(
-            dim=self.dims[0],
-            schedule=self.schedule,
-            denoise=self.data_model_ema.denoise,
-            make_energy_network=self._make_energy_network,
-            make_diffusion=self._make_diffusion,
-            energy=self._scaled_energy,
-            preconditioned=c.preconditioned,
-            targets=c.targets,
-            options=c.guidance_options,
-        )
-
-    def _make_diffusion(self) -> Diffusion:
-        assert self.dims is not None
-        c = self.config
-        network = NaturalNetwork(
-            *self.dims, self.dims[0], c.hidden, self.schedule, c.sharpness, zero_start=True
-        )
-        return Diffusion(network, self.schedule, c.prediction)
-
-    def _make_energy_network(self) -> NaturalNetwork:
-        assert self.dims is not None
-        c = self.config
-        return NaturalNetwork(*self.dims, 0, c.energy_hidden, self.schedule, c.sharpness)
+            parts = GuidanceParts(
+                dim=dim,
+                schedule=self.schedule,
+                denoise=self.data_model_ema.denoise,
+                make_energy_network=functools.partial(
+                    NaturalNetwork, *dims, 0, c.energy_hidden, *common
+                ),
+                make_diffusion=lambda: Diffusion(make_network(), self.schedule, c.prediction),
+                energy=self._scaled_energy,
+                preconditioned=c.preconditioned,
+                targets=c.targets,
+                options=c.guidance_options,
+            )
+            self.guidance_model = add_trained("guidance", make_guidance(c.guidance, parts))
+            copied = make_guidance(c.guidance, parts).requires_grad_(False)
+            copied.load_state_dict(self.guidance_model.state_dict())
+            self.guidance_ema = add("guidance_ema", copied)
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """f_0 = -beta E of standardised samples and conditions, (B,); differentiable."""

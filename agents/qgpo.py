@@ -14,6 +14,7 @@ energy prediction to what f_t is (`qgpo.guidance`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import gymnasium as gym
@@ -137,16 +138,13 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     def _build_last(self) -> None:
         c, behavior = self.config, self.behavior
         self.temperature = InverseTemperature(c.beta)
-
-        def make_energy_network() -> EnergyNetwork:
-            dims = behavior.action_dim, behavior.observation_dim
-            return EnergyNetwork(*dims, c.energy_hidden, c.energy_time_scale)
-
+        dims = behavior.action_dim, behavior.observation_dim
+        network = partial(EnergyNetwork, *dims, c.energy_hidden, c.energy_time_scale)
         parts = GuidanceParts(
             dim=behavior.action_dim,
             schedule=behavior.average.schedule,
             denoise=behavior.average.denoise,
-            make_energy_network=make_energy_network,
+            make_energy_network=network,
             make_diffusion=behavior.make_diffusion,
             energy=self._scaled_energy,
             preconditioned=c.energy_preconditioned,

@@ -108,14 +108,12 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         """Stage 5: weighted regression on the support, which is renewed as it goes."""
         data = self._with_support(dataset)
         c, training = self.config, self.training
+        q = self.critic.table_of_q(data)
         if self.progress["policy"] == 0:
             for model in (self.policy, self.policy_ema, self.source):
                 model.load_state_dict(self.behavior.average.state_dict())
-        q = self.critic.table_of_q(data)
-        if self.progress["policy"] == 0:
             self.temperature.beta.copy_(c.beta / self.critic.scale(q))
-        iterates = self.most_renewals + 1
-        energies = self.critic.scaled_energies(q, self.temperature.beta, iterates)
+        energies = self._energies(q)
 
         def update(step: int) -> Metrics:
             nonlocal energies
@@ -148,7 +146,9 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         """Draw the support from today's policy; beta Q of the new actions, (R, M)."""
         self.source.load_state_dict(self.policy_ema.state_dict())
         self.support.regenerate(data)
-        q = self.critic.table_of_q(data)
+        return self._energies(self.critic.table_of_q(data))
+
+    def _energies(self, q: Tensor) -> Tensor:
         return self.critic.scaled_energies(q, self.temperature.beta, self.most_renewals + 1)
 
     # Acting -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -66,18 +67,6 @@ TD3_PRESETS = {
 ONLINE_PRESETS = {"laptop": SB3Config(steps=100_000), "paper": SB3Config()}
 
 
-class Samples:
-    """What SB3's `train()` asks of a replay buffer: the transitions that were drawn last."""
-
-    def __init__(self) -> None:
-        self.drawn: ReplayBufferSamples | None = None
-
-    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        """The drawn transitions."""
-        assert self.drawn is not None
-        return self.drawn
-
-
 class SB3Agent(OfflineAgent[SB3Config]):
     """An SB3 off-policy algorithm whose registers are an OfflineAgent's."""
 
@@ -112,7 +101,6 @@ class SB3Agent(OfflineAgent[SB3Config]):
         model.n_envs = 1
         model._setup_model()
         model.set_logger(Logger(folder=None, output_formats=[]))
-        model.replay_buffer = Samples()  # type: ignore[assignment]
         self.model = model
         self.networks["policy"] = model.policy
         self.optimizers["actor"] = model.policy.actor.optimizer
@@ -125,7 +113,7 @@ class SB3Agent(OfflineAgent[SB3Config]):
 
     def _update(self, step: int, drawn: ReplayBufferSamples) -> Metrics:
         """One step of SB3's own `train()` on those transitions."""
-        self.model.replay_buffer.drawn = drawn  # type: ignore[union-attr]
+        self.model.replay_buffer = SimpleNamespace(sample=lambda *_, **__: drawn)  # type: ignore[assignment]
         self.model._n_updates = step  # TD3 delays its actor by it
         with self._randomness(self.training.generator):
             self.model.train(gradient_steps=1, batch_size=len(drawn.rewards))

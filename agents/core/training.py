@@ -13,7 +13,6 @@ import math
 import signal
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -180,8 +179,8 @@ class Training:
                     raise TrainingStoppedError
                 self.stop_if_interrupted(f"after step {step + 1} of stage {stage!r}")
 
-    def interrupt(self) -> None:
-        """Ask the loop to stop after the step under way."""
+    def interrupt(self, *_: object) -> None:
+        """Ask the loop to stop after the step under way: a signal's handler."""
         self.interrupted = True
 
     def stop_if_interrupted(self, when: str) -> None:
@@ -300,16 +299,13 @@ def choose_device(device: torch.device | str) -> torch.device:
 
 
 @contextlib.contextmanager
-def on_signals(interrupt: Callable[[], None]) -> Iterator[None]:
+def on_signals(interrupt: Callable[..., None]) -> Iterator[None]:
     """Call `interrupt` on SIGINT and SIGTERM, in the main thread; other threads get no handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def handler(signum: int, frame: types.FrameType | None) -> None:
-        interrupt()
-
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

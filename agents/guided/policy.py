@@ -105,8 +105,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     def train_whitening(self, dataset: OfflineDataset) -> None:
         """Stage 1: the Gaussian policy, where `whitening_steps` asks for one."""
-        data = self.prepare(dataset)
-        self.behavior.train_whitening(data)
+        self.behavior.train_whitening(self.prepare(dataset))
 
     def train_behavior(self, dataset: OfflineDataset) -> None:
         """Stage 2: the diffusion model of mu(a|s), in whitened coordinates if configured.
@@ -120,13 +119,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     def generate_support(self, dataset: OfflineDataset) -> None:
         """Stage 3: M actions for every observation of the dataset, guidance off."""
-        data = self.prepare(dataset)
-        self.support.generate(data)
+        self.support.generate(self.prepare(dataset))
 
     def train_critic(self, dataset: OfflineDataset) -> None:
         """Stage 4: Q by regression on in-support targets."""
-        data = self._with_support(dataset)
-        self.critic.train(data)
+        self.critic.train(self._with_support(dataset))
         adoption.keep_states(self.training)
 
     def _with_support(self, dataset: OfflineDataset) -> Batches:
