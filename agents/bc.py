@@ -44,8 +44,6 @@ class BC(SingleStageAgent[BCConfig]):
     config_class: ClassVar[type[BCConfig]] = BCConfig
     presets: ClassVar[dict[str, BCConfig]] = BC_PRESETS
 
-    policy: GaussianPolicy
-
     def _build(self, observation_dim: int, action_dim: int) -> None:
         self._add_normalizer(observation_dim)
         policy = GaussianPolicy(

@@ -74,22 +74,18 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
     config_class: ClassVar[type[DiffusionQLConfig]] = DiffusionQLConfig
     presets: ClassVar[dict[str, DiffusionQLConfig]] = DIFFUSION_QL_PRESETS
 
-    policy: DenoisingChain
-    policy_ema: DenoisingChain
-    critic: TwinQ
-    critic_target: TwinQ
-
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
         self.candidates = c.candidates
+        self._action_dim = action_dim
         self._add_normalizer(observation_dim)
         network = MLPNoiseNetwork(action_dim, observation_dim, c.hidden, activation="mish")
         policy = DenoisingChain(network, c.diffusion_steps)
         self.policy = self._add_trained("policy", policy)
-        self.policy_ema = self._add_target("policy_ema", policy)
+        self.policy_ema = self.training.add_copy("policy_ema", policy)
         critic = TwinQ(observation_dim, action_dim, c.hidden, activation="mish")
         self.critic = self._add_trained("critic", critic)
-        self.critic_target = self._add_target("critic_target", critic)
+        self.critic_target = self.training.add_copy("critic_target", critic)
 
     def update(self, batch: Transitions, step: int) -> Metrics:
         """One step of the critic, then one of the policy (their Algorithm 1)."""
@@ -129,11 +125,6 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         q = self.critic_target.both(repeated, self.policy_ema.sample(noise, repeated))
         best: Tensor = q.reshape(2, -1, n).amax(dim=-1).amin(dim=0)
         return best
-
-    @property
-    def _action_dim(self) -> int:
-        assert self.action_space is not None
-        return int(self.action_space.shape[0])
 
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:

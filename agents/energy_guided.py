@@ -10,30 +10,27 @@ Everything runs in standardised coordinates z = (x - mean) / std, and E is lower
 
 from __future__ import annotations
 
-import contextlib
-import copy
+import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.callbacks import ConvertCallback
 from torch import Tensor, nn
 
 from qgpo.agents.core import checkpoint
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.training import (
     Training,
-    TrainingStoppedError,
     average,
     choose_device,
     half_cosine,
     of_training,
-    on_signals,
 )
 from qgpo.diffusion import Diffusion, Metrics
 from qgpo.guidance import (
@@ -112,35 +109,20 @@ class EnergyGuidedConfig:
         check_guidance(self.guidance, self.guidance_options)
 
 
-class _History(KVWriter):
-    """Keeps what the loop logs, per stage."""
+class Data(NamedTuple):
+    """N samples as the stages see them."""
 
-    def __init__(self, history: dict[str, list[dict[str, float]]]) -> None:
-        self.history = history
+    z: Tensor
+    """(N, D) standardised"""
+    energies: Tensor
+    """(N,) E in its own units, or what a stage makes of it"""
+    condition: Tensor | None
+    """(N, C) standardised"""
 
-    def write(
-        self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0
-    ) -> None:
-        """One row: the step of the stage, and its metrics."""
-        stage = key_values["time/stage"]
-        metrics = {k.removeprefix(f"{stage}/"): v for k, v in key_values.items()}
-        steps = float(metrics["time/stage_steps"])
-        own = {k: float(v) for k, v in metrics.items() if "/" not in k}
-        self.history[stage].append({"step": steps, **own})
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class _EveryStep(BaseCallback):
-    """Calls a function of the model after every step; False stops."""
-
-    def __init__(self, function: Callback) -> None:
-        super().__init__()
-        self.function = function
-
-    def _on_step(self) -> bool:
-        return self.function(self.model) is not False  # type: ignore[arg-type]
+    def rows(self, rows: Tensor | slice) -> Samples:
+        """Those samples, in the shape of the row numbers."""
+        condition = None if self.condition is None else self.condition[rows]
+        return Samples(self.z[rows], self.energies[rows], condition)
 
 
 class EnergyGuidedDiffusion:
@@ -160,6 +142,8 @@ class EnergyGuidedDiffusion:
     """steps done, per stage"""
     num_timesteps: int = of_training("num_timesteps")
     """gradient steps done, over all stages"""
+    history: dict[str, list[dict[str, float]]] = of_training("history")
+    """about fifty rows of metrics per stage"""
 
     def __init__(
         self,
@@ -180,8 +164,7 @@ class EnergyGuidedDiffusion:
 
     def _reset(self) -> None:
         self.training.reset()
-        self.history: dict[str, list[dict[str, float]]] = {stage: [] for stage in STAGES}
-        self.training.logger = Logger(None, [_History(self.history)])
+        self.training.history = {stage: [] for stage in STAGES}
         self.fingerprint: str | None = None
         self.dims: tuple[int, int] | None = None
         self._energy: Energy | None = None
@@ -191,80 +174,44 @@ class EnergyGuidedDiffusion:
 
     def _build(self, dim: int, condition_dim: int, labelled: bool) -> None:
         """Networks and optimizers; `labelled`: the energy came as labels and may be learned."""
-        try:
-            self._build_parts(dim, condition_dim, labelled)
-        except BaseException:  # half a model could be saved, and not be loaded
-            self._reset()
-            raise
-
-    def _build_parts(self, dim: int, condition_dim: int, labelled: bool) -> None:
-        c = self.config
-        self.dims, self._labelled = (dim, condition_dim), labelled
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.normalizer = ObservationNormalizer(dim)
-            self.condition_normalizer = ObservationNormalizer(condition_dim)
-            self.data_model = self._make_diffusion()
-            self.data_model_ema = copy.deepcopy(self.data_model).requires_grad_(False)
-            self.clean_energy = mlp([dim + condition_dim, *c.energy_hidden, 1], "silu")
-            self.energy_scale = ObservationNormalizer(1)
-            self.guidance_model = make_guidance(c.guidance, self._parts())
-            self.guidance_ema = make_guidance(c.guidance, self._parts()).requires_grad_(False)
-        self.guidance_ema.load_state_dict(self.guidance_model.state_dict())
-        self.networks.update(
-            {
-                "normalizer": self.normalizer,
-                "condition_normalizer": self.condition_normalizer,
-                "data_model": self.data_model,
-                "data_model_ema": self.data_model_ema,
-                "clean_energy": self.clean_energy,
-                "energy_scale": self.energy_scale,
-                "guidance": self.guidance_model,
-                "guidance_ema": self.guidance_ema,
-            }
-        )
-        self.networks.to(self.device).train(False)
-        trained: dict[str, nn.Module] = {
-            "data": self.data_model,
-            "energy": self.clean_energy,
-            "guidance": self.guidance_model,
-        }
-        for stage, module in trained.items():
-            self.training.add_optimizer(stage, module.parameters(), 1e-3)
-
-    def _parts(self) -> GuidanceParts:
-        assert self.dims is not None
-        c = self.config
-        return GuidanceParts(
-            dim=self.dims[0],
-            schedule=self.schedule,
-            denoise=self.data_model_ema.denoise,
-            make_energy_network=self._make_energy_network,
-            make_diffusion=self._make_diffusion,
-            energy=self._scaled_energy,
-            preconditioned=c.preconditioned,
-            targets=c.targets,
-            options=c.guidance_options,
-        )
-
-    def _make_diffusion(self) -> Diffusion:
-        assert self.dims is not None
-        c = self.config
-        network = NaturalNetwork(
-            *self.dims, self.dims[0], c.hidden, self.schedule, c.sharpness, zero_start=True
-        )
-        return Diffusion(network, self.schedule, c.prediction)
-
-    def _make_energy_network(self) -> NaturalNetwork:
-        assert self.dims is not None
-        c = self.config
-        return NaturalNetwork(*self.dims, 0, c.energy_hidden, self.schedule, c.sharpness)
+        c, add, add_trained = self.config, self.training.add, self.training.add_trained
+        dims, common = (dim, condition_dim), (self.schedule, c.sharpness)
+        make_network = functools.partial(NaturalNetwork, *dims, dim, c.hidden, *common, True)
+        with self.training.building(self._reset):
+            self.dims, self._labelled = dims, labelled
+            self.normalizer = add("normalizer", ObservationNormalizer(dim))
+            self.condition_normalizer = add(
+                "condition_normalizer", ObservationNormalizer(condition_dim)
+            )
+            data_model = Diffusion(make_network(), self.schedule, c.prediction)
+            self.data_model = add_trained("data_model", data_model, "data")
+            self.data_model_ema = self.training.add_copy("data_model_ema", data_model)
+            clean_energy = mlp([dim + condition_dim, *c.energy_hidden, 1], "silu")
+            self.clean_energy = add_trained("clean_energy", clean_energy, "energy")
+            self.energy_scale = add("energy_scale", ObservationNormalizer(1))
+            parts = GuidanceParts(
+                dim=dim,
+                schedule=self.schedule,
+                denoise=self.data_model_ema.denoise,
+                make_energy_network=functools.partial(
+                    NaturalNetwork, *dims, 0, c.energy_hidden, *common
+                ),
+                make_diffusion=lambda: Diffusion(make_network(), self.schedule, c.prediction),
+                energy=self._scaled_energy,
+                preconditioned=c.preconditioned,
+                targets=c.targets,
+                options=c.guidance_options,
+            )
+            self.guidance_model = add_trained("guidance", make_guidance(c.guidance, parts))
+            copied = make_guidance(c.guidance, parts).requires_grad_(False)
+            copied.load_state_dict(self.guidance_model.state_dict())
+            self.guidance_ema = add("guidance_ema", copied)
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """f_0 = -beta E of standardised samples and conditions, (B,); differentiable."""
         if self._labelled:
             learned: Tensor = self.clean_energy(join(z, condition)).squeeze(-1)
-            return -self.config.beta * (learned * self.energy_scale.std + self.energy_scale.mean)
+            return -self.config.beta * in_units(self.energy_scale, learned)
         if self._energy is None:
             raise RuntimeError(
                 f"guidance={self.config.guidance!r} differentiates the energy while sampling, and "
@@ -278,8 +225,7 @@ class EnergyGuidedDiffusion:
         if condition is None:
             values = energy(x)  # type: ignore[call-arg]
         else:
-            normalizer = self.condition_normalizer
-            values = energy(x, condition * normalizer.std + normalizer.mean)  # type: ignore[call-arg]
+            values = energy(x, in_units(self.condition_normalizer, condition))  # type: ignore[call-arg]
         if values.shape != (len(z),):
             raise ValueError(
                 f"energy returned shape {tuple(values.shape)}, expected ({len(z)},): one value "
@@ -294,7 +240,7 @@ class EnergyGuidedDiffusion:
 
     def decode(self, z: Tensor) -> Tensor:
         """Back to data, (..., D)."""
-        return z * self.normalizer.std + self.normalizer.mean
+        return in_units(self.normalizer, z)
 
     # Training -------------------------------------------------------------------------------
 
@@ -317,35 +263,30 @@ class EnergyGuidedDiffusion:
         file) stands, as if never stopped. Raises ValueError for data or energies that do not fit,
         RuntimeError where a loss is not finite.
         """
-        z, labels, c = self._prepare(data, energy, condition, resume)
-        with self._stages(progress_bar, callback):
-            self._fit_data(z, c)
-            self._fit_energy(z, labels, c)
-            self._fit_guidance(z, labels, c)
+        prepared = self._prepare(data, energy, condition, resume)
+        with self._running(progress_bar, callback):
+            self._fit_data(prepared)
+            self._fit_energy(prepared)
+            self._fit_guidance(prepared)
         return self
 
     def fit_data(
         self, data: Array, condition: Array | None = None, *, progress_bar: bool = False
     ) -> Self:
         """Stage 1 alone: q, for several guidances to share (`with_guidance`)."""
-        z, _, c = self._prepare(data, None, condition, False)
-        with self._stages(progress_bar, None):
-            self._fit_data(z, c)
+        prepared = self._prepare(data, None, condition, False)
+        with self._running(progress_bar, None):
+            self._fit_data(prepared)
         return self
 
-    @contextlib.contextmanager
-    def _stages(self, progress_bar: bool, callback: Callback | None) -> Iterator[None]:
-        """What the stages inside need of the loop; a callback that stops them ends the block."""
+    def _running(
+        self, progress_bar: bool, callback: Callback | None
+    ) -> AbstractContextManager[None]:
+        """Around the stages: the loop's settings; a callback that returns False ends the block."""
         training = self.training
         training.interrupted, training.progress_bar = False, progress_bar
-        training.callback = None if callback is None else _EveryStep(callback)
-        if training.callback is not None:
-            training.callback.init_callback(self)  # type: ignore[arg-type]
-        try:
-            with on_signals(training.interrupt), contextlib.suppress(TrainingStoppedError):
-                yield
-        finally:
-            training.callback = None
+        on_step = None if callback is None else lambda *_: callback(self) is not False
+        return training.running(ConvertCallback(on_step), self, {})
 
     def with_guidance(self, config: EnergyGuidedConfig) -> EnergyGuidedDiffusion:
         """A new model that keeps this one's q; call `fit(..., resume=True)` on the same data.
@@ -374,23 +315,22 @@ class EnergyGuidedDiffusion:
         energy: Energy | Array | None,
         condition: Array | None,
         resume: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Check and standardise: z (N, D), E (N,), condition (N, C)."""
+    ) -> Data:
+        """Check and standardise; an energy of None is zero."""
         x = self._matrix("data", data)
         c = None if condition is None else self._matrix("condition", condition)
         if c is not None and len(c) != len(x):
             raise ValueError(f"condition has {len(c)} rows, expected one per sample: {len(x)}")
-        labelled = not callable(energy)
+        dims = x.shape[1], 0 if c is None else c.shape[1]
         if not resume:
             self._reset()
         if self.dims is None:
-            self._build(x.shape[1], 0 if c is None else c.shape[1], labelled)
-        if self.dims != (x.shape[1], 0 if c is None else c.shape[1]):
+            self._build(*dims, not callable(energy))
+        if self.dims != dims:
             raise ValueError(
-                f"data and condition have dimensions {(x.shape[1], 0 if c is None else c.shape[1])}"
-                f", this model was made for {self.dims}"
+                f"data and condition have dimensions {dims}, this model was made for {self.dims}"
             )
-        self._labelled = labelled
+        self._labelled = not callable(energy)
         self._energy = energy if callable(energy) else None
         if self.progress["data"] == 0:
             self.normalizer.fit(x)
@@ -399,8 +339,9 @@ class EnergyGuidedDiffusion:
         z = self.normalizer(x)
         c = None if c is None else self.condition_normalizer(c)
         labels = self._labels(energy, z, c)
-        self._check_same_data(x, labels, energy is not None)
-        return z, labels, c
+        if energy is not None:
+            self._check_same_data(x, labels)
+        return Data(z, labels, c)
 
     def _labels(self, energy: Energy | Array | None, z: Tensor, c: Tensor | None) -> Tensor:
         """E of every sample, (N,)."""
@@ -427,9 +368,7 @@ class EnergyGuidedDiffusion:
             raise ValueError(f"{name} has NaN or infinite values")
         return matrix
 
-    def _check_same_data(self, x: Tensor, labels: Tensor, has_energy: bool) -> None:
-        if not has_energy:
-            return
+    def _check_same_data(self, x: Tensor, labels: Tensor) -> None:
         digest = hashlib.sha256(x.cpu().numpy().tobytes())
         digest.update(labels.cpu().numpy().tobytes())
         started = any(self.progress[stage] for stage in ("energy", "guidance"))
@@ -437,86 +376,72 @@ class EnergyGuidedDiffusion:
             raise ValueError("training began on other data or another energy: fit without resume")
         self.fingerprint = digest.hexdigest()
 
-    def _fit_data(self, z: Tensor, c: Tensor | None) -> None:
+    def _fit_data(self, data: Data) -> None:
         """Stage 1: q, which is the weighted model at beta = 0."""
+        zeros = data._replace(energies=torch.zeros_like(data.energies))
+        self._fit_stage("data", zeros, self._data_loss, (self.data_model, self.data_model_ema))
 
-        def update(step: int) -> Metrics:
-            rows = self._draw(len(z))
-            zeros = torch.zeros(rows.shape, device=self.device)
-            condition = None if c is None else c[rows]
-            targets = self.config.targets
-            loss, metrics = weighted_loss(
-                self.data_model, z[rows], zeros, condition, targets, self.training.generator
-            )
-            self._optimize("data", loss, step)
-            average(self.data_model, self.data_model_ema, self.config.ema_decay, step)
-            return {"loss": metrics["loss"]}
+    def _data_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
+        targets, generator = self.config.targets, self.training.generator
+        x_0, zeros, condition = groups
+        loss, _ = weighted_loss(self.data_model, x_0, zeros, condition, targets, generator)
+        return loss, {"loss": loss}
 
-        self._run("data", update)
-
-    def _fit_energy(self, z: Tensor, labels: Tensor, c: Tensor | None) -> None:
+    def _fit_energy(self, data: Data) -> None:
         """Stage 2: a smooth E(x), where it is differentiated and came as labels."""
         if not (self._labelled and self.guidance_model.needs_energy):
             return
-        self.energy_scale.fit(labels[:, None])
-        standardised = self.energy_scale(labels[:, None]).squeeze(-1)
+        self.energy_scale.fit(data.energies[:, None])
+        standardised = self.energy_scale(data.energies[:, None]).squeeze(-1)
+        self._fit_stage("energy", data._replace(energies=standardised), self._energy_loss)
 
-        def update(step: int) -> Metrics:
-            rows = self._draw(len(z)).flatten()
-            output = self.clean_energy(join(z[rows], None if c is None else c[rows]))
-            loss = torch.mean((output.squeeze(-1) - standardised[rows]) ** 2)
-            self._optimize("energy", loss, step)
-            return {"loss": loss.detach()}
+    def _energy_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
+        x_0, standardised, condition = groups
+        output = self.clean_energy(join(x_0, condition)).squeeze(-1)
+        loss = torch.mean((output - standardised) ** 2)
+        return loss, {"loss": loss}
 
-        self._run("energy", update)
-
-    def _fit_guidance(self, z: Tensor, labels: Tensor, c: Tensor | None) -> None:
+    def _fit_guidance(self, data: Data) -> None:
         """Stage 3: f_t on groups of K samples, each group at one noise level."""
         # E enters relative to its mean: the same f for energies that differ by a constant
-        centred = labels.double() - labels.double().mean()
-        scaled = (-self.config.beta * centred).float()
-        if self.progress["guidance"] == 0:
-            for guidance in (self.guidance_model, self.guidance_ema):
-                if isinstance(guidance, Weighted):
-                    guidance.model.load_state_dict(self.data_model_ema.state_dict())
-        state = self.training.generator.get_state()
-        seen = ROWS_PER_CALL if self.guidance_model.needs_energy else len(z)
-        samples = Samples(z[:seen], scaled[:seen], None if c is None else c[:seen])
-        for guidance in (self.guidance_model, self.guidance_ema):
-            self.training.generator.set_state(state)
-            guidance.prepare(samples, self.training.generator)
-        self.training.generator.set_state(state)
-        if not self.guidance_model.trainable:
-            return
+        centred = data.energies.double() - data.energies.double().mean()
+        data = data._replace(energies=(-self.config.beta * centred).float())
+        model, generator = self.guidance_model, self.training.generator
+        state = generator.get_state()
+        seen = data.rows(slice(ROWS_PER_CALL if model.needs_energy else None))
+        for guidance in (model, self.guidance_ema):
+            if self.progress["guidance"] == 0 and isinstance(guidance, Weighted):
+                guidance.model.load_state_dict(self.data_model_ema.state_dict())
+            generator.set_state(state)
+            guidance.prepare(seen, generator)
+        generator.set_state(state)
+        if model.trainable:
+            loss = functools.partial(model.loss, generator=generator)
+            self._fit_stage("guidance", data, loss, (model, self.guidance_ema))
+
+    def _fit_stage(
+        self,
+        stage: str,
+        data: Data,
+        loss: Callable[[Samples], tuple[Tensor, Metrics]],
+        averaged: tuple[nn.Module, nn.Module] | None = None,
+    ) -> None:
+        """Minimise a loss over random groups, with about fifty rows of metrics."""
+        c, training = self.config, self.training
+        is_data = stage == "data"
+        total = c.data_steps if is_data else c.guidance_steps
+        rate = c.data_learning_rate if is_data else c.guidance_learning_rate
 
         def update(step: int) -> Metrics:
-            rows = self._draw(len(z))
-            groups = Samples(z[rows], scaled[rows], None if c is None else c[rows])
-            loss, metrics = self.guidance_model.loss(groups, self.training.generator)
-            self._optimize("guidance", loss, step)
-            average(self.guidance_model, self.guidance_ema, self.config.ema_decay, step)
+            rows = training.draw(len(data.z), c.groups, c.contrast)
+            value, metrics = loss(data.rows(rows))
+            training.optimize(stage, value, half_cosine(rate, step, total))
+            if averaged is not None:
+                average(*averaged, c.ema_decay, step)
             return metrics
 
-        self._run("guidance", update)
-
-    def _run(self, stage: str, update: Callable[[int], Metrics]) -> None:
-        """Run a stage in the shared loop, with about fifty rows of metrics."""
-        total = self._steps(stage)
-        self.training.log_interval = max(1, total // 50)
-        self.training.run_stage(stage, total, update)
-
-    def _steps(self, stage: str) -> int:
-        return self.config.data_steps if stage == "data" else self.config.guidance_steps
-
-    def _draw(self, n: int) -> Tensor:
-        """Rows of the next step's groups, (groups, K)."""
-        return self.training.draw(n, self.config.groups, self.config.contrast)
-
-    def _optimize(self, stage: str, loss: Tensor, step: int) -> None:
-        """One step, at a rate that falls to zero along half a cosine."""
-        c = self.config
-        base = c.data_learning_rate if stage == "data" else c.guidance_learning_rate
-        self.training.optimize(stage, loss, half_cosine(base, step, self._steps(stage)))
+        training.log_interval = max(1, total // 50)
+        training.run_stage(stage, total, update)
 
     # Files ----------------------------------------------------------------------------------
 
@@ -637,3 +562,8 @@ class EnergyGuidedDiffusion:
                 f"condition has shape {tuple(c.shape)}, expected ({n or 'n'}, {condition_dim})"
             )
         return dim, self.condition_normalizer(c)
+
+
+def in_units(normalizer: ObservationNormalizer, standardised: Tensor) -> Tensor:
+    """Back from standardised values to the data's own units."""
+    return standardised * normalizer.std + normalizer.mean

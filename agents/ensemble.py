@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from qgpo.agents.core import acting
+from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.guided.tuning import is_guided, tune_guidance
@@ -122,19 +121,8 @@ class Ensemble:
 
     # Acting -------------------------------------------------------------------------------
 
-    def predict(
-        self,
-        observation: NDArray[Any] | dict[str, Any],
-        state: tuple[NDArray[Any], ...] | None = None,
-        episode_start: NDArray[np.bool_] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[np.float32], tuple[NDArray[Any], ...] | None]:
-        """As an agent's: actions (A,) for an observation (S,), or (B, A) for (B, S)."""
-        return acting.predict(self, observation, deterministic), state
-
-    def seed_predictions(self, seed: int) -> None:
-        """Seed the noise of `predict`."""
-        self.prediction_generator.manual_seed(seed)
+    predict = Acts.predict
+    seed_predictions = Acts.seed_predictions
 
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qgpo.agents.core.config import Expectile, NotNegative, RewardTuning
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
@@ -57,11 +57,6 @@ class IQL(SingleStageAgent[IQLConfig]):
     config_class: ClassVar[type[IQLConfig]] = IQLConfig
     presets: ClassVar[dict[str, IQLConfig]] = IQL_PRESETS
 
-    policy: GaussianPolicy
-    critic: TwinQ
-    critic_target: TwinQ
-    value: nn.Module
-
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
         self._add_normalizer(observation_dim)
@@ -69,7 +64,7 @@ class IQL(SingleStageAgent[IQLConfig]):
         self.policy = self._add_trained("policy", policy)
         critic = TwinQ(observation_dim, action_dim, c.hidden)
         self.critic = self._add_trained("critic", critic)
-        self.critic_target = self._add_target("critic_target", critic)
+        self.critic_target = self.training.add_copy("critic_target", critic)
         self.value = self._add_trained("value", mlp([observation_dim, *c.hidden, 1]))
 
     def update(self, batch: Transitions, step: int) -> Metrics:

@@ -14,6 +14,7 @@ energy prediction to what f_t is (`qgpo.guidance`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import gymnasium as gym
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Steps
+from qgpo.agents.core.training import half_cosine
 from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import REFERENCES, STATES_FOR_MEDIAN, Trust
@@ -31,7 +33,6 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import Range
 from qgpo.guidance import (
     GUIDANCES,
-    Guidance,
     GuidanceParts,
     Samples,
     Weighted,
@@ -117,9 +118,6 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     presets: ClassVar[dict[str, QGPOConfig]] = PRESETS
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
 
-    energy: Guidance
-    trust: Trust
-
     def __init__(
         self,
         config: QGPOConfig | str = "laptop",
@@ -140,28 +138,24 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     def _build_last(self) -> None:
         c, behavior = self.config, self.behavior
         self.temperature = InverseTemperature(c.beta)
-
-        def make_energy_network() -> EnergyNetwork:
-            dims = behavior.action_dim, behavior.observation_dim
-            return EnergyNetwork(*dims, c.energy_hidden, c.energy_time_scale)
-
+        dims = behavior.action_dim, behavior.observation_dim
+        network = partial(EnergyNetwork, *dims, c.energy_hidden, c.energy_time_scale)
         parts = GuidanceParts(
             dim=behavior.action_dim,
             schedule=behavior.average.schedule,
             denoise=behavior.average.denoise,
-            make_energy_network=make_energy_network,
+            make_energy_network=network,
             make_diffusion=behavior.make_diffusion,
             energy=self._scaled_energy,
             preconditioned=c.energy_preconditioned,
             options=c.guidance_options,
         )
-        self.energy = make_guidance(c.guidance, parts)
-        self.networks["energy"] = self.energy
+        self.energy = self.training.add_trained("energy", make_guidance(c.guidance, parts))
         if self.energy.needs_energy:
-            self.networks["temperature"] = self.temperature
+            self.training.add("temperature", self.temperature)
         if c.trust_power:
-            self.trust = Trust(behavior.observation_dim, c.trust_power)
-            self.networks["trust"] = self.trust
+            trust = Trust(behavior.observation_dim, c.trust_power)
+            self.trust = self.training.add("trust", trust)
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """f_0 = beta Q(s, a) at the nearest action inside the bounds, (B, A), (B, S) to (B,)."""
@@ -173,18 +167,10 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         return self.temperature.beta * q
 
     @property
-    def last_steps(self) -> int:
-        """Steps of the energy stage; a guidance without a network has one, to look at it."""
-        return self.config.energy_steps if self._trains_energy else 1
-
-    @property
-    def total_timesteps(self) -> int:
-        """Gradient steps of a whole training."""
-        return self.shared_timesteps + (self.config.energy_steps if self._trains_energy else 0)
-
-    @property
-    def _trains_energy(self) -> bool:
-        return guidance_class(self.config.guidance).trainable
+    def last_timesteps(self) -> int:
+        """Gradient steps of the energy stage; a guidance without a network has none."""
+        c = self.config
+        return c.energy_steps if guidance_class(c.guidance).trainable else 0
 
     # Training: the paper's order ----------------------------------------------------------
 
@@ -209,7 +195,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             if not energy.trainable:
                 return energy.metrics(groups, training.generator)
             loss, metrics = energy.loss(groups, training.generator)
-            rate = self.behavior.rate(c.energy_learning_rate, step, c.energy_steps)
+            decays = c.learning_rate_decay
+            rate = half_cosine(c.energy_learning_rate, step, c.energy_steps, decays)
             metrics["grad_norm"] = training.optimize("energy", loss, rate)
             return metrics
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Period, Steps
-from qgpo.agents.core.training import average
+from qgpo.agents.core.training import average, half_cosine
 from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
@@ -83,38 +83,21 @@ class QIPO(GuidedPolicy[QIPOConfig]):
     presets: ClassVar[dict[str, QIPOConfig]] = QIPO_PRESETS
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "policy")
 
-    policy: Diffusion
-    policy_ema: Diffusion
-    source: Diffusion
-
     def _build_last(self) -> None:
-        behavior = self.behavior
-        self.policy = copy.deepcopy(behavior.model)
-        self.policy_ema = copy.deepcopy(behavior.average)
-        self.source = copy.deepcopy(behavior.average)
-        self.temperature = InverseTemperature(self.config.beta)
-        self.networks.update(
-            {
-                "policy": self.policy,
-                "policy_ema": self.policy_ema,
-                "source": self.source,
-                "temperature": self.temperature,
-            }
-        )
+        behavior, training = self.behavior, self.training
+        self.policy = training.add_trained("policy", copy.deepcopy(behavior.model))
+        self.policy_ema = training.add_copy("policy_ema", behavior.average)
+        self.source = training.add_copy("source", behavior.average)
+        self.temperature = training.add("temperature", InverseTemperature(self.config.beta))
 
     def _support_source(self) -> Diffusion:
         """The behavior; after a renewal the policy as it was then."""
         return self.source if self.progress["policy"] else self.behavior.average
 
     @property
-    def last_steps(self) -> int:
-        """Steps of the policy stage."""
+    def last_timesteps(self) -> int:
+        """Gradient steps of the policy stage."""
         return self.config.policy_steps
-
-    @property
-    def total_timesteps(self) -> int:
-        """Gradient steps of a whole training."""
-        return self.shared_timesteps + self.config.policy_steps
 
     # Training: the paper's order ----------------------------------------------------------
 
@@ -125,14 +108,12 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         """Stage 5: weighted regression on the support, which is renewed as it goes."""
         data = self._with_support(dataset)
         c, training = self.config, self.training
+        q = self.critic.table_of_q(data)
         if self.progress["policy"] == 0:
             for model in (self.policy, self.policy_ema, self.source):
                 model.load_state_dict(self.behavior.average.state_dict())
-        q = self.critic.table_of_q(data)
-        if self.progress["policy"] == 0:
             self.temperature.beta.copy_(c.beta / self.critic.scale(q))
-        iterates = self.most_renewals + 1
-        energies = self.critic.scaled_energies(q, self.temperature.beta, iterates)
+        energies = self._energies(q)
 
         def update(step: int) -> Metrics:
             nonlocal energies
@@ -144,7 +125,8 @@ class QIPO(GuidedPolicy[QIPOConfig]):
             loss, metrics = weighted_loss(
                 self.policy, support, take(energies, rows), condition, "sample", training.generator
             )
-            rate = self.behavior.rate(c.policy_learning_rate, step, c.policy_steps)
+            decays = c.learning_rate_decay
+            rate = half_cosine(c.policy_learning_rate, step, c.policy_steps, decays)
             metrics["grad_norm"] = training.optimize("policy", loss, rate)
             renewals = min(step // c.renew_every, self.most_renewals)
             metrics["effective_beta"] = torch.tensor((renewals + 1) * c.beta, device=self.device)
@@ -164,7 +146,9 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         """Draw the support from today's policy; beta Q of the new actions, (R, M)."""
         self.source.load_state_dict(self.policy_ema.state_dict())
         self.support.regenerate(data)
-        q = self.critic.table_of_q(data)
+        return self._energies(self.critic.table_of_q(data))
+
+    def _energies(self, q: Tensor) -> Tensor:
         return self.critic.scaled_energies(q, self.temperature.beta, self.most_renewals + 1)
 
     # Acting -------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ the data are not used. All else, files and resume bit for bit included, is Offli
 from __future__ import annotations
 
 import contextlib
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.core.acting import unscale_actions
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import Fraction, Rate, Steps
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
@@ -67,58 +67,40 @@ TD3_PRESETS = {
 ONLINE_PRESETS = {"laptop": SB3Config(steps=100_000), "paper": SB3Config()}
 
 
-class Samples:
-    """What SB3's `train()` asks of a replay buffer: the transitions that were drawn last."""
-
-    def __init__(self) -> None:
-        self.drawn: ReplayBufferSamples | None = None
-
-    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        """The drawn transitions."""
-        assert self.drawn is not None
-        return self.drawn
-
-
 class SB3Agent(OfflineAgent[SB3Config]):
     """An SB3 off-policy algorithm whose registers are an OfflineAgent's."""
 
     config_class: ClassVar[type[SB3Config]] = SB3Config
     presets: ClassVar[dict[str, SB3Config]] = SAC_PRESETS
+    algorithm: ClassVar[type[SAC | TD3]] = SAC
     model: SAC | TD3
-
-    @abstractmethod
-    def _make_model(self, action_dim: int) -> SAC | TD3:
-        """The algorithm, without environment and networks."""
 
     @property
     def total_timesteps(self) -> int:
         """Steps of a whole training."""
         return self.config.steps
 
-    @property
-    def _settings(self) -> dict[str, Any]:
-        c = self.config
-        return {
-            "policy": "MlpPolicy",
-            "env": None,
-            "learning_rate": c.learning_rate,
-            "buffer_size": 1,  # the data are ours
-            "tau": c.tau,
-            "gamma": c.gamma,
-            "policy_kwargs": {"net_arch": list(c.hidden)},
-            "device": self.device,
-            "_init_setup_model": False,
-        }
-
     def _build(self, observation_dim: int, action_dim: int) -> None:
-        model = self._make_model(action_dim)
+        c = self.config
+        model = self.algorithm(
+            "MlpPolicy",
+            None,  # type: ignore[arg-type]
+            learning_rate=c.learning_rate,
+            buffer_size=1,  # the data are ours
+            tau=c.tau,
+            gamma=c.gamma,
+            policy_kwargs={"net_arch": list(c.hidden)},
+            device=self.device,
+            _init_setup_model=False,
+        )
         assert self.observation_space is not None
         assert self.action_space is not None
         model.observation_space, model.action_space = self.observation_space, self.action_space
+        if isinstance(model, SAC):  # "auto" would ask an environment
+            model.target_entropy = -float(action_dim)
         model.n_envs = 1
         model._setup_model()
         model.set_logger(Logger(folder=None, output_formats=[]))
-        model.replay_buffer = Samples()  # type: ignore[assignment]
         self.model = model
         self.networks["policy"] = model.policy
         self.optimizers["actor"] = model.policy.actor.optimizer
@@ -131,7 +113,7 @@ class SB3Agent(OfflineAgent[SB3Config]):
 
     def _update(self, step: int, drawn: ReplayBufferSamples) -> Metrics:
         """One step of SB3's own `train()` on those transitions."""
-        self.model.replay_buffer.drawn = drawn  # type: ignore[union-attr]
+        self.model.replay_buffer = SimpleNamespace(sample=lambda *_, **__: drawn)  # type: ignore[assignment]
         self.model._n_updates = step  # TD3 delays its actor by it
         with self._randomness(self.training.generator):
             self.model.train(gradient_steps=1, batch_size=len(drawn.rewards))
@@ -158,11 +140,6 @@ class SB3Agent(OfflineAgent[SB3Config]):
             yield
 
 
-class _SAC(SB3Agent):
-    def _make_model(self, action_dim: int) -> SAC:
-        return SAC(**self._settings, target_entropy=-float(action_dim))
-
-
 class _Offline(SB3Agent):
     """Trains on the dataset as if it were a replay buffer that no longer grows."""
 
@@ -184,17 +161,13 @@ def transitions(batches: Batches, index: Tensor) -> ReplayBufferSamples:
 
     Actions are scaled to [-1, 1]; a truncated episode does not cut the bootstrap.
     """
-    rows = take(batches.state_index, index)
+    observations, actions, rewards, next_observations, dones = batches.transitions(index)
     return ReplayBufferSamples(
-        observations=batches.observations(rows),
-        actions=batches.scaled_actions(index),
-        next_observations=batches.observations(rows + 1),
-        dones=take(batches.terminations, index).float()[:, None],
-        rewards=take(batches.rewards, index)[:, None],
+        observations, actions, next_observations, dones[:, None], rewards[:, None]
     )
 
 
-class OfflineSAC(_Offline, _SAC):
+class OfflineSAC(_Offline):
     """Naive offline SAC."""
 
     name: ClassVar[str] = "sb3:offline-sac"
@@ -205,12 +178,10 @@ class OfflineTD3(_Offline):
 
     name: ClassVar[str] = "sb3:offline-td3"
     presets: ClassVar[dict[str, SB3Config]] = TD3_PRESETS
-
-    def _make_model(self, action_dim: int) -> TD3:
-        return TD3(**self._settings)
+    algorithm: ClassVar[type[SAC | TD3]] = TD3
 
 
-class OnlineSAC(_SAC):
+class OnlineSAC(SB3Agent):
     """SAC in the dataset's environment: one gradient step per environment step.
 
     A checkpoint holds all transitions; on resume the episode under way is played again from its

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qgpo.agents.core.config import NotNegative
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
@@ -54,20 +54,15 @@ class TD3BC(SingleStageAgent[TD3BCConfig]):
     config_class: ClassVar[type[TD3BCConfig]] = TD3BCConfig
     presets: ClassVar[dict[str, TD3BCConfig]] = TD3BC_PRESETS
 
-    policy: nn.Module
-    policy_target: nn.Module
-    critic: TwinQ
-    critic_target: TwinQ
-
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
         self._add_normalizer(observation_dim)
         policy = deterministic_policy(observation_dim, action_dim, c.hidden)
         self.policy = self._add_trained("policy", policy)
-        self.policy_target = self._add_target("policy_target", policy)
+        self.policy_target = self.training.add_copy("policy_target", policy)
         critic = TwinQ(observation_dim, action_dim, c.hidden)
         self.critic = self._add_trained("critic", critic)
-        self.critic_target = self._add_target("critic_target", critic)
+        self.critic_target = self.training.add_copy("critic_target", critic)
 
     def update(self, batch: Transitions, step: int) -> Metrics:
         """One critic step; every `policy_delay` of them, one of the policy and the targets."""

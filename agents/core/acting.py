@@ -1,4 +1,7 @@
-"""Acting like an SB3 algorithm: `predict` around a function from observations to actions."""
+"""Acting like an SB3 algorithm: `predict` around a function from observations to actions.
+
+What acts takes `predict` and `seed_predictions` from the protocol, as methods of its own.
+"""
 
 from __future__ import annotations
 
@@ -37,26 +40,30 @@ class Acts(Protocol):
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[np.float32], tuple[NDArray[Any], ...] | None]:
-        """Actions in the action space, as SB3's algorithms return them."""
+        """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
 
+        What learned from Dict observations takes the environment's Dicts, single or as arrays
+        with a leading axis, as well as the vectors that its `adapter` makes of them. `state` is
+        returned as given and `episode_start` ignored (no memory). `deterministic` makes the action
+        a function of the observation alone; otherwise it is sampled.
 
-def predict(
-    policy: Acts, observation: NDArray[Any] | dict[str, Any], deterministic: bool
-) -> NDArray[np.float32]:
-    """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
+        Raises RuntimeError before training, ValueError for what is no finite observation of the
+        space.
+        """
+        if self.observation_space is None or self.action_space is None:
+            raise RuntimeError(
+                f"this {self.name} has not been trained: call learn(dataset), or load a file"
+            )
+        array = _as_array(observation, self.observation_space.shape, self.adapter)
+        batch = torch.as_tensor(np.atleast_2d(array), device=self.device)
+        if len(batch) == 0:
+            return np.zeros((0, *self.action_space.shape), dtype=np.float32), state
+        actions = unscale_actions(self.act(batch, deterministic).cpu().numpy(), self.action_space)
+        return actions[0] if array.ndim == 1 else actions, state
 
-    Raises RuntimeError before training, ValueError for what is no finite observation of the space.
-    """
-    if policy.observation_space is None or policy.action_space is None:
-        raise RuntimeError(
-            f"this {policy.name} has not been trained: call learn(dataset), or load a file"
-        )
-    array = _as_array(observation, policy.observation_space.shape, policy.adapter)
-    batch = torch.as_tensor(np.atleast_2d(array), device=policy.device)
-    if len(batch) == 0:
-        return np.zeros((0, *policy.action_space.shape), dtype=np.float32)
-    actions = unscale_actions(policy.act(batch, deterministic).cpu().numpy(), policy.action_space)
-    return actions[0] if array.ndim == 1 else actions
+    def seed_predictions(self, seed: int) -> None:
+        """Seed the noise of `predict`; training is not touched."""
+        self.prediction_generator.manual_seed(seed)
 
 
 def _as_array(

@@ -6,7 +6,6 @@ in `act`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from abc import ABC, abstractmethod
@@ -18,23 +17,17 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from numpy.typing import NDArray
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
 
-from qgpo.agents.core import acting, checkpoint, sb3
+from qgpo.agents.core import checkpoint, sb3
+from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.agents.core.training import (
-    Training,
-    TrainingStoppedError,
-    choose_device,
-    of_training,
-    on_signals,
-)
+from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.opening import recorded_in
@@ -261,16 +254,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         training.log_interval, training.progress_bar = log_interval, progress_bar
         training.started = time.monotonic()
         total_timesteps = self.total_timesteps  # for callbacks, which read our locals
-        training.callback = callback
-        callback.init_callback(self)  # type: ignore[arg-type]
-        try:
-            with on_signals(training.interrupt):
-                callback.on_training_start(locals(), globals())
-                with contextlib.suppress(TrainingStoppedError):
-                    self._train(dataset)
-                callback.on_training_end()
-        finally:
-            training.callback = None
+        with training.running(callback, self, locals()):
+            self._train(dataset)
         return self
 
     def prepare(self, dataset: OfflineDataset) -> Batches:
@@ -334,37 +319,13 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 return
         self.observation_space, self.action_space = observation_box, action_box
         self.adapter = adapter
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                self._build(observation_box.shape[0], action_box.shape[0])
-            self.networks.to(self.device)
-        except BaseException:  # half an agent could be saved, and not be loaded
-            self._reset()
-            raise
-        self.networks.train(False)
+        with self.training.building(self._reset):
+            self._build(observation_box.shape[0], action_box.shape[0])
 
     # Acting -------------------------------------------------------------------------------
 
-    def predict(
-        self,
-        observation: NDArray[Any] | dict[str, Any],
-        state: tuple[NDArray[Any], ...] | None = None,
-        episode_start: NDArray[np.bool_] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[np.float32], tuple[NDArray[Any], ...] | None]:
-        """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
-
-        An agent that learned from Dict observations takes the environment's Dicts, single or as
-        arrays with a leading axis, as well as the vectors that its `adapter` makes of them.
-        `state` is returned as given and `episode_start` ignored (no memory). `deterministic`
-        makes the action a function of the observation alone; otherwise it is sampled.
-        """
-        return acting.predict(self, observation, deterministic), state
-
-    def seed_predictions(self, seed: int) -> None:
-        """Seed the noise of `predict`; training is not touched."""
-        self.prediction_generator.manual_seed(seed)
+    predict = Acts.predict
+    seed_predictions = Acts.seed_predictions
 
     # SB3's other names --------------------------------------------------------------------
 
@@ -389,9 +350,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """State dictionaries of all modules and optimizers, by name."""
-        modules = {name: module.state_dict() for name, module in self.networks.items()}
-        optimizers = {f"{n}.optimizer": o.state_dict() for n, o in self.optimizers.items()}
-        return {**modules, **optimizers}
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """What has parameters, by the names of SB3."""
+        optimizers = {f"{name}.optimizer": part for name, part in self.optimizers.items()}
+        return {**dict(self.networks.items()), **optimizers}
 
     def set_parameters(
         self, parameters: dict[str, dict[str, Any]], exact_match: bool = True
@@ -402,10 +366,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 f"parameters is a {type(parameters).__name__}, expected what get_parameters() "
                 "returns; files are read by load(path)"
             )
-        known: dict[str, nn.Module | torch.optim.Optimizer] = {
-            **dict(self.networks.items()),
-            **{f"{n}.optimizer": o for n, o in self.optimizers.items()},
-        }
+        known = self._parts()
         wrong = set(parameters) - set(known)
         missing = set(known) - set(parameters) if exact_match else set()
         if wrong or missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,21 @@ from torch import Tensor
 
 from qgpo.critic import lambda_returns
 from qgpo.envs.data.dataset import OfflineDataset
+
+
+class Transitions(NamedTuple):
+    """Transitions (B,), or of any other shape in its place."""
+
+    observations: Tensor
+    """(B, S)"""
+    actions: Tensor
+    """(B, A) in [-1, 1]"""
+    rewards: Tensor
+    """(B,) as tuned"""
+    next_observations: Tensor
+    """(B, S)"""
+    terminations: Tensor
+    """(B,) 1 where the bootstrap is cut: terminated, not truncated"""
 
 
 @dataclass
@@ -82,6 +97,17 @@ class Batches:
         """Actions of those transitions in [-1, 1], (B, A)."""
         actions = take(self.actions, index)
         return (2.0 * (actions - self.low) / (self.high - self.low) - 1.0).clamp(-1.0, 1.0)
+
+    def transitions(self, index: Tensor) -> Transitions:
+        """Those transitions."""
+        rows = take(self.state_index, index)
+        return Transitions(
+            observations=self.observations(rows),
+            actions=self.scaled_actions(index),
+            rewards=self.rewards[index],
+            next_observations=self.observations(rows + 1),
+            terminations=take(self.terminations, index).float(),
+        )
 
     def table(self, shape: tuple[int, ...]) -> Tensor:
         """Zeros: on the device, or in a file without a name where the data are mapped."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,8 @@ class EvaluationCallback(EvalCallback):
         seed: int = 0,
         max_episode_steps: int | None = None,
     ) -> None:
-        for name, value in (
-            ("n_eval_episodes", n_eval_episodes),
-            ("eval_freq", eval_freq),
-            ("n_envs", n_envs),
-        ):
+        counts = {"n_eval_episodes": n_eval_episodes, "eval_freq": eval_freq, "n_envs": n_envs}
+        for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value}, expected an integer of at least 1")
         adapter = None
@@ -79,8 +76,8 @@ class EvaluationCallback(EvalCallback):
                 )
             env = env.env_spec
         if not isinstance(env, VecEnv):
-            maker = _maker(env, max_episode_steps, adapter)
-            env = DummyVecEnv([maker] * min(n_envs, n_eval_episodes))
+            make = functools.partial(_make, env, max_episode_steps, adapter)
+            env = DummyVecEnv([make] * min(n_envs, n_eval_episodes))
         super().__init__(
             env,
             callback_on_new_best,
@@ -120,20 +117,19 @@ class EvaluationCallback(EvalCallback):
         return super()._on_step()
 
 
-def _maker(
+def _make(
     env: EnvSpec | str, max_episode_steps: int | None, adapter: ObservationAdapter | None
-) -> Callable[[], gym.Env[Any, Any]]:
-    def make() -> gym.Env[Any, Any]:
-        made = make_env(as_played(env) if isinstance(env, str) else env)
-        own = made.spec.max_episode_steps if made.spec is not None else None
-        if max_episode_steps is None and own is None:
-            warnings.warn(
-                f"{env} states no step limit: episodes are cut after {FALLBACK_LIMIT} steps "
-                "(max_episode_steps)",
-                stacklevel=2,
-            )
-        if max_episode_steps is not None or own is None:
-            made = gym.wrappers.TimeLimit(made, max_episode_steps or FALLBACK_LIMIT)
-        return Monitor(flat(made, adapter))
-
-    return make
+) -> gym.Env[Any, Any]:
+    """An environment that ends its episodes, with vectors as observations, in SB3's Monitor."""
+    made = make_env(as_played(env) if isinstance(env, str) else env)
+    own_limit = made.spec.max_episode_steps if made.spec is not None else None
+    if max_episode_steps is None and own_limit is None:
+        max_episode_steps = FALLBACK_LIMIT
+        warnings.warn(
+            f"{env} states no step limit: episodes are cut after {FALLBACK_LIMIT} steps "
+            "(max_episode_steps)",
+            stacklevel=2,
+        )
+    if max_episode_steps is not None:
+        made = gym.wrappers.TimeLimit(made, max_episode_steps)
+    return Monitor(flat(made, adapter))

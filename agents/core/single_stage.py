@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.batches import Batches, take, tuned_rewards
+from qgpo.agents.core.batches import Batches, tuned_rewards
+from qgpo.agents.core.batches import Transitions as Transitions  # subclasses take it from here
 from qgpo.agents.core.config import Fraction, Rate, RewardTuning, Steps
-from qgpo.agents.core.training import half_cosine
+from qgpo.agents.core.training import ModuleT, half_cosine
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import check_fields
@@ -56,30 +56,12 @@ class CriticConfig(SingleStageConfig):
 
 
 ConfigT = TypeVar("ConfigT", bound=SingleStageConfig)
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-class Transitions(NamedTuple):
-    """B transitions."""
-
-    observations: Tensor
-    """(B, S) normalised"""
-    actions: Tensor
-    """(B, A) in [-1, 1]"""
-    rewards: Tensor
-    """(B,) as tuned"""
-    next_observations: Tensor
-    """(B, S) normalised"""
-    terminations: Tensor
-    """(B,) 1 where the bootstrap is cut: terminated, not truncated"""
 
 
 class SingleStageAgent(OfflineAgent[ConfigT]):
     """Calls `update` on `steps` batches of transitions drawn uniformly with replacement."""
 
     stages: ClassVar[tuple[str, ...]] = ("training",)
-
-    normalizer: ObservationNormalizer
 
     @abstractmethod
     def update(self, batch: Transitions, step: int) -> Metrics:
@@ -94,7 +76,12 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
         data = self.prepare(dataset)
 
         def update(step: int) -> Metrics:
-            return self.update(self._draw_transitions(data), step)
+            batch = data.transitions(self.training.draw(len(data), self.config.batch_size))
+            normalised = batch._replace(
+                observations=self.normalizer(batch.observations),
+                next_observations=self.normalizer(batch.next_observations),
+            )
+            return self.update(normalised, step)
 
         self.training.run_stage("training", self.config.steps, update)
 
@@ -105,40 +92,18 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
         if isinstance(c, CriticConfig):
             batches.rewards = tuned_rewards(dataset, batches, c.reward_tuning, c.gamma)
 
-    def _draw_transitions(self, data: Batches) -> Transitions:
-        index = self.training.draw(len(data), self.config.batch_size)
-        rows = take(data.state_index, index)
-        return Transitions(
-            observations=self.normalizer(data.observations(rows)),
-            actions=data.scaled_actions(index),
-            rewards=data.rewards[index],
-            next_observations=self.normalizer(data.observations(rows + 1)),
-            terminations=take(data.terminations, index).float(),
-        )
-
     # Parts of a subclass's methods ----------------------------------------------------------
 
     def _add_normalizer(self, observation_dim: int) -> None:
-        self.normalizer = ObservationNormalizer(observation_dim)
-        self.networks["normalizer"] = self.normalizer
+        self.normalizer = self.training.add("normalizer", ObservationNormalizer(observation_dim))
 
     def _add_trained(self, name: str, network: ModuleT) -> ModuleT:
         """Register a network and its Adam."""
-        self.networks[name] = network
-        self.training.add_optimizer(name, network.parameters(), self.config.learning_rate)
-        return network
-
-    def _add_target(self, name: str, network: ModuleT) -> ModuleT:
-        """Register a copy that follows the network without a gradient."""
-        target = copy.deepcopy(network).requires_grad_(False)
-        self.networks[name] = target
-        return target
+        return self.training.add_trained(name, network)
 
     def _policy_rate(self, step: int) -> float:
         c = self.config
-        if not c.learning_rate_decay:
-            return c.learning_rate
-        return half_cosine(c.learning_rate, step, c.steps)
+        return half_cosine(c.learning_rate, step, c.steps, c.learning_rate_decay)
 
     def _prediction_normal(self, *shape: int) -> Tensor:
         """Standard normal noise of `predict`."""

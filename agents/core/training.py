@@ -8,14 +8,14 @@ generator's state. So nothing can be forgotten, and resuming equals not stopping
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -31,6 +31,8 @@ LIKELY_CAUSES = (
     "Likely causes: a learning rate or beta that is too high, or rewards or observations of "
     "very different sizes in the dataset (see reward_tuning and normalize_observations)"
 )
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 TO_RESUME = "save(path), and later load(path).learn(dataset, reset_num_timesteps=False) to go on"
 
@@ -60,6 +62,8 @@ class Training:
         self.likely_causes, self.to_resume = likely_causes, to_resume
         self.generator = torch.Generator(device)
         self.logger: Logger | None = None
+        self.history: dict[str, list[dict[str, float]]] | None = None
+        """per stage, rows of what is logged, where they are to be kept"""
         self.log_interval = 1000
         self.callback: BaseCallback | None = None
         self.progress_bar = False
@@ -79,7 +83,60 @@ class Training:
         self.stage: str | None = None
         self.generator.manual_seed(self.seed)
 
+    # Networks -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def building(self, reset: Callable[[], None]) -> Iterator[None]:
+        """Around what builds the networks: it draws from the seed; where it fails, `reset`.
+
+        Half an agent could be saved, and not be loaded.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                yield
+            self.networks.to(self.device).train(False)
+        except BaseException:
+            reset()
+            raise
+
+    def add(self, name: str, network: ModuleT) -> ModuleT:
+        """Register a network that no optimizer changes; returns it."""
+        self.networks[name] = network
+        return network
+
+    def add_trained(self, name: str, network: ModuleT, optimizer: str | None = None) -> ModuleT:
+        """Register a network and, if it has parameters, their Adam; `optimize` sets its rate.
+
+        The optimizer has the network's name unless it is given another.
+        """
+        parameters = list(network.parameters())
+        if parameters:
+            self.optimizers[optimizer or name] = torch.optim.Adam(parameters, fused=True)
+        return self.add(name, network)
+
+    def add_copy(self, name: str, network: ModuleT) -> ModuleT:
+        """Register a copy that follows a network without a gradient."""
+        return self.add(name, copy.deepcopy(network).requires_grad_(False))
+
     # The loop -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def running(self, callback: BaseCallback, model: Any, scope: dict[str, Any]) -> Iterator[None]:
+        """Around the stages of a training: the callback's beginning, steps and end.
+
+        A callback that asks to stop ends the block. Signals stop after the step under way.
+        """
+        self.callback = callback
+        callback.init_callback(model)
+        try:
+            with on_signals(self.interrupt):
+                callback.on_training_start(scope, globals())
+                with contextlib.suppress(TrainingStoppedError):
+                    yield
+                callback.on_training_end()
+        finally:
+            self.callback = None
 
     def run_stage(
         self,
@@ -122,8 +179,8 @@ class Training:
                     raise TrainingStoppedError
                 self.stop_if_interrupted(f"after step {step + 1} of stage {stage!r}")
 
-    def interrupt(self) -> None:
-        """Ask the loop to stop after the step under way."""
+    def interrupt(self, *_: object) -> None:
+        """Ask the loop to stop after the step under way: a signal's handler."""
         self.interrupted = True
 
     def stop_if_interrupted(self, when: str) -> None:
@@ -136,6 +193,8 @@ class Training:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise self.non_finite(f"{stage}/{name}", value, self.progress[stage])
+        if self.history is not None:
+            self.history[stage].append({"step": float(self.progress[stage]), **metrics})
         if self.logger is None:
             return
         elapsed = max(time.monotonic() - self.started, 1e-9)
@@ -148,12 +207,6 @@ class Training:
         self.logger.dump(self.num_timesteps)
 
     # The optimizer step -------------------------------------------------------------------
-
-    def add_optimizer(self, name: str, parameters: Iterator[nn.Parameter], rate: float) -> None:
-        """Register an Adam for these parameters, if there are any."""
-        listed = list(parameters)
-        if listed:
-            self.optimizers[name] = torch.optim.Adam(listed, lr=rate, fused=True)
 
     def optimize(
         self, name: str, loss: Tensor, learning_rate: float, max_norm: float = math.inf
@@ -217,9 +270,9 @@ def set_generator(generator: torch.Generator, state: Tensor, seed: int) -> None:
         generator.manual_seed(seed)
 
 
-def half_cosine(rate: float, step: int, total: int) -> float:
-    """A learning rate that falls to zero along half a cosine."""
-    return rate * 0.5 * (1.0 + math.cos(math.pi * step / total))
+def half_cosine(rate: float, step: int, total: int, decays: bool = True) -> float:
+    """A learning rate that falls to zero along half a cosine, or stays as it is."""
+    return rate * 0.5 * (1.0 + math.cos(math.pi * step / total)) if decays else rate
 
 
 def average(source: nn.Module, target: nn.Module, decay: float, step: int) -> None:
@@ -246,16 +299,13 @@ def choose_device(device: torch.device | str) -> torch.device:
 
 
 @contextlib.contextmanager
-def on_signals(interrupt: Callable[[], None]) -> Iterator[None]:
+def on_signals(interrupt: Callable[..., None]) -> Iterator[None]:
     """Call `interrupt` on SIGINT and SIGTERM, in the main thread; other threads get no handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def handler(signum: int, frame: types.FrameType | None) -> None:
-        interrupt()
-
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -9,17 +9,19 @@ stage continues as if the agent had trained the others itself.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.training import Training
 from qgpo.agents.guided.config import LAST_STAGE, GuidedPolicyConfig
 from qgpo.agents.guided.support import STATE
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import marked
 
+Agent: TypeAlias = OfflineAgent[Any]
 SHARED_NETWORKS = (
     "normalizer",
     "whitening",
@@ -30,19 +32,6 @@ SHARED_NETWORKS = (
 )
 SUPPORT_STATE, LAST_STATE = "generator/shared/support", "generator/shared/last"
 """tables with the generator's state at the beginning of those stages, kept after training"""
-
-
-class Adoptable(Protocol):
-    """What has the first stages of the family."""
-
-    name: ClassVar[str]
-    training: Training
-    dataset_id: str | None
-    dataset_fingerprint: str | None
-
-    @property
-    def config(self) -> Any:
-        """A GuidedPolicyConfig."""
 
 
 def different_field(
@@ -86,7 +75,7 @@ def no_states() -> dict[str, Tensor]:
     return {LAST_STATE: torch.zeros(0, dtype=torch.uint8)}
 
 
-def check_donor(agent: Adoptable, donor: Adoptable, dataset: OfflineDataset) -> None:
+def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> None:
     """Raise ValueError where the first stages of both would not be the same."""
     who = f"cannot adopt from this {donor.name}"
     different = different_field(agent.config, donor.config)

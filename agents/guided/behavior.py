@@ -6,8 +6,6 @@ learn. Every later stage sees states and actions in the coordinates of this part
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -34,22 +32,15 @@ class Behavior:
         self.config = config
         self.training = training
         self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.normalizer = ObservationNormalizer(observation_dim)
-        self.whitening: Whitening | Identity = (
+        self.normalizer = training.add("normalizer", ObservationNormalizer(observation_dim))
+        whitening: Whitening | Identity = (
             Whitening(observation_dim, action_dim, WHITENING_HIDDEN)
             if config.whitening_steps
             else Identity()
         )
-        self.model = self.make_diffusion()
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        training.networks.update(
-            {
-                "normalizer": self.normalizer,
-                "whitening": self.whitening,
-                "behavior": self.model,
-                "behavior_ema": self.average,
-            }
-        )
+        self.whitening = training.add_trained("whitening", whitening)
+        self.model = training.add_trained("behavior", self.make_diffusion())
+        self.average = training.add_copy("behavior_ema", self.model)
 
     def make_diffusion(self) -> Diffusion:
         """A fresh diffusion model of the configured kind."""
@@ -90,7 +81,8 @@ class Behavior:
                 index = self._draw_by(cumulative, WHITENING_BATCH_SIZE)
             condition = self.condition(data, take(data.state_index, index))
             loss, metrics = whitening.loss(condition, data.scaled_actions(index))
-            rate = self.rate(WHITENING_LEARNING_RATE, step, c.whitening_steps)
+            decays = c.learning_rate_decay
+            rate = half_cosine(WHITENING_LEARNING_RATE, step, c.whitening_steps, decays)
             metrics["grad_norm"] = self.training.optimize("whitening", loss, rate)
             return metrics
 
@@ -106,16 +98,13 @@ class Behavior:
                 condition = self.condition(data, take(data.state_index, index))
                 z = self.whitening.encode(condition, data.scaled_actions(index))
             loss, metrics = self.model.loss(z, condition, training.generator)
-            rate = self.rate(c.behavior_learning_rate, step, c.behavior_steps)
+            decays = c.learning_rate_decay
+            rate = half_cosine(c.behavior_learning_rate, step, c.behavior_steps, decays)
             metrics["grad_norm"] = training.optimize("behavior", loss, rate)
             average(self.model, self.average, c.ema_decay, step)
             return metrics
 
         training.run_stage("behavior", c.behavior_steps, update)
-
-    def rate(self, base: float, step: int, total: int) -> float:
-        """The learning rate of a step of a stage."""
-        return half_cosine(base, step, total) if self.config.learning_rate_decay else base
 
     # Sparse states ------------------------------------------------------------------------
 

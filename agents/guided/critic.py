@@ -6,8 +6,6 @@ along the episodes (formulas: qgpo/critic.py).
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -38,7 +36,7 @@ class SupportCritic:
         self.config = c
         self.behavior, self.support = behavior, support
         self.training = training
-        self.network = TwinQ(
+        network = TwinQ(
             behavior.observation_dim,
             behavior.action_dim,
             c.critic_hidden,
@@ -46,8 +44,8 @@ class SupportCritic:
             c.critic_activation,
             c.critic_baseline,
         )
-        self.target = copy.deepcopy(self.network).requires_grad_(False)
-        training.networks.update({"critic": self.network, "critic_target": self.target})
+        self.network = training.add_trained("critic", network)
+        self.target = training.add_copy("critic_target", network)
 
     def train(self, data: Batches) -> None:
         """Regress Q on in-support targets."""
@@ -69,9 +67,8 @@ class SupportCritic:
             with torch.no_grad():
                 z = self.behavior.whitening.encode(condition, data.scaled_actions(index))
             loss, metrics = critic_loss(self.network, condition, z, targets)
-            rate = c.critic_learning_rate
-            if c.learning_rate_decay:
-                rate = half_cosine(rate, step, c.critic_steps)
+            decays = c.learning_rate_decay
+            rate = half_cosine(c.critic_learning_rate, step, c.critic_steps, decays)
             metrics["grad_norm"] = training.optimize("critic", loss, rate)
             polyak_update(self.network, self.target, c.tau)
             return metrics

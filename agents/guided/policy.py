@@ -56,9 +56,6 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     Files have the configuration's of all three (`configure_guidance` changes it).
     """
 
-    behavior: Behavior
-    support: Support
-    critic: SupportCritic
     _scale: float | None = None
 
     # What a subclass says -----------------------------------------------------------------
@@ -77,8 +74,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     @property
     @abstractmethod
-    def last_steps(self) -> int:
-        """Steps of the last stage."""
+    def last_timesteps(self) -> int:
+        """Gradient steps of the last stage."""
 
     def _support_source(self) -> Diffusion:
         """The model from which support actions are drawn."""
@@ -94,9 +91,6 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         self.support = Support(self.behavior, self.training, self._support_source)
         self.critic = SupportCritic(self.behavior, self.support, self.training)
         self._build_last()
-        for name in self.stages:
-            if name in self.networks:
-                self.training.add_optimizer(name, self.networks[name].parameters(), 1e-4)
 
     # Training: the stages that all share -----------------------------------------------------
 
@@ -111,8 +105,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     def train_whitening(self, dataset: OfflineDataset) -> None:
         """Stage 1: the Gaussian policy, where `whitening_steps` asks for one."""
-        data = self.prepare(dataset)
-        self.behavior.train_whitening(data)
+        self.behavior.train_whitening(self.prepare(dataset))
 
     def train_behavior(self, dataset: OfflineDataset) -> None:
         """Stage 2: the diffusion model of mu(a|s), in whitened coordinates if configured.
@@ -126,13 +119,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     def generate_support(self, dataset: OfflineDataset) -> None:
         """Stage 3: M actions for every observation of the dataset, guidance off."""
-        data = self.prepare(dataset)
-        self.support.generate(data)
+        self.support.generate(self.prepare(dataset))
 
     def train_critic(self, dataset: OfflineDataset) -> None:
         """Stage 4: Q by regression on in-support targets."""
-        data = self._with_support(dataset)
-        self.critic.train(data)
+        self.critic.train(self._with_support(dataset))
         adoption.keep_states(self.training)
 
     def _with_support(self, dataset: OfflineDataset) -> Batches:
@@ -147,6 +138,16 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """Gradient steps before the last stage."""
         c = self.config
         return c.whitening_steps + c.behavior_steps + c.critic_steps
+
+    @property
+    def last_steps(self) -> int:
+        """Steps of the last stage; one without gradient steps has one, to look at it."""
+        return max(1, self.last_timesteps)
+
+    @property
+    def total_timesteps(self) -> int:
+        """Gradient steps of a whole training."""
+        return self.shared_timesteps + self.last_timesteps
 
     @property
     def is_trained(self) -> bool:

@@ -11,8 +11,8 @@ smallest scale wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qgpo.agents.core.acting import Acts
-from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.batches import Batches, Transitions, take
 from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
 from qgpo.dynamics import DynamicsEnsemble
@@ -104,16 +104,9 @@ class Guided(Acts, Protocol):
     def prepare(self, dataset: OfflineDataset) -> Batches:
         """The data on the device. Raises ValueError for other data than those of the training."""
 
-    def tune_guidance(
-        self,
-        dataset: OfflineDataset,
-        scales: Sequence[float] = ...,
-        rollouts: int = ...,
-        steps: int = ...,
-        deterministic: bool = ...,
-        progress_bar: bool = ...,
-    ) -> GuidanceTuning:
-        """Choose the scale from the data alone."""
+    @property
+    def tune_guidance(self) -> Callable[..., GuidanceTuning]:
+        """Choose the scale from the data alone: the function of that name, as a method."""
 
 
 def is_guided(agent: object) -> TypeGuard[Guided]:
@@ -154,32 +147,24 @@ def fit_dynamics(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
         model = DynamicsEnsemble(data.states.shape[1], data.actions.shape[1]).to(device)
-    rewards = torch.as_tensor(dataset.rewards, device=device)
+    data = replace(data, rewards=torch.as_tensor(dataset.rewards, device=device))
     ends = torch.as_tensor(dataset.last_steps, device=device).long()
     episodes = ends.cumsum(0) - ends
     held_out = episodes % HELD_OUT == HELD_OUT - 1
     seen = torch.nonzero(~held_out).squeeze(-1)
     unseen = torch.nonzero(held_out).squeeze(-1) if bool(held_out.any()) else seen
 
-    def transitions(index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        rows = take(data.state_index, index)
-        return (
-            data.observations(rows),
-            data.scaled_actions(index),
-            data.observations(rows + 1),
-            rewards[index],
-            take(data.terminations, index).float(),
-        )
+    def draw(*shape: int) -> Transitions:
+        rows = torch.randint(len(seen), shape, generator=generator, device=device)
+        return data.transitions(seen[rows])
 
-    def draw(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return rows[torch.randint(len(rows), shape, generator=generator, device=device)]
-
-    states, _, next_states, first_rewards, _ = transitions(draw(seen, (min(len(seen), 100_000),)))
-    model.fit_scales(states, next_states, first_rewards)
+    some = draw(min(len(seen), 100_000))
+    model.fit_scales(some.observations, some.next_observations, some.rewards)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = half_cosine(LEARNING_RATE, step, steps)
-        loss = model.loss(*transitions(draw(seen, (len(model.members), BATCH_SIZE))))
+        states, actions, rewards, next_states, ends = draw(len(model.members), BATCH_SIZE)
+        loss = model.loss(states, actions, next_states, rewards, ends)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -190,7 +175,8 @@ def fit_dynamics(
     largest = []
     with torch.no_grad():
         for part in windows[evenly.long().to(device)].split(200):
-            disagreement = model(*transitions(part.flatten())[:2]).disagreement
+            states, actions, *_ = data.transitions(part.flatten())
+            disagreement = model(states, actions).disagreement
             largest.append(disagreement.reshape(part.shape).mean(dim=1).max())
     worst = float(torch.stack(largest).max())
     if not math.isfinite(worst):
