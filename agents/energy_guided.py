@@ -10,11 +10,11 @@ Everything runs in standardised coordinates z = (x - mean) / std, and E is lower
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -25,13 +25,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.core import checkpoint
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.agents.core.training import (
-    Training,
-    average,
-    choose_device,
-    half_cosine,
-    of_training,
-)
+from qgpo.agents.core.training import Training, average, choose_device, of_training
 from qgpo.diffusion import Diffusion, Metrics
 from qgpo.guidance import (
     GuidanceParts,
@@ -176,7 +170,7 @@ class EnergyGuidedDiffusion:
         """Networks and optimizers; `labelled`: the energy came as labels and may be learned."""
         c, add, add_trained = self.config, self.training.add, self.training.add_trained
         dims, common = (dim, condition_dim), (self.schedule, c.sharpness)
-        make_network = functools.partial(NaturalNetwork, *dims, dim, c.hidden, *common, True)
+        make_network = partial(NaturalNetwork, *dims, dim, c.hidden, *common, True)
         with self.training.building(self._reset):
             self.dims, self._labelled = dims, labelled
             self.normalizer = add("normalizer", ObservationNormalizer(dim))
@@ -193,9 +187,7 @@ class EnergyGuidedDiffusion:
                 dim=dim,
                 schedule=self.schedule,
                 denoise=self.data_model_ema.denoise,
-                make_energy_network=functools.partial(
-                    NaturalNetwork, *dims, 0, c.energy_hidden, *common
-                ),
+                make_energy_network=partial(NaturalNetwork, *dims, 0, c.energy_hidden, *common),
                 make_diffusion=lambda: Diffusion(make_network(), self.schedule, c.prediction),
                 energy=self._scaled_energy,
                 preconditioned=c.preconditioned,
@@ -379,7 +371,8 @@ class EnergyGuidedDiffusion:
     def _fit_data(self, data: Data) -> None:
         """Stage 1: q, which is the weighted model at beta = 0."""
         zeros = data._replace(energies=torch.zeros_like(data.energies))
-        self._fit_stage("data", zeros, self._data_loss, (self.data_model, self.data_model_ema))
+        after = partial(average, self.data_model, self.data_model_ema, self.config.ema_decay)
+        self._fit_stage("data", zeros, self._data_loss, after)
 
     def _data_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
         targets, generator = self.config.targets, self.training.generator
@@ -416,15 +409,16 @@ class EnergyGuidedDiffusion:
             guidance.prepare(seen, generator)
         generator.set_state(state)
         if model.trainable:
-            loss = functools.partial(model.loss, generator=generator)
-            self._fit_stage("guidance", data, loss, (model, self.guidance_ema))
+            loss = partial(model.loss, generator=generator)
+            after = partial(average, model, self.guidance_ema, self.config.ema_decay)
+            self._fit_stage("guidance", data, loss, after)
 
     def _fit_stage(
         self,
         stage: str,
         data: Data,
         loss: Callable[[Samples], tuple[Tensor, Metrics]],
-        averaged: tuple[nn.Module, nn.Module] | None = None,
+        after: Callable[[int], None] = lambda step: None,
     ) -> None:
         """Minimise a loss over random groups, with about fifty rows of metrics."""
         c, training = self.config, self.training
@@ -432,16 +426,11 @@ class EnergyGuidedDiffusion:
         total = c.data_steps if is_data else c.guidance_steps
         rate = c.data_learning_rate if is_data else c.guidance_learning_rate
 
-        def update(step: int) -> Metrics:
-            rows = training.draw(len(data.z), c.groups, c.contrast)
-            value, metrics = loss(data.rows(rows))
-            training.optimize(stage, value, half_cosine(rate, step, total))
-            if averaged is not None:
-                average(*averaged, c.ema_decay, step)
-            return metrics
+        def loss_of_groups(step: int) -> tuple[Tensor, Metrics]:
+            return loss(data.rows(training.draw(len(data.z), c.groups, c.contrast)))
 
         training.log_interval = max(1, total // 50)
-        training.run_stage(stage, total, update)
+        training.minimize(stage, total, loss_of_groups, rate, after=after)
 
     # Files ----------------------------------------------------------------------------------
 

@@ -28,8 +28,8 @@ class Ensemble:
         print(evaluate(together, dataset))
 
     Their policies are mixed in equal parts: a deterministic action is the mean of the members', a
-    sampled one that of a member drawn at random for every observation. All members have learned the
-    same from the data; what chance left in each differs, and the mean has less of it. The
+    sampled one that of a member drawn at random for every observation. Members that
+    learned from the same data differ by their seeds alone; the mean varies less. The
     members are saved one by one; `load` reads several files.
 
     Raises TypeError for what is no agent, ValueError without members and for members that know no
@@ -98,7 +98,7 @@ class Ensemble:
             member.guidance_scale = own
 
     def configure_guidance(self, scale: float) -> None:
-        """Set everyone's scale so that their files keep it."""
+        """Set the scale of all members so that their files keep it."""
         for member in self._guided():
             member.configure_guidance(scale)
 

@@ -24,11 +24,10 @@ from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Steps
-from qgpo.agents.core.training import half_cosine
 from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import REFERENCES, STATES_FOR_MEDIAN, Trust
-from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
+from qgpo.diffusion import Diffusion, GuidanceGradient
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import Range
 from qgpo.guidance import (
@@ -187,20 +186,21 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         energies = self.critic.scaled_energies(q, self.temperature.beta)
         self._prepare_guidance(data, energies)
 
-        def update(step: int) -> Metrics:
+        def groups() -> Samples:
             rows = take(data.state_index, training.draw(len(data), c.energy_batch_size))
             condition = self.behavior.condition(data, rows)
-            support = take(self.tables["support"], rows)
-            groups = Samples(support, take(energies, rows), condition)
-            if not energy.trainable:
-                return energy.metrics(groups, training.generator)
-            loss, metrics = energy.loss(groups, training.generator)
-            decays = c.learning_rate_decay
-            rate = half_cosine(c.energy_learning_rate, step, c.energy_steps, decays)
-            metrics["grad_norm"] = training.optimize("energy", loss, rate)
-            return metrics
+            return Samples(take(self.tables["support"], rows), take(energies, rows), condition)
 
-        training.run_stage("energy", self.last_steps, update, gradient_steps=energy.trainable)
+        generator = training.generator
+        if energy.trainable:
+            rate, decays = c.energy_learning_rate, c.learning_rate_decay
+            training.minimize(
+                "energy", c.energy_steps, lambda _: energy.loss(groups(), generator), rate, decays
+            )
+        else:
+            training.run_stage(
+                "energy", 1, lambda _: energy.metrics(groups(), generator), gradient_steps=False
+            )
 
     def _inverse_temperature(self, q: Tensor) -> Tensor:
         """The factor on Q; `tilt_limit` lowers it here where it is the same in all states."""
@@ -245,7 +245,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     # Acting -------------------------------------------------------------------------------
 
     def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient]:
-        """The behavior and the gradient of f_t, less of it where the data do not bear Q out."""
+        """The behavior model, and the gradient of f_t times the trust in each state."""
         if not self.config.trust_power or scale == 0.0:
             return self.behavior.average, self.energy.gradient
         trust: Tensor = self.trust(condition)[:, None]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Period, Steps
-from qgpo.agents.core.training import average, half_cosine
+from qgpo.agents.core.training import average
 from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
@@ -115,25 +115,23 @@ class QIPO(GuidedPolicy[QIPOConfig]):
             self.temperature.beta.copy_(c.beta / self.critic.scale(q))
         energies = self._energies(q)
 
-        def update(step: int) -> Metrics:
+        def loss(step: int) -> tuple[Tensor, Metrics]:
             nonlocal energies
             if step % c.renew_every == 0 and 0 < step // c.renew_every <= self.most_renewals:
                 energies = self._regenerate_support(data)
             rows = take(data.state_index, training.draw(len(data), c.policy_batch_size))
             condition = self.behavior.condition(data, rows)
             support = take(self.tables["support"], rows)
-            loss, metrics = weighted_loss(
+            value, metrics = weighted_loss(
                 self.policy, support, take(energies, rows), condition, "sample", training.generator
             )
-            decays = c.learning_rate_decay
-            rate = half_cosine(c.policy_learning_rate, step, c.policy_steps, decays)
-            metrics["grad_norm"] = training.optimize("policy", loss, rate)
             renewals = min(step // c.renew_every, self.most_renewals)
             metrics["effective_beta"] = torch.tensor((renewals + 1) * c.beta, device=self.device)
-            average(self.policy, self.policy_ema, c.ema_decay, step)
-            return metrics
+            return value, metrics
 
-        training.run_stage("policy", c.policy_steps, update)
+        after = partial(average, self.policy, self.policy_ema, c.ema_decay)
+        rate, decays = c.policy_learning_rate, c.learning_rate_decay
+        training.minimize("policy", c.policy_steps, loss, rate, decays, after)
 
     @property
     def most_renewals(self) -> int:

@@ -82,6 +82,7 @@ class SB3Agent(OfflineAgent[SB3Config]):
 
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
+        self._dims = observation_dim, action_dim
         model = self.algorithm(
             "MlpPolicy",
             None,  # type: ignore[arg-type]
@@ -132,7 +133,7 @@ class SB3Agent(OfflineAgent[SB3Config]):
 
     @contextlib.contextmanager
     def _randomness(self, generator: torch.Generator) -> Iterator[None]:
-        """SB3 draws from torch's global generator: for a moment, it follows from ours."""
+        """Seed torch's global generator, from which SB3 draws, by this one; it is restored."""
         seed = torch.randint(2**62, (), generator=generator, device=self.device)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -199,7 +200,7 @@ class OnlineSAC(SB3Agent):
         return self.progress["online"]
 
     def _train(self, dataset: OfflineDataset) -> None:
-        """Act, remember, learn."""
+        """Act, store the transition, learn."""
         if dataset.env_spec is None:
             raise ValueError(
                 f"dataset {dataset.id!r} names no environment for online SAC to act in: choose "
@@ -225,9 +226,7 @@ class OnlineSAC(SB3Agent):
 
     def _make_tables(self) -> None:
         """Room for every transition of the training."""
-        assert self.observation_space is not None
-        assert self.action_space is not None
-        n, s, a = self.config.steps, self.observation_space.shape[0], self.action_space.shape[0]
+        n, (s, a) = self.config.steps, self._dims
         shapes = {"observations": (n, s), "next_observations": (n, s), "actions": (n, a)}
         shapes |= {"rewards": (n, 1), "terminations": (n, 1), "ends": (n, 1)}
         for name, shape in shapes.items():

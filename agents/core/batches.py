@@ -133,7 +133,7 @@ def tuned_rewards(dataset: OfflineDataset, data: Batches, rule: str, gamma: floa
 
 
 def _nameless_file(folder: Path) -> Any:
-    """It disappears with the process, however that ends."""
+    """A temporary file that the system removes when the process ends."""
     try:
         return tempfile.TemporaryFile(dir=folder)
     except OSError:  # a folder that may only be read

@@ -92,15 +92,11 @@ def _write(file: BinaryIO, checkpoint: Checkpoint) -> None:
 
 def read_header(path: Path) -> dict[str, Any]:
     """Only the JSON of a checkpoint, without its tensors. Raises CheckpointError."""
-    return _read(path, ()).header
+    return read_checkpoint(path, ()).header
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint. Raises CheckpointError with what is wrong."""
-    return _read(path, TENSOR_FILES)
-
-
-def _read(path: Path, tensor_files: tuple[str, ...]) -> Checkpoint:
+def read_checkpoint(path: Path, tensor_files: tuple[str, ...] = TENSOR_FILES) -> Checkpoint:
+    """Read and check a checkpoint, or some of it. Raises CheckpointError with what is wrong."""
     if not path.is_file():
         inside = path.with_suffix("") / "checkpoint.zip"
         hint = f"; that of the run folder is {str(inside)!r}" if inside.is_file() else ""
@@ -126,9 +122,10 @@ def _read(path: Path, tensor_files: tuple[str, ...]) -> Checkpoint:
                     f"{str(path)!r} has format version {version!r}, this qgpo reads up to "
                     f"{FORMAT_VERSION}: upgrade qgpo"
                 )
-            tensors: dict[str, dict[str, Tensor]] = {name: {} for name in TENSOR_FILES}
-            for name in tensor_files:
-                tensors[name] = load(archive.read(f"{name}.safetensors"))
+            tensors = {
+                name: load(archive.read(f"{name}.safetensors")) if name in tensor_files else {}
+                for name in TENSOR_FILES
+            }
     except CheckpointError:
         raise
     except (
@@ -158,7 +155,7 @@ def _holds_nothing_else(archive: zipfile.ZipFile, size: int) -> bool:
             return False
         end += 30 + name + len(info.extra) + info.file_size
         directory += 46 + name + len(info.extra)
-        if end >= zipfile.ZIP64_LIMIT:  # lengths of ZIP64 records are zipfile's own business
+        if end >= zipfile.ZIP64_LIMIT:  # zipfile checks the lengths of ZIP64 records
             return True
     return archive.start_dir == end and end + directory + 22 == size and not archive.comment
 

@@ -1,4 +1,4 @@
-"""What had a part in a result: versions of libraries, and the processor."""
+"""What a result depends on beside data and settings: library versions and the processor."""
 
 from __future__ import annotations
 

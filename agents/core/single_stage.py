@@ -23,7 +23,7 @@ from qgpo.normalization import ObservationNormalizer
 
 @dataclass(frozen=True)
 class SingleStageConfig:
-    """What every agent of one stage asks; a subclass changes a default where its paper does."""
+    """Fields of every agent of one stage; a subclass changes a default where its paper does."""
 
     steps: Steps = 1_000_000
     """updates, each on one batch"""
@@ -44,7 +44,7 @@ class SingleStageConfig:
 
 @dataclass(frozen=True)
 class CriticConfig(SingleStageConfig):
-    """What those with a critic ask besides."""
+    """Fields of those with a critic."""
 
     gamma: Fraction = 0.99
     """discount"""

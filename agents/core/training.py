@@ -179,6 +179,26 @@ class Training:
                     raise TrainingStoppedError
                 self.stop_if_interrupted(f"after step {step + 1} of stage {stage!r}")
 
+    def minimize(
+        self,
+        stage: str,
+        total: int,
+        loss: Callable[[int], tuple[Tensor, Metrics]],
+        rate: float,
+        decays: bool = True,
+        after: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """Run a stage of optimizer steps: each on `loss(step)`, followed by `after(step)`."""
+
+        def update(step: int) -> Metrics:
+            value, metrics = loss(step)
+            learning_rate = half_cosine(rate, step, total, decays)
+            metrics["grad_norm"] = self.optimize(stage, value, learning_rate)
+            after(step)
+            return metrics
+
+        self.run_stage(stage, total, update)
+
     def interrupt(self, *_: object) -> None:
         """Ask the loop to stop after the step under way: a signal's handler."""
         self.interrupted = True
@@ -235,7 +255,7 @@ class Training:
         return norm
 
     def non_finite(self, what: str, value: float, step: int) -> NonFiniteError:
-        """The error for a value that is not finite."""
+        """The error for a value that is not finite; it names the last checkpoint."""
         good = (
             f"The last good checkpoint is {self.saved}"
             if self.saved

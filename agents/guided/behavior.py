@@ -6,11 +6,13 @@ learn. Every later stage sees states and actions in the coordinates of this part
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
-from qgpo.agents.core.training import Training, average, half_cosine
+from qgpo.agents.core.training import Training, average
 from qgpo.agents.guided.config import GuidedPolicyConfig
 from qgpo.density import REFERENCES, ROWS_PER_CHUNK, nearest_distance, sampling_weights
 from qgpo.diffusion import Diffusion, Metrics
@@ -74,37 +76,31 @@ class Behavior:
         if c.sparsity_power and self.training.progress["whitening"] < c.whitening_steps:
             cumulative = self._sparsity_weights(data).cumsum(0)
 
-        def update(step: int) -> Metrics:
+        def loss(step: int) -> tuple[Tensor, Metrics]:
             if cumulative is None:
                 index = self.training.draw(len(data), WHITENING_BATCH_SIZE)
             else:
                 index = self._draw_by(cumulative, WHITENING_BATCH_SIZE)
             condition = self.condition(data, take(data.state_index, index))
-            loss, metrics = whitening.loss(condition, data.scaled_actions(index))
-            decays = c.learning_rate_decay
-            rate = half_cosine(WHITENING_LEARNING_RATE, step, c.whitening_steps, decays)
-            metrics["grad_norm"] = self.training.optimize("whitening", loss, rate)
-            return metrics
+            return whitening.loss(condition, data.scaled_actions(index))
 
-        self.training.run_stage("whitening", c.whitening_steps, update)
+        rate, decays = WHITENING_LEARNING_RATE, c.learning_rate_decay
+        self.training.minimize("whitening", c.whitening_steps, loss, rate, decays)
 
     def train(self, data: Batches) -> None:
         """Learn mu(a|s) by denoising."""
         c, training = self.config, self.training
 
-        def update(step: int) -> Metrics:
+        def loss(step: int) -> tuple[Tensor, Metrics]:
             index = training.draw(len(data), c.behavior_batch_size)
             with torch.no_grad():
                 condition = self.condition(data, take(data.state_index, index))
                 z = self.whitening.encode(condition, data.scaled_actions(index))
-            loss, metrics = self.model.loss(z, condition, training.generator)
-            decays = c.learning_rate_decay
-            rate = half_cosine(c.behavior_learning_rate, step, c.behavior_steps, decays)
-            metrics["grad_norm"] = training.optimize("behavior", loss, rate)
-            average(self.model, self.average, c.ema_decay, step)
-            return metrics
+            return self.model.loss(z, condition, training.generator)
 
-        training.run_stage("behavior", c.behavior_steps, update)
+        after = partial(average, self.model, self.average, c.ema_decay)
+        rate, decays = c.behavior_learning_rate, c.learning_rate_decay
+        training.minimize("behavior", c.behavior_steps, loss, rate, decays, after)
 
     # Sparse states ------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
-from qgpo.agents.core.training import Training, half_cosine
+from qgpo.agents.core.training import Training
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.support import ROWS_PER_CHUNK, Support
 from qgpo.critic import (
@@ -52,7 +52,7 @@ class SupportCritic:
         c, training = self.config, self.training
         tables = training.tables
 
-        def update(step: int) -> Metrics:
+        def loss(step: int) -> tuple[Tensor, Metrics]:
             if c.critic_lambda > 0.0 and (step % c.target_every == 0 or "returns" not in tables):
                 tables["returns"] = self._lambda_targets(data, c.critic_lambda if step else 1.0)
             index = training.draw(len(data), c.critic_batch_size)
@@ -66,14 +66,13 @@ class SupportCritic:
             condition = self.behavior.normalizer(data.observations(rows))
             with torch.no_grad():
                 z = self.behavior.whitening.encode(condition, data.scaled_actions(index))
-            loss, metrics = critic_loss(self.network, condition, z, targets)
-            decays = c.learning_rate_decay
-            rate = half_cosine(c.critic_learning_rate, step, c.critic_steps, decays)
-            metrics["grad_norm"] = training.optimize("critic", loss, rate)
-            polyak_update(self.network, self.target, c.tau)
-            return metrics
+            return critic_loss(self.network, condition, z, targets)
 
-        training.run_stage("critic", c.critic_steps, update)
+        def after(step: int) -> None:
+            polyak_update(self.network, self.target, c.tau)
+
+        rate, decays = c.critic_learning_rate, c.learning_rate_decay
+        training.minimize("critic", c.critic_steps, loss, rate, decays, after)
 
     def _lambda_targets(self, data: Batches, lambda_: float) -> Tensor:
         """lambda-returns of every transition with today's in-support values, (N,)."""

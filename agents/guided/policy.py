@@ -105,7 +105,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     def train_whitening(self, dataset: OfflineDataset) -> None:
         """Stage 1: the Gaussian policy, where `whitening_steps` asks for one."""
-        self.behavior.train_whitening(self.prepare(dataset))
+        data = self.prepare(dataset)  # makes the parts
+        self.behavior.train_whitening(data)
 
     def train_behavior(self, dataset: OfflineDataset) -> None:
         """Stage 2: the diffusion model of mu(a|s), in whitened coordinates if configured.
@@ -119,11 +120,13 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     def generate_support(self, dataset: OfflineDataset) -> None:
         """Stage 3: M actions for every observation of the dataset, guidance off."""
-        self.support.generate(self.prepare(dataset))
+        data = self.prepare(dataset)
+        self.support.generate(data)
 
     def train_critic(self, dataset: OfflineDataset) -> None:
         """Stage 4: Q by regression on in-support targets."""
-        self.critic.train(self._with_support(dataset))
+        data = self._with_support(dataset)
+        self.critic.train(data)
         adoption.keep_states(self.training)
 
     def _with_support(self, dataset: OfflineDataset) -> Batches:
@@ -141,7 +144,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     @property
     def last_steps(self) -> int:
-        """Steps of the last stage; one without gradient steps has one, to look at it."""
+        """Steps of the last stage; one without gradient steps has one, which evaluates it."""
         return max(1, self.last_timesteps)
 
     @property

@@ -30,14 +30,14 @@ from qgpo.envs.data.dataset import OfflineDataset
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 NEARLY_EQUAL = 0.005
-"""of the best score's size: the model knows no better, and less guidance is the safer choice"""
+"""of the best score's size: the model cannot tell such scales apart, and less guidance is safer"""
 STEPS = 16_000
 BATCH_SIZE = 64
 LEARNING_RATE = 4e-3
 HELD_OUT = 10
 """every tenth episode measures how far members disagree on data that they have not seen"""
 WINDOW = 10
-"""steps over which disagreement is averaged: a foot that lands is hard to predict, and no alarm"""
+"""steps over which disagreement is averaged: single steps, such as contacts, are hard to predict"""
 TOLERANCE = 2.0
 """times the largest disagreement on held-out data; at 1 imitation itself seems to leave the data"""
 MOST_WINDOWS = 2_000
@@ -117,8 +117,9 @@ def is_guided(agent: object) -> TypeGuard[Guided]:
 def with_neighbors(returns: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each scale's return and those of the next scales on both sides, (W,) to (W,).
 
-    The first and the last stand for the neighbor that they lack. What a gait returns jumps where
-    it begins to fall, and the model is wrong about where: a peak between falls is no promise. Ours.
+    The first and the last are repeated in place of the missing neighbor. Returns drop at scales
+    where a gait begins to fall, and the model misplaces these scales: an isolated peak is not
+    reliable. Not from a paper.
     """
     return np.convolve(np.pad(returns, 1, mode="edge"), np.full(3, 1.0 / 3.0), mode="valid")
 
@@ -230,7 +231,7 @@ def tune_guidance(
     deterministic: bool = True,
     progress_bar: bool = False,
 ) -> GuidanceTuning:
-    """Choose `guidance_scale` without an environment, and say what spoke for it.
+    """Choose `guidance_scale` without an environment; returns the comparison of the scales.
 
     The agents' method of that name, and `Ensemble`'s. An ensemble of networks learns the
     environment's steps from the dataset in `steps` gradient steps; at each of the `scales` the
