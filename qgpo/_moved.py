@@ -21,7 +21,7 @@ FOLDERS = {
     "statistics": "experiments",
     "agents.acting agents.callbacks agents.sb3 agents.single_stage": "agents.core",
     "agents.adoption agents.tuning": "agents.guided",
-    "agents.benchmark agents.cells agents.plan agents.workers": "experiments",
+    "agents.benchmark agents.plan agents.workers": "experiments",
     "envs.catalogue envs.checking envs.combining envs.downloading envs.remote": "envs.store",
     "envs.families envs.making envs.observations": "envs.tasks",
     "envs.reference envs.robotics envs.spaces": "envs.tasks",
@@ -38,6 +38,7 @@ MODULES = {
     "mixture": "exact",
     "policies": "networks",
     "agents.base": "agents",
+    "agents.cells": "experiments.workers experiments.documents experiments.driver",
     "agents.checkpoint": "agents.core.checkpoint agents.core.upgrade",
     "agents.energy_guided_config": "agents",
     "agents.energy_guided_model": "agents.energy_guided",
@@ -66,6 +67,7 @@ MODULES = {
 """old module: the modules that have its names now, each name in the first that has it"""
 
 RENAMED = {
+    "qgpo.agents.cells.CellError": "qgpo.experiments.documents.DocumentError",
     "qgpo.agents.files.VERSIONS_OF": "qgpo.agents.core.provenance.LIBRARIES",
     "qgpo.agents.presets.LAPTOP_SHARED": "qgpo.agents.guided.config.LAPTOP",
     "qgpo.agents.presets.check_config": "qgpo.fields.check_fields",

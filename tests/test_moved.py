@@ -36,6 +36,7 @@ GONE = {"qgpo.scripts.train_policies": "is benchmarks/train_policies.py, outside
 PART = "is a method or a part of an agent now"
 FIELDS = "is said beside each field of a configuration now"
 CONSTANT = "was a constant of its module's functions"
+TEMPLATE = "is in experiments/report_template.md or .html"
 WITHDRAWN = {
     "qgpo.solver.EVALUATIONS": "is a column of qgpo.solver.SOLVERS",
     "qgpo.solver.ORDERS": "is a column of qgpo.solver.SOLVERS",
@@ -61,6 +62,25 @@ WITHDRAWN = {
     "qgpo.envs.mapping.finish": "renamed a folder, which qgpo.envs.store.writing does for all",
     "qgpo.envs.observations.image_message": "is a part of refuse_images",
     "qgpo.envs.observations.is_image": "is a part of refuse_images",
+    "qgpo.agents.cells.LOG": PART,
+    "qgpo.agents.cells.RESULT": "is evaluation.json, as of every run",
+    "qgpo.agents.cells.one_line": PART,
+    "qgpo.agents.cells.read_config": PART,
+    "qgpo.agents.plan.KINDS": FIELDS,
+    "qgpo.agents.runs.WandbOutput": "is wandb's own copy of what TensorBoard gets",
+    "qgpo.agents.sb3_baselines.Samples": PART,
+    "qgpo.envs.report.Block": TEMPLATE,
+    "qgpo.envs.report.Heading": TEMPLATE,
+    "qgpo.envs.report.Picture": TEMPLATE,
+    "qgpo.envs.report.STYLE": TEMPLATE,
+    "qgpo.envs.report.Table": TEMPLATE,
+    "qgpo.envs.report.Text": TEMPLATE,
+    "qgpo.envs.report.to_markdown": TEMPLATE,
+    "qgpo.envs.result_figures.Draw": PART,
+    "qgpo.envs.result_figures.color": PART,
+    "qgpo.envs.result_figures.short": PART,
+    "qgpo.statistics.profile_band": "is stratified_bootstrap with performance_profile",
+    "qgpo.statistics.resampled": "is a part of stratified_bootstrap",
 }
 """former names without a new place, with their module, and why"""
 
