@@ -150,8 +150,6 @@ class OfflineDataset:
                     f"{first.observation_space.shape} and {other.observation_space.shape}, actions "
                     f"{first.action_space} and {other.action_space}; expected the same"
                 )
-        offsets = np.cumsum([0, *(len(d) for d in datasets[:-1])])
-        starts = [d.episode_starts + offset for d, offset in zip(datasets, offsets, strict=True)]
         joined: dict[str, Any] = {
             name: np.concatenate([np.asarray(getattr(d, name)) for d in datasets])
             for name in ARRAYS
@@ -161,7 +159,7 @@ class OfflineDataset:
         return cls(
             id="+".join(d.id for d in datasets) if id is None else id,
             **joined,
-            episode_starts=np.concatenate(starts),
+            episode_starts=episode_starts(np.concatenate([d.episode_lengths for d in datasets])),
             observation_space=first.observation_space,
             action_space=first.action_space,
             adapter=first.adapter,
@@ -240,6 +238,11 @@ class OfflineDataset:
     def normalized_score(self, returns: float | NDArray[np.float64]) -> NDArray[np.float64] | None:
         """100 (return - min) / (max - min), or None without reference scores."""
         return None if self.reference is None else self.reference.normalize(returns)
+
+
+def episode_starts(lengths: ArrayLike) -> NDArray[np.int64]:
+    """(E,) index of the first transition of each episode, from the episodes' lengths."""
+    return np.cumsum(np.append(0, lengths), dtype=np.int64)[:-1]
 
 
 def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
