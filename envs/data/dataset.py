@@ -263,12 +263,16 @@ def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
 def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
     """The values, all 0 or 1, as (N,) booleans."""
     array = _numbers(of, name, values, 1)
-    if array.shape != (n,):
-        raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected ({n},)")
+    _check_shape(of, name, array, (n,))
     wrong = array[~np.isin(array, (0, 1))]
     if len(wrong) > 0:
         raise ValueError(f"dataset {of!r}: {name} has value {wrong[0]!r}, expected False or True")
     return array.astype(np.bool_)
+
+
+def _check_shape(of: str, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected {shape}")
 
 
 def _chain(
@@ -277,11 +281,7 @@ def _chain(
     """All states (N + E, S), and the ends of episodes (N,), breaks of the chain included."""
     n = len(ends)
     for name, array in (("observations", observations), ("next_observations", next_observations)):
-        if len(array) != n or array.shape != observations.shape:
-            raise ValueError(
-                f"dataset {of!r}: {name} has shape {array.shape}, expected "
-                f"{(n, observations.shape[1])}"
-            )
+        _check_shape(of, name, array, (n, observations.shape[1]))
     ends = ends.copy()
     ends[:-1] |= (observations[1:] != next_observations[:-1]).any(axis=1)
     place = np.arange(n) + np.cumsum(np.concatenate([[False], ends[:-1]]))
@@ -302,9 +302,7 @@ def _check_shapes(data: OfflineDataset) -> None:
         "truncations": (n,),
     }
     for name, shape in expected.items():
-        actual = getattr(data, name).shape
-        if actual != shape:
-            raise ValueError(f"dataset {data.id!r}: {name} has shape {actual}, expected {shape}")
+        _check_shape(data.id, name, getattr(data, name), shape)
     starts = data.episode_starts
     if e == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= n:
         raise ValueError(f"dataset {data.id!r}: episode_starts must rise from 0, got {starts[:5]}")
