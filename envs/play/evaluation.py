@@ -166,17 +166,17 @@ def evaluate(
     seeds = [seed + i for i in range(n_episodes)]
     predict = functools.partial(agent.predict, deterministic=deterministic)
     envs: list[Any] = [env]
-    if isinstance(env, str | EnvSpec):
-        envs = [make_env(as_played(env)) for _ in range(min(n_envs, n_episodes))]
+    copies: list[gym.Env[Any, Any]] = []
+    if not isinstance(env, gym.Env | VectorEnv):
+        envs = copies = [make_env(as_played(env)) for _ in range(min(n_envs, n_episodes))]
     spec: EnvSpec | None = envs[0].spec
     episodes = _Episodes(seeds, spec, max_episode_steps)
     if isinstance(env, VectorEnv):
         _play_vector(predict, env, episodes)
     else:
         _play(predict, envs, episodes, progress_bar, on_step)
-    if isinstance(env, str | EnvSpec):
-        for made in envs:
-            made.close()
+    for copy in copies:
+        copy.close()
     env_id = spec.id if spec is not None else type(env).__name__
     if episodes.cut and warn_of_cuts:
         warnings.warn(
