@@ -150,8 +150,6 @@ class OfflineDataset:
                     f"{first.observation_space.shape} and {other.observation_space.shape}, actions "
                     f"{first.action_space} and {other.action_space}; expected the same"
                 )
-        offsets = np.cumsum([0, *(len(d) for d in datasets[:-1])])
-        starts = [d.episode_starts + offset for d, offset in zip(datasets, offsets, strict=True)]
         joined: dict[str, Any] = {
             name: np.concatenate([np.asarray(getattr(d, name)) for d in datasets])
             for name in ARRAYS
@@ -161,7 +159,7 @@ class OfflineDataset:
         return cls(
             id="+".join(d.id for d in datasets) if id is None else id,
             **joined,
-            episode_starts=np.concatenate(starts),
+            episode_starts=episode_starts(np.concatenate([d.episode_lengths for d in datasets])),
             observation_space=first.observation_space,
             action_space=first.action_space,
             adapter=first.adapter,
@@ -242,6 +240,11 @@ class OfflineDataset:
         return None if self.reference is None else self.reference.normalize(returns)
 
 
+def episode_starts(lengths: ArrayLike) -> NDArray[np.int64]:
+    """(E,) index of the first transition of each episode, from the episodes' lengths."""
+    return np.cumsum(np.append(0, lengths), dtype=np.int64)[:-1]
+
+
 def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
     """The values as contiguous float32 with `ndim` dimensions."""
     try:
@@ -260,12 +263,16 @@ def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
 def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
     """The values, all 0 or 1, as (N,) booleans."""
     array = _numbers(of, name, values, 1)
-    if array.shape != (n,):
-        raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected ({n},)")
+    _check_shape(of, name, array, (n,))
     wrong = array[~np.isin(array, (0, 1))]
     if len(wrong) > 0:
         raise ValueError(f"dataset {of!r}: {name} has value {wrong[0]!r}, expected False or True")
     return array.astype(np.bool_)
+
+
+def _check_shape(of: str, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected {shape}")
 
 
 def _chain(
@@ -274,11 +281,7 @@ def _chain(
     """All states (N + E, S), and the ends of episodes (N,), breaks of the chain included."""
     n = len(ends)
     for name, array in (("observations", observations), ("next_observations", next_observations)):
-        if len(array) != n or array.shape != observations.shape:
-            raise ValueError(
-                f"dataset {of!r}: {name} has shape {array.shape}, expected "
-                f"{(n, observations.shape[1])}"
-            )
+        _check_shape(of, name, array, (n, observations.shape[1]))
     ends = ends.copy()
     ends[:-1] |= (observations[1:] != next_observations[:-1]).any(axis=1)
     place = np.arange(n) + np.cumsum(np.concatenate([[False], ends[:-1]]))
@@ -299,9 +302,7 @@ def _check_shapes(data: OfflineDataset) -> None:
         "truncations": (n,),
     }
     for name, shape in expected.items():
-        actual = getattr(data, name).shape
-        if actual != shape:
-            raise ValueError(f"dataset {data.id!r}: {name} has shape {actual}, expected {shape}")
+        _check_shape(data.id, name, getattr(data, name), shape)
     starts = data.episode_starts
     if e == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= n:
         raise ValueError(f"dataset {data.id!r}: episode_starts must rise from 0, got {starts[:5]}")

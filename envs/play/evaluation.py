@@ -165,18 +165,18 @@ def evaluate(
         env = _spec_of(env)
     seeds = [seed + i for i in range(n_episodes)]
     predict = functools.partial(agent.predict, deterministic=deterministic)
+    envs: list[Any] = [env]
+    copies: list[gym.Env[Any, Any]] = []
+    if not isinstance(env, gym.Env | VectorEnv):
+        envs = copies = [make_env(as_played(env)) for _ in range(min(n_envs, n_episodes))]
+    spec: EnvSpec | None = envs[0].spec
+    episodes = _Episodes(seeds, spec, max_episode_steps)
     if isinstance(env, VectorEnv):
-        spec = env.spec
-        episodes = _Episodes(seeds, spec, max_episode_steps)
         _play_vector(predict, env, episodes)
     else:
-        envs = [env] if isinstance(env, gym.Env) else _copies(env, min(n_envs, n_episodes))
-        spec = envs[0].spec
-        episodes = _Episodes(seeds, spec, max_episode_steps)
         _play(predict, envs, episodes, progress_bar, on_step)
-        if not isinstance(env, gym.Env):
-            for made in envs:
-                made.close()
+    for copy in copies:
+        copy.close()
     env_id = spec.id if spec is not None else type(env).__name__
     if episodes.cut and warn_of_cuts:
         warnings.warn(
@@ -248,10 +248,6 @@ def _spec_of(dataset: OfflineDataset) -> EnvSpec:
             "evaluate(agent, 'Hopper-v5')"
         )
     return dataset.env_spec
-
-
-def _copies(env: str | EnvSpec, n: int) -> list[gym.Env[Any, Any]]:
-    return [make_env(as_played(env)) for _ in range(n)]
 
 
 def _play(

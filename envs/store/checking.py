@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from minari import MinariDataset
 
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.bundled import is_published
@@ -32,7 +34,7 @@ class Report:
     """The results of all checks, in their order."""
 
     id: str
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
 
     @property
     def ok(self) -> bool:
@@ -51,23 +53,27 @@ def check_dataset(dataset_id: str) -> Report:
         opened = open_dataset(dataset_id, download=False)
     except ValueError as error:
         return Report(dataset_id, [Finding("episodes", False, str(error)), _files(dataset_id)])
+    return Report(opened.id, [_files(opened.id), *_contents(opened)])
+
+
+def _contents(opened: MinariDataset) -> Iterator[Finding]:
+    """What the data are, as far as they can be read."""
     text = f"all {opened.total_episodes} are there, {opened.total_steps} steps"
-    report = Report(opened.id, [_files(opened.id), Finding("episodes", True, text)])
+    yield Finding("episodes", True, text)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not the published one")
             dataset = load_dataset(opened)
     except ValueError as error:
-        report.findings.append(Finding("values", False, str(error)))
-        return report
+        yield Finding("values", False, str(error))
+        return
     text = f"{len(dataset)} transitions are aligned, finite and inside the action space"
-    report.findings.append(Finding("values", True, text))
+    yield Finding("values", True, text)
     same = is_published(dataset)
     if same is not None:
         text = "the same numbers" if same else "other numbers: scores compare with no others"
-        report.findings.append(Finding("published", same, text))
-    report.findings += [_ends(dataset), _environment(dataset), _scores(dataset)]
-    return report
+        yield Finding("published", same, text)
+    yield from (_ends(dataset), _environment(dataset), _scores(dataset))
 
 
 def _files(dataset_id: str) -> Finding:

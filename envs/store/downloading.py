@@ -101,7 +101,7 @@ def _fetch(
     """Fetch all files into the scratch folder; files with a wrong digest are fetched twice."""
     for _ in range(2):
         try:
-            with _bars(progress_bar):
+            with contextlib.nullcontext() if progress_bar else _without_bars():
                 open_remote().download_dataset(dataset_id, scratch)
         except Exception as error:
             raise RemoteError(
@@ -175,16 +175,12 @@ def _scratch(dataset_id: str) -> Iterator[Path]:
         lock.release()
 
 
-@contextlib.contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    """Show or hide Hugging Face's progress bars."""
+def _without_bars() -> contextlib.ExitStack:
+    """Hide Hugging Face's progress bars until the block ends."""
     from huggingface_hub import utils
 
-    hide = not shown and not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
-    if hide:
+    stack = contextlib.ExitStack()
+    if not utils.are_progress_bars_disabled():  # type: ignore[attr-defined]
         utils.disable_progress_bars()  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        if hide:
-            utils.enable_progress_bars()  # type: ignore[attr-defined]
+        stack.callback(utils.enable_progress_bars)  # type: ignore[attr-defined]
+    return stack

@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from minari import EpisodeData, MinariDataset
 from tqdm import tqdm
 
 from qgpo.envs.data import memmap
-from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.data.dataset import ARRAYS, OfflineDataset, episode_starts
 from qgpo.envs.data.memmap import Episode
 from qgpo.envs.store import bundled
 from qgpo.envs.store.episode_rules import RULES
@@ -26,7 +25,6 @@ from qgpo.envs.store.local import files_in
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.store.writing import put_in_place
 from qgpo.envs.tasks.families import UNKNOWN, Family, find_family
-from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.spaces import vector_spaces
 
 STORAGES = ("memory", "memmap")
@@ -66,7 +64,7 @@ def load_dataset(
             "'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset"
         )
     reader = _Reader.of(source)
-    read = _map(reader, progress_bar) if storage == "memmap" else _read(reader)
+    read = reader.map(progress_bar) if storage == "memmap" else reader.read()
     if reader.is_complete:
         bundled.warn_of_other_data(read)
     return read
@@ -78,9 +76,8 @@ class _Reader:
 
     source: MinariDataset
     family: Family
-    adapter: ObservationAdapter | None
-    observation_space: spaces.Box
-    action_space: spaces.Box
+    fields: dict[str, Any]
+    """the OfflineDataset's, all but its arrays and its folder"""
 
     @property
     def is_complete(self) -> bool:
@@ -93,7 +90,7 @@ class _Reader:
         of = f"dataset {source.id!r}"
         spec = source.env_spec
         family = find_family(source.id, spec.id if spec is not None else None)
-        adapter, *boxes = vector_spaces(
+        adapter, observation_space, action_space = vector_spaces(
             source.observation_space, source.action_space, family.observation, of
         )
         if family is UNKNOWN:
@@ -104,102 +101,128 @@ class _Reader:
                 "its metadata have reference scores",
                 stacklevel=3,
             )
-        return cls(source, family, adapter, *boxes)
+        if spec is None and family.environment in gym.registry:
+            spec = gym.spec(family.environment)
+        # Minari offers the evaluation spec in no other way than as a made environment.
+        played = family.played(getattr(source, "_eval_env_spec", None) or spec)
+        metadata = source.storage.metadata
+        fields = {
+            "id": source.id,
+            "observation_space": observation_space,
+            "action_space": action_space,
+            "adapter": adapter,
+            "env_spec": played,
+            "reference": family.scores(metadata, played),
+            "details": {"algorithm": metadata.get("algorithm_name"), "family": family.name},
+        }
+        return cls(source, family, fields)
 
+    def read(self) -> OfflineDataset:
+        """All episodes in memory."""
+        episodes = list(self.episodes())
+        arrays = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
+        starts = episode_starts([len(episode["rewards"]) for episode in episodes])
+        return self.dataset({**arrays, "episode_starts": starts})
 
-def _read(reader: _Reader) -> OfflineDataset:
-    """All episodes into memory."""
-    episodes = list(_episodes(reader))
-    arrays = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
-    lengths = [len(episode["rewards"]) for episode in episodes]
-    arrays["episode_starts"] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    return _dataset(reader, arrays, None)
-
-
-def _map(reader: _Reader, progress_bar: bool) -> OfflineDataset:
-    """The converted files beside the Minari data, made on first use and after changes."""
-    source = reader.source
-    data = Path(source.storage.data_path)
-    indices = np.asarray(source.episode_indices, dtype=np.int64)
-    selection = hashlib.sha256(indices.tobytes()).hexdigest()
-    folder = data.parent / ("memmap" if reader.is_complete else f"memmap-{selection[:12]}")
-    about = {
-        "episodes": selection,
-        "rule": reader.family.episodes,
-        "observations": reader.adapter.to_json() if reader.adapter else None,
-        "files": {
-            name: [path.stat().st_size, path.stat().st_mtime_ns]
-            for name, path in files_in(data).items()
-        },
-    }
-    index = memmap.read_index(folder, about)
-    if index is None:
-        _convert(reader, folder, about, progress_bar)
+    def map(self, progress_bar: bool) -> OfflineDataset:
+        """The converted files beside the Minari data, made on first use and after changes."""
+        data = Path(self.source.storage.data_path)
+        indices = np.asarray(self.source.episode_indices, dtype=np.int64)
+        selection = hashlib.sha256(indices.tobytes()).hexdigest()
+        folder = data.parent / ("memmap" if self.is_complete else f"memmap-{selection[:12]}")
+        adapter = self.fields["adapter"]
+        about = {
+            "episodes": selection,
+            "rule": self.family.episodes,
+            "observations": adapter.to_json() if adapter else None,
+            "files": {
+                name: [path.stat().st_size, path.stat().st_mtime_ns]
+                for name, path in files_in(data).items()
+            },
+        }
+        if memmap.read_index(folder, about) is None:
+            self.convert(folder, about, progress_bar)
         index = memmap.read_index(folder, about)
         if index is None:
-            raise ValueError(f"dataset {source.id!r} changed while it was converted: load it again")
-    arrays = memmap.map_arrays(folder, index["shapes"])
-    return _dataset(reader, {**arrays, "fingerprint": index["fingerprint"]}, folder)
+            raise ValueError(
+                f"dataset {self.source.id!r} changed while it was converted: load it again"
+            )
+        arrays = memmap.map_arrays(folder, index["shapes"])
+        return self.dataset({**arrays, "fingerprint": index["fingerprint"]}, folder)
 
+    def convert(self, folder: Path, about: dict[str, Any], progress_bar: bool) -> None:
+        """Write the arrays into a scratch folder, check them, and rename it."""
+        name, total = self.source.id, self.source.total_steps
+        bar = tqdm(total=total, desc=f"convert {name}", disable=not progress_bar)
+        scratch = tempfile.TemporaryDirectory(
+            prefix=".memmap-", dir=folder.parent, ignore_cleanup_errors=True
+        )
+        with scratch, bar:
+            made = Path(scratch.name) / "arrays"
+            made.mkdir()
+            try:
+                shapes = memmap.write_arrays(made, self.episodes(bar))
+                # The checked arrays are released here: an open file keeps Windows from renaming.
+                fingerprint = self.dataset(memmap.map_arrays(made, shapes)).fingerprint
+                memmap.write_index(made, shapes, {"source": about, "fingerprint": fingerprint})
+                if memmap.read_index(folder, about) is None:  # else another process was faster
+                    put_in_place(made, folder, replace=True)
+            except OSError as error:
+                free = shutil.disk_usage(folder.parent).free / 2**20
+                raise OSError(
+                    error.errno,
+                    f"dataset {name!r} could not be converted in {folder.parent} "
+                    f"({error}; {free:.0f} MiB free): free some space, or use storage='memory'",
+                ) from error
 
-def _convert(reader: _Reader, folder: Path, about: dict[str, Any], progress_bar: bool) -> None:
-    """Write the arrays into a scratch folder, check them, and rename it."""
-    source = reader.source
-    bar = tqdm(total=source.total_steps, desc=f"convert {source.id}", disable=not progress_bar)
-    scratch = tempfile.TemporaryDirectory(
-        prefix=".memmap-", dir=folder.parent, ignore_cleanup_errors=True
-    )
-    with scratch, bar:
-        made = Path(scratch.name) / "arrays"
-        made.mkdir()
-        try:
-            shapes = memmap.write_arrays(made, _counted(_episodes(reader), bar))
-            # The checked arrays are released here: an open file keeps Windows from renaming.
-            fingerprint = _dataset(reader, memmap.map_arrays(made, shapes), None).fingerprint
-            memmap.write_index(made, shapes, {"source": about, "fingerprint": fingerprint})
-            if memmap.read_index(folder, about) is None:  # else another process was faster
-                put_in_place(made, folder, replace=True)
-        except OSError as error:
-            free = shutil.disk_usage(folder.parent).free / 2**20
-            raise OSError(
-                error.errno,
-                f"dataset {source.id!r} could not be converted in {folder.parent} "
-                f"({error}; {free:.0f} MiB free): free some space, or use storage='memory'",
-            ) from error
+    def dataset(self, arrays: dict[str, Any], folder: Path | None = None) -> OfflineDataset:
+        """The dataset of these arrays; cached properties among them need no computation."""
+        given = {name: arrays[name] for name in (*ARRAYS, "episode_starts")}
+        dataset = OfflineDataset(**self.fields, **given, folder=folder)
+        vars(dataset).update(arrays)
+        return dataset
 
+    def episodes(self, bar: Any = None) -> Iterator[Episode]:
+        """Every episode with at least one step, its shapes checked, read by its family's rule.
 
-def _counted(episodes: Iterator[Episode], bar: Any) -> Iterator[Episode]:
-    for episode in episodes:
-        bar.update(len(episode["rewards"]))
-        yield episode
+        Raises ValueError where there is none.
+        """
+        source, rule = self.source, RULES[self.family.episodes]
+        is_empty = True
+        for stored in _stored(source) if source.total_steps > 0 else ():
+            episode = self.arrays(stored)
+            if len(stored.rewards) > 0:
+                episode = rule(episode, stored.observations)
+            if len(episode["rewards"]) > 0:
+                is_empty = False
+                if bar is not None:
+                    bar.update(len(episode["rewards"]))
+                yield episode
+        if is_empty:
+            raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
 
-
-def _dataset(reader: _Reader, arrays: dict[str, Any], folder: Path | None) -> OfflineDataset:
-    source, family = reader.source, reader.family
-    metadata = source.storage.metadata
-    recorded = source.env_spec
-    if recorded is None and family.environment in gym.registry:
-        recorded = gym.spec(family.environment)
-    # Minari offers the evaluation spec in no other way than as a made environment.
-    played = family.played(getattr(source, "_eval_env_spec", None) or recorded)
-    cached: dict[str, Any] = {
-        name: arrays.pop(name)
-        for name in ("state_index", "last_steps", "fingerprint")
-        if name in arrays
-    }
-    dataset = OfflineDataset(
-        id=source.id,
-        **arrays,
-        observation_space=reader.observation_space,
-        action_space=reader.action_space,
-        adapter=reader.adapter,
-        env_spec=played,
-        reference=family.scores(metadata, played),
-        details={"algorithm": metadata.get("algorithm_name"), "family": family.name},
-        folder=folder,
-    )
-    dataset.__dict__.update(cached)  # cached properties that are stored need no computation
-    return dataset
+    def arrays(self, stored: EpisodeData) -> Episode:
+        """A stored episode as arrays. Raises ValueError where their shapes do not fit."""
+        length = len(stored.rewards)
+        adapter, observations = self.fields["adapter"], stored.observations
+        parts = {
+            "states": observations if adapter is None else adapter.flatten(observations),
+            **{name: getattr(stored, name) for name in ARRAYS if name != "states"},
+        }
+        shapes = {
+            "states": (length + 1, *self.fields["observation_space"].shape),
+            "actions": (length, *self.fields["action_space"].shape),
+        }
+        for name, values in parts.items():
+            shape = shapes.get(name, (length,))
+            if np.shape(values) != shape:
+                raise ValueError(
+                    f"dataset {self.source.id!r}, episode {stored.id}: "
+                    f"{'observations' if name == 'states' else name} has shape {np.shape(values)}, "
+                    f"expected {shape} (T + 1 observations for T = {length} steps)"
+                )
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused later
+            return {n: np.asarray(v, dtype=memmap.DTYPES[n]) for n, v in parts.items()}
 
 
 def _stored(source: MinariDataset) -> Iterator[EpisodeData]:
@@ -220,49 +243,3 @@ def _stored(source: MinariDataset) -> Iterator[EpisodeData]:
             f"{source.total_steps}. It is damaged, or its episodes are longer than Minari reads "
             "back completely from Arrow and Parquet files (32767 steps): store it as HDF5"
         )
-
-
-def _episodes(reader: _Reader) -> Iterator[Episode]:
-    """Every episode with at least one step, its shapes checked, read by its family's rule.
-
-    Raises ValueError where there is none.
-    """
-    source, rule = reader.source, RULES[reader.family.episodes]
-    is_empty = True
-    for stored in _stored(source) if source.total_steps > 0 else ():
-        episode = _arrays(reader, stored)
-        if len(stored.rewards) > 0:
-            episode = rule(episode, stored.observations)
-        if len(episode["rewards"]) > 0:
-            is_empty = False
-            yield episode
-    if is_empty:
-        raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
-
-
-def _arrays(reader: _Reader, stored: EpisodeData) -> Episode:
-    """A stored episode as arrays. Raises ValueError where their shapes do not fit."""
-    length = len(stored.rewards)
-    observations = stored.observations
-    if reader.adapter is not None:
-        observations = reader.adapter.flatten(observations)
-    expected = {
-        "observations": (observations, (length + 1, *reader.observation_space.shape)),
-        "actions": (stored.actions, (length, *reader.action_space.shape)),
-        "terminations": (stored.terminations, (length,)),
-        "truncations": (stored.truncations, (length,)),
-    }
-    for name, (values, shape) in expected.items():
-        if np.shape(values) != shape:
-            raise ValueError(
-                f"dataset {reader.source.id!r}, episode {stored.id}: {name} has shape "
-                f"{np.shape(values)}, expected {shape} (T + 1 observations for T = {length} steps)"
-            )
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused later
-        return {
-            "states": np.asarray(observations, dtype=np.float32),
-            "actions": np.asarray(stored.actions, dtype=np.float32),
-            "rewards": np.asarray(stored.rewards, dtype=np.float32),
-            "terminations": np.asarray(stored.terminations, dtype=np.bool_),
-            "truncations": np.asarray(stored.truncations, dtype=np.bool_),
-        }

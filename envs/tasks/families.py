@@ -133,8 +133,7 @@ U_MAZE = [
 environments for AntMaze's umaze have the mirror image of these walls"""
 
 
-def _d4rl(low: float, high: float) -> ReferenceScores:
-    return ReferenceScores(low, high, D4RL)
+_d4rl = functools.partial(ReferenceScores, source=D4RL)
 
 
 def _locomotion(environment: str, reference: ReferenceScores | None = None) -> Family:

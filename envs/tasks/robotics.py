@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import types
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -38,15 +37,6 @@ def _repair_joint_types() -> None:
     if mujoco.mjtJoint.mjJNT_HINGE == np.int32(mujoco.mjtJoint.mjJNT_HINGE):
         return
     joints = {name: int(value) for name, value in mujoco.mjtJoint.__members__.items()}
-    mujoco_utils.mujoco = _WithJoints(mujoco, types.SimpleNamespace(**joints))
-
-
-class _WithJoints:
-    """The module `mujoco` with another table of joint types."""
-
-    def __init__(self, module: types.ModuleType, joints: types.SimpleNamespace) -> None:
-        self.mjtJoint = joints
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
+    mujoco_utils.mujoco = types.SimpleNamespace(
+        **{**vars(mujoco), "mjtJoint": types.SimpleNamespace(**joints)}
+    )
