@@ -55,7 +55,6 @@ WITHDRAWN = {
     "qgpo.agents.stages.StagedTraining": PART,
     "qgpo.envs.bundled.ids": "is sorted(qgpo.envs.store.bundled.RECIPES)",
     "qgpo.envs.combining.EPISODES_AT_ONCE": CONSTANT,
-    "qgpo.envs.controllers.UNREACHED": CONSTANT,
     "qgpo.envs.dataset_figure.episode_lengths": "is a property of a dataset",
     "qgpo.envs.downloading.CHUNK": CONSTANT,
     "qgpo.envs.families.SUCCESS": CONSTANT,

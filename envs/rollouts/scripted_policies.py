@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 
 Cell = tuple[int, int]
 WALL = 1
+UNREACHED = -1
+"""distance of a cell without a path to the goal"""
 
 
 class UniformPolicy:
@@ -53,10 +57,7 @@ class WaypointPolicy:
         self.noise, self.gain, self.damping = noise, gain, damping
         self.walls = np.array([[cell == WALL for cell in row] for row in maze.maze_map])
         self.size = float(maze.maze_size_scaling)
-        cells = np.argwhere(~self.walls)
-        self.cells: list[Cell] = [(int(row), int(column)) for row, column in cells]
-        self.numbers = {cell: number for number, cell in enumerate(self.cells)}
-        self.distances = _distances(cells)
+        self.distances = cache(self._distances)
 
     def act(
         self,
@@ -75,16 +76,15 @@ class WaypointPolicy:
 
     def waypoint(self, position: NDArray[Any], goal: NDArray[Any]) -> NDArray[Any]:
         """The next point on the path from a position (x, y): the middle of a cell, or the goal."""
-        here, there = (self.numbers.get(self.cell(point)) for point in (position, goal))
-        if here is None or there is None or here == there:
+        here, there = self.cell(position), self.cell(goal)
+        distances = self.distances(there)
+        if here == there or distances[here] == UNREACHED:
             return goal
-        distances = self.distances[:, there]
-        if np.isinf(distances[here]):
-            return goal
-        row, column = self.cells[here]
-        around = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-        near = [self.numbers[cell] for cell in around if cell in self.numbers]
-        return self.middle(self.cells[min(near, key=lambda number: float(distances[number]))])
+        next_cell = min(
+            (cell for cell in self._neighbors(here) if distances[cell] != UNREACHED),
+            key=lambda cell: int(distances[cell]),
+        )
+        return self.middle(next_cell)
 
     def cell(self, position: NDArray[Any]) -> Cell:
         """(row, column) of a position; x grows along columns, y against rows."""
@@ -100,11 +100,23 @@ class WaypointPolicy:
         y = (0.5 * rows - cell[0] - 0.5) * self.size
         return np.array([x, y])
 
+    def _distances(self, goal: Cell) -> NDArray[np.int64]:
+        """Steps from every cell to the goal, by breadth-first search; UNREACHED without a path."""
+        distances = np.full(self.walls.shape, UNREACHED)
+        distances[goal] = 0
+        queue = deque([goal])
+        while queue:
+            cell = queue.popleft()
+            for neighbor in self._neighbors(cell):
+                if distances[neighbor] == UNREACHED:
+                    distances[neighbor] = distances[cell] + 1
+                    queue.append(neighbor)
+        return distances
 
-def _distances(cells: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(C, C) steps between cells (C, 2), infinite without a path (Floyd 1962, Warshall 1962)."""
-    steps = np.abs(cells[:, None] - cells).sum(axis=-1)
-    distances = np.where(steps <= 1, steps, np.inf)
-    for k in range(len(cells)):
-        distances = np.minimum(distances, distances[:, [k]] + distances[[k]])
-    return distances
+    def _neighbors(self, cell: Cell) -> list[Cell]:
+        """The cells beside a cell that are not walls."""
+        row, column = cell
+        around = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+        rows, columns = self.walls.shape
+        inside = [(r, c) for r, c in around if 0 <= r < rows and 0 <= c < columns]
+        return [cell for cell in inside if not self.walls[cell]]
