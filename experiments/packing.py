@@ -107,7 +107,7 @@ def _single_files(folder: Path) -> list[Path]:
 
 def _read_file(path: Path) -> Document:
     with refused(f"{path} is not a cell's result"):
-        document: Document = json.loads(path.read_text())
+        document: Document = json.loads(path.read_text(encoding="utf-8"))
         document["evaluations"]
     return document
 
@@ -118,7 +118,7 @@ def _read_tables(folder: Path) -> dict[str, Document]:
         return {}
     with refused(f"{EPISODES} and {PROVENANCE} in {folder} cannot be read"):
         episodes = lzma.decompress((folder / EPISODES).read_bytes()).decode()
-        documents = _from_tables(episodes, (folder / PROVENANCE).read_text())
+        documents = _from_tables(episodes, (folder / PROVENANCE).read_text(encoding="utf-8"))
     return documents
 
 

@@ -52,8 +52,8 @@ def write_report(folder: Path, results: Results, title: str) -> None:
         table=table,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(text)
-    (folder / "report.html").write_text(to_html(text, folder, title))
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(to_html(text, folder, title), encoding="utf-8")
 
 
 def to_html(text: str, folder: Path, title: str) -> str:

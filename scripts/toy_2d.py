@@ -252,13 +252,15 @@ def write(args: Args, results: dict[str, dict[float, Comparison]], seconds: floa
         comparisons = {problem: betas[beta] for problem, betas in results.items()}
         draw_samples(args.output / f"samples_{tag}.png", comparisons, beta)
         text = table(comparisons, args.methods)
-        (args.output / f"table_{tag}.md").write_text(text + "\n")
+        (args.output / f"table_{tag}.md").write_text(text + "\n", encoding="utf-8")
         print(f"\nbeta = {beta:g}: sliced Wasserstein-2 to exact samples\n{text}")
         for problem, comparison in comparisons.items():
             draw_maps(args.output / f"maps_{problem}_{tag}.png", problem, comparison, beta)
         numbers = {problem: comparison.numbers for problem, comparison in comparisons.items()}
         about = {"args": asdict(args), "beta": beta, "seconds": seconds, "problems": numbers}
-        (args.output / f"results_{tag}.json").write_text(json.dumps(about, indent=2, default=str))
+        (args.output / f"results_{tag}.json").write_text(
+            json.dumps(about, indent=2, default=str), encoding="utf-8"
+        )
 
 
 def main(args: Args) -> None:

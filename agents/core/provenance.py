@@ -35,7 +35,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     The same seed makes another agent on another processor, because sums are rounded differently.
     """
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

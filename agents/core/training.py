@@ -320,7 +320,10 @@ def choose_device(device: torch.device | str) -> torch.device:
 
 @contextlib.contextmanager
 def on_signals(interrupt: Callable[..., None]) -> Iterator[None]:
-    """Call `interrupt` on SIGINT and SIGTERM, in the main thread; other threads get no handler."""
+    """Call `interrupt` on SIGINT and SIGTERM, in the main thread; other threads get no handler.
+
+    It is a signal handler: it gets the signal's number and the frame.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

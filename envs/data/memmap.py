@@ -65,7 +65,7 @@ def map_arrays(folder: Path, shapes: dict[str, Any]) -> dict[str, NDArray[Any]]:
 
 def write_index(folder: Path, shapes: dict[str, Any], about: dict[str, Any]) -> None:
     """Write the index, which makes the folder complete."""
-    with open(folder / "index.json", "w") as file:
+    with open(folder / "index.json", "w", encoding="utf-8") as file:
         json.dump({"format_version": FORMAT_VERSION, "shapes": shapes, **about}, file, indent=2)
         _sync(file)
 
@@ -79,7 +79,7 @@ def _sync(file: IO[Any]) -> None:
 def read_index(folder: Path, source: dict[str, Any]) -> dict[str, Any] | None:
     """The index of a complete folder made from that source, else None."""
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         is_complete = index["format_version"] == FORMAT_VERSION and index["source"] == source
         for name, dtype in DTYPES.items():
             size = int(np.prod(index["shapes"][name])) * np.dtype(dtype).itemsize

@@ -76,7 +76,7 @@ def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True)
 def damaged_files(folder: Path) -> list[str] | None:
     """Files of a downloaded dataset that have changed since; None without a record."""
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         expected = {
             name: Checksum(int(about["size"]), "sha256", str(about["sha256"]))
             for name, about in record["files"].items()
@@ -139,7 +139,7 @@ def _write_record(folder: Path) -> None:
         for name, path in files_in(folder / "data").items()
     }
     record = {"remote": remote_name(), "files": files}
-    (folder / RECORD).write_text(json.dumps(record, indent=2))
+    (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def recorded_in(dataset_id: str) -> str | None:
         if dataset_id in bundled.RECIPES:
             return bundled.RECIPES[dataset_id].env_id
         metadata = folder_of(dataset_id) / "data" / "metadata.json"
-        return str(json.loads(json.loads(metadata.read_text())["env_spec"])["id"])
+        return str(json.loads(json.loads(metadata.read_text(encoding="utf-8"))["env_spec"])["id"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -307,7 +307,7 @@ def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data,
     os.kill(interrupted, signal.SIGCONT)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     assert "stopped with checkpoints" in errors
     assert f"--plan {plan}" in errors
     done = run(plan, "--workers", "2", data=data)
