@@ -337,6 +337,7 @@ def started_on_ray(plan: Path, data: Path) -> tuple[subprocess.Popen[str], list[
 
 def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(measured, data, tmp_path):
     process, workers = started_on_ray(tmp_path / "plan.toml", data)
+    wait_for(tmp_path / "runs" / "plan" / TINY_S1 / "checkpoint.zip")
     os.kill(workers[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
