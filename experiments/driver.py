@@ -57,10 +57,11 @@ class Clock(BaseCallback):
             stage: {kind: round(value, 2) for kind, value in kinds.items()}
             for stage, kinds in self.saved["stage_seconds"].items()
         }
-        for kind in ("wall", "cpu"):
-            whole = sum(kinds[kind] for kinds in stages.values())
-            self.saved[f"{kind}_seconds"] = round(whole, 2)
-        return {**self.saved, "stage_seconds": stages}
+        whole = {
+            f"{kind}_seconds": round(sum(kinds[kind] for kinds in stages.values()), 2)
+            for kind in ("wall", "cpu")
+        }
+        return {**self.saved, **whole, "stage_seconds": stages}
 
     def adopt(self, donor: Path) -> None:
         """Begin with what the stages before the last cost the agent in that folder or file."""
