@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qgpo.agents import OfflineAgent
 from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.experiments import documents
 from qgpo.experiments.packing import Document, read_documents
 from qgpo.experiments.results import Run, read_run
 from qgpo.experiments.statistics import hierarchical_bootstrap, loss_of_choice
@@ -241,4 +242,5 @@ def read_ensembles(folder: Path) -> list[Document]:
 def is_training_of(agent: OfflineAgent[Any], measured: dict[str, Any]) -> bool:
     """Whether a loaded agent has the configuration and the seed of a cell's document."""
     config = json.loads(json.dumps(dataclasses.asdict(agent.config)))
-    return bool((config, agent.seed) == (measured["config"], measured["seed"]))
+    cell = documents.upgrade({"measured": measured}, Path("cell"))["measured"]
+    return bool((config, agent.seed) == (cell["config"], cell["seed"]))
