@@ -149,7 +149,8 @@ class Run:
         KeyboardInterrupt.
         """
         self.begin()
-        started = {**self.describe(), "args": as_json(self.experiment)}
+        described = documents.describe(self.experiment, self.agent, self.dataset)
+        started = {**described, "args": as_json(self.experiment)}
         if not self.folder.config.exists():
             documents.write(self.folder.config, started)
         tracked = None if wandb_project is None else self.track(wandb_project, started)
@@ -162,10 +163,6 @@ class Run:
             )
             tracked.finish()
         return document
-
-    def describe(self) -> Document:
-        """What config.json says, but for the settings as they were given."""
-        return documents.describe(self.experiment, self.agent, self.dataset)
 
     def begin(self) -> None:
         """Take the agent of the folder's checkpoint, if there is one, and what it has cost."""
@@ -259,8 +256,8 @@ class Run:
         self.evaluations = list(played) if experiment.n_episodes else []
         tuning = {} if self.tuning is None else {"guidance_tuning": self.tuning.as_dict()}
         document = {
-            **self.describe(),
-            "training": {"timesteps": self.agent.num_timesteps, **self.clock.seconds},
+            **documents.describe(experiment, agent, self.dataset),
+            "training": {"timesteps": agent.num_timesteps, **self.clock.seconds},
             "evaluation_seconds": round(time.monotonic() - began, 2),
             "evaluations": documents.evaluations_to_json(self.evaluations),
             **tuning,

@@ -53,6 +53,8 @@ class Cell(Experiment[Any]):
     """label of the agent whose cell gives the stages before the last"""
     gpus: Annotated[float, AT_LEAST_0] = 0.0
     """share of a GPU that the cell asks of a Ray cluster"""
+    n_episodes: Annotated[int, AT_LEAST_1] = 50
+    """evaluation episodes per scale; a cell without any has no result"""
     estimate_minutes: Annotated[float | None, AT_LEAST_0] = None
     """training (from scratch) and evaluation, as the plan's author expects them"""
     threads: Annotated[int, AT_LEAST_0] = 1
@@ -163,8 +165,6 @@ def _cell(table: dict[str, Any], dataset: str, seed: int) -> Cell:
     cell = dataclasses.replace(cell, config=dataclasses.replace(row, **values))
     cell.check()
     headline = cell.headline_scale
-    if cell.n_episodes < 1:
-        raise ValueError(f"n_episodes={cell.n_episodes}, expected an integer of at least 1")
     if headline is None:
         return cell
     if scales and headline not in scales:

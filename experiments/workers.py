@@ -104,8 +104,8 @@ def wait_for_donor(cell: Cell, root: Path) -> bool:
     return True
 
 
-def run_logged(cell: Cell, root: Path) -> tuple[Document | None, str]:
-    """A cell in a worker, printing to its log: its document, or None and what went wrong."""
+def run_logged(cell: Cell, root: Path) -> Outcome:
+    """A cell in a worker, printing to its log."""
     log = RunFolder(root / cell.name).log
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -114,13 +114,13 @@ def run_logged(cell: Cell, root: Path) -> tuple[Document | None, str]:
         contextlib.redirect_stderr(output),
     ):
         try:
-            return run_cell(cell, root), ""
+            return Outcome(cell, run_cell(cell, root), "", log)
         except KeyboardInterrupt as stop:
             print(stop)
             raise
         except Exception as error:
             traceback.print_exc()
-            return None, " ".join(f"{type(error).__name__}: {error}".split())
+            return Outcome(cell, None, " ".join(f"{type(error).__name__}: {error}".split()), log)
 
 
 def main() -> None:
@@ -128,10 +128,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cell = Cell.from_json(json.load(sys.stdin))
     try:
-        _, error = run_logged(cell, Path(sys.argv[1]))
+        raise SystemExit(run_logged(cell, Path(sys.argv[1])).error or None)
     except KeyboardInterrupt:
         raise SystemExit(STOPPED) from None
-    raise SystemExit(error or None)
 
 
 # Many cells ---------------------------------------------------------------------------------
@@ -238,14 +237,14 @@ def _reason(code: int, log: Path) -> str:
 
 async def _on_ray(ray: Any, root: Path, cell: Cell) -> Outcome:
     """One cell in a worker of Ray's."""
-    log = RunFolder(root / cell.name).log
     options = {"num_cpus": 1, "num_gpus": cell.gpus, "max_retries": RETRIES}
     task = ray.remote(**options)(run_logged).remote(cell, root)
     try:
-        result, reason = await task
-        return Outcome(cell, result, reason, log)
+        outcome: Outcome = await task
+        return outcome
     except ray.exceptions.RayError as error:
-        return Outcome(cell, None, str(error).strip().splitlines()[0], log)
+        reason = str(error).strip().splitlines()[0]
+        return Outcome(cell, None, reason, RunFolder(root / cell.name).log)
     except asyncio.CancelledError:
         ray.cancel(task)  # it writes a checkpoint and ends
         await asyncio.wait([asyncio.wrap_future(task.future())], timeout=60)

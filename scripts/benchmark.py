@@ -15,9 +15,10 @@ import tyro
 
 from qgpo.experiments.benchmark import Benchmark, Standing
 from qgpo.experiments.documents import Document
-from qgpo.experiments.plan import Cell, in_turn, read_plan
+from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.settings import AT_LEAST_1, check_types
 from qgpo.experiments.workers import Outcome
+from qgpo.scripts._refusals import one_line
 
 
 @dataclass
@@ -63,11 +64,18 @@ def headline(result: Document) -> str:
     return f"return {played['mean']:.0f}{normalised}; trained in {took}"
 
 
+@one_line()
 def main(args: Args) -> None:
     """Print the plan, run it, print what failed."""
+    check_types(args)
     runs = args.runs or Path("runs") / args.plan.stem
     results = args.results or args.plan.with_suffix("")
-    cells: list[Cell] = []
+    benchmark = Benchmark(in_turn(read_plan(args.plan)), runs, results)
+    standings = benchmark.standings()
+    print(table(standings, args.workers), flush=True)
+    cells = [s.cell for s in standings if s.result is None]
+    if args.dry_run or not cells:
+        return
     began, ended = time.monotonic(), 0
 
     def report(outcome: Outcome) -> None:
@@ -78,21 +86,11 @@ def main(args: Args) -> None:
         print(f"[{ended}/{len(cells)}, {minutes:.1f} min] {outcome.cell.name}: {said}", flush=True)
 
     try:
-        check_types(args)
-        benchmark = Benchmark(in_turn(read_plan(args.plan)), runs, results)
-        standings = benchmark.standings()
-        print(table(standings, args.workers), flush=True)
-        cells += [s.cell for s in standings if s.result is None]
-        if args.dry_run or not cells:
-            return
         failed = benchmark.run(cells, report, args.workers, args.ray_address)
     except KeyboardInterrupt:
-        again = " ".join(["python", *sys.argv])
-        raise SystemExit(
-            f"\nstopped with checkpoints, {ended} of {len(cells)} cells ended; go on with: {again}"
-        ) from None
-    except (ValueError, ConnectionError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        again = f"go on with: {' '.join(['python', *sys.argv])}"
+        at = f"{ended} of {len(cells)} cells ended"
+        raise KeyboardInterrupt(f"stopped with checkpoints, {at}; {again}") from None
     print(f"results: {results}")
     if failed:
         lines = [f"{o.cell.name}: {o.error}\n    log: {o.log}" for o in failed]

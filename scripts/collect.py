@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -22,6 +23,8 @@ from qgpo.envs.rollouts.scripted_policies import UniformPolicy, WaypointPolicy
 from qgpo.envs.store.bundled import bundled_policy, policies
 from qgpo.envs.store.writing import check_new_id, write_minari
 from qgpo.envs.tasks.making import make_env
+from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
+from qgpo.scripts._refusals import one_line
 
 
 @dataclass
@@ -39,15 +42,15 @@ class Args:
     vecnormalize: tuple[str, ...] = ()
     """file that VecNormalize.save wrote beside each model, in the order of the policies, - for a
     policy that was trained without; default none. Only the numbers in it are read"""
-    n_steps: int = 100_000
+    n_steps: Annotated[int, AT_LEAST_1] = 100_000
     """environment steps; the last episode is played to its end"""
-    switch_every: int | None = None
+    switch_every: Annotated[int | None, AT_LEAST_1] = None
     """draw the policy again about every so many steps; default once per episode"""
-    seed: int = 0
+    seed: Annotated[int, AT_LEAST_0] = 0
     """seed of resets, actions and turns"""
     deterministic: bool = False
     """the policies' mean actions instead of sampled ones"""
-    max_episode_steps: int | None = None
+    max_episode_steps: Annotated[int | None, AT_LEAST_1] = None
     """cut episodes after so many steps; default the environment's own limit"""
     progress_bar: bool = True
     """show steps and time left"""
@@ -55,11 +58,7 @@ class Args:
 
 def check(args: Args) -> None:
     """Refuse wrong values and ids that are taken before any episode is played."""
-    least = {"n_steps": 1, "switch_every": 1, "max_episode_steps": 1, "seed": 0}
-    for name, bound in least.items():
-        value = getattr(args, name)
-        if value is not None and value < bound:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least {bound}")
+    check_types(args)
     if not args.policy:
         raise ValueError(f"--policy: expected one or more files or names of {policies()}")
     if args.vecnormalize and len(args.vecnormalize) != len(args.policy):
@@ -95,29 +94,25 @@ def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: st
         raise ValueError(f"--policy {name}: {error}") from error
 
 
+@one_line(stopped=": no dataset was written")
 def main(args: Args) -> None:
     """Check, roll out, store, and print how to train on the result."""
+    check(args)
+    statistics = args.vecnormalize or ("-",) * len(args.policy)
+    files = list(zip(args.policy, statistics, strict=True))
+    episodes = collect(
+        args.env_id,
+        lambda space: [open_policy(*pair, space, args.env_id) for pair in files],
+        args.n_steps,
+        args.seed,
+        switch_every=args.switch_every,
+        deterministic=args.deterministic,
+        max_episode_steps=args.max_episode_steps,
+        progress_bar=args.progress_bar,
+    )
     names = [Path(name).name for name in args.policy]
     about = describe(names, args.env_id, args.seed, args.switch_every, args.deterministic)
-    try:
-        check(args)
-        statistics = args.vecnormalize or ("-",) * len(args.policy)
-        files = list(zip(args.policy, statistics, strict=True))
-        episodes = collect(
-            args.env_id,
-            lambda space: [open_policy(*pair, space, args.env_id) for pair in files],
-            args.n_steps,
-            args.seed,
-            switch_every=args.switch_every,
-            deterministic=args.deterministic,
-            max_episode_steps=args.max_episode_steps,
-            progress_bar=args.progress_bar,
-        )
-        write_minari(args.dataset_id, episodes, args.env_id, ", ".join(names), about)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("\nstopped: no dataset was written") from None
+    write_minari(args.dataset_id, episodes, args.env_id, ", ".join(names), about)
     returns = [float(np.sum(episode.rewards)) for episode in episodes]
     steps = sum(len(episode.rewards) for episode in episodes)
     print(

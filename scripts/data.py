@@ -25,6 +25,7 @@ from qgpo.envs.store.downloading import download
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
+from qgpo.scripts._refusals import one_line
 
 Ids = tyro.conf.Positional[tuple[str, ...]]
 
@@ -172,14 +173,10 @@ def not_empty(ids: tuple[str, ...]) -> tuple[str, ...]:
     return ids
 
 
+@one_line(stopped=": no incomplete dataset was left under an id")
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command that the arguments name; errors are one line."""
-    try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, description=__doc__)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("\nstopped: no incomplete dataset was left under an id") from None
+    """Run the command that the arguments name."""
+    tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, description=__doc__)
 
 
 def cli() -> None:

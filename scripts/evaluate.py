@@ -24,7 +24,7 @@ from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table
-from qgpo.envs.play.video import RenderError, check_clip_path, choose_renderer, record, write_clip
+from qgpo.envs.play.video import check_clip_path, choose_renderer, record, write_clip
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import make_env
@@ -33,6 +33,7 @@ from qgpo.experiments.documents import Document, Evaluations
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.fields import Range
+from qgpo.scripts._refusals import one_line
 from qgpo.solver import get_solver
 
 Agent = OfflineAgent[Any]
@@ -120,20 +121,19 @@ def find_run(run: Path) -> RunFolder:
 
 def find_runs(runs: tuple[Path, ...]) -> list[RunFolder]:
     """The folder of each; a checkpoint that would count twice is refused."""
-    folders = [find_run(run) for run in runs]
-    files = [folder.checkpoint.resolve() for folder in folders]
-    for i, run in enumerate(runs):
-        if files[i] in files[:i]:
+    folders: dict[Path, RunFolder] = {}
+    for run in runs:
+        folder = find_run(run)
+        if folders.setdefault(folder.checkpoint.resolve(), folder) is not folder:
             raise ValueError(f"--run {run}: named twice")
-    return folders
+    return list(folders.values())
 
 
 def saved_args(folder: RunFolder) -> Document:
     """The arguments of the training that left the checkpoint; empty where there are none."""
     if not folder.config.is_file() or folder.checkpoint.name != "checkpoint.zip":
         return {}
-    saved: Document = documents.read(folder.config)["args"]
-    return saved
+    return dict(documents.read(folder.config)["args"])
 
 
 def choose_env(args: Args, folder: RunFolder, members: list[Agent]) -> Played:
@@ -223,7 +223,8 @@ def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:
     }
 
 
-def evaluate(args: Args) -> None:
+@one_line(RuntimeError)
+def main(args: Args) -> None:
     """Load, evaluate, print, and write the raw returns, lengths and seeds."""
     check(args)
     if args.threads:
@@ -241,9 +242,9 @@ def evaluate(args: Args) -> None:
         print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
     tuned: Document = {}
     if args.tune_guidance and is_guided(agent):
-        storage = args.storage or saved_args(folders[0]).get("storage", "memory")
-        dataset_id, bar = str(members[0].dataset_id), args.progress_bar
-        dataset = load_dataset(dataset_id, storage=storage, progress_bar=bar)
+        bar, trained = args.progress_bar, saved_args(folders[0])
+        storage = args.storage or trained.get("storage", "memory")
+        dataset = load_dataset(str(members[0].dataset_id), storage=storage, progress_bar=bar)
         tuning = agent.tune_guidance(dataset, progress_bar=bar)
         print(tuning)
         tuned["guidance_tuning"] = tuning.as_dict()
@@ -267,26 +268,11 @@ def evaluate(args: Args) -> None:
     documents.write(output, document)
     print(f"returns: {output}")
     if args.video is not None:
-        film(args.video, args, agent, env, scales[0])
-
-
-def film(path: Path, args: Args, agent: Player, env: Played, scale: float | None) -> None:
-    """Write the clip of the first episode at the given scale."""
-    if scale is not None and is_guided(agent):
-        agent.guidance_scale = scale
-    frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
-    write_clip(path, frames, rate)
-    print(f"clip: {path} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
-
-
-def main(args: Args) -> None:
-    """Evaluate; what goes wrong is one line."""
-    try:
-        evaluate(args)
-    except (RenderError, OSError, ValueError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("\nstopped") from None
+        if scales[0] is not None and is_guided(agent):
+            agent.guidance_scale = scales[0]
+        frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
+        write_clip(args.video, frames, rate)
+        print(f"clip: {args.video} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
 
 
 def cli() -> None:

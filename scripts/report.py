@@ -14,6 +14,7 @@ from qgpo.experiments.packing import pack
 from qgpo.experiments.plan import read_plan
 from qgpo.experiments.report import write_report
 from qgpo.experiments.results import Results
+from qgpo.scripts._refusals import one_line
 
 
 @dataclass
@@ -33,19 +34,16 @@ class Args:
     provenance.json"""
 
 
+@one_line()
 def main(args: Args) -> None:
     """Read, draw, write."""
-    try:
-        cells = [] if args.plan is None else read_plan(args.plan)
-        expected = [cell.key for cell in cells]
-        for folder in args.results if args.pack else ():
-            print(f"{folder}: {len(pack(folder))} cells packed")
-        results = Results.read(args.results, expected)
-        output = args.output or args.results[0] / "report"
-        title = args.title or f"Benchmark: {', '.join(folder.name for folder in args.results)}"
-        write_report(output, results, title)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    cells = [] if args.plan is None else read_plan(args.plan)
+    for folder in args.results if args.pack else ():
+        print(f"{folder}: {len(pack(folder))} cells packed")
+    results = Results.read(args.results, [cell.key for cell in cells])
+    output = args.output or args.results[0] / "report"
+    title = args.title or f"Benchmark: {', '.join(folder.name for folder in args.results)}"
+    write_report(output, results, title)
     n, missing = len(results.expected), len(results.missing)
     print(f"{n - missing} of {n} cells are there; report: {output / 'report.html'}")
 

@@ -23,6 +23,7 @@ from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder, RunFolderError
 from qgpo.experiments.run_figure import draw_run, read_metrics
 from qgpo.experiments.settings import Experiment, choose_config
+from qgpo.scripts._refusals import one_line
 
 ConfigT = TypeVar("ConfigT")
 
@@ -88,12 +89,10 @@ def parse(argv: list[str]) -> Args[Any]:
     return args
 
 
+@one_line()
 def new_args(choice: Choice) -> Args[Any]:
     """The defaults of a new run: the preset, then what the dataset's family changes, `longer`."""
-    try:
-        config = choose_config(choice.agent, choice.preset, choice.dataset_id, choice.longer)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    config = choose_config(choice.agent, choice.preset, choice.dataset_id, choice.longer)
     family = find_family(choice.dataset_id, recorded_in(choice.dataset_id))
     chosen = dataclasses.asdict(choice)
     return Args(**chosen, config=config, n_episodes=family.n_episodes)
@@ -144,7 +143,8 @@ def show(args: Args[Any], run: Run) -> None:
 def main(args: Args[Any]) -> None:
     """Refuse what cannot work in one line, then run in the locked folder."""
     folder = args.folder
-    try:
+    again = f"; continue with: python scripts/train.py --resume {folder.path}"
+    with one_line(TypeError, RunFolderError, NonFiniteError, stopped=again):
         args.check()
         refuse_previous_run(args)
         run = Run(args, folder, allow_other_dataset=args.allow_other_dataset)
@@ -154,11 +154,6 @@ def main(args: Args[Any]) -> None:
                 folder.clear()
             run.finish(args.verbose, args.wandb_project if args.track else None)
             show(args, run)
-    except (ValueError, TypeError, RunFolderError, NonFiniteError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt as stop:
-        again = f"continue with: python scripts/train.py --resume {folder.path}"
-        raise SystemExit(f"\n{stop or 'stopped'}; {again}") from None
 
 
 def cli() -> None:

@@ -1,0 +1,20 @@
+"""How every command line ends where it cannot go on: with one line and exit code 1."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def one_line(*more: type[Exception], stopped: str = "") -> Iterator[None]:
+    """Exit with the text of a ValueError, an OSError or one of `more`; a decorator, too.
+
+    After Ctrl-C the line is what the interruption says, or "stopped", and then `stopped`.
+    """
+    try:
+        yield
+    except (ValueError, OSError, *more) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt as stop:
+        raise SystemExit(f"\n{str(stop) or 'stopped'}{stopped}") from None
