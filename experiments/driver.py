@@ -134,9 +134,8 @@ class Run:
                     f"dataset {dataset.id!r} names no environment: give one with --env-id, or skip "
                     "evaluation with --n-episodes 0"
                 )
-            env = make_env(spec)
-            agent.set_spaces(env.observation_space, env.action_space, "the environment")
-            env.close()
+            with make_env(spec) as env:
+                agent.set_spaces(env.observation_space, env.action_space, "the environment")
         if experiment.adopt is not None:
             print(adopt_from(experiment.adopt, agent, dataset), flush=True)
         return agent
@@ -229,9 +228,8 @@ class Run:
 
     def tune(self) -> None:
         """Choose the guidance scale from the data, if asked for; the checkpoint keeps it."""
-        agent = self.agent
+        agent, bar = self.agent, self.experiment.progress_bar
         if self.experiment.tune_guidance and is_guided(agent):
-            bar = self.experiment.progress_bar
             self.tuning = agent.tune_guidance(self.dataset, progress_bar=bar)
             print(self.tuning, flush=True)
             self.agent.save(self.folder.checkpoint)

@@ -42,8 +42,7 @@ def draw_scores(results: Results) -> Figure:
             axis.plot([np.mean(means)] * 2, [y - 0.28, y + 0.28], color=color, lw=2.5)
             axis.scatter(means, [y] * len(means), s=16, color=color, zorder=3, lw=0)
         axis.axvline(results.data_mean(dataset), **DATA)
-        _label_rows(axis, labels)
-        tidy(axis, "x", xlabel="mean return")
+        _label_rows(axis, labels, "mean return")
     return figure
 
 
@@ -57,8 +56,7 @@ def draw_aggregate(results: Results) -> Figure:
         interval = statistics.stratified_bootstrap(tasks, resamples=RESAMPLES)
         axis.plot(interval, [y, y], color=color, lw=9, alpha=0.35, solid_capstyle="butt")
         axis.plot([statistics.iqm(tasks)] * 2, [y - 0.25, y + 0.25], color=color, lw=3)
-    _label_rows(axis, [_with_coverage(results, label) for label in labels])
-    tidy(axis, "x", xlabel="normalised score")
+    _label_rows(axis, [_with_coverage(results, label) for label in labels], "normalised score")
     return figure
 
 
@@ -188,9 +186,10 @@ def _single(height: float, title: str, width: float = 8.0) -> tuple[Figure, Any]
     return figure, figure.subplots()
 
 
-def _label_rows(axis: Any, labels: list[str]) -> None:
-    """A label at y = 0, 1, … and half a row of space at both ends."""
+def _label_rows(axis: Any, labels: list[str], xlabel: str) -> None:
+    """A label at y = 0, 1, … and half a row of space at both ends; `xlabel` says what x is."""
     axis.set(yticks=range(len(labels)), yticklabels=labels, ylim=(-0.6, len(labels) - 0.4))
+    tidy(axis, "x", xlabel=xlabel)
 
 
 def _color(results: Results, label: str) -> str:

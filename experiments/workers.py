@@ -92,15 +92,13 @@ def wait_for_donor(cell: Cell, root: Path) -> bool:
     the same agent.
     """
     folder = RunFolder(root / str(cell.donor))
-    waiting = False
-    while read_result(folder) is None:
-        if not folder.is_locked and read_result(folder) is None:
-            print(f"{cell.donor} is neither finished nor running: all stages are trained here")
-            return False
-        if not waiting:
-            print(f"waiting for {cell.donor}", flush=True)
-        waiting = True
+    if read_result(folder) is None and folder.is_locked:
+        print(f"waiting for {cell.donor}", flush=True)
+    while read_result(folder) is None and folder.is_locked:
         time.sleep(POLL_SECONDS)
+    if read_result(folder) is None:
+        print(f"{cell.donor} is neither finished nor running: all stages are trained here")
+        return False
     return True
 
 

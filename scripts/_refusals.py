@@ -12,9 +12,10 @@ def one_line(*more: type[Exception], stopped: str = "") -> Iterator[None]:
 
     After Ctrl-C the line is what the interruption says, or "stopped", and then `stopped`.
     """
+    refused: tuple[type[Exception], ...] = (ValueError, OSError, *more)
     try:
         yield
-    except (ValueError, OSError, *more) as error:
+    except refused as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt as stop:
         raise SystemExit(f"\n{str(stop) or 'stopped'}{stopped}") from None

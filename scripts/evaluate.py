@@ -150,13 +150,13 @@ def choose_env(args: Args, folder: RunFolder, members: list[Agent]) -> Played:
         raise ValueError(
             f"the agent's dataset {agent.dataset_id!r} names no environment: give one with --env-id"
         )
-    made = make_env(env)
-    try:
-        agent.set_env(made)
-    except ValueError as error:
-        raise ValueError(f"environment {id_of(env)!r} does not fit the agent: {error}") from error
-    finally:
-        made.close()
+    with make_env(env) as made:
+        try:
+            agent.set_env(made)
+        except ValueError as error:
+            raise ValueError(
+                f"environment {id_of(env)!r} does not fit the agent: {error}"
+            ) from error
     return env
 
 

@@ -29,6 +29,7 @@ from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
 from qgpo.diffusion import diffuse
 from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, resample_toy
 from qgpo.exact import EmpiricalTilt, sliced_wasserstein
+from qgpo.scripts._refusals import one_line
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cep": ("CEP", {"guidance": "cep"}),
@@ -263,6 +264,7 @@ def write(args: Args, results: dict[str, dict[float, Comparison]], seconds: floa
         )
 
 
+@one_line()
 def main(args: Args) -> None:
     """Run the problems in parallel and write everything."""
     for name, choices in (("problems", TOY_PROBLEMS), ("methods", METHODS)):
