@@ -213,11 +213,8 @@ class EnergyGuidedDiffusion:
 
     def _call(self, energy: Energy, z: Tensor, condition: Tensor | None) -> Tensor:
         """E in the data's units, with its shape checked."""
-        x = self.decode(z)
-        if condition is None:
-            values = energy(x)  # type: ignore[call-arg]
-        else:
-            values = energy(x, in_units(self.condition_normalizer, condition))  # type: ignore[call-arg]
+        given = () if condition is None else (in_units(self.condition_normalizer, condition),)
+        values = energy(self.decode(z), *given)
         if values.shape != (len(z),):
             raise ValueError(
                 f"energy returned shape {tuple(values.shape)}, expected ({len(z)},): one value "
@@ -376,8 +373,7 @@ class EnergyGuidedDiffusion:
 
     def _data_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
         targets, generator = self.config.targets, self.training.generator
-        x_0, zeros, condition = groups
-        loss, _ = weighted_loss(self.data_model, x_0, zeros, condition, targets, generator)
+        loss, _ = weighted_loss(self.data_model, *groups, targets, generator)
         return loss, {"loss": loss}
 
     def _fit_energy(self, data: Data) -> None:
@@ -470,11 +466,9 @@ class EnergyGuidedDiffusion:
         with checkpoint.using(path):
             config = checkpoint.config_from_json(EnergyGuidedConfig, header["config"])
             model = cls(config, seed=header["seed"], device=device)
-            dim, condition_dim = header["dims"]
-            model._build(dim, condition_dim, header["labelled"])
+            model._build(*header["dims"], header["labelled"])
             checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
-            for stage in STAGES:
-                model.history[stage].extend(header["history"][stage])
+            model.training.history = {stage: header["history"][stage] for stage in STAGES}
             model.fingerprint = header["fingerprint"]
         model._energy = energy
         return model
