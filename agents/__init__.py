@@ -4,40 +4,25 @@ The contract of all agents is in `core`, what the guided family shares in `guide
 networks belong in `qgpo`, runs in `experiments`.
 """
 
-from qgpo.agents.aepo import AEPO, AEPOConfig
-from qgpo.agents.bc import BC, BCConfig
-from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.callbacks import EvaluationCallback
-from qgpo.agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
-from qgpo.agents.energy_guided import EnergyGuidedConfig, EnergyGuidedDiffusion
-from qgpo.agents.ensemble import Ensemble
-from qgpo.agents.iql import IQL, IQLConfig
-from qgpo.agents.qgpo import PRESETS, QGPO, QGPOConfig
-from qgpo.agents.qipo import QIPO, QIPOConfig
-from qgpo.agents.registry import AGENTS, load_agent
-from qgpo.agents.td3bc import TD3BC, TD3BCConfig
-
-__all__ = [
-    "AEPO",
-    "AGENTS",
-    "BC",
-    "IQL",
-    "PRESETS",
-    "QGPO",
-    "QIPO",
-    "TD3BC",
-    "AEPOConfig",
-    "BCConfig",
-    "DiffusionQL",
-    "DiffusionQLConfig",
-    "EnergyGuidedConfig",
-    "EnergyGuidedDiffusion",
-    "Ensemble",
-    "EvaluationCallback",
-    "IQLConfig",
-    "OfflineAgent",
-    "QGPOConfig",
-    "QIPOConfig",
-    "TD3BCConfig",
-    "load_agent",
-]
+from qgpo.agents.aepo import AEPO as AEPO
+from qgpo.agents.aepo import AEPOConfig as AEPOConfig
+from qgpo.agents.bc import BC as BC
+from qgpo.agents.bc import BCConfig as BCConfig
+from qgpo.agents.core.agent import OfflineAgent as OfflineAgent
+from qgpo.agents.core.callbacks import EvaluationCallback as EvaluationCallback
+from qgpo.agents.diffusion_ql import DiffusionQL as DiffusionQL
+from qgpo.agents.diffusion_ql import DiffusionQLConfig as DiffusionQLConfig
+from qgpo.agents.energy_guided import EnergyGuidedConfig as EnergyGuidedConfig
+from qgpo.agents.energy_guided import EnergyGuidedDiffusion as EnergyGuidedDiffusion
+from qgpo.agents.ensemble import Ensemble as Ensemble
+from qgpo.agents.iql import IQL as IQL
+from qgpo.agents.iql import IQLConfig as IQLConfig
+from qgpo.agents.qgpo import PRESETS as PRESETS
+from qgpo.agents.qgpo import QGPO as QGPO
+from qgpo.agents.qgpo import QGPOConfig as QGPOConfig
+from qgpo.agents.qipo import QIPO as QIPO
+from qgpo.agents.qipo import QIPOConfig as QIPOConfig
+from qgpo.agents.registry import AGENTS as AGENTS
+from qgpo.agents.registry import load_agent as load_agent
+from qgpo.agents.td3bc import TD3BC as TD3BC
+from qgpo.agents.td3bc import TD3BCConfig as TD3BCConfig

@@ -49,7 +49,7 @@ class BC(SingleStageAgent[BCConfig]):
         policy = GaussianPolicy(
             observation_dim, action_dim, self.config.hidden, state_dependent_std=True
         )
-        self.policy = self._add_trained("policy", policy)
+        self.policy = self.training.add_trained("policy", policy)
 
     def update(self, batch: Transitions, step: int) -> Metrics:
         """One regression step."""

@@ -81,33 +81,26 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         self._add_normalizer(observation_dim)
         network = MLPNoiseNetwork(action_dim, observation_dim, c.hidden, activation="mish")
         policy = DenoisingChain(network, c.diffusion_steps)
-        self.policy = self._add_trained("policy", policy)
+        self.policy = self.training.add_trained("policy", policy)
         self.policy_ema = self.training.add_copy("policy_ema", policy)
         critic = TwinQ(observation_dim, action_dim, c.hidden, activation="mish")
-        self.critic = self._add_trained("critic", critic)
+        self.critic = self.training.add_trained("critic", critic)
         self.critic_target = self.training.add_copy("critic_target", critic)
 
     def update(self, batch: Transitions, step: int) -> Metrics:
         """One step of the critic, then one of the policy (their Algorithm 1)."""
-        c = self.config
+        c, training = self.config, self.training
         # Q: r + gamma min_i Q'_i(s', a'), a' from the averaged policy
         next_values = self._next_values(batch.next_observations)
         targets = td_target(batch.rewards, batch.terminations, next_values, c.gamma)
         loss, metrics = critic_loss(self.critic, batch.observations, batch.actions, targets)
-        metrics["grad_norm"] = self.training.optimize(
-            "critic", loss, c.learning_rate, c.max_grad_norm
-        )
+        metrics["grad_norm"] = training.optimize("critic", loss, c.learning_rate, c.max_grad_norm)
 
         # pi: denoising loss + eta * normalised -Q through the chain
         loss, policy_metrics = diffusion_ql_loss(
-            self.policy,
-            self.critic,
-            batch.observations,
-            batch.actions,
-            c.eta,
-            self.training.generator,
+            self.policy, self.critic, batch.observations, batch.actions, c.eta, training.generator
         )
-        policy_metrics["policy_grad_norm"] = self.training.optimize(
+        policy_metrics["policy_grad_norm"] = training.optimize(
             "policy", loss, self._policy_rate(step), c.max_grad_norm
         )
 

@@ -213,11 +213,8 @@ class EnergyGuidedDiffusion:
 
     def _call(self, energy: Energy, z: Tensor, condition: Tensor | None) -> Tensor:
         """E in the data's units, with its shape checked."""
-        x = self.decode(z)
-        if condition is None:
-            values = energy(x)  # type: ignore[call-arg]
-        else:
-            values = energy(x, in_units(self.condition_normalizer, condition))  # type: ignore[call-arg]
+        given = () if condition is None else (in_units(self.condition_normalizer, condition),)
+        values = energy(self.decode(z), *given)
         if values.shape != (len(z),):
             raise ValueError(
                 f"energy returned shape {tuple(values.shape)}, expected ({len(z)},): one value "
@@ -376,8 +373,7 @@ class EnergyGuidedDiffusion:
 
     def _data_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
         targets, generator = self.config.targets, self.training.generator
-        x_0, zeros, condition = groups
-        loss, _ = weighted_loss(self.data_model, x_0, zeros, condition, targets, generator)
+        loss, _ = weighted_loss(self.data_model, *groups, targets, generator)
         return loss, {"loss": loss}
 
     def _fit_energy(self, data: Data) -> None:
@@ -473,8 +469,7 @@ class EnergyGuidedDiffusion:
             dim, condition_dim = header["dims"]
             model._build(dim, condition_dim, header["labelled"])
             checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
-            for stage in STAGES:
-                model.history[stage].extend(header["history"][stage])
+            model.training.history = {stage: header["history"][stage] for stage in STAGES}
             model.fingerprint = header["fingerprint"]
         model._energy = energy
         return model
@@ -498,10 +493,9 @@ class EnergyGuidedDiffusion:
         The guidance scale w multiplies grad f: 0 samples q and takes no gradient, 1 is exact,
         other values are a heuristic. Without a generator, the model's own (seeded) one is used.
         """
-        dim, c = self._condition(n, condition)
-        n = len(c) if c is not None else n
+        shape, c = self._condition(n, condition)
         generator = self.sampling_generator if generator is None else generator
-        noise = torch.randn((n or 0, dim), generator=generator, device=self.device)
+        noise = torch.randn(shape, generator=generator, device=self.device)
         model, guidance, scale = self.data_model_ema, self.guidance_ema, guidance_scale
         untrained = guidance.trainable and self.progress["guidance"] == 0
         if scale != 0.0 and (self.fingerprint is None or untrained):
@@ -537,20 +531,23 @@ class EnergyGuidedDiffusion:
         _, c = self._condition(len(x_t), condition)
         return self.guidance_ema.f(x_t, t, c).detach()
 
-    def _condition(self, n: int | None, condition: Array | None) -> tuple[int, Tensor | None]:
+    def _condition(
+        self, n: int | None, condition: Array | None
+    ) -> tuple[tuple[int, int], Tensor | None]:
+        """Shape (n, D) of the samples, and their standardised conditions (n, C)."""
         if self.dims is None:
             raise RuntimeError("this model has not been trained: call fit(data, energy)")
         dim, condition_dim = self.dims
         if condition is None:
             if condition_dim or n is None:
                 raise ValueError(f"n={n}, condition=None for {condition_dim} condition dimensions")
-            return dim, None
+            return (n, dim), None
         c = torch.as_tensor(condition, dtype=torch.float32, device=self.device)
         if c.dim() != 2 or c.shape[1] != condition_dim or n not in (None, len(c)):
             raise ValueError(
                 f"condition has shape {tuple(c.shape)}, expected ({n or 'n'}, {condition_dim})"
             )
-        return dim, self.condition_normalizer(c)
+        return (len(c), dim), self.condition_normalizer(c)
 
 
 def in_units(normalizer: ObservationNormalizer, standardised: Tensor) -> Tensor:

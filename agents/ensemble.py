@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -127,8 +126,14 @@ class Ensemble:
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """The mean of the members' actions, or a sampled member's, (B, S) to (B, A)."""
-        with self._one_noise():
+        own = [member.prediction_generator for member in self.members]
+        try:
+            for member in self.members:  # so that seeding the ensemble seeds them
+                member.prediction_generator = self.prediction_generator
             actions = torch.stack([m.act(observations, deterministic) for m in self.members])
+        finally:
+            for member, generator in zip(self.members, own, strict=True):
+                member.prediction_generator = generator
         if deterministic:
             return actions.mean(dim=0)
         shape = (len(observations),)
@@ -136,18 +141,6 @@ class Ensemble:
             len(self.members), shape, generator=self.prediction_generator, device=self.device
         )
         return actions[chosen, torch.arange(len(observations), device=self.device)]
-
-    @contextlib.contextmanager
-    def _one_noise(self) -> Iterator[None]:
-        """The members draw from the ensemble's generator, so that seeding it seeds them."""
-        own = [member.prediction_generator for member in self.members]
-        try:
-            for member in self.members:
-                member.prediction_generator = self.prediction_generator
-            yield
-        finally:
-            for member, generator in zip(self.members, own, strict=True):
-                member.prediction_generator = generator
 
 
 def _same(one: torch.device, other: torch.device) -> bool:

@@ -61,11 +61,11 @@ class IQL(SingleStageAgent[IQLConfig]):
         c = self.config
         self._add_normalizer(observation_dim)
         policy = GaussianPolicy(observation_dim, action_dim, c.hidden, state_dependent_std=False)
-        self.policy = self._add_trained("policy", policy)
+        self.policy = self.training.add_trained("policy", policy)
         critic = TwinQ(observation_dim, action_dim, c.hidden)
-        self.critic = self._add_trained("critic", critic)
+        self.critic = self.training.add_trained("critic", critic)
         self.critic_target = self.training.add_copy("critic_target", critic)
-        self.value = self._add_trained("value", mlp([observation_dim, *c.hidden, 1]))
+        self.value = self.training.add_trained("value", mlp([observation_dim, *c.hidden, 1]))
 
     def update(self, batch: Transitions, step: int) -> Metrics:
         """One step of V, of the policy and of Q, in the order of the authors' code."""

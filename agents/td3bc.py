@@ -58,10 +58,10 @@ class TD3BC(SingleStageAgent[TD3BCConfig]):
         c = self.config
         self._add_normalizer(observation_dim)
         policy = deterministic_policy(observation_dim, action_dim, c.hidden)
-        self.policy = self._add_trained("policy", policy)
+        self.policy = self.training.add_trained("policy", policy)
         self.policy_target = self.training.add_copy("policy_target", policy)
         critic = TwinQ(observation_dim, action_dim, c.hidden)
-        self.critic = self._add_trained("critic", critic)
+        self.critic = self.training.add_trained("critic", critic)
         self.critic_target = self.training.add_copy("critic_target", critic)
 
     def update(self, batch: Transitions, step: int) -> Metrics:

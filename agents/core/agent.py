@@ -186,13 +186,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """the stage that runs, or ran last"""
     num_timesteps: int = of_training("num_timesteps")
     """gradient steps done, over all stages"""
-
-    @property
-    def logger(self) -> Logger:
-        """The SB3 logger (a silent one until `learn` or `set_logger`)."""
-        if self.training.logger is None:
-            self.training.logger = Logger(folder=None, output_formats=[])
-        return self.training.logger
+    logger: Logger = of_training("logger")
+    """the SB3 logger (a silent one until `learn` or `set_logger`)"""
 
     def set_logger(self, logger: Logger) -> None:
         """Use this logger."""
@@ -246,7 +241,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 self.dataset_fingerprint = None
             self.prepare(dataset)
         training.stop_if_interrupted("before the first step")
-        if training.logger is None:
+        if training.logger is training.silent:
             name = tb_log_name or self.name
             training.logger = configure_logger(
                 self.verbose, self.tensorboard_log, name, reset_num_timesteps
@@ -275,9 +270,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self._settle(dataset)
         spaces_of_data = dataset.observation_space, dataset.action_space
         self.set_spaces(*spaces_of_data, dataset.id, dataset.adapter)
-        if self._env is not None:
-            spaces_of_env = self._env.observation_space, self._env.action_space
-            self.set_spaces(*spaces_of_env, "the environment")
+        if (env := self._env) is not None:
+            self.set_spaces(env.observation_space, env.action_space, "the environment")
         self.dataset_id, self.dataset_fingerprint = dataset.id, dataset.fingerprint
         self.env_spec, self.reference = dataset.env_spec, dataset.reference
         batches = Batches.of(dataset, self.device)
@@ -323,6 +317,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             self._build(observation_box.shape[0], action_box.shape[0])
 
     # Acting -------------------------------------------------------------------------------
+
+    def _prediction_normal(self, *shape: int) -> Tensor:
+        """Standard normal noise of `predict`."""
+        return torch.randn(shape, generator=self.prediction_generator, device=self.device)
 
     predict = Acts.predict
     seed_predictions = Acts.seed_predictions

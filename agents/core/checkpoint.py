@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -68,7 +68,13 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     try:
         existed = path.is_file()
         with replacing(path) as file:
-            _write(file, checkpoint)
+            header = {"format_version": FORMAT_VERSION, **checkpoint.header}
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                archive.writestr(_HEADER, json.dumps(header, indent=2))
+                for name in TENSOR_FILES:
+                    tensors: dict[str, Tensor] = getattr(checkpoint, name)
+                    whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+                    archive.writestr(f"{name}.safetensors", save(whole))
     except OSError as error:
         previous = "the previous one there is unchanged" if existed else "there is none yet"
         raise CheckpointWriteError(
@@ -76,18 +82,6 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             f"checkpoint {str(path)!r} could not be written ({error}); {previous}. Free some space "
             "or choose another folder, then go on from the last checkpoint",
         ) from error
-
-
-def _write(file: BinaryIO, checkpoint: Checkpoint) -> None:
-    header = {"format_version": FORMAT_VERSION, **checkpoint.header}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_HEADER, json.dumps(header, indent=2))
-        for name in TENSOR_FILES:
-            tensors = {
-                key: value.detach().cpu().contiguous()
-                for key, value in getattr(checkpoint, name).items()
-            }
-            archive.writestr(f"{name}.safetensors", save(tensors))
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -53,11 +53,8 @@ def as_vec_env(
 
 def space_to_json(space: spaces.Box) -> dict[str, Any]:
     """Bounds and dtype of a Box."""
-    return {
-        "low": [float(x) for x in space.low],
-        "high": [float(x) for x in space.high],
-        "dtype": str(space.dtype),
-    }
+    low, high = space.low.astype(float).tolist(), space.high.astype(float).tolist()
+    return {"low": low, "high": high, "dtype": str(space.dtype)}
 
 
 def space_from_json(data: dict[str, Any]) -> spaces.Box:

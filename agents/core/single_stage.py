@@ -13,7 +13,7 @@ from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches, tuned_rewards
 from qgpo.agents.core.batches import Transitions as Transitions  # subclasses take it from here
 from qgpo.agents.core.config import Fraction, Rate, RewardTuning, Steps
-from qgpo.agents.core.training import ModuleT, half_cosine
+from qgpo.agents.core.training import half_cosine
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import check_fields
@@ -97,17 +97,9 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
     def _add_normalizer(self, observation_dim: int) -> None:
         self.normalizer = self.training.add("normalizer", ObservationNormalizer(observation_dim))
 
-    def _add_trained(self, name: str, network: ModuleT) -> ModuleT:
-        """Register a network and its Adam."""
-        return self.training.add_trained(name, network)
-
     def _policy_rate(self, step: int) -> float:
         c = self.config
         return half_cosine(c.learning_rate, step, c.steps, c.learning_rate_decay)
-
-    def _prediction_normal(self, *shape: int) -> Tensor:
-        """Standard normal noise of `predict`."""
-        return torch.randn(shape, generator=self.prediction_generator, device=self.device)
 
     @torch.no_grad()
     def _gaussian_action(

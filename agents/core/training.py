@@ -61,7 +61,8 @@ class Training:
         self.device = device
         self.likely_causes, self.to_resume = likely_causes, to_resume
         self.generator = torch.Generator(device)
-        self.logger: Logger | None = None
+        self.logger = self.silent = Logger(folder=None, output_formats=[])
+        """the SB3 logger; `silent` until another one takes its place"""
         self.history: dict[str, list[dict[str, float]]] | None = None
         """per stage, rows of what is logged, where they are to be kept"""
         self.log_interval = 1000
@@ -215,8 +216,6 @@ class Training:
                 raise self.non_finite(f"{stage}/{name}", value, self.progress[stage])
         if self.history is not None:
             self.history[stage].append({"step": float(self.progress[stage]), **metrics})
-        if self.logger is None:
-            return
         elapsed = max(time.monotonic() - self.started, 1e-9)
         for name, value in metrics.items():
             self.logger.record(f"{stage}/{name}", value)

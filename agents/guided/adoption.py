@@ -22,14 +22,7 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import marked
 
 Agent: TypeAlias = OfflineAgent[Any]
-SHARED_NETWORKS = (
-    "normalizer",
-    "whitening",
-    "behavior",
-    "behavior_ema",
-    "critic",
-    "critic_target",
-)
+SHARED_NETWORKS = ("normalizer", "whitening", "behavior", "behavior_ema", "critic", "critic_target")
 SUPPORT_STATE, LAST_STATE = "generator/shared/support", "generator/shared/last"
 """tables with the generator's state at the beginning of those stages, kept after training"""
 

@@ -120,8 +120,7 @@ class Behavior:
 
     def shuffled_rows(self, data: Batches) -> Tensor:
         """All rows of the data's states, shuffled, (R,): always in the same order."""
-        generator = torch.Generator(data.device)
-        generator.manual_seed(self.training.seed)
+        generator = torch.Generator(data.device).manual_seed(self.training.seed)
         return torch.randperm(len(data.states), generator=generator, device=data.device)
 
     def _draw_by(self, cumulative: Tensor, batch_size: int) -> Tensor:
@@ -129,10 +128,5 @@ class Behavior:
 
         (torch.multinomial would add them again in every step, and takes no more than 2^24.)
         """
-        u = torch.rand(
-            batch_size,
-            generator=self.training.generator,
-            device=cumulative.device,
-            dtype=cumulative.dtype,
-        )
+        u = cumulative.new_empty(batch_size).uniform_(generator=self.training.generator)
         return torch.searchsorted(cumulative, u * cumulative[-1])

@@ -36,13 +36,9 @@ class SupportCritic:
         self.config = c
         self.behavior, self.support = behavior, support
         self.training = training
+        dims = behavior.observation_dim, behavior.action_dim
         network = TwinQ(
-            behavior.observation_dim,
-            behavior.action_dim,
-            c.critic_hidden,
-            c.critic_layer_norm,
-            c.critic_activation,
-            c.critic_baseline,
+            *dims, c.critic_hidden, c.critic_layer_norm, c.critic_activation, c.critic_baseline
         )
         self.network = training.add_trained("critic", network)
         self.target = training.add_copy("critic_target", network)
@@ -78,13 +74,9 @@ class SupportCritic:
         """lambda-returns of every transition with today's in-support values, (N,)."""
         chunks = self.table_of_q(data).split(ROWS_PER_CHUNK)
         values = torch.cat([self._value(chunk) for chunk in chunks]).to(data.device)
+        next_values, gamma = values[1:][data.state_index], self.config.gamma
         return lambda_returns(
-            data.rewards,
-            data.terminations,
-            data.last_steps,
-            values[1:][data.state_index],
-            self.config.gamma,
-            lambda_,
+            data.rewards, data.terminations, data.last_steps, next_values, gamma, lambda_
         )
 
     def _value(self, q: Tensor) -> Tensor:

@@ -240,10 +240,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         if deterministic and c.deterministic_action == "mean":
             z = model.mean(condition, shape[1], **guided)
         else:
-            if deterministic:
-                noise = torch.zeros(shape, device=self.device)
-            else:
-                noise = torch.randn(shape, generator=self.prediction_generator, device=self.device)
+            zeros = torch.zeros(shape, device=self.device)
+            noise = zeros if deterministic else self._prediction_normal(*shape)
             get_solver(self.solver, stochastic=False)
             z = model.sample(
                 noise,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -46,14 +47,9 @@ class Support:
     def generate(self, data: Batches) -> None:
         """Draw the actions of all states."""
         self.restore(data)
-
-        def update(step: int) -> Metrics:
-            self._draw(data, step)
-            return {}
-
         chunks = math.ceil(len(data.states) / self.states_per_chunk)
-        with torch.no_grad():
-            self.training.run_stage("support", chunks, update, gradient_steps=False)
+        draw = partial(self._draw, data)
+        self.training.run_stage("support", chunks, draw, gradient_steps=False)
 
     def regenerate(self, data: Batches) -> None:
         """Draw all actions again, from today's source.
@@ -70,8 +66,8 @@ class Support:
                 training.stop_if_interrupted("while the support was being regenerated")
 
     @torch.no_grad()
-    def _draw(self, data: Batches, step: int) -> None:
-        """Fill the step-th chunk of the table."""
+    def _draw(self, data: Batches, step: int) -> Metrics:
+        """Fill the step-th chunk of the table. It has no metrics."""
         c = self.config
         chosen = slice(step * self.states_per_chunk, (step + 1) * self.states_per_chunk)
         condition = self.behavior.normalizer(data.states[chosen].to(data.device))[:, None]
@@ -89,6 +85,7 @@ class Support:
             raise self.training.non_finite("support/actions", math.nan, step + 1)
         encoded = self.behavior.whitening.encode(condition, actions)
         self.training.tables["support"][chosen] = encoded
+        return {}
 
     def restore(self, data: Batches) -> None:
         """Allocate the table; fill it as far as the stage had come where it was not saved."""

@@ -250,8 +250,7 @@ def tune_guidance(
         raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
     before: Any = agent.guidance_scale
     data = agent.prepare(dataset)
-    generator = torch.Generator(agent.device)
-    generator.manual_seed(agent.seed)
+    generator = torch.Generator(agent.device).manual_seed(agent.seed)
     limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
     lengths = np.diff([*dataset.episode_starts, len(dataset)])
     horizon = min(int(lengths.max()), limit or LONGEST_EPISODE)
@@ -259,31 +258,23 @@ def tune_guidance(
     with tqdm(
         total=steps + horizon * len(chosen), desc="guidance scale", disable=not progress_bar
     ) as bar:
-        model, most_disagreement = fit_dynamics(dataset, data, generator, steps, bar)
+        model, in_data = fit_dynamics(dataset, data, generator, steps, bar)
+        most = TOLERANCE * in_data
         first = torch.as_tensor(dataset.episode_starts, device=agent.device)
         lanes = torch.randint(len(first), (rollouts,), generator=generator, device=agent.device)
         starts = data.observations(take(data.state_index, first[lanes]))
-        low = data.states.min(dim=0).values.to(agent.device)
-        high = data.states.max(dim=0).values.to(agent.device)
+        low, high = torch.aminmax(data.states, dim=0)
+        bounds = low.to(agent.device), high.to(agent.device)
         worst_reward = min(0.0, float((dataset.episode_returns / lengths).min()))
         results = []
         try:
             for w in chosen:
                 agent.guidance_scale = w
                 agent.prediction_generator.set_state(noise)  # the same for every scale
-                results.append(
-                    imagine(
-                        agent,
-                        model,
-                        starts,
-                        (low, high),
-                        horizon,
-                        TOLERANCE * most_disagreement,
-                        worst_reward,
-                        deterministic,
-                        bar,
-                    )
+                result = imagine(
+                    agent, model, starts, bounds, horizon, most, worst_reward, deterministic, bar
                 )
+                results.append(result)
         finally:
             agent.guidance_scale = before
             agent.prediction_generator.set_state(noise)
