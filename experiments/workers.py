@@ -181,10 +181,7 @@ async def _gather(cells: Sequence[Cell], run_one: RunOne, report: Report) -> Non
     for cell in cells:
         tasks[cell.name] = asyncio.create_task(_after(tasks.get(cell.donor), cell, run_one))
 
-    def stop(*_: object) -> None:  # the tasks, too
-        loop.call_soon_threadsafe(whole.cancel)
-
-    with on_signals(stop):
+    with on_signals(lambda *_: loop.call_soon_threadsafe(whole.cancel)):  # the tasks, too
         for task in asyncio.as_completed(tasks.values()):
             report(await task)
 

@@ -8,7 +8,7 @@ import sys
 
 from factory import ROOT, WHITENED, subprocess_environment
 
-SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if p.stem != "__init__")
+SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("[!_]*.py"))
 DATASET = "test/pendulum/tiny-v0"
 STEPS = {"behavior_steps": 1500, "critic_steps": 300, "energy_steps": 100}
 TINY = [
