@@ -318,7 +318,7 @@ def choose_device(device: torch.device | str) -> torch.device:
 
 
 @contextlib.contextmanager
-def on_signals(interrupt: Callable[..., None]) -> Iterator[None]:
+def on_signals(interrupt: Callable[..., object]) -> Iterator[None]:
     """Call `interrupt` on SIGINT and SIGTERM, in the main thread; other threads get no handler.
 
     It is a signal handler: it gets the signal's number and the frame.
