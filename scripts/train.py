@@ -124,6 +124,11 @@ def refuse_previous_run(args: Args[Any]) -> None:
             f"{folder.path} already holds a run: continue it with --resume {folder.path}, "
             "replace it with --overwrite, or choose another --run-dir"
         )
+    if args.adopt is not None and args.adopt.resolve().is_relative_to(folder.path.resolve()):
+        raise ValueError(
+            f"--adopt {args.adopt} is in the run folder {folder.path}, which a new run replaces: "
+            "choose another --run-dir"
+        )
 
 
 def show(args: Args[Any], run: Run) -> None:

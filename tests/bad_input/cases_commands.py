@@ -87,6 +87,14 @@ CASES = [
     ),
     Case(
         CLI,
+        "train: adopting from the folder that it replaces",
+        SystemExit,
+        "error: --adopt run/checkpoint.zip is in the run folder run, which a new run replaces: "
+        "choose another --run-dir",
+        train_in_run("--run-dir", "run", "--overwrite", "--adopt", "run/checkpoint.zip"),
+    ),
+    Case(
+        CLI,
         "train: resuming nothing",
         SystemExit,
         "--resume nowhere: no run there (config.json is missing)",

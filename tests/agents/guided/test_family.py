@@ -193,9 +193,10 @@ def test_ctrl_c_while_the_support_is_renewed_loses_nothing(
     draw = Support._draw
 
     def draw_and_stop(support, data, chunk):
-        draw(support, data, chunk)
+        metrics = draw(support, data, chunk)
         if agent.progress["policy"] == renewal and chunk == 1:
             agent.training.interrupt()
+        return metrics
 
     monkeypatch.setattr(Support, "_draw", draw_and_stop)
     with pytest.raises(KeyboardInterrupt, match="while the support was being regenerated"):
