@@ -321,12 +321,11 @@ def choose_device(device: torch.device | str) -> torch.device:
 def on_signals(interrupt: Callable[..., object]) -> Iterator[None]:
     """Call `interrupt` on SIGINT and SIGTERM, in the main thread; other threads get no handler.
 
-    It is a signal handler: it gets the signal's number and the frame.
+    `interrupt` gets the number of the signal and the frame.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
     previous = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
