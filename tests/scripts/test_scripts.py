@@ -338,7 +338,7 @@ def test_collecting_with_a_wrong_policy_is_refused(policy, tmp_path):
 def test_evaluation_of_a_run(finished, tmp_path, data):
     flags = ["--run", str(finished), "--guidance-scale", "0", "1", "--n-episodes", "2"]
     flags += ["--seed", "10000", "--output", "out.json", "--device", "cpu", "--no-progress-bar"]
-    run("evaluate", *flags, "--threads", "2", cwd=tmp_path, data=data)
+    run("evaluate", *flags, "--threads", "2", cwd=tmp_path, data=data, anew=True)
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["threads"] == 2
     found = written["evaluations"]

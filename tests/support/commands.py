@@ -1,10 +1,18 @@
-"""The scripts as subprocesses, with settings that train in seconds."""
+"""The scripts as processes of their own, with settings that train in seconds."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import runpy
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+import traceback
+import warnings
 
 from factory import ROOT, WHITENED, subprocess_environment
 
@@ -28,15 +36,64 @@ def arguments(name: str, *more: str) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *more]
 
 
-def run(name, *more, cwd, data, code=0, **environment):
-    done = subprocess.run(
-        arguments(name, *more),
-        cwd=cwd,
-        env=subprocess_environment(MINARI_DATASETS_PATH=str(data), **environment),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def run(name, *more, cwd, data, code=0, anew=False, **environment):
+    """Run a script. `anew` starts an interpreter where a copy of this one would do."""
+    environment = subprocess_environment(MINARI_DATASETS_PATH=str(data), **environment)
+    command = arguments(name, *more)
+    if anew or not hasattr(os, "fork"):
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+        )
+    else:
+        done = run_in_a_copy(command[1:], cwd, environment)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
+
+
+def run_in_a_copy(command, cwd, environment, timeout=120):
+    """`subprocess.run([sys.executable, *command])` in a fork, which has imported everything."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        child = os.fork()
+        if child == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(errors.fileno(), 2)
+            _become(command, cwd, environment)
+        deadline = time.monotonic() + timeout
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(command, timeout)
+            time.sleep(0.005)
+        output.seek(0)
+        errors.seek(0)
+        code = os.waitstatus_to_exitcode(ended[1])
+        return subprocess.CompletedProcess(command, code, output.read(), errors.read())
+
+
+def _become(command, cwd, environment):
+    """End this process as `python *command` would have ended."""
+    code = 1
+    try:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+        sys.stdout, sys.stderr = open(1, "w", encoding="utf-8"), open(2, "w", encoding="utf-8")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        warnings.resetwarnings()
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(cwd)
+        sys.path[:0] = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
+        sys.argv = list(command)
+        runpy.run_path(command[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
