@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 
@@ -11,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from factory import ROOT, WHITENED, subprocess_environment
+from commands import run
+from factory import WHITENED
 from gymnasium.utils.env_checker import check_env
 
 from qgpo import QGPO, evaluate, load_dataset
@@ -128,14 +127,11 @@ def test_the_agent_runs_on_the_bandit():
 
 def test_the_study_writes_its_figures_and_tables(tmp_path):
     out = tmp_path / "study"
-    command = [sys.executable, str(ROOT / "scripts" / "toy_2d.py"), "--problems", "moons"]
+    command = ["--problems", "moons"]
     command += ["--methods", "cep", "weighted", "dps", "--betas", "3", "--workers", "1"]
     command += ["--n-data", "500", "--n-samples", "200", "--data-steps", "3", "--cep-steps", "2"]
     command += ["--other-steps", "2", "--solver-steps", "3", "--output", str(out)]
-    done = subprocess.run(
-        command, env=subprocess_environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run("toy_2d", *command, cwd=tmp_path, data=tmp_path, anew=True)
     assert "| moons |" in (out / "table_beta3.md").read_text()
     result = json.loads((out / "results_beta3.json").read_text())
     row = result["problems"]["moons"]["methods"]["cep"]
@@ -146,13 +142,6 @@ def test_the_study_writes_its_figures_and_tables(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--problems", "--methods"])
-def test_the_study_names_unknown_choices(flag):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "toy_2d.py"), flag, "nothing"],
-        env=subprocess_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
+def test_the_study_names_unknown_choices(flag, tmp_path):
+    done = run("toy_2d", flag, "nothing", cwd=tmp_path, data=tmp_path, code=1)
     assert "nothing: expected some of" in done.stderr

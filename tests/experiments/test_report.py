@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from factory import ROOT, subprocess_environment
+from commands import run
+from factory import ROOT
 
 from qgpo.experiments.packing import PROVENANCE, ResultError, read_documents
 from qgpo.experiments.report import spread, table, to_html
@@ -186,17 +185,7 @@ def test_html_contains_the_pictures_and_no_other_markup(tmp_path):
 
 
 def report(*flags: str, cwd: Path, code: int = 0):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "report.py"), *flags],
-        cwd=cwd,
-        env=subprocess_environment(),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    return run("report", *flags, cwd=cwd, data=cwd / "minari", code=code)
 
 
 def test_a_report_says_what_was_measured_and_what_is_missing(folder, tmp_path):

@@ -76,7 +76,7 @@ def _become(command, cwd, environment):
     code = 1
     try:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
-        sys.stdout, sys.stderr = open(1, "w", encoding="utf-8"), open(2, "w", encoding="utf-8")
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", encoding="utf-8") for fd in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.resetwarnings()
         os.environ.clear()
