@@ -76,7 +76,8 @@ def left() -> list[str]:
 )
 def test_a_dataset_that_does_not_fit_leaves_the_episodes(size, lengths):
     episodes = swings(*lengths)
-    with files_up_to(size), pytest.raises(OSError, match=f"'{ID}' could not be written in .*free"):
+    refused = pytest.raises(disk.DiskFullError, match=f"'{ID}' could not be written in .*free")
+    with files_up_to(size), refused:
         write_minari(ID, episodes, "Pendulum-v1", "none", "swings")
     assert left() == []
     write_minari(ID, episodes, "Pendulum-v1", "none", "swings")
