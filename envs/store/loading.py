@@ -127,17 +127,27 @@ class _Reader:
         return self.dataset({**arrays, "episode_starts": starts})
 
     def map(self, progress_bar: bool) -> OfflineDataset:
-        """The converted files beside the Minari data, made on first use and after changes."""
-        home = self.home
+        """The converted files beside the Minari data, made on first use and after changes.
+
+        Raises OSError where the disk does not take them (DiskFullError where it is too full).
+        """
+        home, name = self.home, self.source.id
         folder = home / ("memmap" if self.is_complete else f"memmap-{self.selection[:12]}")
         remove_abandoned(home, SCRATCH)
         index = self.current(folder)
         if index is None:
-            with target_lock(folder, f"converting {self.source.id!r}"):
-                index = self.current(folder) or self.convert(folder, progress_bar)
+            try:
+                with target_lock(folder, f"converting {name!r}"):
+                    index = self.current(folder) or self.convert(folder, progress_bar)
+            except DiskFullError:
+                raise
+            except OSError as error:
+                what = f"dataset {name!r} could not be converted"
+                raise not_written(error, what, home, memmap.ADVICE) from error
         arrays = memmap.map_arrays(folder, index["shapes"])
-        if memmap.read_index(folder) != index:  # another process has just replaced the folder
-            raise ValueError(f"dataset {self.source.id!r} changed while it was read: load it again")
+        mapped = memmap.read_index(folder)
+        if mapped is None or mapped["fingerprint"] != index["fingerprint"]:  # replaced just now
+            raise ValueError(f"dataset {name!r} changed while it was read: load it again")
         return self.dataset({**arrays, "fingerprint": index["fingerprint"]}, folder)
 
     def current(self, folder: Path) -> memmap.Index | None:
@@ -176,25 +186,18 @@ class _Reader:
     def convert(self, folder: Path, progress_bar: bool) -> memmap.Index:
         """Write the arrays into a scratch folder, check them, and rename it.
 
-        Raises ValueError where the data change meanwhile, OSError where the disk does not take
-        the files (DiskFullError where it is too full).
+        Raises ValueError where the data change meanwhile.
         """
         name, total = self.source.id, self.source.total_steps
         bar = tqdm(total=total, desc=f"convert {name}", disable=not progress_bar)
-        try:
-            with scratch_folder(folder.parent, SCRATCH) as scratch, bar:
-                made = scratch / "arrays"
-                made.mkdir()
-                index = self.write(made, bar)
-                if folder.exists():
-                    folder.rename(scratch / "previous")
-                made.rename(folder)
-                return index
-        except DiskFullError:
-            raise
-        except OSError as error:
-            what = f"dataset {name!r} could not be converted"
-            raise not_written(error, what, folder.parent, memmap.ADVICE) from error
+        with scratch_folder(folder.parent, SCRATCH) as scratch, bar:
+            made = scratch / "arrays"
+            made.mkdir()
+            index = self.write(made, bar)
+            if folder.exists():
+                folder.rename(scratch / "previous")
+            made.rename(folder)
+        return index
 
     def write(self, made: Path, bar: Any) -> memmap.Index:
         """Write and check the arrays and the index; the source is hashed before and after."""

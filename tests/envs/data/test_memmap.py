@@ -96,6 +96,18 @@ def test_changed_times_alone_convert_nothing_and_are_noted(conversions):
     assert memmap.damage(moved / "memmap", index, files_in(moved / "data")) == []
 
 
+def test_changed_times_in_a_folder_that_cannot_be_written(conversions, monkeypatch):
+    dataset = mapped(make_dataset())
+    os.utime(dataset.folder / "states.bin", ns=(1, 1))
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(memmap, "write_index", refused)
+    assert load().fingerprint == load().fingerprint == make_dataset().fingerprint
+    assert len(conversions) == 1
+
+
 def test_other_data_under_the_same_size_and_times_are_converted(conversions):
     def source(name, shift):
         episodes = numbered_episodes((3,), (True,))
