@@ -17,6 +17,8 @@ from qgpo.envs.store.local import (
     split_version,
 )
 from qgpo.envs.store.remote import RemoteError
+from qgpo.envs.store.scratch import remove_abandoned
+from qgpo.envs.store.writing import SCRATCH
 
 
 def open_dataset(
@@ -27,6 +29,7 @@ def open_dataset(
     An id without a version means the newest one: a bundled one, else a local one, else a remote
     one. Raises ValueError, which lists the local and the bundled ids, where that fails.
     """
+    remove_abandoned(folder_of(""), SCRATCH)
     try:
         full_id = newest_here(dataset_id)
     except ValueError as error:
