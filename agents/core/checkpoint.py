@@ -13,7 +13,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -28,11 +28,21 @@ from qgpo.agents.core.parsing import UNREADABLE, Within, check_header, read_json
 from qgpo.agents.core.parsing import CheckpointError as CheckpointError
 from qgpo.agents.core.parsing import config_from_json as config_from_json
 from qgpo.agents.core.provenance import versions
+from qgpo.agents.core.registers import (
+    GeneratorState,
+    Kinds,
+    check_counters,
+    check_modules,
+    check_tables,
+    optimizer_states,
+)
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, Training, set_generator
 from qgpo.agents.core.upgrade import FORMAT_VERSION, upgrade
 
 TENSOR_FILES = ("modules", "optimizers", "tables")
 _HEADER = "checkpoint.json"
+STATE = "generator/"
+"""before the name of a generator, whose state is among the tables"""
 
 Target: TypeAlias = Path | BinaryIO
 """a path, or a file that is open in binary mode"""
@@ -127,9 +137,11 @@ def read_checkpoint(source: Target, tensor_files: tuple[str, ...] = TENSOR_FILES
         raise CheckpointError(
             f"checkpoint {named(source)} is damaged ({error}); use an earlier copy"
         ) from error
-    with using(source):
+    try:
         check_header(header)
         return Checkpoint(upgrade(header), **tensors)
+    except UNREADABLE as error:
+        raise _cannot_be_used(source, error) from error
 
 
 @contextlib.contextmanager
@@ -178,13 +190,22 @@ def named(target: Target) -> str:
 
 
 @contextlib.contextmanager
-def using(source: Target) -> Iterator[None]:
-    """Turn what a checkpoint's content may raise into a CheckpointError that names the file."""
+def using(source: Target, checkpoint: Checkpoint) -> Iterator[None]:
+    """Around what is built from a checkpoint: no more than it holds, and one kind of error.
+
+    What its content may raise becomes a CheckpointError that names the file.
+    """
     try:
-        yield
+        with Within(checkpoint.modules.values()):
+            yield
     except UNREADABLE as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"checkpoint {named(source)} cannot be used: {reason}") from error
+        raise _cannot_be_used(source, error) from error
+
+
+def _cannot_be_used(source: Target, error: BaseException) -> CheckpointError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    reason = f"{text} is missing" if isinstance(error, KeyError) else text
+    return CheckpointError(f"checkpoint {named(source)} cannot be used: {reason[:1000]}")
 
 
 def pack(
@@ -216,7 +237,7 @@ def pack(
         **more,
     }
     states = {
-        f"generator/{name}": generator.get_state()
+        f"{STATE}{name}": generator.get_state()
         for name, generator in {"training": training.generator, **generators}.items()
     }
     kept = {**(training.tables if tables is None else tables), **states}
@@ -224,55 +245,31 @@ def pack(
 
 
 def restore(
-    training: Training, checkpoint: Checkpoint, generators: dict[str, torch.Generator]
+    training: Training,
+    checkpoint: Checkpoint,
+    generators: dict[str, torch.Generator],
+    kinds: Callable[[Collection[str]], Kinds] = lambda _: {},
 ) -> None:
-    """Fill the registers of a training whose modules are built. Raises CheckpointError."""
-    header = checkpoint.header
-    _check_modules(training.networks.state_dict(), checkpoint.modules)
-    training.networks.load_state_dict(checkpoint.modules)
-    for name, optimizer in training.optimizers.items():
-        optimizer.load_state_dict(
-            _optimizer_state(name, checkpoint.optimizers, header["optimizers"][name])
-        )
-    if set(header["progress"]) != set(training.stages):
-        raise CheckpointError(f"its stages are {header['progress']}, not {training.stages}")
+    """Fill the registers of a training whose modules are built. Raises CheckpointError.
+
+    `kinds` says what tables there may be beside the generators' states, given the names of those
+    that there are; the training's progress is then known.
+    """
+    header, tables = checkpoint.header, dict(checkpoint.tables)
+    check_modules(training.networks.state_dict(), checkpoint.modules)
+    states = optimizer_states(training, checkpoint.optimizers, header["optimizers"])
+    check_counters(training, header, states)
     training.progress.update(header["progress"])
     training.stage, training.num_timesteps = header["stage"], header["num_timesteps"]
-    tables = dict(checkpoint.tables)
+    own = {f"{STATE}{k}": v for k, v in {"training": training.generator, **generators}.items()}
+    check_tables(tables, {**kinds(tables), **dict.fromkeys(own, GeneratorState(needed=True))})
+
+    training.networks.load_state_dict(checkpoint.modules)
+    for name, optimizer in training.optimizers.items():
+        optimizer.load_state_dict(states[name])
     seed = training.seed + training.num_timesteps  # for states of another kind of device
-    for name, generator in {"training": training.generator, **generators}.items():
-        set_generator(generator, tables.pop(f"generator/{name}"), seed)
+    for name, generator in own.items():
+        set_generator(generator, tables.pop(name), seed)
     training.tables.clear()
     for name, table in tables.items():
-        state = name.startswith("generator/")
-        training.tables[name] = table if state else table.to(training.device)
-
-
-def _check_modules(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless names and shapes agree."""
-    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    wrong = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    if missing or surplus or wrong:
-        raise CheckpointError(
-            f"it does not fit its configuration: missing tensors {missing}, unknown {surplus}, of "
-            f"wrong shape {wrong}"
-        )
-
-
-def _optimizer_state(name: str, tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:
-    """What an optimizer's `state_dict` was. Raises CheckpointError where tensors are missing."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        owner, index, field = key.split("/")
-        if owner == name:
-            state.setdefault(int(index), {})[field] = value
-    complete = {
-        index: set().union(*state.values()) for group in groups for index in group["params"]
-    }
-    if state and {index: set(fields) for index, fields in state.items()} != complete:
-        raise CheckpointError(f"tensors of the {name} optimizer are missing")
-    return {"state": state, "param_groups": groups}
+        training.tables[name] = table if name.startswith(STATE) else table.to(training.device)

@@ -82,7 +82,7 @@ HEADER: dict[str, type] = {
 def check_header(header: dict[str, Any]) -> None:
     """Raise LookupError or ValueError where a part of every header is missing or of another kind.
 
-    The counters are whole numbers of at least 0, also those that only some versions have.
+    What only some headers have is checked where it is there.
     """
     for name, kind in HEADER.items():
         if type(header[name]) is not kind:
@@ -93,6 +93,35 @@ def check_header(header: dict[str, Any]) -> None:
             raise ValueError(f"{name}={brief(value)}, expected a number of steps")
     if not isinstance(header.get("stage"), str | None):
         raise ValueError(f"stage={brief(header['stage'])}, expected a name or null")
+    if "dataset" in header:
+        _check_dataset(header["dataset"])
+    if header.get("observation_adapter") is not None:
+        _check_adapter(header["observation_adapter"], len(header["observation_space"]["low"]))
+
+
+def _check_dataset(about: dict[str, Any]) -> None:
+    """Raise an error unless these are the id, fingerprint, environment and scores of a dataset."""
+    for name in ("id", "fingerprint", "env_spec"):
+        if not isinstance(about[name], str | None):
+            raise ValueError(f"dataset: {name}={brief(about[name])}, expected text or null")
+    if (reference := about["reference"]) is None:
+        return
+    ends = reference["minimum"], reference["maximum"]
+    numbers = all(type(end) in (int, float) and abs(end) < math.inf for end in ends)
+    if not numbers or ends[0] == ends[1] or not isinstance(reference["source"], str):
+        raise ValueError(f"dataset: reference={brief(reference)}, expected two returns and a text")
+
+
+def _check_adapter(adapter: dict[str, Any], size: int) -> None:
+    """Raise an error unless the parts of a Dict observation make a vector of that size."""
+    found = 0
+    for path, shape in adapter["parts"]:
+        names = bool(path) and all(isinstance(name, str) for name in path)
+        if not names or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+            raise ValueError(f"observation_adapter: part {brief([path, shape])}")
+        found += math.prod(shape)
+    if found != size or not isinstance(adapter["complete"], bool):
+        raise ValueError(f"observation_adapter: parts of {found} numbers, expected {size}")
 
 
 def config_from_json(config_class: type[ConfigT], data: dict[str, Any]) -> ConfigT:

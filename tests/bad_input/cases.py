@@ -186,7 +186,7 @@ def prepared(**changes: Any) -> QGPO:
 
 
 def exploding() -> QGPO:
-    return learn_with(critic_learning_rate=math.inf)
+    return learn_with(critic_learning_rate=1e30)
 
 
 def learn_with(**changes: Any) -> QGPO:
