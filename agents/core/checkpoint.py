@@ -257,7 +257,7 @@ def restore(
     """
     header, tables = checkpoint.header, dict(checkpoint.tables)
     check_modules(training.networks.state_dict(), checkpoint.modules)
-    states = optimizer_states(training, checkpoint.optimizers, header["optimizers"])
+    states = optimizer_states(training, checkpoint.optimizers, header)
     check_counters(training, header, states)
     training.progress.update(header["progress"])
     training.stage, training.num_timesteps = header["stage"], header["num_timesteps"]

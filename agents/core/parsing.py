@@ -33,6 +33,8 @@ UNREADABLE = (
 MOST_JSON = 1 << 24
 MOST_NAMES = 1 << 22
 """bytes of text in a file; Python needs many times as many for what they say"""
+MOST_LETTERS = 100
+"""in the name of an agent"""
 
 
 class CheckpointError(ValueError):
@@ -87,6 +89,8 @@ def check_header(header: dict[str, Any]) -> None:
     for name, kind in HEADER.items():
         if type(header[name]) is not kind:
             raise ValueError(f"{name}={brief(header[name])}, expected a {kind.__name__}")
+    if len(header["agent"]) > MOST_LETTERS:
+        raise ValueError(f"agent={brief(header['agent'])}, expected a name")
     counters = {"num_timesteps": header.get("num_timesteps", 0), **header["progress"]}
     for name, value in counters.items():
         if type(value) is not int or not 0 <= value < 2**62:

@@ -83,12 +83,15 @@ def _check_finite(name: str, value: Tensor) -> None:
 
 
 def optimizer_states(
-    training: Training, tensors: Mapping[str, Tensor], groups: Mapping[str, Any]
+    training: Training, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """What every optimizer's `state_dict` was. Raises CheckpointError.
 
-    The settings that the configuration decides are those of the optimizer that it builds.
+    The settings that the configuration decides are those of the optimizer that it builds; the
+    learning rate, which every step sets, is at most the configuration's.
     """
+    groups = header["optimizers"]
+    rates = [rate for name, rate in header["config"].items() if name.endswith("learning_rate")]
     if set(groups) != set(training.optimizers):
         raise CheckpointError(
             f"its optimizers are {brief(sorted(groups))}, not {sorted(training.optimizers)}"
@@ -99,7 +102,9 @@ def optimizer_states(
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         states[name] = {
             "state": _state(name, parameters, left),
-            "param_groups": _groups(name, optimizer.state_dict()["param_groups"], groups[name]),
+            "param_groups": _groups(
+                name, optimizer.state_dict()["param_groups"], groups[name], rates
+            ),
         }
     if left:
         raise CheckpointError(f"tensors of optimizers that it does not have: {brief(sorted(left))}")
@@ -129,7 +134,9 @@ def _state(
     return state
 
 
-def _groups(name: str, built: list[dict[str, Any]], found: Any) -> list[dict[str, Any]]:
+def _groups(
+    name: str, built: list[dict[str, Any]], found: Any, rates: list[float]
+) -> list[dict[str, Any]]:
     """The settings as they are built, with the learning rates of the file."""
     if not isinstance(found, list) or len(found) != len(built):
         raise CheckpointError(f"the {name} optimizer has other groups of parameters")
@@ -138,12 +145,15 @@ def _groups(name: str, built: list[dict[str, Any]], found: Any) -> list[dict[str
         unknown = set(theirs) - set(ours)
         if unknown or not {"lr", "params"} <= set(theirs):
             raise CheckpointError(f"the {name} optimizer has settings {brief(sorted(theirs))}")
-        rate = theirs["lr"]
-        if type(rate) not in (int, float) or not 0.0 <= rate < math.inf:
-            raise CheckpointError(f"the {name} optimizer has lr={brief(rate)}")
-        for key in set(theirs) - {"lr", *HOW_IT_IS_COMPUTED}:
+        rate, most = theirs["lr"], max(ours["lr"], *rates)
+        if type(rate) not in (int, float) or not 0.0 <= rate <= most:
+            raise CheckpointError(
+                f"the {name} optimizer has lr={brief(rate)}, expected at most {most}"
+            )
+        for key in set(theirs) - {"lr"}:
             expected = list(ours[key]) if isinstance(ours[key], tuple) else ours[key]
-            if theirs[key] != expected:
+            free = key in HOW_IT_IS_COMPUTED and isinstance(theirs[key], bool | None)
+            if repr(theirs[key]) != repr(expected) and not free:
                 raise CheckpointError(
                     f"the {name} optimizer has {key}={brief(theirs[key])}, expected {expected}"
                 )
