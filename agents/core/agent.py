@@ -318,7 +318,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             if len(self.networks) > 0:
                 return
         for box in (observation_box, action_box):
-            sb3.space_to_json(box)  # what could not be saved is refused before training
+            sb3.check_storable(box)  # before hours are spent
         self.observation_space, self.action_space = observation_box, action_box
         self.adapter = adapter
         with self.training.building(self._reset):

@@ -58,7 +58,7 @@ class ActorPolicy(nn.Module):
             (weight, bias), *more = _layers(left, "actor.log_std.")
             if more or _sizes([(weight, bias)]) != sizes[-2:]:
                 raise ValueError(f"the policy's log_std has shape {tuple(weight.shape)}")
-            self.log_std_head = nn.Linear(*sizes[-2:])
+            self.log_std_head = nn.Linear(sizes[-2], sizes[-1])
             self.log_std_head.load_state_dict({"weight": weight, "bias": bias})
         elif self.kind == "gaussian":
             self.register_buffer("log_std", _tensor(left, "log_std", sizes[-1:]))
@@ -146,7 +146,7 @@ def _layers(left: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]
     """
     if f"{prefix}weight" in left:
         return [(_tensor(left, f"{prefix}weight"), _tensor(left, f"{prefix}bias"))]
-    layers = []
+    layers: list[tuple[Tensor, Tensor]] = []
     while f"{prefix}{2 * len(layers)}.weight" in left:
         name = f"{prefix}{2 * len(layers)}."
         layers.append((_tensor(left, f"{name}weight"), _tensor(left, f"{name}bias")))

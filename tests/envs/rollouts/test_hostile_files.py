@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import resource
 import struct
 import zipfile
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.rollouts.torch_files import read_state
 from qgpo.envs.rollouts.vecnormalize import read_vecnormalize
 
+resource = pytest.importorskip("resource")
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 MOST_MEMORY = 64 << 10
 """kilobytes by which the largest size of this process may grow"""
