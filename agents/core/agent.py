@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -27,6 +28,7 @@ from qgpo.agents.core import checkpoint, sb3
 from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.agents.core.registers import Kinds
 from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
@@ -171,6 +173,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         """The tables that a checkpoint holds: all, unless the agent can make some again."""
         return self.tables
 
+    def table_kinds(self, found: Collection[str]) -> Kinds:
+        """Hook: the tables that a checkpoint may hold where training stands, given their names."""
+        return {}
+
     # The registers of its training --------------------------------------------------------
 
     networks: nn.ModuleDict = of_training("networks")
@@ -311,6 +317,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 )
             if len(self.networks) > 0:
                 return
+        for box in (observation_box, action_box):
+            sb3.check_storable(box)  # before hours are spent
         self.observation_space, self.action_space = observation_box, action_box
         self.adapter = adapter
         with self.training.building(self._reset):
@@ -432,7 +440,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 f"{str(path)!r} holds a {header.get('agent')!r} agent, load it with that class "
                 f"(this is {cls.name!r})"
             )
-        with checkpoint.using(path):
+        with checkpoint.using(path, read):
             config = checkpoint.config_from_json(cls.config_class, header["config"])
             agent = cls(config, seed=header["seed"], device=device)
             adapter = header.get("observation_adapter")
@@ -442,7 +450,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 f"checkpoint {str(path)!r}",
                 ObservationAdapter.from_json(adapter) if adapter else None,
             )
-            checkpoint.restore(agent.training, read, {"prediction": agent.prediction_generator})
+            generators = {"prediction": agent.prediction_generator}
+            checkpoint.restore(agent.training, read, generators, agent.table_kinds)
             data = header["dataset"]
             agent.dataset_id, agent.dataset_fingerprint = data["id"], data["fingerprint"]
             agent.env_spec = spec_from_json(data["env_spec"]) if data["env_spec"] else None

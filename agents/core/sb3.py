@@ -8,11 +8,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from qgpo.agents.core.parsing import brief
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import ObservationAdapter, flat
 
@@ -51,16 +53,60 @@ def as_vec_env(
     return DummyVecEnv([lambda: Monitor(vectors)])
 
 
+DTYPES = (
+    *("float16", "float32", "float64", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+)
+"""of the spaces that files can hold"""
+
+
 def space_to_json(space: spaces.Box) -> dict[str, Any]:
-    """Bounds and dtype of a Box."""
-    low, high = space.low.astype(float).tolist(), space.high.astype(float).tolist()
-    return {"low": low, "high": high, "dtype": str(space.dtype)}
+    """Bounds and dtype of a Box, exactly. Raises ValueError for a dtype that files cannot hold."""
+    if str(space.dtype) not in DTYPES:
+        raise ValueError(f"{space} has dtype {space.dtype}, expected one of {sorted(DTYPES)}")
+    return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
+
+
+def check_storable(space: spaces.Box) -> None:
+    """Raise ValueError for a space that could not be read from a file again."""
+    if space_from_json(space_to_json(space)) != space:
+        raise ValueError(f"{space} could not be read from a file again")
 
 
 def space_from_json(data: dict[str, Any]) -> spaces.Box:
-    """The Box that `space_to_json` described."""
-    dtype = np.dtype(data["dtype"]).type
-    return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype)
+    """The Box that `space_to_json` described. Raises ValueError or LookupError for others."""
+    name, low, high = data["dtype"], data["low"], data["high"]
+    if set(data) != {"low", "high", "dtype"} or name not in DTYPES:
+        raise ValueError(f"a space has dtype {brief(name)}, expected one of {sorted(DTYPES)}")
+    dtype: Any = np.dtype(name).type
+    if not isinstance(low, list) or not isinstance(high, list) or len(low) != len(high):
+        raise ValueError(f"a space has bounds {brief(low)} and {brief(high)}, expected two lists")
+    bounds = _bounds(low, dtype), _bounds(high, dtype)
+    if bool((bounds[0] > bounds[1]).any()):
+        raise ValueError(f"a space has bounds {brief(low)} above {brief(high)}")
+    return spaces.Box(*bounds, dtype=dtype)
+
+
+def _bounds(values: list[Any], dtype: Any) -> NDArray[Any]:
+    """Numbers in that dtype, none of which changes by it.
+
+    Earlier versions wrote the largest integers as the next double, which is one too large.
+    """
+    kinds = {type(value) for value in values}
+    if not kinds <= ({bool, float} if dtype is np.bool_ else {int, float}):
+        raise ValueError(f"a space has bounds {brief(values)}, expected numbers")
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        least, most = int(limits.min), int(limits.max)
+        largest = [isinstance(value, float) and value == float(most) for value in values]
+        values = [most if at_end else value for value, at_end in zip(values, largest, strict=True)]
+        if not all(least <= value <= most and value == int(value) for value in values):
+            raise ValueError(f"a space has bounds {brief(values)} that {dtype.__name__} lacks")
+    with np.errstate(over="ignore"):
+        bounds = np.array(values, dtype)
+    if np.isnan(bounds.astype(float)).any() or bounds.tolist() != values:
+        raise ValueError(f"a space has bounds {brief(values)} that {dtype.__name__} lacks")
+    return bounds
 
 
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
