@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -126,14 +127,8 @@ class Ensemble:
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """The mean of the members' actions, or a sampled member's, (B, S) to (B, A)."""
-        own = [member.prediction_generator for member in self.members]
-        try:
-            for member in self.members:  # so that seeding the ensemble seeds them
-                member.prediction_generator = self.prediction_generator
-            actions = torch.stack([m.act(observations, deterministic) for m in self.members])
-        finally:
-            for member, generator in zip(self.members, own, strict=True):
-                member.prediction_generator = generator
+        actors = [_with_noise_of(member, self.prediction_generator) for member in self.members]
+        actions = torch.stack([actor.act(observations, deterministic) for actor in actors])
         if deterministic:
             return actions.mean(dim=0)
         shape = (len(observations),)
@@ -141,6 +136,16 @@ class Ensemble:
             len(self.members), shape, generator=self.prediction_generator, device=self.device
         )
         return actions[chosen, torch.arange(len(observations), device=self.device)]
+
+
+def _with_noise_of(member: OfflineAgent[Any], generator: torch.Generator) -> OfflineAgent[Any]:
+    """The member, acting by that generator: one that shares everything else with it.
+
+    Members and their own noise stay as they are, whatever other threads do with them.
+    """
+    actor = copy.copy(member)
+    actor.prediction_generator = generator
+    return actor
 
 
 def _same(one: torch.device, other: torch.device) -> bool:

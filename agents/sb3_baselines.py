@@ -80,6 +80,11 @@ class SB3Agent(OfflineAgent[SB3Config]):
         """Steps of a whole training."""
         return self.config.steps
 
+    @property
+    def gamma(self) -> float:
+        """The discount."""
+        return self.config.gamma
+
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
         self._dims = observation_dim, action_dim

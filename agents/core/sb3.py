@@ -1,20 +1,76 @@
-"""Pieces of Stable-Baselines3's contract: callbacks and environments as SB3 hands them over."""
+"""Pieces of Stable-Baselines3's contract: callbacks, environments, policy and logger."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+import warnings
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import configure_logger, get_system_info
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import Tensor, nn
 
+from qgpo.agents.core.acting import Acts
 from qgpo.envs.tasks.making import as_played, make_env
-from qgpo.envs.tasks.observations import ObservationAdapter, flat
+from qgpo.envs.tasks.observations import FlatObservations, ObservationAdapter, flat
+
+
+class Policy(nn.Module):
+    """An agent's networks as one module that acts: what SB3's callbacks know as `model.policy`."""
+
+    def __init__(self, agent: Acts, networks: nn.ModuleDict) -> None:
+        super().__init__()
+        self.networks = networks
+        self.agent = agent
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.agent.device
+
+    @property
+    def observation_space(self) -> spaces.Box | None:
+        """The agent's."""
+        return self.agent.observation_space
+
+    @property
+    def action_space(self) -> spaces.Box | None:
+        """The agent's."""
+        return self.agent.action_space
+
+    def forward(self, observations: Tensor, deterministic: bool = False) -> Tensor:
+        """(B, S) to actions (B, A) in [-1, 1]."""
+        return self.agent.act(observations, deterministic)
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, Any],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """What the agent predicts."""
+        return self.agent.predict(observation, state, episode_start, deterministic)
+
+
+def make_logger(
+    verbose: int, tensorboard_log: str | None, name: str, reset_num_timesteps: bool
+) -> Logger:
+    """The logger that SB3 would configure, without its folder where nothing is written into one."""
+    if tensorboard_log is not None:
+        return configure_logger(verbose, tensorboard_log, name, reset_num_timesteps)
+    formats: list[Any] = [HumanOutputFormat(sys.stdout)] if verbose else []
+    return Logger(folder=None, output_formats=formats)
 
 
 def as_callback(callback: MaybeCallback) -> BaseCallback:
@@ -34,13 +90,13 @@ def as_callback(callback: MaybeCallback) -> BaseCallback:
 
 def as_vec_env(
     env: gym.Env[Any, Any] | VecEnv | str, adapter: ObservationAdapter | None = None
-) -> VecEnv:
-    """A VecEnv from an id, an environment or a VecEnv.
+) -> tuple[VecEnv, ObservationAdapter | None]:
+    """A VecEnv from an id, an environment or a VecEnv; what makes vectors of its Dicts.
 
     Dict observations of a single environment become vectors: SB3 takes no Dicts in Dicts.
     """
     if isinstance(env, VecEnv):
-        return env
+        return env, adapter
     single = make_env(as_played(env)) if isinstance(env, str) else env
     if not isinstance(single, gym.Env):
         raise TypeError(
@@ -48,7 +104,9 @@ def as_vec_env(
             "VecEnv"
         )
     vectors = flat(single, adapter)
-    return DummyVecEnv([lambda: Monitor(vectors)])
+    if isinstance(vectors, FlatObservations):
+        adapter = vectors.adapter
+    return DummyVecEnv([lambda: Monitor(vectors)]), adapter
 
 
 def space_to_json(space: spaces.Box) -> dict[str, Any]:
@@ -63,39 +121,45 @@ def space_from_json(data: dict[str, Any]) -> spaces.Box:
     return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype)
 
 
-ADAM = {"step", "exp_avg", "exp_avg_sq"}
-"""the state of a parameter in Adam, the only optimizer of the package"""
+OPTIONAL = ("verbose", "tensorboard_log")
+"""what a file may leave out, by its name in the header and in the constructor"""
 
 
-def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse what is no state of that optimizer before anything is loaded."""
-    expected = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    try:
-        groups = [(len(group["params"]), set(group)) for group in state["param_groups"]]
-        fits = groups == [(len(group["params"]), set(group)) for group in expected["param_groups"]]
-        known = [i for group in state["param_groups"] for i in group["params"]]
-        for index, moments in state["state"].items():
-            shape = parameters[known.index(index)].shape
-            fits = fits and set(moments) >= ADAM and moments["exp_avg"].shape == shape
-    except (AttributeError, LookupError, TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"parameters of {name!r} are no state of that optimizer, expected 'state' and "
-            f"'param_groups' for its {len(parameters)} parameters, as get_parameters() returns them"
+class Reports(Protocol):
+    """What prints and logs its training."""
+
+    verbose: int
+    tensorboard_log: str | None
+
+
+def optional_fields(
+    agent: Reports, exclude: Iterable[str] | None, include: Iterable[str] | None
+) -> dict[str, Any]:
+    """What a header says of them; warns of names that cannot be left out."""
+    excluded = set(exclude or ()) - set(include or ())
+    if unknown := sorted(excluded - set(OPTIONAL)):
+        warnings.warn(
+            f"exclude: {unknown} are left out of no file, or of every file; expected "
+            f"{' or '.join(OPTIONAL)}",
+            stacklevel=3,
         )
+    fields = {"verbose": agent.verbose, "tensorboard_log": agent.tensorboard_log}
+    return {name: value for name, value in fields.items() if name not in excluded}
 
 
-def check_state(name: str, state: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Refuse a module's parameters before any is loaded."""
-    wrong = set(state).symmetric_difference(expected)
-    wrong |= {k for k in set(state) & set(expected) if state[k].shape != expected[k].shape}
-    if wrong:
-        first = sorted(wrong)[0]
-        found = tuple(state[first].shape) if first in state else "missing"
-        wanted = tuple(expected[first].shape) if first in expected else "not there"
-        raise ValueError(
-            f"parameters of {name!r} do not fit: {first} is {found}, expected {wanted} (wrong: "
-            f"{sorted(wrong)})"
-        )
+def read_optional_fields(header: dict[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments of those names. Raises ValueError for other types."""
+    fields = {name: header[name] for name in OPTIONAL if name in header}
+    for name, kinds in (("verbose", int), ("tensorboard_log", str | None)):
+        if name in fields and not isinstance(fields[name], kinds):
+            raise ValueError(f"{name}={fields[name]!r}, expected {kinds}")
+    return fields
+
+
+def print_system_info(header: dict[str, Any]) -> None:
+    """Print the versions here, and those that wrote the file."""
+    print("== CURRENT SYSTEM INFO ==")
+    get_system_info()
+    print("== SAVED MODEL SYSTEM INFO ==")
+    for name, version in header.get("versions", {}).items():
+        print(f"- {name}: {version}")
