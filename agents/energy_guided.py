@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, BinaryIO, ClassVar, NamedTuple, Self
 
 import torch
 from numpy.typing import NDArray
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from qgpo.agents.core import checkpoint
 from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.agents.core.config import Fraction, OptionalSteps
 from qgpo.agents.core.training import Training, average, choose_device, of_training
 from qgpo.diffusion import Diffusion, Metrics
+from qgpo.fields import Range, check_fields
 from qgpo.guidance import (
     GuidanceParts,
     Samples,
@@ -56,7 +58,7 @@ ROWS_PER_CALL = 16_384
 class EnergyGuidedConfig:
     """What an EnergyGuidedDiffusion is made of."""
 
-    beta: float = 1.0
+    beta: Annotated[float, Range(-1e9, 1e9)] = 1.0
     """inverse temperature of p ~ q exp(-beta E)"""
     guidance: str = "cep"
     """how f_t is obtained: cep, mse, emse, dps, analytic, aepo or weighted"""
@@ -68,13 +70,13 @@ class EnergyGuidedConfig:
     """what the data model's network predicts: velocity, noise, or flow (only on ot)"""
     hidden: tuple[int, ...] = (192, 192, 192)
     """layers of the data model"""
-    data_steps: int = 4_000
+    data_steps: OptionalSteps = 4_000
     """gradient steps of the data model"""
     data_learning_rate: float = 3e-3
     """its first Adam step size"""
     energy_hidden: tuple[int, ...] = (128, 128, 128)
     """layers of f, and of the clean energy where one is learned"""
-    guidance_steps: int = 3_000
+    guidance_steps: OptionalSteps = 3_000
     """gradient steps of f, or of the weighted model"""
     guidance_learning_rate: float = 5e-3
     """its first Adam step size"""
@@ -89,7 +91,7 @@ class EnergyGuidedConfig:
     """f = alpha_t times its network"""
     sharpness: float = 12.0
     """scale of the networks' inputs: how fine the features are that they learn first"""
-    ema_decay: float = 0.999
+    ema_decay: Fraction = 0.999
     """decay of the averaged weights that are sampled from"""
     guidance_bound: float | None = None
     """largest |w sigma grad f| / |eps| while sampling; none: no bound"""
@@ -101,6 +103,7 @@ class EnergyGuidedConfig:
     """its time grid: time, log_snr or karras"""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_guidance(self.guidance, self.guidance_options)
 
 
@@ -147,6 +150,9 @@ class EnergyGuidedDiffusion:
         seed: int = 0,
         device: torch.device | str = "auto",
     ) -> None:
+        whole = isinstance(seed, int) and not isinstance(seed, bool)
+        if not whole or not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
         self.config = EnergyGuidedConfig() if config is None else config
         self.seed = seed
         self.device = choose_device(device)
@@ -444,8 +450,11 @@ class EnergyGuidedDiffusion:
 
     # Files ----------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
-        """Write everything that sampling and further training need, atomically."""
+    def save(self, path: str | Path | BinaryIO) -> None:
+        """Write everything that sampling and further training need, atomically.
+
+        `path` may be a file that is open in binary mode.
+        """
         if self.dims is None:
             raise RuntimeError("nothing to save: this model has not seen data yet")
         packed = checkpoint.pack(
@@ -463,7 +472,7 @@ class EnergyGuidedDiffusion:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path | BinaryIO,
         energy: Energy | None = None,
         device: torch.device | str = "auto",
     ) -> Self:
@@ -472,19 +481,23 @@ class EnergyGuidedDiffusion:
         `energy` is needed where a guidance differentiates a callable (`dps`, `analytic`).
         """
         device = choose_device(device)  # not the file's fault
-        path = checkpoint.with_suffix(path)
-        read = checkpoint.read_checkpoint(path)
+        source = checkpoint.with_suffix(path)
+        read = checkpoint.read_checkpoint(source)
         header = read.header
-        if header.get("agent") != cls.name:
-            raise CheckpointError(f"{str(path)!r} holds {header.get('agent')!r}, not {cls.name!r}")
-        with checkpoint.using(path):
+        if header["agent"] != cls.name:
+            name = checkpoint.named(source)
+            raise CheckpointError(f"{name} holds {header['agent']!r}, not {cls.name!r}")
+        with checkpoint.using(source, read):
             config = checkpoint.config_from_json(EnergyGuidedConfig, header["config"])
             model = cls(config, seed=header["seed"], device=device)
-            dim, condition_dim = header["dims"]
-            model._build(dim, condition_dim, header["labelled"])
+            dims, labelled, fingerprint = header["dims"], header["labelled"], header["fingerprint"]
+            kinds = [*map(type, dims), type(labelled), type(fingerprint)]
+            if kinds not in ([int, int, bool, str], [int, int, bool, type(None)]) or min(dims) < 0:
+                raise ValueError(f"{dims=}, {labelled=} or {fingerprint=} is none")
+            model._build(*dims, labelled)
             checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
-            model.training.history = {stage: header["history"][stage] for stage in STAGES}
-            model.fingerprint = header["fingerprint"]
+            model.training.history = _history(header["history"])
+            model.fingerprint = fingerprint
         model._energy = energy
         return model
 
@@ -562,6 +575,11 @@ class EnergyGuidedDiffusion:
                 f"condition has shape {tuple(c.shape)}, expected ({n or 'n'}, {condition_dim})"
             )
         return (len(c), dim), self.condition_normalizer(c)
+
+
+def _history(written: Any) -> dict[str, list[dict[str, float]]]:
+    """Rows of metrics per stage. Raises LookupError or TypeError for others."""
+    return {s: [{k: float(v) for k, v in row.items()} for row in written[s]] for s in STAGES}
 
 
 def in_units(normalizer: ObservationNormalizer, standardised: Tensor) -> Tensor:

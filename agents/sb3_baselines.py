@@ -10,7 +10,8 @@ the data are not used. All else, files and resume bit for bit included, is Offli
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from qgpo.agents.core.acting import unscale_actions
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import Fraction, Rate, Steps
+from qgpo.agents.core.registers import Kinds, Table
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.tasks.making import make_env
@@ -229,12 +231,23 @@ class OnlineSAC(SB3Agent):
         finally:
             env.close()
 
-    def _make_tables(self) -> None:
-        """Room for every transition of the training."""
+    def table_kinds(self, found: Collection[str]) -> Kinds:
+        """Every transition of the training, in rows that are made before the first."""
+        needed = self.environment_steps > 0
+        bounds = {"actions": (-1.0, 1.0), "terminations": (0.0, 1.0), "ends": (0.0, 1.0)}
+        return {
+            name: Table(shape, *bounds.get(name, (-math.inf, math.inf)), needed)
+            for name, shape in self._shapes().items()
+        }
+
+    def _shapes(self) -> dict[str, tuple[int, int]]:
         n, (s, a) = self.config.steps, self._dims
         shapes = {"observations": (n, s), "next_observations": (n, s), "actions": (n, a)}
-        shapes |= {"rewards": (n, 1), "terminations": (n, 1), "ends": (n, 1)}
-        for name, shape in shapes.items():
+        return {**shapes, "rewards": (n, 1), "terminations": (n, 1), "ends": (n, 1)}
+
+    def _make_tables(self) -> None:
+        """Room for every transition of the training."""
+        for name, shape in self._shapes().items():
             self.tables[name] = torch.zeros(shape, device=self.device)
 
     def _begin_episode(self, env: gym.Env[Any, Any], steps: int) -> Tensor:

@@ -14,6 +14,9 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
+MOST = 1e30
+"""no setting is larger: beyond, float32 overflows within a few operations"""
+
 
 class Range(NamedTuple):
     """Inclusive bounds of a number, or of every number in a tuple."""
@@ -56,6 +59,8 @@ def check_fields(config: Any) -> None:
                 raise ValueError(f"{name}={value!r}, expected one of {sorted(rule.choices)}")  # type: ignore[type-var]
         if kind is bool and type(value) is not bool:
             raise ValueError(f"{name}={value!r}, expected True or False")
+        if kind is str and type(value) is not str:
+            raise ValueError(f"{name}={value!r}, expected text")
         if kind not in (bool, str) and get_origin(kind) is not dict:
             _check_numbers(name, value, kind, next((r for r in said if isinstance(r, Range)), None))
 
@@ -63,11 +68,15 @@ def check_fields(config: Any) -> None:
 def _check_numbers(name: str, value: Any, kind: Any, rule: Range | None) -> None:
     low, high = rule or Range(1e-12)
     whole = kind is int or int in get_args(kind)
-    for number in value if isinstance(value, tuple) else (value,):
+    several = get_origin(kind) is tuple
+    if several and not isinstance(value, tuple):
+        raise ValueError(f"{name}={value!r}, expected a tuple of numbers")
+    for number in value if several else (value,):
         if whole and type(number) is not int:
             raise ValueError(f"{name}={value!r}, expected an integer")
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ValueError(f"{name}={value!r}, expected a number")
-        if not low <= number <= high:
+        if not low <= number <= min(high, MOST):
             wanted = "positive" if rule is None else f"in [{low:g}, {high:g}]"
+            wanted = f"at most {MOST:g}" if number > min(high, MOST) < high else wanted
             raise ValueError(f"{name}={value!r}, expected {wanted}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import IO, Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -23,17 +23,17 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
 
-from qgpo.agents.core import checkpoint, sb3
+from qgpo.agents.core import checkpoint, header, sb3
 from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.parameters import load_parameters, parts_of
+from qgpo.agents.core.registers import Kinds
 from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import family_settings, find_family
-from qgpo.envs.tasks.making import spec_from_json, spec_to_json
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
@@ -179,6 +179,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     def tables_to_save(self) -> dict[str, Tensor]:
         """The tables that a checkpoint holds: all, unless the agent can make some again."""
         return self.tables
+
+    def table_kinds(self, found: Collection[str]) -> Kinds:
+        """Hook: the tables that a checkpoint may hold where training stands, given their names."""
+        return {}
 
     # The registers of its training --------------------------------------------------------
 
@@ -326,6 +330,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 )
             if len(self.networks) > 0:
                 return
+        for box in (observation_box, action_box):
+            header.space_to_json(box)  # what could not be saved is refused before training
         self.observation_space, self.action_space = observation_box, action_box
         self.adapter = adapter
         with self.training.building(self._reset):
@@ -409,7 +415,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     def save(
         self,
-        path: str | Path | IO[bytes],
+        path: str | Path | BinaryIO,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
@@ -421,36 +427,18 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         Raises NonFiniteError where parameters are not finite, CheckpointWriteError where the file
         cannot be written; the previous file is then unchanged.
         """
-        if self.observation_space is None or self.action_space is None:
-            raise RuntimeError(
-                "nothing to save: this agent knows no spaces yet; call learn(dataset) or set_env"
-            )
-        place = checkpoint.with_suffix(path) if isinstance(path, str | Path) else path
-        more: dict[str, Any] = {
-            "agent": self.name,
-            "observation_space": sb3.space_to_json(self.observation_space),
-            "action_space": sb3.space_to_json(self.action_space),
-            "dataset": {
-                "id": self.dataset_id,
-                "fingerprint": self.dataset_fingerprint,
-                "env_spec": spec_to_json(self.env_spec) if self.env_spec else None,
-                "reference": dataclasses.asdict(self.reference) if self.reference else None,
-            },
-            **sb3.optional_fields(self, exclude, include),
-        }
-        if self.adapter is not None:
-            more["observation_adapter"] = self.adapter.to_json()
+        target = checkpoint.with_suffix(path)
+        about = header.describe(self, exclude, include)
         generators = {"prediction": self.prediction_generator}
-        packed = checkpoint.pack(
-            self.training, self.config, generators, self.tables_to_save(), **more
-        )
-        checkpoint.write_checkpoint(place, packed)
-        self.training.saved = f"{str(place)!r} (timestep {self.num_timesteps})"
+        tables = self.tables_to_save()
+        packed = checkpoint.pack(self.training, self.config, generators, tables, **about)
+        checkpoint.write_checkpoint(target, packed)
+        self.training.saved = f"{checkpoint.named(target)} (timestep {self.num_timesteps})"
 
     @classmethod
     def load(
         cls,
-        path: str | Path | IO[bytes],
+        path: str | Path | BinaryIO,
         env: gym.Env[Any, Any] | VecEnv | str | None = None,
         device: torch.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
@@ -466,39 +454,36 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         file says: fields of the configuration, `learning_rate`, `verbose`, `tensorboard_log`; so
         do the arguments of the latter two names.
         """
-        place = checkpoint.with_suffix(path) if isinstance(path, str | Path) else path
+        source = checkpoint.with_suffix(path)
         device = choose_device(device)  # not the file's fault
-        read = checkpoint.read_checkpoint(place)
-        header = read.header
-        if header.get("agent") != cls.name:
+        read = checkpoint.read_checkpoint(source)
+        about = read.header
+        if about["agent"] != cls.name:
             raise CheckpointError(
-                f"{str(place)!r} holds a {header.get('agent')!r} agent, load it with that class "
-                f"(this is {cls.name!r})"
+                f"{checkpoint.named(source)} holds a {about['agent']!r} agent, load it with that "
+                f"class (this is {cls.name!r})"
             )
         if print_system_info:
-            sb3.print_system_info(header)
+            header.print_system_info(about)
         given = {"verbose": verbose, "tensorboard_log": tensorboard_log}
         replaced = {**(custom_objects or {}), **{k: v for k, v in given.items() if v is not None}}
-        with checkpoint.using(place):
-            optional = sb3.read_optional_fields(header)
-            config = checkpoint.config_from_json(cls.config_class, header["config"])
+        with checkpoint.using(source, read):
+            config = checkpoint.config_from_json(cls.config_class, about["config"])
+            optional = header.optional_arguments(about)
         config, optional = cls._replace(config, optional, replaced)
-        with checkpoint.using(place):
-            agent = cls(config, seed=header["seed"], device=device, **optional)
-            adapter = header.get("observation_adapter")
+        with checkpoint.using(source, read):
+            agent = cls(config, seed=about["seed"], device=device, **optional)
+            adapter = about.get("observation_adapter")
             agent.set_spaces(
-                sb3.space_from_json(header["observation_space"]),
-                sb3.space_from_json(header["action_space"]),
-                f"checkpoint {str(place)!r}",
+                header.space_from_json(about["observation_space"]),
+                header.space_from_json(about["action_space"]),
+                f"checkpoint {checkpoint.named(source)}",
                 ObservationAdapter.from_json(adapter) if adapter else None,
             )
-            checkpoint.restore(agent.training, read, {"prediction": agent.prediction_generator})
-            data = header["dataset"]
-            agent.dataset_id, agent.dataset_fingerprint = data["id"], data["fingerprint"]
-            agent.env_spec = spec_from_json(data["env_spec"]) if data["env_spec"] else None
-            reference = data["reference"]
-            agent.reference = ReferenceScores(**reference) if reference else None
-        agent.training.saved = f"{str(place)!r} (timestep {agent.num_timesteps})"
+            generators = {"prediction": agent.prediction_generator}
+            checkpoint.restore(agent.training, read, generators, agent.table_kinds)
+            header.set_data(agent, about["dataset"])
+        agent.training.saved = f"{checkpoint.named(source)} (timestep {agent.num_timesteps})"
         if env is not None:
             agent.set_env(env, force_reset)
         return agent
@@ -510,12 +495,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         """Both with the values in place of their own; warns of names that neither has."""
         fields = {field.name for field in dataclasses.fields(cls.config_class)}
         named = {cls.rate_field if k == "learning_rate" else k: v for k, v in values.items()}
-        if unknown := sorted(set(named) - fields - set(sb3.OPTIONAL)):
+        if unknown := sorted(set(named) - fields - set(header.OPTIONAL)):
             warnings.warn(
                 f"custom_objects: {unknown} are neither fields of {cls.config_class.__name__} nor "
-                f"{' or '.join(sb3.OPTIONAL)}; they change nothing",
+                f"{' or '.join(header.OPTIONAL)}; they change nothing",
                 stacklevel=3,
             )
         own = {name: value for name, value in named.items() if name in fields}
         config = dataclasses.replace(config, **own)  # type: ignore[type-var]
-        return config, {**optional, **{k: v for k, v in named.items() if k in sb3.OPTIONAL}}
+        return config, {**optional, **{k: v for k, v in named.items() if k in header.OPTIONAL}}

@@ -10,32 +10,42 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
-import zipfile
-import zlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
+from qgpo.agents.core.archive import ForeignArchiveError, find_members, read_member, write_members
 from qgpo.agents.core.files import replacing
+from qgpo.agents.core.parsing import UNREADABLE, Within, check_header, read_json, read_tensors
+from qgpo.agents.core.parsing import CheckpointError as CheckpointError
+from qgpo.agents.core.parsing import config_from_json as config_from_json
 from qgpo.agents.core.provenance import versions
+from qgpo.agents.core.registers import (
+    GeneratorState,
+    Kinds,
+    check_counters,
+    check_modules,
+    check_tables,
+    optimizer_states,
+)
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, Training, set_generator
 from qgpo.agents.core.upgrade import FORMAT_VERSION, upgrade
 
 TENSOR_FILES = ("modules", "optimizers", "tables")
 _HEADER = "checkpoint.json"
+STATE = "generator/"
+"""before the name of a generator, whose state is among the tables"""
 
-ConfigT = TypeVar("ConfigT")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or not by this agent."""
+Target: TypeAlias = Path | BinaryIO
+"""a path, or a file that is open in binary mode"""
 
 
 class CheckpointWriteError(OSError):
@@ -52,133 +62,150 @@ class Checkpoint:
     tables: dict[str, Tensor]
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(target: Target, checkpoint: Checkpoint) -> None:
     """Write atomically: the previous file stays until the new one is complete.
 
-    Raises NonFiniteError where parameters are not finite, so that a good file is never replaced by
-    a useless one; CheckpointWriteError where writing fails, on a full disk for example.
+    An open file is written from its beginning. Raises NonFiniteError where parameters are not
+    finite, so that a good file is never replaced by a useless one; CheckpointWriteError where
+    writing fails, on a full disk for example.
     """
-    for name, value in checkpoint.modules.items():
+    for name, value in {**checkpoint.modules, **checkpoint.optimizers}.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
                 f"not saved: {name} has NaN or infinite values at timestep "
-                f"{checkpoint.header['num_timesteps']}; {str(path)!r} is as it was. {LIKELY_CAUSES}"
+                f"{checkpoint.header['num_timesteps']}; {named(target)} is as it was. "
+                f"{LIKELY_CAUSES}"
             )
+    header = {"format_version": FORMAT_VERSION, **checkpoint.header}
+    members = [(_HEADER, json.dumps(header, indent=2).encode())]
+    for name in TENSOR_FILES:
+        tensors: dict[str, Tensor] = getattr(checkpoint, name)
+        whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        members.append((f"{name}.safetensors", save(whole)))
     existed = False
     try:
-        existed = path.is_file()
-        with replacing(path) as file:
-            header = {"format_version": FORMAT_VERSION, **checkpoint.header}
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr(_HEADER, json.dumps(header, indent=2))
-                for name in TENSOR_FILES:
-                    tensors: dict[str, Tensor] = getattr(checkpoint, name)
-                    whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-                    archive.writestr(f"{name}.safetensors", save(whole))
+        if not isinstance(target, Path):
+            _check_open_file(target)
+            target.seek(0)
+            target.truncate()
+            write_members(target, members)
+            return
+        existed = target.is_file()
+        with replacing(target) as file:
+            write_members(file, members)
     except OSError as error:
         previous = "the previous one there is unchanged" if existed else "there is none yet"
         raise CheckpointWriteError(
             error.errno,
-            f"checkpoint {str(path)!r} could not be written ({error}); {previous}. Free some space "
-            "or choose another folder, then go on from the last checkpoint",
+            f"checkpoint {named(target)} could not be written ({error}); {previous}. Free some "
+            "space or choose another folder, then go on from the last checkpoint",
         ) from error
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(source: Target) -> dict[str, Any]:
     """Only the JSON of a checkpoint, without its tensors. Raises CheckpointError."""
-    return read_checkpoint(path, ()).header
+    return read_checkpoint(source, ()).header
 
 
-def read_checkpoint(path: Path, tensor_files: tuple[str, ...] = TENSOR_FILES) -> Checkpoint:
-    """Read and check a checkpoint, or some of it. Raises CheckpointError with what is wrong."""
-    if not path.is_file():
-        inside = path.with_suffix("") / "checkpoint.zip"
-        hint = f"; that of the run folder is {str(inside)!r}" if inside.is_file() else ""
-        raise CheckpointError(f"checkpoint {str(path)!r} does not exist{hint}")
+def read_checkpoint(source: Target, tensor_files: tuple[str, ...] = TENSOR_FILES) -> Checkpoint:
+    """Read and check a checkpoint, or some of it. Raises CheckpointError with what is wrong.
+
+    Memory for tensors is at most a few times the file's size: all sizes follow from its length.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            expected = {_HEADER, *(f"{name}.safetensors" for name in TENSOR_FILES)}
-            found = sorted(archive.namelist())
-            if found != sorted(expected):
+        with _opened(source) as file:
+            names = [_HEADER, *(f"{name}.safetensors" for name in TENSOR_FILES)]
+            members = find_members(file, names)
+            header = read_json(read_member(file, members[_HEADER]))
+            version = header.get("format_version")
+            if type(version) is not int or version > FORMAT_VERSION:
                 raise CheckpointError(
-                    f"{str(path)!r} is no qgpo checkpoint: it holds {found}, expected "
-                    f"{sorted(expected)}"
-                )
-            if not _holds_nothing_else(archive, path.stat().st_size):
-                raise CheckpointError(
-                    f"{str(path)!r} is no qgpo checkpoint: there is something before, between or "
-                    "after its members; use a copy from save()"
-                )
-            header = json.loads(archive.read(_HEADER))
-            version = header.get("format_version") if isinstance(header, dict) else None
-            if not isinstance(version, int) or version > FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{str(path)!r} has format version {version!r}, this qgpo reads up to "
+                    f"{named(source)} has format version {version!r}, this qgpo reads up to "
                     f"{FORMAT_VERSION}: upgrade qgpo"
                 )
             tensors = {
-                name: load(archive.read(f"{name}.safetensors")) if name in tensor_files else {}
+                name: read_tensors(read_member(file, members[f"{name}.safetensors"]))
+                if name in tensor_files
+                else {}
                 for name in TENSOR_FILES
             }
     except CheckpointError:
         raise
-    except (
-        zipfile.BadZipFile,
-        SafetensorError,
-        EOFError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        zlib.error,
-    ) as error:
+    except ForeignArchiveError as error:
+        raise CheckpointError(f"{named(source)} is no qgpo checkpoint: {error}") from error
+    except UNREADABLE as error:
         raise CheckpointError(
-            f"checkpoint {str(path)!r} is damaged ({error}); use an earlier copy"
+            f"checkpoint {named(source)} is damaged ({error}); use an earlier copy"
         ) from error
-    with using(path):
+    try:
+        check_header(header)
         return Checkpoint(upgrade(header), **tensors)
+    except UNREADABLE as error:
+        raise _cannot_be_used(source, error) from error
 
 
-def _holds_nothing_else(archive: zipfile.ZipFile, size: int) -> bool:
-    """Whether every byte belongs to a member or to the directory of what we write."""
-    end = directory = 0
-    for info in archive.infolist():
-        name = len(info.filename.encode())
-        if info.header_offset != end or info.compress_type != zipfile.ZIP_STORED or info.comment:
-            return False
-        if info.file_size < zipfile.ZIP64_LIMIT and info.extra:
-            return False
-        end += 30 + name + len(info.extra) + info.file_size
-        directory += 46 + name + len(info.extra)
-        if end >= zipfile.ZIP64_LIMIT:  # zipfile checks the lengths of ZIP64 records
-            return True
-    return archive.start_dir == end and end + directory + 22 == size and not archive.comment
+@contextlib.contextmanager
+def _opened(source: Target) -> Iterator[BinaryIO]:
+    """The file to read, which stays open where it was given so."""
+    if not isinstance(source, Path):
+        _check_open_file(source)
+        yield source
+        return
+    if not source.is_file():
+        inside = source.with_suffix("") / "checkpoint.zip"
+        hint = f"; that of the run folder is {str(inside)!r}" if inside.is_file() else ""
+        there = "is no file" if source.exists() else "does not exist"
+        raise CheckpointError(f"checkpoint {named(source)} {there}{hint}")
+    with source.open("rb") as file:
+        yield file
 
 
-def with_suffix(path: str | Path) -> Path:
-    """The path, ending in .zip. Raises ValueError where it names no file."""
+def _check_open_file(file: BinaryIO) -> None:
+    """Raise ValueError for an open file in which one cannot go back, or that holds text."""
+    if isinstance(file, io.TextIOBase) or not file.seekable():
+        raise ValueError(f"{named(file)} is no binary file in which one can seek, expected one")
+
+
+def with_suffix(path: str | Path | BinaryIO) -> Target:
+    """The path, ending in .zip; an open binary file as it is.
+
+    Raises ValueError where the path names no file, TypeError for anything else.
+    """
+    if isinstance(path, io.IOBase):
+        return cast(BinaryIO, path)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"path is a {type(path).__name__}, expected a path or a file that is open in binary "
+            "mode"
+        )
     path = Path(path)
     if not path.name:
         raise ValueError(f"path={str(path)!r} names no file, expected one such as 'agent.zip'")
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
 
 
-def config_from_json(config_class: type[ConfigT], data: dict[str, Any]) -> ConfigT:
-    """The configuration that `dataclasses.asdict` and JSON made of it. Raises CheckpointError."""
-    names = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    unknown, missing = sorted(set(data) - names), sorted(names - set(data))
-    if unknown or missing:
-        raise CheckpointError(f"configuration fields differ: unknown {unknown}, missing {missing}")
-    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+def named(target: Target) -> str:
+    """The file for messages."""
+    return repr(str(target)) if isinstance(target, Path) else f"open file {target!r}"
 
 
 @contextlib.contextmanager
-def using(path: Path) -> Iterator[None]:
-    """Turn what a checkpoint's content may raise into a CheckpointError that names the file."""
+def using(source: Target, checkpoint: Checkpoint) -> Iterator[None]:
+    """Around what is built from a checkpoint: no more than it holds, and one kind of error.
+
+    What its content may raise becomes a CheckpointError that names the file.
+    """
     try:
-        yield
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"checkpoint {str(path)!r} cannot be used: {reason}") from error
+        with Within(checkpoint.modules.values()):
+            yield
+    except UNREADABLE as error:
+        raise _cannot_be_used(source, error) from error
+
+
+def _cannot_be_used(source: Target, error: BaseException) -> CheckpointError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    reason = f"{text} is missing" if isinstance(error, KeyError) else text
+    return CheckpointError(f"checkpoint {named(source)} cannot be used: {reason[:1000]}")
 
 
 def pack(
@@ -210,7 +237,7 @@ def pack(
         **more,
     }
     states = {
-        f"generator/{name}": generator.get_state()
+        f"{STATE}{name}": generator.get_state()
         for name, generator in {"training": training.generator, **generators}.items()
     }
     kept = {**(training.tables if tables is None else tables), **states}
@@ -218,55 +245,31 @@ def pack(
 
 
 def restore(
-    training: Training, checkpoint: Checkpoint, generators: dict[str, torch.Generator]
+    training: Training,
+    checkpoint: Checkpoint,
+    generators: dict[str, torch.Generator],
+    kinds: Callable[[Collection[str]], Kinds] = lambda _: {},
 ) -> None:
-    """Fill the registers of a training whose modules are built. Raises CheckpointError."""
-    header = checkpoint.header
-    _check_modules(training.networks.state_dict(), checkpoint.modules)
-    training.networks.load_state_dict(checkpoint.modules)
-    for name, optimizer in training.optimizers.items():
-        optimizer.load_state_dict(
-            _optimizer_state(name, checkpoint.optimizers, header["optimizers"][name])
-        )
-    if set(header["progress"]) != set(training.stages):
-        raise CheckpointError(f"its stages are {header['progress']}, not {training.stages}")
+    """Fill the registers of a training whose modules are built. Raises CheckpointError.
+
+    `kinds` says what tables there may be beside the generators' states, given the names of those
+    that there are; the training's progress is then known.
+    """
+    header, tables = checkpoint.header, dict(checkpoint.tables)
+    check_modules(training.networks.state_dict(), checkpoint.modules)
+    states = optimizer_states(training, checkpoint.optimizers, header)
+    check_counters(training, header, states)
     training.progress.update(header["progress"])
     training.stage, training.num_timesteps = header["stage"], header["num_timesteps"]
-    tables = dict(checkpoint.tables)
+    own = {f"{STATE}{k}": v for k, v in {"training": training.generator, **generators}.items()}
+    check_tables(tables, {**kinds(tables), **dict.fromkeys(own, GeneratorState(needed=True))})
+
+    training.networks.load_state_dict(checkpoint.modules)
+    for name, optimizer in training.optimizers.items():
+        optimizer.load_state_dict(states[name])
     seed = training.seed + training.num_timesteps  # for states of another kind of device
-    for name, generator in {"training": training.generator, **generators}.items():
-        set_generator(generator, tables.pop(f"generator/{name}"), seed)
+    for name, generator in own.items():
+        set_generator(generator, tables.pop(name), seed)
     training.tables.clear()
     for name, table in tables.items():
-        state = name.startswith("generator/")
-        training.tables[name] = table if state else table.to(training.device)
-
-
-def _check_modules(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless names and shapes agree."""
-    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    wrong = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    if missing or surplus or wrong:
-        raise CheckpointError(
-            f"it does not fit its configuration: missing tensors {missing}, unknown {surplus}, of "
-            f"wrong shape {wrong}"
-        )
-
-
-def _optimizer_state(name: str, tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:
-    """What an optimizer's `state_dict` was. Raises CheckpointError where tensors are missing."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        owner, index, field = key.split("/")
-        if owner == name:
-            state.setdefault(int(index), {})[field] = value
-    complete = {
-        index: set().union(*state.values()) for group in groups for index in group["params"]
-    }
-    if state and {index: set(fields) for index, fields in state.items()} != complete:
-        raise CheckpointError(f"tensors of the {name} optimizer are missing")
-    return {"state": state, "param_groups": groups}
+        training.tables[name] = table if name.startswith(STATE) else table.to(training.device)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import configure_logger, get_system_info
+from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
@@ -107,59 +105,3 @@ def as_vec_env(
     if isinstance(vectors, FlatObservations):
         adapter = vectors.adapter
     return DummyVecEnv([lambda: Monitor(vectors)]), adapter
-
-
-def space_to_json(space: spaces.Box) -> dict[str, Any]:
-    """Bounds and dtype of a Box."""
-    low, high = space.low.astype(float).tolist(), space.high.astype(float).tolist()
-    return {"low": low, "high": high, "dtype": str(space.dtype)}
-
-
-def space_from_json(data: dict[str, Any]) -> spaces.Box:
-    """The Box that `space_to_json` described."""
-    dtype = np.dtype(data["dtype"]).type
-    return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype)
-
-
-OPTIONAL = ("verbose", "tensorboard_log")
-"""what a file may leave out, by its name in the header and in the constructor"""
-
-
-class Reports(Protocol):
-    """What prints and logs its training."""
-
-    verbose: int
-    tensorboard_log: str | None
-
-
-def optional_fields(
-    agent: Reports, exclude: Iterable[str] | None, include: Iterable[str] | None
-) -> dict[str, Any]:
-    """What a header says of them; warns of names that cannot be left out."""
-    excluded = set(exclude or ()) - set(include or ())
-    if unknown := sorted(excluded - set(OPTIONAL)):
-        warnings.warn(
-            f"exclude: {unknown} are left out of no file, or of every file; expected "
-            f"{' or '.join(OPTIONAL)}",
-            stacklevel=3,
-        )
-    fields = {"verbose": agent.verbose, "tensorboard_log": agent.tensorboard_log}
-    return {name: value for name, value in fields.items() if name not in excluded}
-
-
-def read_optional_fields(header: dict[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments of those names. Raises ValueError for other types."""
-    fields = {name: header[name] for name in OPTIONAL if name in header}
-    for name, kinds in (("verbose", int), ("tensorboard_log", str | None)):
-        if name in fields and not isinstance(fields[name], kinds):
-            raise ValueError(f"{name}={fields[name]!r}, expected {kinds}")
-    return fields
-
-
-def print_system_info(header: dict[str, Any]) -> None:
-    """Print the versions here, and those that wrote the file."""
-    print("== CURRENT SYSTEM INFO ==")
-    get_system_info()
-    print("== SAVED MODEL SYSTEM INFO ==")
-    for name, version in header.get("versions", {}).items():
-        print(f"- {name}: {version}")

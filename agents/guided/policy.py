@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches, tuned_rewards
+from qgpo.agents.core.registers import GeneratorState, Kinds, Table
 from qgpo.agents.core.training import set_generator
 from qgpo.agents.guided import adoption
 from qgpo.agents.guided.behavior import Behavior
@@ -176,8 +178,22 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             return self.tables
         return {name: table for name, table in self.tables.items() if name != "support"}
 
+    def table_kinds(self, found: Collection[str]) -> Kinds:
+        """Support, returns, and the states from which the support is drawn again."""
+        c, progress = self.config, self.progress
+        drawn = progress["support"] > 0 and not self.is_trained
+        by_returns = c.critic_lambda > 0.0 and 0 < progress["critic"] < c.critic_steps
+        return {
+            "support": Table((None, c.support_actions, self.behavior.action_dim)),
+            "returns": Table((None,), needed=by_returns),
+            STATE: GeneratorState(needed=drawn and "support" not in found),
+            adoption.SUPPORT_STATE: GeneratorState(),
+            adoption.LAST_STATE: GeneratorState(may_be_empty=True),
+        }
+
     def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
         c = self.config
+        self.support.check_tables(batches)
         if c.normalize_observations and self.num_timesteps == 0:
             self.behavior.normalizer.fit(batches.states)
         batches.rewards = tuned_rewards(dataset, batches, c.reward_tuning, c.gamma)

@@ -44,12 +44,26 @@ class Support:
         """States whose actions are drawn in one call."""
         return max(1, ROWS_PER_CHUNK // self.config.support_actions)
 
+    def chunks(self, data: Batches) -> int:
+        """Steps of the stage."""
+        return math.ceil(len(data.states) / self.states_per_chunk)
+
+    def check_tables(self, data: Batches) -> None:
+        """Raise ValueError for tables, from a file, that are not of as many rows as the data."""
+        tables, done = self.training.tables, self.training.progress["support"]
+        rows = {"support": len(data.states), "returns": len(data)}
+        wrong = [name for name, n in rows.items() if name in tables and len(tables[name]) != n]
+        if wrong or (STATE in tables and done > self.chunks(data)):
+            raise ValueError(
+                f"this agent's tables {wrong or ['support']} are not of these data, though its "
+                "file says so: it is damaged; use an earlier copy"
+            )
+
     def generate(self, data: Batches) -> None:
         """Draw the actions of all states."""
         self.restore(data)
-        chunks = math.ceil(len(data.states) / self.states_per_chunk)
         draw = partial(self._draw, data)
-        self.training.run_stage("support", chunks, draw, gradient_steps=False)
+        self.training.run_stage("support", self.chunks(data), draw, gradient_steps=False)
 
     def regenerate(self, data: Batches) -> None:
         """Draw all actions again, from today's source.

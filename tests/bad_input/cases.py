@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import zipfile
 from collections.abc import Callable
@@ -186,7 +185,7 @@ def prepared(**changes: Any) -> QGPO:
 
 
 def exploding() -> QGPO:
-    return learn_with(critic_learning_rate=math.inf)
+    return learn_with(critic_learning_rate=1e30)
 
 
 def learn_with(**changes: Any) -> QGPO:
