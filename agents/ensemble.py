@@ -46,7 +46,11 @@ class Ensemble:
         for i, member in enumerate(self.members):
             if not isinstance(member, OfflineAgent):
                 raise TypeError(f"member {i} is a {type(member).__name__}, expected an agent")
-            if member.observation_space is None or member.action_space is None:
+            if (
+                member.observation_space is None
+                or member.action_space is None
+                or member.action_scale is None
+            ):
                 raise ValueError(f"member {i} has not been trained: call learn(dataset) first")
             if not _same(member.device, first.device):
                 raise ValueError(
@@ -56,10 +60,12 @@ class Ensemble:
             first.set_spaces(member.observation_space, member.action_space, f"member {i}")
             if member.adapter != first.adapter:
                 raise ValueError(f"member {i} reads Dict observations in another way than member 0")
+            if not member.action_scale.agrees_with(first.action_scale):
+                raise ValueError(f"member {i} scales actions by other data than member 0")
         self.device = first.device
         self.seed = first.seed
         self.observation_space, self.action_space = first.observation_space, first.action_space
-        self.adapter = first.adapter
+        self.action_scale, self.adapter = first.action_scale, first.adapter
         self.prediction_generator = torch.Generator(self.device)
         self.seed_predictions(self.seed)
 

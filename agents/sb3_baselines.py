@@ -23,7 +23,6 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
-from qgpo.agents.core.acting import unscale_actions
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import Fraction, Rate, Steps
@@ -302,8 +301,8 @@ class OnlineSAC(SB3Agent):
 
     def _in_space(self, action: Tensor) -> Any:
         """An action (A,) in [-1, 1] as the environment takes it."""
-        assert self.action_space is not None
-        return unscale_actions(action.cpu().numpy(), self.action_space)
+        assert self.action_scale is not None
+        return self.action_scale.to_space(action.cpu().numpy())
 
     def _tensor(self, value: Any) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float32, device=self.device)

@@ -33,6 +33,7 @@ from qgpo.agents.core.training import Training, choose_device, of_training, on_s
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.opening import recorded_in
+from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.families import family_settings, find_family
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
@@ -59,6 +60,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """for callbacks; learning uses none"""
     observation_space: spaces.Box | None
     action_space: spaces.Box | None
+    action_scale: ActionScale | None
+    """what -1 and 1 mean there: its bounds, or the range of the data where those are far wider"""
     adapter: ObservationAdapter | None
     """makes vectors of an environment's Dict observations"""
     dataset_id: str | None
@@ -290,9 +293,13 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.set_spaces(*spaces_of_data, dataset.id, dataset.adapter)
         if (env := self.env) is not None:
             self.set_spaces(env.observation_space, env.action_space, "the environment")
+        if self.dataset_fingerprint is None and self.num_timesteps == 0:
+            self.action_scale = dataset.action_scale
+        elif self.dataset_fingerprint is None and self.action_scale is not None:
+            self.action_scale.check(dataset.actions, f"dataset {dataset.id!r}")
         self.dataset_id, self.dataset_fingerprint = dataset.id, dataset.fingerprint
         self.env_spec, self.reference = dataset.env_spec, dataset.reference
-        batches = Batches.of(dataset, self.device)
+        batches = Batches.of(dataset, self.device, self.action_scale)
         self._on_new_data(dataset, batches)
         self._batches = batches  # only now: what was interrupted is done again
         return batches
@@ -300,7 +307,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     def _reset(self) -> None:
         """Forget everything that was learned, and the data."""
         self.training.reset()
-        self.observation_space = self.action_space = self.adapter = None
+        self.observation_space = self.action_space = self.action_scale = self.adapter = None
         self.dataset_id = self.dataset_fingerprint = None
         self.env_spec = self.reference = self._batches = self._policy = None
         self._built_for_env = False
@@ -333,7 +340,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         for box in (observation_box, action_box):
             header.space_to_json(box)  # what could not be saved is refused before training
         self.observation_space, self.action_space = observation_box, action_box
-        self.adapter = adapter
+        self.action_scale, self.adapter = ActionScale.of(action_box), adapter
         with self.training.building(self._reset):
             self._build(observation_box.shape[0], action_box.shape[0])
 
@@ -480,6 +487,9 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 f"checkpoint {checkpoint.named(source)}",
                 ObservationAdapter.from_json(adapter) if adapter else None,
             )
+            assert agent.action_space is not None
+            scale = about.get("action_scale")
+            agent.action_scale = ActionScale.from_json(agent.action_space, scale)
             generators = {"prediction": agent.prediction_generator}
             checkpoint.restore(agent.training, read, generators, agent.table_kinds)
             header.set_data(agent, about["dataset"])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.utils import get_system_info
 
 from qgpo.agents.core.parsing import brief
+from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.making import spec_from_json, spec_to_json
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
@@ -30,6 +31,7 @@ class Described(Protocol):
     tensorboard_log: str | None
     observation_space: spaces.Box | None
     action_space: spaces.Box | None
+    action_scale: ActionScale | None
     adapter: ObservationAdapter | None
     dataset_id: str | None
     dataset_fingerprint: str | None
@@ -68,6 +70,8 @@ def describe(
     }
     if agent.adapter is not None:
         header["observation_adapter"] = agent.adapter.to_json()
+    if agent.action_scale is not None and not agent.action_scale.is_declared:
+        header["action_scale"] = agent.action_scale.to_json()
     reports = {"verbose": agent.verbose, "tensorboard_log": agent.tensorboard_log}
     return header | {name: value for name, value in reports.items() if name not in excluded}
 
