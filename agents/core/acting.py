@@ -77,8 +77,8 @@ def _as_array(
 ) -> NDArray[np.float32]:
     if isinstance(observation, tuple):
         raise ValueError(
-            "predict() was given a tuple: `env.reset()` returns (observation, info), pass "
-            "only the observation"
+            "predict() was given a tuple, by mixing Gym API and SB3's VecEnv API perhaps: "
+            "`env.reset()` of Gymnasium returns (observation, info), pass only the observation"
         )
     if isinstance(observation, Mapping):
         if adapter is None:
