@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.core import checkpoint
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.agents.core.config import Fraction, OptionalSteps
+from qgpo.agents.core.config import Fraction, NotNegative, OptionalSteps
 from qgpo.agents.core.training import Training, average, choose_device, of_training
 from qgpo.diffusion import Diffusion, Metrics
 from qgpo.fields import Range, check_fields
@@ -72,13 +72,13 @@ class EnergyGuidedConfig:
     """layers of the data model"""
     data_steps: OptionalSteps = 4_000
     """gradient steps of the data model"""
-    data_learning_rate: float = 3e-3
+    data_learning_rate: NotNegative = 3e-3
     """its first Adam step size"""
     energy_hidden: tuple[int, ...] = (128, 128, 128)
     """layers of f, and of the clean energy where one is learned"""
     guidance_steps: OptionalSteps = 3_000
     """gradient steps of f, or of the weighted model"""
-    guidance_learning_rate: float = 5e-3
+    guidance_learning_rate: NotNegative = 5e-3
     """its first Adam step size"""
     contrast: int = 512
     """K, samples compared with each other at one noise level"""
@@ -494,7 +494,8 @@ class EnergyGuidedDiffusion:
             kinds = [*map(type, dims), type(labelled), type(fingerprint)]
             if kinds not in ([int, int, bool, str], [int, int, bool, type(None)]) or min(dims) < 0:
                 raise ValueError(f"{dims=}, {labelled=} or {fingerprint=} is none")
-            model._build(*dims, labelled)
+            dim, condition_dim = dims
+            model._build(dim, condition_dim, labelled)
             checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
             model.training.history = _history(header["history"])
             model.fingerprint = fingerprint

@@ -14,8 +14,8 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-MOST = 1e30
-"""no setting is larger: beyond, float32 overflows within a few operations"""
+MOST = 10**18
+"""no integer is larger: beyond, counting and allocating overflow"""
 
 
 class Range(NamedTuple):
@@ -76,7 +76,8 @@ def _check_numbers(name: str, value: Any, kind: Any, rule: Range | None) -> None
             raise ValueError(f"{name}={value!r}, expected an integer")
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ValueError(f"{name}={value!r}, expected a number")
-        if not low <= number <= min(high, MOST):
+        if isinstance(number, int) and number > MOST:
+            raise ValueError(f"{name} has an integer of more than {MOST:g}")
+        if not low <= number <= high:
             wanted = "positive" if rule is None else f"in [{low:g}, {high:g}]"
-            wanted = f"at most {MOST:g}" if number > min(high, MOST) < high else wanted
             raise ValueError(f"{name}={value!r}, expected {wanted}")

@@ -338,7 +338,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             if len(self.networks) > 0:
                 return
         for box in (observation_box, action_box):
-            header.space_to_json(box)  # what could not be saved is refused before training
+            header.check_storable(box)  # before hours are spent
         self.observation_space, self.action_space = observation_box, action_box
         self.action_scale, self.adapter = ActionScale.of(action_box), adapter
         with self.training.building(self._reset):

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast, overload
 
 import torch
 from safetensors.torch import save
@@ -166,6 +166,10 @@ def _check_open_file(file: BinaryIO) -> None:
         raise ValueError(f"{named(file)} is no binary file in which one can seek, expected one")
 
 
+@overload
+def with_suffix(path: str | Path) -> Path: ...
+@overload
+def with_suffix(path: BinaryIO) -> BinaryIO: ...
 def with_suffix(path: str | Path | BinaryIO) -> Target:
     """The path, ending in .zip; an open binary file as it is.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,12 +14,13 @@ from typing import BinaryIO
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` when it is complete and on the disk.
 
-    Until then, and after an error, `path` is unchanged.
+    Until then, and after an error, `path` is unchanged. Each writer has a file of its own beside
+    it, which no link of that name leads elsewhere.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(scratch, "wb") as file:
+        with open(scratch, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

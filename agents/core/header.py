@@ -117,6 +117,12 @@ def space_to_json(space: spaces.Box) -> dict[str, Any]:
     return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
 
 
+def check_storable(space: spaces.Box) -> None:
+    """Raise ValueError for a space that could not be read from a file again."""
+    if space_from_json(space_to_json(space)) != space:
+        raise ValueError(f"{space} could not be read from a file again")
+
+
 def space_from_json(data: dict[str, Any]) -> spaces.Box:
     """The Box that `space_to_json` described. Raises ValueError or LookupError for others."""
     name, low, high = data["dtype"], data["low"], data["high"]
@@ -142,10 +148,12 @@ def _bounds(values: list[Any], dtype: Any) -> NDArray[Any]:
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)
         least, most = int(limits.min), int(limits.max)
-        values = [most if value == float(most) else int(value) for value in values]
-        if values and not least <= min(values) <= max(values) <= most:
+        largest = [isinstance(value, float) and value == float(most) for value in values]
+        values = [most if at_end else value for value, at_end in zip(values, largest, strict=True)]
+        if not all(least <= value <= most and value == int(value) for value in values):
             raise ValueError(f"a space has bounds {brief(values)} that {dtype.__name__} lacks")
-    bounds = np.array(values, dtype)
+    with np.errstate(over="ignore"):
+        bounds = np.array(values, dtype)
     if np.isnan(bounds.astype(float)).any() or bounds.tolist() != values:
         raise ValueError(f"a space has bounds {brief(values)} that {dtype.__name__} lacks")
     return bounds

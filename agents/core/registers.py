@@ -117,7 +117,7 @@ def _state(
     """The tensors of all parameters, taken out of those that are left; or none for all."""
     if not any(key.startswith(f"{name}/") for key in left):
         return {}
-    state = {}
+    state: dict[int, dict[str, Tensor]] = {}
     for index, parameter in enumerate(parameters):
         entry = state[index] = {}
         for field in (STEP, *MOMENTS):

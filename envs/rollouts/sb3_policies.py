@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qgpo.envs.rollouts.torch_files import read_member, read_state
 from qgpo.envs.rollouts.vecnormalize import Normalization, read_vecnormalize
 from qgpo.networks import ACTIVATIONS, mlp
 
@@ -44,34 +46,23 @@ class ActorPolicy(nn.Module):
         super().__init__()
         self.normalization = normalization
         self.action_space = action_space
-        if "actor.mu.weight" in weights:
-            self.kind, body, head = "squashed", "actor.latent_pi.", "actor.mu."
-        elif "action_net.weight" in weights:
-            self.kind, body, head = "gaussian", "mlp_extractor.policy_net.", "action_net."
-        elif "actor.mu.0.weight" in weights:
-            self.kind, body, head = "deterministic", "actor.mu.", ""
-        else:
-            raise ValueError(
-                f"no SB3 actor among the tensors {sorted(weights)[:6]}…; expected an MLP policy "
-                "of SAC, TQC, TD3, DDPG, PPO or A2C"
-            )
-        if weights.get("log_std", weights.get("actor.log_std", torch.zeros(1))).dim() > 1:
-            raise ValueError(
-                "the policy explores by its state (use_sde=True), which is not supported; expected "
-                "one that was trained with use_sde=False"
-            )
+        self.kind, body, head = _kind(weights)
         default = "tanh" if self.kind == "gaussian" else "relu"
-        layers = _layers(weights, body) + (_layers(weights, head) if head else [])
-        sizes = [layers[0][0].shape[1], *(w.shape[0] for w, _ in layers)]
+        left = dict(weights)
+        layers = _layers(left, body) + (_layers(left, head) if head else [])
+        sizes = _sizes(layers)
         self.net = mlp(sizes, activation or default)
         tensors = [tensor for layer in layers for tensor in layer]
         self.net.load_state_dict(dict(zip(self.net.state_dict(), tensors, strict=True)))
         if self.kind == "squashed":
-            weight, bias = weights["actor.log_std.weight"], weights["actor.log_std.bias"]
-            self.log_std_head = nn.Linear(weight.shape[1], weight.shape[0])
+            (weight, bias), *more = _layers(left, "actor.log_std.")
+            if more or _sizes([(weight, bias)]) != sizes[-2:]:
+                raise ValueError(f"the policy's log_std has shape {tuple(weight.shape)}")
+            self.log_std_head = nn.Linear(sizes[-2], sizes[-1])
             self.log_std_head.load_state_dict({"weight": weight, "bias": bias})
         elif self.kind == "gaussian":
-            self.register_buffer("log_std", weights["log_std"].clone())
+            self.register_buffer("log_std", _tensor(left, "log_std", sizes[-1:]))
+        _check_all_are_used(left, self.kind)
         if sizes[-1] != action_space.shape[0]:
             raise ValueError(
                 f"the policy has {sizes[-1]} action dimensions, the environment "
@@ -129,14 +120,76 @@ class ActorPolicy(nn.Module):
         return action if self.kind == "gaussian" else torch.tanh(action)
 
 
-def _layers(weights: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of the linear layers under a prefix, in order."""
-    suffix = ".weight"
-    names = [n for n in weights if n.startswith(prefix) and n.endswith(suffix)]
-    if f"{prefix}weight" in weights:
-        return [(weights[f"{prefix}weight"], weights[f"{prefix}bias"])]
-    names.sort(key=lambda name: int(name[len(prefix) : -len(suffix)]))
-    return [(weights[n], weights[n.removesuffix(suffix) + ".bias"]) for n in names]
+def _kind(weights: dict[str, Tensor]) -> tuple[str, str, str]:
+    """The kind of policy, and the prefixes of its body and its head ("": none)."""
+    if weights.get("log_std", weights.get("actor.log_std", torch.zeros(1))).dim() > 1:
+        raise ValueError(
+            "the policy explores by its state (use_sde=True), which is not supported; expected "
+            "one that was trained with use_sde=False"
+        )
+    if "actor.mu.weight" in weights:
+        return "squashed", "actor.latent_pi.", "actor.mu."
+    if "action_net.weight" in weights:
+        return "gaussian", "mlp_extractor.policy_net.", "action_net."
+    if "actor.mu.0.weight" in weights:
+        return "deterministic", "actor.mu.", ""
+    raise ValueError(
+        f"no SB3 actor among the tensors {str(sorted(weights)[:6])[:300]}…; expected an MLP "
+        "policy of SAC, TQC, TD3, DDPG, PPO or A2C"
+    )
+
+
+def _layers(left: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of the linear layers under a prefix, in order, taken out of the weights.
+
+    SB3 numbers them 0, 2, 4 …: activations are between them.
+    """
+    if f"{prefix}weight" in left:
+        return [(_tensor(left, f"{prefix}weight"), _tensor(left, f"{prefix}bias"))]
+    layers: list[tuple[Tensor, Tensor]] = []
+    while f"{prefix}{2 * len(layers)}.weight" in left:
+        name = f"{prefix}{2 * len(layers)}."
+        layers.append((_tensor(left, f"{name}weight"), _tensor(left, f"{name}bias")))
+    return layers
+
+
+def _tensor(left: dict[str, Tensor], name: str, shape: list[int] | None = None) -> Tensor:
+    """A tensor of finite numbers, taken out of the weights. Raises ValueError for others."""
+    if name not in left:
+        raise ValueError(f"the policy has no tensor {name!r}: expected an MLP policy")
+    tensor = left.pop(name)
+    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"the policy's {name} has NaN or infinite values, or no real numbers")
+    if shape is not None and list(tensor.shape) != shape:
+        raise ValueError(f"the policy's {name} has shape {tuple(tensor.shape)}, expected {shape}")
+    return tensor
+
+
+def _sizes(layers: list[tuple[Tensor, Tensor]]) -> list[int]:
+    """Numbers of units, from the first input to the last output. Raises ValueError."""
+    shapes = [tuple(tensor.shape) for layer in layers for tensor in layer]
+    sizes: list[int] = []
+    for weight, bias in layers:
+        fits = weight.dim() == 2 and bias.shape == weight.shape[:1] and weight.numel() > 0
+        if not fits or (sizes and sizes[-1] != weight.shape[1]):
+            raise ValueError(
+                f"the policy's layers have shapes {str(shapes)[:200]}, expected an MLP"
+            )
+        sizes = [*(sizes or [weight.shape[1]]), weight.shape[0]]
+    if not sizes:
+        raise ValueError("the policy has no layers, expected an MLP")
+    return sizes
+
+
+def _check_all_are_used(left: dict[str, Tensor], kind: str) -> None:
+    """Raise ValueError for a part of the actor that is no linear layer: it would be left out."""
+    unused = ("mlp_extractor.value_net.", "value_net.", "vf_features_extractor.")
+    for name in left:
+        if name.startswith("actor.") or (kind == "gaussian" and not name.startswith(unused)):
+            raise ValueError(
+                f"the policy's actor has {name[:100]!r} beside its layers (a feature extractor, "
+                "say, or a memory), which is not supported; expected an MLP policy"
+            )
 
 
 def load_policy(
@@ -144,52 +197,64 @@ def load_policy(
 ) -> ActorPolicy:
     """Read an SB3 model file (`model.zip`) or an actor snapshot (`.safetensors`).
 
-    Only `policy.pth` (tensors, `weights_only`) and the plain JSON fields of a zip are read, and
-    only the statistics of observations of the file that VecNormalize.save wrote. Raises ValueError
-    for other files.
+    Only the tensors of `policy.pth` and the plain JSON fields of a zip are read, and only the
+    statistics of observations of the file that VecNormalize.save wrote. Raises ValueError for
+    other files.
     """
     path = Path(path)
     normalization = read_vecnormalize(vecnormalize) if vecnormalize is not None else None
     if not path.is_file():
         raise ValueError(f"policy file {str(path)!r} does not exist")
     try:
-        return ActorPolicy(*_read(path, action_space), normalization)
+        weights, activation = _read(path)
     except _UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds objects other than tensors, which are never loaded"
         raise ValueError(
             f"policy file {str(path)!r} is not an SB3 model with an MLP actor ({reason}); expected "
             "the zip that model.save() writes, or a .safetensors snapshot"
         ) from error
+    return ActorPolicy(weights, action_space, _activation(activation), normalization)
 
 
 _UNREADABLE = (
-    zipfile.BadZipFile,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
     LookupError,
+    MemoryError,
+    OSError,
     RuntimeError,
-    UnicodeDecodeError,
-    json.JSONDecodeError,
-    pickle.UnpicklingError,
     SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
 )
+"""what content that is no model may raise"""
+MOST_FOLD, MOST_MORE = 8, 1 << 20
+"""of its size, a file may unpack to so many times as many bytes, and so many more"""
 
 
-def _read(path: Path, action_space: spaces.Box) -> tuple[dict[str, Tensor], spaces.Box, str | None]:
-    """ActorPolicy's arguments; the activation is None where the file does not state it."""
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors, and the activation as the file names it ("": it does not)."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as opened:
-            activation = (opened.metadata() or {}).get("activation")
-        return load_file(path), action_space, activation
+            metadata = opened.metadata() or {}
+        activation = metadata.get("activation") or ""
+        return load_file(path), activation
+    most = MOST_FOLD * path.stat().st_size + MOST_MORE
     with zipfile.ZipFile(path) as archive:
-        weights = torch.load(
-            io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True
-        )
-        data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
-    if not isinstance(weights, dict):
-        raise KeyError("policy.pth holds no table of tensors")
-    name = str(data.get("policy_kwargs", {}).get("activation_fn", ""))
-    return weights, action_space, _activation(name)
+        weights = read_state(read_member(archive, "policy.pth", most))
+        data = {}
+        if "data" in archive.namelist():
+            data = json.loads(read_member(archive, "data", most))
+    settings = data.get("policy_kwargs", {})
+    activation = settings.get("activation_fn", "")
+    if not isinstance(activation, str):
+        raise ValueError(f"its activation is {str(activation)[:60]!r}")
+    return weights, activation
 
 
 def _activation(written: str) -> str | None:
@@ -199,6 +264,6 @@ def _activation(written: str) -> str | None:
     name = written.strip("<>'\"").rpartition(".")[2].lower()
     if name not in ACTIVATIONS:
         raise ValueError(
-            f"the policy's activation is {written}, expected one of {sorted(ACTIVATIONS)}"
+            f"the policy's activation is {written[:100]}, expected one of {sorted(ACTIVATIONS)}"
         )
     return name

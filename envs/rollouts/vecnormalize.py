@@ -1,18 +1,18 @@
 """The statistics of SB3's VecNormalize, read from its pickle without running any of its code.
 
-`VecNormalize.save` writes a pickle, which could run any code when it is loaded. Here every object
-in it becomes an inert record of its name, arguments and state; the numbers are read from those.
+`VecNormalize.save` writes a pickle, which could run any code when it is loaded; the numbers are
+read from inert records of its objects.
 """
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qgpo.envs.rollouts.inert import Inert, read_pickle
 
 
 @dataclass
@@ -30,33 +30,6 @@ class Normalization:
         return np.clip(scaled, -self.clip, self.clip)
 
 
-class _Inert:
-    """Stands for an object of the pickle: keeps what the object is made from, and does nothing."""
-
-    name: str
-    arguments: tuple[Any, ...]
-    state: Any = None
-
-    def __new__(cls, *arguments: Any) -> _Inert:
-        made = object.__new__(cls)
-        made.arguments = arguments
-        return made
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Parts of a mapping are not needed."""
-
-    def append(self, value: Any) -> None:
-        """Parts of a sequence are not needed."""
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        return type(name, (_Inert,), {"name": f"{module}.{name}"})
-
-
 def read_vecnormalize(path: str | Path) -> Normalization:
     """The observation statistics that `VecNormalize.save(path)` wrote.
 
@@ -66,13 +39,15 @@ def read_vecnormalize(path: str | Path) -> Normalization:
     if not path.is_file():
         raise ValueError(f"statistics file {str(path)!r} does not exist")
     try:
-        with path.open("rb") as file:
-            state = _Reader(file).load().state
+        state = read_pickle(path.read_bytes()).state
+        if state.get("norm_obs", True) is not True:
+            raise ValueError("it was made with norm_obs=False")
         rms = state["obs_rms"].state
         mean, var = _array(rms["mean"]), _array(rms["var"])
         result = Normalization(mean, var, float(state["epsilon"]), float(state["clip_obs"]))
         numbers = [*mean, *var, result.epsilon, result.clip]
         is_valid = mean.shape == var.shape and np.isfinite(numbers).all() and min(var) >= 0.0
+        is_valid = is_valid and min(var) + result.epsilon > 0.0 < result.clip and len(var) > 0
     except Exception as error:  # a pickle may contain anything
         raise ValueError(
             f"{str(path)!r} holds no observation statistics of a VecNormalize with a vector of "
@@ -86,14 +61,17 @@ def read_vecnormalize(path: str | Path) -> Normalization:
     return result
 
 
-def _array(record: _Inert) -> NDArray[np.float64]:
+def _array(record: Inert) -> NDArray[np.float64]:
     """A vector of doubles, as numpy pickles it."""
     if record.name.endswith("_frombuffer"):  # from protocol 5 on
         data, dtype, shape, _ = record.arguments
     else:
         _, shape, dtype, _, data = record.state
-    if isinstance(data, _Inert):  # _codecs.encode(text, "latin1"), up to protocol 2
+    if isinstance(data, Inert):  # _codecs.encode(text, "latin1"), up to protocol 2
         data = data.arguments[0].encode("latin1")
-    if dtype.arguments[0] not in ("f8", "<f8") or len(shape) != 1:
-        raise ValueError(f"{dtype.arguments[0]!r} numbers of shape {shape}, expected a vector")
+    kind, order = dtype.arguments[0], dtype.state[1]
+    if kind not in ("f8", "<f8") or order not in ("<", "=") or len(shape) != 1:
+        raise ValueError(f"{order}{kind!r} numbers of shape {shape}, expected a vector of doubles")
+    if type(shape[0]) is not int or len(data) != 8 * shape[0]:
+        raise ValueError(f"{len(data)} bytes for {shape[0]} numbers")
     return np.frombuffer(data, dtype="<f8").copy()

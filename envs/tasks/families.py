@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -70,7 +71,8 @@ class Family:
         versions and data.
         """
         low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-        stated = low is not None and high is not None and float(high) > float(low)
+        stated = low is not None and high is not None
+        stated = stated and -math.inf < float(low) < float(high) < math.inf  # type: ignore[arg-type]
         if stated and self.episodes == "recorded":
             return ReferenceScores(float(low), float(high), "dataset metadata")  # type: ignore[arg-type]
         if self.reference is None or spec is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable
@@ -185,7 +186,7 @@ def prepared(**changes: Any) -> QGPO:
 
 
 def exploding() -> QGPO:
-    return learn_with(critic_learning_rate=1e30)
+    return learn_with(critic_learning_rate=math.inf)
 
 
 def learn_with(**changes: Any) -> QGPO:
