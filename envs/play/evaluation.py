@@ -131,7 +131,8 @@ def summarize(
 class EvaluationError(RuntimeError, ValueError):
     """An environment or an agent that failed while episodes were played.
 
-    A ValueError, too, as what it stands for often is. `evaluation` holds the episodes that had ended by then; None where there are none.
+    A ValueError, too, as what it stands for often is. `evaluation` holds the episodes that had
+    ended by then; None where there are none.
     """
 
     def __init__(self, message: str, evaluation: Evaluation | None) -> None:
@@ -203,12 +204,7 @@ def evaluate(
     if isinstance(env, OfflineDataset):
         reference = reference or env.reference
         env = _spec_of(env)
-    with contextlib.ExitStack() as stack_of_copies:
-        envs: list[Any] = [env]
-        if not isinstance(env, gym.Env | VectorEnv):
-            envs = [make_env(as_played(env)) for _ in range(min(n_envs, n_episodes))]
-            for copy_of_env in envs:
-                stack_of_copies.callback(copy_of_env.close)
+    with _made(env, min(n_envs, n_episodes)) as envs:
         seeds = [seed + i for i in range(n_episodes)]
         episodes = _Episodes(seeds, envs[0], max_episode_steps, reference)
         n_slots = env.num_envs if isinstance(env, VectorEnv) else len(envs)
@@ -248,6 +244,18 @@ def evaluate_scales(
     finally:
         if previous is not None:
             guided.guidance_scale = previous
+
+
+@contextlib.contextmanager
+def _made(
+    env: str | EnvSpec | gym.Env[Any, Any] | VectorEnv[Any, Any, Any], n: int
+) -> Iterator[list[Any]]:
+    """The environment that was given, or n copies of it, which are closed at the end."""
+    if isinstance(env, gym.Env | VectorEnv):
+        yield [env]
+        return
+    with contextlib.ExitStack() as copies:
+        yield [copies.enter_context(make_env(as_played(env))) for _ in range(n)]
 
 
 def _scale_of(agent: Any) -> Any:
