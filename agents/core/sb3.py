@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
 from qgpo.agents.core.acting import Acts
+from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import FlatObservations, ObservationAdapter, flat
 
@@ -92,7 +93,9 @@ def as_vec_env(
     """A VecEnv from an id, an environment or a VecEnv; what makes vectors of its Dicts.
 
     Dict observations of a single environment become vectors: SB3 takes no Dicts in Dicts.
+    Warns of an environment that normalizes its observations.
     """
+    warn_of_normalized(env)
     if isinstance(env, VecEnv):
         return env, adapter
     single = make_env(as_played(env)) if isinstance(env, str) else env
