@@ -49,14 +49,14 @@ class BC(SingleStageAgent[BCConfig]):
         policy = GaussianPolicy(
             observation_dim, action_dim, self.config.hidden, state_dependent_std=True
         )
-        self.policy = self.training.add_trained("policy", policy)
+        self.actor = self.training.add_trained("policy", policy)
 
     def update(self, batch: Transitions, step: int) -> Metrics:
         """One regression step."""
-        loss, metrics = imitation_loss(self.policy, batch.observations, batch.actions)
+        loss, metrics = imitation_loss(self.actor, batch.observations, batch.actions)
         metrics["grad_norm"] = self.training.optimize("policy", loss, self._policy_rate(step))
         return metrics
 
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """The Gaussian's mean, or a sample of it."""
-        return self._gaussian_action(self.policy, observations, deterministic)
+        return self._gaussian_action(self.actor, observations, deterministic)

@@ -81,7 +81,7 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         self._add_normalizer(observation_dim)
         network = MLPNoiseNetwork(action_dim, observation_dim, c.hidden, activation="mish")
         policy = DenoisingChain(network, c.diffusion_steps)
-        self.policy = self.training.add_trained("policy", policy)
+        self.actor = self.training.add_trained("policy", policy)
         self.policy_ema = self.training.add_copy("policy_ema", policy)
         critic = TwinQ(observation_dim, action_dim, c.hidden, activation="mish")
         self.critic = self.training.add_trained("critic", critic)
@@ -98,14 +98,14 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
 
         # pi: denoising loss + eta * normalised -Q through the chain
         loss, policy_metrics = diffusion_ql_loss(
-            self.policy, self.critic, batch.observations, batch.actions, c.eta, training.generator
+            self.actor, self.critic, batch.observations, batch.actions, c.eta, training.generator
         )
         policy_metrics["policy_grad_norm"] = training.optimize(
             "policy", loss, self._policy_rate(step), c.max_grad_norm
         )
 
         if step >= c.ema_start and step % c.ema_every == 0:
-            polyak_update(self.policy, self.policy_ema, 1.0 - c.ema_decay)
+            polyak_update(self.actor, self.policy_ema, 1.0 - c.ema_decay)
         polyak_update(self.critic, self.critic_target, c.tau)
         return {**metrics, **policy_metrics}
 
@@ -130,12 +130,12 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         condition = self.normalizer(observations).repeat_interleave(n, dim=0)
         if deterministic:
             generator = torch.Generator().manual_seed(self.seed)
-            shape = (self.policy.steps, 1, n, self._action_dim)
+            shape = (self.actor.steps, 1, n, self._action_dim)
             same = torch.randn(shape, generator=generator).to(self.device)
             noise = same.expand(-1, b, -1, -1).flatten(1, 2)
         else:
-            noise = self._prediction_normal(self.policy.steps, b * n, self._action_dim)
-        actions = self.policy.sample(noise, condition)
+            noise = self._prediction_normal(self.actor.steps, b * n, self._action_dim)
+        actions = self.actor.sample(noise, condition)
         q = self.critic_target(condition, actions).reshape(b, n)
         if deterministic:
             chosen = q.argmax(dim=-1)

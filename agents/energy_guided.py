@@ -50,6 +50,7 @@ Callback = Callable[["EnergyGuidedDiffusion"], bool | None]
 STAGES = ("data", "energy", "guidance")
 LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
 TO_RESUME = "save(path), and later load(path).fit(data, energy, resume=True) to go on"
+ENERGY = "a callable, or an array of one value per sample"
 ROWS_PER_CALL = 16_384
 
 
@@ -221,10 +222,11 @@ class EnergyGuidedDiffusion:
         """E in the data's units, with its shape checked."""
         given = () if condition is None else (in_units(self.condition_normalizer, condition),)
         values = energy(self.decode(z), *given)
-        if values.shape != (len(z),):
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if found != (len(z),):
             raise ValueError(
-                f"energy returned shape {tuple(values.shape)}, expected ({len(z)},): one value "
-                "per sample"
+                f"energy returned {found}, expected a tensor of shape ({len(z)},): one value per "
+                "sample"
             )
         return values
 
@@ -258,6 +260,8 @@ class EnergyGuidedDiffusion:
         file) stands, as if never stopped. Raises ValueError for data or energies that do not fit,
         RuntimeError where a loss is not finite.
         """
+        if energy is None:
+            raise ValueError(f"energy=None, expected {ENERGY}; fit_data(data) learns q alone")
         prepared = self._prepare(data, energy, condition, resume)
         with self._running(progress_bar, callback):
             self._fit_data(prepared)
@@ -348,7 +352,7 @@ class EnergyGuidedDiffusion:
                 parts = [self._call(energy, z[r], None if c is None else c[r]) for r in rows]
             labels = torch.cat(parts).float()
         else:
-            labels = torch.as_tensor(energy, dtype=torch.float32, device=self.device)
+            labels = self._tensor("energy", energy, ENERGY)
         if labels.shape != (len(z),):
             raise ValueError(f"energy has shape {tuple(labels.shape)}, expected ({len(z)},)")
         if not bool(torch.isfinite(labels).all()):
@@ -356,12 +360,22 @@ class EnergyGuidedDiffusion:
         return labels
 
     def _matrix(self, name: str, value: Array) -> Tensor:
-        matrix = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        matrix = self._tensor(name, value, "an array of shape (N, dimension)")
         if matrix.dim() != 2 or len(matrix) < 2:
             raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected (N, dimension)")
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"{name} has NaN or infinite values")
         return matrix
+
+    def _tensor(self, name: str, value: Any, expected: str) -> Tensor:
+        """The value in float32 on the device. Raises ValueError for what is no numbers."""
+        try:
+            return torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} is a {type(value).__name__} that is no array of numbers ({error}), "
+                f"expected {expected}"
+            ) from error
 
     def _check_same_data(self, x: Tensor, labels: Tensor) -> None:
         digest = hashlib.sha256(x.cpu().numpy().tobytes())
@@ -556,7 +570,7 @@ class EnergyGuidedDiffusion:
             if condition_dim or n is None:
                 raise ValueError(f"n={n}, condition=None for {condition_dim} condition dimensions")
             return (n, dim), None
-        c = torch.as_tensor(condition, dtype=torch.float32, device=self.device)
+        c = self._tensor("condition", condition, f"an array of shape (n, {condition_dim})")
         if c.dim() != 2 or c.shape[1] != condition_dim or n not in (None, len(c)):
             raise ValueError(
                 f"condition has shape {tuple(c.shape)}, expected ({n or 'n'}, {condition_dim})"

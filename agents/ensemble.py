@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -45,7 +46,11 @@ class Ensemble:
         for i, member in enumerate(self.members):
             if not isinstance(member, OfflineAgent):
                 raise TypeError(f"member {i} is a {type(member).__name__}, expected an agent")
-            if member.observation_space is None or member.action_space is None:
+            if (
+                member.observation_space is None
+                or member.action_space is None
+                or member.action_scale is None
+            ):
                 raise ValueError(f"member {i} has not been trained: call learn(dataset) first")
             if not _same(member.device, first.device):
                 raise ValueError(
@@ -55,10 +60,12 @@ class Ensemble:
             first.set_spaces(member.observation_space, member.action_space, f"member {i}")
             if member.adapter != first.adapter:
                 raise ValueError(f"member {i} reads Dict observations in another way than member 0")
+            if not member.action_scale.agrees_with(first.action_scale):
+                raise ValueError(f"member {i} scales actions by other data than member 0")
         self.device = first.device
         self.seed = first.seed
         self.observation_space, self.action_space = first.observation_space, first.action_space
-        self.adapter = first.adapter
+        self.action_scale, self.adapter = first.action_scale, first.adapter
         self.prediction_generator = torch.Generator(self.device)
         self.seed_predictions(self.seed)
 
@@ -126,14 +133,8 @@ class Ensemble:
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """The mean of the members' actions, or a sampled member's, (B, S) to (B, A)."""
-        own = [member.prediction_generator for member in self.members]
-        try:
-            for member in self.members:  # so that seeding the ensemble seeds them
-                member.prediction_generator = self.prediction_generator
-            actions = torch.stack([m.act(observations, deterministic) for m in self.members])
-        finally:
-            for member, generator in zip(self.members, own, strict=True):
-                member.prediction_generator = generator
+        actors = [_with_noise_of(member, self.prediction_generator) for member in self.members]
+        actions = torch.stack([actor.act(observations, deterministic) for actor in actors])
         if deterministic:
             return actions.mean(dim=0)
         shape = (len(observations),)
@@ -141,6 +142,16 @@ class Ensemble:
             len(self.members), shape, generator=self.prediction_generator, device=self.device
         )
         return actions[chosen, torch.arange(len(observations), device=self.device)]
+
+
+def _with_noise_of(member: OfflineAgent[Any], generator: torch.Generator) -> OfflineAgent[Any]:
+    """The member, acting by that generator: one that shares everything else with it.
+
+    Members and their own noise stay as they are, whatever other threads do with them.
+    """
+    actor = copy.copy(member)
+    actor.prediction_generator = generator
+    return actor
 
 
 def _same(one: torch.device, other: torch.device) -> bool:

@@ -61,7 +61,7 @@ class IQL(SingleStageAgent[IQLConfig]):
         c = self.config
         self._add_normalizer(observation_dim)
         policy = GaussianPolicy(observation_dim, action_dim, c.hidden, state_dependent_std=False)
-        self.policy = self.training.add_trained("policy", policy)
+        self.actor = self.training.add_trained("policy", policy)
         critic = TwinQ(observation_dim, action_dim, c.hidden)
         self.critic = self.training.add_trained("critic", critic)
         self.critic_target = self.training.add_copy("critic_target", critic)
@@ -83,7 +83,7 @@ class IQL(SingleStageAgent[IQLConfig]):
             next_values = self._values(batch.next_observations)
             targets = td_target(batch.rewards, batch.terminations, next_values, c.gamma)
         policy_loss, metrics = weighted_likelihood_loss(
-            self.policy, batch.observations, batch.actions, weights
+            self.actor, batch.observations, batch.actions, weights
         )
         policy_norm = self.training.optimize("policy", policy_loss, self._policy_rate(step))
 
@@ -107,4 +107,4 @@ class IQL(SingleStageAgent[IQLConfig]):
 
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """The Gaussian's mean, or a sample of it."""
-        return self._gaussian_action(self.policy, observations, deterministic)
+        return self._gaussian_action(self.actor, observations, deterministic)

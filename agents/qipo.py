@@ -85,7 +85,7 @@ class QIPO(GuidedPolicy[QIPOConfig]):
 
     def _build_last(self) -> None:
         behavior, training = self.behavior, self.training
-        self.policy = training.add_trained("policy", copy.deepcopy(behavior.model))
+        self.actor = training.add_trained("policy", copy.deepcopy(behavior.model))
         self.policy_ema = training.add_copy("policy_ema", behavior.average)
         self.source = training.add_copy("source", behavior.average)
         self.temperature = training.add("temperature", InverseTemperature(self.config.beta))
@@ -110,7 +110,7 @@ class QIPO(GuidedPolicy[QIPOConfig]):
         c, training = self.config, self.training
         q = self.critic.table_of_q(data)
         if self.progress["policy"] == 0:
-            for model in (self.policy, self.policy_ema, self.source):
+            for model in (self.actor, self.policy_ema, self.source):
                 model.load_state_dict(self.behavior.average.state_dict())
             self.temperature.beta.copy_(c.beta / self.critic.scale(q))
         energies = self._energies(q)
@@ -123,13 +123,13 @@ class QIPO(GuidedPolicy[QIPOConfig]):
             condition = self.behavior.condition(data, rows)
             support = take(self.tables["support"], rows)
             value, metrics = weighted_loss(
-                self.policy, support, take(energies, rows), condition, "sample", training.generator
+                self.actor, support, take(energies, rows), condition, "sample", training.generator
             )
             renewals = min(step // c.renew_every, self.most_renewals)
             metrics["effective_beta"] = torch.tensor((renewals + 1) * c.beta, device=self.device)
             return value, metrics
 
-        after = partial(average, self.policy, self.policy_ema, c.ema_decay)
+        after = partial(average, self.actor, self.policy_ema, c.ema_decay)
         rate, decays = c.policy_learning_rate, c.learning_rate_decay
         training.minimize("policy", c.policy_steps, loss, rate, decays, after)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import gymnasium as gym
 import torch
@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from qgpo.agents.aepo import AEPO
 from qgpo.agents.bc import BC
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.checkpoint import CheckpointError, read_header, with_suffix
+from qgpo.agents.core.checkpoint import CheckpointError, named, read_header, with_suffix
 from qgpo.agents.diffusion_ql import DiffusionQL
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.iql import IQL
@@ -37,7 +37,7 @@ def agent_class(name: str) -> type[OfflineAgent[Any]]:
 
 
 def load_agent(
-    path: str | Path,
+    path: str | Path | BinaryIO,
     env: gym.Env[Any, Any] | VecEnv | str | None = None,
     device: torch.device | str = "auto",
 ) -> OfflineAgent[Any]:
@@ -46,13 +46,13 @@ def load_agent(
     Raises CheckpointError where the file is damaged or names an agent that is not known.
     With `env`, its spaces are checked against the agent's.
     """
-    path = with_suffix(path)
-    name = read_header(path).get("agent")
+    source = with_suffix(path)
+    name = read_header(source)["agent"]
     if name not in KNOWN:
         raise CheckpointError(
-            f"{str(path)!r} holds a {name!r} agent, expected one of {sorted(KNOWN)}"
+            f"{named(source)} holds a {name!r} agent, expected one of {sorted(KNOWN)}"
         )
-    return KNOWN[name].load(path, env=env, device=device)
+    return KNOWN[name].load(source, env=env, device=device)
 
 
 def adopt_from(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) -> str:

@@ -23,7 +23,6 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
-from qgpo.agents.core.acting import unscale_actions
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import Fraction, Rate, Steps
@@ -81,6 +80,11 @@ class SB3Agent(OfflineAgent[SB3Config]):
     def total_timesteps(self) -> int:
         """Steps of a whole training."""
         return self.config.steps
+
+    @property
+    def gamma(self) -> float:
+        """The discount."""
+        return self.config.gamma
 
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
@@ -297,11 +301,12 @@ class OnlineSAC(SB3Agent):
 
     def _in_space(self, action: Tensor) -> Any:
         """An action (A,) in [-1, 1] as the environment takes it."""
-        assert self.action_space is not None
-        return unscale_actions(action.cpu().numpy(), self.action_space)
+        assert self.action_scale is not None
+        return self.action_scale.to_space(action.cpu().numpy())
 
     def _tensor(self, value: Any) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        """A copy: an environment may use its arrays again."""
+        return torch.tensor(value, dtype=torch.float32, device=self.device)
 
 
 BASELINES: dict[str, type[OfflineAgent[Any]]] = {

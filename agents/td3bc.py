@@ -58,7 +58,7 @@ class TD3BC(SingleStageAgent[TD3BCConfig]):
         c = self.config
         self._add_normalizer(observation_dim)
         policy = deterministic_policy(observation_dim, action_dim, c.hidden)
-        self.policy = self.training.add_trained("policy", policy)
+        self.actor = self.training.add_trained("policy", policy)
         self.policy_target = self.training.add_copy("policy_target", policy)
         critic = TwinQ(observation_dim, action_dim, c.hidden)
         self.critic = self.training.add_trained("critic", critic)
@@ -80,19 +80,19 @@ class TD3BC(SingleStageAgent[TD3BCConfig]):
 
         # pi maximises lambda Q and imitates
         loss, policy_metrics = td3_bc_loss(
-            self.policy, self.critic, batch.observations, batch.actions, c.alpha
+            self.actor, self.critic, batch.observations, batch.actions, c.alpha
         )
         policy_metrics["policy_grad_norm"] = self.training.optimize(
             "policy", loss, self._policy_rate(step)
         )
         polyak_update(self.critic, self.critic_target, c.tau)
-        polyak_update(self.policy, self.policy_target, c.tau)
+        polyak_update(self.actor, self.policy_target, c.tau)
         return {**metrics, **policy_metrics}
 
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """The policy's action, with noise unless `deterministic`."""
-        actions: Tensor = self.policy(self.normalizer(observations))
+        actions: Tensor = self.actor(self.normalizer(observations))
         if not deterministic:
             noise = self._prediction_normal(*actions.shape)
             actions = actions + self.config.exploration_noise * noise

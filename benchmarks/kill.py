@@ -31,10 +31,9 @@ import torch
 import tyro
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 
 from qgpo import PRESETS, QGPO, load_dataset
-from qgpo.agents.core.callbacks import SaveCheckpoint
+from qgpo.agents.core.callbacks import EveryStep, SaveCheckpoint
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.experiments.folder import RunFolder
 
@@ -74,17 +73,17 @@ class Args:
     """where the results go"""
 
 
-class Heartbeat(BaseCallback):
+class Heartbeat(EveryStep):
     """Tells the parent process how many steps are done."""
 
     def __init__(self, shared: mmap.mmap) -> None:
         super().__init__()
         self.shared = shared
 
-    def _on_step(self) -> bool:
+    def after_step(self, n: int) -> None:
+        """Write down the steps of all stages."""
         done = sum(self.model.progress.values())  # type: ignore[attr-defined]
         self.shared[:8] = struct.pack("q", done)
-        return True
 
 
 def make_data() -> None:

@@ -7,6 +7,8 @@ import time
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
+from qgpo.agents.core.training import TrainingStoppedError
+
 
 class Turn(BaseCallback):
     """Ends training at the `last` step of a stage; `seconds` since the step after `first`."""
@@ -24,6 +26,10 @@ class Turn(BaseCallback):
             return True
         self.seconds = now() - self.began
         return False
+
+    def _on_rollout_end(self) -> None:
+        if not self._on_step():  # the support's steps have no gradient
+            raise TrainingStoppedError
 
 
 def now() -> float:

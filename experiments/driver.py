@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 
 from qgpo.agents import OfflineAgent
-from qgpo.agents.core.callbacks import SaveCheckpoint
+from qgpo.agents.core.callbacks import EveryStep, SaveCheckpoint
 from qgpo.agents.guided import GuidanceTuning, is_guided
 from qgpo.agents.registry import adopt_from, agent_class
 from qgpo.envs import load_dataset
@@ -31,7 +30,7 @@ from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import Experiment, as_json
 
 
-class Clock(BaseCallback):
+class Clock(EveryStep):
     """Wall and CPU seconds of every stage, over interruptions: what each checkpoint cost.
 
     Comes after SaveCheckpoint in a list of callbacks. Work that a kill threw away is not counted.
@@ -84,11 +83,11 @@ class Clock(BaseCallback):
         """Keep the time of the checkpoint that was just written."""
         documents.write(self.path, self.seconds)
 
-    def _on_step(self) -> bool:
+    def after_step(self, n: int) -> None:
+        """Count, and write where SaveCheckpoint has saved."""
         self.count()
-        if self.n_calls % self.every == 0:
+        if n % self.every == 0:
             self.write()
-        return True
 
     def _on_training_end(self) -> None:
         self.count()

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.observations import ObservationAdapter
 
 
@@ -27,6 +28,8 @@ class Acts(Protocol):
     observation_space: spaces.Box | None
     """None until it has seen data"""
     action_space: spaces.Box | None
+    action_scale: ActionScale | None
+    """what -1 and 1 mean there"""
     adapter: ObservationAdapter | None
     """makes vectors of an environment's Dict observations"""
 
@@ -39,8 +42,10 @@ class Acts(Protocol):
         state: tuple[NDArray[Any], ...] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
-    ) -> tuple[NDArray[np.float32], tuple[NDArray[Any], ...] | None]:
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
+
+        They have the dtype of the space.
 
         What learned from Dict observations takes the environment's Dicts, single or as arrays
         with a leading axis, as well as the vectors that its `adapter` makes of them. `state` is
@@ -50,15 +55,16 @@ class Acts(Protocol):
         Raises RuntimeError before training, ValueError for what is no finite observation of the
         space.
         """
-        if self.observation_space is None or self.action_space is None:
+        if self.observation_space is None or self.action_scale is None:
             raise RuntimeError(
                 f"this {self.name} has not been trained: call learn(dataset), or load a file"
             )
         array = _as_array(observation, self.observation_space.shape, self.adapter)
         batch = torch.as_tensor(np.atleast_2d(array), device=self.device)
         if len(batch) == 0:
-            return np.zeros((0, *self.action_space.shape), dtype=np.float32), state
-        actions = unscale_actions(self.act(batch, deterministic).cpu().numpy(), self.action_space)
+            space = self.action_scale.space
+            return np.zeros((0, *space.shape), dtype=space.dtype), state
+        actions = self.action_scale.to_space(self.act(batch, deterministic).cpu().numpy())
         return actions[0] if array.ndim == 1 else actions, state
 
     def seed_predictions(self, seed: int) -> None:
@@ -71,10 +77,18 @@ def _as_array(
 ) -> NDArray[np.float32]:
     if isinstance(observation, tuple):
         raise ValueError(
-            "predict() was given a tuple: `env.reset()` returns (observation, info), pass "
-            "only the observation"
+            "predict() was given a tuple, by mixing Gym API and SB3's VecEnv API perhaps: "
+            "`env.reset()` of Gymnasium returns (observation, info), pass only the observation"
         )
-    if isinstance(observation, Mapping) and adapter is not None:
+    if isinstance(observation, Mapping):
+        if adapter is None:
+            raise ValueError(
+                "observation is a dict that is no array of numbers (it has parts "
+                f"{sorted(map(str, observation))}; make it the vector that the data were recorded "
+                "as, with gymnasium.wrappers.FlattenObservation(env), which joins the parts in the "
+                "order of the Dict space, or with an ObservationWrapper of your own); expected "
+                f"shape {shape} or (n, {shape[0]})"
+            )
         observation = adapter.flatten(observation)
     try:
         array = np.asarray(observation, dtype=np.float32)
@@ -90,9 +104,3 @@ def _as_array(
     if not np.isfinite(array).all():
         raise ValueError(f"observation has NaN or infinite values: {array}")
     return array
-
-
-def unscale_actions(actions: NDArray[np.float32], space: spaces.Box) -> NDArray[np.float32]:
-    """From [-1, 1] to the action space, never outside."""
-    unscaled = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
-    return np.clip(unscaled, space.low, space.high).astype(np.float32)

@@ -7,11 +7,11 @@ in `act`.
 from __future__ import annotations
 
 import dataclasses
-import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -20,21 +20,21 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
 
-from qgpo.agents.core import checkpoint, sb3
+from qgpo.agents.core import checkpoint, header, sb3
 from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.agents.core.parameters import load_parameters, parts_of
 from qgpo.agents.core.registers import Kinds
 from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.opening import recorded_in
+from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.families import family_settings, find_family
-from qgpo.envs.tasks.making import spec_from_json, spec_to_json
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
@@ -53,9 +53,15 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     config_class: ClassVar[type[Any]]
     presets: ClassVar[dict[str, Any]]
     stages: ClassVar[tuple[str, ...]]
+    rate_field: ClassVar[str] = "learning_rate"
+    """the field of the configuration that is the agent's `learning_rate`"""
 
+    env: VecEnv | None
+    """for callbacks; learning uses none"""
     observation_space: spaces.Box | None
     action_space: spaces.Box | None
+    action_scale: ActionScale | None
+    """what -1 and 1 mean there: its bounds, or the range of the data where those are far wider"""
     adapter: ObservationAdapter | None
     """makes vectors of an environment's Dict observations"""
     dataset_id: str | None
@@ -65,6 +71,9 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     reference: ReferenceScores | None
     """for normalised scores there"""
     _batches: Batches | None
+    _policy: sb3.Policy | None
+    _built_for_env: bool
+    """whether the modules are those of an environment, and data may still decide otherwise"""
 
     def __init__(
         self,
@@ -86,10 +95,11 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.seed = int(seed)
         self.device = choose_device(device)
         self.verbose = verbose
-        self.tensorboard_log = tensorboard_log
+        self.tensorboard_log = None if tensorboard_log is None else str(tensorboard_log)
         self.prediction_generator = torch.Generator(self.device)
         self.training = Training(self.stages, self.seed, self.device)
-        self._env: VecEnv | None = None
+        self._own_logger = False  # one of `set_logger`
+        self.env = None
         self._reset()
         if env is not None:
             self.set_env(env)
@@ -197,17 +207,19 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     def set_logger(self, logger: Logger) -> None:
         """Use this logger."""
-        self.training.logger = logger
+        self.training.logger, self._own_logger = logger, True
 
     def dump_logs(self) -> None:
         """Write what the logger holds (SB3's LogEveryNTimesteps asks)."""
         self.logger.dump(self.num_timesteps)
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed training and prediction noise."""
+        """Seed training, prediction noise and the environment, if there is one."""
         seed = self.seed if seed is None else seed
         self.training.generator.manual_seed(seed)
         self.prediction_generator.manual_seed(seed)
+        if self.env is not None:
+            self.env.seed(seed)
 
     # Training -----------------------------------------------------------------------------
 
@@ -224,9 +236,11 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         """Train on the dataset (or the one of that Minari id) through all stages.
 
         Timesteps are gradient steps over all stages. `callback` is any SB3 callback, or a function
-        of (locals, globals); returning False (or, as in SB3, nothing) ends training early. With
-        `reset_num_timesteps=False` training continues where the agent (or the checkpoint it was
-        loaded from) stands; on other data than it began with only if `allow_other_dataset`.
+        of (locals, globals); returning False (or, as in SB3, nothing) ends training early.
+        TensorBoard's events go to `tensorboard_log/tb_log_name_1`, those of the next training to
+        `_2`. With `reset_num_timesteps=False` training continues where the agent (or the
+        checkpoint it was loaded from) stands, its events in the last folder; on other data than it
+        began with only if `allow_other_dataset`.
         Ctrl-C and SIGTERM finish the step under way and raise KeyboardInterrupt, with the agent
         fit to be saved. Raises ValueError for a dataset that does not fit, or another one than
         training began with, NonFiniteError where a loss or gradient is not finite.
@@ -247,13 +261,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 self.dataset_fingerprint = None
             self.prepare(dataset)
         training.stop_if_interrupted("before the first step")
-        if training.logger is training.silent:
-            name = tb_log_name or self.name
-            training.logger = configure_logger(
-                self.verbose, self.tensorboard_log, name, reset_num_timesteps
-            )
+        if not self._own_logger:
+            training.logger.close()
+            log, name = self.tensorboard_log, tb_log_name or self.name
+            training.logger = sb3.make_logger(self.verbose, log, name, reset_num_timesteps)
         training.log_interval, training.progress_bar = log_interval, progress_bar
-        training.started = time.monotonic()
+        training.start_clock()
         total_timesteps = self.total_timesteps  # for callbacks, which read our locals
         with training.running(callback, self, locals()):
             self._train(dataset)
@@ -273,14 +286,20 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 "dataset, go on with this one by allow_other_dataset=True, or start again with "
                 "reset_num_timesteps=True"
             )
+        if self._built_for_env:
+            self._reset()
         self._settle(dataset)
         spaces_of_data = dataset.observation_space, dataset.action_space
         self.set_spaces(*spaces_of_data, dataset.id, dataset.adapter)
-        if (env := self._env) is not None:
+        if (env := self.env) is not None:
             self.set_spaces(env.observation_space, env.action_space, "the environment")
+        if self.dataset_fingerprint is None and self.num_timesteps == 0:
+            self.action_scale = dataset.action_scale
+        elif self.dataset_fingerprint is None and self.action_scale is not None:
+            self.action_scale.check(dataset.actions, f"dataset {dataset.id!r}")
         self.dataset_id, self.dataset_fingerprint = dataset.id, dataset.fingerprint
         self.env_spec, self.reference = dataset.env_spec, dataset.reference
-        batches = Batches.of(dataset, self.device)
+        batches = Batches.of(dataset, self.device, self.action_scale)
         self._on_new_data(dataset, batches)
         self._batches = batches  # only now: what was interrupted is done again
         return batches
@@ -288,9 +307,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     def _reset(self) -> None:
         """Forget everything that was learned, and the data."""
         self.training.reset()
-        self.observation_space = self.action_space = self.adapter = None
+        self.observation_space = self.action_space = self.action_scale = self.adapter = None
         self.dataset_id = self.dataset_fingerprint = None
-        self.env_spec = self.reference = self._batches = None
+        self.env_spec = self.reference = self._batches = self._policy = None
+        self._built_for_env = False
         self.set_random_seed()
 
     def set_spaces(
@@ -318,9 +338,9 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             if len(self.networks) > 0:
                 return
         for box in (observation_box, action_box):
-            sb3.check_storable(box)  # before hours are spent
+            header.check_storable(box)  # before hours are spent
         self.observation_space, self.action_space = observation_box, action_box
-        self.adapter = adapter
+        self.action_scale, self.adapter = ActionScale.of(action_box), adapter
         with self.training.building(self._reset):
             self._build(observation_box.shape[0], action_box.shape[0])
 
@@ -335,129 +355,162 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     # SB3's other names --------------------------------------------------------------------
 
+    @property
+    def policy(self) -> sb3.Policy | None:
+        """All networks as one module that predicts; None until spaces are known."""
+        if self._policy is None and self.observation_space is not None:
+            self._policy = sb3.Policy(self, self.networks)
+        return self._policy
+
+    @property
+    def learning_rate(self) -> float:
+        """First Adam step size of the policy (of the behavior where stages have their own)."""
+        return float(getattr(self.config, self.rate_field))
+
+    @property
+    def gamma(self) -> float | None:
+        """The discount; None where an agent uses no rewards."""
+        return None
+
     def get_env(self) -> VecEnv | None:
         """The environment for callbacks that evaluate, if one was given."""
-        return self._env
+        return self.env
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
         """The environment's own normalisation, if it has one (SB3's callbacks ask)."""
-        return None if self._env is None else unwrap_vec_normalize(self._env)
+        return None if self.env is None else unwrap_vec_normalize(self.env)
 
-    def set_env(self, env: gym.Env[Any, Any] | VecEnv | str) -> None:
-        """Give callbacks an environment; learning itself never uses one."""
-        vec_env = sb3.as_vec_env(env, self.adapter)
-        if self.observation_space is not None:
-            self.set_spaces(vec_env.observation_space, vec_env.action_space, "the environment")
-        elif isinstance(vec_env.observation_space, spaces.Dict):  # read as the data will say
-            check_action_space(vec_env.action_space, "the environment")
+    def set_env(self, env: gym.Env[Any, Any] | VecEnv | str, force_reset: bool = True) -> None:
+        """Give callbacks an environment, seeded; learning itself never uses one.
+
+        Before data, an agent for its spaces is built, which acts and can be saved. `learn` makes
+        it anew. Every evaluation resets the environment: `force_reset` changes nothing.
+        """
+        if self._built_for_env:
+            self._reset()
+        vec_env, adapter = sb3.as_vec_env(env, self.adapter)
+        if self.observation_space is None and isinstance(vec_env.observation_space, spaces.Dict):
+            check_action_space(vec_env.action_space, "the environment")  # the data say how to read
         else:
-            check_spaces(vec_env.observation_space, vec_env.action_space, "the environment")
-        self._env = vec_env
+            known = self.observation_space is not None
+            of_env = vec_env.observation_space, vec_env.action_space
+            self.set_spaces(*of_env, "the environment", self.adapter if known else adapter)
+            self._built_for_env = not known
+        vec_env.seed(self.seed)
+        self.env = vec_env
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """State dictionaries of all modules and optimizers, by name."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
-
-    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """What has parameters, by the names of SB3."""
-        optimizers = {f"{name}.optimizer": part for name, part in self.optimizers.items()}
-        return {**dict(self.networks.items()), **optimizers}
+        return {name: part.state_dict() for name, part in parts_of(self).items()}
 
     def set_parameters(
         self, parameters: dict[str, dict[str, Any]], exact_match: bool = True
     ) -> None:
-        """Load what `get_parameters` returned; `exact_match` wants every name."""
-        if not isinstance(parameters, dict):
-            raise TypeError(
-                f"parameters is a {type(parameters).__name__}, expected what get_parameters() "
-                "returns; files are read by load(path)"
-            )
-        known = self._parts()
-        wrong = set(parameters) - set(known)
-        missing = set(known) - set(parameters) if exact_match else set()
-        if wrong or missing:
-            raise ValueError(
-                f"parameters: unknown {sorted(wrong)}, missing {sorted(missing)}, expected "
-                f"{sorted(known)}"
-            )
-        for name, state in parameters.items():
-            module = known[name]
-            if isinstance(module, nn.Module):
-                sb3.check_state(name, state, module.state_dict())
-            else:
-                sb3.check_optimizer_state(name, state, module)
-        for name, state in parameters.items():
-            known[name].load_state_dict(state)
+        """Load what `get_parameters` returned; `exact_match` wants every name and every tensor.
+
+        Raises ParameterError, which is a ValueError and a RuntimeError, before any is changed.
+        """
+        load_parameters(self, parameters, exact_match)
+        self._built_for_env = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without environment, data on the device, logger and callback."""
+        left_out = dict.fromkeys(("env", "_batches", "_policy"))
+        return {**self.__dict__, **left_out, "_own_logger": False}
 
     # Files --------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
+    def save(
+        self,
+        path: str | Path | BinaryIO,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
         """Write everything that acting and further training need, atomically.
+
+        A binary file object is written to as it is. `exclude` may name what need not be in a file,
+        `verbose` and `tensorboard_log`; `include` takes names away from it.
 
         Raises NonFiniteError where parameters are not finite, CheckpointWriteError where the file
         cannot be written; the previous file is then unchanged.
         """
-        if self.observation_space is None or self.action_space is None:
-            raise RuntimeError("nothing to save: this agent has not seen a dataset yet")
-        path = checkpoint.with_suffix(path)
-        more: dict[str, Any] = {
-            "agent": self.name,
-            "observation_space": sb3.space_to_json(self.observation_space),
-            "action_space": sb3.space_to_json(self.action_space),
-            "dataset": {
-                "id": self.dataset_id,
-                "fingerprint": self.dataset_fingerprint,
-                "env_spec": spec_to_json(self.env_spec) if self.env_spec else None,
-                "reference": dataclasses.asdict(self.reference) if self.reference else None,
-            },
-        }
-        if self.adapter is not None:
-            more["observation_adapter"] = self.adapter.to_json()
+        target = checkpoint.with_suffix(path)
+        about = header.describe(self, exclude, include)
         generators = {"prediction": self.prediction_generator}
-        packed = checkpoint.pack(
-            self.training, self.config, generators, self.tables_to_save(), **more
-        )
-        checkpoint.write_checkpoint(path, packed)
-        self.training.saved = f"{str(path)!r} (timestep {self.num_timesteps})"
+        tables = self.tables_to_save()
+        packed = checkpoint.pack(self.training, self.config, generators, tables, **about)
+        checkpoint.write_checkpoint(target, packed)
+        self.training.saved = f"{checkpoint.named(target)} (timestep {self.num_timesteps})"
 
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path | BinaryIO,
         env: gym.Env[Any, Any] | VecEnv | str | None = None,
         device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        verbose: int | None = None,
+        tensorboard_log: str | None = None,
     ) -> Self:
         """Read a checkpoint. Raises CheckpointError when it is damaged or another agent's.
 
-        With `env`, its spaces are checked against the agent's.
+        With `env`, its spaces are checked against the agent's. `custom_objects` replaces what the
+        file says: fields of the configuration, `learning_rate`, `verbose`, `tensorboard_log`; so
+        do the arguments of the latter two names.
         """
-        path = checkpoint.with_suffix(path)
+        source = checkpoint.with_suffix(path)
         device = choose_device(device)  # not the file's fault
-        read = checkpoint.read_checkpoint(path)
-        header = read.header
-        if header.get("agent") != cls.name:
+        read = checkpoint.read_checkpoint(source)
+        about = read.header
+        if about["agent"] != cls.name:
             raise CheckpointError(
-                f"{str(path)!r} holds a {header.get('agent')!r} agent, load it with that class "
-                f"(this is {cls.name!r})"
+                f"{checkpoint.named(source)} holds a {about['agent']!r} agent, load it with that "
+                f"class (this is {cls.name!r})"
             )
-        with checkpoint.using(path, read):
-            config = checkpoint.config_from_json(cls.config_class, header["config"])
-            agent = cls(config, seed=header["seed"], device=device)
-            adapter = header.get("observation_adapter")
+        if print_system_info:
+            header.print_system_info(about)
+        given = {"verbose": verbose, "tensorboard_log": tensorboard_log}
+        replaced = {**(custom_objects or {}), **{k: v for k, v in given.items() if v is not None}}
+        with checkpoint.using(source, read):
+            config = checkpoint.config_from_json(cls.config_class, about["config"])
+            optional = header.optional_arguments(about)
+        config, optional = cls._replace(config, optional, replaced)
+        with checkpoint.using(source, read):
+            agent = cls(config, seed=about["seed"], device=device, **optional)
+            adapter = about.get("observation_adapter")
             agent.set_spaces(
-                sb3.space_from_json(header["observation_space"]),
-                sb3.space_from_json(header["action_space"]),
-                f"checkpoint {str(path)!r}",
+                header.space_from_json(about["observation_space"]),
+                header.space_from_json(about["action_space"]),
+                f"checkpoint {checkpoint.named(source)}",
                 ObservationAdapter.from_json(adapter) if adapter else None,
             )
+            assert agent.action_space is not None
+            scale = about.get("action_scale")
+            agent.action_scale = ActionScale.from_json(agent.action_space, scale)
             generators = {"prediction": agent.prediction_generator}
             checkpoint.restore(agent.training, read, generators, agent.table_kinds)
-            data = header["dataset"]
-            agent.dataset_id, agent.dataset_fingerprint = data["id"], data["fingerprint"]
-            agent.env_spec = spec_from_json(data["env_spec"]) if data["env_spec"] else None
-            reference = data["reference"]
-            agent.reference = ReferenceScores(**reference) if reference else None
-        agent.training.saved = f"{str(path)!r} (timestep {agent.num_timesteps})"
+            header.set_data(agent, about["dataset"])
+        agent.training.saved = f"{checkpoint.named(source)} (timestep {agent.num_timesteps})"
         if env is not None:
-            agent.set_env(env)
+            agent.set_env(env, force_reset)
         return agent
+
+    @classmethod
+    def _replace(
+        cls, config: ConfigT, optional: dict[str, Any], values: dict[str, Any]
+    ) -> tuple[ConfigT, dict[str, Any]]:
+        """Both with the values in place of their own; warns of names that neither has."""
+        fields = {field.name for field in dataclasses.fields(cls.config_class)}
+        named = {cls.rate_field if k == "learning_rate" else k: v for k, v in values.items()}
+        if unknown := sorted(set(named) - fields - set(header.OPTIONAL)):
+            warnings.warn(
+                f"custom_objects: {unknown} are neither fields of {cls.config_class.__name__} nor "
+                f"{' or '.join(header.OPTIONAL)}; they change nothing",
+                stacklevel=3,
+            )
+        own = {name: value for name, value in named.items() if name in fields}
+        config = dataclasses.replace(config, **own)  # type: ignore[type-var]
+        return config, {**optional, **{k: v for k, v in named.items() if k in header.OPTIONAL}}

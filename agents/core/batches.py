@@ -16,6 +16,7 @@ from torch import Tensor
 from qgpo.critic import lambda_returns
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.data.disk import allocate, check_space
+from qgpo.envs.tasks.actions import ActionScale, scaled
 
 FLOAT_BYTES = 4
 TABLE_ADVICE = "choose fewer support_actions, or storage='memory'"
@@ -57,16 +58,22 @@ class Batches:
     last_steps: Tensor
     """(N,) whether an episode ends"""
     low: Tensor
-    """(A,) lowest actions"""
+    """(A,) actions that are -1 in [-1, 1]"""
     high: Tensor
-    """(A,) highest actions"""
+    """(A,) actions that are 1"""
     device: torch.device
     scratch: Path | None
     """folder for tables over all states where the data are memory-mapped"""
 
     @classmethod
-    def of(cls, dataset: OfflineDataset, device: torch.device) -> Batches:
-        """Data in memory are copied to the device once, and shared with it on the CPU."""
+    def of(
+        cls, dataset: OfflineDataset, device: torch.device, scale: ActionScale | None = None
+    ) -> Batches:
+        """Data in memory are copied to the device once, and shared with it on the CPU.
+
+        `scale` of actions: by default the bounds of the dataset's action space.
+        """
+        scale = scale or ActionScale.of(dataset.action_space)
         place = device if dataset.folder is None else torch.device("cpu")
 
         def tensor(array: NDArray[Any], on: torch.device = place) -> Tensor:
@@ -79,8 +86,8 @@ class Batches:
             rewards=tensor(dataset.rewards, device),
             terminations=tensor(dataset.terminations),
             last_steps=tensor(dataset.last_steps),
-            low=tensor(dataset.action_space.low.astype(np.float32), device),
-            high=tensor(dataset.action_space.high.astype(np.float32), device),
+            low=tensor(scale.low.astype(np.float32), device),
+            high=tensor(scale.high.astype(np.float32), device),
             device=device,
             scratch=dataset.folder,
         )
@@ -101,7 +108,7 @@ class Batches:
     def scaled_actions(self, index: Tensor) -> Tensor:
         """Actions of those transitions in [-1, 1], (B, A)."""
         actions = take(self.actions, index)
-        return (2.0 * (actions - self.low) / (self.high - self.low) - 1.0).clamp(-1.0, 1.0)
+        return scaled(actions, self.low, self.high)
 
     def transitions(self, index: Tensor) -> Transitions:
         """Those transitions."""

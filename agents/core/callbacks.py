@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
+import zipfile
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,31 @@ from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import ObservationAdapter, flat
 
 
-class SaveCheckpoint(BaseCallback):
-    """Save the agent every `every` calls, and at the end of training."""
+class EveryStep(BaseCallback):
+    """Calls `after_step(n)` after the n-th step of this training, with a gradient or without.
+
+    SB3's `_on_step` is for gradient steps alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = 0
+
+    @abstractmethod
+    def after_step(self, n: int) -> None:
+        """What to do; the first step is n = 1."""
+
+    def _on_step(self) -> bool:
+        self.done += 1
+        self.after_step(self.done)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._on_step()
+
+
+class SaveCheckpoint(EveryStep):
+    """Save the agent every `every` steps, and at the end of training."""
 
     def __init__(self, path: Path, every: int) -> None:
         super().__init__()
@@ -29,10 +54,10 @@ class SaveCheckpoint(BaseCallback):
             raise ValueError(f"every={every}, expected at least 1 step between two checkpoints")
         self.path, self.every = path, every
 
-    def _on_step(self) -> bool:
-        if self.n_calls % self.every == 0:
+    def after_step(self, n: int) -> None:
+        """Save, if it is time."""
+        if n % self.every == 0:
             self.model.save(self.path)
-        return True
 
     def _on_training_end(self) -> None:
         self.model.save(self.path)
@@ -43,8 +68,8 @@ class EvaluationCallback(EvalCallback):
 
     It plays in the environment of a dataset (or any other) and writes the same
     `evaluations.npz`; `StopTrainingOnRewardThreshold` and the rest work with it. Each evaluation
-    starts from the same seeds, and a resumed training continues the file. Environments that
-    state no step limit get one.
+    starts from the same seeds. It plays when `num_timesteps` is a multiple of `eval_freq`; a
+    resumed training continues the file. Environments that state no step limit get one.
     """
 
     def __init__(
@@ -98,18 +123,39 @@ class EvaluationCallback(EvalCallback):
             Path(self.best_model_save_path).mkdir(parents=True, exist_ok=True)
         if self.callback_on_new_best is not None:
             self.callback_on_new_best.init_callback(self.model)
+        self.n_calls = self.model.num_timesteps  # resumed: evaluations at the same timesteps
         if self.log_path is None:
             return
         previous = Path(f"{self.log_path}.npz")
         previous.parent.mkdir(parents=True, exist_ok=True)
         if self.model.num_timesteps > 0 and previous.exists():
+            self._go_on_from(previous)
+
+    def _go_on_from(self, previous: Path) -> None:
+        """Read what was evaluated up to here. Raises ValueError where it cannot be continued."""
+        advice = "choose another log_path, or move the file away"
+        try:
             with np.load(previous, allow_pickle=False) as file:
                 kept = file["timesteps"] <= self.model.num_timesteps
-                self.evaluations_timesteps = file["timesteps"][kept].tolist()
-                self.evaluations_results = file["results"][kept].tolist()
-                self.evaluations_length = file["ep_lengths"][kept].tolist()
-            means = [float(np.mean(returns)) for returns in self.evaluations_results]
-            self.best_mean_reward = max(means, default=self.best_mean_reward)
+                results, lengths = file["results"][kept], file["ep_lengths"][kept]
+                timesteps = file["timesteps"][kept].tolist()
+                successes = file["successes"][kept].tolist() if "successes" in file.files else []
+        except (LookupError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"log_path: {str(previous)!r} holds no evaluations ({error}); {advice}"
+            ) from error
+        if results.ndim != 2 or results.shape != lengths.shape:
+            raise ValueError(f"log_path: {str(previous)!r} holds no evaluations; {advice}")
+        if len(results) and results.shape[1] != self.n_eval_episodes:
+            raise ValueError(
+                f"n_eval_episodes={self.n_eval_episodes}, but {str(previous)!r}, which this "
+                f"training continues, has {results.shape[1]} episodes in every evaluation; take "
+                f"as many, or {advice}"
+            )
+        self.evaluations_timesteps, self.evaluations_successes = timesteps, successes
+        self.evaluations_results, self.evaluations_length = results.tolist(), lengths.tolist()
+        means = [float(np.mean(returns)) for returns in self.evaluations_results]
+        self.best_mean_reward = max(means, default=self.best_mean_reward)
 
     def _on_step(self) -> bool:
         if self.n_calls % self.eval_freq == 0:

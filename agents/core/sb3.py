@@ -1,7 +1,8 @@
-"""Pieces of Stable-Baselines3's contract: callbacks and environments as SB3 hands them over."""
+"""Pieces of Stable-Baselines3's contract: callbacks, environments, policy and logger."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -10,13 +11,65 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import Tensor, nn
 
-from qgpo.agents.core.parsing import brief
+from qgpo.agents.core.acting import Acts
+from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.making import as_played, make_env
-from qgpo.envs.tasks.observations import ObservationAdapter, flat
+from qgpo.envs.tasks.observations import FlatObservations, ObservationAdapter, flat
+
+
+class Policy(nn.Module):
+    """An agent's networks as one module that acts: what SB3's callbacks know as `model.policy`."""
+
+    def __init__(self, agent: Acts, networks: nn.ModuleDict) -> None:
+        super().__init__()
+        self.networks = networks
+        self.agent = agent
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.agent.device
+
+    @property
+    def observation_space(self) -> spaces.Box | None:
+        """The agent's."""
+        return self.agent.observation_space
+
+    @property
+    def action_space(self) -> spaces.Box | None:
+        """The agent's."""
+        return self.agent.action_space
+
+    def forward(self, observations: Tensor, deterministic: bool = False) -> Tensor:
+        """(B, S) to actions (B, A) in [-1, 1]."""
+        return self.agent.act(observations, deterministic)
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, Any],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """What the agent predicts."""
+        return self.agent.predict(observation, state, episode_start, deterministic)
+
+
+def make_logger(
+    verbose: int, tensorboard_log: str | None, name: str, reset_num_timesteps: bool
+) -> Logger:
+    """The logger that SB3 would configure, without its folder where nothing is written into one."""
+    if tensorboard_log is not None:
+        return configure_logger(verbose, tensorboard_log, name, reset_num_timesteps)
+    formats: list[Any] = [HumanOutputFormat(sys.stdout)] if verbose else []
+    return Logger(folder=None, output_formats=formats)
 
 
 def as_callback(callback: MaybeCallback) -> BaseCallback:
@@ -36,13 +89,15 @@ def as_callback(callback: MaybeCallback) -> BaseCallback:
 
 def as_vec_env(
     env: gym.Env[Any, Any] | VecEnv | str, adapter: ObservationAdapter | None = None
-) -> VecEnv:
-    """A VecEnv from an id, an environment or a VecEnv.
+) -> tuple[VecEnv, ObservationAdapter | None]:
+    """A VecEnv from an id, an environment or a VecEnv; what makes vectors of its Dicts.
 
     Dict observations of a single environment become vectors: SB3 takes no Dicts in Dicts.
+    Warns of an environment that normalizes its observations.
     """
+    warn_of_normalized(env)
     if isinstance(env, VecEnv):
-        return env
+        return env, adapter
     single = make_env(as_played(env)) if isinstance(env, str) else env
     if not isinstance(single, gym.Env):
         raise TypeError(
@@ -50,98 +105,6 @@ def as_vec_env(
             "VecEnv"
         )
     vectors = flat(single, adapter)
-    return DummyVecEnv([lambda: Monitor(vectors)])
-
-
-DTYPES = (
-    *("float16", "float32", "float64", "bool"),
-    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-)
-"""of the spaces that files can hold"""
-
-
-def space_to_json(space: spaces.Box) -> dict[str, Any]:
-    """Bounds and dtype of a Box, exactly. Raises ValueError for a dtype that files cannot hold."""
-    if str(space.dtype) not in DTYPES:
-        raise ValueError(f"{space} has dtype {space.dtype}, expected one of {sorted(DTYPES)}")
-    return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
-
-
-def check_storable(space: spaces.Box) -> None:
-    """Raise ValueError for a space that could not be read from a file again."""
-    if space_from_json(space_to_json(space)) != space:
-        raise ValueError(f"{space} could not be read from a file again")
-
-
-def space_from_json(data: dict[str, Any]) -> spaces.Box:
-    """The Box that `space_to_json` described. Raises ValueError or LookupError for others."""
-    name, low, high = data["dtype"], data["low"], data["high"]
-    if set(data) != {"low", "high", "dtype"} or name not in DTYPES:
-        raise ValueError(f"a space has dtype {brief(name)}, expected one of {sorted(DTYPES)}")
-    dtype: Any = np.dtype(name).type
-    if not isinstance(low, list) or not isinstance(high, list) or len(low) != len(high):
-        raise ValueError(f"a space has bounds {brief(low)} and {brief(high)}, expected two lists")
-    bounds = _bounds(low, dtype), _bounds(high, dtype)
-    if bool((bounds[0] > bounds[1]).any()):
-        raise ValueError(f"a space has bounds {brief(low)} above {brief(high)}")
-    return spaces.Box(*bounds, dtype=dtype)
-
-
-def _bounds(values: list[Any], dtype: Any) -> NDArray[Any]:
-    """Numbers in that dtype, none of which changes by it.
-
-    Earlier versions wrote the largest integers as the next double, which is one too large.
-    """
-    kinds = {type(value) for value in values}
-    if not kinds <= ({bool, float} if dtype is np.bool_ else {int, float}):
-        raise ValueError(f"a space has bounds {brief(values)}, expected numbers")
-    if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        least, most = int(limits.min), int(limits.max)
-        largest = [isinstance(value, float) and value == float(most) for value in values]
-        values = [most if at_end else value for value, at_end in zip(values, largest, strict=True)]
-        if not all(least <= value <= most and value == int(value) for value in values):
-            raise ValueError(f"a space has bounds {brief(values)} that {dtype.__name__} lacks")
-    with np.errstate(over="ignore"):
-        bounds = np.array(values, dtype)
-    if np.isnan(bounds.astype(float)).any() or bounds.tolist() != values:
-        raise ValueError(f"a space has bounds {brief(values)} that {dtype.__name__} lacks")
-    return bounds
-
-
-ADAM = {"step", "exp_avg", "exp_avg_sq"}
-"""the state of a parameter in Adam, the only optimizer of the package"""
-
-
-def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse what is no state of that optimizer before anything is loaded."""
-    expected = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    try:
-        groups = [(len(group["params"]), set(group)) for group in state["param_groups"]]
-        fits = groups == [(len(group["params"]), set(group)) for group in expected["param_groups"]]
-        known = [i for group in state["param_groups"] for i in group["params"]]
-        for index, moments in state["state"].items():
-            shape = parameters[known.index(index)].shape
-            fits = fits and set(moments) >= ADAM and moments["exp_avg"].shape == shape
-    except (AttributeError, LookupError, TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"parameters of {name!r} are no state of that optimizer, expected 'state' and "
-            f"'param_groups' for its {len(parameters)} parameters, as get_parameters() returns them"
-        )
-
-
-def check_state(name: str, state: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Refuse a module's parameters before any is loaded."""
-    wrong = set(state).symmetric_difference(expected)
-    wrong |= {k for k in set(state) & set(expected) if state[k].shape != expected[k].shape}
-    if wrong:
-        first = sorted(wrong)[0]
-        found = tuple(state[first].shape) if first in state else "missing"
-        wanted = tuple(expected[first].shape) if first in expected else "not there"
-        raise ValueError(
-            f"parameters of {name!r} do not fit: {first} is {found}, expected {wanted} (wrong: "
-            f"{sorted(wrong)})"
-        )
+    if isinstance(vectors, FlatObservations):
+        adapter = vectors.adapter
+    return DummyVecEnv([lambda: Monitor(vectors)]), adapter

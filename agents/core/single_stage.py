@@ -72,6 +72,11 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
         """Updates of a whole training."""
         return self.config.steps
 
+    @property
+    def gamma(self) -> float | None:
+        """The discount; None without a critic."""
+        return self.config.gamma if isinstance(self.config, CriticConfig) else None
+
     def _train(self, dataset: OfflineDataset) -> None:
         data = self.prepare(dataset)
 

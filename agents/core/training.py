@@ -71,8 +71,8 @@ class Training:
         self.interrupted = False
         self.saved: str | None = None
         """the last checkpoint, for messages"""
-        self.started = time.monotonic()
         self.reset()
+        self.start_clock()
 
     def reset(self) -> None:
         """Empty the registers."""
@@ -83,6 +83,14 @@ class Training:
         self.num_timesteps = 0
         self.stage: str | None = None
         self.generator.manual_seed(self.seed)
+
+    def start_clock(self) -> None:
+        """Count time and timesteps per second from here."""
+        self.started, self.started_at = time.monotonic(), self.num_timesteps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the callback and the logger, which hold open files."""
+        return {**self.__dict__, "callback": None, "logger": self.silent}
 
     # Networks -----------------------------------------------------------------------------
 
@@ -148,8 +156,8 @@ class Training:
     ) -> None:
         """Call `update(step)` from where the stage stands up to `total`.
 
-        Metrics are averaged over `log_interval` steps and logged. Callbacks run after every step.
-        A step counts as a timestep when it is a gradient step.
+        Metrics are averaged over `log_interval` steps and logged. A gradient step counts as a
+        timestep and is one to callbacks; to them, any other step is a rollout.
         """
         self.stage = stage
         position = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
@@ -176,9 +184,17 @@ class Training:
                     if "loss" in means:
                         bar.set_postfix(loss=f"{means['loss']:.4g}")
                     sums, counts = {}, {}
-                if self.callback is not None and not self.callback.on_step():
-                    raise TrainingStoppedError
+                self._call_back(gradient_steps)
                 self.stop_if_interrupted(f"after step {step + 1} of stage {stage!r}")
+
+    def _call_back(self, gradient_step: bool) -> None:
+        """Tell the callback of a step. Raises TrainingStoppedError where it asks to stop."""
+        if self.callback is None:
+            return
+        if not gradient_step:
+            self.callback.on_rollout_end()
+        elif not self.callback.on_step():
+            raise TrainingStoppedError
 
     def minimize(
         self,
@@ -221,6 +237,7 @@ class Training:
             self.logger.record(f"{stage}/{name}", value)
         self.logger.record("time/stage", stage, exclude="tensorboard")
         self.logger.record("time/stage_steps", self.progress[stage])
+        self.logger.record("time/fps", int((self.num_timesteps - self.started_at) / elapsed))
         self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps)
         self.logger.dump(self.num_timesteps)

@@ -95,6 +95,11 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> None:
             f"{donor.dataset_fingerprint}, dataset {dataset.id!r} has {dataset.fingerprint}; adopt "
             "from one that was trained on this dataset, or train from scratch"
         )
+    if not dataset.action_scale.agrees_with(donor.action_scale):
+        raise ValueError(
+            f"{who}: it scales actions by the bounds of their space, which are far wider than the "
+            "data, as earlier versions did; train from scratch"
+        )
     tables = donor.training.tables
     if tables.get(LAST_STATE, torch.zeros(1)).numel() == 0:
         raise ValueError(

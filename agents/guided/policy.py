@@ -16,7 +16,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Collection
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -58,6 +58,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     Files have the configuration's of all three (`configure_guidance` changes it).
     """
 
+    rate_field: ClassVar[str] = "behavior_learning_rate"
     _scale: float | None = None
 
     # What a subclass says -----------------------------------------------------------------
@@ -138,6 +139,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         if "support" not in self.tables:
             raise RuntimeError("no support actions yet: call generate_support(dataset) first")
         return data
+
+    @property
+    def gamma(self) -> float:
+        """The discount."""
+        return self.config.gamma
 
     @property
     def shared_timesteps(self) -> int:

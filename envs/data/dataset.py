@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, NDArray
 
+from qgpo.envs.tasks.actions import ActionScale, outside
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_spaces, same_box
@@ -209,6 +210,11 @@ class OfflineDataset:
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
 
     @cached_property
+    def action_scale(self) -> ActionScale:
+        """What -1 and 1 mean to agents that learn from it; warns where the bounds are too wide."""
+        return ActionScale.for_data(self.action_space, self.actions, f"dataset {self.id!r}")
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all arrays, which identifies the data."""
         digest = hashlib.sha256()
@@ -320,12 +326,11 @@ def _check_values(data: OfflineDataset) -> None:
                 f"{episode}, step {row - int(rows[episode])}; remove or repair that episode "
                 "(minari's dataset.filter_episodes drops it)"
             )
-    low, high = data.action_space.low, data.action_space.high
-    margin = 1e-4 * (high - low)
-    outside = _rows(lambda chunk: (chunk < low - margin) | (chunk > high + margin), data.actions)
-    first = next(outside, None)
+    rows_outside = _rows(lambda chunk: outside(chunk, data.action_space), data.actions)
+    first = next(rows_outside, None)
     if first is not None:
-        count = 1 + sum(1 for _ in outside)
+        low, high = data.action_space.low, data.action_space.high
+        count = 1 + sum(1 for _ in rows_outside)
         raise ValueError(
             f"dataset {data.id!r}: {count} actions lie outside the action space "
             f"[{low.min()}, {high.max()}], first {data.actions[first]} at transition {first}; "

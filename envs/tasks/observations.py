@@ -60,8 +60,8 @@ class ObservationAdapter:
                     f"of shape {shape}"
                 )
             boxes.append(part)
-        low = np.concatenate([box.low.ravel() for box in boxes])
-        high = np.concatenate([box.high.ravel() for box in boxes])
+        low = np.concatenate([box.low.ravel() for box in boxes], dtype=np.float64)
+        high = np.concatenate([box.high.ravel() for box in boxes], dtype=np.float64)
         return spaces.Box(low, high, dtype=np.float64)
 
     def flatten(self, observation: Mapping[str, Any]) -> NDArray[Any]:

@@ -8,8 +8,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
+from qgpo.envs.tasks.actions import half_width, resolved
 from qgpo.envs.tasks.observations import ObservationAdapter, refuse_images
+
+ACTION_DTYPES = ("float16", "float32", "float64")
+SAME = 1e-5
+"""of a bounds' width, by which equal bounds may differ"""
 
 
 def check_spaces(
@@ -54,16 +60,33 @@ def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
             "bounds) are supported. For discrete actions use a method made for them, such as "
             "discrete CQL"
         )
+    if str(action_space.dtype) not in ACTION_DTYPES:
+        raise ValueError(
+            f"{of} has action space {action_space} of {action_space.dtype}; continuous actions "
+            f"(a Box of one of {', '.join(ACTION_DTYPES)}) are supported. Where whole numbers are "
+            "settings of something continuous, declare floats and round in the environment"
+        )
     if not np.all(np.isfinite(action_space.low)) or not np.all(np.isfinite(action_space.high)):
         raise ValueError(
             f"{of} has action space {action_space} with infinite bounds; finite ones are needed "
-            "to scale actions (wrap the environment with gymnasium.wrappers.RescaleAction)"
+            "to scale actions. Take them from the data: box = gymnasium.spaces.Box("
+            "actions.min(axis=0), actions.max(axis=0)), then OfflineDataset.from_arrays(..., "
+            "action_space=box); give an environment the same bounds with "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, box)"
         )
     if len(action_space.shape) != 1:
         raise ValueError(f"{of} has action shape {action_space.shape}, expected one dimension")
     if action_space.shape == (0,) or np.any(action_space.low >= action_space.high):
         raise ValueError(
             f"{of} has action space {action_space}; expected low < high for every action"
+        )
+    narrow = np.flatnonzero(~resolved(action_space.low, action_space.high))
+    if len(narrow) > 0:
+        low, high = float(action_space.low[narrow[0]]), float(action_space.high[narrow[0]])
+        raise ValueError(
+            f"{of} has action column {narrow[0]} between {low!r} and {high!r}, which are hardly "
+            "different in float32: record the difference from the lowest action, in a unit in "
+            "which it is about 1"
         )
     return action_space
 
@@ -72,6 +95,11 @@ def same_box(first: spaces.Box, second: spaces.Box) -> bool:
     """Whether shapes and bounds are equal; dtypes may differ."""
     return (
         first.shape == second.shape
-        and np.allclose(first.low, second.low)
-        and np.allclose(first.high, second.high)
+        and _close(first.low, second.low, first)
+        and _close(first.high, second.high, first)
     )
+
+
+def _close(one: NDArray[Any], other: NDArray[Any], box: spaces.Box) -> bool:
+    """Whether bounds differ by no more than rounding, measured by the width of the box."""
+    return bool(np.all(np.abs(half_width(one, other)) <= SAME * half_width(box.low, box.high)))

@@ -80,7 +80,7 @@ def test_bc_imitates_mean_and_spread():
     # three times -1/2 and once 1/2: mean -1/4, standard deviation sqrt(1/4 - 1/16)
     agent = train(BC, bandit(np.tile([-0.5, -0.5, -0.5, 0.5], 100), np.zeros(400)), 500)
     assert act(agent) == pytest.approx(-0.25, abs=0.03)
-    mean, std = agent.policy.moments(torch.zeros(1, 1))
+    mean, std = agent.actor.moments(torch.zeros(1, 1))
     assert std.item() == pytest.approx(math.sqrt(3) / 4, rel=0.05)
     assert sampled(agent).mean() == pytest.approx(mean.item(), abs=0.04)
 

@@ -333,3 +333,34 @@ def test_a_conditional_model_follows_its_condition():
         assert float(model.sample(2000, condition).mean()) == pytest.approx(2 * side, abs=0.2)
         unguided = model.sample(2000, condition, guidance_scale=0.0)
         assert float(unguided.mean()) == pytest.approx(side, abs=0.15)
+
+
+NOTHING = [
+    (None, "energy=None, expected a callable, or an array of one value per sample; fit_data"),
+    ("high", "energy is a str that is no array of numbers"),
+    ([None] * 64, "energy is a list that is no array of numbers"),
+    ([], r"energy has shape \(0,\)"),
+    (1.0, r"energy has shape \(\)"),
+    (lambda x: None, "energy returned NoneType"),
+    (lambda x: x.numpy()[:, 0], "energy returned ndarray"),
+    (lambda x: x, r"energy returned \(64, 2\)"),
+]
+
+
+@pytest.mark.parametrize(("nothing", "message"), NOTHING)
+def test_nothing_is_trained_on_what_is_no_energy(nothing, message):
+    model = EnergyGuidedDiffusion(TINY, device="cpu")
+    with pytest.raises(ValueError, match=message):
+        model.fit(data(), nothing)
+    assert model.num_timesteps == 0
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_data_model_is_not_resumed_on_no_energy(resume):
+    model = EnergyGuidedDiffusion(TINY, device="cpu").fit_data(data())
+    with pytest.raises(ValueError, match="energy=None"):
+        model.fit(data(), None, resume=resume)
+    assert model.num_timesteps == TINY.data_steps
+    for wrong in ("data", [[None, 1.0]] * 4):
+        with pytest.raises(ValueError, match=r"data is a .* that is no array of numbers"):
+            model.fit(wrong, energy)

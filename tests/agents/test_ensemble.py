@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partialmethod
 
@@ -323,3 +324,35 @@ def test_evaluate_refuses_a_run_named_twice_and_runs_of_different_environments(m
     with pytest.raises(SystemExit, match=r"\['Pendulum-v1', 'test/Walk-v0'\]: choose one with"):
         play(*folders, env_id=None)
     play(*folders)
+
+
+def imitation(seed=0):
+    config = BCConfig(steps=2, batch_size=4, hidden=(8,))
+    return BC(config, seed=seed, device="cpu").learn(make_dataset())
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_threads_leave_the_members_their_own_noise(deterministic):
+    members = [imitation(seed=seed) for seed in range(2)]
+    together = Ensemble(members)
+    own = [member.prediction_generator for member in members]
+    states = [generator.get_state() for generator in own]
+    with ThreadPoolExecutor(4) as pool:
+        list(
+            pool.map(
+                lambda _: together.predict(np.zeros((2, 3)), None, None, deterministic), range(40)
+            )
+        )
+        alone = [pool.submit(members[0].predict, np.zeros(3), deterministic=True) for _ in range(4)]
+    assert len({float(one.result()[0][0]) for one in alone}) == 1
+    assert all(m.prediction_generator is g for m, g in zip(members, own, strict=True))
+    assert all(torch.equal(g.get_state(), s) for g, s in zip(own, states, strict=True))
+
+
+def test_a_member_that_fails_keeps_its_noise(monkeypatch):
+    member = imitation()
+    own = member.prediction_generator
+    monkeypatch.setattr(BC, "act", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        Ensemble([member]).predict(np.zeros(3))
+    assert member.prediction_generator is own

@@ -108,8 +108,10 @@ CASES = [
         "unbounded actions",
         ValueError,
         NUMBERED + " has action space Box(-inf, inf, (1,), float32) with infinite bounds; finite "
-        "ones are needed to scale actions (wrap the environment with "
-        "gymnasium.wrappers.RescaleAction)",
+        "ones are needed to scale actions. Take them from the data: box = gymnasium.spaces.Box("
+        "actions.min(axis=0), actions.max(axis=0)), then OfflineDataset.from_arrays(..., "
+        "action_space=box); give an environment the same bounds with "
+        "gymnasium.wrappers.TransformAction(env, lambda action: action, box)",
         lambda: minari_with(action_space=spaces.Box(-np.inf, np.inf, (1,), np.float32)),
     ),
     Case(

@@ -22,8 +22,8 @@ CASES = [
         PREDICT,
         "what env.reset() returns",
         ValueError,
-        "predict() was given a tuple: `env.reset()` returns (observation, info), pass only the "
-        "observation",
+        "predict() was given a tuple, by mixing Gym API and SB3's VecEnv API perhaps: "
+        "`env.reset()` of Gymnasium returns (observation, info), pass only the observation",
         predict((np.zeros(3), {})),
     ),
     Case(

@@ -32,7 +32,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from qgpo import OfflineDataset
 from qgpo.agents import OfflineAgent, load_agent
-from qgpo.agents.core.callbacks import EvaluationCallback
+from qgpo.agents.core.callbacks import EvaluationCallback, EveryStep
+from qgpo.agents.core.training import TrainingStoppedError
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 UNEVEN = spaces.Box(
@@ -92,15 +93,16 @@ class Count(BaseCallback):
         self.ended += 1
 
 
-class StopAfter:
-    """Ends training at the n-th step of whatever stage."""
+class StopAfter(EveryStep):
+    """Ends training at the n-th step of whatever stage, with a gradient or not."""
 
     def __init__(self, n):
-        self.left = n
+        super().__init__()
+        self.n = n
 
-    def __call__(self, *_):
-        self.left -= 1
-        return self.left > 0
+    def after_step(self, n):
+        if n == self.n:
+            raise TrainingStoppedError
 
 
 class Recorder(KVWriter):
@@ -271,8 +273,8 @@ def check_callback_lists_and_every_n_timesteps(subject: Subject) -> None:
         agent = subject.trained(callback=wrap(counts))
         for count in counts:
             assert (count.started, count.ended) == (1, 1)
-            assert count.steps == sorted(count.steps)
-            assert sorted(set(count.steps) - {0}) == list(range(1, agent.total_timesteps + 1))
+            assert count.steps == list(range(1, agent.total_timesteps + 1))
+            assert count.n_calls == agent.num_timesteps
             assert count.model is agent
     count = Count()
     subject.trained(callback=EveryNTimesteps(n_steps=4, callback=count))

@@ -19,8 +19,10 @@ from gymnasium import spaces
 from safetensors.torch import load, save
 
 from qgpo import QGPO, EnergyGuidedConfig, EnergyGuidedDiffusion, load_agent
-from qgpo.agents.core import archive, sb3
+from qgpo.agents.core import archive
 from qgpo.agents.core.checkpoint import CheckpointError, read_checkpoint
+from qgpo.agents.core.header import DTYPES as STORABLE
+from qgpo.agents.core.header import space_from_json, space_to_json
 from qgpo.envs.tasks.reference import ReferenceScores
 
 MEMBERS = ["checkpoint.json", *(f"{n}.safetensors" for n in ("modules", "optimizers", "tables"))]
@@ -369,7 +371,7 @@ def test_a_table_of_other_rows_is_refused_with_the_data(name, members):
 
 # Spaces -------------------------------------------------------------------------------------
 
-DTYPES = [d for d in sb3.DTYPES if d != "bool"]
+DTYPES = [d for d in STORABLE if d != "bool"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -382,7 +384,7 @@ def test_spaces_of_every_dtype_survive_to_the_last_digit(dtype):
         low = np.append(low, [kind(-np.inf), kind(0.1)]).astype(kind)
         high = np.append(high, [kind(np.inf), kind(np.pi)]).astype(kind)
     box = spaces.Box(low, high, dtype=kind)
-    read = sb3.space_from_json(json.loads(json.dumps(sb3.space_to_json(box))))
+    read = space_from_json(json.loads(json.dumps(space_to_json(box))))
     assert read == box
     assert read.dtype == box.dtype
     assert (read.low == box.low).all()
@@ -398,7 +400,7 @@ def test_spaces_as_earlier_versions_wrote_them_are_read(dtype):
         "high": box.high.astype(float).tolist(),
         "dtype": dtype,
     }
-    assert sb3.space_from_json(json.loads(json.dumps(written))) == box
+    assert space_from_json(json.loads(json.dumps(written))) == box
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64])

@@ -1,0 +1,104 @@
+"""Parameters of an agent by name, as Stable-Baselines3 takes and gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+ADAM = {"step", "exp_avg", "exp_avg_sq"}
+"""the state of a parameter in Adam, the only optimizer of the package"""
+
+Part = nn.Module | torch.optim.Optimizer
+
+
+class ParameterError(ValueError, RuntimeError):
+    """Parameters that do not fit: SB3 raises either kind."""
+
+
+class HasParts(Protocol):
+    """What has networks and optimizers."""
+
+    networks: nn.ModuleDict
+    optimizers: dict[str, torch.optim.Optimizer]
+
+
+def parts_of(agent: HasParts) -> dict[str, Part]:
+    """What has parameters, by the names of SB3."""
+    networks = {name: part for name, part in agent.networks.items() if part.state_dict()}
+    optimizers = {f"{name}.optimizer": part for name, part in agent.optimizers.items()}
+    return {**networks, **optimizers}
+
+
+def load_parameters(agent: HasParts, parameters: Mapping[str, Any], exact_match: bool) -> None:
+    """Load what `get_parameters` returned; nothing is loaded where a part does not fit."""
+    if not isinstance(parameters, dict):
+        raise TypeError(
+            f"parameters is a {type(parameters).__name__}, expected what get_parameters() "
+            "returns; files are read by load(path)"
+        )
+    known = parts_of(agent)
+    wrong = set(parameters) - set(known)
+    missing = set(known) - set(parameters) if exact_match else set()
+    if wrong or missing:
+        raise ParameterError(
+            f"parameters: unknown {sorted(wrong)}, missing {sorted(missing)}, expected "
+            f"{sorted(known)}"
+        )
+    for name, state in parameters.items():
+        part = known[name]
+        if isinstance(part, nn.Module):
+            check_state(name, state, part.state_dict(), exact_match)
+        else:
+            check_optimizer_state(name, state, part)
+    for name, state in parameters.items():
+        part = known[name]
+        if isinstance(part, nn.Module):
+            part.load_state_dict(state, strict=exact_match)
+        else:
+            part.load_state_dict(state)
+
+
+def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what is no state of that optimizer before anything is loaded."""
+    expected = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        groups = [(len(group["params"]), set(group)) for group in state["param_groups"]]
+        fits = groups == [(len(group["params"]), set(group)) for group in expected["param_groups"]]
+        known = [i for group in state["param_groups"] for i in group["params"]]
+        for index, moments in state["state"].items():
+            shape = parameters[known.index(index)].shape
+            fits = fits and set(moments) >= ADAM and moments["exp_avg"].shape == shape
+            fits = fits and moments["exp_avg_sq"].shape == shape
+    except (AttributeError, LookupError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ParameterError(
+            f"parameters of {name!r} are no state of that optimizer, expected 'state' and "
+            f"'param_groups' for its {len(parameters)} parameters, as get_parameters() returns them"
+        )
+
+
+def check_state(name: str, state: Any, expected: Mapping[str, Any], exact_match: bool) -> None:
+    """Refuse a module's parameters before any is loaded; some may be left out if not exact."""
+    if not isinstance(state, Mapping) or not all(
+        isinstance(v, torch.Tensor) for v in state.values()
+    ):
+        raise ParameterError(
+            f"parameters of {name!r} are a {type(state).__name__}, expected tensors by name, as "
+            "get_parameters() returns them"
+        )
+    wrong = set(state) - set(expected)
+    wrong |= set(expected) - set(state) if exact_match else set()
+    wrong |= {k for k in set(state) & set(expected) if state[k].shape != expected[k].shape}
+    if wrong:
+        first = sorted(wrong)[0]
+        found = tuple(state[first].shape) if first in state else "missing"
+        wanted = tuple(expected[first].shape) if first in expected else "not there"
+        raise ParameterError(
+            f"parameters of {name!r} do not fit: {first} is {found}, expected {wanted} (wrong: "
+            f"{sorted(wrong)})"
+        )
