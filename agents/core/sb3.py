@@ -13,6 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import ObservationAdapter, flat
 
@@ -38,7 +39,9 @@ def as_vec_env(
     """A VecEnv from an id, an environment or a VecEnv.
 
     Dict observations of a single environment become vectors: SB3 takes no Dicts in Dicts.
+    Warns of an environment that normalizes its observations.
     """
+    warn_of_normalized(env)
     if isinstance(env, VecEnv):
         return env
     single = make_env(as_played(env)) if isinstance(env, str) else env

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import json
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,24 +20,29 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.rollouts.playing import Player
 from qgpo.envs.rollouts.protocols import Predicts, SeedsPredictions
+from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
-from qgpo.envs.tasks.observations import stack
 from qgpo.envs.tasks.reference import ReferenceScores
 
 Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
 OnStep = Callable[[list[gym.Env[Any, Any]]], None]
 """is called with the environments after each of their steps"""
+NO_INTERVAL = "no interval"
+"""what tables say of a single episode"""
 FALLBACK_LIMIT = 1000
 """steps after which an episode is cut where the environment states no limit"""
 
 
 def bootstrap_interval(
     values: NDArray[np.float64], confidence: float = 0.95, resamples: int = 10_000
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron 1979), reproducible."""
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean (Efron 1979), reproducible; None for one value."""
+    if len(values) < 2:
+        return None
     rng = np.random.default_rng(0)
     index = rng.integers(len(values), size=(resamples, len(values)))
     tail = 50.0 * (1.0 - confidence)
@@ -59,18 +67,30 @@ class Evaluation:
     cut: int
     """episodes stopped by our step limit because the environment did not end them"""
     mean: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
+    """None for a single episode, which says nothing about the spread"""
     score: float | None
     """mean normalised score, 0 to 100 between the reference returns"""
     score_interval: tuple[float, float] | None
     reference: dict[str, Any] | None = None
 
     def __str__(self) -> str:
-        low, high = self.interval
-        text = f"{readable(self.mean)} [{readable(low)}, {readable(high)}]"
+        text = readable(self.mean)
+        if self.interval is not None:
+            text += f" {self.interval_text}"
         if self.score is not None:
             text += f", normalised {self.score:.1f}"
-        return text + f" over {len(self.returns)} episodes"
+        if self.interval is None:
+            return f"{text} in one episode ({NO_INTERVAL})"
+        return f"{text} over {len(self.returns)} episodes"
+
+    @property
+    def interval_text(self) -> str:
+        """The interval for tables: "[low, high]", or that there is none."""
+        if self.interval is None:
+            return NO_INTERVAL
+        low, high = self.interval
+        return f"[{readable(low)}, {readable(high)}]"
 
     def to_json(self) -> str:
         """All fields as JSON."""
@@ -87,11 +107,13 @@ def summarize(
 ) -> Evaluation:
     """Mean, interval and normalised score of raw returns."""
     values = np.asarray(returns, dtype=np.float64)
-    low, high = bootstrap_interval(values)
+    interval = bootstrap_interval(values)
     score = score_interval = None
     if reference is not None:
         score = float(reference.normalize(float(values.mean())))
-        score_interval = (float(reference.normalize(low)), float(reference.normalize(high)))
+    if reference is not None and interval is not None:
+        low, high = (float(reference.normalize(bound)) for bound in interval)
+        score_interval = low, high
     return Evaluation(
         env_id=env_id,
         returns=[float(r) for r in returns],
@@ -99,17 +121,31 @@ def summarize(
         seeds=seeds,
         cut=cut,
         mean=float(values.mean()),
-        interval=(low, high),
+        interval=interval,
         score=score,
         score_interval=score_interval,
         reference=asdict(reference) if reference is not None else None,
     )
 
 
-def scale_label(scale: float | None) -> str:
+class EvaluationError(RuntimeError, ValueError):
+    """An environment or an agent that failed while episodes were played.
+
+    A ValueError, too, as what it stands for often is. `evaluation` holds the episodes that had
+    ended by then; None where there are none.
+    """
+
+    def __init__(self, message: str, evaluation: Evaluation | None) -> None:
+        super().__init__(message)
+        self.evaluation = evaluation
+
+
+def scale_label(scale: float | Sequence[float] | None) -> str:
     """What was evaluated, for tables and pictures."""
     if scale is None:
         return "agent"
+    if isinstance(scale, Sequence):
+        return f"w = {', '.join(f'{own:g}' for own in scale)}"
     return f"w = {scale:g} ({'guided' if scale else 'imitation'})"
 
 
@@ -118,8 +154,7 @@ def score_table(rows: Sequence[tuple[str, Evaluation]]) -> str:
     lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
     for label, e in rows:
         score = "-" if e.score is None else f"{e.score:.1f}"
-        interval = f"[{readable(e.interval[0])}, {readable(e.interval[1])}]"
-        returns = f"{readable(e.mean):>8s}   {interval:16s}"
+        returns = f"{readable(e.mean):>8s}   {e.interval_text:16s}"
         lines.append(f"{label:22s}{returns}{score:>10s}{len(e.returns):>10d}")
     cut = sum(e.cut for _, e in rows)
     if cut:
@@ -154,39 +189,38 @@ def evaluate(
     without an end are cut after `max_episode_steps` (default: the environment's own limit, else
     1000) and counted in `cut`; `warn_of_cuts` warns of them. Scores are normalised by
     `reference`, else by the dataset's reference, else by the family's.
+
+    A recurrent agent gets its state and the starts of episodes, as in SB3's evaluate_policy.
+    Raises EvaluationError, which holds the episodes that have ended, where the environment raises
+    an exception or returns NaN, and where the agent does after the first of them. Warns where an
+    agent that learned from a dataset would see normalized observations.
     """
     _check_arguments(
         agent, n_episodes=n_episodes, n_envs=n_envs, max_episode_steps=max_episode_steps
     )
     if isinstance(agent, SeedsPredictions):
         agent.seed_predictions(seed)
+        warn_of_normalized(env)
     if isinstance(env, OfflineDataset):
         reference = reference or env.reference
         env = _spec_of(env)
-    seeds = [seed + i for i in range(n_episodes)]
-    predict = functools.partial(agent.predict, deterministic=deterministic)
-    envs: list[Any] = [env]
-    copies: list[gym.Env[Any, Any]] = []
-    if not isinstance(env, gym.Env | VectorEnv):
-        envs = copies = [make_env(as_played(env)) for _ in range(min(n_envs, n_episodes))]
-    spec: EnvSpec | None = envs[0].spec
-    episodes = _Episodes(seeds, spec, max_episode_steps)
-    if isinstance(env, VectorEnv):
-        _play_vector(predict, env, episodes)
-    else:
-        _play(predict, envs, episodes, progress_bar, on_step)
-    for copy in copies:
-        copy.close()
-    env_id = spec.id if spec is not None else type(env).__name__
+    with _made(env, min(n_envs, n_episodes)) as envs:
+        seeds = [seed + i for i in range(n_episodes)]
+        episodes = _Episodes(seeds, envs[0], max_episode_steps, reference)
+        n_slots = env.num_envs if isinstance(env, VectorEnv) else len(envs)
+        player = Player(agent, n_slots, deterministic)
+        with episodes.kept(), episodes.bar(_scale_of(agent), progress_bar):
+            if isinstance(env, VectorEnv):
+                _play_vector(player, env, episodes)
+            else:
+                _play(player, envs, episodes, on_step)
     if episodes.cut and warn_of_cuts:
         warnings.warn(
-            f"{episodes.cut} of {n_episodes} episodes of {env_id} did not end by themselves and "
-            "were cut at the step limit (max_episode_steps)",
+            f"{episodes.cut} of {n_episodes} episodes of {episodes.env_id} did not end by "
+            "themselves and were cut at the step limit (max_episode_steps)",
             stacklevel=2,
         )
-    if reference is None:
-        reference = find_family(env_id=env_id).scores({}, spec)
-    return summarize(env_id, episodes.returns, episodes.lengths, seeds, episodes.cut, reference)
+    return episodes.evaluation()
 
 
 def evaluate_scales(
@@ -199,7 +233,7 @@ def evaluate_scales(
     a scale where the agent has none.
     """
     guided: Any = agent
-    previous = getattr(agent, "guidance_scale", None)
+    previous = _scale_of(agent)
     if previous is None and any(scale is not None for scale in scales):
         raise ValueError(f"scales={list(scales)}: a {type(agent).__name__} has no guidance_scale")
     try:
@@ -212,25 +246,156 @@ def evaluate_scales(
             guided.guidance_scale = previous
 
 
+@contextlib.contextmanager
+def _made(
+    env: str | EnvSpec | gym.Env[Any, Any] | VectorEnv[Any, Any, Any], n: int
+) -> Iterator[list[Any]]:
+    """The environment that was given, or n copies of it, which are closed at the end."""
+    if isinstance(env, gym.Env | VectorEnv):
+        yield [env]
+        return
+    with contextlib.ExitStack() as copies:
+        yield [copies.enter_context(make_env(as_played(env))) for _ in range(n)]
+
+
+def _scale_of(agent: Any) -> Any:
+    """The guidance scale of an agent that has one (several, of an ensemble), else None."""
+    return getattr(agent, "guidance_scale", None)
+
+
 class _Episodes:
-    """The returns and lengths of episodes, step by step."""
+    """The returns and lengths of episodes, step by step, and what is known when one fails."""
 
     def __init__(
-        self, seeds: list[int], spec: EnvSpec | None, max_episode_steps: int | None
+        self,
+        seeds: list[int],
+        env: Any,
+        max_episode_steps: int | None,
+        reference: ReferenceScores | None,
     ) -> None:
+        spec: EnvSpec | None = env.spec
         stated = spec.max_episode_steps if spec is not None else None
         self.limit = max_episode_steps or stated or FALLBACK_LIMIT
+        self.env_id = spec.id if spec is not None else type(env).__name__
+        self.reference = reference or find_family(env_id=self.env_id).scores({}, spec)
         self.seeds = seeds
         self.returns, self.lengths = [0.0] * len(seeds), [0] * len(seeds)
+        self.over = [False] * len(seeds)
         self.cut = 0
+        self._bar: Any = None
 
-    def add(self, episode: int, reward: float, ended: bool) -> bool:
+    def evaluation(self) -> Evaluation:
+        """The episodes that are over, at least one."""
+        done = [e for e, over in enumerate(self.over) if over]
+        return summarize(
+            self.env_id,
+            [self.returns[e] for e in done],
+            [self.lengths[e] for e in done],
+            [self.seeds[e] for e in done],
+            self.cut,
+            self.reference,
+        )
+
+    def add(self, episode: int, reward: Any, ended: bool) -> bool:
         """Count one step; whether the episode is over, by itself or by the limit."""
-        self.returns[episode] += float(reward)
+        value = float(reward)
+        if not math.isfinite(value):
+            raise self.failure(f"its reward is {value}", episode)
+        is_cut = self.cuts(episode, ended)
+        self.returns[episode] += value
         self.lengths[episode] += 1
-        is_cut = not ended and self.lengths[episode] >= self.limit
         self.cut += is_cut
-        return ended or is_cut
+        self.over[episode] = ended or is_cut
+        self._count(episode)
+        return self.over[episode]
+
+    def cuts(self, episode: int, ended: bool) -> bool:
+        """Whether the step under way is the last that the limit allows, and no end by itself."""
+        return not ended and self.lengths[episode] + 1 >= self.limit
+
+    def reset(self, episode: int, env: gym.Env[Any, Any]) -> Any:
+        """A copy of the episode's first observation."""
+        try:
+            observation = env.reset(seed=self.seeds[episode])[0]
+        except Exception as error:  # an environment may raise anything
+            raise self.failure(f"{type(error).__name__}: {error}", episode) from error
+        self.check(episode, observation)
+        return copy.deepcopy(observation)
+
+    def step(self, episode: int, env: gym.Env[Any, Any], action: Any) -> tuple[Any, bool]:
+        """Take a step: a copy of the observation, and whether the episode is over."""
+        try:
+            observation, reward, terminated, truncated, _ = env.step(action)
+            reward, ended = float(reward), bool(terminated or truncated)
+        except Exception as error:  # an environment may raise anything
+            raise self.failure(f"{type(error).__name__}: {error}", episode) from error
+        over = self.add(episode, reward, ended)
+        if not over:
+            self.check(episode, observation)
+        return copy.deepcopy(observation), over
+
+    def check(self, episode: int, observation: Any) -> None:
+        """Raise EvaluationError where an observation to act on has NaN."""
+        name = _first_nan(observation)
+        if name is not None:
+            raise self.failure(f"its observation{name} has NaN: {observation}", episode)
+
+    def failure(self, reason: str, episode: int | None = None) -> EvaluationError:
+        """The error to raise, which holds the episodes that are over."""
+        n = sum(self.over)
+        where = ""
+        if episode is not None:
+            where = f" in episode {episode} (seed {self.seeds[episode]}), "
+            where += f"step {self.lengths[episode]}" if self.lengths[episode] else "at its start"
+        evaluation = self.evaluation() if n else None
+        kept = f"kept are the {n} that ended before: {evaluation}" if n else "no episode had ended"
+        return EvaluationError(
+            f"evaluation in {self.env_id} failed{where}: {reason}; of {len(self.seeds)} episodes, "
+            f"{kept}",
+            evaluation,
+        )
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside the block no exception loses the episodes that are over."""
+        try:
+            yield
+        except EvaluationError:
+            raise
+        except Exception as error:  # of an agent, or of who draws
+            if not any(self.over):
+                raise
+            raise self.failure(f"{type(error).__name__}: {error}") from error
+
+    @contextlib.contextmanager
+    def bar(self, scale: Any, shown: bool) -> Iterator[None]:
+        """Show the environment's steps, of as many as there may be at most, and the scale."""
+        name = "evaluate" if scale is None else f"evaluate {scale_label(scale)}"
+        total = self.limit * len(self.seeds)
+        with tqdm(total=total, desc=name, unit="step", disable=not shown, leave=False) as self._bar:
+            yield
+
+    def _count(self, episode: int) -> None:
+        """One step more on the bar, and fewer to come where an episode ends early."""
+        if self._bar is None or self._bar.disable:
+            return
+        if self.over[episode]:
+            self._bar.total -= self.limit - self.lengths[episode]
+            done = f"{sum(self.over)}/{len(self.seeds)} episodes"
+            self._bar.set_postfix_str(done, refresh=False)
+        self._bar.update()
+
+
+def _first_nan(observation: Any) -> str | None:
+    """Where NaN are in an observation (" part" of a Dict, "" of an array); None without any."""
+    if isinstance(observation, Mapping):
+        for key, part in observation.items():
+            inner = _first_nan(part)
+            if inner is not None:
+                return f" {key}{inner.replace(' ', '/')}"
+        return None
+    array = np.asarray(observation)
+    return "" if array.dtype.kind == "f" and np.isnan(array).any() else None
 
 
 def _check_arguments(agent: Any, **numbers: int | None) -> None:
@@ -250,37 +415,30 @@ def _spec_of(dataset: OfflineDataset) -> EnvSpec:
     return dataset.env_spec
 
 
-def _play(
-    predict: Any, envs: list[Any], episodes: _Episodes, progress_bar: bool, on_step: OnStep | None
-) -> None:
+def _play(player: Player, envs: list[Any], episodes: _Episodes, on_step: OnStep | None) -> None:
     """Play in single environments: env k plays episodes k, k + n, k + 2n and so on."""
-    seeds = episodes.seeds
-    playing = {k: k for k in range(min(len(envs), len(seeds)))}
-    starts = np.ones(len(envs), dtype=bool)
+    n = len(episodes.seeds)
+    playing = {k: k for k in range(min(len(envs), n))}
     with quiet_mujoco():
-        observation = {k: envs[k].reset(seed=seeds[k])[0] for k in playing}
-    with tqdm(total=len(seeds), desc="evaluate", disable=not progress_bar, leave=False) as bar:
-        while playing:
-            order = list(playing)
-            batch = stack([observation[k] for k in order])
-            actions, _ = predict(batch, episode_start=starts[order])
-            starts[:] = False
-            for k, action in zip(order, actions, strict=True):
-                observation[k], reward, terminated, truncated, _ = envs[k].step(action)
-                if not episodes.add(playing[k], float(reward), terminated or truncated):
-                    continue
-                bar.update()
-                playing[k] += len(envs)
-                if playing[k] < len(seeds):
-                    observation[k] = envs[k].reset(seed=seeds[playing[k]])[0]
-                    starts[k] = True
-                else:
-                    del playing[k]
-            if on_step is not None:
-                on_step(envs)
+        observation = {k: episodes.reset(k, envs[k]) for k in playing}
+    while playing:
+        actions = player.act(observation, playing)
+        for k in list(playing):
+            following, over = episodes.step(playing[k], envs[k], actions[k])
+            if not over:
+                observation[k] = following
+                continue
+            playing[k] += len(envs)
+            if playing[k] < n:
+                observation[k] = episodes.reset(playing[k], envs[k])
+                player.starts[k] = True
+            else:
+                del playing[k]
+        if on_step is not None:
+            on_step(envs)
 
 
-def _play_vector(predict: Any, envs: VectorEnv[Any, Any, Any], episodes: _Episodes) -> None:
+def _play_vector(player: Player, envs: VectorEnv[Any, Any, Any], episodes: _Episodes) -> None:
     """Play in a VectorEnv; slot k plays episodes k, k + n, …, so that none is favored.
 
     NEXT_STEP: the step after the end ignores the action and only resets; it is not counted.
@@ -291,24 +449,45 @@ def _play_vector(predict: Any, envs: VectorEnv[Any, Any, Any], episodes: _Episod
     n, seeds = envs.num_envs, episodes.seeds
     episode = np.arange(n)
     resetting = np.zeros(n, dtype=bool)
-    starts = np.ones(n, dtype=bool)
     first = [seeds[k] if k < len(seeds) else seeds[0] + k for k in range(n)]
-    observations, _ = envs.reset(seed=first)  # type: ignore[arg-type]
+    observations = _of_all(episodes, lambda: envs.reset(seed=first))[0]  # type: ignore[arg-type]
     while np.any(episode < len(seeds)):
-        actions, _ = predict(observations, episode_start=starts)
-        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        over = resetting & (mode == AutoresetMode.NEXT_STEP)  # these have a terminal observation
+        for k in np.flatnonzero(~over & (episode < len(seeds))):
+            episodes.check(episode[k], _of_slot(observations, k))
+        actions = player.batch(copy.deepcopy(observations))
+        observations, rewards, terminated, truncated, _ = _of_all(
+            episodes, functools.partial(envs.step, actions)
+        )
         over = np.logical_or(terminated, truncated)
         for k in np.flatnonzero(~resetting & (episode < len(seeds))):
             ended = bool(over[k])
-            over[k] = episodes.add(episode[k], rewards[k], ended)
-            if over[k] and not ended and mode != AutoresetMode.DISABLED:
+            if mode != AutoresetMode.DISABLED and episodes.cuts(episode[k], ended):
                 raise ValueError(
                     f"an episode of the vector environment exceeds {episodes.limit} steps and "
                     f"cannot be cut in autoreset mode {mode}; wrap each environment in "
                     "gymnasium.wrappers.TimeLimit, or pass the environment's id"
                 )
-        starts = over & ~resetting
+            over[k] = episodes.add(episode[k], rewards[k], ended)
+        ended_now = over & ~resetting
         if mode == AutoresetMode.DISABLED and over.any():
-            observations, _ = envs.reset(options={"reset_mask": over})
-        episode = np.where(starts, episode + n, episode)
-        resetting = starts if mode == AutoresetMode.NEXT_STEP else resetting
+            reset = functools.partial(envs.reset, options={"reset_mask": over})
+            observations = _of_all(episodes, reset)[0]
+        episode = np.where(ended_now, episode + n, episode)
+        player.starts = resetting if mode == AutoresetMode.NEXT_STEP else ended_now
+        resetting = ended_now if mode == AutoresetMode.NEXT_STEP else resetting
+
+
+def _of_all(episodes: _Episodes, call: Callable[[], Any]) -> Any:
+    """What a VectorEnv returns; EvaluationError where it raises, as one slot fails for all."""
+    try:
+        return call()
+    except Exception as error:  # an environment may raise anything
+        raise episodes.failure(f"{type(error).__name__}: {error}") from error
+
+
+def _of_slot(observations: Any, k: Any) -> Any:
+    """The observation of one slot in a batch: a row of an array, or of each part of a Dict."""
+    if isinstance(observations, Mapping):
+        return {key: _of_slot(part, k) for key, part in observations.items()}
+    return observations[k]

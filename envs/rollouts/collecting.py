@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,17 +16,19 @@ from minari.data_collector import EpisodeBuffer
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from tqdm import tqdm
 
+from qgpo.envs.rollouts.playing import Player
 from qgpo.envs.rollouts.protocols import Policy, Predicts, SeedsPredictions
+from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import stack
-from qgpo.envs.tasks.spaces import check_spaces
+from qgpo.envs.tasks.spaces import check_action_space, check_spaces
 
 N_ENVS = 10
 
 
 def collect(
     env_id: str | EnvSpec,
-    make_policies: Callable[[gym.spaces.Box], Sequence[Policy]],
+    make_policies: Callable[[gym.spaces.Box], Sequence[Policy | Predicts]],
     n_steps: int,
     seed: int,
     *,
@@ -37,49 +40,91 @@ def collect(
     """At least `n_steps` steps of complete episodes, with one policy drawn at random per episode.
 
     With `switch_every`, the policy is drawn again about every so many steps (by chance at each
-    step), so that all policies visit the same states. An id is played by the rules of its family
+    step), so that all policies visit the same states. Agents with SB3's `predict` are policies,
+    too; each keeps its memory of all episodes. An id is played by the rules of its family
     (a maze ends at the goal), a spec as it is. Episodes that are open when the steps
     are reached are played to their end, because dropping them would favor short ones.
 
     The result is reproducible from the seed on one machine. One torch thread is used: several
     threads round sums differently, and a simulator amplifies that. Policies that round their
     actions, such as an ActorPolicy, give the same episodes on all machines with the same MuJoCo
-    and the same mathematics in the C library.
+    and the same mathematics in the C library. Raises ValueError for actions that cannot be
+    learned from.
     """
     envs = [make_env(as_played(env_id)) for _ in range(N_ENVS)]
     name = env_id if isinstance(env_id, str) else env_id.id
-    if not isinstance(envs[0].action_space, gym.spaces.Box):
-        raise ValueError(f"{name} has action space {envs[0].action_space}, expected a Box")
-    policies = make_policies(envs[0].action_space)
+    policies = _Policies(make_policies(_action_box(envs[0], name)), seed, deterministic)
     spec = envs[0].spec
     limit = max_episode_steps or (spec.max_episode_steps if spec else None) or 1000
     rng = np.random.default_rng(seed)
-    generator = torch.Generator().manual_seed(seed)
     finished: list[EpisodeBuffer] = []
     playing = {i: _reset(env, rng) for i, env in enumerate(envs)}
     active = rng.integers(len(policies), size=N_ENVS)
     taken = 0
     bar = tqdm(total=n_steps, desc=f"collect {name}", disable=not progress_bar)
-    with one_thread(), bar:
+    with one_thread(), torch.random.fork_rng(devices=[]), bar:
+        torch.manual_seed(seed)
         while playing:
             slots = list(playing)
-            observations = stack([playing[i].observations[-1] for i in slots])
             if switch_every is not None:
                 switch = rng.random(N_ENVS) < 1.0 / switch_every
                 active = np.where(switch, rng.integers(len(policies), size=N_ENVS), active)
-            proposals = [policy.act(observations, generator, deterministic) for policy in policies]
+            proposals = policies.act({i: playing[i].observations[-1] for i in slots})
             taken += len(slots)
             bar.update(len(slots))
-            for row, i in enumerate(slots):
-                if not _step(playing[i], envs[i], proposals[active[i]][row], limit):
+            for i in slots:
+                if not _step(playing[i], envs[i], proposals[active[i]][i], limit):
                     continue
                 finished.append(_finish(playing.pop(i)))
                 if taken < n_steps:
                     playing[i] = _reset(envs[i], rng)
+                    policies.begin(i)
                     active[i] = rng.integers(len(policies))
     for env in envs:
         env.close()
     return finished
+
+
+class _Policies:
+    """All policies in all slots: what each would do there."""
+
+    def __init__(
+        self, policies: Sequence[Policy | Predicts], seed: int, deterministic: bool
+    ) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.deterministic = deterministic
+        self.seen: dict[int, Any] = {}
+        self.policies: list[Policy | Player] = []
+        for policy in policies:
+            if isinstance(policy, SeedsPredictions):
+                policy.seed_predictions(seed)
+            if isinstance(policy, Predicts):
+                self.policies.append(Player(policy, N_ENVS, deterministic))
+            else:
+                self.policies.append(policy)
+
+    def __len__(self) -> int:
+        return len(self.policies)
+
+    def begin(self, slot: int) -> None:
+        """A new episode begins in that slot."""
+        for policy in self.policies:
+            if isinstance(policy, Player):
+                policy.starts[slot] = True
+
+    def act(self, observation: dict[int, Any]) -> list[dict[int, Any]]:
+        """The action of each policy in each slot that plays."""
+        self.seen.update(observation)
+        slots = list(observation)
+        proposals = []
+        for policy in self.policies:
+            if isinstance(policy, Player):
+                proposals.append(policy.act(self.seen, slots))
+                continue
+            batch = stack(list(observation.values()))  # its own: it may change them
+            actions = policy.act(batch, self.generator, self.deterministic)
+            proposals.append(dict(zip(slots, actions, strict=True)))
+        return proposals
 
 
 def collect_vec_env(
@@ -93,19 +138,24 @@ def collect_vec_env(
 ) -> list[EpisodeBuffer]:
     """At least `n_steps` steps of complete episodes of an SB3 agent, for `write_minari`.
 
+    A recurrent agent gets its state and the starts of episodes, as in SB3's evaluate_policy.
     A VecNormalize has to be the outermost wrapper. The agent then sees normalized observations,
     as in its training; the environment's own observations and rewards are recorded, and the
     statistics do not change. The last observation of an episode is the one before the automatic
     reset. An episode that a time limit ended is truncated, not terminated. Episodes that are
     open when the steps are reached are played to their end. Raises ValueError for spaces that
     cannot be learned from, for other wrappers around a VecNormalize, and for environments
-    without a step limit.
+    without a step limit; warns where an agent that learned from a dataset would see normalized
+    observations.
     """
     if n_steps < 1:
         raise ValueError(f"n_steps={n_steps}, expected at least 1")
+    if isinstance(agent, SeedsPredictions):  # SB3's own learned with such statistics
+        warn_of_normalized(vec_env)
     raw, normalize = _unwrap(vec_env)
     raw.seed(seed)
     finished: list[EpisodeBuffer] = []
+    player = Player(agent, raw.num_envs, deterministic)
     taken = 0
     bar = tqdm(total=n_steps, desc="collect", disable=not progress_bar)
     with torch.random.fork_rng(devices=[]), bar:
@@ -116,15 +166,17 @@ def collect_vec_env(
         playing = {i: _begin(observation) for i, observation in enumerate(observations)}
         while playing:
             seen = observations if normalize is None else normalize.normalize_obs(observations)
-            actions, _ = agent.predict(seen, deterministic=deterministic)
-            observations, rewards, dones, infos = raw.step(actions)  # type: ignore[assignment]
-            # Copies are needed because vector environments may use their arrays again.
-            actions, observations = np.array(actions), np.array(observations)
+            actions = player.batch(np.array(seen))
+            # Copies are needed because vector environments may use their arrays again, or change
+            # the actions.
+            observations, rewards, dones, infos = raw.step(np.array(actions))  # type: ignore[assignment]
+            observations = np.array(observations)
+            player.starts = np.array(dones, dtype=np.bool_)
             taken += len(playing)
             bar.update(len(playing))
             for i in list(playing):
                 cut = bool(dones[i] and infos[i].get("TimeLimit.truncated", False))
-                last = np.array(infos[i]["terminal_observation"]) if dones[i] else observations[i]
+                last = infos[i]["terminal_observation"] if dones[i] else observations[i]
                 if not _add(playing[i], actions[i], rewards[i], dones[i] and not cut, cut, last):
                     continue
                 finished.append(_finish(playing.pop(i)))
@@ -177,8 +229,15 @@ def _unwrap(vec_env: VecEnv) -> tuple[VecEnv, VecNormalize | None]:
     return raw, normalize
 
 
+def _action_box(env: gym.Env[Any, Any], name: str) -> gym.spaces.Box:
+    if not isinstance(env.action_space, gym.spaces.Box):
+        raise ValueError(f"{name} has action space {env.action_space}, expected a Box")
+    return check_action_space(env.action_space, name)
+
+
 def _begin(observation: Any, seed: int | None = None) -> EpisodeBuffer:
-    return EpisodeBuffer(seed=seed, observations=[observation], actions=[])
+    """A new episode; its arrays are copies, as environments may use theirs again."""
+    return EpisodeBuffer(seed=seed, observations=[copy.deepcopy(observation)], actions=[])
 
 
 def _reset(env: gym.Env[Any, Any], rng: np.random.Generator) -> EpisodeBuffer:
@@ -189,7 +248,7 @@ def _reset(env: gym.Env[Any, Any], rng: np.random.Generator) -> EpisodeBuffer:
 
 def _step(episode: EpisodeBuffer, env: gym.Env[Any, Any], action: Any, limit: int) -> bool:
     """Take and record one step, which is the last one at the limit; whether the episode is over."""
-    observation, reward, terminated, truncated, _ = env.step(action)
+    observation, reward, terminated, truncated, _ = env.step(copy.deepcopy(action))
     truncated = truncated or (not terminated and len(episode.rewards) + 1 >= limit)
     return _add(episode, action, reward, terminated, truncated, observation)
 
@@ -197,12 +256,12 @@ def _step(episode: EpisodeBuffer, env: gym.Env[Any, Any], action: Any, limit: in
 def _add(
     episode: Any, action: Any, reward: Any, terminated: Any, truncated: Any, next_observation: Any
 ) -> bool:
-    """Record one step; whether the episode is over."""
-    episode.actions.append(action)
+    """Record copies of one step; whether the episode is over."""
+    episode.actions.append(copy.deepcopy(action))
     episode.rewards.append(float(reward))
     episode.terminations.append(bool(terminated))
     episode.truncations.append(bool(truncated))
-    episode.observations.append(next_observation)
+    episode.observations.append(copy.deepcopy(next_observation))
     return bool(terminated or truncated)
 
 

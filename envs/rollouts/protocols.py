@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -14,7 +13,7 @@ class Policy(Protocol):
 
     def act(
         self, observations: Any, generator: torch.Generator, deterministic: bool = False
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         """A batch of B observations (arrays, or Dicts of arrays) to actions (B, A)."""
         ...
 
@@ -30,7 +29,7 @@ class Predicts(Protocol):
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Any, Any]:
-        """Batched observations to (batched actions, state)."""
+        """Batched observations to (batched actions, state); one without memory needs no state."""
         ...
 
 

@@ -7,6 +7,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qgpo.envs.rollouts.vecnormalize import Normalization, read_vecnormalize
+from qgpo.envs.tasks.actions import inside
 from qgpo.networks import ACTIVATIONS, mlp
 
 POLICY_FOLDER = Path(__file__).parent / "policies"
@@ -90,7 +92,7 @@ class ActorPolicy(nn.Module):
         observations: NDArray[np.floating] | dict[str, NDArray[np.floating]],
         generator: torch.Generator,
         deterministic: bool = False,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         """(B, S) to (B, A) in the environment's units, sampled unless `deterministic`.
 
         Dict observations are joined in the order of their names, as SB3's MultiInputPolicy does.
@@ -104,8 +106,8 @@ class ActorPolicy(nn.Module):
         half = 0.5 * (high - low) if self.action_space.is_bounded() else 1.0
         if self.kind == "gaussian":
             rounded = np.round(actions / half, DECIMALS) * half
-            return np.asarray(np.clip(rounded, low, high), dtype=np.float32)
-        return np.asarray(low + (np.round(actions, DECIMALS) + 1.0) * half, dtype=np.float32)
+            return inside(self.action_space, rounded)
+        return inside(self.action_space, low + (np.round(actions, DECIMALS) + 1.0) * half)
 
     def _act(
         self, observations: NDArray[np.floating], generator: torch.Generator, deterministic: bool

@@ -12,6 +12,8 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from qgpo.envs.tasks.actions import inside, interpolate
+
 Cell = tuple[int, int]
 WALL = 1
 UNREACHED = -1
@@ -22,18 +24,19 @@ class UniformPolicy:
     """Actions drawn uniformly from the action space."""
 
     def __init__(self, action_space: spaces.Box) -> None:
-        self.low, self.high = action_space.low, action_space.high
+        self.space = action_space
 
     def act(
         self, observations: Any, generator: torch.Generator, deterministic: bool = False
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         """A batch of B observations to (B, A); `deterministic` takes the middle of the space."""
         first = next(iter(observations.values())) if isinstance(observations, dict) else None
         n = len(observations if first is None else first)
-        share = torch.full((n, len(self.low)), 0.5)
+        low, high = self.space.low, self.space.high
+        share = torch.full((n, len(low)), 0.5)
         if not deterministic:
             share = torch.rand(share.shape, generator=generator)
-        return np.asarray(self.low + share.numpy() * (self.high - self.low), dtype=np.float32)
+        return inside(self.space, interpolate(low, high, share.numpy()))
 
 
 class WaypointPolicy:

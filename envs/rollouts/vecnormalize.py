@@ -1,4 +1,4 @@
-"""The statistics of SB3's VecNormalize, read from its pickle without running any of its code.
+"""SB3's VecNormalize: its statistics, read from its pickle without running any of its code.
 
 `VecNormalize.save` writes a pickle, which could run any code when it is loaded. Here every object
 in it becomes an inert record of its name, arguments and state; the numbers are read from those.
@@ -7,12 +7,17 @@ in it becomes an inert record of its name, arguments and state; the numbers are 
 from __future__ import annotations
 
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from gymnasium.vector import SyncVectorEnv, VectorWrapper
+from gymnasium.wrappers.vector import NormalizeObservation
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 
 @dataclass
@@ -28,6 +33,36 @@ class Normalization:
         """(B, S) to (B, S)."""
         scaled = (observations - self.mean) / np.sqrt(self.var + self.epsilon)
         return np.clip(scaled, -self.clip, self.clip)
+
+
+def normalizer_of(env: Any) -> str | None:
+    """The name of the wrapper, if any, that normalizes an environment's observations.
+
+    In a gymnasium.Env, a VectorEnv or an SB3 VecEnv.
+    """
+    if isinstance(env, VecEnv):
+        outer = unwrap_vec_normalize(env)
+        if outer is not None and outer.norm_obs:
+            return "VecNormalize"
+        inner = any(env.env_is_wrapped(gym.wrappers.NormalizeObservation))
+        return "NormalizeObservation" if inner else None
+    while isinstance(env, gym.Wrapper | VectorWrapper):
+        if isinstance(env, gym.wrappers.NormalizeObservation | NormalizeObservation):
+            return "NormalizeObservation"
+        env = env.env
+    return normalizer_of(env.envs[0]) if isinstance(env, SyncVectorEnv) else None
+
+
+def warn_of_normalized(env: Any) -> None:
+    """Warn that an agent which learned from a dataset would see normalized observations."""
+    name = normalizer_of(env)
+    if name is not None:
+        warnings.warn(
+            f"the environment normalizes its observations ({name}); the agent learned from those "
+            "of its dataset and never saw these statistics, so that its actions and returns mean "
+            "little. Give it the environment without that wrapper",
+            stacklevel=3,
+        )
 
 
 class _Inert:

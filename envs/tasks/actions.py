@@ -117,17 +117,7 @@ class ActionScale:
 
     def to_space(self, scaled: NDArray[np.float32]) -> NDArray[Any]:
         """From [-1, 1], (..., A), to the action space: in its dtype, never outside."""
-        with np.errstate(over="ignore"):
-            width = self.high - self.low
-        if np.isfinite(width).all():
-            actions = self.low + 0.5 * (scaled + 1.0) * width
-        else:
-            share = 0.5 * (1.0 + np.clip(scaled, -1.0, 1.0))
-            actions = (1.0 - share) * self.low + share * self.high
-        inside = np.clip(actions, self.space.low, self.space.high).astype(self.space.dtype)
-        # Rounding to a coarser dtype may pass the bound, which that dtype holds.
-        clipped: NDArray[Any] = np.clip(inside, self.space.low, self.space.high)
-        return clipped
+        return inside(self.space, interpolate(self.low, self.high, 0.5 * (scaled + 1.0)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, for a file."""
@@ -151,6 +141,26 @@ class ActionScale:
 def scaled(actions: Numbers, low: Numbers, high: Numbers) -> Numbers:
     """Actions (..., A) as numbers in [-1, 1]."""
     return (2.0 * (actions - low) / (high - low) - 1.0).clip(-1.0, 1.0)  # type: ignore[return-value]
+
+
+def interpolate(
+    low: NDArray[Any], high: NDArray[Any], share: NDArray[np.float32]
+) -> NDArray[np.floating]:
+    """What lies at shares (..., A) of the way from low to high, also where the width overflows."""
+    with np.errstate(over="ignore"):
+        width = high - low
+    if np.isfinite(width).all():
+        return np.asarray(low + share * width)
+    share = np.clip(share, 0.0, 1.0)
+    return np.asarray((1.0 - share) * low + share * high)
+
+
+def inside(space: spaces.Box, actions: NDArray[Any]) -> NDArray[Any]:
+    """Actions (..., A) in the dtype of the space, never outside."""
+    rounded = np.clip(actions, space.low, space.high).astype(space.dtype)
+    # Rounding to a coarser dtype may pass the bound, which that dtype holds.
+    clipped: NDArray[Any] = np.clip(rounded, space.low, space.high)
+    return clipped
 
 
 def outside(actions: NDArray[np.float32], space: spaces.Box) -> NDArray[np.bool_]:

@@ -337,7 +337,7 @@ def test_tables_of_scores_say_what_was_cut():
     head, first, second, last = score_table([("data", data), (scale_label(1.0), cut)]).split("\n")
     assert head.split() == ["return", "95", "%", "interval", "normalised", "episodes"]
     assert first.split() == ["data", "200", "[100,", "300]", "50.0", "2"]
-    assert second.split() == ["w", "=", "1", "(guided)", "0.5", "[0.5,", "0.5]", "-", "1"]
+    assert second.split() == ["w", "=", "1", "(guided)", "0.5", "no", "interval", "-", "1"]
     assert last.startswith("1 episodes did not end")
     assert "cut" not in score_table([("data", data)])
     assert [scale_label(w) for w in (None, 0.0, 2.0)] == [

@@ -140,7 +140,8 @@ def test_bounds_of_one_side_and_of_doubles_far_wider_than_the_data():
 def test_ordinary_bounds_are_taken_as_they_are(bound):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for actions in (np.full(9, 0.4), np.zeros(9), np.linspace(-min(bound, 2), min(bound, 2), 9)):
+        end = min(bound, 2)
+        for actions in (np.full(9, 0.4), np.zeros(9), np.linspace(-end, end, 9)):
             if bound > 100 and np.ptp(actions) == 0:
                 continue  # nothing says how large actions are
             assert data(actions, box(-bound, bound)).action_scale.is_declared
