@@ -287,7 +287,8 @@ class OnlineSAC(SB3Agent):
         return self.action_scale.to_space(action.cpu().numpy())
 
     def _tensor(self, value: Any) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        """A copy: an environment may use its arrays again."""
+        return torch.tensor(value, dtype=torch.float32, device=self.device)
 
 
 BASELINES: dict[str, type[OfflineAgent[Any]]] = {

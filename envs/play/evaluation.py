@@ -258,6 +258,14 @@ def _made(
         yield [copies.enter_context(make_env(as_played(env))) for _ in range(n)]
 
 
+class _FailedError(Exception):
+    """An episode that cannot go on; `kept` makes the EvaluationError of it."""
+
+    def __init__(self, reason: str, episode: int | None = None) -> None:
+        super().__init__(reason)
+        self.episode = episode
+
+
 def _scale_of(agent: Any) -> Any:
     """The guidance scale of an agent that has one (several, of an ensemble), else None."""
     return getattr(agent, "guidance_scale", None)
@@ -300,7 +308,7 @@ class _Episodes:
         """Count one step; whether the episode is over, by itself or by the limit."""
         value = float(reward)
         if not math.isfinite(value):
-            raise self.failure(f"its reward is {value}", episode)
+            raise _FailedError(f"its reward is {value}", episode)
         is_cut = self.cuts(episode, ended)
         self.returns[episode] += value
         self.lengths[episode] += 1
@@ -318,7 +326,7 @@ class _Episodes:
         try:
             observation = env.reset(seed=self.seeds[episode])[0]
         except Exception as error:  # an environment may raise anything
-            raise self.failure(f"{type(error).__name__}: {error}", episode) from error
+            raise _FailedError(f"{type(error).__name__}: {error}", episode) from error
         self.check(episode, observation)
         return copy.deepcopy(observation)
 
@@ -328,17 +336,17 @@ class _Episodes:
             observation, reward, terminated, truncated, _ = env.step(action)
             reward, ended = float(reward), bool(terminated or truncated)
         except Exception as error:  # an environment may raise anything
-            raise self.failure(f"{type(error).__name__}: {error}", episode) from error
+            raise _FailedError(f"{type(error).__name__}: {error}", episode) from error
         over = self.add(episode, reward, ended)
         if not over:
             self.check(episode, observation)
         return copy.deepcopy(observation), over
 
     def check(self, episode: int, observation: Any) -> None:
-        """Raise EvaluationError where an observation to act on has NaN."""
+        """Refuse an observation to act on that has NaN."""
         name = _first_nan(observation)
         if name is not None:
-            raise self.failure(f"its observation{name} has NaN: {observation}", episode)
+            raise _FailedError(f"its observation{name} has NaN: {observation}", episode)
 
     def failure(self, reason: str, episode: int | None = None) -> EvaluationError:
         """The error to raise, which holds the episodes that are over."""
@@ -348,7 +356,7 @@ class _Episodes:
             where = f" in episode {episode} (seed {self.seeds[episode]}), "
             where += f"step {self.lengths[episode]}" if self.lengths[episode] else "at its start"
         evaluation = self.evaluation() if n else None
-        kept = f"kept are the {n} that ended before: {evaluation}" if n else "no episode had ended"
+        kept = f"kept are the {n} that ended: {evaluation}" if n else "no episode had ended"
         return EvaluationError(
             f"evaluation in {self.env_id} failed{where}: {reason}; of {len(self.seeds)} episodes, "
             f"{kept}",
@@ -360,8 +368,8 @@ class _Episodes:
         """Inside the block no exception loses the episodes that are over."""
         try:
             yield
-        except EvaluationError:
-            raise
+        except _FailedError as failed:
+            raise self.failure(str(failed), failed.episode) from failed.__cause__
         except Exception as error:  # of an agent, or of who draws
             if not any(self.over):
                 raise
@@ -416,26 +424,35 @@ def _spec_of(dataset: OfflineDataset) -> EnvSpec:
 
 
 def _play(player: Player, envs: list[Any], episodes: _Episodes, on_step: OnStep | None) -> None:
-    """Play in single environments: env k plays episodes k, k + n, k + 2n and so on."""
+    """Play in single environments: env k plays episodes k, k + n, k + 2n and so on.
+
+    Where an episode fails, those under way are played to their end, and no other one begins.
+    """
     n = len(episodes.seeds)
     playing = {k: k for k in range(min(len(envs), n))}
+    failed: _FailedError | None = None
     with quiet_mujoco():
         observation = {k: episodes.reset(k, envs[k]) for k in playing}
     while playing:
         actions = player.act(observation, playing)
         for k in list(playing):
-            following, over = episodes.step(playing[k], envs[k], actions[k])
-            if not over:
+            try:
+                following, over = episodes.step(playing[k], envs[k], actions[k])
+                if over:
+                    playing[k] += len(envs)
+                    if playing[k] >= n or failed is not None:
+                        del playing[k]
+                        continue
+                    following = episodes.reset(playing[k], envs[k])
+                    player.starts[k] = True
                 observation[k] = following
-                continue
-            playing[k] += len(envs)
-            if playing[k] < n:
-                observation[k] = episodes.reset(playing[k], envs[k])
-                player.starts[k] = True
-            else:
+            except _FailedError as error:
+                failed = failed or error
                 del playing[k]
         if on_step is not None:
             on_step(envs)
+    if failed is not None:
+        raise failed
 
 
 def _play_vector(player: Player, envs: VectorEnv[Any, Any, Any], episodes: _Episodes) -> None:
@@ -450,17 +467,17 @@ def _play_vector(player: Player, envs: VectorEnv[Any, Any, Any], episodes: _Epis
     episode = np.arange(n)
     resetting = np.zeros(n, dtype=bool)
     first = [seeds[k] if k < len(seeds) else seeds[0] + k for k in range(n)]
-    observations = _of_all(episodes, lambda: envs.reset(seed=first))[0]  # type: ignore[arg-type]
+    observations = _of_all(lambda: envs.reset(seed=first))[0]  # type: ignore[arg-type]
     while np.any(episode < len(seeds)):
-        over = resetting & (mode == AutoresetMode.NEXT_STEP)  # these have a terminal observation
-        for k in np.flatnonzero(~over & (episode < len(seeds))):
+        for k in np.flatnonzero(~resetting & (episode < len(seeds))):
             episodes.check(episode[k], _of_slot(observations, k))
         actions = player.batch(copy.deepcopy(observations))
         observations, rewards, terminated, truncated, _ = _of_all(
-            episodes, functools.partial(envs.step, actions)
+            functools.partial(envs.step, actions)
         )
         over = np.logical_or(terminated, truncated)
-        for k in np.flatnonzero(~resetting & (episode < len(seeds))):
+        counted = np.flatnonzero(~resetting & (episode < len(seeds)))
+        for k in sorted(counted, key=lambda k: not math.isfinite(rewards[k])):  # failures last
             ended = bool(over[k])
             if mode != AutoresetMode.DISABLED and episodes.cuts(episode[k], ended):
                 raise ValueError(
@@ -472,18 +489,18 @@ def _play_vector(player: Player, envs: VectorEnv[Any, Any, Any], episodes: _Epis
         ended_now = over & ~resetting
         if mode == AutoresetMode.DISABLED and over.any():
             reset = functools.partial(envs.reset, options={"reset_mask": over})
-            observations = _of_all(episodes, reset)[0]
+            observations = _of_all(reset)[0]
         episode = np.where(ended_now, episode + n, episode)
         player.starts = resetting if mode == AutoresetMode.NEXT_STEP else ended_now
         resetting = ended_now if mode == AutoresetMode.NEXT_STEP else resetting
 
 
-def _of_all(episodes: _Episodes, call: Callable[[], Any]) -> Any:
-    """What a VectorEnv returns; EvaluationError where it raises, as one slot fails for all."""
+def _of_all(call: Callable[[], Any]) -> Any:
+    """What a VectorEnv returns; where it raises, one slot fails for all."""
     try:
         return call()
     except Exception as error:  # an environment may raise anything
-        raise episodes.failure(f"{type(error).__name__}: {error}") from error
+        raise _FailedError(f"{type(error).__name__}: {error}") from error
 
 
 def _of_slot(observations: Any, k: Any) -> Any:

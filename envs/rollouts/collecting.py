@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 from tqdm import tqdm
 
 from qgpo.envs.rollouts.playing import Player
@@ -158,7 +158,7 @@ def collect_vec_env(
     player = Player(agent, raw.num_envs, deterministic)
     taken = 0
     bar = tqdm(total=n_steps, desc="collect", disable=not progress_bar)
-    with torch.random.fork_rng(devices=[]), bar:
+    with torch.random.fork_rng(devices=[]), _copied_observations(raw), bar:
         torch.manual_seed(seed)
         if isinstance(agent, SeedsPredictions):
             agent.seed_predictions(seed)
@@ -208,6 +208,30 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+class _Copies(gym.ObservationWrapper[Any, Any, Any]):
+    def observation(self, observation: Any) -> Any:
+        return copy.deepcopy(observation)
+
+
+@contextlib.contextmanager
+def _copied_observations(vec_env: VecEnv) -> Iterator[None]:
+    """Inside the block the environments of a DummyVecEnv return copies.
+
+    It keeps the last observation of an episode while it resets the environment, which may use the
+    array again.
+    """
+    inner = vec_env.unwrapped
+    if not isinstance(inner, DummyVecEnv):
+        yield
+        return
+    envs = inner.envs
+    inner.envs = [_Copies(env) for env in envs]
+    try:
+        yield
+    finally:
+        inner.envs = envs
 
 
 def _unwrap(vec_env: VecEnv) -> tuple[VecEnv, VecNormalize | None]:

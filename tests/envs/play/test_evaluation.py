@@ -191,6 +191,7 @@ def test_dataset_names_environment_and_scale():
 
 def test_bootstrap_interval_of_equal_values_is_the_value():
     assert bootstrap_interval(np.full(10, 3.0)) == (3.0, 3.0)
+    assert bootstrap_interval(np.full(1, 3.0)) is None
 
 
 def test_bootstrap_interval_is_close_to_the_normal_one():
