@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +17,20 @@ from minari import EpisodeData, MinariDataset
 from tqdm import tqdm
 
 from qgpo.envs.data import memmap
+from qgpo.envs.data.columns import Rounding, flags, numbers
 from qgpo.envs.data.dataset import ARRAYS, OfflineDataset, episode_starts
+from qgpo.envs.data.doubts import doubts
 from qgpo.envs.data.memmap import Episode
 from qgpo.envs.store import bundled
 from qgpo.envs.store.episode_rules import RULES
 from qgpo.envs.store.local import files_in
 from qgpo.envs.store.opening import open_dataset
+from qgpo.envs.store.reading import read_episodes
 from qgpo.envs.store.writing import put_in_place
 from qgpo.envs.tasks.families import UNKNOWN, Family, find_family
 from qgpo.envs.tasks.spaces import vector_spaces
 
+LENGTH = " (T + 1 observations for T = {} steps)"
 STORAGES = ("memory", "memmap")
 Storage = Literal["memory", "memmap"]
 
@@ -65,6 +69,8 @@ def load_dataset(
         )
     reader = _Reader.of(source)
     read = reader.map(progress_bar) if storage == "memmap" else reader.read()
+    for text in reader.doubts:
+        warnings.warn(text, stacklevel=2)
     if reader.is_complete:
         bundled.warn_of_other_data(read)
     return read
@@ -78,6 +84,9 @@ class _Reader:
     family: Family
     fields: dict[str, Any]
     """the OfflineDataset's, all but its arrays and its folder"""
+    doubts: list[str] = field(default_factory=list)
+    """what the user is to be told of the data, once they are read"""
+    rounding: Rounding = field(default_factory=Rounding)
 
     @property
     def is_complete(self) -> bool:
@@ -122,7 +131,7 @@ class _Reader:
         episodes = list(self.episodes())
         arrays = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
         starts = episode_starts([len(episode["rewards"]) for episode in episodes])
-        return self.dataset({**arrays, "episode_starts": starts})
+        return self.doubt(self.dataset({**arrays, "episode_starts": starts}))
 
     def map(self, progress_bar: bool) -> OfflineDataset:
         """The converted files beside the Minari data, made on first use and after changes."""
@@ -147,6 +156,7 @@ class _Reader:
             raise ValueError(
                 f"dataset {self.source.id!r} changed while it was converted: load it again"
             )
+        self.doubts[:] = index.get("doubts", [])
         arrays = memmap.map_arrays(folder, index["shapes"])
         return self.dataset({**arrays, "fingerprint": index["fingerprint"]}, folder)
 
@@ -163,8 +173,9 @@ class _Reader:
             try:
                 shapes = memmap.write_arrays(made, self.episodes(bar))
                 # The checked arrays are released here: an open file keeps Windows from renaming.
-                fingerprint = self.dataset(memmap.map_arrays(made, shapes)).fingerprint
-                memmap.write_index(made, shapes, {"source": about, "fingerprint": fingerprint})
+                fingerprint = self.doubt(self.dataset(memmap.map_arrays(made, shapes))).fingerprint
+                about_arrays = {"fingerprint": fingerprint, "doubts": self.doubts}
+                memmap.write_index(made, shapes, {"source": about, **about_arrays})
                 if memmap.read_index(folder, about) is None:  # else another process was faster
                     put_in_place(made, folder, replace=True)
             except OSError as error:
@@ -174,6 +185,13 @@ class _Reader:
                     f"dataset {name!r} could not be converted in {folder.parent} "
                     f"({error}; {free:.0f} MiB free): free some space, or use storage='memory'",
                 ) from error
+
+    def doubt(self, dataset: OfflineDataset) -> OfflineDataset:
+        """The dataset, once what is odd about it is noted. ValueError where rewards vanish."""
+        of = f"dataset {dataset.id!r}"
+        odd = doubts(dataset.states, dataset.rewards, dataset.episode_starts)
+        self.doubts[:] = [*self.rounding.faults(of), *(f"{of}: {text}" for text in odd)]
+        return dataset
 
     def dataset(self, arrays: dict[str, Any], folder: Path | None = None) -> OfflineDataset:
         """The dataset of these arrays; cached properties among them need no computation."""
@@ -189,7 +207,7 @@ class _Reader:
         """
         source, rule = self.source, RULES[self.family.episodes]
         is_empty = True
-        for stored in _stored(source) if source.total_steps > 0 else ():
+        for stored in read_episodes(source) if source.total_steps > 0 else ():
             episode = self.arrays(stored)
             if len(stored.rewards) > 0:
                 episode = rule(episode, stored.observations)
@@ -203,43 +221,23 @@ class _Reader:
 
     def arrays(self, stored: EpisodeData) -> Episode:
         """A stored episode as arrays. Raises ValueError where their shapes do not fit."""
-        length = len(stored.rewards)
+        of, length = f"dataset {self.source.id!r}, episode {stored.id}", len(stored.rewards)
         adapter, observations = self.fields["adapter"], stored.observations
         parts = {
-            "states": observations if adapter is None else adapter.flatten(observations),
-            **{name: getattr(stored, name) for name in ARRAYS if name != "states"},
+            "observations": observations if adapter is None else adapter.flatten(observations),
+            "actions": stored.actions,
+            "rewards": stored.rewards,
         }
         shapes = {
-            "states": (length + 1, *self.fields["observation_space"].shape),
+            "observations": (length + 1, *self.fields["observation_space"].shape),
             "actions": (length, *self.fields["action_space"].shape),
         }
+        episode: Episode = {}
         for name, values in parts.items():
-            shape = shapes.get(name, (length,))
-            if np.shape(values) != shape:
-                raise ValueError(
-                    f"dataset {self.source.id!r}, episode {stored.id}: "
-                    f"{'observations' if name == 'states' else name} has shape {np.shape(values)}, "
-                    f"expected {shape} (T + 1 observations for T = {length} steps)"
-                )
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused later
-            return {n: np.asarray(v, dtype=memmap.DTYPES[n]) for n, v in parts.items()}
-
-
-def _stored(source: MinariDataset) -> Iterator[EpisodeData]:
-    """Minari's episodes. Raises ValueError where one cannot be read or steps are missing."""
-    steps = 0
-    try:
-        for episode in source.iterate_episodes():
-            steps += len(episode.rewards)
-            yield episode
-    except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"dataset {source.id!r} cannot be read after {steps} of {source.total_steps} steps "
-            f"({error}): it is incomplete or damaged, fetch or regenerate it"
-        ) from error
-    if steps != source.total_steps:
-        raise ValueError(
-            f"dataset {source.id!r}: {steps} steps were read, its metadata say "
-            f"{source.total_steps}. It is damaged, or its episodes are longer than Minari reads "
-            "back completely from Arrow and Parquet files (32767 steps): store it as HDF5"
-        )
+            column = numbers(of, name, values, shapes.get(name, (length,)), LENGTH.format(length))
+            self.rounding.add(name, values, column)
+            episode["states" if name == "observations" else name] = column
+        for name in ("terminations", "truncations"):
+            values = getattr(stored, name)
+            episode[name] = flags(of, name, values, (length,), LENGTH.format(length))
+        return episode
