@@ -14,9 +14,9 @@ from minari import MinariDataset
 from minari.dataset.minari_dataset import gen_dataset_id, parse_dataset_id
 from minari.storage.datasets_root_dir import get_dataset_path
 
-from qgpo.envs.store.metadata import read_metadata
 from qgpo.envs.store.names import check_name, fault
 from qgpo.envs.store.reading import check_files, lengths
+from qgpo.envs.store.stated import read_metadata
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 
@@ -105,12 +105,10 @@ def open_local(dataset_id: str) -> MinariDataset:
     """
     if not folder_of(dataset_id).exists():
         raise FileNotFoundError(f"dataset {dataset_id!r} is not in {folder_of('')}")
-    return open_folder(folder_of(dataset_id), dataset_id)
+    return open_whole(folder_of(dataset_id), dataset_id)
 
 
-def open_folder(
-    folder: Path, dataset_id: str, names: Sequence[str] = ("rewards",)
-) -> MinariDataset:
+def open_whole(folder: Path, dataset_id: str, names: Sequence[str] = ("rewards",)) -> MinariDataset:
     """Open the dataset in a folder, once its columns of those names are judged.
 
     Raises what `open_local` does.
