@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from qgpo.critic import lambda_returns
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.data.disk import allocate, check_space
+
+FLOAT_BYTES = 4
+TABLE_ADVICE = "choose fewer support_actions, or storage='memory'"
 
 
 class Transitions(NamedTuple):
@@ -110,11 +115,22 @@ class Batches:
         )
 
     def table(self, shape: tuple[int, ...]) -> Tensor:
-        """Zeros: on the device, or in a file without a name where the data are mapped."""
+        """Zeros: on the device, or in a file without a name where the data are mapped.
+
+        Raises DiskFullError where that file's disk is full.
+        """
         if self.scratch is None:
             return torch.zeros(shape, device=self.device)
         with _nameless_file(self.scratch) as file:
-            return torch.as_tensor(np.memmap(file, np.float32, "w+", shape=shape))
+            size = math.prod(shape) * FLOAT_BYTES
+            allocate(file, size, self.scratch, "a table of the training", TABLE_ADVICE)
+            return torch.as_tensor(np.memmap(file, np.float32, "r+", shape=shape))
+
+    def check_tables(self, *shapes: tuple[int, ...]) -> None:
+        """Raise DiskFullError where the data are mapped and tables do not fit beside them."""
+        if self.scratch is not None:
+            size = sum(map(math.prod, shapes)) * FLOAT_BYTES
+            check_space(self.scratch, size, "tables of the training", TABLE_ADVICE)
 
 
 def tuned_rewards(dataset: OfflineDataset, data: Batches, rule: str, gamma: float) -> Tensor:

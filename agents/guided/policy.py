@@ -96,6 +96,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     def _train(self, dataset: OfflineDataset) -> None:
         if not self.is_trained:
+            self.support.check_space(self.prepare(dataset))  # before the hours of two stages
             self.train_whitening(dataset)
             self.train_behavior(dataset)
             self.generate_support(dataset)

@@ -44,6 +44,12 @@ class Support:
         """States whose actions are drawn in one call."""
         return max(1, ROWS_PER_CHUNK // self.config.support_actions)
 
+    def check_space(self, data: Batches) -> None:
+        """Raise DiskFullError where the table, and the critic's of the same rows, do not fit."""
+        if "support" not in self.training.tables:
+            shape = (len(data.states), self.config.support_actions)
+            data.check_tables((*shape, data.actions.shape[-1]), shape)
+
     def generate(self, data: Batches) -> None:
         """Draw the actions of all states."""
         self.restore(data)

@@ -1,12 +1,14 @@
 """Datasets larger than memory: their arrays as memory-mapped files, written once.
 
-A folder holds one raw file per array and `index.json`: the format version, the source, the shape
-of each array, and the dataset's fingerprint. It appears complete or not at all.
+A folder holds one raw file per array and `index.json`: the format version, the shape of each
+array, the dataset's fingerprint, how the arrays were made, and hashes of all blocks of the arrays'
+files and of the files that they were made from. It appears complete or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -16,7 +18,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+from qgpo.envs.data.blocks import BlockHash, Contents, differing
+from qgpo.envs.data.disk import allocate, check_space
+
+FORMAT_VERSION = 2
+"""1 had no hashes: its folders are made anew"""
 DTYPES = {
     "states": "float32",
     "actions": "float32",
@@ -27,15 +33,68 @@ DTYPES = {
     "state_index": "int64",
     "episode_starts": "int64",
 }
+INDEX = "index.json"
+ADVICE = "use storage='memory'"
 Episode = dict[str, NDArray[Any]]
 """states (T + 1, S), actions (T, A), rewards, terminations and truncations (T,)"""
+Index = dict[str, Any]
+"""shapes, fingerprint, made (how), source and arrays (contents by file name)"""
 
 
-def write_arrays(folder: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
-    """Append episode after episode to one file per array; returns the shapes by name."""
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DTYPES, (0,))
+class _ArrayFile:
+    """The file of one array: its space is reserved, what is written is hashed and counted."""
+
+    def __init__(self, path: Path, size: int, what: str) -> None:
+        self.path = path
+        self.hash = BlockHash()
+        self.shape: tuple[int, ...] = (0,)
+        self.file = open(path, "wb")  # noqa: SIM115
+        try:
+            allocate(self.file, size, path.parent, what, ADVICE)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def append(self, array: NDArray[Any]) -> None:
+        """Write rows. (`ndarray.tofile` would ignore that the last of them met a full disk.)"""
+        data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        self.file.write(data)
+        self.hash.update(data)
+        self.shape = (self.shape[0] + len(array), *array.shape[1:])
+
+    def finish(self) -> Contents:
+        """Cut off what was reserved in vain, and wait until the file is on the disk."""
+        with self.file:
+            self.file.truncate()
+            _sync(self.file)
+        contents = self.hash.contents(self.path)
+        if self.path.stat().st_size != contents["size"]:
+            raise OSError(f"{self.path} has {self.path.stat().st_size} bytes, {contents['size']} "
+                          "were written: the disk is full or damaged")
+        return contents
+
+
+def expected_sizes(steps: int, episodes: int, states: int, actions: int) -> dict[str, int]:
+    """Bytes of each file for so many steps in episodes, with S and A numbers per row."""
+    rows = dict.fromkeys(DTYPES, steps)
+    rows.update(states=(steps + episodes) * states, actions=steps * actions)
+    rows["episode_starts"] = episodes
+    return {name: n * np.dtype(DTYPES[name]).itemsize for name, n in rows.items()}
+
+
+def write_arrays(folder: Path, episodes: Iterable[Episode], sizes: dict[str, int], of: str) -> Index:
+    """Append episode after episode to one file per array; returns `shapes` and `arrays`.
+
+    `sizes` are the expected bytes of each file; they are reserved first. `of` names the dataset.
+    Raises OSError where anything of it is not on the disk, DiskFullError where space is missing.
+    """
+    what = f"{of} as memory-mapped files"
+    check_space(folder, sum(sizes.values()), what, ADVICE)
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in DTYPES}
+        files: dict[str, _ArrayFile] = {}
+        for name in DTYPES:
+            files[name] = _ArrayFile(folder / f"{name}.bin", sizes[name], f"{what}: {name}.bin")
+            stack.callback(files[name].file.close)
         n = row = 0
         for episode in episodes:
             length = len(episode["rewards"])
@@ -46,44 +105,88 @@ def write_arrays(folder: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
                 "episode_starts": np.array([n]),
             }
             for name, dtype in DTYPES.items():
-                array = np.ascontiguousarray(arrays[name], dtype=dtype)
-                array.tofile(files[name])
-                shapes[name] = (shapes[name][0] + len(array), *array.shape[1:])
+                files[name].append(np.asarray(arrays[name], dtype=dtype))
             n, row = n + length, row + length + 1
-        for file in files.values():
-            _sync(file)
-    return shapes
+        contents = {f"{name}.bin": file.finish() for name, file in files.items()}
+    return {"shapes": {name: file.shape for name, file in files.items()}, "arrays": contents}
 
 
 def map_arrays(folder: Path, shapes: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of a folder, read from disk when used; writing to them changes no file."""
+    """The arrays of a folder, read from disk when used; writing to them changes no file.
+
+    A process that reads from a map whose file another process cuts short is ended by the system
+    (SIGBUS), which no program can catch: sizes are checked before, not while, files are used.
+    """
     return {
         name: np.memmap(folder / f"{name}.bin", dtype, mode="c", shape=tuple(shapes[name]))
         for name, dtype in DTYPES.items()
     }
 
 
-def write_index(folder: Path, shapes: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write the index, which makes the folder complete."""
-    with open(folder / "index.json", "w", encoding="utf-8") as file:
-        json.dump({"format_version": FORMAT_VERSION, "shapes": shapes, **about}, file, indent=2)
-        _sync(file)
+def write_index(folder: Path, index: Index) -> None:
+    """Write the index, which makes the folder complete; an earlier one is replaced."""
+    whole = {"format_version": FORMAT_VERSION, **index}
+    scratch = folder / f".{INDEX}.{os.getpid()}.tmp"
+    try:
+        with open(scratch, "w", encoding="utf-8") as file:
+            json.dump({"checksum": _checksum(whole), **whole}, file)
+            _sync(file)
+        scratch.replace(folder / INDEX)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_index(folder: Path, made: dict[str, Any] | None = None) -> Index | None:
+    """The index of a complete folder, made in that way, else None."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        is_complete = index.pop("checksum") == _checksum(index)
+        is_complete = is_complete and index.pop("format_version") == FORMAT_VERSION
+        is_complete = is_complete and made in (None, index["made"])
+        for name, dtype in DTYPES.items():
+            size = int(np.prod(index["shapes"][name])) * np.dtype(dtype).itemsize
+            is_complete = is_complete and (folder / f"{name}.bin").stat().st_size == size
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return index if is_complete else None
+
+
+def damage(folder: Path, index: Index, source: dict[str, Path], in_full: bool = False) -> list[str]:
+    """Files of the source and of the map that are not what they were at the conversion.
+
+    What is read, and what that can miss: see `blocks.differing`. Where only times have changed,
+    they are noted, so that the next reading is short.
+    """
+    arrays = {f"{name}.bin": folder / f"{name}.bin" for name in DTYPES}
+    files = {"source": source, "arrays": arrays}
+    try:
+        # before they are read: what changes meanwhile is read in full the next time
+        times = {k: {n: path.stat().st_mtime_ns for n, path in files[k].items()} for k in files}
+        wrong = [name for part in files for name in differing(files[part], index[part], in_full)]
+        if not wrong:
+            _note_times(folder, index, times)
+    except (OSError, LookupError, TypeError, AttributeError) as error:
+        return [f"{folder / INDEX} ({error})"]
+    return wrong
+
+
+def _note_times(folder: Path, index: Index, times: dict[str, dict[str, int]]) -> None:
+    """Put the files' times into the index, where one differs and the folder can be written."""
+    noted = {part: {n: about["mtime_ns"] for n, about in index[part].items()} for part in times}
+    if noted == times:
+        return
+    for part in times:
+        for name, time in times[part].items():
+            index[part][name]["mtime_ns"] = time
+    with contextlib.suppress(OSError):
+        write_index(folder, index)
+
+
+def _checksum(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(file: IO[Any]) -> None:
     """Wait until the contents are on disk."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def read_index(folder: Path, source: dict[str, Any]) -> dict[str, Any] | None:
-    """The index of a complete folder made from that source, else None."""
-    try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        is_complete = index["format_version"] == FORMAT_VERSION and index["source"] == source
-        for name, dtype in DTYPES.items():
-            size = int(np.prod(index["shapes"][name])) * np.dtype(dtype).itemsize
-            is_complete = is_complete and (folder / f"{name}.bin").stat().st_size == size
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return index if is_complete else None

@@ -17,6 +17,7 @@ from qgpo.envs.store.downloading import digest
 from qgpo.envs.store.local import files_in, folder_of, open_local
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.store.reading import judge
+from qgpo.envs.store.storing import store_episodes
 from qgpo.envs.store.writing import check_new_id, check_space, new_dataset
 
 
@@ -52,7 +53,7 @@ def combine(
         )
         total = sum(source.total_steps for source in sources)
         with tqdm(total=total, desc=f"write {new_id}", disable=not progress_bar) as bar:
-            storage.update_episodes(_buffers(sources, bar))
+            store_episodes(storage, _buffers(sources, bar))
         storage.update_metadata(_metadata(new_id, sources))
         open_local(new_id)
     return open_local(new_id)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,8 +15,10 @@ from minari import EpisodeData, MinariDataset
 from tqdm import tqdm
 
 from qgpo.envs.data import memmap
+from qgpo.envs.data.blocks import hash_files, same_contents
 from qgpo.envs.data.columns import Rounding, flags, numbers
 from qgpo.envs.data.dataset import ARRAYS, OfflineDataset, episode_starts
+from qgpo.envs.data.disk import DiskFullError, free_bytes
 from qgpo.envs.data.doubts import doubts
 from qgpo.envs.data.memmap import Episode
 from qgpo.envs.store import bundled
@@ -26,13 +26,15 @@ from qgpo.envs.store.episode_rules import RULES
 from qgpo.envs.store.local import files_in
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.store.reading import read_episodes
-from qgpo.envs.store.writing import put_in_place
+from qgpo.envs.store.scratch import remove_abandoned, scratch_folder, target_lock
 from qgpo.envs.tasks.families import UNKNOWN, Family, find_family
 from qgpo.envs.tasks.spaces import vector_spaces
 
 LENGTH = " (T + 1 observations for T = {} steps)"
 STORAGES = ("memory", "memmap")
 Storage = Literal["memory", "memmap"]
+SCRATCH = ".memmap-"
+"""how the folders of unfinished conversions are named"""
 
 
 def load_dataset(
@@ -135,56 +137,102 @@ class _Reader:
 
     def map(self, progress_bar: bool) -> OfflineDataset:
         """The converted files beside the Minari data, made on first use and after changes."""
-        data = Path(self.source.storage.data_path)
-        indices = np.asarray(self.source.episode_indices, dtype=np.int64)
-        selection = hashlib.sha256(indices.tobytes()).hexdigest()
-        folder = data.parent / ("memmap" if self.is_complete else f"memmap-{selection[:12]}")
-        adapter = self.fields["adapter"]
-        about = {
-            "episodes": selection,
-            "rule": self.family.episodes,
-            "observations": adapter.to_json() if adapter else None,
-            "files": {
-                name: [path.stat().st_size, path.stat().st_mtime_ns]
-                for name, path in files_in(data).items()
-            },
-        }
-        if memmap.read_index(folder, about) is None:
-            self.convert(folder, about, progress_bar)
-        index = memmap.read_index(folder, about)
+        home = self.home
+        folder = home / ("memmap" if self.is_complete else f"memmap-{self.selection[:12]}")
+        remove_abandoned(home, SCRATCH)
+        index = self.current(folder)
         if index is None:
-            raise ValueError(
-                f"dataset {self.source.id!r} changed while it was converted: load it again"
-            )
+            with target_lock(folder, f"converting {self.source.id!r}"):
+                index = self.current(folder) or self.convert(folder, progress_bar)
         self.doubts[:] = index.get("doubts", [])
         arrays = memmap.map_arrays(folder, index["shapes"])
+        if memmap.read_index(folder) != index:  # another process has just replaced the folder
+            raise ValueError(f"dataset {self.source.id!r} changed while it was read: load it again")
         return self.dataset({**arrays, "fingerprint": index["fingerprint"]}, folder)
 
-    def convert(self, folder: Path, about: dict[str, Any], progress_bar: bool) -> None:
-        """Write the arrays into a scratch folder, check them, and rename it."""
+    def current(self, folder: Path) -> memmap.Index | None:
+        """The index of a conversion that is whole and of the data that are here now."""
+        index = memmap.read_index(folder, self.made)
+        if index is None or memmap.damage(folder, index, self.files):
+            return None
+        return index
+
+    @property
+    def home(self) -> Path:
+        """The dataset's folder, in which Minari's `data` are."""
+        return Path(self.source.storage.data_path).parent
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Minari's files by name."""
+        return files_in(Path(self.source.storage.data_path))
+
+    @property
+    def selection(self) -> str:
+        """SHA-256 of the episodes' numbers."""
+        indices = np.asarray(self.source.episode_indices, dtype=np.int64)
+        return hashlib.sha256(indices.tobytes()).hexdigest()
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """How arrays are made from the files."""
+        adapter = self.fields["adapter"]
+        return {
+            "episodes": self.selection,
+            "rule": self.family.episodes,
+            "observations": adapter.to_json() if adapter else None,
+        }
+
+    def convert(self, folder: Path, progress_bar: bool) -> memmap.Index:
+        """Write the arrays into a scratch folder, check them, and rename it.
+
+        Raises ValueError where the data change meanwhile, OSError where the disk does not take
+        the files (DiskFullError where it is too full).
+        """
         name, total = self.source.id, self.source.total_steps
         bar = tqdm(total=total, desc=f"convert {name}", disable=not progress_bar)
-        scratch = tempfile.TemporaryDirectory(
-            prefix=".memmap-", dir=folder.parent, ignore_cleanup_errors=True
+        try:
+            with scratch_folder(folder.parent, SCRATCH) as scratch, bar:
+                made = scratch / "arrays"
+                made.mkdir()
+                index = self.write(made, bar)
+                if folder.exists():
+                    folder.rename(scratch / "previous")
+                made.rename(folder)
+                return index
+        except DiskFullError:
+            raise
+        except OSError as error:
+            free = free_bytes(folder) / 2**20
+            raise OSError(
+                error.errno,
+                f"dataset {name!r} could not be converted in {folder.parent} "
+                f"({error}; {free:.0f} MiB free): free some space, or use storage='memory'",
+            ) from error
+
+    def write(self, made: Path, bar: Any) -> memmap.Index:
+        """Write and check the arrays and the index; the source is hashed before and after."""
+        of = f"dataset {self.source.id!r}"
+        before = hash_files(self.files)
+        sizes = memmap.expected_sizes(
+            max(0, self.source.total_steps),
+            max(0, self.source.total_episodes),
+            int(np.prod(self.fields["observation_space"].shape)),
+            int(np.prod(self.fields["action_space"].shape)),
         )
-        with scratch, bar:
-            made = Path(scratch.name) / "arrays"
-            made.mkdir()
-            try:
-                shapes = memmap.write_arrays(made, self.episodes(bar))
-                # The checked arrays are released here: an open file keeps Windows from renaming.
-                fingerprint = self.doubt(self.dataset(memmap.map_arrays(made, shapes))).fingerprint
-                about_arrays = {"fingerprint": fingerprint, "doubts": self.doubts}
-                memmap.write_index(made, shapes, {"source": about, **about_arrays})
-                if memmap.read_index(folder, about) is None:  # else another process was faster
-                    put_in_place(made, folder, replace=True)
-            except OSError as error:
-                free = shutil.disk_usage(folder.parent).free / 2**20
-                raise OSError(
-                    error.errno,
-                    f"dataset {name!r} could not be converted in {folder.parent} "
-                    f"({error}; {free:.0f} MiB free): free some space, or use storage='memory'",
-                ) from error
+        written = memmap.write_arrays(made, self.episodes(bar), sizes, of)
+        # The checked arrays are released here: an open file keeps Windows from renaming.
+        checked = self.doubt(self.dataset(memmap.map_arrays(made, written["shapes"])))
+        index = {**written, "fingerprint": checked.fingerprint, "made": self.made}
+        index["doubts"] = self.doubts
+        index["source"] = hash_files(self.files)
+        if not same_contents(before, index["source"]):
+            raise ValueError(f"{of} changed while it was converted: load it again")
+        memmap.write_index(made, index)
+        whole = memmap.read_index(made)
+        if whole is None:
+            raise OSError(f"{made} did not keep what was written")
+        return whole
 
     def doubt(self, dataset: OfflineDataset) -> OfflineDataset:
         """The dataset, once what is odd about it is noted. ValueError where rewards vanish."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,16 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.namespace import create_namespace, list_local_namespaces
 
+from qgpo.envs.data import disk
 from qgpo.envs.store.local import datasets_root, folder_of, split_version
+from qgpo.envs.store.scratch import scratch_folder
+from qgpo.envs.store.storing import size_of, store_episodes
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
+
+ADVICE = "set MINARI_DATASETS_PATH to a folder on another disk"
+SCRATCH = ".qgpo-"
+"""how the folders of unfinished datasets are named"""
 
 
 def check_new_id(dataset_id: str, bundled: bool = False) -> None:
@@ -41,14 +47,20 @@ def check_new_id(dataset_id: str, bundled: bool = False) -> None:
 
 
 def check_space(dataset_id: str, needed: float) -> None:
-    """Raise OSError where the local folder has less free space than the bytes needed."""
+    """Raise DiskFullError where the local folder has less free space than the bytes needed."""
+    disk.check_space(folder_of(""), needed, f"dataset {dataset_id!r}", ADVICE)
+
+
+@contextlib.contextmanager
+def reserved_space(dataset_id: str, needed: int) -> Iterator[None]:
+    """Keep so many bytes of the local folder's disk free for a dataset while episodes are played.
+
+    Raises DiskFullError where there are fewer.
+    """
     root = folder_of("")
-    free = shutil.disk_usage(root).free
-    if needed > free:
-        raise OSError(
-            f"dataset {dataset_id!r} takes {needed / 1e6:.0f} MB, {root} has {free / 1e6:.0f} MB "
-            "free: free some space, or set MINARI_DATASETS_PATH"
-        )
+    with scratch_folder(root, SCRATCH) as scratch, open(scratch / "reserved", "wb") as file:
+        disk.allocate(file, needed, root, f"dataset {dataset_id!r}", ADVICE)
+        yield
 
 
 def put_in_place(made: Path, target: Path, replace: bool = False) -> None:
@@ -89,14 +101,22 @@ def new_dataset(dataset_id: str, bundled: bool = False) -> Iterator[None]:
     An interrupted run leaves nothing under the id. Raises ValueError where `check_new_id` does.
     """
     check_new_id(dataset_id, bundled)
-    # On Windows, the folder survives an error while one of its files is open.
-    with tempfile.TemporaryDirectory(
-        prefix=".qgpo-", dir=folder_of(""), ignore_cleanup_errors=True
-    ) as scratch:
-        with datasets_root(Path(scratch)):
-            yield
-            made = folder_of(dataset_id)
-        add_dataset(made, dataset_id)
+    root = folder_of("")
+    with scratch_folder(root, SCRATCH) as scratch:
+        try:
+            with datasets_root(scratch):
+                yield
+                made = folder_of(dataset_id)
+            add_dataset(made, dataset_id)
+        except disk.DiskFullError:
+            raise
+        except OSError as error:
+            free = disk.megabytes(disk.free_bytes(root))
+            raise OSError(
+                error.errno,
+                f"dataset {dataset_id!r} could not be written in {root} ({error}; {free} free): "
+                f"free some space, or {ADVICE}",
+            ) from error
 
 
 def write_minari(
@@ -111,16 +131,18 @@ def write_minari(
     """Store episodes as a local Minari dataset, complete or not at all.
 
     `eval_env` is the environment in which agents play, if it is another than the recorded one.
-    Raises ValueError where `check_new_id` does.
+    Raises ValueError where `check_new_id` does, and OSError where the disk does not take the
+    dataset (DiskFullError where it has too little space): the episodes are then as they were.
     """
     env = make_env(as_played(env_id))
     family = find_family(env_id=env.spec.id if env.spec else None)
     reference = family.reference if family.episodes == "recorded" else None
+    check_space(dataset_id, size_of(episodes))
     with new_dataset(dataset_id, bundled), quiet_mujoco(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`eval_env` is set to None")
-        minari.create_dataset_from_buffers(
+        made = minari.create_dataset_from_buffers(
             dataset_id,
-            episodes,
+            [],
             env=env,
             eval_env=eval_env,
             algorithm_name=algorithm_name,
@@ -131,3 +153,4 @@ def write_minari(
             ref_min_score=reference.minimum if reference else None,
             ref_max_score=reference.maximum if reference else None,
         )
+        store_episodes(made.storage, episodes)

@@ -50,6 +50,12 @@ def windows(monkeypatch):
     monkeypatch.setattr("shutil._use_fd_functions", False)  # it would open folders
 
 
+def change(source):
+    """Other contents, here a space at the end of the metadata."""
+    with open(Path(source.storage.data_path) / "metadata.json", "a") as file:
+        file.write(" ")
+
+
 def test_written_and_combined():
     still = EpisodeBuffer(
         observations=np.tile([1.0, 0.0, 0.0], (3, 1)),
@@ -70,15 +76,14 @@ def test_mapped_and_converted_again_after_a_change():
         dataset = load_dataset(source, storage="memmap", progress_bar=False)
         assert len(load_dataset(source, storage="memmap", progress_bar=False)) == length
     del dataset
-    metadata = Path(source.storage.data_path) / "metadata.json"
-    os.utime(metadata, ns=(0, 0))
+    change(source)
     assert len(load_dataset(source, storage="memmap", progress_bar=False)) == 4
 
 
 def test_a_folder_in_use_is_kept_and_named():
     source = write_buffers(numbered_episodes((3,), (True,)))
     dataset = load_dataset(source, storage="memmap", progress_bar=False)
-    os.utime(Path(source.storage.data_path) / "metadata.json", ns=(0, 0))
+    change(source)
     with pytest.raises(OSError, match=r"being used by another process.*storage='memory'"):
         load_dataset(source, storage="memmap", progress_bar=False)
     assert dataset.rewards.tolist() == [0.5, 1.5, 2.5]
