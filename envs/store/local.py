@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qgpo.envs.store.reading import check_files, lengths
 from qgpo.envs.store.stated import read_metadata
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
+_ROOT = threading.RLock()
 
 
 class DamagedDatasetError(ValueError):
@@ -150,12 +152,13 @@ def _check_steps(data: Path, metadata: dict[str, Any], of: str, names: Sequence[
 
 @contextlib.contextmanager
 def datasets_root(folder: Path) -> Iterator[None]:
-    """Let Minari work in another folder than the user's."""
-    previous = os.environ.get(ROOT_VARIABLE)
-    os.environ[ROOT_VARIABLE] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ[ROOT_VARIABLE]
-        if previous is not None:
-            os.environ[ROOT_VARIABLE] = previous
+    """Let Minari work in another folder than the user's; one thread at a time."""
+    with _ROOT:
+        previous = os.environ.get(ROOT_VARIABLE)
+        os.environ[ROOT_VARIABLE] = str(folder)
+        try:
+            yield
+        finally:
+            del os.environ[ROOT_VARIABLE]
+            if previous is not None:
+                os.environ[ROOT_VARIABLE] = previous

@@ -63,20 +63,31 @@ def read_metadata(data: Path) -> dict[str, Any]:
     """
     path = data / "metadata.json"
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("metadata.json is no regular file")
-        if about.st_size > LARGEST:
-            raise ValueError(f"metadata.json has {about.st_size} bytes, at most {LARGEST}")
-        return check_metadata(json.loads(path.read_bytes().decode("utf-8")))
+        return check_metadata(read_json(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No data found in data path {data}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file: a regular one, not too large.
+
+    Raises FileNotFoundError where there is none, and ValueError, which says what is odd.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait for ever
+            raise ValueError(f"{path.name} is no regular file")
+        if about.st_size > LARGEST:
+            raise ValueError(f"{path.name} has {about.st_size} bytes, at most {LARGEST}")
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        raise ValueError(f"metadata.json cannot be read: {error.strerror}") from error
+        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"metadata.json is not UTF-8: {error}") from error
+        raise ValueError(f"{path.name} is not UTF-8: {error}") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"metadata.json is not JSON: {error}") from error
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
 
 
 def check_metadata(metadata: Any) -> dict[str, Any]:
