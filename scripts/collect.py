@@ -21,7 +21,7 @@ from qgpo.envs.rollouts.protocols import Policy
 from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.rollouts.scripted_policies import UniformPolicy, WaypointPolicy
 from qgpo.envs.store.bundled import bundled_policy, policies
-from qgpo.envs.store.writing import check_new_id, write_minari
+from qgpo.envs.store.writing import check_new_id, sole_writer, write_minari
 from qgpo.envs.tasks.making import make_env
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.scripts._refusals import one_line
@@ -98,6 +98,13 @@ def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: st
 def main(args: Args) -> None:
     """Check, roll out, store, and print how to train on the result."""
     check(args)
+    with sole_writer(args.dataset_id):
+        check(args)  # another process may have written it while this one waited
+        collect_and_store(args)
+
+
+def collect_and_store(args: Args) -> None:
+    """Roll out, store, and print how to train on the result."""
     statistics = args.vecnormalize or ("-",) * len(args.policy)
     files = list(zip(args.policy, statistics, strict=True))
     episodes = collect(

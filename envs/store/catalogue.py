@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 
 import minari
 from gymnasium.envs.registration import EnvSpec
-from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -21,6 +20,7 @@ from packaging.utils import canonicalize_name
 from qgpo.envs.store import bundled
 from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.envs.store.remote import remote_catalogue
+from qgpo.envs.store.stated import read_metadata
 from qgpo.envs.tasks.families import Family, find_family
 from qgpo.envs.tasks.making import PACKAGES
 from qgpo.envs.tasks.reference import ReferenceScores
@@ -87,9 +87,21 @@ def catalogue(where: Where, prefix: str = "") -> list[Entry]:
 def describe(
     dataset_id: str, where: Where, metadata: dict[str, Any], missing: tuple[str, ...] = ()
 ) -> Entry:
-    """The entry of a dataset; metadata that cannot be read are {"error": reason}."""
-    if "error" in metadata:
-        return Entry(dataset_id, where, missing=(*missing, f"damaged: {metadata['error']}"))
+    """The entry of a dataset; metadata that cannot be read are {"error": reason}.
+
+    Metadata that are odd in any way make an entry that says so: they hide no other dataset.
+    """
+    try:
+        if "error" in metadata:
+            raise ValueError(metadata["error"])
+        return _described(dataset_id, where, metadata, missing)
+    except Exception as error:
+        return Entry(dataset_id, where, missing=(*missing, f"damaged: {error}"))
+
+
+def _described(
+    dataset_id: str, where: Where, metadata: dict[str, Any], missing: tuple[str, ...]
+) -> Entry:
     spec = _environment(metadata)
     env_id = None if spec is None else spec.id
     family = find_family(dataset_id, env_id)
@@ -101,7 +113,7 @@ def describe(
         episodes=metadata.get("total_episodes"),
         megabytes=metadata.get("dataset_size"),
         behavior=metadata.get("algorithm_name"),
-        author=", ".join(sorted(metadata.get("author", ()))) or None,
+        author=", ".join(sorted(metadata.get("author") or ())) or None,
         env_id=env_id or family.environment or None,
         reference=family.scores(metadata, family.played(spec)),
         d4rl=d4rl,
@@ -122,11 +134,11 @@ def like_d4rl(dataset_id: str) -> tuple[str | None, str]:
 
 def _local(dataset_id: str) -> Entry:
     try:
-        metadata = MinariStorage.read_raw_metadata(folder_of(dataset_id) / "data")
-        if metadata["dataset_id"] != dataset_id:
-            metadata = {"error": f"its metadata say {metadata['dataset_id']!r}"}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        metadata = {"error": f"{type(error).__name__}: {error}"}
+        metadata = read_metadata(folder_of(dataset_id) / "data")
+        if metadata.get("dataset_id") != dataset_id:
+            metadata = {"error": f"its metadata say {metadata.get('dataset_id')!r}"}
+    except (OSError, ValueError) as error:
+        metadata = {"error": str(error)}
     return describe(dataset_id, "local", metadata)
 
 

@@ -94,8 +94,12 @@ def check_metadata(metadata: Any) -> dict[str, Any]:
     """The metadata, whose known fields have the types that Minari writes. ValueError if not."""
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata are a {type(metadata).__name__}, expected an object")
+    stated: dict[str, Any] = {
+        name: [value] if name in ("author", "author_email") and isinstance(value, str) else value
+        for name, value in metadata.items()
+    }
     for name, (expected, is_right) in FIELDS.items():
-        value = metadata.get(name)
+        value = stated.get(name)
         if value is not None and not is_right(value):
             raise ValueError(f"metadata have {name} = {value!a:.60}, expected {expected}")
-    return metadata
+    return stated

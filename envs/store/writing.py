@@ -185,10 +185,9 @@ def _check_part(
             raise ValueError(f"{of}: {name} has other parts than {sorted(space.spaces)}{why}")
         for key, part in space.spaces.items():
             _check_part(of, f"{name}/{key}", values[key], part, rows, why)
-    elif isinstance(
-        space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete
-    ):
-        numbers(of, name, values, (rows, *space.shape), why)
+    elif isinstance(space, spaces.Box | spaces.Discrete):
+        shape: Any = space.shape
+        numbers(of, name, values, (rows, *shape), why)
 
 
 def write_minari(
