@@ -8,20 +8,27 @@ python scripts/collect.py --env-id PointMaze_UMaze-v3 --policy waypoints \
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
 from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
 
 from qgpo.envs.rollouts.collecting import collect, describe
 from qgpo.envs.rollouts.protocols import Policy
 from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.rollouts.scripted_policies import UniformPolicy, WaypointPolicy
 from qgpo.envs.store.bundled import bundled_policy, policies
-from qgpo.envs.store.writing import check_new_id, sole_writer, write_minari
+from qgpo.envs.store.local import datasets_root
+from qgpo.envs.store.storing import expected_size
+from qgpo.envs.store.writing import check_new_id, reserved_space, sole_writer, write_minari
 from qgpo.envs.tasks.making import make_env
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.scripts._refusals import one_line
@@ -94,6 +101,38 @@ def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: st
         raise ValueError(f"--policy {name}: {error}") from error
 
 
+def store(args: Args, episodes: list[EpisodeBuffer]) -> None:
+    """Write the dataset. Where that fails, keep the episodes elsewhere, and say where."""
+    names = [Path(name).name for name in args.policy]
+    about = describe(names, args.env_id, args.seed, args.switch_every, args.deterministic)
+    write = partial(write_minari, args.dataset_id, episodes, args.env_id, ", ".join(names), about)
+    try:
+        write()
+    except (OSError, ValueError) as error:  # a full disk, or an id that was taken meanwhile
+        for parent in (Path.cwd(), Path(tempfile.gettempdir())):
+            if (kept := keep_elsewhere(write, parent)) is not None:
+                raise ValueError(
+                    f"{error}. The episodes are in {kept}: use them with "
+                    f"MINARI_DATASETS_PATH={kept}, or move {kept / args.dataset_id} into your "
+                    "folder of datasets"
+                ) from error
+        raise
+
+
+def keep_elsewhere(write: Callable[[], None], parent: Path) -> Path | None:
+    """A new folder of datasets with what `write` writes; None where that fails, too."""
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="qgpo-collected-", dir=parent))
+        with datasets_root(folder):
+            write()
+    except (OSError, ValueError):
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return folder
+
+
 @one_line(stopped=": no dataset was written")
 def main(args: Args) -> None:
     """Check, roll out, store, and print how to train on the result."""
@@ -107,19 +146,19 @@ def collect_and_store(args: Args) -> None:
     """Roll out, store, and print how to train on the result."""
     statistics = args.vecnormalize or ("-",) * len(args.policy)
     files = list(zip(args.policy, statistics, strict=True))
-    episodes = collect(
-        args.env_id,
-        lambda space: [open_policy(*pair, space, args.env_id) for pair in files],
-        args.n_steps,
-        args.seed,
-        switch_every=args.switch_every,
-        deterministic=args.deterministic,
-        max_episode_steps=args.max_episode_steps,
-        progress_bar=args.progress_bar,
-    )
-    names = [Path(name).name for name in args.policy]
-    about = describe(names, args.env_id, args.seed, args.switch_every, args.deterministic)
-    write_minari(args.dataset_id, episodes, args.env_id, ", ".join(names), about)
+    size = expected_size(args.env_id, args.n_steps, args.max_episode_steps)
+    with reserved_space(args.dataset_id, size):
+        episodes = collect(
+            args.env_id,
+            lambda space: [open_policy(*pair, space, args.env_id) for pair in files],
+            args.n_steps,
+            args.seed,
+            switch_every=args.switch_every,
+            deterministic=args.deterministic,
+            max_episode_steps=args.max_episode_steps,
+            progress_bar=args.progress_bar,
+        )
+    store(args, episodes)
     returns = [float(np.sum(episode.rewards)) for episode in episodes]
     steps = sum(len(episode.rewards) for episode in episodes)
     print(

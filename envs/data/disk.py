@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if sys.platform != "win32" else (errno.ENOSPC,)
+"""of the system: no space, no more of the user's share, no larger files"""
+
 
 class DiskFullError(OSError):
     """A disk with less free space than what is to be written there."""
@@ -62,3 +65,14 @@ def allocate(file: IO[Any], size: int, folder: Path, what: str, advice: str) -> 
             f"{what}: {megabytes(size)} could not be reserved in {folder} ({error}; "
             f"{megabytes(free_bytes(folder))} free): free some space, or {advice}"
         ) from error
+
+
+def not_written(error: OSError, what: str, folder: Path, advice: str) -> OSError:
+    """The error to raise where something could not be written: DiskFullError on a full disk."""
+    message = (
+        f"{what} in {folder} ({error}; {megabytes(free_bytes(folder))} free): free some space, or "
+        f"{advice}"
+    )
+    if error.errno in FULL:
+        return DiskFullError(message)
+    return OSError(error.errno, message)

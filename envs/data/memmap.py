@@ -56,8 +56,8 @@ class _ArrayFile:
             raise
 
     def append(self, array: NDArray[Any]) -> None:
-        """Write rows. (`ndarray.tofile` would ignore that the last of them met a full disk.)"""
-        data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        """Write rows; unlike `ndarray.tofile`, raise OSError where the disk takes only a part."""
+        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         self.file.write(data)
         self.hash.update(data)
         self.shape = (self.shape[0] + len(array), *array.shape[1:])
@@ -69,8 +69,10 @@ class _ArrayFile:
             _sync(self.file)
         contents = self.hash.contents(self.path)
         if self.path.stat().st_size != contents["size"]:
-            raise OSError(f"{self.path} has {self.path.stat().st_size} bytes, {contents['size']} "
-                          "were written: the disk is full or damaged")
+            raise OSError(
+                f"{self.path} has {self.path.stat().st_size} bytes, {contents['size']} "
+                "were written: the disk is full or damaged"
+            )
         return contents
 
 
@@ -82,7 +84,9 @@ def expected_sizes(steps: int, episodes: int, states: int, actions: int) -> dict
     return {name: n * np.dtype(DTYPES[name]).itemsize for name, n in rows.items()}
 
 
-def write_arrays(folder: Path, episodes: Iterable[Episode], sizes: dict[str, int], of: str) -> Index:
+def write_arrays(
+    folder: Path, episodes: Iterable[Episode], sizes: dict[str, int], of: str
+) -> Index:
     """Append episode after episode to one file per array; returns `shapes` and `arrays`.
 
     `sizes` are the expected bytes of each file; they are reserved first. `of` names the dataset.
@@ -155,7 +159,7 @@ def damage(folder: Path, index: Index, source: dict[str, Path], in_full: bool = 
     """Files of the source and of the map that are not what they were at the conversion.
 
     What is read, and what that can miss: see `blocks.differing`. Where only times have changed,
-    they are noted, so that the next reading is short.
+    they are noted, so that the next reading is short; `in_full` notes nothing.
     """
     arrays = {f"{name}.bin": folder / f"{name}.bin" for name in DTYPES}
     files = {"source": source, "arrays": arrays}
@@ -163,7 +167,7 @@ def damage(folder: Path, index: Index, source: dict[str, Path], in_full: bool = 
         # before they are read: what changes meanwhile is read in full the next time
         times = {k: {n: path.stat().st_mtime_ns for n, path in files[k].items()} for k in files}
         wrong = [name for part in files for name in differing(files[part], index[part], in_full)]
-        if not wrong:
+        if not wrong and not in_full:
             _note_times(folder, index, times)
     except (OSError, LookupError, TypeError, AttributeError) as error:
         return [f"{folder / INDEX} ({error})"]

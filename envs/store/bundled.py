@@ -12,7 +12,8 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.rollouts.collecting import collect, describe
 from qgpo.envs.rollouts.sb3_policies import POLICY_FOLDER, ActorPolicy, load_policy
 from qgpo.envs.store.local import folder_of
-from qgpo.envs.store.writing import sole_writer, write_minari
+from qgpo.envs.store.storing import expected_size
+from qgpo.envs.store.writing import reserved_space, sole_writer, write_minari
 
 N_STEPS = 100_000
 
@@ -81,14 +82,15 @@ def ensure(dataset_id: str, progress_bar: bool = True) -> None:
     with sole_writer(dataset_id):
         if folder_of(dataset_id).exists():  # another process was faster
             return
-        episodes = collect(
-            recipe.env_id,
-            lambda space: [bundled_policy(name, space) for name in recipe.policies],
-            recipe.n_steps,
-            recipe.seed,
-            switch_every=recipe.switch_every,
-            progress_bar=progress_bar,
-        )
+        with reserved_space(dataset_id, expected_size(recipe.env_id, recipe.n_steps)):
+            episodes = collect(
+                recipe.env_id,
+                lambda space: [bundled_policy(name, space) for name in recipe.policies],
+                recipe.n_steps,
+                recipe.seed,
+                switch_every=recipe.switch_every,
+                progress_bar=progress_bar,
+            )
         write_minari(
             dataset_id,
             episodes,

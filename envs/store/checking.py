@@ -5,16 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from minari import MinariDataset
 
+from qgpo.envs.data import memmap
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.bundled import is_published
 from qgpo.envs.store.catalogue import OTHER_DATA, like_d4rl
 from qgpo.envs.store.downloading import damaged_files
 from qgpo.envs.store.loading import load_dataset
-from qgpo.envs.store.local import folder_of
+from qgpo.envs.store.local import files_in, folder_of
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.tasks.making import make_env
 
@@ -74,6 +76,7 @@ def _contents(opened: MinariDataset) -> Iterator[Finding]:
         text = "the same numbers" if same else "other numbers: scores compare with no others"
         yield Finding("published", same, text)
     yield from (_ends(dataset), _environment(dataset), _scores(dataset))
+    yield from _maps(opened, dataset)
 
 
 def _files(dataset_id: str) -> Finding:
@@ -83,6 +86,31 @@ def _files(dataset_id: str) -> Finding:
     if damaged:
         return Finding("files", False, f"changed since their download: {', '.join(damaged)}")
     return Finding("files", True, "as they were downloaded, by their SHA-256")
+
+
+def _maps(opened: MinariDataset, dataset: OfflineDataset) -> Iterator[Finding]:
+    """Whether the memory-mapped files hold these data, by every block and the fingerprint."""
+    data = Path(opened.storage.data_path)
+    for folder in sorted(data.parent.glob("memmap*")):
+        index = memmap.read_index(folder)
+        if index is None:
+            text = (
+                f"{folder} is incomplete or of an earlier version: it is made anew when it is used"
+            )
+            yield Finding("memory map", None, text)
+            continue
+        files = files_in(data)
+        wrong = memmap.damage(folder, index, files, in_full=True)
+        if set(wrong) <= {*files, *index["source"]} and wrong:
+            text = f"{folder.name} is of other data ({', '.join(wrong)}): it is made anew when used"
+            yield Finding("memory map", None, text)
+            continue
+        if folder.name == "memmap" and index["fingerprint"] != dataset.fingerprint:
+            wrong.append("the fingerprint")
+        text = f"{folder.name} holds the same numbers, by the hash of every block"
+        if wrong:
+            text = f"{folder}: {', '.join(wrong)} changed since the conversion; delete that folder"
+        yield Finding("memory map", not wrong, text)
 
 
 def _ends(dataset: OfflineDataset) -> Finding:

@@ -18,7 +18,7 @@ from qgpo.envs.data import memmap
 from qgpo.envs.data.blocks import hash_files, same_contents
 from qgpo.envs.data.columns import Rounding, flags, numbers
 from qgpo.envs.data.dataset import ARRAYS, OfflineDataset, episode_starts
-from qgpo.envs.data.disk import DiskFullError, free_bytes
+from qgpo.envs.data.disk import DiskFullError, not_written
 from qgpo.envs.data.doubts import doubts
 from qgpo.envs.data.memmap import Episode
 from qgpo.envs.store import bundled
@@ -203,12 +203,8 @@ class _Reader:
         except DiskFullError:
             raise
         except OSError as error:
-            free = free_bytes(folder) / 2**20
-            raise OSError(
-                error.errno,
-                f"dataset {name!r} could not be converted in {folder.parent} "
-                f"({error}; {free:.0f} MiB free): free some space, or use storage='memory'",
-            ) from error
+            what = f"dataset {name!r} could not be converted"
+            raise not_written(error, what, folder.parent, memmap.ADVICE) from error
 
     def write(self, made: Path, bar: Any) -> memmap.Index:
         """Write and check the arrays and the index; the source is hashed before and after."""

@@ -16,8 +16,9 @@ from qgpo.envs.store.local import (
     split_version,
 )
 from qgpo.envs.store.remote import RemoteError
+from qgpo.envs.store.scratch import remove_abandoned
 from qgpo.envs.store.stated import read_metadata
-from qgpo.envs.store.writing import restore
+from qgpo.envs.store.writing import SCRATCH, restore
 
 
 def open_dataset(
@@ -28,6 +29,7 @@ def open_dataset(
     An id without a version means the newest one: a bundled one, else a local one, else a remote
     one. Raises ValueError, which lists the local and the bundled ids, where that fails.
     """
+    remove_abandoned(folder_of(""), SCRATCH)
     try:
         full_id = newest_here(dataset_id)
     except ValueError as error:

@@ -9,13 +9,19 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
+
+from qgpo.envs.rollouts.collecting import N_ENVS
+from qgpo.envs.tasks.making import as_played, make_env
 
 EPISODE_BYTES = 20_000
 """what HDF5 adds to each episode; measured: 14,000 to 16,000 where all arrays are short"""
 CHUNK_FACTOR = 1.5
 """HDF5's arrays are whole chunks; measured: 1.23 for episodes of 1000 steps"""
+
+FLOAT_BYTES = 8
 
 
 class _FileOfHDF5(io.FileIO):
@@ -79,14 +85,14 @@ def size_of(episodes: Iterable[EpisodeBuffer]) -> int:
     return int(CHUNK_FACTOR * sum(sizes)) + EPISODE_BYTES * len(sizes)
 
 
-def expected_size(env: gym.Env[Any, Any], steps: int, limit: int, at_once: int) -> int:
-    """About how many bytes so many steps take, played `at_once` with `limit` steps an episode.
-
-    Where episodes end much earlier than at their limit, they take more.
-    """
-    steps += at_once * limit  # open episodes are played to their end
+def expected_size(env_id: str | EnvSpec, steps: int, max_episode_steps: int | None = None) -> int:
+    """About how many bytes take the episodes that `collect` plays; more where many end early."""
+    env = make_env(as_played(env_id))
+    limit = max_episode_steps or (env.spec.max_episode_steps if env.spec else None) or 1000
     numbers = gym.spaces.flatdim(env.observation_space) + gym.spaces.flatdim(env.action_space) + 2
-    return int(CHUNK_FACTOR * 8 * numbers * steps) + EPISODE_BYTES * (steps // limit + 1)
+    env.close()
+    steps += min(N_ENVS * limit, steps)  # open episodes are played to their end
+    return int(CHUNK_FACTOR * FLOAT_BYTES * numbers * steps) + EPISODE_BYTES * (steps // limit + 1)
 
 
 def _bytes(values: Any) -> int:

@@ -151,12 +151,8 @@ def new_dataset(dataset_id: str, bundled: bool = False) -> Iterator[None]:
         except disk.DiskFullError:
             raise
         except OSError as error:
-            free = disk.megabytes(disk.free_bytes(root))
-            raise OSError(
-                error.errno,
-                f"dataset {dataset_id!r} could not be written in {root} ({error}; {free} free): "
-                f"free some space, or {ADVICE}",
-            ) from error
+            what = f"dataset {dataset_id!r} could not be written"
+            raise disk.not_written(error, what, root, ADVICE) from error
 
 
 def check_episodes(

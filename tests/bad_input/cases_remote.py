@@ -187,6 +187,14 @@ CASES = [
     ),
     Case(
         CLI,
+        "collect: more steps than the disk has space for",
+        SystemExit,
+        "error: dataset 'mine/a-v0': … MB are needed, … has … MB free: free some space, or set "
+        "MINARI_DATASETS_PATH to a folder on another disk",
+        collect("--policy", "uniform", "--n-steps", "1000000000000"),
+    ),
+    Case(
+        CLI,
         "collect: statistics for a policy that has none",
         SystemExit,
         "error: --vecnormalize vecnormalize.pkl: uniform was trained without, expected -",
