@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_spaces, same_box
+from qgpo.envs.tasks.specs import check_spec
 
 Array = NDArray[np.float32]
 
@@ -59,6 +60,8 @@ class OfflineDataset:
     """where the arrays are memory-mapped from, with `load_dataset(..., storage="memmap")`"""
 
     def __post_init__(self) -> None:
+        if self.env_spec is not None:
+            check_spec(self.env_spec, f"dataset {self.id!r}")
         _check_shapes(self)
         if self.folder is None:  # mapped arrays were checked when they were written
             _check_values(self)

@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import minari
 from minari import MinariDataset
 from minari.dataset.minari_dataset import gen_dataset_id, parse_dataset_id
 from minari.storage.datasets_root_dir import get_dataset_path
+
+from qgpo.envs.store.metadata import open_folder
+from qgpo.envs.tasks.arguments import SpecError
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 
@@ -70,18 +72,18 @@ def open_local(dataset_id: str) -> MinariDataset:
 
     Raises FileNotFoundError without a folder, DamagedDatasetError where the folder cannot be
     opened or holds fewer steps than its metadata state, and ImportError where a package to read
-    it is missing.
+    it is missing; SpecError for an environment that no dataset may name.
     """
     if not folder_of(dataset_id).exists():
         raise FileNotFoundError(f"dataset {dataset_id!r} is not in {folder_of('')}")
     try:
-        opened = minari.load_dataset(dataset_id)
+        opened = open_folder(folder_of(dataset_id) / "data")
         metadata = opened.storage.get_episode_metadata(range(opened.total_episodes))
         steps = sum(int(episode["total_steps"]) for episode in metadata)
         if opened.total_episodes > 0:
             len(opened[0].rewards)
             len(opened[-1].rewards)
-    except ImportError:
+    except (ImportError, SpecError):
         raise
     except Exception as error:
         raise DamagedDatasetError(str(error)) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import minari
 from minari import MinariDataset
 
 from qgpo.envs.store import bundled, downloading
@@ -16,6 +15,7 @@ from qgpo.envs.store.local import (
     open_local,
     split_version,
 )
+from qgpo.envs.store.metadata import environments, open_folder
 from qgpo.envs.store.remote import RemoteError
 
 
@@ -39,7 +39,7 @@ def open_dataset(
             )
         if bundled.is_bundled(full_id):
             bundled.ensure(full_id, progress_bar)
-            return minari.load_dataset(full_id)
+            return open_folder(folder_of(full_id) / "data")
         return open_local(full_id)
     except ImportError as error:  # the data are complete, a package to read them is missing
         raise ValueError(f"dataset {dataset_id!r} cannot be read here: {error}") from error
@@ -84,9 +84,11 @@ def recorded_in(dataset_id: str) -> str | None:
         dataset_id = newest_here(dataset_id) or dataset_id
         if dataset_id in bundled.RECIPES:
             return bundled.RECIPES[dataset_id].env_id
-        metadata = folder_of(dataset_id) / "data" / "metadata.json"
-        return str(json.loads(json.loads(metadata.read_text(encoding="utf-8"))["env_spec"])["id"])
-    except (OSError, ValueError, LookupError, TypeError):
+        path = folder_of(dataset_id) / "data" / "metadata.json"
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        recorded, _ = environments(metadata, f"dataset {dataset_id!r}")
+        return None if recorded is None else recorded.id
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
