@@ -18,6 +18,7 @@ from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_spaces, same_box
 from qgpo.envs.tasks.specs import check_spec
+from qgpo.envs.tasks.wrappers import effective
 
 Array = NDArray[np.float32]
 
@@ -158,7 +159,10 @@ class OfflineDataset:
             for name in ARRAYS
         }
         specs = [d.env_spec for d in datasets]
-        tasks = [(s.id, s.kwargs, s.max_episode_steps) if s else None for s in specs]
+        tasks = [
+            (s.id, s.kwargs, s.max_episode_steps, effective(s.additional_wrappers)) if s else None
+            for s in specs
+        ]
         return cls(
             id="+".join(d.id for d in datasets) if id is None else id,
             **joined,

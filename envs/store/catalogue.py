@@ -20,6 +20,7 @@ from qgpo.envs.store import bundled
 from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.envs.store.metadata import environments
 from qgpo.envs.store.remote import remote_catalogue
+from qgpo.envs.tasks.arguments import SpecError
 from qgpo.envs.tasks.families import Family, find_family
 from qgpo.envs.tasks.making import PACKAGES
 from qgpo.envs.tasks.reference import ReferenceScores
@@ -89,7 +90,10 @@ def describe(
     """The entry of a dataset; metadata that cannot be read are {"error": reason}."""
     if "error" in metadata:
         return Entry(dataset_id, where, missing=(*missing, f"damaged: {metadata['error']}"))
-    recorded, evaluated = environments(metadata, f"dataset {dataset_id!r}")
+    try:
+        recorded, evaluated = environments(metadata, f"dataset {dataset_id!r}")
+    except SpecError as error:
+        return Entry(dataset_id, where, missing=(*missing, f"damaged: {error}"))
     spec = evaluated or recorded
     env_id = None if spec is None else spec.id
     family = find_family(dataset_id, env_id)

@@ -31,13 +31,12 @@ def open_folder(folder: Path) -> MinariDataset:
     metadata = MinariStorage.read_raw_metadata(folder)
     of = f"dataset {metadata['dataset_id']!r}"
     environments(metadata, of)  # refuses what is no spec
-    if all(isinstance(metadata.get(name), str) for name in SPACES):
-        spaces = [deserialize_space(metadata[name]) for name in SPACES]
-    else:
-        spaces = _spaces_of_environment(metadata, of)
+    stated = [name for name in SPACES if name in metadata]
+    found = {} if len(stated) == len(SPACES) else _spaces_of_environment(metadata, of)
+    spaces = {**found, **{name: deserialize_space(metadata[name]) for name in stated}}
     storage = get_minari_storage(metadata["data_format"])
     jpeg_encoding = bool(metadata.get("jpeg_encoding", True))
-    return MinariDataset(storage(folder, *spaces, jpeg_encoding=jpeg_encoding))
+    return MinariDataset(storage(folder, **spaces, jpeg_encoding=jpeg_encoding))
 
 
 def environments(metadata: Mapping[str, Any], of: str) -> tuple[EnvSpec | None, EnvSpec | None]:
@@ -72,7 +71,7 @@ def _names(spec: EnvSpec) -> list[str]:
     return names(spec.additional_wrappers)
 
 
-def _spaces_of_environment(metadata: Mapping[str, Any], of: str) -> list[gym.Space[Any]]:
+def _spaces_of_environment(metadata: Mapping[str, Any], of: str) -> dict[str, gym.Space[Any]]:
     recorded, _ = environments(metadata, of)
     if recorded is None:
         raise SpecError(f"{of} states neither its spaces nor an environment that has them")
@@ -80,6 +79,6 @@ def _spaces_of_environment(metadata: Mapping[str, Any], of: str) -> list[gym.Spa
         env = make_env(recorded)
     except ValueError as error:
         raise SpecError(f"{of} does not state its spaces, and {error}") from error
-    spaces = [env.observation_space, env.action_space]
+    spaces = {name: getattr(env, name) for name in SPACES}
     env.close()
     return spaces

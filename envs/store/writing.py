@@ -115,7 +115,7 @@ def write_minari(
     """
     env = make_env(as_played(env_id))
     family = find_family(env_id=env.spec.id if env.spec else None)
-    reference = family.reference if family.episodes == "recorded" else None
+    reference = family.scores({}, env.spec) if family.episodes == "recorded" else None
     with new_dataset(dataset_id, bundled), quiet_mujoco(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`eval_env` is set to None")
         minari.create_dataset_from_buffers(

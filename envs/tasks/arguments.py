@@ -1,4 +1,4 @@
-"""What a file may say about an environment's arguments: plain data that name no file and no code."""
+"""Arguments of environments from files: plain data that name no file and no code."""
 
 from __future__ import annotations
 

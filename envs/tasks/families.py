@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.tasks.reference import ReferenceScores, is_scale
 from qgpo.envs.tasks.wrappers import changing_returns
 
 D4RL = "D4RL (Fu et al. 2020, arXiv 2004.07219)"
@@ -77,16 +77,13 @@ class Family:
         versions and data.
         """
         low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-        stated = low is not None and high is not None and float(high) > float(low)
-        if stated and self.episodes == "recorded":
+        if self.episodes == "recorded" and is_scale(low, high):
             return ReferenceScores(float(low), float(high), "dataset metadata")  # type: ignore[arg-type]
         if self.reference is None or spec is None or self.other_task(spec) is not None:
             return None
         return self.reference
 
-    def without_scores(
-        self, metadata: Mapping[str, Any], spec: EnvSpec | None
-    ) -> Iterator[str]:
+    def without_scores(self, metadata: Mapping[str, Any], spec: EnvSpec | None) -> Iterator[str]:
         """What is to be said where the row has reference returns and they do not hold."""
         if spec is not None and self.reference is not None and self.scores(metadata, spec) is None:
             yield (
@@ -154,9 +151,9 @@ def _walls(maze: Any) -> Any:
 def _default(registered: EnvSpec, name: str) -> Any:
     """The default of an argument in the registered code; the class of absence without one."""
     try:
-        code = registered.entry_point
+        code: Any = registered.entry_point
         code = load_env_creator(code) if isinstance(code, str) else code
-        return inspect.signature(code).parameters[name].default  # type: ignore[arg-type]
+        return inspect.signature(code).parameters[name].default
     except (ImportError, LookupError, TypeError, ValueError):
         return inspect.Parameter.empty
 

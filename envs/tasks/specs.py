@@ -11,7 +11,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 from qgpo.envs.tasks.arguments import SpecError
-from qgpo.envs.tasks.wrappers import effective
+from qgpo.envs.tasks.wrappers import effective, names
 
 KEPT = ("id", "reward_threshold", "nondeterministic", "max_episode_steps", "kwargs")
 """of a file's spec, beside its wrappers; the rest is the registered environment's"""
@@ -79,6 +79,24 @@ def check_file_id(env_id: Any, of: str, instead: str) -> None:
             f"{of}: env_id={env_id!r} names a module, and no module that a file names is "
             f"imported: {instead}"
         )
+
+
+def in_words(env: str | EnvSpec | None) -> str:
+    """The environment's id, and what differs from how it is registered."""
+    if not isinstance(env, EnvSpec):
+        return env or "an environment that they do not name"
+    registered = gym.registry.get(env.id, EnvSpec(env.id))
+    kwargs = without_rendering(env.kwargs)
+    others = {
+        name: value
+        for name, value in kwargs.items()
+        if name not in registered.kwargs or repr(value) != repr(registered.kwargs[name])
+    }
+    said = [f"with {others}"] if others else []
+    if env.max_episode_steps != registered.max_episode_steps:
+        said.append(f"with a step limit of {env.max_episode_steps}")
+    said += [f"under {name}" for name in names(env.additional_wrappers)]
+    return " ".join([env.id, *said])
 
 
 def _as_data(spec: EnvSpec) -> EnvSpec:

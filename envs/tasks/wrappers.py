@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import wrappers
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
@@ -54,6 +55,9 @@ MADE_AGAIN: Mapping[str, type[gym.Wrapper[Any, Any, Any, Any]]] = {
 }
 """Gymnasium's wrappers that follow from their arguments alone. NormalizeObservation and
 NormalizeReward do not: they had statistics, which are not recorded"""
+COUNTS = {"delay", "num_repeats", "repeat_action_duration", "skip", "stack_size"}
+"""arguments of theirs that multiply memory or steps"""
+LARGEST = 1000
 SAME_RETURNS = {
     "qgpo.envs.tasks.observations:FlatObservations",
     "ClipAction",
@@ -117,7 +121,7 @@ def wrap_again(
                 "--env-id, pass a wrapped one to evaluate(), or train without playing "
                 "(--n-episodes 0)"
             )
-        check_arguments(f"{env_id}'s wrapper {wrapper.name}", wrapper.kwargs)
+        _check(f"{env_id}'s wrapper {wrapper.name}", wrapper.kwargs)
         try:
             made = MADE_AGAIN[name](made, **wrapper.kwargs)
         except Exception as error:  # a wrapper's own checks are of many types
@@ -129,9 +133,19 @@ def wrap_again(
     return made
 
 
-def _missing(
-    made: gym.Env[Any, Any], recorded: tuple[WrapperSpec, ...]
-) -> Iterator[WrapperSpec]:
+def _check(of: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise SpecError for arguments that name something, or take memory or time without end."""
+    check_arguments(of, kwargs)
+    for name in COUNTS.intersection(kwargs):
+        numbers = np.atleast_1d(kwargs[name])
+        if numbers.dtype.kind != "i" or np.any(numbers > LARGEST):
+            raise SpecError(
+                f"environment {of!r} has the argument {name}={kwargs[name]!r}, expected an integer "
+                f"of at most {LARGEST}"
+            )
+
+
+def _missing(made: gym.Env[Any, Any], recorded: tuple[WrapperSpec, ...]) -> Iterator[WrapperSpec]:
     """What is left of the recorded wrappers after those that the registered code adds itself."""
     spec: EnvSpec | None = made.spec
     own = [] if spec is None else [_name(one) for one in effective(spec.additional_wrappers)]
