@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import wrappers
-from gymnasium.envs.registration import EnvSpec, WrapperSpec
+from gymnasium.envs.registration import WrapperSpec
 
 from qgpo.envs.tasks.arguments import SpecError, check_arguments
 
@@ -110,7 +110,7 @@ def wrap_again(
     Those that it has already are not added twice. Raises SpecError, which names it, for a wrapper
     that is in no table or that does not take its arguments.
     """
-    for wrapper in _missing(made, effective(recorded)):
+    for wrapper in _missing(made, effective(recorded), env_id):
         name = _name(wrapper)
         if name not in MADE_AGAIN or wrapper.kwargs is None:
             statistics = " (its statistics are not recorded)" if name.startswith("Norm") else ""
@@ -145,9 +145,19 @@ def _check(of: str, kwargs: Mapping[str, Any]) -> None:
             )
 
 
-def _missing(made: gym.Env[Any, Any], recorded: tuple[WrapperSpec, ...]) -> Iterator[WrapperSpec]:
-    """What is left of the recorded wrappers after those that the registered code adds itself."""
-    spec: EnvSpec | None = made.spec
-    own = [] if spec is None else [_name(one) for one in effective(spec.additional_wrappers)]
-    has_them = [_name(one) for one in recorded[: len(own)]] == own
-    yield from recorded[len(own) :] if has_them else recorded
+def _missing(
+    made: gym.Env[Any, Any], recorded: tuple[WrapperSpec, ...], env_id: str
+) -> Iterator[WrapperSpec]:
+    """What is left of the recorded wrappers after those that the registered code adds itself.
+
+    Checkpoints of former versions name none. Raises SpecError where the registered ones are others.
+    """
+    own = effective(made.spec.additional_wrappers) if made.spec is not None else ()
+    first = recorded[: len(own)]
+    if recorded and [(_name(w), w.kwargs) for w in own] != [(_name(w), w.kwargs) for w in first]:
+        raise SpecError(
+            f"environment {env_id!r} was recorded under {names(recorded)}, and is registered here "
+            f"under {names(own)}: name the recorded one with --env-id, or train without playing "
+            "(--n-episodes 0)"
+        )
+    yield from recorded[len(own) :]
