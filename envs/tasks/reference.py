@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 def is_scale(minimum: Any, maximum: Any) -> bool:
     """Whether the two are finite numbers, the first one less than the second."""
-    numbers = all(isinstance(n, int | float) and math.isfinite(n) for n in (minimum, maximum))
+    numbers = all(isinstance(n, Real) and math.isfinite(n) for n in (minimum, maximum))
     return numbers and bool(minimum < maximum)
 
 
@@ -33,6 +34,9 @@ class ReferenceScores:
                 f"reference returns {self.minimum!r} and {self.maximum!r}, expected two finite "
                 "numbers, the first one less than the second"
             )
+        for name in ("minimum", "maximum"):
+            if not isinstance(getattr(self, name), int | float):  # NumPy's, which JSON cannot hold
+                object.__setattr__(self, name, float(getattr(self, name)))
 
     def normalize(self, returns: float | NDArray[np.float64]) -> NDArray[np.float64]:
         """100 (return - minimum) / (maximum - minimum)."""

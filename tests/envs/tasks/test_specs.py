@@ -382,6 +382,7 @@ def test_what_is_no_scale_scores_nothing(pair):
     assert find_family("mine/a-v0").scores(metadata, PENDULUM) is None
     with pytest.raises(ValueError, match="expected two finite numbers"):
         ReferenceScores(*pair, "by hand")
+    assert json.dumps(dataclasses.asdict(ReferenceScores(np.float32(0), np.float32(1), "by hand")))
 
 
 @pytest.mark.parametrize(
