@@ -17,6 +17,8 @@ from qgpo.envs.tasks import robotics
 from qgpo.envs.tasks.arguments import SpecError, check_arguments
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.tasks.specs import spec_from_json as spec_from_json  # former place
+from qgpo.envs.tasks.specs import spec_to_json as spec_to_json  # former place
 from qgpo.envs.tasks.specs import without_rendering
 from qgpo.envs.tasks.wrappers import effective, wrap_again
 
