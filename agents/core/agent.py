@@ -32,10 +32,10 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import family_settings, find_family
-from qgpo.envs.tasks.making import spec_from_json, spec_to_json
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
+from qgpo.envs.tasks.specs import spec_from_json, spec_to_json
 
 ConfigT = TypeVar("ConfigT")
 

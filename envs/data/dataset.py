@@ -20,6 +20,8 @@ from qgpo.envs.data.doubts import broken_chain, doubts
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_spaces, same_box
+from qgpo.envs.tasks.specs import check_spec
+from qgpo.envs.tasks.wrappers import effective
 
 Array = NDArray[np.float32]
 
@@ -62,6 +64,8 @@ class OfflineDataset:
     """where the arrays are memory-mapped from, with `load_dataset(..., storage="memmap")`"""
 
     def __post_init__(self) -> None:
+        if self.env_spec is not None:
+            check_spec(self.env_spec, f"dataset {self.id!r}")
         _check_shapes(self)
         if self.folder is None:  # mapped arrays were checked when they were written
             _check_values(self)
@@ -169,7 +173,10 @@ class OfflineDataset:
             for name in ARRAYS
         }
         specs = [d.env_spec for d in datasets]
-        tasks = [(s.id, s.kwargs, s.max_episode_steps) if s else None for s in specs]
+        tasks = [
+            (s.id, s.kwargs, s.max_episode_steps, effective(s.additional_wrappers)) if s else None
+            for s in specs
+        ]
         return cls(
             id="+".join(d.id for d in datasets) if id is None else id,
             **joined,

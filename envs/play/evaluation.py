@@ -185,7 +185,10 @@ def evaluate(
             stacklevel=2,
         )
     if reference is None:
-        reference = find_family(env_id=env_id).scores({}, spec)
+        family = find_family(env_id=env_id)
+        reference = family.scores({}, spec)
+        for said in family.without_scores({}, spec):
+            warnings.warn(f"{env_id}: {said}", stacklevel=2)
     return summarize(env_id, episodes.returns, episodes.lengths, seeds, episodes.cut, reference)
 
 

@@ -24,10 +24,12 @@ from qgpo.envs.data.memmap import Episode
 from qgpo.envs.store import bundled
 from qgpo.envs.store.episode_rules import RULES
 from qgpo.envs.store.local import files_in
+from qgpo.envs.store.metadata import differences, environments
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.store.reading import read_episodes
 from qgpo.envs.store.scratch import remove_abandoned, scratch_folder, target_lock
 from qgpo.envs.tasks.families import UNKNOWN, Family, find_family
+from qgpo.envs.tasks.making import register_package
 from qgpo.envs.tasks.spaces import vector_spaces
 
 LENGTH = " (T + 1 observations for T = {} steps)"
@@ -99,7 +101,8 @@ class _Reader:
     def of(cls, source: MinariDataset) -> _Reader:
         """Raises ValueError for unsupported spaces; warns where no family is known."""
         of = f"dataset {source.id!r}"
-        spec = source.env_spec
+        metadata = source.storage.metadata
+        spec, evaluated = environments(metadata, of)
         family = find_family(source.id, spec.id if spec is not None else None)
         adapter, observation_space, action_space = vector_spaces(
             source.observation_space, source.action_space, family.observation, of
@@ -114,9 +117,11 @@ class _Reader:
             )
         if spec is None and family.environment in gym.registry:
             spec = gym.spec(family.environment)
-        # Minari offers the evaluation spec in no other way than as a made environment.
-        played = family.played(getattr(source, "_eval_env_spec", None) or spec)
-        metadata = source.storage.metadata
+        played = family.played(evaluated or spec)
+        if played is not None:
+            register_package(played.id)
+        for said in (*differences(spec, played), *family.without_scores(metadata, played)):
+            warnings.warn(f"{of}: {said}", stacklevel=3)
         fields = {
             "id": source.id,
             "observation_space": observation_space,

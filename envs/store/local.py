@@ -15,9 +15,11 @@ from minari import MinariDataset
 from minari.dataset.minari_dataset import gen_dataset_id, parse_dataset_id
 from minari.storage.datasets_root_dir import get_dataset_path
 
+from qgpo.envs.store.metadata import open_folder
 from qgpo.envs.store.names import check_name, fault
 from qgpo.envs.store.reading import check_files, lengths
 from qgpo.envs.store.stated import read_metadata
+from qgpo.envs.tasks.arguments import SpecError
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _ROOT = threading.RLock()
@@ -103,7 +105,7 @@ def open_local(dataset_id: str) -> MinariDataset:
 
     Raises FileNotFoundError without a folder, DamagedDatasetError where the folder cannot be
     opened or holds fewer steps than its metadata state, and ImportError where a package to read
-    it is missing.
+    it is missing; SpecError for an environment that no dataset may name.
     """
     if not folder_of(dataset_id).exists():
         raise FileNotFoundError(f"dataset {dataset_id!r} is not in {folder_of('')}")
@@ -121,8 +123,8 @@ def open_whole(folder: Path, dataset_id: str, names: Sequence[str] = ("rewards",
         _check_readable(metadata)
         check_files(data)
         _check_steps(data, metadata, f"dataset {dataset_id!r}", names)
-        return MinariDataset(data)
-    except ImportError:
+        return open_folder(data)
+    except (ImportError, SpecError):
         raise
     except Exception as error:
         raise DamagedDatasetError(str(error) or type(error).__name__) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from minari import MinariDataset
 
 from qgpo.envs.store import bundled, downloading
@@ -15,6 +13,7 @@ from qgpo.envs.store.local import (
     open_local,
     split_version,
 )
+from qgpo.envs.store.metadata import environments
 from qgpo.envs.store.remote import RemoteError
 from qgpo.envs.store.scratch import remove_abandoned
 from qgpo.envs.store.stated import read_metadata
@@ -90,8 +89,9 @@ def recorded_in(dataset_id: str) -> str | None:
         if dataset_id in bundled.RECIPES:
             return bundled.RECIPES[dataset_id].env_id
         metadata = read_metadata(folder_of(dataset_id) / "data")
-        return str(json.loads(metadata["env_spec"])["id"])
-    except (OSError, ValueError, LookupError, TypeError):
+        recorded, _ = environments(metadata, f"dataset {dataset_id!r}")
+        return None if recorded is None else recorded.id
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 

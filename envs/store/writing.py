@@ -204,7 +204,7 @@ def write_minari(
     env = make_env(as_played(env_id))
     check_episodes(dataset_id, episodes, env)
     family = find_family(env_id=env.spec.id if env.spec else None)
-    reference = family.reference if family.episodes == "recorded" else None
+    reference = family.scores({}, env.spec) if family.episodes == "recorded" else None
     check_space(dataset_id, size_of(episodes))
     with new_dataset(dataset_id, bundled), quiet_mujoco(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`eval_env` is set to None")
