@@ -23,7 +23,7 @@ from qgpo.agents.guided import GuidanceTuning, is_guided
 from qgpo.agents.registry import adopt_from, agent_class
 from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales, scale_label
-from qgpo.envs.tasks.making import make_env
+from qgpo.envs.tasks.making import make_env, to_play
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, DocumentError, Evaluations
 from qgpo.experiments.folder import RunFolder
@@ -127,7 +127,7 @@ class Run:
         spaces = dataset.observation_space, dataset.action_space
         agent.set_spaces(*spaces, dataset.id, dataset.adapter)
         if experiment.n_episodes:
-            spec = experiment.env_id or dataset.env_spec
+            spec, _ = to_play(experiment.env_id, dataset.env_spec, dataset.reference)
             if spec is None:
                 raise ValueError(
                     f"dataset {dataset.id!r} names no environment: give one with --env-id, or skip "
@@ -240,13 +240,16 @@ class Run:
         scales = experiment.guidance_scales or ((0.0, chosen) if chosen else (chosen,))
         if self.tuning is not None and self.tuning.best not in scales:
             scales = (*scales, self.tuning.best)
+        dataset = self.dataset
+        env, reference = to_play(experiment.env_id, dataset.env_spec, dataset.reference)
         played = evaluate_scales(
             agent,
-            experiment.env_id or self.dataset,
+            dataset if env is None else env,
             experiment.n_episodes,
             scales,
             seed=10_000 + experiment.seed,
             deterministic=experiment.deterministic,
+            reference=reference,
             warn_of_cuts=False,  # the table says how many
             progress_bar=experiment.progress_bar,
         )

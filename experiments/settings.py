@@ -15,6 +15,7 @@ from qgpo.agents.core.config import longer
 from qgpo.agents.registry import agent_class
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import Storage
+from qgpo.envs.tasks.specs import check_file_id
 from qgpo.fields import Range, rules
 
 ConfigT = TypeVar("ConfigT")
@@ -60,7 +61,8 @@ class Experiment(Generic[ConfigT]):
     n_episodes: Annotated[int, AT_LEAST_0] = 50
     """evaluation episodes per scale (100 for mazes unless given); 0 skips evaluation"""
     env_id: str | None = None
-    """environment for evaluation where the dataset names none"""
+    """environment for evaluation, by default the dataset's. module:Id imports the module first; the
+    dataset's own id is then played with the arguments of its recording"""
     deterministic: bool = True
     """evaluate deterministic actions instead of sampled ones"""
     log_interval: Annotated[int, AT_LEAST_1] = 500
@@ -97,6 +99,11 @@ class Experiment(Generic[ConfigT]):
         """Fields of the configuration that the preset does not have so for that dataset."""
         row = as_json(choose_config(self.agent, self.preset, dataset, self.longer))
         return {name: v for name, v in as_json(self.config).items() if v != row[name]}
+
+    def check_origin(self, of: str, instead: str) -> None:
+        """Raise ValueError where an experiment that a file describes wants a module imported."""
+        if self.env_id is not None:
+            check_file_id(self.env_id, of, instead)
 
     def check(self) -> None:
         """Raise ValueError, naming the field, for values that are not allowed."""

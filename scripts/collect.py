@@ -28,7 +28,7 @@ from qgpo.envs.rollouts.scripted_policies import UniformPolicy, WaypointPolicy
 from qgpo.envs.store.bundled import bundled_policy, policies
 from qgpo.envs.store.local import datasets_root
 from qgpo.envs.store.storing import expected_size
-from qgpo.envs.store.writing import check_new_id, reserved_space, write_minari
+from qgpo.envs.store.writing import check_new_id, reserved_space, sole_writer, write_minari
 from qgpo.envs.tasks.making import make_env
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.scripts._refusals import one_line
@@ -137,6 +137,13 @@ def keep_elsewhere(write: Callable[[], None], parent: Path) -> Path | None:
 def main(args: Args) -> None:
     """Check, roll out, store, and print how to train on the result."""
     check(args)
+    with sole_writer(args.dataset_id):
+        check(args)  # another process may have written it while this one waited
+        collect_and_store(args)
+
+
+def collect_and_store(args: Args) -> None:
+    """Roll out, store, and print how to train on the result."""
     statistics = args.vecnormalize or ("-",) * len(args.policy)
     files = list(zip(args.policy, statistics, strict=True))
     size = expected_size(args.env_id, args.n_steps, args.max_episode_steps)

@@ -27,6 +27,7 @@ from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
 from qgpo.scripts._refusals import one_line
 
+LONGEST_CELL = 400
 Ids = tyro.conf.Positional[tuple[str, ...]]
 
 
@@ -154,7 +155,7 @@ def row(entry: Entry) -> tuple[str, ...]:
     if entry.where != "bundled" and entry.author:
         behavior += f" ({entry.author})"
     reference = entry.reference
-    return (
+    cells = (
         entry.id,
         "-" if entry.steps is None else f"{entry.steps:,}",
         "-" if entry.episodes is None else f"{entry.episodes:,}",
@@ -164,6 +165,13 @@ def row(entry: Entry) -> tuple[str, ...]:
         "-" if entry.d4rl is None else f"{entry.d4rl} ({entry.comparable})",
         "; ".join((*entry.missing, *entry.notes)) or "-",
     )
+    return tuple(map(printable, cells))
+
+
+def printable(text: str) -> str:
+    """The text on one line, without characters that a terminal would obey or cannot show."""
+    shown = "".join(c if c.isprintable() else "?" for c in text)
+    return shown if len(shown) <= LONGEST_CELL else f"{shown[:LONGEST_CELL]}…"
 
 
 def not_empty(ids: tuple[str, ...]) -> tuple[str, ...]:

@@ -27,7 +27,9 @@ from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table
 from qgpo.envs.play.video import check_clip_path, choose_renderer, record, write_clip
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
-from qgpo.envs.tasks.making import make_env
+from qgpo.envs.tasks.making import make_env, to_play
+from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.tasks.specs import check_file_id, in_words
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, Evaluations
 from qgpo.experiments.folder import RunFolder
@@ -51,7 +53,8 @@ class Args:
     """run folder (with checkpoint.zip), or a checkpoint .zip; several act together, by the mean of
     their actions (sampled ones: each is one of theirs, by lot)"""
     env_id: str | None = None
-    """environment; default the one of the run, which is its dataset's"""
+    """environment; default the one of the run, which is its dataset's. module:Id imports the module
+    first; the dataset's own id is then played with the arguments of its recording"""
     guidance_scale: tuple[float, ...] = ()
     """scales to evaluate; default the configured one"""
     tune_guidance: bool = False
@@ -133,22 +136,34 @@ def saved_args(folder: RunFolder) -> Document:
     """The arguments of the training that left the checkpoint; empty where there are none."""
     if not folder.config.is_file() or folder.checkpoint.name != "checkpoint.zip":
         return {}
-    return dict(documents.read(folder.config)["args"])
+    args = documents.read(folder.config).get("args")
+    if not isinstance(args, dict):
+        raise ValueError(f"{folder.config} is no run's document (args={args!r}): move it away")
+    return args
 
 
-def choose_env(args: Args, folder: RunFolder, members: list[Agent]) -> Played:
-    """The environment to play in, which fits the agents."""
+def choose_env(
+    args: Args, folder: RunFolder, members: list[Agent]
+) -> tuple[Played, ReferenceScores | None]:
+    """The environment to play in, which fits the agents, and the data's reference returns there."""
     agent = members[0]
-    learned_in = {member.env_spec.id for member in members if member.env_spec is not None}
+    learned_in = {in_words(one.env_spec) for one in members if one.env_spec is not None}
     if len(learned_in) > 1 and args.env_id is None:
         raise ValueError(
             f"the runs' datasets are of different environments {sorted(learned_in)}: choose one "
             "with --env-id"
         )
-    env = args.env_id or saved_args(folder).get("env_id") or agent.env_spec
+    env_id = args.env_id or id_of_run(folder)
+    env, reference = to_play(env_id, agent.env_spec, agent.reference)
     if env is None:
         raise ValueError(
             f"the agent's dataset {agent.dataset_id!r} names no environment: give one with --env-id"
+        )
+    if agent.reference is not None and reference is None:
+        print(
+            f"note: the data's reference returns are for {in_words(agent.env_spec)}, not for "
+            f"{in_words(env)} as it is registered: scores are normalised only if {id_of(env)} has "
+            "its own"
         )
     with make_env(env) as made:
         try:
@@ -157,7 +172,15 @@ def choose_env(args: Args, folder: RunFolder, members: list[Agent]) -> Played:
             raise ValueError(
                 f"environment {id_of(env)!r} does not fit the agent: {error}"
             ) from error
-    return env
+    return env, reference
+
+
+def id_of_run(folder: RunFolder) -> str | None:
+    """The id in the run's config.json, from which nothing is imported."""
+    env_id = saved_args(folder).get("env_id")
+    if env_id is not None:
+        check_file_id(env_id, str(folder.config), f"give it yourself, --env-id {env_id}")
+    return env_id
 
 
 def id_of(env: Played) -> str:
@@ -181,9 +204,15 @@ def configure(args: Args, agent: Player, members: list[Agent]) -> Scales:
     return args.guidance_scale or (None if isinstance(scale, tuple) else scale,)
 
 
-def play(args: Args, agent: Player, member: Agent, env: Played, scales: Scales) -> Evaluations:
-    """Every scale and its evaluation; scores are the dataset's in its own environment."""
-    same = member.env_spec is None or member.env_spec.id == id_of(env)
+def play(
+    args: Args,
+    agent: Player,
+    member: Agent,
+    env: Played,
+    reference: ReferenceScores | None,
+    scales: Scales,
+) -> Evaluations:
+    """Every scale and its evaluation."""
     played = evaluate_scales(
         agent,
         env,
@@ -192,7 +221,7 @@ def play(args: Args, agent: Player, member: Agent, env: Played, scales: Scales) 
         seed=args.seed,
         deterministic=args.deterministic,
         max_episode_steps=args.max_episode_steps,
-        reference=member.reference if same else None,
+        reference=reference,
         warn_of_cuts=False,  # the table says how many
         progress_bar=args.progress_bar,
     )
@@ -233,7 +262,7 @@ def main(args: Args) -> None:
         choose_renderer()
     folders = find_runs(args.run)
     members = [load_agent(folder.checkpoint, device=args.device) for folder in folders]
-    env = choose_env(args, folders[0], members)
+    env, reference = choose_env(args, folders[0], members)
     alone = len(members) == 1
     agent = members[0] if alone else Ensemble(members)
     scales = configure(args, agent, members)
@@ -249,7 +278,7 @@ def main(args: Args) -> None:
         print(tuning)
         tuned["guidance_tuning"] = tuning.as_dict()
         scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
-    evaluations = play(args, agent, members[0], env, scales)
+    evaluations = play(args, agent, members[0], env, reference, scales)
     print(score_table([(scale_label(scale), played) for scale, played in evaluations]))
     document = {
         "format_version": documents.FORMAT_VERSION,

@@ -64,6 +64,7 @@ class Choice:
     longer: float = Args.longer
     dataset_id: str = Args.dataset_id
     resume: Path | None = None
+    env_id: str | None = None
 
 
 def parse(argv: list[str]) -> Args[Any]:
@@ -71,6 +72,8 @@ def parse(argv: list[str]) -> Args[Any]:
     without_help = [arg for arg in argv if arg not in ("-h", "--help")]
     choice, _ = tyro.cli(Choice, args=without_help, return_unknown_args=True, add_help=False)
     default = new_args(choice) if choice.resume is None else saved_args(choice.resume)
+    if choice.resume is not None and choice.env_id is None:
+        check_saved_id(default, choice.resume)
     args_class: Any = Args[type(default.config)]  # type: ignore[misc]
     args: Args[Any] = tyro.cli(args_class, default=default, args=argv, description=__doc__)
     if choice.resume is not None:
@@ -114,6 +117,12 @@ def saved_args(path: Path) -> Args[Any]:
             f"--resume {path}: its config.json cannot be used ({error}); start a new run "
             "in another --run-dir"
         ) from error
+
+
+@one_line()
+def check_saved_id(saved: Args[Any], path: Path) -> None:
+    """Refuse a saved id that would import a module; given again by the user, it does."""
+    saved.check_origin(f"--resume {path}", f"give it yourself, --env-id {saved.env_id}")
 
 
 def refuse_previous_run(args: Args[Any]) -> None:

@@ -152,6 +152,10 @@ def tuned_rewards(dataset: OfflineDataset, data: Batches, rule: str, gamma: floa
     no_values = torch.zeros_like(rewards)
     returns = lambda_returns(rewards, data.terminations, data.last_steps, no_values, gamma, 1.0)
     spread = returns.std(correction=min(1, len(returns) - 1))
+    largest = returns.abs().max()
+    if not 1e-6 < spread < torch.inf and largest > 0.0:  # in an odd unit, squares leave float32
+        relative = (returns / largest).std(correction=min(1, len(returns) - 1))
+        return rewards / largest / relative if relative > 1e-6 else rewards
     return rewards / spread if spread > 1e-6 else rewards
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,10 +15,14 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, NDArray
 
+from qgpo.envs.data.columns import Rounding, check_type, flags, numbers
+from qgpo.envs.data.doubts import broken_chain, doubts
 from qgpo.envs.tasks.actions import ActionScale, outside
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_spaces, same_box
+from qgpo.envs.tasks.specs import check_spec
+from qgpo.envs.tasks.wrappers import effective
 
 Array = NDArray[np.float32]
 
@@ -60,6 +65,8 @@ class OfflineDataset:
     """where the arrays are memory-mapped from, with `load_dataset(..., storage="memmap")`"""
 
     def __post_init__(self) -> None:
+        if self.env_spec is not None:
+            check_spec(self.env_spec, f"dataset {self.id!r}")
         _check_shapes(self)
         if self.folder is None:  # mapped arrays were checked when they were written
             _check_values(self)
@@ -86,22 +93,29 @@ class OfflineDataset:
         is terminated or truncated; where its next observation differs from the observation of the
         next row, it is truncated. Without, observations have N + E rows: the final observation of
         every episode is included. Spaces default to unbounded observations and actions in
-        [-1, 1]. Raises ValueError for shapes and values that do not fit.
+        [-1, 1]. Raises ValueError for shapes and values that do not fit; warns of columns that
+        lose digits in float32, and of rows that are not in their order.
         """
-        states = _numbers(id, "observations", observations, 2)
-        actions = _numbers(id, "actions", actions, 2)
-        rewards = _numbers(id, "rewards", rewards, 1)
+        of, rounding = f"dataset {id!r}", Rounding()
+        states = _numbers(of, "observations", observations, 2, rounding)
+        actions = _numbers(of, "actions", actions, 2, rounding)
+        rewards = _numbers(of, "rewards", rewards, 1, rounding)
         n = len(rewards)
-        terminations = _flags(id, "terminations", terminations, n)
+        terminations = flags(of, "terminations", terminations, (n,))
         cut = np.zeros(n) if truncations is None else truncations
-        truncations = _flags(id, "truncations", cut, n)
+        truncations = flags(of, "truncations", cut, (n,))
         if n == 0:
             raise ValueError(f"dataset {id!r} is empty: at least one transition is needed")
         ends = terminations | truncations
         ends[-1] = True
         if next_observations is not None:
-            next_states = _numbers(id, "next_observations", next_observations, 2)
-            states, ends = _chain(id, states, next_states, ends)
+            next_states = _numbers(of, "next_observations", next_observations, 2, rounding)
+            for name, array in (("observations", states), ("next_observations", next_states)):
+                _check_shape(id, name, array, (n, states.shape[1]))
+            problem = broken_chain(states, next_states, ends)
+            states, ends = _chain(states, next_states, ends)
+        else:
+            problem = None
         starts = np.flatnonzero(np.concatenate([[True], ends[:-1]])).astype(np.int64)
         if len(states) != n + len(starts):
             raise ValueError(
@@ -112,9 +126,9 @@ class OfflineDataset:
         observation_box, action_box = check_spaces(
             observation_space or spaces.Box(-np.inf, np.inf, (states.shape[1],), np.float32),
             action_space or spaces.Box(-1.0, 1.0, (actions.shape[1],), np.float32),
-            f"dataset {id!r}",
+            of,
         )
-        return cls(
+        made = cls(
             id=id,
             states=states,
             actions=actions,
@@ -127,6 +141,10 @@ class OfflineDataset:
             env_spec=env_spec,
             reference=reference,
         )
+        odd = [problem] if problem else doubts(states, rewards, starts)
+        for text in (*rounding.faults(of), *(f"{of}: {text}" for text in odd)):
+            warnings.warn(text, stacklevel=2)
+        return made
 
     @classmethod
     def concatenate(
@@ -156,7 +174,10 @@ class OfflineDataset:
             for name in ARRAYS
         }
         specs = [d.env_spec for d in datasets]
-        tasks = [(s.id, s.kwargs, s.max_episode_steps) if s else None for s in specs]
+        tasks = [
+            (s.id, s.kwargs, s.max_episode_steps, effective(s.additional_wrappers)) if s else None
+            for s in specs
+        ]
         return cls(
             id="+".join(d.id for d in datasets) if id is None else id,
             **joined,
@@ -236,7 +257,8 @@ class OfflineDataset:
             return self.rewards - np.float32(1.0)
         if rule == "locomotion":
             spread = float(self.episode_returns.max() - self.episode_returns.min())
-            if spread < 1e-6:
+            largest = float(np.abs(self.episode_returns).max())
+            if spread <= 1e-6 * min(1.0, largest):  # the same, up to rounding
                 return self.rewards
             return self.rewards * np.float32(1000.0 / spread)
         raise ValueError(f"reward_tuning={rule!r}, expected one of {list(REWARD_TUNINGS)}")
@@ -251,29 +273,14 @@ def episode_starts(lengths: ArrayLike) -> NDArray[np.int64]:
     return np.cumsum(np.append(0, lengths), dtype=np.int64)[:-1]
 
 
-def _numbers(of: str, name: str, values: ArrayLike, ndim: int) -> Array:
-    """The values as contiguous float32 with `ndim` dimensions."""
-    try:
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused later
-            array = np.ascontiguousarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"dataset {of!r}: {name} are not numbers ({error})") from error
-    if np.ndim(array) != ndim or np.ndim(values) != ndim:
+def _numbers(of: str, name: str, values: ArrayLike, ndim: int, rounding: Rounding) -> Array:
+    """The values as contiguous float32 with `ndim` dimensions; `rounding` gets what they lose."""
+    array = numbers(of, name, values)
+    if array.ndim != ndim:
         expected = "(N,)" if ndim == 1 else "(N, dimensions)"
-        raise ValueError(
-            f"dataset {of!r}: {name} has shape {np.shape(values)}, expected {expected}"
-        )
+        raise ValueError(f"{of}: {name} has shape {array.shape}, expected {expected}")
+    rounding.add(name, values, array)
     return array
-
-
-def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
-    """The values, all 0 or 1, as (N,) booleans."""
-    array = _numbers(of, name, values, 1)
-    _check_shape(of, name, array, (n,))
-    wrong = array[~np.isin(array, (0, 1))]
-    if len(wrong) > 0:
-        raise ValueError(f"dataset {of!r}: {name} has value {wrong[0]!r}, expected False or True")
-    return array.astype(np.bool_)
 
 
 def _check_shape(of: str, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
@@ -282,12 +289,10 @@ def _check_shape(of: str, name: str, array: NDArray[Any], shape: tuple[int, ...]
 
 
 def _chain(
-    of: str, observations: Array, next_observations: Array, ends: NDArray[np.bool_]
+    observations: Array, next_observations: Array, ends: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
     """All states (N + E, S), and the ends of episodes (N,), breaks of the chain included."""
     n = len(ends)
-    for name, array in (("observations", observations), ("next_observations", next_observations)):
-        _check_shape(of, name, array, (n, observations.shape[1]))
     ends = ends.copy()
     ends[:-1] |= (observations[1:] != next_observations[:-1]).any(axis=1)
     place = np.arange(n) + np.cumsum(np.concatenate([[False], ends[:-1]]))
@@ -309,6 +314,11 @@ def _check_shapes(data: OfflineDataset) -> None:
     }
     for name, shape in expected.items():
         _check_shape(data.id, name, getattr(data, name), shape)
+    for name in ARRAYS:
+        dtype = getattr(data, name).dtype
+        check_type(f"dataset {data.id!r}", name, dtype)
+        if name in ("terminations", "truncations") and dtype != np.bool_:
+            raise ValueError(f"dataset {data.id!r}: {name} has type {dtype}, expected bool")
     starts = data.episode_starts
     if e == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= n:
         raise ValueError(f"dataset {data.id!r}: episode_starts must rise from 0, got {starts[:5]}")

@@ -285,7 +285,10 @@ class _Episodes:
         stated = spec.max_episode_steps if spec is not None else None
         self.limit = max_episode_steps or stated or FALLBACK_LIMIT
         self.env_id = spec.id if spec is not None else type(env).__name__
-        self.reference = reference or find_family(env_id=self.env_id).scores({}, spec)
+        family = find_family(env_id=self.env_id)
+        self.reference = reference or family.scores({}, spec)
+        for said in () if reference else family.without_scores({}, spec):
+            warnings.warn(f"{self.env_id}: {said}", stacklevel=3)
         self.seeds = seeds
         self.returns, self.lengths = [0.0] * len(seeds), [0] * len(seeds)
         self.over = [False] * len(seeds)

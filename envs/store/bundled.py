@@ -13,7 +13,7 @@ from qgpo.envs.rollouts.collecting import collect, describe
 from qgpo.envs.rollouts.sb3_policies import POLICY_FOLDER, ActorPolicy, load_policy
 from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.storing import expected_size
-from qgpo.envs.store.writing import reserved_space, write_minari
+from qgpo.envs.store.writing import reserved_space, sole_writer, write_minari
 
 N_STEPS = 100_000
 
@@ -77,28 +77,28 @@ def is_bundled(dataset_id: str) -> bool:
 def ensure(dataset_id: str, progress_bar: bool = True) -> None:
     """Make the dataset, unless it exists now or another process makes it in the meantime."""
     recipe = RECIPES[dataset_id]
-    metadata = folder_of(dataset_id) / "data" / "metadata.json"
-    if metadata.exists():
+    if folder_of(dataset_id).exists():
         return
-    with reserved_space(dataset_id, expected_size(recipe.env_id, recipe.n_steps)):
-        episodes = collect(
+    with sole_writer(dataset_id):
+        if folder_of(dataset_id).exists():  # another process was faster
+            return
+        with reserved_space(dataset_id, expected_size(recipe.env_id, recipe.n_steps)):
+            episodes = collect(
+                recipe.env_id,
+                lambda space: [bundled_policy(name, space) for name in recipe.policies],
+                recipe.n_steps,
+                recipe.seed,
+                switch_every=recipe.switch_every,
+                progress_bar=progress_bar,
+            )
+        write_minari(
+            dataset_id,
+            episodes,
             recipe.env_id,
-            lambda space: [bundled_policy(name, space) for name in recipe.policies],
-            recipe.n_steps,
-            recipe.seed,
-            switch_every=recipe.switch_every,
-            progress_bar=progress_bar,
+            "PPO",
+            describe(recipe.policies, recipe.env_id, recipe.seed, recipe.switch_every),
+            bundled=True,
         )
-    if metadata.exists():  # another process was faster, and its dataset is the same
-        return
-    write_minari(
-        dataset_id,
-        episodes,
-        recipe.env_id,
-        "PPO",
-        describe(recipe.policies, recipe.env_id, recipe.seed, recipe.switch_every),
-        bundled=True,
-    )
 
 
 def is_published(dataset: OfflineDataset) -> bool | None:

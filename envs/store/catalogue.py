@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -12,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import minari
-from gymnasium.envs.registration import EnvSpec
-from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from qgpo.envs.store import bundled
 from qgpo.envs.store.local import folder_of, local_ids
+from qgpo.envs.store.metadata import environments
 from qgpo.envs.store.remote import remote_catalogue
+from qgpo.envs.store.stated import read_metadata
 from qgpo.envs.tasks.families import Family, find_family
 from qgpo.envs.tasks.making import PACKAGES
 from qgpo.envs.tasks.reference import ReferenceScores
@@ -87,10 +86,23 @@ def catalogue(where: Where, prefix: str = "") -> list[Entry]:
 def describe(
     dataset_id: str, where: Where, metadata: dict[str, Any], missing: tuple[str, ...] = ()
 ) -> Entry:
-    """The entry of a dataset; metadata that cannot be read are {"error": reason}."""
-    if "error" in metadata:
-        return Entry(dataset_id, where, missing=(*missing, f"damaged: {metadata['error']}"))
-    spec = _environment(metadata)
+    """The entry of a dataset; metadata that cannot be read are {"error": reason}.
+
+    Metadata that are odd in any way make an entry that says so: they hide no other dataset.
+    """
+    try:
+        if "error" in metadata:
+            raise ValueError(metadata["error"])
+        return _described(dataset_id, where, metadata, missing)
+    except Exception as error:
+        return Entry(dataset_id, where, missing=(*missing, f"damaged: {error}"))
+
+
+def _described(
+    dataset_id: str, where: Where, metadata: dict[str, Any], missing: tuple[str, ...]
+) -> Entry:
+    recorded, evaluated = environments(metadata, f"dataset {dataset_id!r}")
+    spec = evaluated or recorded
     env_id = None if spec is None else spec.id
     family = find_family(dataset_id, env_id)
     d4rl, comparable = like_d4rl(dataset_id)
@@ -101,12 +113,12 @@ def describe(
         episodes=metadata.get("total_episodes"),
         megabytes=metadata.get("dataset_size"),
         behavior=metadata.get("algorithm_name"),
-        author=", ".join(sorted(metadata.get("author", ()))) or None,
+        author=", ".join(sorted(metadata.get("author") or ())) or None,
         env_id=env_id or family.environment or None,
         reference=family.scores(metadata, family.played(spec)),
         d4rl=d4rl,
         comparable=comparable,
-        missing=(*missing, *_missing(metadata, spec, family)),
+        missing=(*missing, *_missing(metadata, family)),
         notes=tuple(_version_notes(metadata)),
     )
 
@@ -122,11 +134,11 @@ def like_d4rl(dataset_id: str) -> tuple[str | None, str]:
 
 def _local(dataset_id: str) -> Entry:
     try:
-        metadata = MinariStorage.read_raw_metadata(folder_of(dataset_id) / "data")
-        if metadata["dataset_id"] != dataset_id:
-            metadata = {"error": f"its metadata say {metadata['dataset_id']!r}"}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        metadata = {"error": f"{type(error).__name__}: {error}"}
+        metadata = read_metadata(folder_of(dataset_id) / "data")
+        if metadata.get("dataset_id") != dataset_id:
+            metadata = {"error": f"its metadata say {metadata.get('dataset_id')!r}"}
+    except (OSError, ValueError) as error:
+        metadata = {"error": str(error)}
     return describe(dataset_id, "local", metadata)
 
 
@@ -145,25 +157,30 @@ def _bundled(dataset_id: str) -> Entry:
     )
 
 
-def _environment(metadata: dict[str, Any]) -> EnvSpec | None:
-    """The environment for evaluation, else the recorded one, if the dataset names any."""
+def _module(metadata: dict[str, Any]) -> str:
+    """The package of the environment that is played, by name; nothing is imported."""
     for name in ("eval_env_spec", "env_spec"):
         if metadata.get(name):
-            plain = json.loads(metadata[name])
-            known = {field.name for field in dataclasses.fields(EnvSpec) if field.init}
-            kept = {key: value for key, value in plain.items() if key in known}
-            return EnvSpec(**{**kept, "additional_wrappers": ()})
-    return None
+            entry_point = str(json.loads(metadata[name]).get("entry_point") or "")
+            return entry_point.split(":")[0].split(".")[0]
+    return ""
 
 
-def _missing(metadata: dict[str, Any], spec: EnvSpec | None, family: Family) -> Iterator[str]:
+def _is_installed(module: str) -> bool:
+    """Whether a top-level module is here; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # __main__ has no spec
+        return False
+
+
+def _missing(metadata: dict[str, Any], family: Family) -> Iterator[str]:
     made_with = metadata.get("minari_version")
     if made_with not in minari.supported_dataset_versions:
         yield f"made with Minari {made_with}, which {minari.__version__} does not read"
     yield from _unsupported(metadata, family)
-    entry_point = "" if spec is None else str(spec.entry_point or "")
-    module = family.package or entry_point.split(":")[0].split(".")[0]
-    if module and importlib.util.find_spec(module) is None:
+    module = family.package or _module(metadata)
+    if module and not _is_installed(module):
         install = f" ({PACKAGES[module][1]})" if module in PACKAGES else ""
         yield f"package {_distribution(module, metadata)}, for its environment{install}"
 

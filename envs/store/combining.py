@@ -16,6 +16,7 @@ from tqdm import tqdm
 from qgpo.envs.store.downloading import digest
 from qgpo.envs.store.local import files_in, folder_of, open_local
 from qgpo.envs.store.opening import open_dataset
+from qgpo.envs.store.reading import judge
 from qgpo.envs.store.storing import store_episodes
 from qgpo.envs.store.writing import check_new_id, check_space, new_dataset
 
@@ -33,6 +34,8 @@ def combine(
     if len(dataset_ids) < 2:
         raise ValueError(f"{list(dataset_ids)} to combine, expected at least two datasets")
     sources = [open_dataset(name, download, progress_bar) for name in dataset_ids]
+    for source in sources:
+        judge(source)  # Minari reads the infos too
     env_spec = _common_environment(sources)
     check_space(
         new_id, sum(path.stat().st_size for source in sources for path in _files(source).values())

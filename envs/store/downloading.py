@@ -11,77 +11,105 @@ import contextlib
 import hashlib
 import json
 import shutil
-import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from minari import MinariDataset
 
+from qgpo.envs.store.hdf5 import COLUMNS
 from qgpo.envs.store.local import (
     DamagedDatasetError,
-    datasets_root,
     files_in,
     folder_of,
     open_local,
+    open_whole,
     split_version,
 )
+from qgpo.envs.store.names import fault
 from qgpo.envs.store.remote import (
     Checksum,
     RemoteError,
     checksums,
     choose_remote,
-    open_remote,
+    fetch_files,
     remote_name,
 )
-from qgpo.envs.store.writing import add_dataset, check_space
-
-RECORD = "download.json"
-LOCKS = ".qgpo-locks"
-"""folder of the lock files, which stay there: a waiting process has them open"""
+from qgpo.envs.store.stated import read_json
+from qgpo.envs.store.writing import RECORD, add_dataset, check_space, sole_writer
 
 
 def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True) -> MinariDataset:
     """Fetch a dataset from Minari's remote; without a version, the newest one readable here.
 
     A complete local dataset is opened as it is, unless `force` is set. A damaged one is replaced
-    once the new one is complete. Raises RemoteError where the remote cannot be reached, does not
-    have the dataset, or delivers something else than it announces.
+    once the new one is complete; one that was not downloaded is kept under another name, and
+    replaced only where `force` is set or its metadata are missing. Raises RemoteError where the
+    remote cannot be reached, does not have the dataset, or delivers something else than it
+    announces, and ValueError for a local dataset that is not to be replaced.
     """
     if not force and split_version(dataset_id)[1] is not None:
-        with contextlib.suppress(FileNotFoundError, DamagedDatasetError):
-            return open_local(dataset_id)
+        opened = _open_here(dataset_id)
+        if opened is not None:
+            return opened
     dataset_id, about = choose_remote(dataset_id)
-    with _scratch(dataset_id) as scratch:
-        if not force:  # another process may just have fetched it
-            with contextlib.suppress(FileNotFoundError, DamagedDatasetError):
-                return open_local(dataset_id)
+    with sole_writer(dataset_id), _scratch(dataset_id) as scratch:
+        opened = None if force else _open_here(dataset_id)  # another process may have fetched it
+        if opened is not None:
+            return opened
         expected = checksums(dataset_id)
         size = sum(file.size for file in expected.values())
         check_space(dataset_id, size or float(about.get("dataset_size") or 0.0) * 1e6)
         _fetch(dataset_id, scratch, expected, progress_bar)
         made = scratch / dataset_id
         try:
-            with datasets_root(scratch):
-                open_local(dataset_id)
+            for path in made.iterdir():  # what the client of the remote noted for itself
+                if path.name != "data":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            open_whole(made, dataset_id, COLUMNS)
         except (DamagedDatasetError, FileNotFoundError) as error:
             shutil.rmtree(made, ignore_errors=True)
             raise RemoteError(
                 f"dataset {dataset_id!r} on {remote_name()} is itself damaged: {error}"
             ) from error
         _write_record(made)
-        add_dataset(made, dataset_id, replace=True)
+        kept = add_dataset(made, dataset_id, replace=True)
+        if kept is not None:
+            warnings.warn(
+                f"dataset {dataset_id!r} was fetched; what was in its place is now in {kept}",
+                stacklevel=2,
+            )
         return open_local(dataset_id)
+
+
+def _open_here(dataset_id: str) -> MinariDataset | None:
+    """The local dataset; None without one, and where it is to be fetched again.
+
+    Raises ValueError for a damaged one that was not downloaded: it may be the only copy.
+    """
+    try:
+        return open_local(dataset_id)
+    except FileNotFoundError:
+        return None
+    except DamagedDatasetError as error:
+        folder = folder_of(dataset_id)
+        if (folder / RECORD).exists() or not (folder / "data" / "metadata.json").exists():
+            return None
+        raise ValueError(
+            f"dataset {dataset_id!r} in {folder} is incomplete or damaged ({error}). It was not "
+            "downloaded by qgpo and is not replaced: delete that folder, or replace it by "
+            f"`python scripts/data.py download {dataset_id} --force`"
+        ) from error
 
 
 def damaged_files(folder: Path) -> list[str] | None:
     """Files of a downloaded dataset that have changed since; None without a record."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         expected = {
-            name: Checksum(int(about["size"]), "sha256", str(about["sha256"]))
-            for name, about in record["files"].items()
+            str(name): Checksum(int(about["size"]), "sha256", str(about["sha256"]))
+            for name, about in read_json(folder / RECORD)["files"].items()
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return None
     return _differing(folder, expected)
 
@@ -102,7 +130,9 @@ def _fetch(
     for _ in range(2):
         try:
             with contextlib.nullcontext() if progress_bar else _without_bars():
-                open_remote().download_dataset(dataset_id, scratch)
+                fetch_files(dataset_id, scratch, expected)
+        except RemoteError:
+            raise
         except Exception as error:
             raise RemoteError(
                 f"the download of {dataset_id!r} from {remote_name()} broke off "
@@ -123,11 +153,13 @@ def _fetch(
 
 
 def _differing(folder: Path, expected: dict[str, Checksum]) -> list[str]:
-    """Names of files that are missing or have another size or digest."""
+    """Names of files that are missing, lead out of the folder, or have another size or digest."""
     return [
         name
         for name, checksum in expected.items()
-        if not (folder / name).is_file()
+        if fault(name) is not None
+        or not (folder / name).is_file()
+        or not (folder / name).resolve().is_relative_to(folder.resolve())
         or (folder / name).stat().st_size != checksum.size
         or digest(folder / name, checksum.algorithm) != checksum.digest
     ]
@@ -144,22 +176,11 @@ def _write_record(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _scratch(dataset_id: str) -> Iterator[Path]:
-    """The folder for the files of this download, which one process at a time may use.
+    """The folder for the files of this download, for the sole writer of the dataset.
 
-    Other processes that want the same dataset wait. The folder is removed at the end; after an
-    error it stays, unless it is empty.
+    It is removed at the end; after an error it stays, unless it is empty.
     """
-    from filelock import FileLock, Timeout
-
-    name = dataset_id.replace("/", "+")
-    scratch = folder_of(f".qgpo-download-{name}")
-    lock = FileLock(folder_of(LOCKS) / f"{name}.lock")
-    Path(lock.lock_file).parent.mkdir(exist_ok=True)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"another process is downloading {dataset_id!r}: waiting", file=sys.stderr)
-        lock.acquire()
+    scratch = folder_of("") / f".qgpo-download-{dataset_id.replace('/', '+')}"
     try:
         scratch.mkdir(exist_ok=True)
         for path in scratch.rglob("*.incomplete"):  # left by a process that was killed
@@ -171,8 +192,6 @@ def _scratch(dataset_id: str) -> Iterator[Path]:
         raise
     else:
         shutil.rmtree(scratch)
-    finally:
-        lock.release()
 
 
 def _without_bars() -> contextlib.ExitStack:

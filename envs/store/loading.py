@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +16,23 @@ from tqdm import tqdm
 
 from qgpo.envs.data import memmap
 from qgpo.envs.data.blocks import hash_files, same_contents
+from qgpo.envs.data.columns import Rounding, flags, numbers
 from qgpo.envs.data.dataset import ARRAYS, OfflineDataset, episode_starts
 from qgpo.envs.data.disk import DiskFullError, not_written
+from qgpo.envs.data.doubts import doubts
 from qgpo.envs.data.memmap import Episode
 from qgpo.envs.store import bundled
 from qgpo.envs.store.episode_rules import RULES
 from qgpo.envs.store.local import files_in
+from qgpo.envs.store.metadata import differences, environments
 from qgpo.envs.store.opening import open_dataset
+from qgpo.envs.store.reading import read_episodes
 from qgpo.envs.store.scratch import remove_abandoned, scratch_folder, target_lock
 from qgpo.envs.tasks.families import UNKNOWN, Family, find_family
+from qgpo.envs.tasks.making import register_package
 from qgpo.envs.tasks.spaces import vector_spaces
 
+LENGTH = " (T + 1 observations for T = {} steps)"
 STORAGES = ("memory", "memmap")
 Storage = Literal["memory", "memmap"]
 SCRATCH = ".memmap-"
@@ -67,6 +73,8 @@ def load_dataset(
         )
     reader = _Reader.of(source)
     read = reader.map(progress_bar) if storage == "memmap" else reader.read()
+    for text in reader.doubts:
+        warnings.warn(text, stacklevel=2)
     if reader.is_complete:
         bundled.warn_of_other_data(read)
     return read
@@ -80,6 +88,9 @@ class _Reader:
     family: Family
     fields: dict[str, Any]
     """the OfflineDataset's, all but its arrays and its folder"""
+    doubts: list[str] = field(default_factory=list)
+    """what the user is to be told of the data, once they are read"""
+    rounding: Rounding = field(default_factory=Rounding)
 
     @property
     def is_complete(self) -> bool:
@@ -90,7 +101,8 @@ class _Reader:
     def of(cls, source: MinariDataset) -> _Reader:
         """Raises ValueError for unsupported spaces; warns where no family is known."""
         of = f"dataset {source.id!r}"
-        spec = source.env_spec
+        metadata = source.storage.metadata
+        spec, evaluated = environments(metadata, of)
         family = find_family(source.id, spec.id if spec is not None else None)
         adapter, observation_space, action_space = vector_spaces(
             source.observation_space, source.action_space, family.observation, of
@@ -105,9 +117,11 @@ class _Reader:
             )
         if spec is None and family.environment in gym.registry:
             spec = gym.spec(family.environment)
-        # Minari offers the evaluation spec in no other way than as a made environment.
-        played = family.played(getattr(source, "_eval_env_spec", None) or spec)
-        metadata = source.storage.metadata
+        played = family.played(evaluated or spec)
+        if played is not None:
+            register_package(played.id)
+        for said in (*differences(spec, played), *family.without_scores(metadata, played)):
+            warnings.warn(f"{of}: {said}", stacklevel=3)
         fields = {
             "id": source.id,
             "observation_space": observation_space,
@@ -124,7 +138,7 @@ class _Reader:
         episodes = list(self.episodes())
         arrays = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
         starts = episode_starts([len(episode["rewards"]) for episode in episodes])
-        return self.dataset({**arrays, "episode_starts": starts})
+        return self.doubt(self.dataset({**arrays, "episode_starts": starts}))
 
     def map(self, progress_bar: bool) -> OfflineDataset:
         """The converted files beside the Minari data, made on first use and after changes.
@@ -144,6 +158,7 @@ class _Reader:
             except OSError as error:
                 what = f"dataset {name!r} could not be converted"
                 raise not_written(error, what, home, memmap.ADVICE) from error
+        self.doubts[:] = index.get("doubts", [])
         arrays = memmap.map_arrays(folder, index["shapes"])
         mapped = memmap.read_index(folder)
         if mapped is None or mapped["fingerprint"] != index["fingerprint"]:  # replaced just now
@@ -211,8 +226,9 @@ class _Reader:
         )
         written = memmap.write_arrays(made, self.episodes(bar), sizes, of)
         # The checked arrays are released here: an open file keeps Windows from renaming.
-        checked = self.dataset(memmap.map_arrays(made, written["shapes"]))
+        checked = self.doubt(self.dataset(memmap.map_arrays(made, written["shapes"])))
         index = {**written, "fingerprint": checked.fingerprint, "made": self.made}
+        index["doubts"] = self.doubts
         index["source"] = hash_files(self.files)
         if not same_contents(before, index["source"]):
             raise ValueError(f"{of} changed while it was converted: load it again")
@@ -221,6 +237,13 @@ class _Reader:
         if whole is None:
             raise OSError(f"{made} did not keep what was written")
         return whole
+
+    def doubt(self, dataset: OfflineDataset) -> OfflineDataset:
+        """The dataset, once what is odd about it is noted. ValueError where rewards vanish."""
+        of = f"dataset {dataset.id!r}"
+        odd = doubts(dataset.states, dataset.rewards, dataset.episode_starts)
+        self.doubts[:] = [*self.rounding.faults(of), *(f"{of}: {text}" for text in odd)]
+        return dataset
 
     def dataset(self, arrays: dict[str, Any], folder: Path | None = None) -> OfflineDataset:
         """The dataset of these arrays; cached properties among them need no computation."""
@@ -236,7 +259,7 @@ class _Reader:
         """
         source, rule = self.source, RULES[self.family.episodes]
         is_empty = True
-        for stored in _stored(source) if source.total_steps > 0 else ():
+        for stored in read_episodes(source) if source.total_steps > 0 else ():
             episode = self.arrays(stored)
             if len(stored.rewards) > 0:
                 episode = rule(episode, stored.observations)
@@ -250,43 +273,23 @@ class _Reader:
 
     def arrays(self, stored: EpisodeData) -> Episode:
         """A stored episode as arrays. Raises ValueError where their shapes do not fit."""
-        length = len(stored.rewards)
+        of, length = f"dataset {self.source.id!r}, episode {stored.id}", len(stored.rewards)
         adapter, observations = self.fields["adapter"], stored.observations
         parts = {
-            "states": observations if adapter is None else adapter.flatten(observations),
-            **{name: getattr(stored, name) for name in ARRAYS if name != "states"},
+            "observations": observations if adapter is None else adapter.flatten(observations),
+            "actions": stored.actions,
+            "rewards": stored.rewards,
         }
         shapes = {
-            "states": (length + 1, *self.fields["observation_space"].shape),
+            "observations": (length + 1, *self.fields["observation_space"].shape),
             "actions": (length, *self.fields["action_space"].shape),
         }
+        episode: Episode = {}
         for name, values in parts.items():
-            shape = shapes.get(name, (length,))
-            if np.shape(values) != shape:
-                raise ValueError(
-                    f"dataset {self.source.id!r}, episode {stored.id}: "
-                    f"{'observations' if name == 'states' else name} has shape {np.shape(values)}, "
-                    f"expected {shape} (T + 1 observations for T = {length} steps)"
-                )
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused later
-            return {n: np.asarray(v, dtype=memmap.DTYPES[n]) for n, v in parts.items()}
-
-
-def _stored(source: MinariDataset) -> Iterator[EpisodeData]:
-    """Minari's episodes. Raises ValueError where one cannot be read or steps are missing."""
-    steps = 0
-    try:
-        for episode in source.iterate_episodes():
-            steps += len(episode.rewards)
-            yield episode
-    except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"dataset {source.id!r} cannot be read after {steps} of {source.total_steps} steps "
-            f"({error}): it is incomplete or damaged, fetch or regenerate it"
-        ) from error
-    if steps != source.total_steps:
-        raise ValueError(
-            f"dataset {source.id!r}: {steps} steps were read, its metadata say "
-            f"{source.total_steps}. It is damaged, or its episodes are longer than Minari reads "
-            "back completely from Arrow and Parquet files (32767 steps): store it as HDF5"
-        )
+            column = numbers(of, name, values, shapes.get(name, (length,)), LENGTH.format(length))
+            self.rounding.add(name, values, column)
+            episode["states" if name == "observations" else name] = column
+        for name in ("terminations", "truncations"):
+            values = getattr(stored, name)
+            episode[name] = flags(of, name, values, (length,), LENGTH.format(length))
+        return episode

@@ -5,15 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import minari
 from minari import MinariDataset
 from minari.dataset.minari_dataset import gen_dataset_id, parse_dataset_id
 from minari.storage.datasets_root_dir import get_dataset_path
 
+from qgpo.envs.store.metadata import open_folder
+from qgpo.envs.store.names import check_name, fault
+from qgpo.envs.store.reading import check_files, lengths
+from qgpo.envs.store.stated import read_metadata
+from qgpo.envs.tasks.arguments import SpecError
+
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
+_ROOT = threading.RLock()
 
 
 class DamagedDatasetError(ValueError):
@@ -22,39 +31,65 @@ class DamagedDatasetError(ValueError):
 
 def split_version(dataset_id: str) -> tuple[str, int | None]:
     """`a/b-v3` is `a/b` and 3; an id without a version has None. ValueError if malformed."""
+    example = "expected 'namespace/name-vN', for example 'mujoco/hopper/medium-v0'"
+    problem = fault(dataset_id)
+    if problem is not None:
+        raise ValueError(f"dataset id {dataset_id!a:.120} is malformed ({problem}); {example}")
     try:
         namespace, name, version = parse_dataset_id(dataset_id)
     except TypeError:  # Minari's answer to an id without a version
         return dataset_id, None
     except ValueError as error:
-        raise ValueError(
-            f"dataset id {dataset_id!r} is malformed ({error}); expected 'namespace/name-vN', "
-            "for example 'mujoco/hopper/medium-v0'"
-        ) from error
-    return gen_dataset_id(namespace, name), version
+        raise ValueError(f"dataset id {dataset_id!r} is malformed ({error}); {example}") from error
+    stem = gen_dataset_id(namespace, name)
+    if f"{stem}-v{version}" != dataset_id:  # -v03 would be another folder than -v3
+        raise ValueError(f"dataset id {dataset_id!r} is malformed; {example}: {stem}-v{version}")
+    return stem, version
 
 
 def folder_of(dataset_id: str) -> Path:
-    """The folder of a dataset, which need not exist; that of all datasets for an empty id."""
-    return Path(get_dataset_path(dataset_id))
+    """The folder of a dataset, which need not exist; that of all datasets for an empty id.
+
+    Raises ValueError for a name that leads elsewhere.
+    """
+    return Path(get_dataset_path(check_name(dataset_id, "dataset id") if dataset_id else ""))
 
 
 def local_ids() -> list[str]:
-    """The ids of all folders with data, damaged ones too, sorted; hidden folders are skipped."""
-    root = folder_of("")
-    ids: list[str] = []
-    for folder, names, _ in os.walk(root):
-        if "data" in names and Path(folder) != root:
-            ids.append(Path(folder).relative_to(root).as_posix())
-            names.clear()
-        names[:] = [name for name in names if not name.startswith(".")]
-    return sorted(ids)
+    """The ids of all folders with data, damaged ones too, sorted; hidden folders are skipped.
+
+    Folders may be links, as for loading; a link to a folder that it is in is not followed.
+    """
+    return sorted(_ids_below(folder_of(""), "", frozenset()))
+
+
+def _ids_below(folder: Path, name: str, above: frozenset[Path]) -> Iterator[str]:
+    try:
+        if name and (folder / "data").is_dir():
+            yield name
+            return
+        real, inside = folder.resolve(), sorted(folder.iterdir())
+    except OSError:  # it may not be read: listed where its name is a dataset's
+        if re.search(r"-v\d+$", name):
+            yield name
+        return
+    for path in [] if real in above else inside:
+        if not path.name.startswith(".") and _is_folder(path):
+            inner = f"{name}/{path.name}" if name else path.name
+            yield from _ids_below(path, inner, above | {real})
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def local_versions(stem: str) -> list[int]:
     """The local versions of `namespace/name`, sorted."""
     folder = folder_of(stem)
-    pattern = re.compile(re.escape(folder.name) + r"-v(\d+)")
+    pattern = re.compile(re.escape(folder.name) + r"-v(0|[1-9][0-9]*)")
     names = [path.name for path in folder.parent.glob(f"{folder.name}-v*") if path.is_dir()]
     return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
 
@@ -70,36 +105,62 @@ def open_local(dataset_id: str) -> MinariDataset:
 
     Raises FileNotFoundError without a folder, DamagedDatasetError where the folder cannot be
     opened or holds fewer steps than its metadata state, and ImportError where a package to read
-    it is missing.
+    it is missing; SpecError for an environment that no dataset may name.
     """
     if not folder_of(dataset_id).exists():
         raise FileNotFoundError(f"dataset {dataset_id!r} is not in {folder_of('')}")
+    return open_whole(folder_of(dataset_id), dataset_id)
+
+
+def open_whole(folder: Path, dataset_id: str, names: Sequence[str] = ("rewards",)) -> MinariDataset:
+    """Open the dataset in a folder, once its columns of those names are judged.
+
+    Raises what `open_local` does.
+    """
+    data = folder / "data"
     try:
-        opened = minari.load_dataset(dataset_id)
-        metadata = opened.storage.get_episode_metadata(range(opened.total_episodes))
-        steps = sum(int(episode["total_steps"]) for episode in metadata)
-        if opened.total_episodes > 0:
-            len(opened[0].rewards)
-            len(opened[-1].rewards)
-    except ImportError:
+        metadata = read_metadata(data)
+        _check_readable(metadata)
+        check_files(data)
+        _check_steps(data, metadata, f"dataset {dataset_id!r}", names)
+        return open_folder(data)
+    except (ImportError, SpecError):
         raise
     except Exception as error:
-        raise DamagedDatasetError(str(error)) from error
-    if steps != opened.total_steps:
-        raise DamagedDatasetError(
-            f"its episodes have {steps} steps, its metadata say {opened.total_steps}"
+        raise DamagedDatasetError(str(error) or type(error).__name__) from error
+
+
+def _check_readable(metadata: dict[str, Any]) -> None:
+    """Raise ValueError where a field is missing, and for data of another version of Minari."""
+    needed = ("minari_version", "dataset_id", "data_format", "total_episodes", "total_steps")
+    missing = [name for name in needed if metadata.get(name) is None]
+    if missing:
+        raise ValueError(f"metadata have no {', '.join(missing)}")
+    version = metadata["minari_version"]
+    if version not in minari.supported_dataset_versions:
+        raise ValueError(
+            f"it was made with Minari {version}, which the installed Minari {minari.__version__} "
+            "does not read"
         )
-    return opened
+
+
+def _check_steps(data: Path, metadata: dict[str, Any], of: str, names: Sequence[str]) -> None:
+    """Raise ValueError where the episodes have other steps than the metadata state."""
+    stated, episodes = metadata["total_steps"], range(metadata["total_episodes"])
+    found = sum(lengths(data, metadata["data_format"], episodes, of, names))
+    if found != stated:
+        raise ValueError(f"its episodes have {found} steps, its metadata say {stated}")
 
 
 @contextlib.contextmanager
 def datasets_root(folder: Path) -> Iterator[None]:
-    """Let Minari work in another folder than the user's."""
-    previous = os.environ.get(ROOT_VARIABLE)
-    os.environ[ROOT_VARIABLE] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ[ROOT_VARIABLE]
-        if previous is not None:
-            os.environ[ROOT_VARIABLE] = previous
+    """Let Minari work in another folder than the user's; one thread at a time."""
+    with _ROOT:
+        previous = os.environ.get(ROOT_VARIABLE)
+        os.environ[ROOT_VARIABLE] = str(folder)
+        try:
+            yield
+        finally:
+            del os.environ[ROOT_VARIABLE]
+            if previous is not None:
+                os.environ[ROOT_VARIABLE] = previous

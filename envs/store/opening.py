@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
-import minari
 from minari import MinariDataset
 
 from qgpo.envs.store import bundled, downloading
@@ -16,9 +13,11 @@ from qgpo.envs.store.local import (
     open_local,
     split_version,
 )
+from qgpo.envs.store.metadata import environments
 from qgpo.envs.store.remote import RemoteError
 from qgpo.envs.store.scratch import remove_abandoned
-from qgpo.envs.store.writing import SCRATCH
+from qgpo.envs.store.stated import read_metadata
+from qgpo.envs.store.writing import SCRATCH, restore
 
 
 def open_dataset(
@@ -40,18 +39,22 @@ def open_dataset(
                 f"no version of dataset {dataset_id!r} is in {folder_of('')}; ids are "
                 "'namespace/name-vN', for example 'mujoco/hopper/medium-v0'"
             )
+        restore(full_id)
         if bundled.is_bundled(full_id):
             bundled.ensure(full_id, progress_bar)
-            return minari.load_dataset(full_id)
         return open_local(full_id)
     except ImportError as error:  # the data are complete, a package to read them is missing
         raise ValueError(f"dataset {dataset_id!r} cannot be read here: {error}") from error
     except DamagedDatasetError as error:
+        where = folder_of(full_id or dataset_id)
+        damage = f"dataset {dataset_id!r} in {where} is incomplete or damaged ({error})"
+        if full_id in bundled.RECIPES:
+            raise ValueError(f"{damage}; delete that folder to make it again") from error
         if not download:
             raise ValueError(
-                f"dataset {dataset_id!r} in {folder_of(dataset_id)} is incomplete or damaged "
-                f"({error}); delete that folder, or pass download=True to fetch it again"
+                f"{damage}; delete that folder, or pass download=True to fetch it again"
             ) from error
+        here = damage
     except FileNotFoundError as error:
         if not download:
             raise ValueError(
@@ -59,13 +62,11 @@ def open_dataset(
                 f"To fetch it: load_dataset({dataset_id!r}, download=True) "
                 f"or `python scripts/data.py download {dataset_id}`"
             ) from error
+        here = f"dataset {dataset_id!r} is not in {folder_of('')}"
     try:
         return downloading.download(full_id or dataset_id, progress_bar=progress_bar)
     except RemoteError as error:
-        raise ValueError(
-            f"dataset {dataset_id!r} is not in {folder_of('')} and could not be "
-            f"downloaded: {error}.\n{_choices()}"
-        ) from error
+        raise ValueError(f"{here} and could not be downloaded: {error}.\n{_choices()}") from error
 
 
 def newest_here(dataset_id: str) -> str | None:
@@ -87,9 +88,10 @@ def recorded_in(dataset_id: str) -> str | None:
         dataset_id = newest_here(dataset_id) or dataset_id
         if dataset_id in bundled.RECIPES:
             return bundled.RECIPES[dataset_id].env_id
-        metadata = folder_of(dataset_id) / "data" / "metadata.json"
-        return str(json.loads(json.loads(metadata.read_text(encoding="utf-8"))["env_spec"])["id"])
-    except (OSError, ValueError, LookupError, TypeError):
+        metadata = read_metadata(folder_of(dataset_id) / "data")
+        recorded, _ = environments(metadata, f"dataset {dataset_id!r}")
+        return None if recorded is None else recorded.id
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import minari
@@ -16,6 +18,8 @@ from minari.storage.remotes import DEFAULT_REMOTE, get_cloud_storage
 from minari.storage.remotes.cloud_storage import CloudStorage
 
 from qgpo.envs.store.local import split_version
+from qgpo.envs.store.names import check_name
+from qgpo.envs.store.stated import check_metadata
 
 PROBE_SECONDS = 3.0
 """how long the first answer of the remote may take"""
@@ -103,7 +107,8 @@ def remote_catalogue(prefix: str | None = None) -> dict[str, dict[str, Any]]:
 
     def metadata(dataset_id: str) -> dict[str, Any]:
         try:
-            return dict(storage.get_dataset_metadata(dataset_id))
+            split_version(dataset_id)
+            return check_metadata(storage.get_dataset_metadata(dataset_id))
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
 
@@ -119,8 +124,9 @@ def choose_remote(dataset_id: str) -> tuple[str, dict[str, Any]]:
     """
     name = remote_name()
     stem, version = split_version(dataset_id)
-    listed = {split_version(other): about for other, about in remote_catalogue(stem).items()}
-    versions = {n: about for (other, n), about in listed.items() if other == stem and n is not None}
+    pattern = re.compile(re.escape(stem) + r"-v(0|[1-9][0-9]*)")
+    matches = [(pattern.fullmatch(other), about) for other, about in remote_catalogue(stem).items()]
+    versions = {int(match[1]): about for match, about in matches if match}
     readable = {
         number: about
         for number, about in versions.items()
@@ -150,7 +156,8 @@ def choose_remote(dataset_id: str) -> tuple[str, dict[str, Any]]:
 def checksums(dataset_id: str) -> dict[str, Checksum]:
     """Size and digest of every file under `data/`, by path; empty where the remote has none.
 
-    Hugging Face has the SHA-256 of large files and the git SHA-1 of small ones. Raises RemoteError.
+    Hugging Face has the SHA-256 of large files and the git SHA-1 of small ones. Raises RemoteError,
+    also for names that lead out of the dataset's folder.
     """
     kind, _, organisation = remote_name().partition("://")
     if kind != "hf":
@@ -159,9 +166,9 @@ def checksums(dataset_id: str) -> dict[str, Checksum]:
     from huggingface_hub.hf_api import RepoFile
 
     repository, _, path = dataset_id.partition("/")
-    repo_id = f"{organisation}/{repository}"
+    repo_id, prefix = f"{organisation}/{repository}", f"{path}/" if path else ""
     try:
-        tree = HfApi().list_repo_tree(repo_id, f"{path}/data", recursive=True, repo_type="dataset")
+        tree = HfApi().list_repo_tree(repo_id, f"{prefix}data", recursive=True, repo_type="dataset")
         files = [file for file in tree if isinstance(file, RepoFile)]
     except Exception as error:
         raise RemoteError(
@@ -169,13 +176,52 @@ def checksums(dataset_id: str) -> dict[str, Checksum]:
             f"({type(error).__name__}: {error})"
         ) from error
     return {
-        file.path.removeprefix(f"{path}/"): (
+        _inside(file.path, f"{prefix}data/", dataset_id).removeprefix(prefix): (
             Checksum(file.size, "git-sha1", file.blob_id)
             if file.lfs is None
             else Checksum(file.lfs.size, "sha256", file.lfs.sha256)
         )
         for file in files
     }
+
+
+def fetch_files(dataset_id: str, folder: Path, names: Iterable[str]) -> None:
+    """Fetch files of a dataset to `folder / dataset_id`: no others, and nowhere else.
+
+    `names` are those of `checksums`; a remote that has no checksums is asked for its list.
+    """
+    storage = open_remote()
+    if remote_name().startswith("hf://"):
+        from huggingface_hub import HfApi
+
+        repository, _, path = dataset_id.partition("/")
+        HfApi().snapshot_download(
+            f"{remote_name().removeprefix('hf://')}/{repository}",
+            # whole names, in which no character is a pattern's
+            allow_patterns=[f"{path}/{name}" if path else name for name in names],
+            repo_type="dataset",
+            local_dir=folder / repository,
+        )
+        return
+    prefix = f"{dataset_id}/data/"
+    for blob in storage.bucket.list_blobs(prefix=prefix):  # type: ignore[attr-defined]
+        target = folder / _inside(blob.name, prefix, dataset_id)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "wb") as file:
+            storage.storage_client.download_blob_to_file(blob, file)  # type: ignore[attr-defined]
+
+
+def _inside(name: str, prefix: str, dataset_id: str) -> str:
+    """The name of a file below a prefix. Raises RemoteError where it leads elsewhere."""
+    try:
+        check_name(name, "file")
+        if not name.startswith(prefix):
+            raise ValueError(f"file {name!r} is not below {prefix}")
+    except ValueError as error:
+        raise RemoteError(
+            f"dataset {dataset_id!r} on {remote_name()} is not fetched: {error}"
+        ) from error
+    return name
 
 
 def _listed(storage: CloudStorage, prefix: str | None) -> list[str]:

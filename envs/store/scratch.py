@@ -31,11 +31,13 @@ UNOWNED_SECONDS = 24 * 3600.0
 def target_lock(target: Path, doing: str) -> Iterator[None]:
     """Let one process at a time make a target; a second one says that it waits, and waits.
 
-    `doing` is what the other process does, such as "converting 'a/b-v0'".
+    `doing` is what the other process does, such as "converting 'a/b-v0'". Who has the lock may
+    take it again.
     """
     path = target.resolve()
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-    lock = FileLock(folder_of(LOCKS) / f"{path.parent.name}+{path.name}-{digest}.lock")
+    name = f"{path.parent.name}+{path.name}"[-100:]
+    lock = FileLock(folder_of(LOCKS) / f"{name}-{digest}.lock", is_singleton=True)
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(blocking=False)

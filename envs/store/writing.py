@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import minari
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.namespace import create_namespace, list_local_namespaces
 
 from qgpo.envs.data import disk
+from qgpo.envs.data.columns import flags, numbers
 from qgpo.envs.store.local import datasets_root, folder_of, split_version
-from qgpo.envs.store.scratch import scratch_folder
+from qgpo.envs.store.scratch import scratch_folder, target_lock
 from qgpo.envs.store.storing import size_of, store_episodes
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
 
 ADVICE = "set MINARI_DATASETS_PATH to a folder on another disk"
+RECORD = "download.json"
+"""what a download leaves beside the data: the remote, and the digest of every file"""
 SCRATCH = ".qgpo-"
 """how the folders of unfinished datasets are named"""
 
@@ -63,35 +70,67 @@ def reserved_space(dataset_id: str, needed: int) -> Iterator[None]:
         yield
 
 
-def put_in_place(made: Path, target: Path, replace: bool = False) -> None:
-    """Rename a finished folder, whose files are closed, to its name.
+@contextlib.contextmanager
+def sole_writer(dataset_id: str) -> Iterator[None]:
+    """Let one process at a time write the dataset of that id; others wait, and say so.
 
-    Without `replace`, a target that another process has finished in the meantime is kept.
-    Raises OSError, and leaves the target as it was, where a folder cannot be renamed: Windows
+    A dataset that a killed process was about to replace is back in its place.
+    """
+    with target_lock(folder_of(dataset_id), f"writing dataset {dataset_id!r}"):
+        target, previous = folder_of(dataset_id), _previous(dataset_id)
+        if previous.exists() and not target.exists():
+            previous.rename(target)
+        yield
+
+
+def restore(dataset_id: str) -> None:
+    """Put a dataset back that a killed process was about to replace, if there is one."""
+    if _previous(dataset_id).exists() and not folder_of(dataset_id).exists():
+        with sole_writer(dataset_id):
+            return
+
+
+def add_dataset(made: Path, dataset_id: str, replace: bool = False) -> Path | None:
+    """Put a finished dataset in the place of its id, and add its namespace to Minari's.
+
+    Its files must be closed, and the caller be the `sole_writer`. With `replace`, an earlier
+    dataset is removed once the new one is in its place; one that was not downloaded is kept in
+    the folder that is returned. Raises ValueError where there is one and `replace` is not set, and
+    OSError, and leaves the earlier one as it was, where a folder cannot be renamed: Windows
     renames no folder with an open file.
     """
+    target, previous = folder_of(dataset_id), _previous(dataset_id)
+    if target.exists() and not replace:
+        raise ValueError(f"dataset {dataset_id!r} appeared in {target} while it was written")
+    namespace = parse_dataset_id(dataset_id)[0]
+    if namespace is not None and namespace not in list_local_namespaces():
+        create_namespace(namespace)
     target.parent.mkdir(parents=True, exist_ok=True)
-    previous = target.with_name(f".{target.name}.old")
-    shutil.rmtree(previous, ignore_errors=True)
-    if replace and target.exists():
+    _retire(previous)  # left by a process that was killed after it had replaced it
+    if target.exists():
         target.rename(previous)
     try:
         made.rename(target)
     except OSError:
-        if not target.exists():
-            if previous.exists():
-                previous.rename(target)
-            raise
-        shutil.rmtree(made, ignore_errors=True)
-    shutil.rmtree(previous, ignore_errors=True)
+        if previous.exists() and not target.exists():
+            previous.rename(target)
+        raise
+    return _retire(previous)
 
 
-def add_dataset(made: Path, dataset_id: str, replace: bool = False) -> None:
-    """Put a finished dataset in the place of its id, and add its namespace to Minari's."""
-    namespace = parse_dataset_id(dataset_id)[0]
-    if namespace is not None and namespace not in list_local_namespaces():
-        create_namespace(namespace)
-    put_in_place(made, folder_of(dataset_id), replace)
+def _retire(previous: Path) -> Path | None:
+    """Remove a dataset that was replaced; keep it under another name if it was not downloaded."""
+    if not previous.exists() or (previous / RECORD).exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        return None
+    name = previous.name.replace("previous", "replaced", 1)
+    return previous.rename(previous.with_name(f"{name}-{secrets.token_hex(4)}"))
+
+
+def _previous(dataset_id: str) -> Path:
+    """Where a dataset is while another takes its place."""
+    target = folder_of(dataset_id)
+    return target.with_name(f".qgpo-previous-{target.name}")
 
 
 @contextlib.contextmanager
@@ -102,7 +141,8 @@ def new_dataset(dataset_id: str, bundled: bool = False) -> Iterator[None]:
     """
     check_new_id(dataset_id, bundled)
     root = folder_of("")
-    with scratch_folder(root, SCRATCH) as scratch:
+    with sole_writer(dataset_id), scratch_folder(root, SCRATCH) as scratch:
+        check_new_id(dataset_id, bundled)  # another process may have written it meanwhile
         try:
             with datasets_root(scratch):
                 yield
@@ -113,6 +153,37 @@ def new_dataset(dataset_id: str, bundled: bool = False) -> Iterator[None]:
         except OSError as error:
             what = f"dataset {dataset_id!r} could not be written"
             raise disk.not_written(error, what, root, ADVICE) from error
+
+
+def check_episodes(
+    dataset_id: str, episodes: Sequence[EpisodeBuffer], env: gym.Env[Any, Any]
+) -> None:
+    """Raise ValueError where an episode does not fit the environment that it is said to be from."""
+    if not episodes:
+        raise ValueError(f"dataset {dataset_id!r}: no episodes to write, expected at least one")
+    for index, episode in enumerate(episodes):
+        of, length = f"dataset {dataset_id!r}, episode {index}", len(episode.rewards)
+        why = f" ({length} steps of {env.spec.id if env.spec else env})"
+        _check_part(
+            of, "observations", episode.observations, env.observation_space, length + 1, why
+        )
+        _check_part(of, "actions", episode.actions, env.action_space, length, why)
+        numbers(of, "rewards", episode.rewards, (length,))
+        flags(of, "terminations", episode.terminations, (length,))
+        flags(of, "truncations", episode.truncations, (length,))
+
+
+def _check_part(
+    of: str, name: str, values: Any, space: gym.Space[Any], rows: int, why: str
+) -> None:
+    if isinstance(space, spaces.Dict):
+        if not isinstance(values, Mapping) or set(values) != set(space.spaces):
+            raise ValueError(f"{of}: {name} has other parts than {sorted(space.spaces)}{why}")
+        for key, part in space.spaces.items():
+            _check_part(of, f"{name}/{key}", values[key], part, rows, why)
+    elif isinstance(space, spaces.Box | spaces.Discrete):
+        shape: Any = space.shape
+        numbers(of, name, values, (rows, *shape), why)
 
 
 def write_minari(
@@ -131,8 +202,9 @@ def write_minari(
     dataset (DiskFullError where it has too little space): the episodes are then as they were.
     """
     env = make_env(as_played(env_id))
+    check_episodes(dataset_id, episodes, env)
     family = find_family(env_id=env.spec.id if env.spec else None)
-    reference = family.reference if family.episodes == "recorded" else None
+    reference = family.scores({}, env.spec) if family.episodes == "recorded" else None
     check_space(dataset_id, size_of(episodes))
     with new_dataset(dataset_id, bundled), quiet_mujoco(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`eval_env` is set to None")

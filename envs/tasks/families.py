@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from gymnasium.envs.registration import EnvSpec
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.tasks.reference import ReferenceScores, is_scale
+from qgpo.envs.tasks.wrappers import changing_returns
 
 D4RL = "D4RL (Fu et al. 2020, arXiv 2004.07219)"
 Settings = Mapping[str, Mapping[str, Any]]
@@ -45,8 +47,12 @@ class Family:
     """limit of a played episode, where it is not the environment's own"""
     reference: ReferenceScores | None = None
     """the returns that count as 0 and 100 in the environment that is played"""
-    reference_needs: tuple[str, ...] = ()
-    """arguments without which the environment is another task than the reference's"""
+    scored: str | None = None
+    """regular expression of the environments that the reference is for; default `environment`"""
+    reference_needs: Mapping[str, int] = field(default_factory=dict)
+    """arguments without which the environment is another task, and how many entries they have"""
+    reference_sees: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """by argument, what of its value makes the task"""
     n_episodes: int = 50
     """episodes of an evaluation"""
     settings: Settings = field(default_factory=dict)
@@ -66,21 +72,90 @@ class Family:
         """The reference returns for that environment: the metadata's, else the row's, else None.
 
         Data whose episodes are changed by a rule are scored by the row alone, because the pair in
-        their metadata is about another return. The row's pair holds where the environment has the
-        arguments of the row. It is the community's scale; scores need not compare across physics
+        their metadata is about another return. The row's pair holds in the row's environment
+        alone (`other_task`). It is the community's scale; scores need not compare across physics
         versions and data.
         """
         low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-        stated = low is not None and high is not None
-        stated = stated and -math.inf < float(low) < float(high) < math.inf  # type: ignore[arg-type]
-        if stated and self.episodes == "recorded":
+        if self.episodes == "recorded" and is_scale(low, high):
             return ReferenceScores(float(low), float(high), "dataset metadata")  # type: ignore[arg-type]
-        if self.reference is None or spec is None:
+        if self.reference is None or spec is None or self.other_task(spec) is not None:
             return None
-        fits = all(name in spec.kwargs for name in self.reference_needs) and all(
-            spec.kwargs.get(name) == value for name, value in self.evaluation.items()
-        )
-        return self.reference if fits else None
+        return self.reference
+
+    def without_scores(self, metadata: Mapping[str, Any], spec: EnvSpec | None) -> Iterator[str]:
+        """What is to be said where the row has reference returns and they do not hold."""
+        if spec is not None and self.reference is not None and self.scores(metadata, spec) is None:
+            yield (
+                f"no normalised scores, the reference returns do not hold in its environment: "
+                f"{self.other_task(spec)}"
+            )
+
+    def other_task(self, spec: EnvSpec) -> str | None:
+        """Why the row's reference returns do not hold in that environment; None where they do.
+
+        They hold for the row's environments and versions, with the registered arguments and those
+        that the row gives, and no wrapper that may change returns. An environment that is not
+        registered here is compared with the row alone.
+        """
+        pattern = re.escape(self.environment) if self.scored is None else self.scored
+        if not re.fullmatch(pattern, spec.id):
+            return f"they are for {self.environment or self.scored}, not for {spec.id}"
+        changing = changing_returns(spec.additional_wrappers)
+        if changing:
+            return f"{spec.id} is wrapped in {', '.join(changing)}"
+        registered = gym.registry.get(spec.id)
+        for name in sorted({*spec.kwargs, *self.evaluation, *self.reference_needs}):
+            if not self._same_argument(name, spec, registered):
+                value = f"={spec.kwargs[name]!r}" if name in spec.kwargs else " missing"
+                return f"{spec.id} has the argument {name}{value}"
+        return None
+
+    def _same_argument(self, name: str, spec: EnvSpec, registered: EnvSpec | None) -> bool:
+        """Whether an argument leaves the task what it is."""
+        value = spec.kwargs.get(name)
+        if name in self.evaluation:
+            return name in spec.kwargs and _equal(value, self.evaluation[name])
+        if name in self.reference_needs:
+            return isinstance(value, Sized) and len(value) == self.reference_needs[name]
+        if name == "render_mode" or registered is None:
+            return True
+        see = self.reference_sees.get(name, _whole)
+        if name in registered.kwargs:
+            return _equal(see(value), see(registered.kwargs[name]))
+        return name in self.reference_sees or _equal(value, _default(registered, name))
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Whether they are equal, as JSON has them."""
+    try:
+        return bool(value == (list(other) if isinstance(other, tuple) else other))
+    except ValueError:  # arrays are none of JSON's values
+        return False
+
+
+def _whole(value: Any) -> Any:
+    return value
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _walls(maze: Any) -> Any:
+    """Where a maze has walls, whatever cells its goals and starts are drawn from."""
+    rows = maze if isinstance(maze, list) else []
+    return [[cell == 1 for cell in row] if isinstance(row, list) else row for row in rows]
+
+
+def _default(registered: EnvSpec, name: str) -> Any:
+    """The default of an argument in the registered code; the class of absence without one."""
+    try:
+        code: Any = registered.entry_point
+        code = load_env_creator(code) if isinstance(code, str) else code
+        return inspect.signature(code).parameters[name].default
+    except (ImportError, LookupError, TypeError, ValueError):
+        return inspect.Parameter.empty
 
 
 def find_family(dataset_id: str | None = None, env_id: str | None = None) -> Family:
@@ -109,6 +184,9 @@ GOAL_ANT = ("achieved_goal", "observation", "desired_goal")
 """torso x and y, then joints and velocities: the 29 numbers of D4RL, then the goal"""
 GOAL_POINT = ("observation", "desired_goal")
 """x, y and their velocities, then the goal (`achieved_goal` is x and y once more)"""
+
+ANTMAZES = r"AntMaze_(UMaze|Open|Medium|Large)(_Diverse_GR?)?-v[45]"
+"""with the sparse reward, whose return is a success"""
 
 # Lu et al. 2023 (arXiv 2304.12824), appendix: 32 support actions and rewards minus 1 for AntMaze;
 # beta_q = 20 is that of the code derived from theirs. Their reported scale is the best of six per
@@ -155,6 +233,7 @@ _maze = functools.partial(
     episodes="until_success",
     evaluation={"continuing_task": False},
     reference=ReferenceScores(0.0, 1.0, f"success rate, as {D4RL} counts it"),
+    reference_sees={"maze_map": _walls, "reset_target": _nothing},
     n_episodes=100,
 )
 
@@ -179,12 +258,14 @@ FAMILIES: tuple[Family, ...] = (
         environment="AntMaze_UMaze-v4",
         observation=GOAL_ANT,
         evaluation={"continuing_task": False, "maze_map": U_MAZE},
+        scored=ANTMAZES,
         settings=ANTMAZE,
     ),
     _maze(
         name="antmaze",
         datasets=r"(D4RL/)?antmaze[/-](medium|large)-(play|diverse)-v\d+",
         environments=r"AntMaze_(Open|Medium|Large)(_Diverse_GR?)?-v\d+",
+        scored=ANTMAZES,
         observation=GOAL_ANT,
         settings=ANTMAZE,
     ),
@@ -193,6 +274,7 @@ FAMILIES: tuple[Family, ...] = (
         name="pointmaze",
         datasets=r"(D4RL/)?pointmaze[/-](open|umaze|medium|large)-v\d+",
         environments=r"PointMaze_(Open|UMaze|Medium|Large)(_Diverse_GR?)?-v\d+",
+        scored=r"PointMaze_(Open|UMaze|Medium|Large)(_Diverse_GR?)?-v3",
         observation=GOAL_POINT,
         settings=SPARSE,
     ),
@@ -206,11 +288,12 @@ FAMILIES: tuple[Family, ...] = (
         name="kitchen",
         datasets=r"(D4RL/)?kitchen[/-](complete|partial|mixed)-v\d+",
         environments=r"FrankaKitchen-v\d+",
+        scored=r"FrankaKitchen-v1",
         observation=("observation",),
         episodes="first_completions",
         evaluation={"remove_task_when_completed": True, "terminate_on_tasks_completed": True},
         reference=_d4rl(0.0, 4.0),
-        reference_needs=("tasks_to_complete",),
+        reference_needs={"tasks_to_complete": 4},
         settings=COUNTED,
     ),
     _adroit("Pen", _d4rl(96.262799, 3076.8331), 100),

@@ -1,9 +1,10 @@
-"""Creation of environments, without notes that the user cannot act on."""
+"""Creation of environments: registered code alone, without notes that nobody can act on."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,13 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.envs.tasks import robotics
+from qgpo.envs.tasks.arguments import SpecError, check_arguments
 from qgpo.envs.tasks.families import find_family
+from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.tasks.specs import spec_from_json as spec_from_json  # former place
+from qgpo.envs.tasks.specs import spec_to_json as spec_to_json  # former place
+from qgpo.envs.tasks.specs import without_rendering
+from qgpo.envs.tasks.wrappers import effective, wrap_again
 
 PACKAGES = {"gymnasium_robotics": (robotics.register, "pip install gymnasium-robotics")}
 """by module: what registers its environments, and how it is installed"""
@@ -50,32 +57,14 @@ def _forward_warning(message: str) -> None:
         warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
 
 
-def _without_code(spec: EnvSpec) -> EnvSpec:
-    """The spec without names of code to import."""
-    return dataclasses.replace(
-        spec, entry_point=None, vector_entry_point=None, additional_wrappers=()
-    )
-
-
-def spec_to_json(spec: EnvSpec) -> str:
-    """The spec as JSON, without the names of code to import (entry points, wrappers)."""
-    return _without_code(spec).to_json()
-
-
-def spec_from_json(text: str) -> EnvSpec:
-    """The spec that `spec_to_json` wrote. Raises ValueError where the text is no spec.
-
-    Names of code in the text are dropped: `make_env` runs the registered code, so that a file
-    cannot choose what runs.
-    """
-    try:
-        return _without_code(EnvSpec.from_json(text))
-    except (ValueError, KeyError, TypeError, AttributeError, gym.error.Error) as error:
-        raise ValueError(f"environment spec {text[:80]!r} cannot be read ({error})") from error
+def register_package(env_id: str) -> None:
+    """Import the package that the environment's family names, where it is installed."""
+    with contextlib.suppress(ValueError):
+        _register(env_id)
 
 
 def _register(env_id: str) -> None:
-    """Import the package that the environment's family names."""
+    """Import the package that the environment's family names. Raises ValueError without it."""
     package = find_family(env_id=env_id).package
     if package is None:
         return
@@ -89,6 +78,23 @@ def _register(env_id: str) -> None:
         ) from error
 
 
+def import_named(env_id: str) -> str:
+    """The id without its module, which is imported; only for ids that a user gave.
+
+    Raises ValueError where the module of `module:Env-v0` cannot be imported.
+    """
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # the user's own code
+            raise ValueError(
+                f"environment {env_id!r} cannot be made: module {module!r} cannot be imported "
+                f"({type(error).__name__}: {error})"
+            ) from error
+    return name
+
+
 def as_played(env: str | EnvSpec) -> str | EnvSpec:
     """For an id, the environment by the rules of its family (a maze ends at the goal), if any.
 
@@ -96,42 +102,130 @@ def as_played(env: str | EnvSpec) -> str | EnvSpec:
     """
     if not isinstance(env, str):
         return env
-    family = find_family(env_id=env)
+    env_id = import_named(env)
+    family = find_family(env_id=env_id)
     if not family.evaluation and family.max_episode_steps is None:
-        return env
-    _register(env)
-    return family.played(gym.spec(env)) or env
+        return env_id
+    _register(env_id)
+    return family.played(gym.spec(env_id)) or env_id
+
+
+def to_play(
+    env_id: str | None, recorded: EnvSpec | None, reference: ReferenceScores | None
+) -> tuple[str | EnvSpec | None, ReferenceScores | None]:
+    """Where an agent plays by the user's id, if any, and the data's reference returns for that.
+
+    `module:Env-v0` imports the module. If that id is the recorded environment's, the agent plays
+    the recorded one, with its arguments, limit and wrappers: the data could name it, but not have
+    it imported. The reference returns of the data hold in the recorded environment alone.
+    """
+    if env_id is None or recorded is None:
+        return env_id or recorded, None if env_id else reference
+    name = import_named(env_id)
+    if name != env_id and name == recorded.id:
+        return recorded, reference
+    played = as_played(name)
+    return name, reference if _same_environment(played, recorded) else None
+
+
+def _same_environment(played: str | EnvSpec, recorded: EnvSpec) -> bool:
+    """Whether ids, arguments, limits and wrappers agree."""
+    env_id = played if isinstance(played, str) else played.id
+    if env_id != recorded.id:
+        return False
+    register_package(env_id)
+    registered = gym.registry.get(env_id)
+    if registered is None:
+        return False
+    one, other = (
+        {
+            "kwargs": {**registered.kwargs, **without_rendering(spec.kwargs)},
+            "limit": spec.max_episode_steps,
+            "wrappers": effective(spec.additional_wrappers),
+        }
+        for spec in (registered if isinstance(played, str) else played, recorded)
+    )
+    return one == other
+
+
+def difference(spec: EnvSpec) -> str | None:
+    """What a dataset says of its environment that is not as it is registered, to be said."""
+    registered = gym.registry.get(spec.id)
+    if registered is None:
+        return None
+    limit, own = spec.max_episode_steps, registered.max_episode_steps
+    if own is None or (limit is not None and limit <= own):
+        return None
+    stated = "no step limit" if limit is None else f"a limit of {limit} steps"
+    return (
+        f"its environment has {stated}, {spec.id} is registered with {own}: episodes, and the "
+        "returns of agents that play in it, may be longer than elsewhere"
+    )
 
 
 def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """`gymnasium.make` for an id or a spec, without the wrappers that recorded a dataset.
+    """`gymnasium.make` for an id or a spec, whose code is always the registered one.
 
-    The spec of a dataset may contain wrappers that are only needed for recording (SB3's Monitor),
-    and may name an outdated version on purpose. The package of the environment's family is
-    imported. A registered id runs the registered code, whatever entry point a spec has.
+    A spec adds its arguments, its step limit and its wrappers. Wrappers that only watched the
+    recording (SB3's Monitor) are left out; Gymnasium's others are made again where they follow
+    from their arguments. The spec of a dataset may name an outdated version on purpose. The
+    package of the environment's family is imported, and of an id `module:Env-v0` the module.
+
+    Raises SpecError for arguments that may name a file or code and for wrappers that cannot be
+    made again; ValueError, whatever the environment raised, where it cannot be made.
     """
     if not isinstance(env, str | EnvSpec):
         raise TypeError(
             f"env is a {type(env).__name__}, expected an id such as 'Hopper-v5' or an EnvSpec"
         )
-    if isinstance(env, EnvSpec):
-        env = EnvSpec.from_json(env.to_json())
-        env.additional_wrappers = ()
-    kwargs: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    env_id = env.id if isinstance(env, EnvSpec) else env
+    env_id = env.id if isinstance(env, EnvSpec) else import_named(env)
     _register(env_id)
+    kwargs: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     if find_family(env_id=env_id).package is not None:
         kwargs["disable_env_checker"] = True  # its notes are for the authors of the package
+    with quiet_mujoco(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is out of date.*")
+        if isinstance(env, str):
+            return _make(env_id, env_id, kwargs)
+        made = _make(_with_registered_code(env), env_id, kwargs)
+        return wrap_again(made, env.additional_wrappers, env_id)
+
+
+def _with_registered_code(spec: EnvSpec) -> EnvSpec:
+    """The registered environment with what the spec says of it.
+
+    A class or a function as entry point is an object of this process, no name from a file.
+    """
+    registered = gym.registry.get(spec.id, spec if callable(spec.entry_point) else None)
+    if registered is None:
+        raise SpecError(
+            f"environment {spec.id!r} cannot be made: it is not registered, and code that a "
+            "dataset or a checkpoint names is never imported. Name the module that registers it "
+            f"yourself with --env-id module:{spec.id}, import that module before in Python, or "
+            "train without playing (--n-episodes 0)"
+        )
+    arguments = without_rendering(spec.kwargs)
+    check_arguments(spec.id, arguments, registered.kwargs)
+    return dataclasses.replace(
+        registered,
+        kwargs={**registered.kwargs, **arguments},
+        max_episode_steps=spec.max_episode_steps,
+    )
+
+
+def _make(env: str | EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+    """`gymnasium.make`. Raises ValueError whatever it, or the environment, raises."""
     try:
-        if isinstance(env, EnvSpec) and env_id in gym.registry:
-            env.entry_point = gym.registry[env_id].entry_point
-        elif isinstance(env, EnvSpec) and env.entry_point is None:
-            raise gym.error.UnregisteredEnv("it is not registered")
-        with quiet_mujoco(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is out of date.*")
-            return gym.make(env, **kwargs)
+        return gym.make(env, **kwargs)
     except (gym.error.Error, ImportError) as error:
         raise ValueError(
             f"environment {env_id!r} cannot be made: {error}. Registered ids are listed by "
             "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported"
+        ) from error
+    except Exception as error:  # the environment's own code
+        arguments = env.kwargs if isinstance(env, EnvSpec) else {}
+        raise ValueError(
+            f"environment {env_id!r} cannot be made with the arguments {arguments} "
+            f"({type(error).__name__}: {error}). Name another one with --env-id, or train without "
+            "playing (--n-episodes 0)"
         ) from error

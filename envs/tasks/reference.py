@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+def is_scale(minimum: Any, maximum: Any) -> bool:
+    """Whether the two are finite numbers, the first one less than the second."""
+    numbers = all(isinstance(n, Real) and math.isfinite(n) for n in (minimum, maximum))
+    return numbers and bool(minimum < maximum)
+
+
 @dataclass(frozen=True)
 class ReferenceScores:
-    """The returns that count as 0 and as 100, and their source."""
+    """The returns that count as 0 and as 100, and their source.
+
+    Raises ValueError where they are no scale.
+    """
 
     minimum: float
     maximum: float
     source: str
 
     def __post_init__(self) -> None:
+        if not is_scale(self.minimum, self.maximum):
+            raise ValueError(
+                f"reference returns {self.minimum!r} and {self.maximum!r}, expected two finite "
+                "numbers, the first one less than the second"
+            )
         for name in ("minimum", "maximum"):
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if not -math.inf < self.minimum < math.inf or not -math.inf < self.maximum < math.inf:
-            raise ValueError(f"{self}, expected finite returns")
-        if self.minimum == self.maximum or not isinstance(self.source, str):
-            raise ValueError(f"{self}, expected two different returns and their source")
+            if not isinstance(getattr(self, name), int | float):  # NumPy's, which JSON cannot hold
+                object.__setattr__(self, name, float(getattr(self, name)))
+        if not isinstance(self.source, str):
+            raise ValueError(f"source={self.source!r} of reference returns, expected a text")
 
     def normalize(self, returns: float | NDArray[np.float64]) -> NDArray[np.float64]:
         """100 (return - minimum) / (maximum - minimum)."""

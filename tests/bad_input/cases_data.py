@@ -24,6 +24,7 @@ from factory import (
 from gymnasium import spaces
 
 from qgpo import OfflineDataset, load_dataset
+from qgpo.envs.store.hdf5 import ColumnError
 from qgpo.envs.store.writing import check_new_id
 
 DISCRETE = "…has action space Discrete(2); continuous actions (a Box with finite bounds) are …"
@@ -189,6 +190,48 @@ CASES = [
         NUMBERED + ", episode 1: observations has shape (3, 2), expected (4, 2) (T + 1 "
         "observations for T = 3 steps)",
         lambda: episodes_with(observations=np.zeros((3, 2))),
+    ),
+    Case(
+        LOAD,
+        "an id that leads out of the folder of datasets",
+        ValueError,
+        "dataset id '../x-v0' is malformed (part '..'); expected 'namespace/name-vN', for …",
+        lambda: load_dataset("../x-v0"),
+    ),
+    Case(
+        LOAD,
+        "flags that are text",
+        ColumnError,
+        NUMBERED + ", episode 1: terminations holds no numbers, its type is text",
+        lambda: episodes_with(terminations=[b"False"] * 3),
+    ),
+    Case(
+        LOAD,
+        "rewards in a column",
+        ValueError,
+        NUMBERED + ", episode 1: rewards has shape (3, 1), expected (3,) …",
+        lambda: episodes_with(rewards=np.zeros((3, 1))),
+    ),
+    Case(
+        LOAD,
+        "rewards that float32 does not hold",
+        ValueError,
+        NUMBERED + ", episode 1: rewards has value 1e+39, which is larger than float32 holds; …",
+        lambda: episodes_with(rewards=[0.0, 0.0, 1e39]),
+    ),
+    Case(
+        LOAD,
+        "rewards that become the same number in float32",
+        ValueError,
+        "dataset 'arrays': rewards loses digits in float32: …all rewards become 1e+09",
+        lambda: arrays(rewards=np.array([1e9, 1e9 + 1.0])),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: masked values",
+        ValueError,
+        "dataset 'arrays': rewards has masked values, expected a number everywhere",
+        lambda: arrays(rewards=np.ma.array(np.zeros(2), mask=[True, False])),
     ),
     Case(
         LOAD,

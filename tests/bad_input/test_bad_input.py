@@ -12,6 +12,7 @@ import sys
 import cases_adoption
 import cases_commands
 import cases_data
+import cases_environments
 import cases_files
 import cases_plans
 import cases_predict
@@ -23,6 +24,7 @@ from factory import ROOT
 
 CASES = [
     *cases_data.CASES,
+    *cases_environments.CASES,
     *cases_remote.CASES,
     *cases_training.CASES,
     *cases_predict.CASES,
@@ -54,8 +56,8 @@ def document() -> str:
         "# What goes wrong, and what is said",
         "",
         "Every kind of bad input below is tested for exactly this exception and message; `…` is",
-        "what differs from case to case. `CheckpointError`, `PlanError` and `RemoteError` are",
-        "`ValueError`s, `NonFiniteError` and `RunFolderError` are `RuntimeError`s,",
+        "what differs from case to case. `CheckpointError`, `PlanError`, `RemoteError` and",
+        "`SpecError` are `ValueError`s, `NonFiniteError` and `RunFolderError` are `RuntimeError`s,",
         "`CheckpointWriteError` (a full disk) is an `OSError`; command lines end with exit code 1",
         "and the message alone.",
         "This page is made by the command at the top of `tests/bad_input/test_bad_input.py`.",

@@ -266,7 +266,9 @@ def test_mujoco_environments_are_quiet(tmp_path):
 def test_wrappers_of_the_collector_are_left_out(env_id):
     spec = copy.deepcopy(gym.spec(env_id))  # gym.spec hands out the registry's own
     spec.additional_wrappers = (
-        gym.envs.registration.WrapperSpec("Monitor", "nowhere.monitor:Monitor", {}),
+        gym.envs.registration.WrapperSpec(
+            "Monitor", "stable_baselines3.common.monitor:Monitor", None
+        ),
     )
     env = make_env(spec)
     assert env.spec.max_episode_steps == 1000

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from qgpo import load_dataset
 from qgpo.envs.rollouts.collecting import N_ENVS, collect
 from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.store import bundled
+from qgpo.envs.store.scratch import LOCKS
 from qgpo.envs.store.writing import write_minari
 from qgpo.envs.tasks.making import make_env
 from qgpo.experiments.packing import read_documents
@@ -124,7 +126,7 @@ def test_round_trip_keeps_every_number(policy_file):
 
 def hidden_entries():
     root = Path(get_dataset_path(""))
-    return [p.name for p in root.iterdir() if p.name.startswith(".qgpo-")]
+    return [p.name for p in root.iterdir() if p.name.startswith(".qgpo-") and p.name != LOCKS]
 
 
 def test_existing_id_is_refused_and_kept(policy_file):
@@ -178,14 +180,17 @@ def test_bundled_dataset_is_made_once_and_is_reproducible(recipe, monkeypatch, t
 
 
 def test_bundled_dataset_that_another_process_made_meanwhile_is_taken(recipe, monkeypatch):
-    made = []
+    made, wait = [], bundled.sole_writer
 
-    def slow_collect(*args, **kwargs):
-        monkeypatch.setattr(bundled, "collect", collect)
+    @contextlib.contextmanager
+    def waited(dataset_id):
+        monkeypatch.setattr(bundled, "sole_writer", wait)
         made.append(load_dataset(recipe))
-        return collect(*args, **kwargs)
+        monkeypatch.setattr(bundled, "collect", None)
+        with wait(dataset_id):
+            yield
 
-    monkeypatch.setattr(bundled, "collect", slow_collect)
+    monkeypatch.setattr(bundled, "sole_writer", waited)
     assert load_dataset(recipe).fingerprint == made[0].fingerprint
 
 

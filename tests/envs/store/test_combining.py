@@ -15,6 +15,7 @@ from qgpo import OfflineDataset, load_dataset
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.combining import combine
 from qgpo.envs.store.local import folder_of, local_ids
+from qgpo.envs.store.scratch import LOCKS
 
 
 def write(dataset_id, lengths=(2, 3), **more):
@@ -113,7 +114,11 @@ def test_an_interrupted_combination_leaves_nothing(two, monkeypatch, error):
     with pytest.raises(error):
         combine(two, "test/both-v0", progress_bar=False)
     assert local_ids() == sorted(two)
-    assert not [path for path in folder_of("").iterdir() if path.name.startswith(".qgpo-")]
+    assert not [
+        path
+        for path in folder_of("").iterdir()
+        if path.name.startswith(".qgpo-") and path.name != LOCKS
+    ]
     monkeypatch.undo()
 
 

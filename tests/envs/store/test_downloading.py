@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from time import sleep
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +24,11 @@ from filelock import FileLock
 from hub import ORGANISATION
 
 from qgpo import load_dataset
-from qgpo.envs.store.downloading import LOCKS, damaged_files, download
+from qgpo.envs.store.downloading import damaged_files, download
 from qgpo.envs.store.local import datasets_root, folder_of, local_ids
 from qgpo.envs.store.remote import RemoteError, choose_remote, open_remote, remote_catalogue
+from qgpo.envs.store.scratch import LOCKS
+from qgpo.envs.store.writing import sole_writer
 
 ID = REMOTE_ID
 
@@ -57,25 +59,22 @@ def test_a_whole_dataset_is_fetched_again_only_by_force(hub):
 
 
 def test_a_second_process_waits_for_the_first(hub, monkeypatch, capfd):
-    lock = FileLock(folder_of(LOCKS) / "test+remote+numbered-v0.lock")
-    folder_of(LOCKS).mkdir()
-    lock.acquire()
     waiting, acquire = threading.Event(), FileLock.acquire
 
     def report(self, *args, **kwargs):
-        if self.lock_file == lock.lock_file and kwargs.get("blocking", True):
+        if LOCKS in str(self.lock_file) and kwargs.get("blocking", True):
             waiting.set()
         return acquire(self, *args, **kwargs)
 
-    monkeypatch.setattr(FileLock, "acquire", report)
     second = threading.Thread(target=download, args=(ID,))
-    second.start()
-    assert waiting.wait(60)
-    write_buffers(numbered_episodes((7,), (True,)), ID)  # the first one finishes
-    lock.release()
+    with sole_writer(ID):
+        monkeypatch.setattr(FileLock, "acquire", report)
+        second.start()
+        assert waiting.wait(60)
+        write_buffers(numbered_episodes((7,), (True,)), ID)  # the first one finishes
     second.join(60)
     assert not hub.fetched("main_data.hdf5")
-    assert "another process is downloading" in capfd.readouterr().err
+    assert f"another process is writing dataset '{ID}': waiting" in capfd.readouterr().err
     assert len(load_dataset(ID)) == 7
     assert not hidden()
 
@@ -119,10 +118,11 @@ def half_made():
 
 def test_a_half_made_folder_is_replaced(hub):
     half_made()
-    assert len(load_dataset(ID)) == 5
-    assert [path.name for path in folder_of(ID).parent.iterdir() if path.is_dir()] == [
-        "numbered-v0"
-    ]
+    with pytest.warns(UserWarning, match=r"what was in its place is now in .*numbered-v0-"):
+        assert len(load_dataset(ID)) == 5
+    assert local_ids() == [ID]
+    (kept,) = folder_of(ID).parent.glob(".qgpo-replaced-*")
+    assert (kept / "data" / "main_data.hdf5").read_bytes() == b"half"
 
 
 def test_a_failed_repair_leaves_the_old_folder(hub):
@@ -311,6 +311,8 @@ class Bucket:
 
     def __init__(self, folder):
         self.folder = folder
+        self.more = []
+        """names that it lists, too"""
 
     def list_datasets(self, prefix=None):
         with datasets_root(self.folder):
@@ -319,8 +321,15 @@ class Bucket:
     def get_dataset_metadata(self, dataset_id):
         return json.loads((self.folder / dataset_id / "data" / "metadata.json").read_text())
 
-    def download_dataset(self, dataset_id, path):
-        shutil.copytree(self.folder / dataset_id, path / dataset_id, dirs_exist_ok=True)
+    bucket = storage_client = property(lambda self: self)
+
+    def list_blobs(self, prefix):
+        names = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*")]
+        names = [name for name in names if (self.folder / name).is_file()] + self.more
+        return [SimpleNamespace(name=name) for name in names if name.startswith(prefix)]
+
+    def download_blob_to_file(self, blob, file):
+        file.write((self.folder / blob.name).read_bytes())
 
 
 @pytest.fixture

@@ -1,0 +1,172 @@
+"""Episodes in Minari's HDF5 files: every column is judged before its numbers are read.
+
+HDF5 files can name other files (external links, external storage, virtual datasets), hold types
+that are no numbers, and state sizes far beyond their own. Minari writes none of these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from gymnasium import spaces
+from h5py import h5d, h5l, h5t
+from minari import EpisodeData
+
+FILE = "main_data.hdf5"
+COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
+DEEPEST, MOST_PARTS = 16, 10_000
+"""levels of groups in an episode, and columns"""
+TYPES = {
+    h5t.TIME: "a time",
+    h5t.STRING: "text",
+    h5t.BITFIELD: "a bit field",
+    h5t.OPAQUE: "opaque bytes",
+    h5t.COMPOUND: "a compound (complex numbers are one)",
+    h5t.REFERENCE: "a reference",
+    h5t.ENUM: "an enumeration",
+    h5t.VLEN: "of variable length",
+    h5t.ARRAY: "an array",
+}
+
+
+class ColumnError(ValueError):
+    """A column that does not hold numbers of its own."""
+
+
+def columns_of(
+    file: h5py.File, index: int, of: str, names: Iterable[str] = COLUMNS
+) -> dict[str, h5py.Dataset]:
+    """The judged columns of an episode by their path, "observations/position" for example.
+
+    Raises ColumnError, which names dataset, episode and column, before anything is read.
+    """
+    of = f"{of}, episode {index}"
+    group = _open(file, f"episode_{index}", of, "its group")
+    if not isinstance(group, h5py.Group):
+        raise ColumnError(f"{of} is no group")
+    columns: dict[str, h5py.Dataset] = {}
+    for name in names:
+        if name == "infos" and name not in group:
+            continue
+        for path, column in _leaves(group, name, name, of):
+            if len(columns) == MOST_PARTS:
+                raise ColumnError(f"{of}: {name} has more than {MOST_PARTS} parts")
+            problem = _fault(column, is_info=name == "infos")
+            if problem is not None:
+                raise ColumnError(f"{of}: {path} {problem}")
+            columns[path] = column
+        if name in COLUMNS[1:] and name not in columns:
+            raise ColumnError(f"{of}: {name} is a group, expected a column")
+    return columns
+
+
+def lengths(
+    path: Path, indices: Iterable[int], of: str, names: Iterable[str] = COLUMNS
+) -> list[int]:
+    """The steps of these episodes, whose columns of those names are judged and not read."""
+    steps: list[int] = []
+    declared = 0
+    with h5py.File(path, "r") as file:
+        for index in indices:
+            columns = columns_of(file, int(index), of, names)
+            steps.append(columns["rewards"].shape[0])
+            declared += sum(map(_size, columns.values()))
+            check_size(of, declared, path)
+    return steps
+
+
+def check_size(of: str, declared: int, path: Path) -> None:
+    """Raise ColumnError where the numbers would take far more memory than the file has bytes."""
+    most = 64 * 2**20 + 100 * path.stat().st_size
+    if declared > most:
+        raise ColumnError(
+            f"{of}: {path.name} states {declared / 1e6:.0f} MB of numbers in "
+            f"{path.stat().st_size / 1e6:.3g} MB, more than data compress to"
+        )
+
+
+def read(
+    path: Path, indices: Iterable[int], space: spaces.Space[Any], of: str
+) -> Iterator[EpisodeData]:
+    """Those episodes, one after the other, without their infos."""
+    declared = 0
+    with h5py.File(path, "r") as file:
+        for index in indices:
+            columns = columns_of(file, int(index), of)
+            declared += sum(map(_size, columns.values()))
+            check_size(of, declared, path)
+            observations = _assembled(columns, space, "observations", f"{of}, episode {index}")
+            others = {name: columns[name][()] for name in COLUMNS[1:]}
+            yield EpisodeData(id=int(index), observations=observations, infos={}, **others)
+
+
+def _assembled(
+    columns: dict[str, h5py.Dataset], space: spaces.Space[Any], path: str, of: str
+) -> Any:
+    """The observations below a path, nested as their space is."""
+    if isinstance(space, spaces.Dict):
+        parts = space.spaces.items()
+        return {key: _assembled(columns, part, f"{path}/{key}", of) for key, part in parts}
+    if path not in columns:
+        raise ColumnError(f"{of}: {path} is missing, expected {space}")
+    return columns[path][()]
+
+
+def _leaves(
+    group: h5py.Group, name: str, path: str, of: str, depth: int = 0
+) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Every column at or below a name, whose links all stay in the file."""
+    found = _open(group, name, of, path)
+    if isinstance(found, h5py.Dataset):
+        yield path, found
+    elif isinstance(found, h5py.Group) and depth < DEEPEST:
+        for part in found:
+            yield from _leaves(found, part, f"{path}/{part}", of, depth + 1)
+    else:
+        raise ColumnError(f"{of}: {path} is a type or nested without end, expected a column")
+
+
+def _open(group: h5py.Group, name: str, of: str, path: str) -> Any:
+    """What the group holds under a name. Raises ColumnError for nothing, and for soft links."""
+    try:
+        kind = group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type
+    except (KeyError, RuntimeError):
+        raise ColumnError(f"{of}: {path} is missing") from None
+    if kind != h5l.TYPE_HARD:
+        link = group.get(name, getlink=True)
+        target = f"{getattr(link, 'filename', '')}:{getattr(link, 'path', '')}".lstrip(":")
+        raise ColumnError(f"{of}: {path} is a link to {target!a:.100}, expected numbers")
+    return group[name]
+
+
+def _fault(column: h5py.Dataset, is_info: bool = False) -> str | None:
+    """The reason why a column does not hold all of its numbers itself, if there is one."""
+    made = column.id.get_create_plist()
+    layout = made.get_layout()
+    if layout == h5d.VIRTUAL:
+        return "is a virtual dataset, whose numbers are in other files"
+    if made.get_external_count() > 0:
+        return "has its numbers in other files (external storage)"
+    kind = column.id.get_type().get_class()
+    is_number = kind in (h5t.INTEGER, h5t.FLOAT) or (kind == h5t.ENUM and column.dtype == np.bool_)
+    if not is_number and not (is_info and kind == h5t.STRING):
+        return f"holds no numbers, its type is {TYPES.get(kind, f'of class {kind}')}"
+    shape = column.id.shape
+    if not shape and not is_info:
+        return "is a single value, expected one for each step"
+    if layout == h5d.CHUNKED:
+        chunks = zip(shape, made.get_chunk(), strict=True)
+        is_whole = column.id.get_num_chunks() >= math.prod(-(-n // m) for n, m in chunks)
+    else:
+        is_whole = layout == h5d.COMPACT or column.id.get_storage_size() >= _size(column)
+    return None if is_whole else f"states the shape {shape}, of which not all was written"
+
+
+def _size(column: h5py.Dataset) -> int:
+    """Bytes of its numbers in memory."""
+    return math.prod(column.id.shape or (0,)) * int(column.id.get_type().get_size())

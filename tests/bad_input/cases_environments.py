@@ -1,0 +1,162 @@
+"""Bad input of environments that files describe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from cases import CLI, LOAD, PLAY, Case, agent, play, saved, train
+from cases_plans import key
+from factory import make_dataset, numbered_episodes, write_buffers
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
+from gymnasium.wrappers import NormalizeObservation
+
+from qgpo import evaluate, load_dataset
+from qgpo.envs.store.local import folder_of
+from qgpo.envs.tasks.arguments import SpecError
+from qgpo.experiments import documents
+
+NAME = "test/numbered-v0"
+
+
+def recorded(text: str) -> str:
+    """A dataset of numbered episodes whose metadata have this text as their environment."""
+    source = write_buffers(numbered_episodes((2,), (True,)), NAME)
+    source.storage.update_metadata({"env_spec": text})
+    return NAME
+
+
+def spec(**changes: Any) -> EnvSpec:
+    return dataclasses.replace(gym.spec("Hopper-v5"), **changes)
+
+
+def trained(changed: EnvSpec) -> Callable[[], Any]:
+    """train.py on a dataset of that environment."""
+    return lambda: train("--dataset-id", recorded(changed.to_json()), "--n-episodes", "1")()
+
+
+def without_spaces() -> None:
+    recorded(EnvSpec("Gone-v0", entry_point="gone:Env").to_json())
+    path = folder_of(NAME) / "data" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    del metadata["action_space"]
+    path.write_text(json.dumps(metadata))
+    load_dataset(NAME)
+
+
+def played_run() -> None:
+    documents.write(Path("config.json"), {"args": {"env_id": "mine:Env-v0"}, "measured": {}})
+    saved().rename("checkpoint.zip")
+    play("--run", ".")()
+
+
+CASES = [
+    Case(
+        LOAD,
+        "an environment that is no spec",
+        SpecError,
+        f"dataset '{NAME}': env_spec '{{\"id\": 5}}' cannot be read (id=5, expected a string)",
+        lambda: load_dataset(recorded('{"id": 5}')),
+    ),
+    Case(
+        LOAD,
+        "no spaces, and an environment that is not registered",
+        SpecError,
+        f"dataset '{NAME}' does not state its spaces, and environment 'Gone-v0' cannot be made: it "
+        "is not registered, …",
+        without_spaces,
+    ),
+    Case(
+        CLI,
+        "train: the data's environment is not registered",
+        SystemExit,
+        "error: environment 'Gone-v0' cannot be made: it is not registered, and code that a "
+        "dataset or a checkpoint names is never imported. Name the module that registers it "
+        "yourself with --env-id module:Gone-v0, import that module before in Python, or train "
+        "without playing (--n-episodes 0)",
+        trained(EnvSpec("Gone-v0", entry_point="gone:Env")),
+    ),
+    Case(
+        CLI,
+        "train: the data were recorded under a wrapper of one's own",
+        SystemExit,
+        "error: environment 'Hopper-v5' was recorded under the wrapper Mine (mine:Mine), which "
+        "cannot be made again; without it, agents would play another environment. Name an "
+        "environment that has it with --env-id, pass a wrapped one to evaluate(), or train without "
+        "playing (--n-episodes 0)",
+        trained(spec(additional_wrappers=(WrapperSpec("Mine", "mine:Mine", {}),))),
+    ),
+    Case(
+        CLI,
+        "train: the data were recorded under running statistics",
+        SystemExit,
+        "error: environment 'Hopper-v5' was recorded under the wrapper NormalizeObservation (…), "
+        "which cannot be made again (its statistics are not recorded); …",
+        trained(spec(additional_wrappers=(NormalizeObservation.wrapper_spec(epsilon=1e-8),))),
+    ),
+    Case(
+        CLI,
+        "train: an argument that the installed environment does not know",
+        SystemExit,
+        "error: environment 'Hopper-v5' cannot be made with the arguments {'reset_target': True} "
+        "(TypeError: …). Name another one with --env-id, or train without playing (--n-episodes 0)",
+        trained(spec(kwargs={"reset_target": True})),
+    ),
+    Case(
+        CLI,
+        "train: an argument that may name a file",
+        SystemExit,
+        "error: environment 'Hopper-v5' has the argument xml_file='/tmp/a.xml', and '/tmp/a.xml' "
+        "may name a file or code, which is taken from no dataset and no checkpoint. Register an "
+        "environment that has it (gymnasium.register) and name that with --env-id, or pass a made "
+        "environment to evaluate()",
+        trained(spec(kwargs={"xml_file": "/tmp/a.xml"})),
+    ),
+    Case(
+        PLAY,
+        "a wrapper's argument without end",
+        SpecError,
+        'environment "Hopper-v5\'s wrapper RepeatAction" has the argument '
+        "num_repeats=1000000000, expected an integer of at most 1000",
+        lambda: evaluate(
+            agent(),
+            spec(additional_wrappers=(gym.wrappers.RepeatAction.wrapper_spec(num_repeats=10**9),)),
+        ),
+    ),
+    Case(
+        PLAY,
+        "a dataset whose environment no file can hold",
+        SpecError,
+        "dataset 'test/made/by-hand-v0': environment 'Hopper-v5' has the argument goal=array(…), "
+        "which no file can hold (…): register an environment that has it (gymnasium.register), and "
+        "give that one's spec",
+        lambda: make_dataset(env_spec=spec(kwargs={"goal": np.ones(3)})),
+    ),
+    Case(
+        CLI,
+        "evaluate: a module that cannot be imported",
+        SystemExit,
+        "error: environment 'gone:Env-v0' cannot be made: module 'gone' cannot be imported "
+        "(ModuleNotFoundError: …)",
+        play("--env-id", "gone:Env-v0"),
+    ),
+    Case(
+        CLI,
+        "evaluate: a run that names a module",
+        SystemExit,
+        "error: config.json: env_id='mine:Env-v0' names a module, and no module that a file names "
+        "is imported: give it yourself, --env-id mine:Env-v0",
+        played_run,
+    ),
+    key(
+        "an environment of a module",
+        'env_id = "mine:Env-v0"',
+        "a plan: env_id='mine:Env-v0' names a module, and no module that a file names is imported: "
+        "train and evaluate there by train.py with --env-id",
+    ),
+]

@@ -1,0 +1,215 @@
+"""Datasets whose files hold something else than Minari writes are refused before they are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import h5py
+import minari
+import numpy as np
+import pytest
+from factory import numbered_episodes, write_buffers
+
+from qgpo import load_dataset
+from qgpo.envs import check_dataset
+from qgpo.envs.store.combining import combine
+from qgpo.envs.store.hdf5 import FILE
+from qgpo.envs.store.local import folder_of
+
+ID = "test/numbered-v0"
+
+
+@pytest.fixture
+def data():
+    write_buffers(numbered_episodes((2, 3), (True, True)))
+    return folder_of(ID) / "data"
+
+
+def replace(group, name, *args, **more):
+    del group[name]
+    return group.create_dataset(name, *args, **more)
+
+
+def external_storage(group, name):
+    Path("other").write_bytes(bytes(64))
+    replace(group, name, (3,), "f8", external=[("other", 0, 24)])
+
+
+def virtual(group, name):
+    with h5py.File("other.hdf5", "w") as other:
+        other["secret"] = np.zeros(3)
+    layout = h5py.VirtualLayout((3,), "f8")
+    layout[:] = h5py.VirtualSource("other.hdf5", "secret", (3,))
+    del group[name]
+    group.create_virtual_dataset(name, layout)
+
+
+def external_link(group, name):
+    with h5py.File("other.hdf5", "w") as other:
+        other["secret"] = np.zeros(3)
+    del group[name]
+    group[name] = h5py.ExternalLink("other.hdf5", "/secret")
+
+
+def soft_link(group, name):
+    del group[name]
+    group[name] = h5py.SoftLink("/episode_0/rewards")
+
+
+def a_group(group, name):
+    del group[name]
+    group.create_group(name)
+
+
+def of_class(type_id):
+    def make(group, name):
+        del group[name]
+        space = h5py.h5s.create_simple((3,))
+        h5py.h5d.create(group.id, name.encode(), type_id, space)
+
+    return make
+
+
+def of(values, **more):
+    return lambda group, name: replace(group, name, data=values, **more)
+
+
+ENUM = h5py.enum_dtype({"no": 0, "yes": 1}, basetype="i4")
+SPOILERS = {
+    "external storage": (external_storage, "external storage"),
+    "virtual": (virtual, "virtual dataset"),
+    "external link": (external_link, r"link to 'other.hdf5:/secret'"),
+    "soft link": (soft_link, "link to '/episode_0/rewards'"),
+    "gone": (lambda group, name: group.__delitem__(name), "is missing"),
+    "a group": (a_group, "is a group"),
+    "bytes": (of(np.array([b"False"] * 3)), "text"),
+    "strings": (of(["0"] * 3, dtype=h5py.string_dtype()), "text"),
+    "complex": (of(np.ones(3, "c16")), "holds no numbers"),
+    "compound": (of(np.zeros(3, [("a", "f8")])), "compound"),
+    "references": (of([h5py.Reference()] * 3, dtype=h5py.ref_dtype), "reference"),
+    "variable length": (lambda g, n: replace(g, n, (3,), h5py.vlen_dtype("f8")), "variable"),
+    "an enumeration": (of(np.ones(3, "i4"), dtype=ENUM), "enumeration"),
+    "opaque": (of(np.zeros(3, "V4")), "opaque"),
+    "a bit field": (of_class(h5py.h5t.STD_B8LE), "bit field"),
+    "arrays": (of_class(h5py.h5t.array_create(h5py.h5t.NATIVE_DOUBLE, (2,))), "an array"),
+    "scalar": (of(1.0), "single value"),
+    "nothing": (lambda g, n: replace(g, n, data=h5py.Empty("f8")), "single value"),
+    "huge": (lambda g, n: replace(g, n, (10**12,), "f8", chunks=(1024,)), "not all was written"),
+    "huge, contiguous": (lambda g, n: replace(g, n, (10**9,), "f8"), "not all was written"),
+}
+
+
+@pytest.mark.parametrize("spoiler", SPOILERS)
+@pytest.mark.parametrize("name", ["rewards", "terminations", "observations"])
+def test_a_column_that_holds_no_numbers_of_its_own_is_refused_by_name(data, spoiler, name):
+    change, message = SPOILERS[spoiler]
+    with h5py.File(data / FILE, "r+") as file:
+        change(file["episode_1"], name)
+    if spoiler == "a group" and name == "observations":
+        message = "observations is missing"
+    with pytest.raises(ValueError, match=rf"'{ID}', episode 1: .*{message}"):
+        load_dataset(ID, download=False)
+    assert not check_dataset(ID).ok
+    with pytest.raises(ValueError, match=f"episode 1.*{name}"):  # opened by Minari itself
+        load_dataset(minari.load_dataset(ID))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("terminations", [0.0, np.nan, 1.0], "has value np.float64.nan., expected False or True"),
+        ("truncations", [0, 2, 1], "has value np.int64.2., expected"),
+        ("terminations", [[False], [False], [True]], r"has shape \(3, 1\), expected \(3,\)"),
+        ("rewards", [[0.0], [0.0], [1.0]], r"has shape \(3, 1\), expected \(3,\)"),
+        ("rewards", [0.0, 1e39, 1.0], "has value 1e.39, which is larger than float32 holds"),
+        ("observations", np.zeros((3, 2)), r"has shape \(3, 2\), expected \(4, 2\)"),
+    ],
+)
+def test_values_that_a_column_cannot_have_are_refused_by_name(data, name, values, message):
+    with h5py.File(data / FILE, "r+") as file:
+        replace(file["episode_1"], name, data=np.array(values))
+    with pytest.raises(ValueError, match=rf"'{ID}', episode 1: {name} {message}"):
+        load_dataset(ID, download=False)
+
+
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(data):
+    rows = 30_000_000
+    with h5py.File(data / FILE, "r+") as file:
+        many = {"compression": "gzip", "compression_opts": 1, "chunks": (10_000_000,)}
+        replace(file["episode_1"], "rewards", data=np.zeros(rows, "i1"), **many)
+    about = data / "metadata.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "total_steps": rows + 2}))
+    with h5py.File(data / FILE, "r+") as file:  # an attack would repeat this
+        for name in ("terminations", "truncations", "actions"):
+            del file["episode_1"][name]
+            file["episode_1"][name] = file["episode_1/rewards"]
+    with pytest.raises(ValueError, match=r"states 120 MB of numbers in .* than data compress to"):
+        load_dataset(ID, download=False)
+
+
+def test_groups_in_themselves_end(data):
+    with h5py.File(data / FILE, "r+") as file:
+        inner = file["episode_1"].create_group("inner")
+        inner["again"] = inner
+        del file["episode_1/observations"]
+        file["episode_1"]["observations"] = inner
+    with pytest.raises(ValueError, match="nested without end"):
+        load_dataset(ID, download=False)
+
+
+def test_what_an_episode_says_beside_its_columns_is_copied_only_if_it_is_its_own(data):
+    write_buffers(numbered_episodes((2,), (True,)), "test/other-v0")
+    with h5py.File(data / FILE, "r+") as file:
+        infos = file["episode_1"].require_group("infos")
+        infos["secret"] = h5py.ExternalLink("/etc/hostname", "/")
+    assert len(load_dataset(ID, download=False)) == 5  # they are not read
+    with pytest.raises(ValueError, match="infos/secret is a link to '/etc/hostname:/'"):
+        combine((ID, "test/other-v0"), "test/both-v0", progress_bar=False)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link out", "folder", "socket"])
+@pytest.mark.parametrize("name", [FILE, "metadata.json"])
+def test_what_is_no_file_of_the_folder_is_not_opened(data, kind, name):
+    path = data / name
+    moved = path.rename(Path("moved").absolute())
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link out":
+        path.symlink_to(moved)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mknod(path, 0o140600)
+    with pytest.raises(ValueError, match=f"{name}|{path}"):
+        load_dataset(ID, download=False)
+
+
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+@pytest.mark.parametrize("kind", ["text", "null", "other length", "complex"])
+def test_arrow_columns_are_judged_too(data_format, kind):
+    pa = pytest.importorskip("pyarrow")
+
+    write_buffers(numbered_episodes((2, 3), (True, True)), "test/a-v0", data_format=data_format)
+    folder = folder_of("test/a-v0") / "data" / "1"
+    table = pa.dataset.dataset(
+        str(folder), format=data_format, ignore_prefixes=["metadata.json"]
+    ).to_table()
+    column = {
+        "text": pa.array(["False"] * 4),
+        "null": pa.array([False, None, True, False]),
+        "other length": pa.array([0.5] * 4),
+        "complex": pa.array([[0.0, 1.0]] * 4),
+    }[kind]
+    place = table.schema.names.index("terminations")
+    changed = table.set_column(place, "terminations", column)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pa.dataset.write_dataset(
+            changed, folder, format=data_format, existing_data_behavior="delete_matching"
+        )
+    (folder / "metadata.json").write_text(json.dumps({"id": 1, "total_steps": 3}))
+    with pytest.raises(ValueError, match="'test/a-v0', episode 1: terminations"):
+        load_dataset("test/a-v0", download=False)
