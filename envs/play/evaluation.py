@@ -47,6 +47,15 @@ def readable(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
+class EvaluationError(RuntimeError):
+    """An environment that raises or returns what is no number, in the middle of an evaluation."""
+
+    def __init__(self, message: str, evaluation: Evaluation | None = None) -> None:
+        super().__init__(message)
+        self.evaluation = evaluation
+        """the episodes that had ended, None where none had"""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Every episode's return and length; the mean with a 95 % bootstrap interval."""
