@@ -140,7 +140,10 @@ def stop_at_end(stream: int) -> None:
     def watch() -> None:
         while os.read(stream, 1024):
             pass
-        _thread.interrupt_main(signal.SIGTERM)
+        if sys.platform == "win32":
+            _thread.interrupt_main(signal.SIGTERM)
+        else:  # also ends what sleeps
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -278,10 +278,10 @@ def test_what_would_be_refused_after_training_leaves_the_former_run(refused, fol
         else:
             patch.setattr("os.fsync", full)
         args = dataclasses.replace(ARGS, overwrite=True, track=refused == "track")
-        with pytest.raises(SystemExit, match="no JSON|api_key|No space"):
+        with pytest.raises(SystemExit, match=r"no JSON|api_key|No space"):
             train.main(args)
         assert {p.name: p.read_bytes() for p in folder.path.iterdir() if p.is_file()} == before
-        with pytest.raises(SystemExit, match="no JSON|api_key|No space"):
+        with pytest.raises(SystemExit, match=r"no JSON|api_key|No space"):
             train.main(dataclasses.replace(args, run_dir=Path("new"), overwrite=False))
     assert [p.name for p in Path("new").iterdir()] == [".lock"]
     train.refuse(dataclasses.replace(ARGS, run_dir=Path("new")))  # a retry is not refused

@@ -172,7 +172,7 @@ def test_a_terminal_that_goes_does_not_stop_what_nohup_started():
 
 def test_what_is_being_written_is_written_whatever_signals_come():
     done = []
-    with pytest.raises(KeyboardInterrupt), until_done():
+    with pytest.raises(KeyboardInterrupt), until_done():  # noqa: PT012
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             os.kill(os.getpid(), number)
             done.append(number)
