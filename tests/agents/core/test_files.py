@@ -41,10 +41,10 @@ def test_a_full_disk_is_named_with_the_file_and_leaves_the_former_one(where, tmp
         monkeypatch.setattr("os.fsync", full)
     if where == "replace":
         monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):  # noqa: PT012
-        with replacing(path):
-            if where == "write":
-                full()
+    named = pytest.raises(OSError, match=r"No space left on device: '.*a\.json'")
+    with named, replacing(path):
+        if where == "write":
+            full()
     assert path.read_bytes() == b"former"
     assert list(tmp_path.iterdir()) == [path]
 
