@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from qgpo.agents.core.checkpoint import read_header
+from qgpo.agents.core.files import check_writable
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.registry import agent_class
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, check_same_training
 from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.packing import read_documents, write_document
+from qgpo.experiments.packing import PROVENANCE, read_what_can_be, write_document
 from qgpo.experiments.plan import Cell
 from qgpo.experiments.workers import Outcome, run_locally, run_on_ray
 
@@ -52,8 +53,15 @@ class Benchmark:
     """`results/<cell>.json`, or tables of these: what was measured; such a cell is finished"""
 
     def standings(self) -> list[Standing]:
-        """Every cell. Raises DocumentError where a folder holds another training than the plan."""
-        measured = read_documents(self.results)
+        """Every cell.
+
+        Raises DocumentError where a folder holds another training than the plan, ResultError for
+        a cell's result that cannot be read; other files in the folder of results do not matter.
+        """
+        measured, errors = read_what_can_be(self.results)
+        for name in [PROVENANCE, *(cell.name for cell in self.cells)]:
+            if name in errors:
+                raise errors[name]
         results = {cell.name: self._result(cell, measured.get(cell.name)) for cell in self.cells}
         return [self._standing(cell, results) for cell in self.cells]
 
@@ -100,17 +108,24 @@ class Benchmark:
         """Run the cells, keep each result as it comes, and return the failed ones.
 
         In `workers` processes on this machine, or on the Ray cluster at `ray_address`. Ctrl-C
-        stops all with checkpoints and raises KeyboardInterrupt.
+        stops all with checkpoints and raises KeyboardInterrupt. Raises OSError, before anything
+        runs, where no result could be written.
         """
         self.runs.mkdir(parents=True, exist_ok=True)
+        for cell in cells:
+            check_writable(self.results / f"{cell.name}.json")
         failed = []
 
         def keep(outcome: Outcome) -> None:
+            report(outcome)  # scores first: the disk may be full
             if outcome.result is None:
                 failed.append(outcome)
-            else:
+                return
+            try:
                 write_document(self.results, outcome.cell.name, outcome.result)
-            report(outcome)
+            except OSError as error:
+                why = f"measured, but not written to the results ({error}): run the plan again"
+                failed.append(outcome._replace(error=why))
 
         if ray_address is None:
             run_locally(cells, self.runs, workers, keep)

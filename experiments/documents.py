@@ -14,8 +14,8 @@ config.json, written when a run starts
     versions, machine   of libraries; processor, instructions, cpus, device, threads
     args                every setting as it was given, for --resume
 
-evaluation.json, written when it ends, and a benchmark's <results>/<cell>.json: the same without
-args, and
+evaluation.json, written when it ends (evaluation-2.json and so on for later requests), and a
+benchmark's <results>/<cell>.json: the same without args, and
 
     training            timesteps, wall_seconds, cpu_seconds, stage_seconds, adopted_from
     evaluation_seconds
@@ -37,7 +37,8 @@ from typing import Any
 import torch
 
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.files import replacing
+from qgpo.agents.core.checkpoint import config_from_json
+from qgpo.agents.core.files import replacing, write_beside
 from qgpo.agents.core.provenance import processor, versions
 from qgpo.agents.core.upgrade import upgrade_config
 from qgpo.agents.registry import agent_class
@@ -95,25 +96,74 @@ def evaluations_to_json(evaluations: Evaluations) -> list[Document]:
     return [{"guidance_scale": w, **dataclasses.asdict(played)} for w, played in evaluations]
 
 
+def evaluations_from_json(entries: list[Document]) -> Evaluations:
+    """The inverse of `evaluations_to_json`; what an older document does not say is None."""
+    evaluations: Evaluations = []
+    for entry in entries:
+        values: Document = {f.name: entry.get(f.name) for f in dataclasses.fields(Evaluation)}
+        values["cut"] = entry.get("cut", 0)
+        evaluations.append((entry["guidance_scale"], Evaluation(**values)))
+    return evaluations
+
+
+def ended_by(error: BaseException) -> Document:
+    """What the document of an evaluation says that did not come to its end."""
+    return {"unfinished": " ".join(f"{type(error).__name__}: {error}".split())}
+
+
+def has_scores(path: Path) -> bool:
+    """Whether an evaluation is there that has played anything. Raises DocumentError."""
+    return path.exists() and bool(read(path)["evaluations"])
+
+
 def write(path: Path, document: Document) -> None:
     """Write atomically."""
     with replacing(path) as file:
-        file.write(json.dumps(document, indent=2, default=str).encode())
+        file.write(_as_bytes(document))
+
+
+def write_new(path: Path, document: Document) -> Path:
+    """Write to that path, or beside it where it exists; returns where. Nothing is replaced."""
+    return write_beside(path, _as_bytes(document))
+
+
+def _as_bytes(document: Document) -> bytes:
+    return json.dumps(document, indent=2, default=str).encode()
 
 
 def read(path: Path) -> Document:
     """A run's document in today's version. Raises DocumentError where it is something else."""
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DocumentError(f"{path} cannot be read ({error}): move it away") from error
     return upgrade(document, path)
 
 
-def read_result(folder: RunFolder) -> Document | None:
-    """What a finished run says, None for one that is not finished. Raises DocumentError."""
-    paths = (folder.evaluation, folder.evaluation_1)
-    return next((read(path) for path in paths if path.exists()), None)
+def read_config(path: Path) -> Document:
+    """A run's config.json, complete. Raises DocumentError, also for other programs' files."""
+    document = read(path)
+    try:
+        measured = document["measured"]
+        known = agent_class(measured["agent"]).config_class
+        config_from_json(known, measured["config"])
+        good = isinstance(measured["dataset"], str) and type(measured["seed"]) is int
+        good = good and isinstance(document["args"], dict)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DocumentError(f"{path} is no run's config.json ({error!r})") from error
+    if not good:
+        raise DocumentError(f"{path} is no run's config.json: dataset, seed or args are missing")
+    return document
+
+
+def read_results(folder: RunFolder) -> list[Document]:
+    """The evaluations of a finished run, the first one first. Raises DocumentError."""
+    return [read(path) for path in folder.evaluations]
+
+
+def find_result(folder: RunFolder, measured: Document) -> Document | None:
+    """The evaluation that was asked for so, None where it was not. Raises DocumentError."""
+    return next((d for d in read_results(folder) if d["measured"] == measured), None)
 
 
 def check_same_training(experiment: Experiment[Any], path: Path, document: Document) -> None:

@@ -5,12 +5,13 @@
         document = run.finish()
 
 A run continues from the folder's checkpoint where there is one. Whatever stopped it, running it
-again ends with the same agent and the same document.
+again ends with the same agent and the same document. Scores are printed before they are written.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,26 @@ import torch
 
 from qgpo.agents import OfflineAgent
 from qgpo.agents.core.callbacks import EveryStep, SaveCheckpoint
+from qgpo.agents.core.checkpoint import CheckpointWriteError
+from qgpo.agents.core.files import check_writable
+from qgpo.agents.core.training import on_signals, until_done
 from qgpo.agents.guided import GuidanceTuning, is_guided
 from qgpo.agents.registry import adopt_from, agent_class
 from qgpo.envs import load_dataset
-from qgpo.envs.play.evaluation import evaluate_scales, scale_label
-from qgpo.envs.tasks.making import make_env, to_play
+from qgpo.envs.play.evaluation import (
+    EvaluationError,
+    evaluate_scales,
+    scale_label,
+    score_table,
+    summarize,
+)
+from qgpo.envs.tasks.making import to_play
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, DocumentError, Evaluations
 from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.preflight import check_environment, check_files, check_same_agent
 from qgpo.experiments.settings import Experiment, as_json
+from qgpo.experiments.threads import advice
 
 
 class Clock(EveryStep):
@@ -41,12 +53,9 @@ class Clock(EveryStep):
         self.path, self.agent, self.every = folder.clock, agent, every
         self.saved: dict[str, Any] = {"stage_seconds": {}}
         if self.path.exists():
-            self.saved = json.loads(self.path.read_bytes())
+            self.saved = _read_clock(self.path)
         elif agent.num_timesteps:  # trained before runs had a clock
             self.saved["counted_from_timestep"] = agent.num_timesteps
-        if "stage_seconds" not in self.saved:  # before stages were told apart
-            whole = {"wall": self.saved["wall_seconds"], "cpu": self.saved["cpu_seconds"]}
-            self.saved["stage_seconds"] = {"unknown": whole}
         self.since = _now()
 
     @property
@@ -94,6 +103,20 @@ class Clock(EveryStep):
         self.write()
 
 
+def _read_clock(path: Path) -> dict[str, Any]:
+    """What a checkpoint has cost. Raises DocumentError where the file says something else."""
+    try:
+        saved: dict[str, Any] = json.loads(path.read_bytes())
+        if "stage_seconds" not in saved:  # before stages were told apart
+            whole = {"wall": saved["wall_seconds"], "cpu": saved["cpu_seconds"]}
+            saved["stage_seconds"] = {"unknown": whole}
+        for kinds in saved["stage_seconds"].values():
+            kinds["wall"] + kinds["cpu"] + 0.0
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DocumentError(f"{path} cannot be read ({error!r}): move it away") from error
+    return saved
+
+
 def _now() -> dict[str, float]:
     return {"wall": time.monotonic(), "cpu": time.process_time()}
 
@@ -133,28 +156,47 @@ class Run:
                     f"dataset {dataset.id!r} names no environment: give one with --env-id, or skip "
                     "evaluation with --n-episodes 0"
                 )
-            with make_env(spec) as env:
-                agent.set_spaces(env.observation_space, env.action_space, "the environment")
+            check_environment(spec, agent, 10_000 + experiment.seed)
         if experiment.adopt is not None:
             print(adopt_from(experiment.adopt, agent, dataset), flush=True)
         return agent
 
-    def finish(self, verbose: bool = False, wandb_project: str | None = None) -> Document:
+    def finish(
+        self, verbose: bool = False, wandb_project: str | None = None, overwrite: bool = False
+    ) -> Document:
         """Train, tune and evaluate from where the folder stands; returns its evaluation.json.
 
-        The caller holds the folder's lock. Raises DocumentError for a checkpoint of other data, and
-        what training and evaluation raise. Ctrl-C and SIGTERM leave a checkpoint and raise
-        KeyboardInterrupt.
+        The caller holds the folder's lock. `overwrite` deletes the former run there, when nothing
+        is left that would refuse this one. An evaluation that was written before is returned as
+        it is; another one is written beside it. Raises DocumentError for a checkpoint of other
+        data or another training, and what training and evaluation raise. Signals that ask to stop
+        leave a checkpoint, or the scores so far, and raise KeyboardInterrupt.
         """
-        self.begin()
+        with on_signals(signal.default_int_handler):
+            return self._finish(verbose, wandb_project, overwrite)
+
+    def _finish(self, verbose: bool, wandb_project: str | None, overwrite: bool) -> Document:
+        folder = self.folder
+        overwrite = overwrite and folder.config.exists()
+        if overwrite or not folder.checkpoint.exists():
+            self.agent.prepare(self.dataset)
+            check_files(self.agent, folder)
+        check_writable(folder.checkpoint)
         described = documents.describe(self.experiment, self.agent, self.dataset)
         started = {**described, "args": as_json(self.experiment)}
-        if not self.folder.config.exists():
-            documents.write(self.folder.config, started)
         tracked = None if wandb_project is None else self.track(wandb_project, started)
+        if overwrite and (kept := folder.clear()):
+            print(f"kept in {folder.path}, because no run wrote it: {', '.join(kept)}")
+        self.begin(started)
+        former = documents.read_results(folder)
         self.train(verbose)
-        self.tune()
-        document = self.evaluate()
+        document = next((d for d in former if self.is_result(d)), None)
+        if document is None:
+            self.tune()
+            document = self.evaluate()
+        else:
+            self.evaluations = documents.evaluations_from_json(document["evaluations"])
+            self.show("it is finished, and this is its evaluation:")
         if tracked is not None:
             tracked.summary.update(
                 {f"return/{scale_label(w)}": e.mean for w, e in self.evaluations}
@@ -162,25 +204,39 @@ class Run:
             tracked.finish()
         return document
 
-    def begin(self) -> None:
-        """Take the agent of the folder's checkpoint, if there is one, and what it has cost."""
+    def begin(self, started: Document) -> None:
+        """Take the agent of the folder's checkpoint, if there is one, and what it has cost.
+
+        `started` is the config.json of a new run. It is written before anything else: without it
+        a checkpoint is nobody's.
+        """
         experiment, folder, dataset = self.experiment, self.folder, self.dataset
         print(
             f"{experiment.agent} ({experiment.preset}) on {dataset.id}: {len(dataset)} transitions "
             f"in {dataset.n_episodes} episodes, to {folder.path}",
             flush=True,
         )
+        if folder.checkpoint.exists():
+            self.go_on()
+        elif folder.config.exists():
+            print("no checkpoint was written yet: starting from the beginning", flush=True)
+        if not folder.config.exists():
+            documents.write(folder.config, started)
         if not folder.checkpoint.exists():
-            if folder.config.exists():
-                print("no checkpoint was written yet: starting from the beginning", flush=True)
             folder.clock.unlink(missing_ok=True)
             self.clock = Clock(folder, self.agent, experiment.checkpoint_every)
             if experiment.adopt is not None:
                 self.clock.adopt(experiment.adopt)
-                self.agent.save(folder.checkpoint)  # before the folder is one to be resumed
+                self.agent.save(folder.checkpoint)
                 self.clock.write()
-            return
+        if note := advice(experiment.threads):
+            print(note, flush=True)
+
+    def go_on(self) -> None:
+        """Take the agent of the folder's checkpoint. Raises DocumentError for another one."""
+        experiment, folder, dataset = self.experiment, self.folder, self.dataset
         self.agent = type(self.agent).load(folder.checkpoint, device=experiment.device)
+        check_same_agent(experiment, self.agent, folder)
         self.clock = Clock(folder, self.agent, experiment.checkpoint_every)
         learned_from = self.agent.dataset_fingerprint
         if learned_from not in (None, dataset.fingerprint) and not self.allow_other_dataset:
@@ -191,22 +247,56 @@ class Run:
             )
         print(f"going on from timestep {self.agent.num_timesteps}", flush=True)
 
+    def is_result(self, document: Document) -> bool:
+        """Whether the document is the evaluation of this agent that is asked for."""
+        training = document.get("training") or {}
+        return (
+            document["measured"] == self.experiment.measured
+            and document["dataset"].get("fingerprint") == self.dataset.fingerprint
+            and training.get("timesteps") == self.agent.num_timesteps
+        )
+
     def track(self, project: str, config: Document) -> Any:
-        """A new run on Weights & Biases, which takes the metrics that TensorBoard gets."""
+        """A new run on Weights & Biases, which takes the metrics that TensorBoard gets.
+
+        Raises ValueError where it cannot begin: without a key, for example.
+        """
         import wandb
 
         path = self.folder.path
-        return wandb.init(
-            project=project, name=path.name, dir=str(path), config=config, sync_tensorboard=True
-        )
+        try:
+            return wandb.init(
+                project=project, name=path.name, dir=str(path), config=config, sync_tensorboard=True
+            )
+        except (wandb.Error, ImportError, OSError) as error:
+            raise ValueError(
+                f"--track: Weights & Biases cannot begin ({error}); log in with `wandb login`, set "
+                "WANDB_MODE=offline, or leave --track away"
+            ) from error
 
     def train(self, verbose: bool) -> None:
-        """All stages that are left, with checkpoints and their cost."""
-        experiment, folder, agent = self.experiment, self.folder, self.agent
+        """All stages that are left, with checkpoints and their cost.
+
+        What asks to stop while the last checkpoint is written stops when it is there.
+        """
+        folder, agent = self.folder, self.agent
         if agent.is_trained and agent.dataset_fingerprint == self.dataset.fingerprint:
             return
         agent.set_logger(folder.logger(verbose, agent.progress))
         self.clock.since = _now()
+        try:
+            with on_signals(agent.training.interrupt):
+                self._learn()
+        finally:
+            agent.logger.close()
+        if agent.training.interrupted:  # after the last step
+            raise KeyboardInterrupt("stopped when the training had ended")
+        print(f"trained in {self.clock.seconds['wall_seconds']:.0f} s", flush=True)
+
+    def _learn(self) -> None:
+        """Learn; what ends it between two steps leaves a checkpoint."""
+        experiment, folder, agent = self.experiment, self.folder, self.agent
+        at = "in stage {0.stage!r} at timestep {0.num_timesteps}"
         try:
             agent.learn(
                 self.dataset,
@@ -219,11 +309,16 @@ class Run:
         except KeyboardInterrupt:
             agent.save(folder.checkpoint)
             self.clock.on_training_end()
-            at = f"in stage {agent.stage!r} at timestep {agent.num_timesteps}"
-            raise KeyboardInterrupt(f"stopped {at}") from None
-        finally:
-            agent.logger.close()
-        print(f"trained in {self.clock.seconds['wall_seconds']:.0f} s", flush=True)
+            raise KeyboardInterrupt(f"stopped {at.format(agent)}") from None
+        except CheckpointWriteError:
+            raise
+        except OSError as error:  # of the metrics or the events, on a full disk for example
+            agent.save(folder.checkpoint)
+            self.clock.on_training_end()
+            raise OSError(
+                f"metrics in {folder.path} could not be written ({error}): stopped "
+                f"{at.format(agent)}, with a checkpoint"
+            ) from error
 
     def tune(self) -> None:
         """Choose the guidance scale from the data, if asked for; the checkpoint keeps it."""
@@ -231,36 +326,89 @@ class Run:
         if self.experiment.tune_guidance and is_guided(agent):
             self.tuning = agent.tune_guidance(self.dataset, progress_bar=bar)
             print(self.tuning, flush=True)
-            self.agent.save(self.folder.checkpoint)
+            with until_done():
+                self.agent.save(self.folder.checkpoint)
+
+    @property
+    def scales(self) -> tuple[float | None, ...]:
+        """What is evaluated: what was asked for, else 0 and the configured scale; the tuned one."""
+        configured = self.experiment.headline_scale
+        scales = self.experiment.guidance_scales or (
+            (configured,) if configured is None else (0.0, configured)
+        )
+        tuned = () if self.tuning is None else (self.tuning.best,)
+        return tuple(dict.fromkeys((*scales, *tuned)))
 
     def evaluate(self) -> Document:
-        """Play at every scale that was asked for, and write evaluation.json."""
-        experiment, agent, began = self.experiment, self.agent, time.monotonic()
-        chosen = agent.guidance_scale if is_guided(agent) else None
-        scales = experiment.guidance_scales or ((0.0, chosen) if chosen else (chosen,))
-        if self.tuning is not None and self.tuning.best not in scales:
-            scales = (*scales, self.tuning.best)
-        dataset = self.dataset
+        """Play at every scale that was asked for, show the scores, and write evaluation.json.
+
+        Where that exists, another one is written beside it. What an evaluation played that did not
+        come to its end is shown and written, too.
+        """
+        experiment, dataset, began = self.experiment, self.dataset, time.monotonic()
         env, reference = to_play(experiment.env_id, dataset.env_spec, dataset.reference)
+        self.evaluations = []
         played = evaluate_scales(
-            agent,
+            self.agent,
             dataset if env is None else env,
             experiment.n_episodes,
-            scales,
+            self.scales,
             seed=10_000 + experiment.seed,
             deterministic=experiment.deterministic,
             reference=reference,
             warn_of_cuts=False,  # the table says how many
             progress_bar=experiment.progress_bar,
         )
-        self.evaluations = list(played) if experiment.n_episodes else []
+        try:
+            for each in played if experiment.n_episodes else ():
+                self.evaluations.append(each)
+        except BaseException as error:
+            if isinstance(error, EvaluationError) and error.evaluation is not None:
+                self.evaluations.append((self.scales[len(self.evaluations)], error.evaluation))
+            if self.evaluations:
+                self.show("the evaluation did not come to its end; so far:")
+                self.write(time.monotonic() - began, documents.ended_by(error))
+            raise
+        self.show()
+        return self.write(time.monotonic() - began, {})
+
+    def write(self, seconds: float, ended: Document) -> Document:
+        """Write what was played; returns it. Only an evaluation without scores is replaced."""
+        folder = self.folder
+        path = folder.unfinished if ended else folder.evaluation
         tuning = {} if self.tuning is None else {"guidance_tuning": self.tuning.as_dict()}
         document = {
-            **documents.describe(experiment, agent, self.dataset),
-            "training": {"timesteps": agent.num_timesteps, **self.clock.seconds},
-            "evaluation_seconds": round(time.monotonic() - began, 2),
+            **documents.describe(self.experiment, self.agent, self.dataset),
+            "training": {"timesteps": self.agent.num_timesteps, **self.clock.seconds},
+            "evaluation_seconds": round(seconds, 2),
             "evaluations": documents.evaluations_to_json(self.evaluations),
             **tuning,
+            **ended,
         }
-        documents.write(self.folder.evaluation, document)
-        return documents.read(self.folder.evaluation)
+        try:
+            with until_done():
+                if ended or not documents.has_scores(path):
+                    documents.write(path, document)
+                else:
+                    path = documents.write_new(path, document)
+                    print(f"{folder.evaluation} stays as it is; this one: {path}", flush=True)
+                if not ended:
+                    folder.unfinished.unlink(missing_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"{path} could not be written ({error}): the scores are those above; make room, "
+                "and resume the run to evaluate it again"
+            ) from error
+        return documents.read(path)
+
+    def show(self, note: str = "") -> None:
+        """Print the scores, below those of the data."""
+        dataset = self.dataset
+        if note:
+            print(note)
+        if self.evaluations:
+            data = summarize(
+                dataset.id, dataset.episode_returns.tolist(), [], [], 0, dataset.reference
+            )
+            played = [(scale_label(scale), evaluation) for scale, evaluation in self.evaluations]
+            print(score_table([("data", data), *played]), flush=True)

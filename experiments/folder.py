@@ -1,12 +1,15 @@
 """Run folders: everything about one training in one place, never two trainings in one folder.
 
-config.json        settings, dataset, versions: see format.py
+config.json        settings, dataset, versions: see documents.py
 metrics.csv        every logged metric; TensorBoard events beside it
 checkpoint.zip     the agent, replaced atomically every few thousand steps
 clock.json         what training has cost up to that checkpoint
-evaluation.json    the same as config.json, with times and the raw returns per guidance scale
+evaluation.json    the same as config.json, with times and the raw returns per guidance scale;
+                   evaluation-2.json and so on where other evaluations were asked for later
 report.png         learning curves and returns, by train.py
 log.txt            what a benchmark's worker printed
+
+Other files in the folder are somebody else's and stay.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
-import shutil
+import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     HumanOutputFormat,
@@ -27,14 +31,25 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 
-from qgpo.agents.core.files import replacing
+from qgpo.agents.core.files import is_scratch_of, replacing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 PATIENCE_SECONDS = 1.0
-"""how long a process tries to get a folder: `is_locked` of another one holds it for a moment"""
+"""how long a process tries to get a folder before it asks whether another one has it"""
+POLL_SECONDS = 2.0
+"""between two looks at a folder that somebody waits for"""
+EVENTS = re.compile(r"events\.out\.tfevents\.\d+\..*")
+OWN_EVALUATION = re.compile(r"evaluation-(\d{1,4})\.json")
+OF_EVALUATE = re.compile(r"evaluation(-together)?-\d{8}-\d{6}(-\d{1,4})?\.json")
+"""written by evaluate.py, with the time"""
 
 
 class RunFolderError(RuntimeError):
-    """A run folder in which another process is training."""
+    """A run folder in which another process is training, or with what no run wrote."""
 
 
 class RunFolder:
@@ -48,45 +63,133 @@ class RunFolder:
         self.clock = path / "clock.json"
         self.evaluation = path / "evaluation.json"
         self.evaluation_1 = path / "cell.json"  # a benchmark's, in version 1
+        self.unfinished = path / "evaluation-unfinished.json"
+        """what an evaluation that did not come to its end had played"""
         self.report = path / "report.png"
+        self.trial = path / ".trial.zip"
+        """a checkpoint that is deleted at once"""
         self.log = path / "log.txt"
         self._lock = path / ".lock"
 
     @property
+    def evaluations(self) -> list[Path]:
+        """The run's own evaluations that are there, the first one first."""
+        later = {
+            int(found[1]): path
+            for path in self.path.glob("evaluation-*.json")
+            if (found := OWN_EVALUATION.fullmatch(path.name))
+        }
+        paths = [self.evaluation, *(later[n] for n in sorted(later)), self.evaluation_1]
+        return [path for path in paths if path.exists() and path.stat().st_size]
+
+    @property
     def is_locked(self) -> bool:
-        """Whether a process is training here."""
+        """Whether a process is training here. Whoever asks keeps nobody from training."""
         if not self._lock.exists():
             return False
+        if fcntl is not None:
+            try:
+                with open(self._lock, "rb") as file:  # shared: `_acquire` knows it from a holder's
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+            except BlockingIOError:
+                return True
+            except OSError:  # a file system without locks, where filelock has its own way
+                pass
         try:
             with FileLock(self._lock, timeout=0):
                 return False
         except Timeout:
             return True
 
+    def _acquire(self) -> BaseFileLock:
+        """The lock; Timeout only where another process holds it, not where one asks."""
+        lock = FileLock(self._lock)
+        while True:
+            try:
+                lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.01)
+                return lock
+            except Timeout:
+                if self.is_locked:
+                    raise
+
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder; a second process that wants it gets a RunFolderError.
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        """Hold the folder; a second process that wants it waits, or gets a RunFolderError.
 
         The lock of a process that was killed is free.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(self._lock, timeout=PATIENCE_SECONDS).acquire()
+            lock = self._acquire()
         except Timeout:
-            raise RunFolderError(
-                f"another process is training in {self.path}: wait for it, or choose another "
-                "--run-dir"
-            ) from None
-        with lock:
-            for rest in self.path.glob(".*.tmp"):  # of a process that was killed while writing
-                rest.unlink()
+            if not wait:
+                raise RunFolderError(
+                    f"another process is training in {self.path}: wait for it, or choose another "
+                    "--run-dir"
+                ) from None
+            print(f"{self.path} is held by another process: waiting for it", flush=True)
+            lock = self._wait()
+        try:
+            self._clean()
             yield
+        finally:
+            lock.release()
 
-    def clear(self) -> None:
-        """Delete what is in the folder, except for its lock."""
-        for entry in self.path.iterdir():
-            if entry != self._lock:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    def _wait(self) -> BaseFileLock:
+        """The lock, when the process that holds it has ended."""
+        while True:
+            with contextlib.suppress(Timeout):
+                return self._acquire()
+            time.sleep(POLL_SECONDS)
+
+    def _clean(self) -> None:
+        """Delete what a process left that was killed while it was writing."""
+        names = {path.name for path in (*self._names(), self.trial)}
+        for path in self.path.glob(".*.tmp"):
+            if is_scratch_of(names, path):
+                path.unlink()
+        self.trial.unlink(missing_ok=True)
+
+    def _names(self) -> list[Path]:
+        """What a run writes under a fixed name, beside its log; config.json comes last."""
+        return [
+            *(self.checkpoint, self.metrics, self.clock, self.evaluation, self.evaluation_1),
+            *(self.unfinished, self.report, self.config),
+        ]
+
+    def named(self) -> list[Path]:
+        """What is here under these names, links too; config.json comes last."""
+        return [path for path in self._names() if path.is_symlink() or path.exists()]
+
+    def _written(self) -> list[Path]:
+        """All that a run and its evaluations wrote; config.json comes last."""
+        others = [
+            path
+            for path in sorted(self.path.iterdir())
+            for pattern in (EVENTS, OWN_EVALUATION, OF_EVALUATE)
+            if pattern.fullmatch(path.name)
+        ]
+        return [*others, *self.named()]
+
+    def check_clear(self) -> None:
+        """Raise RunFolderError where one of a run's names is a folder or a link."""
+        for path in self._written():
+            if path.is_symlink() or not path.is_file():
+                raise RunFolderError(
+                    f"{path} is a {'link' if path.is_symlink() else 'folder'}, which no run "
+                    "makes: move it away, or choose another --run-dir"
+                )
+
+    def clear(self) -> list[str]:
+        """Delete what a run wrote; returns the names of what stays because no run wrote it.
+
+        Raises RunFolderError, and deletes nothing, as `check_clear` does.
+        """
+        self.check_clear()
+        for path in self._written():
+            path.unlink()
+        return sorted(path.name for path in self.path.iterdir() if path != self._lock)
 
     def logger(self, verbose: bool, progress: dict[str, int]) -> Logger:
         """SB3's logger with this folder's formats.

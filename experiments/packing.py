@@ -47,7 +47,10 @@ def refused(message: str) -> Iterator[None]:
     """Raise ResultError with that message for contents that cannot be read."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, OSError, lzma.LZMAError) as error:
+    except (
+        *(LookupError, TypeError, ValueError, AttributeError, RecursionError),
+        *(OSError, EOFError, lzma.LZMAError),
+    ) as error:
         raise ResultError(f"{message}: {error!r}") from error
 
 
@@ -56,8 +59,30 @@ def read_documents(folder: Path) -> dict[str, Document]:
 
     Raises ResultError for a file that cannot be read.
     """
-    single = {path.stem: _read_file(path) for path in _single_files(folder)}
-    return dict(sorted({**_read_tables(folder), **single}.items()))
+    documents, errors = read_what_can_be(folder)
+    for error in errors.values():
+        raise error
+    return documents
+
+
+def read_what_can_be(folder: Path) -> tuple[dict[str, Document], dict[str, ResultError]]:
+    """As `read_documents`, and what cannot be read: its error by name (the cell's, or the table's).
+
+    A cell whose own file cannot be read has no document: its rows in the tables are older.
+    """
+    documents: dict[str, Document] = {}
+    errors: dict[str, ResultError] = {}
+    try:
+        documents = _read_tables(folder)
+    except ResultError as error:
+        errors[PROVENANCE] = error
+    for path in _single_files(folder):
+        documents.pop(path.stem, None)
+        try:
+            documents[path.stem] = _read_file(path)
+        except ResultError as error:
+            errors[path.stem] = error
+    return dict(sorted(documents.items())), errors
 
 
 def read_document(folder: Path, cell: str) -> Document | None:
@@ -108,7 +133,8 @@ def _single_files(folder: Path) -> list[Path]:
 def _read_file(path: Path) -> Document:
     with refused(f"{path} is not a cell's result"):
         document: Document = json.loads(path.read_text(encoding="utf-8"))
-        document["evaluations"]
+        for evaluation in document["evaluations"]:
+            evaluation["guidance_scale"]
     return document
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,10 +103,7 @@ def read_plan(path: Path) -> list[Cell]:
             raise PlanError("no agents: at least one [[agents]] table is needed")
         for table in tables:
             cells += _cells({**data, **table})
-        names = [cell.name for cell in cells]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise PlanError(f"{twice[0]} is there twice: give the agents different labels")
+        _check_names(cells)
         for i, cell in enumerate(cells):
             if cell.donor_label is not None:
                 _check_donor(cell, cells[:i])
@@ -132,11 +130,35 @@ def _cells(table: dict[str, Any]) -> list[Cell]:
             raise ValueError(f"unknown key {unknown[0]!r}, expected one of {choices}")
         if "agent" not in table:
             raise ValueError("it has no key 'agent', the name of its class")
+        if isinstance(label, str):
+            _check_label(label)
         datasets = _list(table.pop("datasets", None), "datasets", str, "Minari ids")
         seeds = _list(table.pop("seeds", None), "seeds", int, "integers of at least 0")
         return [_cell(table, dataset, seed) for dataset in datasets for seed in seeds]
     except (ValueError, TypeError) as error:
         raise PlanError(f"agent {label!r}: {error}") from error
+
+
+def _check_names(cells: list[Cell]) -> None:
+    """Raise PlanError where two cells would share a folder, on any system."""
+    taken: dict[str, Cell] = {}
+    for cell in cells:
+        # neither upper and lower case nor the two ways to write é make two files everywhere
+        other = taken.setdefault(unicodedata.normalize("NFC", cell.name).casefold(), cell)
+        if other is cell:
+            continue
+        if other.name == cell.name:
+            raise PlanError(f"{cell.name} is there twice: give the agents different labels")
+        raise PlanError(
+            f"{cell.name} and {other.name} are one name where case does not count: give the agents "
+            "different labels"
+        )
+
+
+def _check_label(label: str) -> None:
+    """Raise ValueError for what is no name in a table, or too long for one of a folder."""
+    if not label.isprintable() or not 0 < len(label.strip()) <= 60:
+        raise ValueError(f"label={label!r}, expected a line of 1 to 60 printable characters")
 
 
 def _list(values: Any, name: str, kind: type, words: str) -> list[Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jinja2
 import markdown
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -35,8 +36,9 @@ def write_report(folder: Path, results: Results, title: str) -> None:
     """`report.md` with its pictures and `report.html`, which contains them, in the folder."""
 
     def picture(name: str, draw: Callable[[Results], Figure]) -> str:
-        figure = draw(results)
-        figures.save(figure, folder / name)
+        with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a label is a $
+            figure = draw(results)
+            figures.save(figure, folder / name)
         return f"![{' '.join(figure.get_suptitle().split())}]({name})"
 
     text = TEMPLATES.get_template("report_template.md").render(

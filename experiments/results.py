@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.experiments import statistics
-from qgpo.experiments.packing import Document, ResultError, read_documents, refused
+from qgpo.experiments.packing import Document, ResultError, read_what_can_be, refused
 
 RESAMPLES = 2_000
 """draws of a bootstrap interval"""
+
+MACHINE = ("processor", "cpus", "device", "threads")
+"""what a report says of it"""
 
 Key = tuple[str, str, int]
 """dataset, label, seed"""
@@ -94,33 +98,49 @@ class Results:
 
     runs: dict[Key, Run]
     expected: list[Key]
+    skipped: tuple[str, ...] = ()
+    """what is wrong with results that were left out"""
 
     @classmethod
-    def read(cls, folders: Sequence[Path], expected: Iterable[Key] = ()) -> Results:
+    def read(
+        cls, folders: Sequence[Path], expected: Iterable[Key] = (), skip: bool = False
+    ) -> Results:
         """Every cell's result in the folders, packed or not.
 
         Where `expected` is empty, all combinations of the datasets, labels and seeds of the runs
-        are expected. Raises ResultError for other files, for a run that two files hold, and for a
-        dataset that differs between runs.
+        are expected. Raises ResultError for other files, for a second result of a run, and for
+        results on other data than those before them under the same name; with `skip` these are
+        left out, and `skipped` says why. Raises it, too, where no result is left.
         """
         runs: dict[Key, Run] = {}
         fingerprints: dict[str, str] = {}
+        errors: list[ResultError] = []
         for folder in folders:
-            for name, document in read_documents(folder).items():
-                run = read_run(document, str(folder / name))
-                if run.key in runs:
-                    raise ResultError(f"{folder / name}: there are two results of {run.key}")
-                if fingerprints.setdefault(run.dataset, run.fingerprint) != run.fingerprint:
-                    raise ResultError(
-                        f"{folder / name} was measured on other data under the name "
-                        f"{run.dataset!r} than the results before it: use separate folders"
-                    )
-                runs[run.key] = run
+            documents, unreadable = read_what_can_be(folder)
+            errors += unreadable.values()
+            for name, document in documents.items():
+                try:
+                    run = read_run(document, str(folder / name))
+                    if run.key in runs:
+                        raise ResultError(f"{folder / name}: there are two results of {run.key}")
+                    if fingerprints.setdefault(run.dataset, run.fingerprint) != run.fingerprint:
+                        raise ResultError(
+                            f"{folder / name} was measured on other data under the name "
+                            f"{run.dataset!r} than the results before it: use separate folders"
+                        )
+                    runs[run.key] = run
+                except ResultError as error:
+                    errors.append(error)
+        if errors and not skip:
+            raise errors[0]
         if not runs:
-            names = ", ".join(map(str, folders))
-            raise ResultError(f"no results in {names}: expected one JSON per run, or packed tables")
+            names, rest = ", ".join(map(str, folders)), "".join(f"; {e}" for e in errors)
+            raise ResultError(
+                f"no results in {names}: expected one JSON per run, or packed tables{rest}"
+            )
         columns = [sorted(set(column)) for column in zip(*runs, strict=True)]
-        return cls(runs, list(expected) or list(product(*columns)))  # type: ignore[arg-type]
+        expected = list(expected) or list(product(*columns))  # type: ignore[arg-type]
+        return cls(runs, expected, tuple(map(str, errors)))
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -227,23 +247,42 @@ def read_run(document: Document, source: str) -> Run:
     with refused(f"{source} is not a cell's result"):
         data, training = document["dataset"], document["training"]
         run = Run(
-            dataset=data["id"],
-            label=document["label"],
-            seed=document.get("measured", document)["seed"],
+            dataset=_text(data["id"]),
+            label=_text(document["label"]),
+            seed=operator.index(document.get("measured", document)["seed"]),
             headline_scale=document["headline_scale"],
             returns={
-                evaluation["guidance_scale"]: np.array(evaluation["returns"], dtype=np.float64)
+                evaluation["guidance_scale"]: _numbers(evaluation["returns"])
                 for evaluation in document["evaluations"]
             },
             reference=ReferenceScores(**data["reference"]) if data["reference"] else None,
-            data_returns=np.array(data["returns"], dtype=np.float64),
-            fingerprint=data["fingerprint"],
-            wall_seconds=training["wall_seconds"],
-            cpu_seconds=training["cpu_seconds"],
-            environment_steps=document["environment_steps"],
-            versions=document["versions"],
-            machine=document["machine"],
+            data_returns=_numbers(data["returns"]),
+            fingerprint=_text(data["fingerprint"]),
+            wall_seconds=float(training["wall_seconds"]),
+            cpu_seconds=training["cpu_seconds"] and float(training["cpu_seconds"]),
+            environment_steps=operator.index(document["environment_steps"]),
+            versions=dict(document["versions"]),
+            machine={**dict.fromkeys(MACHINE, "unknown"), **document["machine"]},
         )
         if run.headline_scale not in run.returns:
             raise ValueError(f"nothing was evaluated at its headline scale {run.headline_scale}")
+        if not all(len(returns) for returns in run.returns.values()):
+            raise ValueError("an evaluation has no episodes")
+        if run.reference is not None:
+            run.reference.normalize(run.headline) + 0.0
     return run
+
+
+def _text(value: Any) -> str:
+    """A name on one line. Raises TypeError for what is no text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return " ".join(value.split())
+
+
+def _numbers(values: Any) -> NDArray[np.float64]:
+    """Returns (n,) that are finite. Raises ValueError."""
+    array = np.array(values, dtype=np.float64)
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise ValueError(f"returns {str(values)[:60]} are no list of finite numbers")
+    return array

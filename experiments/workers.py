@@ -1,12 +1,15 @@
 """Cells of a benchmark in worker processes on this machine, or on a Ray cluster.
 
 Whatever stopped a cell, running it again goes on from its last checkpoint; a finished cell is only
-read. `python -m qgpo.experiments.workers <root>` is what a local worker process runs, with the cell
-as JSON on its standard input.
+read. A cell that another process trains is waited for. `python -m qgpo.experiments.workers <root>`
+is what a local worker process runs, with the cell as a line of JSON on its standard input, which
+stays open: where it ends before the cell does, whoever runs the benchmark is gone, and the worker
+stops with a checkpoint.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import dataclasses
@@ -16,6 +19,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,16 +29,13 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from qgpo.agents.core.training import on_signals
-from qgpo.envs.play.evaluation import scale_label, score_table
 from qgpo.experiments import documents
-from qgpo.experiments.documents import Document, check_same_training, read_result
+from qgpo.experiments.documents import Document, check_same_training, find_result
 from qgpo.experiments.driver import Run
-from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.folder import POLL_SECONDS, RunFolder
 from qgpo.experiments.plan import Cell
 from qgpo.experiments.settings import as_json
 
-POLL_SECONDS = 2.0
-"""between two looks at a cell that another one waits for"""
 STOPPED = 130
 """exit code of a worker that was asked to stop"""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -64,14 +65,14 @@ RunOne = Callable[[Cell], Awaitable[Outcome]]
 def run_cell(cell: Cell, root: Path) -> Document:
     """Train and evaluate in `root/cell.name`, or go on there; returns its evaluation.json.
 
-    Raises DocumentError for a folder of another training, RunFolderError for one in use, and
-    whatever loading, training and evaluation raise. Ctrl-C and SIGTERM leave a checkpoint and
-    raise KeyboardInterrupt.
+    Waits while another process trains there. Raises DocumentError for a folder of another
+    training, and whatever loading, training and evaluation raise. Ctrl-C and SIGTERM leave a
+    checkpoint and raise KeyboardInterrupt.
     """
     folder = RunFolder(root / cell.name)
-    with folder.locked():
-        result = read_result(folder)
-        if result is not None and result["measured"] == cell.measured:
+    with folder.locked(wait=True):
+        result = find_result(folder, cell.measured)
+        if result is not None:
             return result
         if folder.config.exists():
             check_same_training(cell, folder.config, documents.read(folder.config))
@@ -80,9 +81,7 @@ def run_cell(cell: Cell, root: Path) -> Document:
         made_once = root / f".{cell.dataset_id.replace('/', '-')}.lock"
         with FileLock(made_once):  # a dataset that is downloaded or generated on first use
             run = Run(cell, folder)
-        document = run.finish()
-    print(score_table([(scale_label(scale), played) for scale, played in run.evaluations]))
-    return document
+        return run.finish()
 
 
 def wait_for_donor(cell: Cell, root: Path) -> bool:
@@ -92,11 +91,11 @@ def wait_for_donor(cell: Cell, root: Path) -> bool:
     the same agent.
     """
     folder = RunFolder(root / str(cell.donor))
-    if read_result(folder) is None and folder.is_locked:
+    if not folder.evaluations and folder.is_locked:
         print(f"waiting for {cell.donor}", flush=True)
-    while read_result(folder) is None and folder.is_locked:
+    while not folder.evaluations and folder.is_locked:
         time.sleep(POLL_SECONDS)
-    if read_result(folder) is None:
+    if not folder.evaluations:
         print(f"{cell.donor} is neither finished nor running: all stages are trained here")
         return False
     return True
@@ -124,11 +123,29 @@ def run_logged(cell: Cell, root: Path) -> Outcome:
 def main() -> None:
     """A worker process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    cell = Cell.from_json(json.load(sys.stdin))
+    cell = Cell.from_json(json.loads(sys.stdin.readline()))
+    stop_at_end(sys.stdin.fileno())
     try:
         raise SystemExit(run_logged(cell, Path(sys.argv[1])).error or None)
     except KeyboardInterrupt:
         raise SystemExit(STOPPED) from None
+
+
+def stop_at_end(stream: int) -> None:
+    """Send this process SIGTERM when the pipe ends, whose other side is who started it.
+
+    The system closes the pipe however that process ends: on every system, also by SIGKILL.
+    """
+
+    def watch() -> None:
+        while os.read(stream, 1024):
+            pass
+        if sys.platform == "win32":
+            _thread.interrupt_main(signal.SIGTERM)
+        else:  # also ends what sleeps
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # Many cells ---------------------------------------------------------------------------------
@@ -197,6 +214,10 @@ async def _in_process(root: Path, gate: asyncio.Semaphore, cell: Cell) -> Outcom
     """One cell in a process with a session of its own, so that Ctrl-C reaches only us."""
     folder = RunFolder(root / cell.name)
     folder.path.mkdir(parents=True, exist_ok=True)
+    if folder.is_locked:
+        print(f"{cell.name} is held by another process: waiting for it", flush=True)
+    while folder.is_locked:
+        await asyncio.sleep(POLL_SECONDS)
     async with gate:
         with open(folder.log, "ab") as output:
             process = await asyncio.create_subprocess_exec(
@@ -208,14 +229,24 @@ async def _in_process(root: Path, gate: asyncio.Semaphore, cell: Cell) -> Outcom
                 start_new_session=True,
             )
         try:
-            await process.communicate(json.dumps(as_json(cell)).encode())
+            await _talk(process, json.dumps(as_json(cell)).encode() + b"\n")
         finally:
             if process.returncode is None:  # we are to stop: it writes a checkpoint and ends
                 process.terminate()
                 await process.wait()
     if process.returncode == 0:
-        return Outcome(cell, read_result(folder), "", folder.log)
+        result = find_result(folder, cell.measured)
+        return Outcome(cell, result, "" if result else "it left no result", folder.log)
     return Outcome(cell, None, _reason(process.returncode or 0, folder.log), folder.log)
+
+
+async def _talk(process: asyncio.subprocess.Process, line: bytes) -> None:
+    """Write the line, and hold the pipe open until the process has ended."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its log says why it ended
+        process.stdin.write(line)
+        await process.stdin.drain()
+    await process.wait()
 
 
 def _reason(code: int, log: Path) -> str:

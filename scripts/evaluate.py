@@ -8,7 +8,10 @@ Several runs are played together, as one agent that takes the mean of their acti
 
 from __future__ import annotations
 
+import functools
+import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +22,20 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
+from qgpo.agents.core.files import check_writable
 from qgpo.agents.core.provenance import versions
+from qgpo.agents.core.training import on_signals, until_done
 from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.envs import load_dataset
-from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table
-from qgpo.envs.play.video import check_clip_path, choose_renderer, record, write_clip
+from qgpo.envs.play.evaluation import EvaluationError, evaluate_scales, scale_label, score_table
+from qgpo.envs.play.video import (
+    check_clip_path,
+    check_drawable,
+    choose_renderer,
+    record,
+    write_clip,
+)
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import make_env, to_play
@@ -105,6 +116,23 @@ def check(args: Args) -> None:
             raise ValueError(f"{path} is a folder, expected a file name")
         if path is not None and path.exists() and not args.overwrite:
             raise ValueError(f"{path} exists: choose another name, or replace it with --overwrite")
+    if args.output is not None and args.output == args.video:
+        raise ValueError(f"--output and --video are both {args.output}: choose two names")
+
+
+def check_files(args: Args, folders: list[RunFolder]) -> Path:
+    """Where the returns go; refuses, before anything is played, what could not be written."""
+    together = "" if len(folders) == 1 else "-together"
+    name = f"evaluation{together}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    output = args.output or folders[0].path / name
+    for path in (output, args.video):
+        if path is None:
+            continue
+        for folder in folders:
+            if path.resolve() in {p.resolve() for p in (folder.checkpoint, *folder.named())}:
+                raise ValueError(f"{path} is a file of the run: choose another name")
+        check_writable(path)
+    return output
 
 
 def find_run(run: Path) -> RunFolder:
@@ -211,8 +239,12 @@ def play(
     env: Played,
     reference: ReferenceScores | None,
     scales: Scales,
-) -> Evaluations:
-    """Every scale and its evaluation."""
+    keep: Callable[[Evaluations, Document], None],
+) -> None:
+    """Every scale and its evaluation.
+
+    What ends it early, Ctrl-C or the environment, is raised when `keep` has kept the others.
+    """
     played = evaluate_scales(
         agent,
         env,
@@ -225,7 +257,37 @@ def play(
         warn_of_cuts=False,  # the table says how many
         progress_bar=args.progress_bar,
     )
-    return list(played)
+    evaluations: Evaluations = []
+    try:
+        for each in played:
+            evaluations.append(each)
+    except BaseException as error:
+        if isinstance(error, EvaluationError) and error.evaluation is not None:
+            evaluations.append((scales[len(evaluations)], error.evaluation))
+        if evaluations:
+            print("the evaluation did not come to its end; so far:")
+            keep(evaluations, documents.ended_by(error))
+        raise
+    keep(evaluations, {})
+
+
+def keep_in(
+    output: Path, replace: bool, about: Document, evaluations: Evaluations, ended: Document
+) -> None:
+    """Print the scores, and then write them; a name that is taken meanwhile gets a number."""
+    print(score_table([(scale_label(scale), played) for scale, played in evaluations]), flush=True)
+    document = {**about, **ended, "evaluations": documents.evaluations_to_json(evaluations)}
+    try:
+        with until_done():
+            if replace:
+                documents.write(output, document)
+            else:
+                output = documents.write_new(output, document)
+    except OSError as error:
+        raise OSError(
+            f"returns could not be written ({error}): the scores are those above"
+        ) from error
+    print(f"returns: {output}", flush=True)
 
 
 def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:
@@ -266,6 +328,9 @@ def main(args: Args) -> None:
     alone = len(members) == 1
     agent = members[0] if alone else Ensemble(members)
     scales = configure(args, agent, members)
+    if args.video is not None:
+        check_drawable(env, args.seed)
+    output = check_files(args, folders)
     agents = [introduce(*both, env) for both in zip(folders, members, strict=True)]
     if not alone:
         print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
@@ -278,9 +343,7 @@ def main(args: Args) -> None:
         print(tuning)
         tuned["guidance_tuning"] = tuning.as_dict()
         scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
-    evaluations = play(args, agent, members[0], env, reference, scales)
-    print(score_table([(scale_label(scale), played) for scale, played in evaluations]))
-    document = {
+    about = {
         "format_version": documents.FORMAT_VERSION,
         **(agents[0] if alone else {"agent": Ensemble.name, "members": agents}),
         "device": str(agent.device),
@@ -289,13 +352,11 @@ def main(args: Args) -> None:
         "deterministic": args.deterministic,
         "max_episode_steps": args.max_episode_steps,
         "versions": versions(),
-        "evaluations": documents.evaluations_to_json(evaluations),
         **tuned,
     }
-    name = f"evaluation{'' if alone else '-together'}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    output = args.output or folders[0].path / name
-    documents.write(output, document)
-    print(f"returns: {output}")
+    keep = functools.partial(keep_in, output, args.overwrite and args.output is not None, about)
+    with on_signals(signal.default_int_handler):
+        play(args, agent, members[0], env, reference, scales, keep)
     if args.video is not None:
         if scales[0] is not None and is_guided(agent):
             agent.guidance_scale = scales[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from qgpo.experiments.packing import pack
+from qgpo.experiments.packing import ResultError, pack
 from qgpo.experiments.plan import read_plan
 from qgpo.experiments.report import write_report
 from qgpo.experiments.results import Results
@@ -38,14 +38,20 @@ class Args:
 def main(args: Args) -> None:
     """Read, draw, write."""
     cells = [] if args.plan is None else read_plan(args.plan)
+    unpacked = []
     for folder in args.results if args.pack else ():
-        print(f"{folder}: {len(pack(folder))} cells packed")
-    results = Results.read(args.results, [cell.key for cell in cells])
+        try:
+            print(f"{folder}: {len(pack(folder))} cells packed")
+        except ResultError as error:
+            unpacked.append(f"{folder} is not packed: {error}")
+    results = Results.read(args.results, [cell.key for cell in cells], skip=True)
     output = args.output or args.results[0] / "report"
     title = args.title or f"Benchmark: {', '.join(folder.name for folder in args.results)}"
     write_report(output, results, title)
     n, missing = len(results.expected), len(results.missing)
     print(f"{n - missing} of {n} cells are there; report: {output / 'report.html'}")
+    if wrong := [*unpacked, *(f"left out: {why}" for why in results.skipped)]:
+        raise SystemExit("error: " + "\n".join(wrong))
 
 
 def cli() -> None:

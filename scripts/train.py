@@ -15,12 +15,13 @@ import tyro
 
 from qgpo.agents import AGENTS, QGPO
 from qgpo.agents.core.training import NonFiniteError
-from qgpo.envs.play.evaluation import scale_label, score_table, summarize
+from qgpo.envs.play.evaluation import EvaluationError, scale_label
 from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import find_family
 from qgpo.experiments import documents
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder, RunFolderError
+from qgpo.experiments.preflight import check_new
 from qgpo.experiments.run_figure import draw_run, read_metrics
 from qgpo.experiments.settings import Experiment, choose_config
 from qgpo.scripts._refusals import one_line
@@ -39,7 +40,7 @@ class Args(Experiment[ConfigT]):
     allow_other_dataset: bool = False
     """let --resume go on with other data than the run began with"""
     overwrite: bool = False
-    """delete a former run in the run folder instead of refusing"""
+    """delete a former run in the run folder instead of refusing; what no run wrote stays"""
     verbose: bool = False
     """print every row of metrics"""
     track: bool = False
@@ -77,7 +78,7 @@ def parse(argv: list[str]) -> Args[Any]:
     args_class: Any = Args[type(default.config)]  # type: ignore[misc]
     args: Args[Any] = tyro.cli(args_class, default=default, args=argv, description=__doc__)
     if choice.resume is not None:
-        if args.adopt is not None:
+        if args.adopt != default.adopt:
             raise SystemExit(
                 f"--adopt {args.adopt} cannot be combined with --resume: the run in "
                 f"{choice.resume} has in its own checkpoint what it adopted"
@@ -110,7 +111,11 @@ def saved_args(path: Path) -> Args[Any]:
         document = documents.read(folder.config)
         saved, measured = document["args"], document["measured"]
         saved |= {"dataset_id": measured["dataset"], "config": measured["config"]}
-        saved |= {"run_dir": path, "resume": path, "overwrite": False, "adopt": None}
+        saved |= {"run_dir": path, "resume": path, "overwrite": False}
+        adopt = None if folder.checkpoint.exists() else saved.get("adopt")
+        saved["adopt"] = adopt and Path(adopt)
+        if not saved.get("threads"):  # another number would round otherwise
+            saved["threads"] = document.get("machine", {}).get("threads") or 0
         return Args.from_json(saved)
     except (LookupError, TypeError, ValueError) as error:
         raise SystemExit(
@@ -125,32 +130,31 @@ def check_saved_id(saved: Args[Any], path: Path) -> None:
     saved.check_origin(f"--resume {path}", f"give it yourself, --env-id {saved.env_id}")
 
 
-def refuse_previous_run(args: Args[Any]) -> None:
+def refuse(args: Args[Any]) -> None:
     """A run is never mixed with another one."""
     folder = args.folder
-    if args.resume is None and folder.config.exists() and not args.overwrite:
-        raise ValueError(
-            f"{folder.path} already holds a run: continue it with --resume {folder.path}, "
-            "replace it with --overwrite, or choose another --run-dir"
-        )
     if args.adopt is not None and args.adopt.resolve().is_relative_to(folder.path.resolve()):
         raise ValueError(
             f"--adopt {args.adopt} is in the run folder {folder.path}, which a new run replaces: "
             "choose another --run-dir"
         )
+    if args.resume is None:
+        check_new(folder, args.overwrite)
 
 
-def show(args: Args[Any], run: Run) -> None:
-    """The table on the screen, and the picture in the run folder."""
-    dataset, folder = run.dataset, args.folder
+def draw(args: Args[Any], run: Run) -> None:
+    """The picture in the run folder. Raises ValueError where there is none."""
+    folder = args.folder
     played = [(scale_label(scale), evaluation) for scale, evaluation in run.evaluations]
-    title = f"{args.agent} ({args.preset}, seed {args.seed}) on {dataset.id}"
-    metrics = read_metrics(folder.metrics)
-    draw_run(folder.report, title, metrics, dataset.episode_returns, played)
-    if played:
-        returns = dataset.episode_returns.tolist()
-        data = summarize(dataset.id, returns, [], [], 0, dataset.reference)
-        print(score_table([("data", data), *played]))
+    title = f"{args.agent} ({args.preset}, seed {args.seed}) on {run.dataset.id}"
+    try:
+        metrics = read_metrics(folder.metrics)
+        draw_run(folder.report, title, metrics, run.dataset.episode_returns, played)
+    except Exception as error:  # whatever it is, training and scores are not lost
+        raise ValueError(
+            f"picture {folder.report} could not be drawn ({type(error).__name__}: {error}); "
+            f"everything else is in {folder.path}, and --resume draws it again"
+        ) from error
     print(f"picture: {folder.report}")
 
 
@@ -158,16 +162,16 @@ def main(args: Args[Any]) -> None:
     """Refuse what cannot work in one line, then run in the locked folder."""
     folder = args.folder
     again = f"; continue with: python scripts/train.py --resume {folder.path}"
-    with one_line(TypeError, RunFolderError, NonFiniteError, stopped=again):
+    errors = (TypeError, RunFolderError, NonFiniteError, EvaluationError)
+    with one_line(*errors, stopped=again):
         args.check()
-        refuse_previous_run(args)
+        refuse(args)
         run = Run(args, folder, allow_other_dataset=args.allow_other_dataset)
         with folder.locked():
-            refuse_previous_run(args)  # meanwhile another one may have begun
-            if args.resume is None and folder.config.exists():
-                folder.clear()
-            run.finish(args.verbose, args.wandb_project if args.track else None)
-            show(args, run)
+            refuse(args)  # meanwhile another one may have begun
+            project = args.wandb_project if args.track else None
+            run.finish(args.verbose, project, args.overwrite and args.resume is None)
+            draw(args, run)
 
 
 def cli() -> None:

@@ -34,6 +34,7 @@ LIKELY_CAUSES = (
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+ASK_TO_STOP = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 TO_RESUME = "save(path), and later load(path).learn(dataset, reset_num_timesteps=False) to go on"
 
 
@@ -134,7 +135,8 @@ class Training:
     def running(self, callback: BaseCallback, model: Any, scope: dict[str, Any]) -> Iterator[None]:
         """Around the stages of a training: the callback's beginning, steps and end.
 
-        A callback that asks to stop ends the block. Signals stop after the step under way.
+        A callback that asks to stop ends the block. Signals stop after the step under way, and
+        after the last one when the callback has ended.
         """
         self.callback = callback
         callback.init_callback(model)
@@ -144,6 +146,7 @@ class Training:
                 with contextlib.suppress(TrainingStoppedError):
                     yield
                 callback.on_training_end()
+            self.stop_if_interrupted("after the last step")
         finally:
             self.callback = None
 
@@ -336,16 +339,36 @@ def choose_device(device: torch.device | str) -> torch.device:
 
 @contextlib.contextmanager
 def on_signals(interrupt: Callable[..., object]) -> Iterator[None]:
-    """Call `interrupt` on SIGINT and SIGTERM, in the main thread; other threads get no handler.
+    """Call `interrupt` on every signal that asks to stop, in the main thread.
 
-    `interrupt` gets the number of the signal and the frame.
+    These are SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal is gone) and Windows' SIGBREAK. A
+    SIGHUP that is ignored, by nohup, stays so. Other threads get no handler. `interrupt` gets the
+    number of the signal and the frame.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {}
+    for name in ASK_TO_STOP:
+        signum = getattr(signal, name, None)  # each system has some of them
+        if signum is None or (name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN):
+            continue
+        previous[signum] = signal.signal(signum, interrupt)
     try:
         yield
     finally:
         for signum, before in previous.items():
-            signal.signal(signum, before)
+            signal.signal(signum, signal.SIG_DFL if before is None else before)
+
+
+@contextlib.contextmanager
+def until_done() -> Iterator[None]:
+    """Let the block end whatever signals ask to stop; KeyboardInterrupt follows where one did.
+
+    For writing what would be lost otherwise: seconds. SIGQUIT and SIGKILL still end the process.
+    """
+    asked: list[object] = []
+    with on_signals(lambda *_: asked.append(None)):
+        yield
+    if asked:
+        raise KeyboardInterrupt("stopped")

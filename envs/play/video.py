@@ -75,6 +75,11 @@ def check_clip_path(path: Path) -> None:
         )
 
 
+def check_drawable(env: str | EnvSpec, seed: int = 0) -> None:
+    """Raise RenderError where the environment cannot be drawn here."""
+    _drawable(env, seed).close()
+
+
 def record(
     agent: Predicts,
     env: str | EnvSpec,

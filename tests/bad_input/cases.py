@@ -169,6 +169,17 @@ def train_in_run(*argv: str) -> Callable[[], Any]:
     return provoke
 
 
+def train_over(name: str, *argv: str) -> Callable[[], Any]:
+    """Train in a folder that holds a file which is no run's."""
+
+    def provoke() -> None:
+        Path("other").mkdir()
+        Path("other", name).write_text('{"name": "something else"}', encoding="utf-8")
+        train("--run-dir", "other", *argv)()
+
+    return provoke
+
+
 def play(*argv: str) -> Callable[[], Any]:
     def provoke() -> None:
         saved()

@@ -9,6 +9,7 @@ from cases import (
     play,
     train,
     train_in_run,
+    train_over,
 )
 
 from qgpo.experiments.folder import RunFolderError
@@ -84,6 +85,22 @@ CASES = [
         "error: run already holds a run: continue it with --resume run, replace it with "
         "--overwrite, or choose another --run-dir",
         train_in_run("--run-dir", "run"),
+    ),
+    Case(
+        CLI,
+        "train: replacing a folder whose config.json is another program's",
+        SystemExit,
+        "error: other may not be a run folder: other/config.json is no run's config.json (…); "
+        "choose another --run-dir",
+        train_over("config.json", "--overwrite"),
+    ),
+    Case(
+        CLI,
+        "train: a folder with a checkpoint and no config.json",
+        SystemExit,
+        "error: other holds checkpoint.zip but no config.json that says of which run: move that "
+        "away (evaluate.py plays a checkpoint wherever it is), or choose another --run-dir",
+        train_over("checkpoint.zip"),
     ),
     Case(
         CLI,

@@ -139,6 +139,20 @@ CASES = [
     ),
     refused("an unknown agent", '"QGPO"', '"QGPS"', f"{OF}agent='QGPS', expected one of […]"),
     refused("an agent that is no name", '"QGPO"', "5", f"{OF}agent=5, expected a string"),
+    refused(
+        "a label of two lines",
+        'label = "second"',
+        'label = "two\\nlines"',
+        "plan 'plan.toml': agent 'two\\nlines': label='two\\nlines', expected a line of 1 to 60 "
+        "printable characters",
+    ),
+    refused(
+        "labels that differ in case",
+        'label = "second"',
+        'label = "First"',
+        "plan 'plan.toml': …-First-s0 and …-first-s0 are one name where case does not count: give "
+        "the agents different labels",
+    ),
     key(
         "an unknown preset", 'preset = "huge"', "preset='huge', expected one of […] or a QGPOConfig"
     ),

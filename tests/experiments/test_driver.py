@@ -68,7 +68,8 @@ def test_train_and_benchmarks_write_the_same(capsys):
     assert ours["overrides"]["support_actions"] == WHITENED.support_actions
     assert "schedule" not in ours["overrides"]  # as in the preset
     train.main(train.parse(["--resume", f"runs/{cell.name}", "--n-episodes", "2"]))
-    [*_, last] = read(Path("runs", cell.name, "evaluation.json"))["evaluations"]
+    assert read(Path("runs", cell.name, "evaluation.json")) == theirs  # nothing is replaced
+    [*_, last] = read(Path("runs", cell.name, "evaluation-2.json"))["evaluations"]
     assert len(last["returns"]) == 2
 
 

@@ -301,7 +301,7 @@ def test_a_tuned_scale_is_scored_and_kept(tmp_path, data, monkeypatch, capsys):
     train.main(train.parse([*where, *QUICK, *TINY, *short]))
     assert "     2               7.0" in capsys.readouterr().out
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert [e["guidance_scale"] for e in written["evaluations"]] == [0.0, 2.0]
+    assert [e["guidance_scale"] for e in written["evaluations"]] == [0.0, 1.0, 2.0]
     assert written["guidance_tuning"] == {
         "scales": [2.0],
         "returns": [7.0],

@@ -8,8 +8,10 @@ import pytest
 import torch
 from agent_tester import StopAfter
 from factory import CONFIGS, WHITENED, make_dataset, same_parameters
+from stable_baselines3.common.callbacks import BaseCallback
 
 from qgpo import QGPO
+from qgpo.agents.core.training import on_signals, until_done
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 # 20 rows of states, 3 support actions, chunks of 12 rows of actions: 5 steps of 4 states
@@ -78,7 +80,7 @@ def test_stopped_twice_and_continued_in_memory(uninterrupted):
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_leaves_a_fit_agent(number, uninterrupted):
     agent = QGPO(WHITENED, seed=2, device="cpu")
     former = signal.getsignal(number)
@@ -141,3 +143,37 @@ def test_preparing_that_was_interrupted_is_done_again(monkeypatch, uninterrupted
     monkeypatch.setattr("qgpo.agents.guided.support.ROWS_PER_CHUNK", 12)
     agent.learn(make_dataset(), reset_num_timesteps=False)
     assert same_parameters(agent.get_parameters(), uninterrupted["whitened"].get_parameters())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_after_the_last_step_is_seen(number):
+    class AtTheEnd(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_training_end(self):
+            os.kill(os.getpid(), number)
+
+    agent = QGPO(WHITENED, seed=2, device="cpu")
+    with pytest.raises(KeyboardInterrupt, match="after the last step"):
+        agent.learn(make_dataset(), AtTheEnd())
+    assert agent.is_trained
+
+
+def test_a_terminal_that_goes_does_not_stop_what_nohup_started():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with on_signals(lambda *_: None):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_what_is_being_written_is_written_whatever_signals_come():
+    done = []
+    with pytest.raises(KeyboardInterrupt), until_done():  # noqa: PT012
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            done.append(number)
+    assert len(done) == 4

@@ -1,0 +1,92 @@
+"""Files are whole or not there, and no writer takes another one's."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from qgpo.agents.core.files import (
+    check_writable,
+    is_scratch_of,
+    replacing,
+    scratch_of,
+    write_beside,
+)
+
+
+def test_two_writers_at_once_tear_nothing(tmp_path):
+    path = tmp_path / "a.json"
+    with replacing(path) as first:
+        first.write(b"first, ")
+        with replacing(path) as second:
+            second.write(b"second, whole")
+        first.write(b"whole")
+    assert path.read_bytes() == b"first, whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("where", ["write", "fsync", "replace"])
+def test_a_full_disk_is_named_with_the_file_and_leaves_the_former_one(where, tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"former")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if where == "fsync":
+        monkeypatch.setattr("os.fsync", full)
+    if where == "replace":
+        monkeypatch.setattr(Path, "replace", full)
+    named = pytest.raises(OSError, match=r"No space left on device: '.*a\.json'")
+    with named, replacing(path):
+        if where == "write":
+            full()
+    assert path.read_bytes() == b"former"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_many_writers_of_new_files_lose_none(tmp_path):
+    path, together = tmp_path / "evaluation-now.json", threading.Barrier(8)
+
+    def write(number: int) -> Path:
+        together.wait()
+        return write_beside(path, str(number).encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(write, range(8)))
+    assert {p.read_text() for p in written} == {str(number) for number in range(8)}
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+    assert path in written
+    assert tmp_path / "evaluation-now-8.json" in written
+
+
+def test_a_new_file_that_cannot_be_written_takes_no_name(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_beside(tmp_path / "a.json", b"content")
+    with pytest.raises(OSError, match="No space"):
+        check_writable(tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_writer_left_is_told_from_what_others_write(tmp_path):
+    names = {"config.json", "checkpoint.zip"}
+    assert is_scratch_of(names, scratch_of(tmp_path / "config.json"))
+    assert is_scratch_of(names, tmp_path / ".checkpoint.zip.123.tmp")  # of former versions
+    for other in (".notes.tmp", ".evaluation-1.json.5-0123abcd.tmp", "config.json.1.tmp"):
+        assert not is_scratch_of(names, tmp_path / other)
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "a" * 250 + ".json"])
+def test_the_longest_names_can_be_written(name, tmp_path):
+    check_writable(tmp_path / name)
+    with replacing(tmp_path / name) as file:
+        file.write(b"whole")
+    assert (tmp_path / name).read_bytes() == b"whole"
