@@ -13,12 +13,14 @@ from typing import Annotated
 
 import tyro
 
+from qgpo.commands import command
 from qgpo.experiments.benchmark import Benchmark, Standing
 from qgpo.experiments.documents import Document
 from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.settings import AT_LEAST_1, check_types
 from qgpo.experiments.workers import Outcome
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 
 @dataclass
@@ -88,7 +90,7 @@ def main(args: Args) -> None:
     try:
         failed = benchmark.run(cells, report, args.workers, args.ray_address)
     except KeyboardInterrupt:
-        again = f"go on with: {' '.join(['python', *sys.argv])}"
+        again = f"go on with: {command('benchmark', *sys.argv[1:])}"
         at = f"{ended} of {len(cells)} cells ended"
         raise KeyboardInterrupt(f"stopped with checkpoints, {at}; {again}") from None
     print(f"results: {results}")
@@ -97,9 +99,10 @@ def main(args: Args) -> None:
         raise SystemExit(f"{len(failed)} of {len(cells)} cells failed\n" + "\n".join(lines))
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog=command("benchmark"), description=description(__doc__)))
 
 
 if __name__ == "__main__":

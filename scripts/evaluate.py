@@ -22,6 +22,7 @@ from qgpo.agents import Ensemble, OfflineAgent, load_agent
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.commands import command
 from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table
 from qgpo.envs.play.video import check_clip_path, choose_renderer, record, write_clip
@@ -34,6 +35,7 @@ from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.fields import Range
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 from qgpo.solver import get_solver
 
 Agent = OfflineAgent[Any]
@@ -66,7 +68,7 @@ class Args:
     n_episodes: Annotated[int | None, AT_LEAST_1] = None
     """episodes per scale; default 50, and 100 for mazes"""
     seed: Annotated[int, AT_LEAST_0] = 10_000
-    """seed of the first episode, the others count up; train.py uses 10000 + its own seed"""
+    """seed of the first episode, the others count up; training uses 10000 + its own seed"""
     deterministic: bool = True
     """deterministic actions instead of sampled ones"""
     max_episode_steps: Annotated[int | None, AT_LEAST_1] = None
@@ -275,9 +277,10 @@ def main(args: Args) -> None:
         print(f"clip: {args.video} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog=command("evaluate"), description=description(__doc__)))
 
 
 if __name__ == "__main__":

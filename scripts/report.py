@@ -10,11 +10,13 @@ from pathlib import Path
 
 import tyro
 
+from qgpo.commands import command
 from qgpo.experiments.packing import pack
 from qgpo.experiments.plan import read_plan
 from qgpo.experiments.report import write_report
 from qgpo.experiments.results import Results
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 
 @dataclass
@@ -48,9 +50,10 @@ def main(args: Args) -> None:
     print(f"{n - missing} of {n} cells are there; report: {output / 'report.html'}")
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog=command("report"), description=description(__doc__)))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
+from qgpo.commands import command
 from qgpo.diffusion import diffuse
 from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, resample_toy
 from qgpo.exact import EmpiricalTilt, sliced_wasserstein
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cep": ("CEP", {"guidance": "cep"}),
@@ -284,9 +286,10 @@ def main(args: Args) -> None:
     print(f"\n{seconds:.0f} s; figures and tables in {args.output}")
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog=command("toy_2d"), description=description(__doc__)))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import tyro
 
 from qgpo.agents import AGENTS, QGPO
 from qgpo.agents.core.training import NonFiniteError
+from qgpo.commands import command
 from qgpo.envs.play.evaluation import scale_label, score_table, summarize
 from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import find_family
@@ -24,6 +25,7 @@ from qgpo.experiments.folder import RunFolder, RunFolderError
 from qgpo.experiments.run_figure import draw_run, read_metrics
 from qgpo.experiments.settings import Experiment, choose_config
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 ConfigT = TypeVar("ConfigT")
 
@@ -72,7 +74,13 @@ def parse(argv: list[str]) -> Args[Any]:
     choice, _ = tyro.cli(Choice, args=without_help, return_unknown_args=True, add_help=False)
     default = new_args(choice) if choice.resume is None else saved_args(choice.resume)
     args_class: Any = Args[type(default.config)]  # type: ignore[misc]
-    args: Args[Any] = tyro.cli(args_class, default=default, args=argv, description=__doc__)
+    args: Args[Any] = tyro.cli(
+        args_class,
+        default=default,
+        args=argv,
+        prog=command("train"),
+        description=description(__doc__),
+    )
     if choice.resume is not None:
         if args.adopt is not None:
             raise SystemExit(
@@ -148,7 +156,7 @@ def show(args: Args[Any], run: Run) -> None:
 def main(args: Args[Any]) -> None:
     """Refuse what cannot work in one line, then run in the locked folder."""
     folder = args.folder
-    again = f"; continue with: python scripts/train.py --resume {folder.path}"
+    again = f"; continue with: {command('train', '--resume', folder.path)}"
     with one_line(TypeError, RunFolderError, NonFiniteError, stopped=again):
         args.check()
         refuse_previous_run(args)
@@ -161,6 +169,7 @@ def main(args: Args[Any]) -> None:
             show(args, run)
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
     main(parse(sys.argv[1:]))

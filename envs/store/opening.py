@@ -7,6 +7,7 @@ import json
 import minari
 from minari import MinariDataset
 
+from qgpo.commands import command
 from qgpo.envs.store import bundled, downloading
 from qgpo.envs.store.local import (
     DamagedDatasetError,
@@ -54,7 +55,7 @@ def open_dataset(
             raise ValueError(
                 f"{error}.\n{_choices()}\n"
                 f"To fetch it: load_dataset({dataset_id!r}, download=True) "
-                f"or `python scripts/data.py download {dataset_id}`"
+                f"or `{command('data', 'download', dataset_id)}`"
             ) from error
     try:
         return downloading.download(full_id or dataset_id, progress_bar=progress_bar)
