@@ -81,7 +81,7 @@ class Args:
     """JSON of raw returns, lengths and seeds; default evaluation-<time>.json in the run folder, for
     several evaluation-together-<time>.json in the first"""
     video: Path | None = None
-    """write a clip of the first episode at the first scale: a .gif or .mp4"""
+    """write a clip of the first episode at the last scale: a .gif or .mp4"""
     video_seconds: Annotated[float, Range(0.1, 10.0)] = 10.0
     """longest clip, in the environment's seconds, 10 at most"""
     overwrite: bool = False
@@ -225,6 +225,16 @@ def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:
     }
 
 
+def film(args: Args, video: Path, agent: Player, env: Played, scale: float | None) -> None:
+    """Write the clip of the first episode at that scale; None is the agents' own, if any."""
+    if scale is not None and is_guided(agent):
+        agent.guidance_scale = scale
+    frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
+    write_clip(video, frames, rate)
+    label = "" if scale is None else f"{scale_label(scale)}: "
+    print(f"clip: {video} ({label}{len(frames)} frames, {len(frames) / rate:.1f} s)")
+
+
 @one_line(RuntimeError)
 def main(args: Args) -> None:
     """Load, evaluate, print, and write the raw returns, lengths and seeds."""
@@ -270,11 +280,7 @@ def main(args: Args) -> None:
     documents.write(output, document)
     print(f"returns: {output}")
     if args.video is not None:
-        if scales[0] is not None and is_guided(agent):
-            agent.guidance_scale = scales[0]
-        frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
-        write_clip(args.video, frames, rate)
-        print(f"clip: {args.video} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
+        film(args, args.video, agent, env, scales[-1])
 
 
 @any_terminal()
