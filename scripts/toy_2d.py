@@ -112,7 +112,9 @@ def study(args: Args, problem: str) -> dict[float, Comparison]:
         solver_steps=args.solver_steps,
     )
     began = time.monotonic()
-    model = EnergyGuidedDiffusion(config, seed=args.seed, device="cpu").fit_data(data[0])
+    model = EnergyGuidedDiffusion(config, seed=args.seed, device="cpu").fit_data(
+        data[0], progress_bar=False
+    )
     seconds = time.monotonic() - began
     return {beta: compare(args, model, data, truth, beta, seconds) for beta in args.betas}
 
@@ -138,7 +140,9 @@ def compare(
         steps = args.cep_steps if method == "cep" else args.other_steps
         config = replace(data_model.config, beta=beta, guidance_steps=steps, **METHODS[method][1])
         began = time.monotonic()
-        model = data_model.with_guidance(config).fit(x, -preference, resume=True)
+        model = data_model.with_guidance(config).fit(
+            x, -preference, progress_bar=False, resume=True
+        )
         trained = time.monotonic()
         drawn = model.sample(args.n_samples)
         sampled = time.monotonic()

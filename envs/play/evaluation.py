@@ -14,9 +14,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.progress import progress
 from qgpo.envs.rollouts.protocols import Predicts, SeedsPredictions
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
@@ -138,7 +138,7 @@ def evaluate(
     max_episode_steps: int | None = None,
     reference: ReferenceScores | None = None,
     warn_of_cuts: bool = True,
-    progress_bar: bool = False,
+    progress_bar: bool | None = None,
     on_step: OnStep | None = None,
 ) -> Evaluation:
     """Play `n_episodes` episodes and return every episode's return and length.
@@ -153,7 +153,8 @@ def evaluate(
     generator for predictions, which is seeded here, never from the one for training. Episodes
     without an end are cut after `max_episode_steps` (default: the environment's own limit, else
     1000) and counted in `cut`; `warn_of_cuts` warns of them. Scores are normalised by
-    `reference`, else by the dataset's reference, else by the family's.
+    `reference`, else by the dataset's reference, else by the family's. A bar shows the time left,
+    by default where stderr is a terminal.
     """
     _check_arguments(
         agent, n_episodes=n_episodes, n_envs=n_envs, max_episode_steps=max_episode_steps
@@ -251,7 +252,11 @@ def _spec_of(dataset: OfflineDataset) -> EnvSpec:
 
 
 def _play(
-    predict: Any, envs: list[Any], episodes: _Episodes, progress_bar: bool, on_step: OnStep | None
+    predict: Any,
+    envs: list[Any],
+    episodes: _Episodes,
+    progress_bar: bool | None,
+    on_step: OnStep | None,
 ) -> None:
     """Play in single environments: env k plays episodes k, k + n, k + 2n and so on."""
     seeds = episodes.seeds
@@ -259,7 +264,7 @@ def _play(
     starts = np.ones(len(envs), dtype=bool)
     with quiet_mujoco():
         observation = {k: envs[k].reset(seed=seeds[k])[0] for k in playing}
-    with tqdm(total=len(seeds), desc="evaluate", disable=not progress_bar, leave=False) as bar:
+    with progress(len(seeds), "evaluate", progress_bar, leave=False) as bar:
         while playing:
             order = list(playing)
             batch = stack([observation[k] for k in order])
