@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
@@ -32,10 +32,10 @@ class Run:
     seed: int
     headline_scale: float | None
     """guidance scale that was configured before any evaluation; None for agents without one"""
-    returns: dict[float | None, NDArray[np.float64]]
+    returns: dict[float | None, NDArray[np.float64]] = field(repr=False)
     """every episode's return, by guidance scale"""
     reference: ReferenceScores | None
-    data_returns: NDArray[np.float64]
+    data_returns: NDArray[np.float64] = field(repr=False)
     """of the episodes in the dataset"""
     fingerprint: str
     """of the dataset"""
@@ -88,12 +88,16 @@ class Improvement:
         return self.runs > 1 and not self.interval[0] <= 0.5 <= self.interval[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The runs that were measured, and the keys of those that are expected."""
 
     runs: dict[Key, Run]
     expected: list[Key]
+
+    def __repr__(self) -> str:
+        labels, datasets = ", ".join(self.labels), ", ".join(self.datasets)
+        return f"Results({len(self.runs)} runs of {labels} on {datasets})"
 
     @classmethod
     def read(cls, folders: Sequence[Path], expected: Iterable[Key] = ()) -> Results:

@@ -49,7 +49,7 @@ LONGEST_EPISODE = 1_000
 """where the dataset names no environment with a limit of its own"""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GuidanceTuning:
     """What `tune_guidance` found. Returns are the model's, good for comparing scales."""
 
@@ -73,6 +73,11 @@ class GuidanceTuning:
             "left_data": self.left_data.mean(axis=1).tolist(),
             "best": self.best,
         }
+
+    def __repr__(self) -> str:
+        scales = ", ".join(f"{scale:g}" for scale in self.scales)
+        rollouts = self.returns.shape[1]
+        return f"GuidanceTuning(best {self.best:g} of {scales}, by {rollouts} episodes each)"
 
     def __str__(self) -> str:
         lines = [

@@ -47,7 +47,7 @@ def readable(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Every episode's return and length; the mean with a 95 % bootstrap interval."""
 
@@ -71,6 +71,9 @@ class Evaluation:
         if self.score is not None:
             text += f", normalised {self.score:.1f}"
         return text + f" over {len(self.returns)} episodes"
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.env_id}: {self})"
 
     def to_json(self) -> str:
         """All fields as JSON."""
