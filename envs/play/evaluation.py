@@ -22,6 +22,7 @@ from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
 from qgpo.envs.tasks.observations import stack
 from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.text import readable as readable
 
 Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
@@ -40,11 +41,6 @@ def bootstrap_interval(
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(values[index].mean(axis=1), [tail, 100.0 - tail])
     return float(low), float(high)
-
-
-def readable(value: float) -> str:
-    """A return as text: decimals where it is small, as a success rate is."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
 @dataclass(frozen=True, repr=False)
