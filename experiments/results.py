@@ -163,9 +163,34 @@ class Results:
         return [dataset for dataset in self.datasets if len(self.scores(dataset, label))]
 
     @cached_property
+    def scored_datasets(self) -> list[str]:
+        """Datasets on which any agent has a headline score."""
+        return [d for d in self.datasets if any(len(self.scores(d, x)) for x in self.labels)]
+
+    def is_complete(self, label: str) -> bool:
+        """Whether the agent has a headline score on every dataset that has any.
+
+        Means of other agents are over other datasets: they are shown apart.
+        """
+        return len(self.covered(label)) == len(self.scored_datasets)
+
+    @cached_property
     def scored_labels(self) -> list[str]:
-        """Agents with a headline score on any dataset."""
-        return [label for label in self.labels if self.covered(label)]
+        """Agents with a headline score on any dataset; those that cover all of them come first."""
+        scored = [label for label in self.labels if self.covered(label)]
+        return sorted(scored, key=lambda label: not self.is_complete(label))
+
+    def iqm_interval(self, label: str) -> tuple[float, float]:
+        """Stratified bootstrap interval of the agent's interquartile mean."""
+        if label not in self._iqm_intervals:
+            tasks = self.tasks(label)
+            interval = statistics.stratified_bootstrap(tasks, resamples=RESAMPLES)
+            self._iqm_intervals[label] = interval
+        return self._iqm_intervals[label]
+
+    @cached_property
+    def _iqm_intervals(self) -> dict[str, tuple[float, float]]:
+        return {}
 
     def tasks(self, label: str, among: Sequence[str] | None = None) -> list[NDArray[np.float64]]:
         """Headline scores by dataset, of all that the agent covers or of some of these."""
@@ -182,7 +207,7 @@ class Results:
     def improvements(self) -> list[Improvement]:
         """All pairs of agents that have scores on a common dataset."""
         pairs = []
-        for first, second in combinations(self.labels, 2):
+        for first, second in combinations(self.scored_labels, 2):
             common = [d for d in self.covered(first) if d in self.covered(second)]
             if common:
                 sides = self.tasks(first, common), self.tasks(second, common)

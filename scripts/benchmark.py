@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from qgpo.commands import command
+from qgpo.envs.text import readable
 from qgpo.experiments.benchmark import Benchmark, Standing
 from qgpo.experiments.documents import Document
 from qgpo.experiments.plan import in_turn, read_plan
@@ -63,7 +64,7 @@ def headline(result: Document) -> str:
     [played] = [e for e in result["evaluations"] if e["guidance_scale"] == scale]
     normalised = "" if played["score"] is None else f", normalised {played['score']:.1f}"
     took = f"{training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
-    return f"return {played['mean']:.0f}{normalised}; trained in {took}"
+    return f"return {readable(played['mean'])}{normalised}; trained in {took}"
 
 
 @one_line()

@@ -24,6 +24,7 @@ from qgpo.envs.rollouts.scripted_policies import UniformPolicy, WaypointPolicy
 from qgpo.envs.store.bundled import bundled_policy, policies
 from qgpo.envs.store.writing import check_new_id, write_minari
 from qgpo.envs.tasks.making import make_env
+from qgpo.envs.text import readable
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description
@@ -119,7 +120,8 @@ def main(args: Args) -> None:
     steps = sum(len(episode.rewards) for episode in episodes)
     print(
         f"{args.dataset_id}: {len(episodes)} episodes, {steps} steps, mean return "
-        f"{np.mean(returns):.1f} (from {min(returns):.1f} to {max(returns):.1f})"
+        f"{readable(float(np.mean(returns)))} "
+        f"(from {readable(min(returns))} to {readable(max(returns))})"
     )
     print(f"train on it: {command('train', '--dataset-id', args.dataset_id)}")
 

@@ -26,6 +26,7 @@ from qgpo.envs.store.downloading import download
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
+from qgpo.envs.text import readable
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description
 
@@ -156,13 +157,16 @@ def row(entry: Entry) -> tuple[str, ...]:
     if entry.where != "bundled" and entry.author:
         behavior += f" ({entry.author})"
     reference = entry.reference
+    ends = () if reference is None else (reference.minimum, reference.maximum)
     return (
         entry.id,
         "-" if entry.steps is None else f"{entry.steps:,}",
         "-" if entry.episodes is None else f"{entry.episodes:,}",
         "-" if entry.megabytes is None else f"{entry.megabytes:.0f}",
         behavior if len(behavior) <= 36 else f"{behavior[:33]}...",
-        "-" if reference is None else f"{reference.minimum:.0f} / {reference.maximum:.0f}",
+        "-"
+        if reference is None
+        else f"{readable(reference.minimum)} / {readable(reference.maximum)}",
         "-" if entry.d4rl is None else f"{entry.d4rl} ({entry.comparable})",
         "; ".join((*entry.missing, *entry.notes)) or "-",
     )
