@@ -164,9 +164,7 @@ def row(entry: Entry) -> tuple[str, ...]:
         "-" if entry.episodes is None else f"{entry.episodes:,}",
         "-" if entry.megabytes is None else f"{entry.megabytes:.0f}",
         behavior if len(behavior) <= 36 else f"{behavior[:33]}...",
-        "-"
-        if reference is None
-        else f"{readable(reference.minimum)} / {readable(reference.maximum)}",
+        " / ".join(map(readable, ends)) or "-",
         "-" if entry.d4rl is None else f"{entry.d4rl} ({entry.comparable})",
         "; ".join((*entry.missing, *entry.notes)) or "-",
     )

@@ -80,7 +80,7 @@ def _write_summary(axis: Any, dataset: OfflineDataset) -> None:
     half = (len(rows) + 1) // 2
     for i, (name, value) in enumerate(rows):
         x, y = (0.0 if i < half else 0.5), 1.0 - (i % half) / half
-        value = wrap(value if len(value) <= 60 else f"{value[:59]}…", 60)
+        value = wrap(value if len(value) <= 52 else f"{value[:51]}…", 52)
         axis.text(x, y, name, color=GRAY, fontsize=9, va="top", transform=axis.transAxes)
         axis.text(x + 0.09, y, value, fontsize=9, va="top", transform=axis.transAxes)
 
