@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 INSTALLED = {
@@ -35,7 +34,7 @@ def command(script: str, *arguments: object) -> str:
 def _program(script: str) -> list[str]:
     """The words before the arguments."""
     running, installed = Path(sys.argv[0]), INSTALLED[script]
-    if running.suffix == ".py" and running.stem in INSTALLED and _is_in_scripts(running):
+    if running.suffix == ".py" and _is_ours(running):
         if getattr(sys.modules["__main__"], "__spec__", None) is not None:
             return [sys.orig_argv[0], "-m", f"qgpo.scripts.{script}"]
         return [sys.orig_argv[0], str(running.with_name(f"{script}.py"))]
@@ -46,8 +45,8 @@ def _program(script: str) -> list[str]:
     return [installed]
 
 
-def _is_in_scripts(file: Path) -> bool:
-    """Whether the file is in this package's folder of scripts."""
-    spec = find_spec("qgpo.scripts")
-    folders = spec.submodule_search_locations if spec is not None else None
-    return any(Path(folder).resolve() == file.resolve().parent for folder in folders or ())
+def _is_ours(file: Path) -> bool:
+    """Whether the file is one of the scripts: all of them are beside it, installed or cloned."""
+    return file.stem in INSTALLED and all(
+        file.with_name(f"{script}.py").is_file() for script in INSTALLED
+    )

@@ -1,7 +1,8 @@
 """Evaluate a trained agent at one or several guidance scales, and draw a clip of it.
 
 python scripts/evaluate.py --run runs/demo --guidance-scale 0 1 --video demo.gif
-python scripts/evaluate.py --run runs/demo runs/qgpo-halfcheetah-mixed-v0-QGPO-laptop-s1 --tune-guidance
+python scripts/evaluate.py --run runs/demo runs/qgpo-halfcheetah-mixed-v0-QGPO-laptop-s1 \
+    --tune-guidance
 
 Several runs are played together, as one agent that takes the mean of their actions.
 """
