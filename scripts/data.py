@@ -156,13 +156,13 @@ def row(entry: Entry) -> tuple[str, ...]:
     behavior = entry.behavior or "-"
     if entry.where != "bundled" and entry.author:
         behavior += f" ({entry.author})"
-    reference = entry.reference
+    size, reference = entry.megabytes, entry.reference
     ends = () if reference is None else (reference.minimum, reference.maximum)
     return (
         entry.id,
         "-" if entry.steps is None else f"{entry.steps:,}",
         "-" if entry.episodes is None else f"{entry.episodes:,}",
-        "-" if entry.megabytes is None else f"{entry.megabytes:.0f}",
+        "-" if size is None else f"{size:.2g}" if size < 10 else f"{size:.0f}",
         behavior if len(behavior) <= 36 else f"{behavior[:33]}...",
         " / ".join(map(readable, ends)) or "-",
         "-" if entry.d4rl is None else f"{entry.d4rl} ({entry.comparable})",
