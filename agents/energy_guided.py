@@ -247,7 +247,7 @@ class EnergyGuidedDiffusion:
         energy: Energy | Array,
         condition: Array | None = None,
         *,
-        progress_bar: bool = False,
+        progress_bar: bool | None = None,
         callback: Callback | None = None,
         resume: bool = False,
     ) -> Self:
@@ -256,9 +256,10 @@ class EnergyGuidedDiffusion:
         `energy` is a differentiable callable, or one value per sample (N,). A callable gets torch
         tensors (B, D) in the data's own units and returns (B,); with `condition` (N, C), which
         makes it a model of p(x|c), it is called with (B, D) and (B, C). `callback(model)` runs
-        after every step; False stops. With `resume`, training continues where the model (or its
-        file) stands, as if never stopped. Raises ValueError for data or energies that do not fit,
-        RuntimeError where a loss is not finite.
+        after every step; False stops. A bar shows the time left, by default where stderr is a
+        terminal. With `resume`, training continues where the model (or its file) stands, as if
+        never stopped. Raises ValueError for data or energies that do not fit, RuntimeError where
+        a loss is not finite.
         """
         if energy is None:
             raise ValueError(f"energy=None, expected {ENERGY}; fit_data(data) learns q alone")
@@ -270,7 +271,7 @@ class EnergyGuidedDiffusion:
         return self
 
     def fit_data(
-        self, data: Array, condition: Array | None = None, *, progress_bar: bool = False
+        self, data: Array, condition: Array | None = None, *, progress_bar: bool | None = None
     ) -> Self:
         """Stage 1 alone: q, for several guidances to share (`with_guidance`)."""
         prepared = self._prepare(data, None, condition, False)
@@ -279,7 +280,7 @@ class EnergyGuidedDiffusion:
         return self
 
     def _running(
-        self, progress_bar: bool, callback: Callback | None
+        self, progress_bar: bool | None, callback: Callback | None
     ) -> AbstractContextManager[None]:
         """Around the stages: the loop's settings; a callback that returns False ends the block."""
         training = self.training

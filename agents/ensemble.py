@@ -69,6 +69,9 @@ class Ensemble:
         self.prediction_generator = torch.Generator(self.device)
         self.seed_predictions(self.seed)
 
+    def __repr__(self) -> str:
+        return f"{self.name}([{', '.join(map(repr, self.members))}])"
+
     @classmethod
     def load(cls, paths: Iterable[str | Path], device: torch.device | str = "auto") -> Self:
         """The agents of these files together; raises what `load_agent` does, too."""

@@ -10,6 +10,7 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import markdown
@@ -17,10 +18,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from qgpo.envs.progress import progress
+from qgpo.envs.text import readable
 from qgpo.experiments import result_figures as figures
 from qgpo.experiments import statistics
-from qgpo.experiments.results import RESAMPLES, Results, Run
+from qgpo.experiments.results import Results, Run
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -32,19 +36,38 @@ TEMPLATES = jinja2.Environment(
 Row = list[str]
 
 
-def write_report(folder: Path, results: Results, title: str) -> None:
-    """`report.md` with its pictures and `report.html`, which contains them, in the folder."""
+def write_report(
+    folder: Path, results: Results, title: str, progress_bar: bool | None = None
+) -> None:
+    """`report.md` with its pictures and `report.html`, which contains them, in the folder.
+
+    A bar counts tables and pictures, by default where stderr is a terminal.
+    """
+    with progress(len(TABLES) + PICTURES, "report", progress_bar, leave=False) as bar:
+        text = _write_text(folder, results, title, bar)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(to_html(text, folder, title), encoding="utf-8")
+
+
+def _write_text(folder: Path, results: Results, title: str, bar: tqdm[Any]) -> str:
+    """The document, in Markdown; its pictures are written into the folder."""
 
     def picture(name: str, draw: Callable[[Results], Figure]) -> str:
         with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a label is a $
             figure = draw(results)
             figures.save(figure, folder / name)
+        bar.update()
         return f"![{' '.join(figure.get_suptitle().split())}]({name})"
 
-    text = TEMPLATES.get_template("report_template.md").render(
+    rows = {}
+    for make_rows in TABLES:
+        rows[make_rows.__name__] = list(make_rows(results))
+        bar.update()
+    return TEMPLATES.get_template("report_template.md").render(
         title=title,
         results=results,
-        rows={rows.__name__: list(rows(results)) for rows in TABLES},
+        rows=rows,
         episodes=sorted({len(run.returns[run.headline_scale]) for run in results.runs.values()}),
         missing=_missing(results),
         titles=[_titled(results, label) for label in results.labels],
@@ -53,9 +76,6 @@ def write_report(folder: Path, results: Results, title: str) -> None:
         picture=picture,
         table=table,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(to_html(text, folder, title), encoding="utf-8")
 
 
 def to_html(text: str, folder: Path, title: str) -> str:
@@ -71,21 +91,26 @@ def to_html(text: str, folder: Path, title: str) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    escaped = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def spread(values: Sequence[float] | NDArray[np.float64], digits: int) -> str:
-    """Mean ± sample standard deviation; one value has no deviation."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+def spread(values: Sequence[float] | NDArray[np.float64], digits: int | None = None) -> str:
+    """Mean ± sample standard deviation; one value has no deviation.
+
+    With so many decimals, or as many as numbers of that size need.
+    """
+    numbers = [float(np.mean(values))]
+    if len(values) > 1:
+        numbers.append(float(np.std(values, ddof=1)))
+    return " ± ".join(readable(x) if digits is None else f"{x:.{digits}f}" for x in numbers)
 
 
 def headline(results: Results) -> Iterator[Row]:
     """Dataset, mean return of its data, and of each agent."""
     for dataset in results.datasets:
         mean = results.data_mean(dataset)
-        data = "missing" if np.isnan(mean) else f"{mean:.0f}"
+        data = "missing" if np.isnan(mean) else readable(mean)
         yield [f"`{dataset}`", data, *(_cell(results, dataset, a) for a in results.labels)]
 
 
@@ -94,7 +119,7 @@ def _cell(results: Results, dataset: str, label: str) -> str:
     expected, runs = results.planned(dataset, label), results.of(dataset, label)
     if not runs:
         return "missing" if expected else "not planned"
-    text = spread([run.headline for run in runs], 0)
+    text = spread([run.headline for run in runs])
     scores = results.scores(dataset, label)
     if len(scores):
         text += f" ({spread(scores, 1)})"
@@ -121,8 +146,9 @@ def intervals(results: Results) -> Iterator[Row]:
         seeds = [run.returns[run.headline_scale] for run in results.of(dataset, label)]
         if seeds:
             low, high = statistics.hierarchical_bootstrap(seeds)
-            mean = np.mean([returns.mean() for returns in seeds])
-            yield [f"`{dataset}`", label, f"{mean:.0f} [{low:.0f}, {high:.0f}]", f"{len(seeds)}"]
+            mean = float(np.mean([returns.mean() for returns in seeds]))
+            interval = f"{readable(mean)} [{readable(low)}, {readable(high)}]"
+            yield [f"`{dataset}`", label, interval, f"{len(seeds)}"]
 
 
 def references(results: Results) -> Iterator[Row]:
@@ -140,8 +166,8 @@ def aggregate(results: Results) -> Iterator[Row]:
     """Agent, datasets and runs with a score, interquartile mean with its interval, mean."""
     for label in results.scored_labels:
         tasks = results.tasks(label)
-        low, high = statistics.stratified_bootstrap(tasks, resamples=RESAMPLES)
-        covered, runs = f"{len(tasks)} of {len(results.datasets)}", f"{sum(map(len, tasks))}"
+        low, high = results.iqm_interval(label)
+        covered, runs = f"{len(tasks)} of {len(results.scored_datasets)}", f"{sum(map(len, tasks))}"
         interval = f"{statistics.iqm(tasks):.1f} [{low:.1f}, {high:.1f}]"
         yield [_titled(results, label), covered, runs, interval, f"{statistics.mean(tasks):.1f}"]
 
@@ -161,7 +187,7 @@ def scales(results: Results) -> Iterator[Row]:
         if best is not None:
             runs = results.of(dataset, label)
             scales = [scale for scale in (runs[0].headline_scale, best) if scale is not None]
-            shown = [f"{spread([run.mean(w) for run in runs], 0)} (w = {w:g})" for w in scales]
+            shown = [f"{spread([run.mean(w) for run in runs])} (w = {w:g})" for w in scales]
             yield [f"`{dataset}`", label, *shown]
 
 
@@ -192,3 +218,5 @@ def _made_with(run: Run) -> str:
 
 TABLES = (headline, intervals, references, aggregate, improvement, scales, time, fingerprints)
 """each makes the rows of the template's table of its name"""
+PICTURES = 6
+"""in the template, at most"""

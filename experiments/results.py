@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
@@ -36,10 +36,10 @@ class Run:
     seed: int
     headline_scale: float | None
     """guidance scale that was configured before any evaluation; None for agents without one"""
-    returns: dict[float | None, NDArray[np.float64]]
+    returns: dict[float | None, NDArray[np.float64]] = field(repr=False)
     """every episode's return, by guidance scale"""
     reference: ReferenceScores | None
-    data_returns: NDArray[np.float64]
+    data_returns: NDArray[np.float64] = field(repr=False)
     """of the episodes in the dataset"""
     fingerprint: str
     """of the dataset"""
@@ -92,7 +92,7 @@ class Improvement:
         return self.runs > 1 and not self.interval[0] <= 0.5 <= self.interval[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The runs that were measured, and the keys of those that are expected."""
 
@@ -100,6 +100,10 @@ class Results:
     expected: list[Key]
     skipped: tuple[str, ...] = ()
     """what is wrong with results that were left out"""
+
+    def __repr__(self) -> str:
+        labels, datasets = ", ".join(self.labels), ", ".join(self.datasets)
+        return f"Results({len(self.runs)} runs of {labels} on {datasets})"
 
     @classmethod
     def read(
@@ -179,9 +183,34 @@ class Results:
         return [dataset for dataset in self.datasets if len(self.scores(dataset, label))]
 
     @cached_property
+    def scored_datasets(self) -> list[str]:
+        """Datasets on which any agent has a headline score."""
+        return [d for d in self.datasets if any(len(self.scores(d, x)) for x in self.labels)]
+
+    def is_complete(self, label: str) -> bool:
+        """Whether the agent has a headline score on every dataset that has any.
+
+        Means of other agents are over other datasets: they are shown apart.
+        """
+        return len(self.covered(label)) == len(self.scored_datasets)
+
+    @cached_property
     def scored_labels(self) -> list[str]:
-        """Agents with a headline score on any dataset."""
-        return [label for label in self.labels if self.covered(label)]
+        """Agents with a headline score on any dataset; those that cover all of them come first."""
+        scored = [label for label in self.labels if self.covered(label)]
+        return sorted(scored, key=lambda label: not self.is_complete(label))
+
+    def iqm_interval(self, label: str) -> tuple[float, float]:
+        """Stratified bootstrap interval of the agent's interquartile mean."""
+        if label not in self._iqm_intervals:
+            tasks = self.tasks(label)
+            interval = statistics.stratified_bootstrap(tasks, resamples=RESAMPLES)
+            self._iqm_intervals[label] = interval
+        return self._iqm_intervals[label]
+
+    @cached_property
+    def _iqm_intervals(self) -> dict[str, tuple[float, float]]:
+        return {}
 
     def tasks(self, label: str, among: Sequence[str] | None = None) -> list[NDArray[np.float64]]:
         """Headline scores by dataset, of all that the agent covers or of some of these."""
@@ -198,7 +227,7 @@ class Results:
     def improvements(self) -> list[Improvement]:
         """All pairs of agents that have scores on a common dataset."""
         pairs = []
-        for first, second in combinations(self.labels, 2):
+        for first, second in combinations(self.scored_labels, 2):
             common = [d for d in self.covered(first) if d in self.covered(second)]
             if common:
                 sides = self.tasks(first, common), self.tasks(second, common)

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
-from qgpo.envs.play.evaluation import Evaluation, readable
+from qgpo.envs.play.evaluation import Evaluation
+from qgpo.envs.text import readable, wrap
 
 CURVES = {
     "behavior/loss": "behavior: denoising loss",
@@ -74,9 +75,10 @@ def draw_run(
         axis.plot([mean, mean], [y - 0.32, y + 0.32], color=color, lw=3)
         text = {"ha": "center", "fontsize": 9, "color": color, "weight": "bold"}
         axis.text(mean, y + 0.34, readable(float(mean)), text)
-    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.6, len(names) - 0.3))
+    labels = [wrap(name, 30) for name in names]
+    axis.set(yticks=range(len(names)), yticklabels=labels, ylim=(-0.6, len(names) - 0.3))
     axis.set_xlabel("episode return (dots: episodes, bar: mean)")
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(wrap(title, 110), fontsize=11)
     figure.savefig(path, dpi=130)

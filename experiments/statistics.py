@@ -7,7 +7,7 @@ runs. Intervals resample runs within each task (a bootstrap stratified by task).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,13 +62,26 @@ def stratified_bootstrap(
     Two numbers or, of a statistic that is an array, two arrays. With one run per task the interval
     has no width: it does not contain what differs between seeds.
     """
-    arrays = as_tasks(tasks)
-    rng = np.random.default_rng(seed)
-    values = [
-        statistic([task[rng.integers(len(task), size=len(task))] for task in arrays])
-        for _ in range(resamples)
-    ]
+    drawn = _resampled(as_tasks(tasks), resamples, seed)
+    values = [statistic([task[i] for task in drawn]) for i in range(resamples)]
     return _percentiles(values, confidence)
+
+
+def _resampled(tasks: Sequence[Scores], resamples: int, seed: int) -> list[Scores]:
+    """Runs (resamples, R_i) of each task, drawn with replacement within it."""
+    rows = _rows(tuple(map(len, tasks)), resamples, seed)
+    return [task[drawn] for task, drawn in zip(tasks, rows, strict=True)]
+
+
+@lru_cache(maxsize=32)
+def _rows(lengths: tuple[int, ...], resamples: int, seed: int) -> list[NDArray[np.int64]]:
+    """Which runs are drawn, (resamples, R_i) for each task; a report asks for few kinds often."""
+    rng = np.random.default_rng(seed)
+    rows = [np.empty((resamples, n), np.int64) for n in lengths]
+    for i in range(resamples):
+        for row, n in zip(rows, lengths, strict=True):
+            row[i] = rng.integers(n, size=n)
+    return rows
 
 
 def hierarchical_bootstrap(
@@ -95,20 +108,23 @@ def probability_of_improvement(first: Tasks, second: Tasks) -> float:
     Per task it is the Mann-Whitney statistic over all pairs of runs.
     """
     pairs = zip(as_tasks(first), as_tasks(second), strict=True)
-    return float(np.mean([np.heaviside(np.subtract.outer(a, b), 0.5).mean() for a, b in pairs]))
+    return float(np.mean([_wins(a, b) for a, b in pairs]))
 
 
 def improvement_interval(
     first: Tasks, second: Tasks, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of `probability_of_improvement`; both sides are resampled."""
-    statistic = partial(_improvement, len(first))
-    return stratified_bootstrap([*first, *second], statistic, confidence, resamples, seed)
+    drawn = _resampled([*as_tasks(first), *as_tasks(second)], resamples, seed)
+    pairs = zip(drawn[: len(first)], drawn[len(first) :], strict=True)
+    return _percentiles(np.mean([_wins(a, b) for a, b in pairs], axis=0), confidence)
 
 
-def _improvement(n: int, tasks: Sequence[Scores]) -> float:
-    """Of the first n tasks over the others."""
-    return probability_of_improvement(tasks[:n], tasks[n:])
+def _wins(first: Scores, second: Scores) -> Scores:
+    """Share of all pairs of runs (..., R) in which the first is better; a tie counts half."""
+    columns = np.moveaxis(first, -1, 0)[..., None]
+    twice = sum((1.0 + np.sign(column - second)).sum(axis=-1) for column in columns)
+    return np.asarray(twice / (2 * first.shape[-1] * second.shape[-1]))
 
 
 def loss_of_choice(returns: ArrayLike, chosen: int, halves: int = 1_000, seed: int = 0) -> float:

@@ -15,6 +15,8 @@ def one_line(*more: type[Exception], stopped: str = "") -> Iterator[None]:
     refused: tuple[type[Exception], ...] = (ValueError, OSError, *more)
     try:
         yield
+    except BrokenPipeError:  # whoever read the output has ended, as `| head` does
+        raise
     except refused as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt as stop:

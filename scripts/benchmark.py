@@ -13,12 +13,15 @@ from typing import Annotated
 
 import tyro
 
+from qgpo.commands import command
+from qgpo.envs.text import readable
 from qgpo.experiments.benchmark import Benchmark, Standing
 from qgpo.experiments.documents import Document
 from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.settings import AT_LEAST_1, check_types
 from qgpo.experiments.workers import Outcome
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 
 @dataclass
@@ -61,7 +64,7 @@ def headline(result: Document) -> str:
     [played] = [e for e in result["evaluations"] if e["guidance_scale"] == scale]
     normalised = "" if played["score"] is None else f", normalised {played['score']:.1f}"
     took = f"{training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
-    return f"return {played['mean']:.0f}{normalised}; trained in {took}"
+    return f"return {readable(played['mean'])}{normalised}; trained in {took}"
 
 
 @one_line()
@@ -88,7 +91,7 @@ def main(args: Args) -> None:
     try:
         failed = benchmark.run(cells, report, args.workers, args.ray_address)
     except KeyboardInterrupt:
-        again = f"go on with: {' '.join(['python', *sys.argv])}"
+        again = f"go on with: {command('benchmark', *sys.argv[1:])}"
         at = f"{ended} of {len(cells)} cells ended"
         raise KeyboardInterrupt(f"stopped with checkpoints, {at}; {again}") from None
     print(f"results: {results}")
@@ -97,9 +100,10 @@ def main(args: Args) -> None:
         raise SystemExit(f"{len(failed)} of {len(cells)} cells failed\n" + "\n".join(lines))
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog=command("benchmark"), description=description(__doc__)))
 
 
 if __name__ == "__main__":

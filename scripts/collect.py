@@ -21,6 +21,7 @@ import tyro
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
+from qgpo.commands import command
 from qgpo.envs.rollouts.collecting import collect, describe
 from qgpo.envs.rollouts.protocols import Policy
 from qgpo.envs.rollouts.sb3_policies import load_policy
@@ -30,8 +31,10 @@ from qgpo.envs.store.local import datasets_root
 from qgpo.envs.store.storing import expected_size
 from qgpo.envs.store.writing import check_new_id, reserved_space, sole_writer, write_minari
 from qgpo.envs.tasks.making import make_env
+from qgpo.envs.text import readable
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 
 @dataclass
@@ -163,14 +166,16 @@ def collect_and_store(args: Args) -> None:
     steps = sum(len(episode.rewards) for episode in episodes)
     print(
         f"{args.dataset_id}: {len(episodes)} episodes, {steps} steps, mean return "
-        f"{np.mean(returns):.1f} (from {min(returns):.1f} to {max(returns):.1f})"
+        f"{readable(float(np.mean(returns)))} "
+        f"(from {readable(min(returns))} to {readable(max(returns))})"
     )
-    print(f"train on it: python scripts/train.py --dataset-id {args.dataset_id}")
+    print(f"train on it: {command('train', '--dataset-id', args.dataset_id)}")
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog=command("collect"), description=description(__doc__)))
 
 
 if __name__ == "__main__":

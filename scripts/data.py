@@ -17,6 +17,7 @@ from pathlib import Path
 
 import tyro
 
+from qgpo.commands import command
 from qgpo.envs.data.figure import draw_dataset, summary
 from qgpo.envs.store.catalogue import WHERE, Entry, Where, catalogue
 from qgpo.envs.store.checking import check_dataset
@@ -25,7 +26,9 @@ from qgpo.envs.store.downloading import download
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
+from qgpo.envs.text import readable
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 LONGEST_CELL = 400
 Ids = tyro.conf.Positional[tuple[str, ...]]
@@ -101,7 +104,7 @@ def combine_datasets(ids: Ids, dataset_id: str, progress_bar: bool = True) -> No
     """
     dataset = combine(ids, dataset_id, progress_bar=progress_bar)
     print(f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
-    print(f"train on it: python scripts/train.py --dataset-id {dataset.id}")
+    print(f"train on it: {command('train', '--dataset-id', dataset.id)}")
 
 
 def show_dataset(
@@ -154,14 +157,15 @@ def row(entry: Entry) -> tuple[str, ...]:
     behavior = entry.behavior or "-"
     if entry.where != "bundled" and entry.author:
         behavior += f" ({entry.author})"
-    reference = entry.reference
+    size, reference = entry.megabytes, entry.reference
+    ends = () if reference is None else (reference.minimum, reference.maximum)
     cells = (
         entry.id,
         "-" if entry.steps is None else f"{entry.steps:,}",
         "-" if entry.episodes is None else f"{entry.episodes:,}",
-        "-" if entry.megabytes is None else f"{entry.megabytes:.0f}",
-        behavior if len(behavior) <= 36 else f"{behavior[:35]}…",
-        "-" if reference is None else f"{reference.minimum:.0f} / {reference.maximum:.0f}",
+        "-" if size is None else f"{size:.2g}" if size < 10 else f"{size:.0f}",
+        behavior if len(behavior) <= 36 else f"{behavior[:33]}...",
+        " / ".join(map(readable, ends)) or "-",
         "-" if entry.d4rl is None else f"{entry.d4rl} ({entry.comparable})",
         "; ".join((*entry.missing, *entry.notes)) or "-",
     )
@@ -184,9 +188,12 @@ def not_empty(ids: tuple[str, ...]) -> tuple[str, ...]:
 @one_line(stopped=": no incomplete dataset was left under an id")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name."""
-    tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, description=__doc__)
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, args=argv, prog=command("data"), description=description(__doc__)
+    )
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
     main()

@@ -1,7 +1,8 @@
 """Evaluate a trained agent at one or several guidance scales, and draw a clip of it.
 
 python scripts/evaluate.py --run runs/demo --guidance-scale 0 1 --video demo.gif
-python scripts/evaluate.py --run runs/seed0 runs/seed1 runs/seed2 --tune-guidance
+python scripts/evaluate.py --run runs/demo runs/qgpo-halfcheetah-mixed-v0-QGPO-laptop-s1 \
+    --tune-guidance
 
 Several runs are played together, as one agent that takes the mean of their actions.
 """
@@ -27,6 +28,7 @@ from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.training import on_signals, until_done
 from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.commands import command
 from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import EvaluationError, evaluate_scales, scale_label, score_table
 from qgpo.envs.play.video import (
@@ -47,6 +49,7 @@ from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.fields import Range
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 from qgpo.solver import get_solver
 
 Agent = OfflineAgent[Any]
@@ -80,7 +83,7 @@ class Args:
     n_episodes: Annotated[int | None, AT_LEAST_1] = None
     """episodes per scale; default 50, and 100 for mazes"""
     seed: Annotated[int, AT_LEAST_0] = 10_000
-    """seed of the first episode, the others count up; train.py uses 10000 + its own seed"""
+    """seed of the first episode, the others count up; training uses 10000 + its own seed"""
     deterministic: bool = True
     """deterministic actions instead of sampled ones"""
     max_episode_steps: Annotated[int | None, AT_LEAST_1] = None
@@ -93,7 +96,7 @@ class Args:
     """JSON of raw returns, lengths and seeds; default evaluation-<time>.json in the run folder, for
     several evaluation-together-<time>.json in the first"""
     video: Path | None = None
-    """write a clip of the first episode at the first scale: a .gif or .mp4"""
+    """write a clip of the first episode at the last scale: a .gif or .mp4"""
     video_seconds: Annotated[float, Range(0.1, 10.0)] = 10.0
     """longest clip, in the environment's seconds, 10 at most"""
     overwrite: bool = False
@@ -314,6 +317,16 @@ def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:
     }
 
 
+def film(args: Args, video: Path, agent: Player, env: Played, scale: float | None) -> None:
+    """Write the clip of the first episode at that scale; None is the agents' own, if any."""
+    if scale is not None and is_guided(agent):
+        agent.guidance_scale = scale
+    frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
+    write_clip(video, frames, rate)
+    label = "" if scale is None else f"{scale_label(scale)}: "
+    print(f"clip: {video} ({label}{len(frames)} frames, {len(frames) / rate:.1f} s)")
+
+
 @one_line(RuntimeError)
 def main(args: Args) -> None:
     """Load, evaluate, print, and write the raw returns, lengths and seeds."""
@@ -358,16 +371,13 @@ def main(args: Args) -> None:
     with on_signals(signal.default_int_handler):
         play(args, agent, members[0], env, reference, scales, keep)
     if args.video is not None:
-        if scales[0] is not None and is_guided(agent):
-            agent.guidance_scale = scales[0]
-        frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
-        write_clip(args.video, frames, rate)
-        print(f"clip: {args.video} ({len(frames)} frames, {len(frames) / rate:.1f} s)")
+        film(args, args.video, agent, env, scales[-1])
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog=command("evaluate"), description=description(__doc__)))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import tyro
 
+from qgpo.commands import command
 from qgpo.experiments.packing import ResultError, pack
 from qgpo.experiments.plan import read_plan
 from qgpo.experiments.report import write_report
 from qgpo.experiments.results import Results
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 
 @dataclass
@@ -54,9 +56,10 @@ def main(args: Args) -> None:
         raise SystemExit("error: " + "\n".join(wrong))
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog=command("report"), description=description(__doc__)))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
+from qgpo.commands import command
 from qgpo.diffusion import diffuse
 from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, resample_toy
 from qgpo.exact import EmpiricalTilt, sliced_wasserstein
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cep": ("CEP", {"guidance": "cep"}),
@@ -110,7 +112,9 @@ def study(args: Args, problem: str) -> dict[float, Comparison]:
         solver_steps=args.solver_steps,
     )
     began = time.monotonic()
-    model = EnergyGuidedDiffusion(config, seed=args.seed, device="cpu").fit_data(data[0])
+    model = EnergyGuidedDiffusion(config, seed=args.seed, device="cpu").fit_data(
+        data[0], progress_bar=False
+    )
     seconds = time.monotonic() - began
     return {beta: compare(args, model, data, truth, beta, seconds) for beta in args.betas}
 
@@ -136,7 +140,9 @@ def compare(
         steps = args.cep_steps if method == "cep" else args.other_steps
         config = replace(data_model.config, beta=beta, guidance_steps=steps, **METHODS[method][1])
         began = time.monotonic()
-        model = data_model.with_guidance(config).fit(x, -preference, resume=True)
+        model = data_model.with_guidance(config).fit(
+            x, -preference, progress_bar=False, resume=True
+        )
         trained = time.monotonic()
         drawn = model.sample(args.n_samples)
         sampled = time.monotonic()
@@ -284,9 +290,10 @@ def main(args: Args) -> None:
     print(f"\n{seconds:.0f} s; figures and tables in {args.output}")
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog=command("toy_2d"), description=description(__doc__)))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import tyro
 
 from qgpo.agents import AGENTS, QGPO
 from qgpo.agents.core.training import NonFiniteError
+from qgpo.commands import command
 from qgpo.envs.play.evaluation import EvaluationError, scale_label
 from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import find_family
@@ -25,6 +26,7 @@ from qgpo.experiments.preflight import check_new
 from qgpo.experiments.run_figure import draw_run, read_metrics
 from qgpo.experiments.settings import Experiment, choose_config
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._terminal import any_terminal, description
 
 ConfigT = TypeVar("ConfigT")
 
@@ -76,7 +78,13 @@ def parse(argv: list[str]) -> Args[Any]:
     if choice.resume is not None and choice.env_id is None:
         check_saved_id(default, choice.resume)
     args_class: Any = Args[type(default.config)]  # type: ignore[misc]
-    args: Args[Any] = tyro.cli(args_class, default=default, args=argv, description=__doc__)
+    args: Args[Any] = tyro.cli(
+        args_class,
+        default=default,
+        args=argv,
+        prog=command("train"),
+        description=description(__doc__),
+    )
     if choice.resume is not None:
         if args.adopt != default.adopt:
             raise SystemExit(
@@ -161,7 +169,7 @@ def draw(args: Args[Any], run: Run) -> None:
 def main(args: Args[Any]) -> None:
     """Refuse what cannot work in one line, then run in the locked folder."""
     folder = args.folder
-    again = f"; continue with: python scripts/train.py --resume {folder.path}"
+    again = f"; continue with: {command('train', '--resume', folder.path)}"
     errors = (TypeError, RunFolderError, NonFiniteError, EvaluationError)
     with one_line(*errors, stopped=again):
         args.check()
@@ -174,6 +182,7 @@ def main(args: Args[Any]) -> None:
             draw(args, run)
 
 
+@any_terminal()
 def cli() -> None:
     """Entry point."""
     main(parse(sys.argv[1:]))

@@ -104,6 +104,11 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if env is not None:
             self.set_env(env)
 
+    def __repr__(self) -> str:
+        data = "no data" if self.dataset_id is None else repr(self.dataset_id)
+        steps = f"{self.num_timesteps} of {self.total_timesteps} steps"
+        return f"{self.name}(seed {self.seed}, {steps} on {data}, {self.device})"
+
     # Configuration ------------------------------------------------------------------------
 
     @classmethod

@@ -37,7 +37,7 @@ class Transitions(NamedTuple):
     """(B,) 1 where the bootstrap is cut: terminated, not truncated"""
 
 
-@dataclass
+@dataclass(repr=False)
 class Batches:
     """The dataset as training reads it: N transitions over R states (see OfflineDataset).
 

@@ -14,7 +14,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast, overload
 
@@ -57,9 +57,9 @@ class Checkpoint:
     """Everything that training needs to continue."""
 
     header: dict[str, Any]
-    modules: dict[str, Tensor]
-    optimizers: dict[str, Tensor]
-    tables: dict[str, Tensor]
+    modules: dict[str, Tensor] = field(repr=False)
+    optimizers: dict[str, Tensor] = field(repr=False)
+    tables: dict[str, Tensor] = field(repr=False)
 
 
 def write_checkpoint(target: Target, checkpoint: Checkpoint) -> None:

@@ -22,10 +22,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from qgpo.critic import polyak_update
 from qgpo.diffusion import Metrics
+from qgpo.envs.progress import progress
 
 LIKELY_CAUSES = (
     "Likely causes: a learning rate or beta that is too high, or rewards or observations of "
@@ -68,7 +68,7 @@ class Training:
         """per stage, rows of what is logged, where they are to be kept"""
         self.log_interval = 1000
         self.callback: BaseCallback | None = None
-        self.progress_bar = False
+        self.progress_bar: bool | None = False
         self.interrupted = False
         self.saved: str | None = None
         """the last checkpoint, for messages"""
@@ -166,14 +166,9 @@ class Training:
         position = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}  # not every step has every metric
-        with tqdm(
-            total=total,
-            initial=self.progress[stage],
-            desc=f"{position} {stage:9s}",
-            disable=not self.progress_bar,
-            mininterval=0.5,
-        ) as bar:
-            for step in range(self.progress[stage], total):
+        what, done = f"{position} {stage:9s}", self.progress[stage]
+        with progress(total, what, self.progress_bar, initial=done, mininterval=0.5) as bar:
+            for step in range(done, total):
                 metrics = update(step)
                 self.progress[stage] = step + 1
                 self.num_timesteps += int(gradient_steps)

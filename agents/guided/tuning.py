@@ -27,6 +27,7 @@ from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
 from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.progress import progress
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 NEARLY_EQUAL = 0.005
@@ -48,7 +49,7 @@ LONGEST_EPISODE = 1_000
 """where the dataset names no environment with a limit of its own"""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GuidanceTuning:
     """What `tune_guidance` found. Returns are the model's, good for comparing scales."""
 
@@ -73,9 +74,14 @@ class GuidanceTuning:
             "best": self.best,
         }
 
+    def __repr__(self) -> str:
+        scales = ", ".join(f"{scale:g}" for scale in self.scales)
+        rollouts = self.returns.shape[1]
+        return f"GuidanceTuning(best {self.best:g} of {scales}, by {rollouts} episodes each)"
+
     def __str__(self) -> str:
         lines = [
-            f"{'w':>6s}{'predicted return':>18s}{'± s.e.':>9s}{'with neighbors':>16s}"
+            f"{'w':>6s}{'predicted return':>18s}{'s.e.':>9s}{'with neighbors':>16s}"
             f"{'left the data':>15s}"
         ]
         errors = self.returns.std(axis=1) / np.sqrt(self.returns.shape[1])
@@ -229,7 +235,7 @@ def tune_guidance(
     rollouts: int = 48,
     steps: int = STEPS,
     deterministic: bool = True,
-    progress_bar: bool = False,
+    progress_bar: bool | None = None,
 ) -> GuidanceTuning:
     """Choose `guidance_scale` without an environment; returns the comparison of the scales.
 
@@ -237,7 +243,8 @@ def tune_guidance(
     environment's steps from the dataset in `steps` gradient steps; at each of the `scales` the
     trained agent plays `rollouts` episodes in it, as long as the data's (at most the environment's
     limit), with `deterministic` actions or sampled ones. The chosen scale becomes the attribute
-    and the configuration's, so files keep it.
+    and the configuration's, so files keep it. It takes minutes; a bar shows the time left, by
+    default where stderr is a terminal.
 
     Raises RuntimeError before training has ended, AttributeError for an ensemble with agents that
     have no guidance scale, ValueError for scales outside [0, 1e9], other data than those of the
@@ -255,9 +262,7 @@ def tune_guidance(
     lengths = np.diff([*dataset.episode_starts, len(dataset)])
     horizon = min(int(lengths.max()), limit or LONGEST_EPISODE)
     noise = agent.prediction_generator.get_state()
-    with tqdm(
-        total=steps + horizon * len(chosen), desc="guidance scale", disable=not progress_bar
-    ) as bar:
+    with progress(steps + horizon * len(chosen), "guidance scale", progress_bar) as bar:
         model, in_data = fit_dynamics(dataset, data, generator, steps, bar)
         most = TOLERANCE * in_data
         first = torch.as_tensor(dataset.episode_starts, device=agent.device)

@@ -32,7 +32,7 @@ ROWS_PER_CHECK = 16384
 """rows that are checked at a time, so that memory-mapped data are never in memory as a whole"""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OfflineDataset:
     """N transitions in E episodes, in the order in which they happened.
 
@@ -188,6 +188,14 @@ class OfflineDataset:
             env_spec=specs[0] if all(task == tasks[0] for task in tasks) else None,
             reference=first.reference if len({d.reference for d in datasets}) == 1 else None,
         )
+
+    def __repr__(self) -> str:
+        returns = self.episode_returns
+        size = f"{len(self):,} transitions in {self.n_episodes:,} episodes"
+        spaces = f"observations {self.states.shape[1]}, actions {self.actions.shape[1]}"
+        spread = f"returns {returns.min():.4g} to {returns.max():.4g} (mean {returns.mean():.4g})"
+        env = self.env_spec.id if self.env_spec is not None else "no environment named"
+        return f"{type(self).__name__}({self.id!r}: {size}, {spaces}, {spread}, {env})"
 
     def __len__(self) -> int:
         return len(self.rewards)

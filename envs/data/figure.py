@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.text import readable, wrap
 
 ACTION_BINS = 41
 BLUE, ORANGE, GRAY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
@@ -47,9 +48,9 @@ def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
         ("behavior", str(dataset.details.get("algorithm") or "not named")),
         ("size", f"{len(dataset):,} transitions, {dataset.n_episodes:,} episodes"),
         ("spaces", f"observations {dataset.states.shape[1]}, actions {dataset.actions.shape[1]}"),
-        ("return", _spread(returns, "{:.1f}")),
-        ("length", _spread(lengths, "{:.0f}")),
-        ("reward", _spread(dataset.rewards, "{:.3g}")),
+        ("return", _spread(returns)),
+        ("length", _spread(lengths)),
+        ("reward", _spread(dataset.rewards)),
         ("ends", f"{dataset.terminations.sum()} terminated, {dataset.truncations.sum()} truncated"),
         ("at a bound", f"{100 * _at_bounds(dataset):.1f} % of action values"),
     ]
@@ -69,7 +70,7 @@ def draw_dataset(path: Path, dataset: OfflineDataset) -> None:
         _draw_lengths(figure.add_subplot(grid[1, 1]), dataset)
         _draw_rewards(figure.add_subplot(grid[2, 0]), dataset)
         _draw_actions(figure.add_subplot(grid[2, 1]), dataset)
-        figure.suptitle(dataset.id, fontsize=13, weight="bold")
+        figure.suptitle(wrap(dataset.id, 80), fontsize=13, weight="bold")
         figure.savefig(path, dpi=130)
 
 
@@ -79,7 +80,7 @@ def _write_summary(axis: Any, dataset: OfflineDataset) -> None:
     half = (len(rows) + 1) // 2
     for i, (name, value) in enumerate(rows):
         x, y = (0.0 if i < half else 0.5), 1.0 - (i % half) / half
-        value = value if len(value) <= 72 else f"{value[:71]}…"
+        value = wrap(value if len(value) <= 52 else f"{value[:51]}…", 52)
         axis.text(x, y, name, color=GRAY, fontsize=9, va="top", transform=axis.transAxes)
         axis.text(x + 0.09, y, value, fontsize=9, va="top", transform=axis.transAxes)
 
@@ -88,10 +89,10 @@ def _draw_returns(axis: Any, dataset: OfflineDataset) -> None:
     returns = dataset.episode_returns
     axis.hist(returns, bins=_bins(returns), color=BLUE, alpha=0.85)
     mean = float(returns.mean())
-    axis.axvline(mean, color=ORANGE, lw=2, label=f"mean {mean:.0f}")
+    axis.axvline(mean, color=ORANGE, lw=2, label=f"mean {readable(mean)}")
     if dataset.reference is not None and dataset.reference.maximum <= 1.5 * abs(returns.max()):
         maximum = dataset.reference.maximum
-        axis.axvline(maximum, color=GREEN, lw=2, ls="--", label=f"score 100: {maximum:.0f}")
+        axis.axvline(maximum, color=GREEN, lw=2, ls="--", label=f"score 100: {readable(maximum)}")
     axis.set(title="Return of an episode", ylabel="episodes")
     axis.legend()
 
@@ -149,7 +150,7 @@ def _at_bounds(dataset: OfflineDataset) -> float:
     return float(np.mean((actions <= low + margin) | (actions >= high - margin)))
 
 
-def _spread(values: NDArray[Any], form: str) -> str:
+def _spread(values: NDArray[Any]) -> str:
     reduced = (reduce(values) for reduce in (np.mean, np.min, np.median, np.max))
-    mean, low, middle, high = (form.format(float(value)) for value in reduced)
+    mean, low, middle, high = (readable(float(value)) for value in reduced)
     return f"mean {mean}, min {low}, median {middle}, max {high}"

@@ -17,15 +17,16 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.progress import progress
 from qgpo.envs.rollouts.playing import Player
 from qgpo.envs.rollouts.protocols import Predicts, SeedsPredictions
 from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
 from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.text import readable as readable
 
 Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
@@ -50,12 +51,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def readable(value: float) -> str:
-    """A return as text: decimals where it is small, as a success rate is."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.4g}"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Every episode's return and length; the mean with a 95 % bootstrap interval."""
 
@@ -91,6 +87,9 @@ class Evaluation:
             return NO_INTERVAL
         low, high = self.interval
         return f"[{readable(low)}, {readable(high)}]"
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.env_id}: {self})"
 
     def to_json(self) -> str:
         """All fields as JSON."""
@@ -173,7 +172,7 @@ def evaluate(
     max_episode_steps: int | None = None,
     reference: ReferenceScores | None = None,
     warn_of_cuts: bool = True,
-    progress_bar: bool = False,
+    progress_bar: bool | None = None,
     on_step: OnStep | None = None,
 ) -> Evaluation:
     """Play `n_episodes` episodes and return every episode's return and length.
@@ -188,7 +187,8 @@ def evaluate(
     generator for predictions, which is seeded here, never from the one for training. Episodes
     without an end are cut after `max_episode_steps` (default: the environment's own limit, else
     1000) and counted in `cut`; `warn_of_cuts` warns of them. Scores are normalised by
-    `reference`, else by the dataset's reference, else by the family's.
+    `reference`, else by the dataset's reference, else by the family's. A bar shows the time left,
+    by default where stderr is a terminal.
 
     A recurrent agent gets its state and the starts of episodes, as in SB3's evaluate_policy.
     Raises EvaluationError, which holds the episodes that have ended, where the environment raises
@@ -379,11 +379,11 @@ class _Episodes:
             raise self.failure(f"{type(error).__name__}: {error}") from error
 
     @contextlib.contextmanager
-    def bar(self, scale: Any, shown: bool) -> Iterator[None]:
+    def bar(self, scale: Any, shown: bool | None) -> Iterator[None]:
         """Show the environment's steps, of as many as there may be at most, and the scale."""
         name = "evaluate" if scale is None else f"evaluate {scale_label(scale)}"
         total = self.limit * len(self.seeds)
-        with tqdm(total=total, desc=name, unit="step", disable=not shown, leave=False) as self._bar:
+        with progress(total, name, shown, unit="step", leave=False) as self._bar:
             yield
 
     def _count(self, episode: int) -> None:

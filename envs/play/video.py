@@ -124,6 +124,7 @@ def _drawable(env: str | EnvSpec, seed: int) -> gym.Env[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             drawn = make_env(env, render_mode="rgb_array")
+            _follow(drawn)
             drawn.reset(seed=seed)
             frame = drawn.render()
     except Exception as error:  # OpenGL's bindings raise errors of many types
@@ -136,6 +137,24 @@ def _drawable(env: str | EnvSpec, seed: int) -> gym.Env[Any, Any]:
     if not isinstance(frame, np.ndarray):
         raise RenderError(f"{name} cannot be drawn: it has no rgb_array rendering")
     return drawn
+
+
+def _follow(env: gym.Env[Any, Any]) -> None:
+    """Film a MuJoCo model from its camera that moves with the body, where it has one.
+
+    Gymnasium draws from a camera that stays where the episode begins, unless the environment was
+    made with a camera of its own choice, which is kept. A maze holds its robot's environment.
+    """
+    import mujoco
+    from gymnasium.envs.mujoco import MujocoEnv
+
+    modes = mujoco.mjtCamLight
+    moving = [int(modes.mjCAMLIGHT_TRACK), int(modes.mjCAMLIGHT_TRACKCOM)]
+    for part in (env.unwrapped, *vars(env.unwrapped).values()):
+        robot = part.unwrapped if isinstance(part, gym.Env) else None
+        if isinstance(robot, MujocoEnv) and robot.mujoco_renderer.camera_id == -1:
+            following = np.flatnonzero(np.isin(robot.model.cam_mode, moving))
+            robot.mujoco_renderer.camera_id = int(following[0]) if len(following) else -1
 
 
 def _scaled(frame: Any) -> NDArray[np.uint8]:

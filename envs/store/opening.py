@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minari import MinariDataset
 
+from qgpo.commands import command
 from qgpo.envs.store import bundled, downloading
 from qgpo.envs.store.local import (
     DamagedDatasetError,
@@ -60,7 +61,7 @@ def open_dataset(
             raise ValueError(
                 f"{error}.\n{_choices()}\n"
                 f"To fetch it: load_dataset({dataset_id!r}, download=True) "
-                f"or `python scripts/data.py download {dataset_id}`"
+                f"or `{command('data', 'download', dataset_id)}`"
             ) from error
         here = f"dataset {dataset_id!r} is not in {folder_of('')}"
     try:

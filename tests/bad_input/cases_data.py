@@ -58,7 +58,7 @@ CASES = [
         "an id that is not local, without download",
         ValueError,
         "dataset 'mine/gone-v0' is not in …. Local datasets: …. Bundled, made on first use: … To "
-        "fetch it: load_dataset('mine/gone-v0', download=True) or `python scripts/data.py download "
+        "fetch it: load_dataset('mine/gone-v0', download=True) or `qgpo-datasets download "
         "mine/gone-v0`",
         lambda: load_dataset("mine/gone-v0", download=False),
     ),

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import run
 from factory import ROOT
 
 from qgpo.experiments.packing import PROVENANCE, ResultError, read_documents
 from qgpo.experiments.report import spread, table, to_html
 from qgpo.experiments.results import Results, read_run
+from qgpo.scripts import report as script
 
 REFERENCE = {"minimum": 0.0, "maximum": 200.0, "source": "by hand"}
 FIRST, SECOND = "test/first-v0", "test/second-v0"
@@ -184,15 +185,24 @@ def test_html_contains_the_pictures_and_no_other_markup(tmp_path):
     assert 'src="data:image/png;base64,iVBORw=="' in page
 
 
-def report(*flags: str, cwd: Path, code: int = 0):
-    return run("report", *flags, cwd=cwd, data=cwd / "minari", code=code)
+@pytest.fixture
+def report(tmp_path, monkeypatch, capsys):
+    """The command, in the folder of the test: what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["qgpo-report", *flags])
+        script.cli()
+        return capsys.readouterr().out
+
+    return call
 
 
-def test_a_report_says_what_was_measured_and_what_is_missing(folder, tmp_path):
+def test_a_report_says_what_was_measured_and_what_is_missing(folder, report):
     before = read_documents(folder)
-    done = report("--results", "cells", "--title", "By hand", "--pack", cwd=tmp_path)
-    assert "cells: 11 cells packed" in done.stdout
-    assert "11 of 12 cells are there" in done.stdout
+    printed = report("--results", "cells", "--title", "By hand", "--pack")
+    assert "cells: 11 cells packed" in printed
+    assert "11 of 12 cells are there" in printed
     assert [path.name for path in folder.glob("*.json")] == [PROVENANCE]
     assert read_documents(folder) == before
     text = (folder / "report" / "report.md").read_text()
@@ -221,8 +231,8 @@ def test_a_report_says_what_was_measured_and_what_is_missing(folder, tmp_path):
     assert 'src="http' not in page
 
 
-def test_a_report_of_nothing_is_refused_in_one_line(tmp_path):
-    done = report("--results", "nowhere", cwd=tmp_path, code=1)
-    assert "error: no results in nowhere" in done.stderr
-    done = report("--results", "nowhere", "--plan", "absent.toml", cwd=tmp_path, code=1)
-    assert "absent.toml" in done.stderr
+def test_a_report_of_nothing_is_refused_in_one_line(report):
+    with pytest.raises(SystemExit, match="error: no results in nowhere"):
+        report("--results", "nowhere")
+    with pytest.raises(SystemExit, match=r"absent\.toml"):
+        report("--results", "nowhere", "--plan", "absent.toml")

@@ -118,7 +118,7 @@ def test_show_writes_the_picture_and_the_summary(capsys):
     call("show", "test/a-v0", "--overwrite")
     text = capsys.readouterr().out
     assert "5 transitions, 2 episodes" in text
-    assert "mean 153.2, min 2.0, median 153.2, max 304.5" in text  # 0.5 + 1.5; 100.5 + … + 102.5
+    assert "mean 153, min 2, median 153, max 304" in text  # 0.5 + 1.5; 100.5 + … + 102.5
     assert Path("test-a-v0.png").read_bytes().startswith(b"\x89PNG")
     assert "ends in .png" in refused("show", "test/a-v0", "--output", "picture.txt")
 
@@ -128,6 +128,8 @@ def test_numbers_of_the_picture_by_hand():
     dataset = make_dataset(lengths=(1, 3), actions=actions)
     assert dataset.episode_lengths.tolist() == [1, 3]
     assert action_shares(dataset, 4).tolist() == [[0.5, 0.0, 0.25, 0.25]]
+    rare = make_dataset(lengths=(1, 3), rewards=np.array([0.0, 0.99, 0.0, 0.0], np.float32))
+    assert dict(summary(rare))["return"] == "mean 0.495, min 0, median 0.495, max 0.99"
     assert dict(summary(dataset))["at a bound"] == "50.0 % of action values"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -10,12 +11,15 @@ from qgpo.envs.play.video import (
     FRAMES_PER_SECOND,
     LONGER_SIDE,
     RenderError,
+    _follow,
     check_clip_path,
     record,
     write_clip,
 )
+from qgpo.envs.tasks.making import make_env
 
 DRAWN = "qgpo-tests/Drawn-v0"
+TRACKCOM = int(mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM)
 
 
 class Drawn(gym.Env):
@@ -87,3 +91,30 @@ def test_an_environment_that_cannot_be_drawn_says_so(monkeypatch):
     monkeypatch.setattr(Drawn, "render", lambda self: None)
     with pytest.raises(RenderError, match="no rgb_array"):
         record(Still(), DRAWN)
+
+
+@pytest.mark.parametrize(
+    ("env", "kwargs", "follows"),
+    [
+        ("HalfCheetah-v5", {}, True),
+        ("Humanoid-v5", {}, True),  # of two cameras, the one that moves
+        ("InvertedPendulum-v5", {}, None),  # it has no camera
+        ("Humanoid-v5", {"camera_id": 1}, False),  # the environment's own choice
+    ],
+)
+def test_the_camera_moves_with_the_body(env, kwargs, follows):
+    with make_env(env) as made:
+        spec = made.spec
+    spec.kwargs.update(kwargs)
+    with make_env(spec, render_mode="rgb_array") as made:
+        _follow(made)
+        chosen = made.unwrapped.mujoco_renderer.camera_id
+        modes = made.unwrapped.model.cam_mode.tolist()
+        assert (None if chosen == -1 else modes[chosen] == TRACKCOM) is follows
+
+
+def test_the_robot_of_a_maze_is_followed():
+    with make_env("AntMaze_UMaze-v5", render_mode="rgb_array") as made:
+        robot = made.unwrapped.ant_env
+        _follow(made)
+        assert robot.model.camera(robot.mujoco_renderer.camera_id).name == "track"
