@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 from stable_baselines3.common.logger import (
@@ -34,9 +36,9 @@ from stable_baselines3.common.logger import (
 from qgpo.agents.core.files import is_scratch_of, replacing
 
 try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl: Any = importlib.import_module("fcntl")
+except ImportError:  # Windows; everything works without it
+    fcntl = None
 
 PATIENCE_SECONDS = 1.0
 """how long a process tries to get a folder before it asks whether another one has it"""

@@ -236,3 +236,45 @@ def test_a_report_of_nothing_is_refused_in_one_line(report):
         report("--results", "nowhere")
     with pytest.raises(SystemExit, match=r"absent\.toml"):
         report("--results", "nowhere", "--plan", "absent.toml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1]", "{}", '{"evaluations": 5}', '{"evaluations": [1]}', "[" * 100_000, "\ud83d"],
+)
+def test_one_bad_file_blocks_no_other(text, folder):
+    (folder / "odd.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    (folder / PROVENANCE).write_text("[]")
+    with pytest.raises(ResultError):
+        Results.read([folder])
+    results = Results.read([folder], skip=True)
+    assert len(results.runs) == 11
+    assert len(results.skipped) == 2
+    assert PROVENANCE in results.skipped[0]
+    assert "odd" in results.skipped[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"environment_steps": "many"},
+        {"evaluations": [{"guidance_scale": None, "returns": []}]},
+        {"evaluations": [{"guidance_scale": None, "returns": [float("nan")]}]},
+        {"evaluations": [{"guidance_scale": None, "returns": ["much"]}]},
+        {"versions": 3},
+        {"machine": None},
+        {"training": {"wall_seconds": "long", "cpu_seconds": None}},
+    ],
+    ids=str,
+)
+def test_an_odd_result_is_left_out_and_named(changes, folder):
+    write(folder, "odd", 0, {None: [1.0]}, **changes)
+    results = Results.read([folder], skip=True)
+    assert "odd" not in results.labels
+    assert "odd" in results.skipped[0]
+
+
+def test_a_label_of_several_lines_is_one(folder):
+    path = write(folder, "several", 0, {None: [1.0]})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "label": "two\n$lines\u2028é/"}))
+    assert "two $lines é/" in Results.read([folder]).labels
