@@ -85,7 +85,6 @@ def write_checkpoint(target: Target, checkpoint: Checkpoint) -> None:
     existed = False
     try:
         if not isinstance(target, Path):
-            _check_open_file(target)
             target.seek(0)
             target.truncate()
             write_members(target, members)
@@ -148,7 +147,6 @@ def read_checkpoint(source: Target, tensor_files: tuple[str, ...] = TENSOR_FILES
 def _opened(source: Target) -> Iterator[BinaryIO]:
     """The file to read, which stays open where it was given so."""
     if not isinstance(source, Path):
-        _check_open_file(source)
         yield source
         return
     if not source.is_file():
@@ -176,6 +174,7 @@ def with_suffix(path: str | Path | BinaryIO) -> Target:
     Raises ValueError where the path names no file, TypeError for anything else.
     """
     if isinstance(path, io.IOBase):
+        _check_open_file(cast(BinaryIO, path))
         return cast(BinaryIO, path)
     if not isinstance(path, str | os.PathLike):
         raise TypeError(

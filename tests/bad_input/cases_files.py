@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 
+import numpy as np
 from cases import (
     FILE,
     MAKE,
@@ -22,8 +25,9 @@ from factory import (
     PAPER_LIKE,
     make_dataset,
 )
+from gymnasium import spaces
 
-from qgpo import QGPO, evaluate, load_agent
+from qgpo import QGPO, EnergyGuidedDiffusion, evaluate, load_agent
 from qgpo.agents.core.callbacks import EvaluationCallback
 from qgpo.agents.core.checkpoint import CheckpointError, CheckpointWriteError
 
@@ -32,6 +36,16 @@ def a_run_folder() -> None:
     """A name that is a folder with a checkpoint."""
     agent().save("run/checkpoint")
     QGPO.load("run")
+
+
+def of_other_rows() -> None:
+    """A support table that has a row too few, which only the data tell."""
+    one = QGPO(PAPER_LIKE, device="cpu")
+    one.prepare(make_dataset())
+    one.generate_support(make_dataset())
+    one.tables["support"] = one.tables["support"][1:].clone()
+    one.save("agent")
+    QGPO.load("agent", device="cpu").learn(make_dataset(), reset_num_timesteps=False)
 
 
 CASES = [
@@ -160,6 +174,73 @@ CASES = [
         "'agent.zip' is no qgpo checkpoint: there is something before, between or after its "
         "members; use a copy from save()",
         lambda: QGPO.load(commented(saved()), device="cpu"),
+    ),
+    Case(
+        FILE,
+        "a named pipe, or a folder of that name",
+        CheckpointError,
+        "checkpoint 'folder.zip' is no file",
+        lambda: (Path("folder.zip").mkdir(), QGPO.load("folder")),
+    ),
+    Case(
+        FILE,
+        "networks that are larger than the file",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: its configuration and spaces ask for larger "
+        "networks than it holds",
+        lambda: loaded(header(config={**asdict(PAPER_LIKE), "critic_hidden": [30_000, 30_000]})),
+    ),
+    Case(
+        FILE,
+        "a setting that the constructor refuses",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: gamma=1.5, expected in [0, 1]",
+        lambda: loaded(header(config={**asdict(PAPER_LIKE), "gamma": 1.5})),
+    ),
+    Case(
+        FILE,
+        "more steps than the configuration has",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: its stage 'critic' has 1000000 steps done of …",
+        lambda: loaded(header(progress={**agent().progress, "critic": 10**6})),
+    ),
+    Case(
+        FILE,
+        "a name that is there twice",
+        CheckpointError,
+        "checkpoint 'agent.zip' is damaged (its JSON has a name twice); use an earlier copy",
+        lambda: loaded(lambda members: members.update({"checkpoint.json": b'{"a": 1, "a": 2}'})),
+    ),
+    Case(
+        FILE,
+        "a tensor with infinite values",
+        CheckpointError,
+        "checkpoint 'agent.zip' cannot be used: … has NaN or infinite values",
+        lambda: loaded(tensor(lambda old: old / 0.0)),
+    ),
+    Case(
+        FILE,
+        "a table of another size than the data",
+        ValueError,
+        "this agent's tables ['support'] are not of these data, though its file says so: it is "
+        "damaged; use an earlier copy",
+        of_other_rows,
+    ),
+    Case(
+        FILE,
+        "a space of numbers that no file holds",
+        ValueError,
+        "Box(…) has dtype float128, expected one of […]",
+        lambda: QGPO(PAPER_LIKE, device="cpu").set_spaces(
+            spaces.Box(-1.0, 1.0, (3,), np.longdouble), spaces.Box(-1.0, 1.0, (1,)), "the data"
+        ),
+    ),
+    Case(
+        FILE,
+        "a file that is open for text",
+        ValueError,
+        "open file … is no binary file in which one can seek, expected one",
+        lambda: EnergyGuidedDiffusion.load(StringIO(), device="cpu"),
     ),
     Case(
         FILE,

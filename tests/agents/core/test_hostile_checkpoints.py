@@ -133,7 +133,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         with pytest.raises(CheckpointError, match=r"is no file|does not exist"):
             QGPO.load(path, device="cpu")
     with pytest.raises(ValueError, match="no binary file"):
-        read_checkpoint(io.StringIO("text"))
+        QGPO.load(io.StringIO("text"))
 
 
 def test_open_files_are_written_and_read(content):
