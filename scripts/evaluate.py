@@ -85,7 +85,7 @@ class Args:
     overwrite: bool = False
     """replace --output and --video where they exist, instead of refusing"""
     progress_bar: bool = True
-    """show episodes and time left"""
+    """show steps, episodes and time left"""
 
 
 def check(args: Args) -> None:

@@ -115,6 +115,24 @@ CASES = [
         lambda: minari_with(action_space=spaces.Box(-np.inf, np.inf, (1,), np.float32)),
     ),
     Case(
+        ARRAYS,
+        "actions that are whole numbers",
+        ValueError,
+        "dataset 'arrays' has action space Box(0, 5, (1,), int64) of int64; continuous actions (a "
+        "Box of one of float16, float32, float64) are supported. Where whole numbers are settings "
+        "of something continuous, declare floats and round in the environment",
+        lambda: arrays(action_space=spaces.Box(0, 5, (1,), np.int64)),
+    ),
+    Case(
+        ARRAYS,
+        "bounds of actions that float32 does not tell apart",
+        ValueError,
+        "dataset 'arrays' has action column 0 between 1000000.0 and 1000000.01, which are hardly "
+        "different in float32: record the difference from the lowest action, in a unit in which it "
+        "is about 1",
+        lambda: arrays(action_space=spaces.Box(1e6, 1e6 + 0.01, (1,), np.float64)),
+    ),
+    Case(
         LOAD,
         "observations with a part that is no Box",
         ValueError,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from cases import (
     FILE,
@@ -30,6 +32,19 @@ from gymnasium import spaces
 from qgpo import QGPO, EnergyGuidedDiffusion, evaluate, load_agent
 from qgpo.agents.core.callbacks import EvaluationCallback
 from qgpo.agents.core.checkpoint import CheckpointError, CheckpointWriteError
+from qgpo.envs.play.evaluation import EvaluationError
+
+
+class Failing(gym.Env):
+    """Its second reward is NaN."""
+
+    def reset(self, **_: Any) -> Any:
+        self.reward = 1.0
+        return np.zeros(3), {}
+
+    def step(self, action: Any) -> Any:
+        reward, self.reward = self.reward, np.nan
+        return np.zeros(3), reward, False, False, {}
 
 
 def a_run_folder() -> None:
@@ -277,6 +292,14 @@ CASES = [
         TypeError,
         "env is a int, expected an id such as 'Hopper-v5' or an EnvSpec",
         lambda: evaluate(agent(), 5),
+    ),
+    Case(
+        PLAY,
+        "an environment that fails",
+        EvaluationError,
+        "evaluation in Failing failed in episode 0 (seed 0), step 1: its reward is nan; of 3 "
+        "episodes, no episode had ended",
+        lambda: evaluate(agent(), Failing(), 3),
     ),
     Case(
         PLAY,
