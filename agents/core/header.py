@@ -20,7 +20,8 @@ from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 
 OPTIONAL: dict[str, tuple[type, ...]] = {"verbose": (int,), "tensorboard_log": (str, type(None))}
-"""what a file may leave out, by its name in the header and in the constructor, and its types"""
+"""what a file may leave out, by its name in the header and in the constructor, and its types; a
+file leaves out what is 0 or None"""
 
 
 class Described(Protocol):
@@ -73,7 +74,9 @@ def describe(
     if agent.action_scale is not None and not agent.action_scale.is_declared:
         header["action_scale"] = agent.action_scale.to_json()
     reports = {"verbose": agent.verbose, "tensorboard_log": agent.tensorboard_log}
-    return header | {name: value for name, value in reports.items() if name not in excluded}
+    return header | {
+        name: value for name, value in reports.items() if value and name not in excluded
+    }
 
 
 def set_data(agent: Described, data: dict[str, Any]) -> None:

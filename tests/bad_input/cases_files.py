@@ -71,7 +71,7 @@ CASES = [
         FILE,
         "saving an agent that has seen nothing",
         RuntimeError,
-        "nothing to save: this agent has not seen a dataset yet",
+        "nothing to save: this agent knows no spaces yet; call learn(dataset) or set_env",
         lambda: QGPO(PAPER_LIKE, device="cpu").save("agent"),
     ),
     Case(

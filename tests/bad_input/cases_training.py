@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
+from agent_tester import Walk
 from cases import (
     LEARN,
     MAKE,
@@ -22,10 +24,21 @@ from factory import (
     make_dataset,
 )
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from qgpo import QGPO, Ensemble, IQLConfig
-from qgpo.agents.core.callbacks import SaveCheckpoint
+from qgpo import QGPO, EnergyGuidedDiffusion, Ensemble, IQLConfig
+from qgpo.agents.core.callbacks import EvaluationCallback, SaveCheckpoint
+from qgpo.agents.core.parameters import ParameterError
 from qgpo.agents.core.training import NonFiniteError
+
+
+def other_evaluations() -> None:
+    Path("log").mkdir()
+    np.savez("log/evaluations", timesteps=[1], results=[[0.0, 0.0]], ep_lengths=[[5, 5]])
+    env = DummyVecEnv([Walk])
+    callback = EvaluationCallback(env, n_eval_episodes=3, log_path="log")
+    agent().learn(make_dataset(), callback, reset_num_timesteps=False)
+
 
 CASES = [
     Case(
@@ -334,24 +347,47 @@ CASES = [
     Case(
         LEARN,
         "parameters of other names",
-        ValueError,
+        ParameterError,
         "parameters: unknown ['actor'], missing […], expected […]",
         lambda: agent().set_parameters({"actor": {}}),
     ),
     Case(
         LEARN,
         "parameters of other shapes",
-        ValueError,
+        ParameterError,
         "parameters of 'critic' do not fit: … is missing, expected … (wrong: […])",
-        lambda: agent().set_parameters({"critic": {}}, exact_match=False),
+        lambda: agent().set_parameters({**agent().get_parameters(), "critic": {}}),
+    ),
+    Case(
+        LEARN,
+        "some parameters, of names that the part lacks",
+        ParameterError,
+        "parameters of 'critic' do not fit: more is (1,), expected not there (wrong: ['more'])",
+        lambda: agent().set_parameters({"critic": {"more": torch.zeros(1)}}, exact_match=False),
+    ),
+    Case(
+        LEARN,
+        "evaluations of another number of episodes to go on with",
+        ValueError,
+        "n_eval_episodes=3, but '…evaluations.npz', which this training continues, has 2 episodes "
+        "in every evaluation; take as many, or choose another log_path, or move the file away",
+        other_evaluations,
     ),
     Case(
         LEARN,
         "parameters of another kind of optimizer",
-        ValueError,
+        ParameterError,
         "parameters of 'critic.optimizer' are no state of that optimizer, expected 'state' and "
         "'param_groups' for its … parameters, as get_parameters() returns them",
         lambda: agent().set_parameters({"critic.optimizer": {"lr": 0.1}}, exact_match=False),
+    ),
+    Case(
+        LEARN,
+        "no energy for the general model",
+        ValueError,
+        "energy=None, expected a callable, or an array of one value per sample; fit_data(data) "
+        "learns q alone",
+        lambda: EnergyGuidedDiffusion(device="cpu").fit(torch.zeros(4, 2), None),
     ),
     Case(
         LEARN,
