@@ -39,6 +39,7 @@ MODULES = {
     "policies": "networks",
     "agents.base": "agents",
     "agents.cells": "experiments.workers experiments.documents experiments.driver",
+    "agents.sb3": "agents.core.sb3 agents.core.parameters agents.core.header",
     "agents.checkpoint": "agents.core.checkpoint agents.core.upgrade",
     "agents.energy_guided_config": "agents",
     "agents.energy_guided_model": "agents.energy_guided",
@@ -68,10 +69,12 @@ MODULES = {
 
 RENAMED = {
     "qgpo.agents.cells.CellError": "qgpo.experiments.documents.DocumentError",
+    "qgpo.agents.cells.read_result": "qgpo.experiments.documents.find_result",
     "qgpo.agents.files.VERSIONS_OF": "qgpo.agents.core.provenance.LIBRARIES",
     "qgpo.agents.presets.LAPTOP_SHARED": "qgpo.agents.guided.config.LAPTOP",
     "qgpo.agents.presets.check_config": "qgpo.fields.check_fields",
     "qgpo.envs.local.open_whole": "qgpo.envs.store.local.open_local",
+    "qgpo.envs.local.put_in_place": "qgpo.envs.store.writing.add_dataset",
     "qgpo.envs.vector_collection.Predicting": "qgpo.envs.rollouts.protocols.Predicts",
 }
 """old name, with its module, which is in `MOVED`: the present name, with its module"""

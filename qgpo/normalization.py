@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qgpo.diffusion import Metrics
@@ -13,6 +16,13 @@ from qgpo.policies import imitation_loss
 
 ROWS_PER_CHUNK = 8192
 """rows in float64 at a time"""
+
+Numbers = TypeVar("Numbers", NDArray[np.float32], Tensor)
+
+
+def scaled(actions: Numbers, low: Numbers, high: Numbers) -> Numbers:
+    """Actions (..., A) as numbers in [-1, 1]."""
+    return (2.0 * (actions - low) / (high - low) - 1.0).clip(-1.0, 1.0)  # type: ignore[return-value]
 
 
 class ObservationNormalizer(nn.Module):

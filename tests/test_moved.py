@@ -65,7 +65,6 @@ WITHDRAWN = {
     "qgpo.agents.cells.LOG": PART,
     "qgpo.agents.cells.RESULT": "is evaluation.json, as of every run",
     "qgpo.agents.cells.one_line": PART,
-    "qgpo.agents.cells.read_config": PART,
     "qgpo.agents.plan.KINDS": FIELDS,
     "qgpo.agents.runs.WandbOutput": "is wandb's own copy of what TensorBoard gets",
     "qgpo.agents.sb3_baselines.Samples": PART,

@@ -30,7 +30,12 @@ BUILD_FILES = (
     *("setup.py", "pyproject.toml", "MANIFEST.in"),
     *("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"),
 )
-EXTRAS_FOR = {"mujoco": "gymnasium[mujoco]", "huggingface-hub": "minari[hf]"}
+EXTRAS_FOR = {
+    "mujoco": "gymnasium[mujoco]",
+    "huggingface-hub": "minari[hf]",
+    "h5py": "minari[hdf5]",
+    "pyarrow": "minari[arrow]",
+}
 """distributions that the library imports and that an extra of a dependency brings"""
 
 TRAINING = """

@@ -16,7 +16,8 @@ from torch import Tensor
 from qgpo.critic import lambda_returns
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.data.disk import allocate, check_space
-from qgpo.envs.tasks.actions import ActionScale, scaled
+from qgpo.envs.tasks.actions import ActionScale
+from qgpo.normalization import scaled
 
 FLOAT_BYTES = 4
 TABLE_ADVICE = "choose fewer support_actions, or storage='memory'"

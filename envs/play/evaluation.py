@@ -134,7 +134,7 @@ class EvaluationError(RuntimeError, ValueError):
     ended by then; None where there are none.
     """
 
-    def __init__(self, message: str, evaluation: Evaluation | None) -> None:
+    def __init__(self, message: str, evaluation: Evaluation | None = None) -> None:
         super().__init__(message)
         self.evaluation = evaluation
 

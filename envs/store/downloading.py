@@ -17,6 +17,7 @@ from pathlib import Path
 
 from minari import MinariDataset
 
+from qgpo.commands import command
 from qgpo.envs.store.hdf5 import COLUMNS
 from qgpo.envs.store.local import (
     DamagedDatasetError,
@@ -98,7 +99,7 @@ def _open_here(dataset_id: str) -> MinariDataset | None:
         raise ValueError(
             f"dataset {dataset_id!r} in {folder} is incomplete or damaged ({error}). It was not "
             "downloaded by qgpo and is not replaced: delete that folder, or replace it by "
-            f"`python scripts/data.py download {dataset_id} --force`"
+            f"`{command('data', 'download', dataset_id, '--force')}`"
         ) from error
 
 

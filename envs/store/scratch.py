@@ -17,8 +17,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from qgpo.envs.store.local import folder_of
 
 LOCKS = ".qgpo-locks"
@@ -34,6 +32,8 @@ def target_lock(target: Path, doing: str) -> Iterator[None]:
     `doing` is what the other process does, such as "converting 'a/b-v0'". Who has the lock may
     take it again.
     """
+    from filelock import FileLock, Timeout
+
     path = target.resolve()
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
     name = f"{path.parent.name}+{path.name}"[-100:]
@@ -56,6 +56,8 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
     Its name is the prefix, the process id and a random part; its lock is the same with `.lock`.
     """
+    from filelock import FileLock
+
     remove_abandoned(parent, prefix)
     scratch = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
     lock = FileLock(f"{scratch}.lock")
@@ -88,6 +90,8 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
 
 def _remove_unlocked(folder: Path) -> None:
     """Remove a folder and its lock, unless a process holds the lock."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(f"{folder}.lock")
     with contextlib.suppress(Timeout), lock.acquire(blocking=False):
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from torch import Tensor
-
-Numbers = TypeVar("Numbers", NDArray[np.float32], Tensor)
 
 FAR = 100.0
 """bounds that are so many times wider than the data say nothing about them: a policy's standard
@@ -136,11 +133,6 @@ class ActionScale:
         if not inside:
             raise ValueError(f"action scale {data}, expected intervals within {space}")
         return scale
-
-
-def scaled(actions: Numbers, low: Numbers, high: Numbers) -> Numbers:
-    """Actions (..., A) as numbers in [-1, 1]."""
-    return (2.0 * (actions - low) / (high - low) - 1.0).clip(-1.0, 1.0)  # type: ignore[return-value]
 
 
 def interpolate(

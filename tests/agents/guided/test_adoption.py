@@ -9,6 +9,7 @@ import torch
 from factory import AEPO_CONFIGS, QIPO_CONFIGS, WHITENED, make_dataset, mapped, same_parameters
 
 from qgpo import AEPO, QGPO, QIPO
+from qgpo.agents.core.callbacks import EveryStep
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -28,6 +29,11 @@ def scratch():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qgpo.agents.guided.support.ROWS_PER_CHUNK", 12)
         return {name: make().learn(make_dataset()) for name, make in AGENTS.items()}
+
+
+class Steps(EveryStep):
+    def after_step(self, n):
+        pass
 
 
 def until(stage, step):
@@ -54,9 +60,9 @@ def test_adopting_equals_training_from_scratch(donor, name, scratch):
     agent = AGENTS[name]().adopt(type(scratch[donor]).load("donor", device="cpu"), make_dataset())
     assert agent.num_timesteps == agent.shared_timesteps == 3 + 5 + 6
     assert agent.progress[agent.stages[-1]] == 0
-    steps = []
-    agent.learn(make_dataset(), lambda s, _: not steps.append(0), reset_num_timesteps=False)
-    assert len(steps) == agent.last_steps
+    steps = Steps()
+    agent.learn(make_dataset(), steps, reset_num_timesteps=False)
+    assert steps.done == agent.last_steps
     assert same_agents(agent, scratch[name])
 
 

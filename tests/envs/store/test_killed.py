@@ -77,7 +77,7 @@ def test_a_killed_conversion(owner, name, after, stale, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "after"),
-    [("store_episodes", False), ("store_episodes", True), ("put_in_place", True)],
+    [("store_episodes", False), ("store_episodes", True), ("add_dataset", True)],
 )
 def test_a_killed_writer(name, after, monkeypatch):
     still = EpisodeBuffer(

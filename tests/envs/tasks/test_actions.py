@@ -12,8 +12,9 @@ from gymnasium import spaces
 from qgpo import QGPO, OfflineDataset
 from qgpo.agents.ensemble import Ensemble
 from qgpo.agents.sb3_baselines import OfflineSAC, SB3Config
-from qgpo.envs.tasks.actions import ActionScale, scaled
+from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.spaces import check_action_space, same_box
+from qgpo.normalization import scaled
 
 MAX = float(np.finfo(np.float32).max)
 LARGEST = float(np.finfo(np.float64).max)
