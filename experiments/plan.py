@@ -178,7 +178,7 @@ def _cell(table: dict[str, Any], dataset: str, seed: int) -> Cell:
         **settings, dataset_id=dataset, seed=seed, guidance_scales=scales, donor_label=donor
     )
     check_types(cell)
-    cell.check_origin("a plan", "train and evaluate there by train.py with --env-id")
+    cell.check_origin("a plan", f"train and evaluate there with --env-id {cell.env_id}")
     row = choose_config(cell.agent, cell.preset, dataset, cell.longer)
     names = sorted(vars(row))
     unknown = sorted(set(overrides) - set(names)) if isinstance(overrides, dict) else [overrides]

@@ -131,7 +131,7 @@ def _environment(dataset: OfflineDataset) -> Finding:
     if dataset.env_spec is None:
         return Finding("environment", None, "none is named: pass one to evaluate()")
     try:
-        env = make_env(dataset.env_spec)
+        env = make_env(dataset.env_spec, own_modules=False)
     except ValueError as error:
         return Finding("environment", False, str(error))
     shapes = env.observation_space.shape, env.action_space.shape

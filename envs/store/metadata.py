@@ -76,7 +76,7 @@ def _spaces_of_environment(metadata: Mapping[str, Any], of: str) -> dict[str, gy
     if recorded is None:
         raise SpecError(f"{of} states neither its spaces nor an environment that has them")
     try:
-        env = make_env(recorded)
+        env = make_env(recorded, own_modules=False)
     except ValueError as error:
         raise SpecError(f"{of} does not state its spaces, and {error}") from error
     spaces = {name: getattr(env, name) for name in SPACES}

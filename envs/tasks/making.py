@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from qgpo.envs.tasks import robotics
 from qgpo.envs.tasks.arguments import SpecError, check_arguments
 from qgpo.envs.tasks.families import find_family
+from qgpo.envs.tasks.own_modules import import_own
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.specs import spec_from_json as spec_from_json  # former place
 from qgpo.envs.tasks.specs import spec_to_json as spec_to_json  # former place
@@ -163,13 +164,16 @@ def difference(spec: EnvSpec) -> str | None:
     )
 
 
-def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
+def make_env(
+    env: str | EnvSpec, render_mode: str | None = None, own_modules: bool = True
+) -> gym.Env[Any, Any]:
     """`gymnasium.make` for an id or a spec, whose code is always the registered one.
 
     A spec adds its arguments, its step limit and its wrappers. Wrappers that only watched the
     recording (SB3's Monitor) are left out; Gymnasium's others are made again where they follow
     from their arguments. The spec of a dataset may name an outdated version on purpose. The
-    package of the environment's family is imported, and of an id `module:Env-v0` the module.
+    package of the environment's family is imported, of an id `module:Env-v0` the module, and with
+    `own_modules` a module of PYTHONPATH that registers the spec's id (see `own_modules.py`).
 
     Raises SpecError for arguments that may name a file or code and for wrappers that cannot be
     made again; ValueError, whatever the environment raised, where it cannot be made.
@@ -187,6 +191,8 @@ def make_env(env: str | EnvSpec, render_mode: str | None = None) -> gym.Env[Any,
         warnings.filterwarnings("ignore", message=".*is out of date.*")
         if isinstance(env, str):
             return _make(env_id, env_id, kwargs)
+        if own_modules and env_id not in gym.registry and not callable(env.entry_point):
+            _import_own(env_id)
         made = _make(_with_registered_code(env), env_id, kwargs)
         return wrap_again(made, env.additional_wrappers, env_id)
 
@@ -201,8 +207,8 @@ def _with_registered_code(spec: EnvSpec) -> EnvSpec:
         raise SpecError(
             f"environment {spec.id!r} cannot be made: it is not registered, and code that a "
             "dataset or a checkpoint names is never imported. Name the module that registers it "
-            f"yourself with --env-id module:{spec.id}, import that module before in Python, or "
-            "train without playing (--n-episodes 0)"
+            f"yourself with --env-id module:{spec.id}, put its folder on PYTHONPATH, import that "
+            "module before in Python, or train without playing (--n-episodes 0)"
         )
     arguments = without_rendering(spec.kwargs)
     check_arguments(spec.id, arguments, registered.kwargs)
@@ -211,6 +217,17 @@ def _with_registered_code(spec: EnvSpec) -> EnvSpec:
         kwargs={**registered.kwargs, **arguments},
         max_episode_steps=spec.max_episode_steps,
     )
+
+
+def _import_own(env_id: str) -> None:
+    """`import_own`. Raises ValueError whatever the user's module raises."""
+    try:
+        import_own(env_id)
+    except Exception as error:
+        raise ValueError(
+            f"environment {env_id!r} cannot be made: the module of your PYTHONPATH that registers "
+            f"it cannot be imported ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _make(env: str | EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:

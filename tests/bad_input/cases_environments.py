@@ -77,8 +77,8 @@ CASES = [
         SystemExit,
         "error: environment 'Gone-v0' cannot be made: it is not registered, and code that a "
         "dataset or a checkpoint names is never imported. Name the module that registers it "
-        "yourself with --env-id module:Gone-v0, import that module before in Python, or train "
-        "without playing (--n-episodes 0)",
+        "yourself with --env-id module:Gone-v0, put its folder on PYTHONPATH, import that module "
+        "before in Python, or train without playing (--n-episodes 0)",
         trained(EnvSpec("Gone-v0", entry_point="gone:Env")),
     ),
     Case(

@@ -127,6 +127,53 @@ def test_evaluation_environments_and_combinations_import_nothing(imported):
     assert not imported.exists()
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from gymnasium import register\nregister(id='Gain-v0', entry_point='gymnasium:Env')",
+        "import gymnasium as gym\ngym.register('Gain-v0', 'gymnasium:Env', max_episode_steps=3)",
+        "from gymnasium.envs import registration\nregistration.register('Gain-v0', 'x:Y')",
+    ],
+)
+def test_a_module_of_pythonpath_that_registers_the_id_is_imported_to_play(
+    source, tmp_path, monkeypatch
+):
+    (tmp_path / "broken.py").write_text("register('Gain-v0'")
+    (tmp_path / "own.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    stored(id="Gain-v0", entry_point="subprocess:getoutput")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    spec = load_dataset(ID, download=False).env_spec
+    check_dataset(ID)
+    assert "own" not in sys.modules
+    named = "registered by the module 'own' of your PYTHONPATH"
+    with pytest.warns(UserWarning, match=named), contextlib.suppress(ValueError):
+        make_env(spec)
+    assert sys.modules.pop("own")
+    assert gym.registry.pop("Gain-v0")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "raise SystemExit",
+        "class Gain: pass  # Gain-v0",
+        "print('Gain-v0')",
+        "register('Gain-v01', 'x:Y')",
+        "NAME = 'Gain-v0'\nregister(NAME, 'x:Y')",
+    ],
+)
+def test_no_other_module_of_pythonpath_is_imported(source, tmp_path, monkeypatch):
+    (tmp_path / "foreign.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    stored(id="Gain-v0", entry_point="foreign:Gain")
+    with pytest.raises(SpecError, match="not registered"):
+        make_env(load_dataset(ID, download=False).env_spec)
+    assert "foreign" not in sys.modules
+
+
 def test_spaces_come_from_the_registered_environment():
     stored(drop=("action_space",))
     assert open_dataset(ID, download=False).action_space == spaces.Box(-2.0, 2.0, (1,), np.float32)
