@@ -55,16 +55,22 @@ def load_agent(
     return KNOWN[name].load(source, env=env, device=device)
 
 
+def check_adopts(agent: type[OfflineAgent[Any]], path: Path) -> None:
+    """Raise ValueError for an agent that shares no stages with others."""
+    if not issubclass(agent, GuidedPolicy):
+        raise ValueError(
+            f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO and QIPO "
+            "share stages; leave adopt away"
+        )
+
+
 def adopt_from(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) -> str:
     """Give the agent the first stages of one in a run folder or a file; a line that says what.
 
     Raises ValueError where they are not the agent's own, CheckpointError as `load_agent` does.
     """
-    if not isinstance(agent, GuidedPolicy):
-        raise ValueError(
-            f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO and QIPO "
-            "share stages; leave adopt away"
-        )
+    check_adopts(type(agent), path)
+    assert isinstance(agent, GuidedPolicy)
     other = load_agent(path / "checkpoint.zip" if path.is_dir() else path, device=agent.device)
     agent.adopt(other, dataset)
     shared = ", ".join(stage for stage in agent.stages[:-1] if agent.progress[stage])

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args, ge
 from qgpo.agents import QGPOConfig
 from qgpo.agents.core.checkpoint import config_from_json
 from qgpo.agents.core.config import longer
-from qgpo.agents.registry import agent_class
+from qgpo.agents.registry import agent_class, check_adopts
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.specs import check_file_id
@@ -113,6 +113,8 @@ class Experiment(Generic[ConfigT]):
             raise ValueError(
                 f"{name}={getattr(self, name)}: a {self.agent} agent has no guidance_scale"
             )
+        if self.adopt is not None:
+            check_adopts(agent_class(self.agent), self.adopt)
 
 
 def choose_config(

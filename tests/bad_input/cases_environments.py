@@ -157,6 +157,6 @@ CASES = [
         "an environment of a module",
         'env_id = "mine:Env-v0"',
         "a plan: env_id='mine:Env-v0' names a module, and no module that a file names is imported: "
-        "train and evaluate there by train.py with --env-id",
+        "train and evaluate there with --env-id mine:Env-v0",
     ),
 ]

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
-from factory import ROOT
+from commands import run_in_a_copy
+from factory import ROOT, subprocess_environment
 
 
 def rows(markdown: str) -> set[str]:
@@ -21,16 +19,10 @@ def numbers(markdown: str) -> set[str]:
 
 
 def test_the_documents_have_the_numbers_of_the_measurements():
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
-    done = subprocess.run(
-        [sys.executable, "benchmarks/tables.py"],
-        cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
+    folder = ROOT / "benchmarks"
+    environment = subprocess_environment(PYTHONPATH=str(folder))
+    done = run_in_a_copy([str(folder / "tables.py")], ROOT, environment)
+    assert done.returncode == 0, done.stderr
     readme, results = (rows((ROOT / name).read_text()) for name in ("README.md", "docs/results.md"))
     printed = numbers(done.stdout)
     assert len(printed) > 100
