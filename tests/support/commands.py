@@ -39,20 +39,29 @@ def arguments(name: str, *more: str) -> list[str]:
 def run(name, *more, cwd, data, code=0, anew=False, **environment):
     """Run a script. `anew` starts an interpreter where a copy of this one would do."""
     environment = subprocess_environment(MINARI_DATASETS_PATH=str(data), **environment)
-    command = arguments(name, *more)
-    if anew or not hasattr(os, "fork"):
-        done = subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
-        )
-    else:
-        done = run_in_a_copy(command[1:], cwd, environment)
+    start = run_anew if anew else run_in_a_copy
+    done = start(arguments(name, *more)[1:], cwd, environment)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
 
 
+def run_anew(command, cwd, environment, timeout=120):
+    """Run `python *command` in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 def run_in_a_copy(command, cwd, environment, timeout=120):
-    """`subprocess.run([sys.executable, *command])` in a fork, which has imported everything."""
+    """The same in a fork of this one, which has imported everything, where the system forks."""
+    if not hasattr(os, "fork"):
+        return run_anew(command, cwd, environment, timeout)
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         child = os.fork()
         if child == 0:
