@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import run_in_a_copy
 from factory import (
     ROOT,
     WHITENED,
@@ -105,14 +106,8 @@ def arguments(plan: Path, *more: str) -> list[str]:
 
 
 def run(plan: Path, *more: str, data: Path, code: int = 0, **environment: str):
-    done = subprocess.run(
-        arguments(plan, *more),
-        cwd=plan.parent,
-        env=subprocess_environment(MINARI_DATASETS_PATH=str(data), **environment),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    environment = subprocess_environment(MINARI_DATASETS_PATH=str(data), **environment)
+    done = run_in_a_copy(arguments(plan, *more)[1:], plan.parent, environment, timeout=600)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
