@@ -94,17 +94,20 @@ class Family:
     def other_task(self, spec: EnvSpec) -> str | None:
         """Why the row's reference returns do not hold in that environment; None where they do.
 
-        They hold for the row's environments and versions, with the registered arguments and those
-        that the row gives, and no wrapper that may change returns. An environment that is not
-        registered here is compared with the row alone.
+        They hold for the row's environments and versions, with the registered step limit and
+        arguments and those that the row gives, and no wrapper that may change returns. An
+        environment that is not registered here is compared with the row alone.
         """
         pattern = re.escape(self.environment) if self.scored is None else self.scored
         if not re.fullmatch(pattern, spec.id):
             return f"they are for {self.environment or self.scored}, not for {spec.id}"
+        registered = gym.registry.get(spec.id)
+        limit = self.max_episode_steps or (registered and registered.max_episode_steps)
+        if limit is not None and spec.max_episode_steps != limit:
+            return f"they are for {limit} steps, not for max_episode_steps={spec.max_episode_steps}"
         changing = changing_returns(spec.additional_wrappers)
         if changing:
             return f"{spec.id} is wrapped in {', '.join(changing)}"
-        registered = gym.registry.get(spec.id)
         for name in sorted({*spec.kwargs, *self.evaluation, *self.reference_needs}):
             if not self._same_argument(name, spec, registered):
                 value = f"={spec.kwargs[name]!r}" if name in spec.kwargs else " missing"
