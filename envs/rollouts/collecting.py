@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -155,6 +156,7 @@ def collect_vec_env(
     raw, normalize = _unwrap(vec_env)
     raw.seed(seed)
     finished: list[EpisodeBuffer] = []
+    ends: list[bool] = []
     player = Player(agent, raw.num_envs, deterministic)
     taken = 0
     bar = tqdm(total=n_steps, desc="collect", disable=not progress_bar)
@@ -179,9 +181,18 @@ def collect_vec_env(
                 last = infos[i]["terminal_observation"] if dones[i] else observations[i]
                 if not _add(playing[i], actions[i], rewards[i], dones[i] and not cut, cut, last):
                     continue
+                ends.append(_is_own(raw, playing[i], observations[i]))
                 finished.append(_finish(playing.pop(i)))
                 if taken < n_steps:
                     playing[i] = _begin(observations[i])
+    if not any(ends):
+        warnings.warn(
+            f"in all {len(ends)} episodes of {type(raw.unwrapped).__name__} the last observation "
+            "is the first one of the next episode: an environment that uses its observation array "
+            "again loses its last observation there, and the recorded one is wrong. Let the "
+            "environment return copies, or use a DummyVecEnv",
+            stacklevel=2,
+        )
     return finished
 
 
@@ -220,7 +231,8 @@ def _copied_observations(vec_env: VecEnv) -> Iterator[None]:
     """Inside the block the environments of a DummyVecEnv return copies.
 
     It keeps the last observation of an episode while it resets the environment, which may use the
-    array again.
+    array again. Environments in other processes are out of reach: `_is_own` looks at what they
+    return.
     """
     inner = vec_env.unwrapped
     if not isinstance(inner, DummyVecEnv):
@@ -232,6 +244,21 @@ def _copied_observations(vec_env: VecEnv) -> Iterator[None]:
         yield
     finally:
         inner.envs = envs
+
+
+def _is_own(vec_env: VecEnv, episode: EpisodeBuffer, following: Any) -> bool:
+    """Whether the episode's last observation may be its own, not the next episode's first.
+
+    An environment that always shows the same may well end as it begins. Of stacked observations
+    the newest is compared.
+    """
+    inner = vec_env.unwrapped
+    if isinstance(inner, DummyVecEnv):
+        return True
+    size = int(np.prod(inner.observation_space.shape or (1,)))
+    before, last = (np.ravel(one)[-size:] for one in episode.observations[-2:])
+    first = np.ravel(following)[-size:]
+    return not np.array_equal(last, first) or np.array_equal(last, before)
 
 
 def _unwrap(vec_env: VecEnv) -> tuple[VecEnv, VecNormalize | None]:
