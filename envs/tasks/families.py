@@ -84,7 +84,13 @@ class Family:
         return self.reference
 
     def without_scores(self, metadata: Mapping[str, Any], spec: EnvSpec | None) -> Iterator[str]:
-        """What is to be said where the row has reference returns and they do not hold."""
+        """What is to be said where the data's or the row's reference returns are not used."""
+        low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+        if (low, high) != (None, None) and not is_scale(low, high):
+            yield (
+                f"its metadata have ref_min_score={low!r} and ref_max_score={high!r}, which is no "
+                "scale, and is not used: the first one has to be less than the second"
+            )
         if spec is not None and self.reference is not None and self.scores(metadata, spec) is None:
             yield (
                 f"no normalised scores, the reference returns do not hold in its environment: "

@@ -451,10 +451,25 @@ def test_the_data_s_reference_holds_in_the_recorded_environment_alone():
     assert to_play("Hopper-v5", PENDULUM, own) == ("Hopper-v5", None)
 
 
-@pytest.mark.parametrize("pair", [(2.0, 1.0), (0.0, float("nan")), ("0", "1"), (None, 1.0)])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (2.0, 1.0),
+        (1.0, 1.0),
+        (0.0, float("nan")),
+        ("0", "1"),
+        (None, 1.0),
+        (-1e308, 1e308),
+        (0, 10**400),
+        (False, True),
+        (0.0, True),
+    ],
+)
 def test_what_is_no_scale_scores_nothing(pair):
     metadata = dict(zip(("ref_min_score", "ref_max_score"), pair, strict=True))
     assert find_family("mine/a-v0").scores(metadata, PENDULUM) is None
+    (said,) = find_family("mine/a-v0").without_scores(metadata, PENDULUM)
+    assert "which is no scale" in said
     with pytest.raises(ValueError, match="expected two finite numbers"):
         ReferenceScores(*pair, "by hand")
     assert json.dumps(dataclasses.asdict(ReferenceScores(np.float32(0), np.float32(1), "by hand")))
