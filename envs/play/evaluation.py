@@ -499,7 +499,9 @@ def _play_vector(player: Player, envs: VectorEnv[Any, Any, Any], episodes: _Epis
     while np.any(episode < len(seeds)):
         for k in np.flatnonzero(~resetting & (episode < len(seeds))):
             episodes.check(episode[k], _of_slot(observations, k))
-        actions = player.batch(copy.deepcopy(observations))
+        seen = copy.deepcopy(observations)
+        _without_nan(seen, resetting | (episode >= len(seeds)))
+        actions = player.batch(seen)
         observations, rewards, terminated, truncated, _ = _of_all(
             functools.partial(envs.step, actions)
         )
@@ -529,6 +531,16 @@ def _of_all(call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:  # an environment may raise anything
         raise _FailedError(f"{type(error).__name__}: {error}") from error
+
+
+def _without_nan(observations: Any, unused: NDArray[np.bool_]) -> None:
+    """Put zeros in place of NaN where no action is used, in place: a policy may refuse NaN."""
+    if isinstance(observations, Mapping):
+        for part in observations.values():
+            _without_nan(part, unused)
+    elif isinstance(observations, np.ndarray) and observations.dtype.kind == "f":
+        rows = observations[unused]
+        observations[unused] = np.where(np.isnan(rows), 0, rows)
 
 
 def _of_slot(observations: Any, k: Any) -> Any:
