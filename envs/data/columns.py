@@ -59,6 +59,12 @@ def flags(
     return array.astype(np.bool_)
 
 
+def centred(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Differences of (N,) from their mean, taken before anything is rounded."""
+    offsets = _difference(values, values[:1])
+    return offsets - np.mean(offsets, dtype=np.float64)
+
+
 def _array(
     of: str, name: str, values: ArrayLike, shape: tuple[int, ...] | None, why: str
 ) -> NDArray[Any]:
