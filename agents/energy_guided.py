@@ -31,7 +31,7 @@ from qgpo.agents.core.config import Fraction, NotNegative, OptionalSteps
 from qgpo.agents.core.training import Training, average, choose_device, of_training
 from qgpo.diffusion import Diffusion, Metrics
 from qgpo.envs.data.columns import Rounding, centred, numbers
-from qgpo.fields import Range, check_fields
+from qgpo.fields import Range, check_count, check_fields, check_finite, check_seed
 from qgpo.guidance import (
     GuidanceParts,
     Samples,
@@ -155,9 +155,7 @@ class EnergyGuidedDiffusion:
         seed: int = 0,
         device: torch.device | str = "auto",
     ) -> None:
-        whole = isinstance(seed, int) and not isinstance(seed, bool)
-        if not whole or not 0 <= seed < 2**63:
-            raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
+        seed = check_seed(seed)
         self.config = EnergyGuidedConfig() if config is None else config
         self.seed = seed
         self.device = choose_device(device)
@@ -366,7 +364,7 @@ class EnergyGuidedDiffusion:
 
     def _matrix(self, name: str, value: Array) -> Tensor:
         matrix = self._tensor(name, value, "an array of shape (N, dimension)")
-        if matrix.dim() != 2 or len(matrix) < 2:
+        if matrix.dim() != 2 or len(matrix) < 2 or matrix.shape[1] == 0:
             raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected (N, dimension)")
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"{name} has NaN or infinite values")
@@ -547,11 +545,15 @@ class EnergyGuidedDiffusion:
 
         The guidance scale w multiplies grad f: 0 samples q and takes no gradient, 1 is exact,
         other values are a heuristic. Without a generator, the model's own (seeded) one is used.
+        Raises RuntimeError before the training, ValueError for wrong arguments and where samples
+        are not finite.
         """
+        n = None if n is None else check_count("n", n, low=0)
+        scale = check_finite("guidance_scale", guidance_scale)
         shape, c = self._condition(n, condition)
         generator = self.sampling_generator if generator is None else generator
         noise = torch.randn(shape, generator=generator, device=self.device)
-        model, guidance, scale = self.data_model_ema, self.guidance_ema, guidance_scale
+        model, guidance = self.data_model_ema, self.guidance_ema
         untrained = guidance.trainable and self.progress["guidance"] == 0
         if scale != 0.0 and (self.fingerprint is None or untrained):
             raise RuntimeError(
@@ -566,12 +568,18 @@ class EnergyGuidedDiffusion:
             guidance=guidance.gradient,
             guidance_scale=scale,
             guidance_bound=self.config.guidance_bound,
-            solver=solver or self.config.solver,
-            steps=steps or self.config.solver_steps,
-            spacing=spacing or self.config.spacing,
+            solver=self.config.solver if solver is None else solver,
+            steps=self.config.solver_steps if steps is None else steps,
+            spacing=self.config.spacing if spacing is None else spacing,
             generator=generator,
         )
-        return self.decode(z)
+        samples = self.decode(z)
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError(
+                f"guidance_scale={guidance_scale!r} gives samples that are not finite, expected "
+                "a scale near 1, or more solver steps"
+            )
+        return samples
 
     def guidance(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:
         """Gradient of f_t at standardised noisy samples x_t (B, D), t (B,), as the sampler uses it.

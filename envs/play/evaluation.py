@@ -27,6 +27,7 @@ from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.text import readable as readable
+from qgpo.fields import check_flag, check_seed
 
 Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
@@ -198,6 +199,7 @@ def evaluate(
     _check_arguments(
         agent, n_episodes=n_episodes, n_envs=n_envs, max_episode_steps=max_episode_steps
     )
+    seed, deterministic = check_seed(seed), check_flag("deterministic", deterministic)
     if isinstance(agent, SeedsPredictions):
         agent.seed_predictions(seed)
         warn_of_normalized(env)

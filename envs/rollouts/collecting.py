@@ -22,6 +22,7 @@ from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import stack
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces
+from qgpo.fields import check_flag, check_seed
 
 N_ENVS = 10
 
@@ -51,6 +52,7 @@ def collect(
     and the same mathematics in the C library. Raises ValueError for actions that cannot be
     learned from.
     """
+    seed, deterministic = check_seed(seed), check_flag("deterministic", deterministic)
     envs = [make_env(as_played(env_id)) for _ in range(N_ENVS)]
     name = env_id if isinstance(env_id, str) else env_id.id
     policies = _Policies(make_policies(_action_box(envs[0], name)), seed, deterministic)
@@ -150,6 +152,7 @@ def collect_vec_env(
     """
     if n_steps < 1:
         raise ValueError(f"n_steps={n_steps}, expected at least 1")
+    seed, deterministic = check_seed(seed), check_flag("deterministic", deterministic)
     if isinstance(agent, SeedsPredictions):  # SB3's own learned with such statistics
         warn_of_normalized(vec_env)
     raw, normalize = _unwrap(vec_env)

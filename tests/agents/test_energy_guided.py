@@ -58,6 +58,11 @@ def fitted(config, x=None, e=energy, condition=None, **more):
     return EnergyGuidedDiffusion(config, seed=1, device="cpu").fit(x, e, condition, **more)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    return fitted(TINY)
+
+
 every_guidance = pytest.mark.parametrize("guidance", sorted(GUIDANCES))
 
 
@@ -413,7 +418,35 @@ def test_data_that_lose_digits_draw_a_warning(name):
 )
 def test_what_is_no_real_number_is_refused(wrong):
     model = EnergyGuidedDiffusion(TINY, device="cpu")
-    with pytest.raises(ValueError, match="data is a .* that is no array of numbers"):
+    with pytest.raises(ValueError, match=r"data is a .* that is no array of numbers"):
         model.fit(wrong, energy)
-    with pytest.raises(ValueError, match="energy is a .* that is no array of numbers"):
+    with pytest.raises(ValueError, match=r"energy is a .* that is no array of numbers"):
         model.fit(data(), wrong[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan, expected a finite number"),
+        ({"guidance_scale": "x"}, "guidance_scale='x', expected a finite number"),
+        ({"guidance_scale": 1e300}, r"guidance_scale=1e\+300 gives samples that are not finite"),
+        ({"steps": 0}, "solver steps=0, expected at least 1"),
+        ({"steps": 2.5}, "solver steps=2.5, expected an integer of at least 1"),
+        ({"solver": ""}, "solver='', expected one of"),
+        ({"spacing": ""}, "spacing='', expected one of"),
+        ({"n": 2.5}, "n=2.5, expected an integer of at least 0"),
+        ({"n": "3"}, "n='3', expected an integer of at least 0"),
+        ({"n": -1}, "n=-1, expected at least 0"),
+    ],
+)
+def test_arguments_of_sample_are_checked(wrong, message, trained):
+    with pytest.raises(ValueError, match=message):
+        trained.sample(**{"n": 4, **wrong})
+
+
+def test_data_without_columns_and_options_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"data has shape \(64, 0\), expected"):
+        EnergyGuidedDiffusion(TINY, device="cpu").fit(torch.zeros(64, 0), torch.zeros(64))
+    for options in (None, [1], "x"):
+        with pytest.raises(ValueError, match=r"guidance_options=.*, expected a dict"):
+            EnergyGuidedConfig(guidance_options=options)
