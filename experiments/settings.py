@@ -16,11 +16,12 @@ from qgpo.agents.registry import agent_class, check_adopts
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.specs import check_file_id
-from qgpo.fields import Range, rules
+from qgpo.fields import Range, check_seed, rules
 
 ConfigT = TypeVar("ConfigT")
 WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str: "a string"}
 AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
+SEED = "what generators start from"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Experiment(Generic[ConfigT]):
     longer: float = 1.0
     """times the preset's gradient steps in every stage: 4 takes four times as long; what the
     critic learns from is renewed as many times as before"""
-    seed: Annotated[int, AT_LEAST_0] = 0
+    seed: Annotated[int, SEED] = 0
     """seed of initialisation, batches, noise and evaluation"""
     adopt: Path | None = None
     """train the last stage only: take the others from the agent in this run folder or checkpoint
@@ -162,3 +163,5 @@ def check_types(data: Any) -> None:
                 least = f" of at least {low:g}" if low > -math.inf else ""
                 most = f" and at most {high:g}" if high < math.inf else ""
                 raise ValueError(f"{name}={one!r}, expected {words}{least}{most}")
+            if SEED in said:
+                check_seed(one)

@@ -30,7 +30,13 @@ from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.commands import command
 from qgpo.envs import load_dataset
-from qgpo.envs.play.evaluation import EvaluationError, evaluate_scales, scale_label, score_table
+from qgpo.envs.play.evaluation import (
+    EvaluationError,
+    evaluate_scales,
+    reference_within,
+    scale_label,
+    score_table,
+)
 from qgpo.envs.play.video import (
     check_clip_path,
     check_drawable,
@@ -46,7 +52,7 @@ from qgpo.envs.tasks.specs import check_file_id, in_words
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, Evaluations
 from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
+from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, SEED, check_types
 from qgpo.fields import Range
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description
@@ -82,7 +88,7 @@ class Args:
     deterministic actions that are the policy's mean (deterministic_action), which need neither"""
     n_episodes: Annotated[int | None, AT_LEAST_1] = None
     """episodes per scale; default 50, and 100 for mazes"""
-    seed: Annotated[int, AT_LEAST_0] = 10_000
+    seed: Annotated[int, SEED] = 10_000
     """seed of the first episode, the others count up; training uses 10000 + its own seed"""
     deterministic: bool = True
     """deterministic actions instead of sampled ones"""
@@ -256,7 +262,7 @@ def play(
         seed=args.seed,
         deterministic=args.deterministic,
         max_episode_steps=args.max_episode_steps,
-        reference=reference,
+        reference=reference_within(reference, env, args.max_episode_steps),
         warn_of_cuts=False,  # the table says how many
         progress_bar=args.progress_bar,
     )

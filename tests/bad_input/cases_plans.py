@@ -92,7 +92,7 @@ CASES = [
         "a negative seed",
         "[0, 1]",
         "[0, -1]",
-        f"{OF}seed=-1, expected an integer of at least 0",
+        f"{OF}seed=-1, expected an integer of at least 0 and below 2**63",
     ),
     refused(
         "no seeds",

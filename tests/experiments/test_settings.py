@@ -55,6 +55,7 @@ def test_an_experiment_survives_json():
     ("changes", "message"),
     [
         ({"seed": -1}, "seed=-1, expected an integer of at least 0"),
+        ({"seed": 2**64}, "seed=18446744073709551616, expected an integer of at least 0 and below"),
         ({"seed": True}, "seed=True, expected an integer"),
         ({"seed": 1.0}, "seed=1.0, expected an integer"),
         ({"n_episodes": 2.5}, "n_episodes=2.5, expected an integer of at least 0"),
