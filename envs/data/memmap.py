@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from qgpo.envs.data.blocks import BlockHash, Contents, differing
 from qgpo.envs.data.disk import allocate, check_space
-from qgpo.envs.store.stated import read_json
+from qgpo.envs.json_files import read_json
 
 FORMAT_VERSION = 2
 """1 had no hashes: its folders are made anew"""

@@ -18,6 +18,7 @@ from pathlib import Path
 from minari import MinariDataset
 
 from qgpo.commands import command
+from qgpo.envs.json_files import read_json
 from qgpo.envs.store.hdf5 import COLUMNS
 from qgpo.envs.store.local import (
     DamagedDatasetError,
@@ -36,7 +37,6 @@ from qgpo.envs.store.remote import (
     fetch_files,
     remote_name,
 )
-from qgpo.envs.store.stated import read_json
 from qgpo.envs.store.writing import RECORD, add_dataset, check_space, sole_writer
 
 

@@ -15,7 +15,6 @@ from filelock import FileLock
 
 from qgpo import load_dataset
 from qgpo.envs.data import blocks, memmap
-from qgpo.envs.store import stated
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.loading import _Reader
 from qgpo.envs.store.local import files_in, folder_of
@@ -188,7 +187,7 @@ def test_an_index_that_is_no_json_file_is_no_index(kind, conversions, monkeypatc
     else:
         path.write_text("[" * 100_000 if kind == "deep" else content)
     if kind == "huge":
-        monkeypatch.setattr(stated, "LARGEST", 1)
+        monkeypatch.setattr("qgpo.envs.json_files.LARGEST", 1)
         assert memmap.read_index(path.parent) is None
         return
     assert load().fingerprint == make_dataset().fingerprint
