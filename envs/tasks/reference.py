@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 def is_scale(minimum: Any, maximum: Any) -> bool:
     """Whether the two are finite numbers, the first one less than the second."""
-    numbers = all(isinstance(n, Real) and math.isfinite(n) for n in (minimum, maximum))
+    try:
+        numbers = all(isinstance(n, Real) and math.isfinite(n) for n in (minimum, maximum))
+    except OverflowError:  # an integer that no float holds
+        return False
     return numbers and bool(minimum < maximum)
 
 
