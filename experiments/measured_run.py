@@ -94,7 +94,7 @@ def read_run(document: Document, source: str) -> Run:
         )
         if run.headline_scale not in run.returns:
             raise ValueError(f"nothing was evaluated at its headline scale {run.headline_scale}")
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             score = run.score
         if score is not None:
             _number(score, "normalised score")
