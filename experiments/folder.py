@@ -72,6 +72,8 @@ class RunFolder:
         """a checkpoint that is deleted at once"""
         self.log = path / "log.txt"
         self._lock = path / ".lock"
+        self._held: tuple[int, int] | None = None
+        """the lock file that this process holds, by the file system's numbers"""
 
     @property
     def evaluations(self) -> list[Path]:
@@ -133,10 +135,42 @@ class RunFolder:
             print(f"{self.path} is held by another process: waiting for it", flush=True)
             lock = self._wait()
         try:
+            self._held = self._identity()
+            self._check_regular()
             self._clean()
             yield
         finally:
+            self._held = None
             lock.release()
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which lock file is there now; None where there is none."""
+        try:
+            found = self._lock.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def check_held(self) -> None:
+        """Raise RunFolderError where this process holds the lock of a folder that is gone.
+
+        Who removes or moves a run folder leaves its process with the lock of a file without a name,
+        and another training may have begun there.
+        """
+        if self._held not in (None, self._identity()):
+            raise RunFolderError(
+                f"{self.path} was removed or moved while this process worked in it: it stops, and "
+                "writes nothing to what is there now"
+            )
+
+    def _check_regular(self) -> None:
+        """Raise RunFolderError where something else than a file has one of a run's names."""
+        for path in (*self._names(), self.log):
+            if path.exists() and not path.is_file():
+                raise RunFolderError(
+                    f"{path} is no file, which no run makes: move it away, or choose another "
+                    "--run-dir"
+                )
 
     def _wait(self) -> BaseFileLock:
         """The lock, when the process that holds it has ended."""
@@ -219,13 +253,30 @@ class ContinuedCSV(CSVOutputFormat):
 
 
 def _lines_until(path: Path, progress: dict[str, int]) -> list[str]:
-    """Header and rows of a metrics.csv that training at `progress` has behind it."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    """Header and rows of a metrics.csv that training at `progress` has behind it.
+
+    Raises RunFolderError for a file that is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise RunFolderError(f"{path} cannot be read ({error}): move it away") from error
     lines = text.splitlines(keepends=True)
+    keys = _cells(lines[0]) if lines else []
     rows = []
-    for line, row in zip(lines[1:], csv.DictReader(lines), strict=False):
-        whole = line.endswith("\n") and None not in row and None not in row.values()
-        steps, stage = row.get("time/stage_steps") or "", row.get("time/stage") or ""
-        if whole and steps.isdigit() and int(steps) <= progress.get(stage, 0):
+    for line in lines[1:]:
+        cells = _cells(line)
+        row = dict(zip(keys, cells, strict=False))
+        whole = line.endswith("\n") and len(cells) == len(keys)
+        steps, stage = row.get("time/stage_steps", ""), row.get("time/stage", "")
+        if whole and steps.isdecimal() and len(steps) < 19 and int(steps) <= progress.get(stage, 0):
             rows.append(line)  # neither cut off by a kill nor to be logged again
     return [lines[0], *rows] if rows else []
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of one row; none where it is no row, as after a power failure."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []

@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import gymnasium as gym
@@ -17,12 +18,12 @@ import numpy as np
 import pytest
 from factory import WHITENED, make_dataset, mapped
 from gymnasium import spaces
-from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.logger import CSVOutputFormat, Logger
 
 from qgpo import QGPO, load_agent
 from qgpo.agents.guided.tuning import GuidanceTuning
 from qgpo.envs.play.evaluation import EvaluationError, summarize
-from qgpo.experiments import threads
+from qgpo.experiments import driver, threads
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.workers import stop_at_end
@@ -146,6 +147,92 @@ def test_an_evaluation_that_ends_early_keeps_what_was_played(
     assert not folder.unfinished.exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (BrokenPipeError(errno.EPIPE, "gone"), 8.0),
+        (OSError(errno.EIO, "gone"), signal.SIGTERM),
+        (ValueError("gone"), EvaluationError("it raised")),
+    ],
+    ids=str,
+)
+def test_scores_that_cannot_be_printed_are_written(error, ends, folder, monkeypatch):
+    def gone(*_):
+        raise error
+
+    for module in ("qgpo.experiments.driver", "qgpo.scripts.evaluate"):
+        monkeypatch.setattr(f"{module}.evaluate_scales", playing(7.0, ends))
+        monkeypatch.setattr(f"{module}.score_table", gone)
+    with pytest.raises((SystemExit, BrokenPipeError), match="gone"):
+        resume()
+    assert scores(folder.unfinished if ends != 8.0 else folder.evaluation)[0.0] == [7.0, 8.0]
+    with pytest.raises((SystemExit, BrokenPipeError), match="gone"):
+        play("--guidance-scale", "0", "2", "--output", "out.json")
+    assert scores(Path("out.json"))[0.0] == [7.0, 8.0]
+
+
+@pytest.mark.parametrize("where", ["score_table", "documents.evaluations_to_json"])
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_at_the_end_of_an_evaluation_loses_nothing(where, number, folder, monkeypatch):
+    for module in (driver, evaluate):
+        original = attrgetter(where)(module)
+
+        def impatient(*args, original=original):
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGINT)
+            return original(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module.__name__}.{where}", impatient)
+            if module is driver:
+                with pytest.raises(SystemExit, match="stopped"):
+                    resume()
+                continue
+            patch.setattr(evaluate, "evaluate_scales", playing(7.0))
+            with pytest.raises(SystemExit, match="stopped"):
+                play("--output", "out.json")
+    assert scores(folder.evaluation) == {0.0: [7.0, 8.0], 1.0: [8.0, 9.0]}
+    assert scores(Path("out.json")) == {1.0: [7.0, 8.0]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.pop("evaluations"),
+        lambda about: about["evaluations"][0].pop("guidance_scale"),
+        lambda about: about.update(evaluations=[1]),
+        lambda about: about["evaluations"][1].update(mean="much"),
+        lambda about: about["evaluations"][1].update(interval=[1]),
+        lambda about: about["evaluations"][1].update(returns=[10**400]),
+        lambda about: about.update(training=[1]),
+        lambda about: about.update(dataset=None),
+    ],
+)
+def test_an_odd_evaluation_is_refused_before_anything_is_played(change, folder, monkeypatch):
+    resume()
+    about = json.loads(folder.evaluation.read_text())
+    change(about)
+    folder.evaluation.write_text(json.dumps(about))
+    monkeypatch.setattr("qgpo.experiments.driver.evaluate_scales", lambda *_, **__: 1 / 0)
+    with pytest.raises(SystemExit, match=r"run.evaluation\.json is no run's .*move it away"):
+        resume()
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "", '{"evaluations": []}'])
+def test_an_evaluation_that_appears_meanwhile_is_not_replaced(text, folder, monkeypatch):
+    def meanwhile(*args, **settings):
+        folder.evaluation.write_text(text)
+        return playing(7.0, 8.0)(*args, **settings)
+
+    monkeypatch.setattr("qgpo.experiments.driver.evaluate_scales", meanwhile)
+    resume()
+    if text in ("{", "{}"):
+        assert folder.evaluation.read_text() == text
+        assert scores(folder.path / "evaluation-2.json") == {0.0: [7.0, 8.0], 1.0: [8.0, 9.0]}
+    else:
+        assert scores(folder.evaluation) == {0.0: [7.0, 8.0], 1.0: [8.0, 9.0]}
+
+
 def test_a_finished_run_keeps_its_evaluation(folder, monkeypatch, capsys):
     resume()
     first = folder.evaluation.read_bytes()
@@ -223,6 +310,47 @@ def test_another_runs_checkpoint_is_not_gone_on_with(change, name, folder):
     other.learn(Run(ARGS, folder).dataset, lambda scope, _: False)
     other.save(folder.checkpoint)
     with pytest.raises(SystemExit, match=f"is another training's: it has {name} = "):
+        resume()
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_training_whose_folder_is_removed_writes_nothing_there(others, monkeypatch):
+    """Not even where another one has begun in it."""
+
+    class Removed(Run):
+        def train(self, verbose):
+            shutil.rmtree("run")
+            if others:
+                with RunFolder(Path("run")).locked():
+                    Path("run/checkpoint.zip").write_text("another's")
+            super().train(verbose)
+
+    monkeypatch.setattr(train, "Run", Removed)
+    monkeypatch.setattr(RunFolder, "logger", lambda *_: Logger(None, []))
+    with pytest.raises(SystemExit, match="error: run was removed or moved while"):
+        train.main(dataclasses.replace(ARGS, checkpoint_every=2))
+    left = [p.name for p in Path("run").iterdir()] if others else []
+    assert sorted(left) == ([".lock", "checkpoint.zip"] if others else [])
+    assert Path("run").exists() is others
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("[" * 100_000, "RecursionError|recursion"),
+        ('{"stage_seconds": {"critic": {"wall": 1%s, "cpu": 1}}}' % ("0" * 400), "OverflowError"),
+        ('{"stage_seconds": {"critic": {"wall": "1", "cpu": "1"}}}', "TypeError"),
+        ("[]", "TypeError"),
+        (None, "is no file"),
+    ],
+)
+def test_an_odd_clock_is_refused(text, refused, folder):
+    folder.clock.unlink(missing_ok=True)
+    if text is None:
+        os.mkfifo(folder.clock)
+    else:
+        folder.clock.write_text(text)
+    with pytest.raises(SystemExit, match=rf"run.clock\.json .*({refused}).*move it away"):
         resume()
 
 
