@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from qgpo.agents.core.checkpoint import read_header
-from qgpo.agents.core.files import check_writable
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.registry import agent_class
 from qgpo.experiments import documents
@@ -20,6 +19,7 @@ from qgpo.experiments.keeping import show_and_write
 from qgpo.experiments.packing import PROVENANCE, read_what_can_be, write_document
 from qgpo.experiments.plan import Cell
 from qgpo.experiments.workers import Outcome, run_locally, run_on_ray
+from qgpo.files import check_writable
 
 
 class Standing(NamedTuple):

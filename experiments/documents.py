@@ -38,7 +38,6 @@ import torch
 
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.checkpoint import config_from_json
-from qgpo.agents.core.files import replacing, write_beside
 from qgpo.agents.core.provenance import processor, versions
 from qgpo.agents.core.upgrade import upgrade_config
 from qgpo.agents.registry import agent_class
@@ -47,6 +46,7 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.play.evaluation import Evaluation
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import Experiment, as_json, measured_of
+from qgpo.files import write_beside, write_whole
 
 FORMAT_VERSION = 2
 Document = dict[str, Any]
@@ -135,8 +135,7 @@ def has_scores(path: Path) -> bool:
 
 def write(path: Path, document: Document) -> None:
     """Write atomically."""
-    with replacing(path) as file:
-        file.write(_as_bytes(document))
+    write_whole(path, _as_bytes(document))
 
 
 def write_new(path: Path, document: Document) -> Path:

@@ -22,7 +22,6 @@ import torch
 from qgpo.agents import OfflineAgent
 from qgpo.agents.core.callbacks import EveryStep, SaveCheckpoint
 from qgpo.agents.core.checkpoint import CheckpointWriteError
-from qgpo.agents.core.files import check_writable
 from qgpo.agents.core.training import on_signals, until_done
 from qgpo.agents.guided import GuidanceTuning, is_guided
 from qgpo.agents.registry import adopt_from, agent_class
@@ -36,6 +35,7 @@ from qgpo.experiments.keeping import play_and_keep, show_and_write
 from qgpo.experiments.preflight import check_environment, check_files, check_same_agent
 from qgpo.experiments.settings import Experiment, as_json
 from qgpo.experiments.threads import advice
+from qgpo.files import check_writable
 
 
 class Clock(EveryStep):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib
+import json
 import os
 import re
 import sys
@@ -33,7 +34,7 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 
-from qgpo.agents.core.files import is_scratch_of, replacing
+from qgpo.files import is_scratch_of, replacing
 
 try:
     fcntl: Any = importlib.import_module("fcntl")
@@ -81,7 +82,7 @@ class RunFolder:
         later = {
             int(found[1]): path
             for path in self.path.glob("evaluation-*.json")
-            if (found := OWN_EVALUATION.fullmatch(path.name))
+            if (found := OWN_EVALUATION.fullmatch(path.name)) and _is_evaluation(path)
         }
         paths = [self.evaluation, *(later[n] for n in sorted(later)), self.evaluation_1]
         return [path for path in paths if path.exists() and path.stat().st_size]
@@ -136,7 +137,7 @@ class RunFolder:
             lock = self._wait()
         try:
             self._held = self._identity()
-            self._check_regular()
+            self.check_regular()
             self._clean()
             yield
         finally:
@@ -163,7 +164,7 @@ class RunFolder:
                 "writes nothing to what is there now"
             )
 
-    def _check_regular(self) -> None:
+    def check_regular(self) -> None:
         """Raise RunFolderError where something else than a file has one of a run's names."""
         for path in (*self._names(), self.log):
             if path.exists() and not path.is_file():
@@ -203,8 +204,11 @@ class RunFolder:
         others = [
             path
             for path in sorted(self.path.iterdir())
-            for pattern in (EVENTS, OWN_EVALUATION, OF_EVALUATE)
-            if pattern.fullmatch(path.name)
+            if EVENTS.fullmatch(path.name)
+            or (
+                any(pattern.fullmatch(path.name) for pattern in (OWN_EVALUATION, OF_EVALUATE))
+                and _is_evaluation(path)
+            )
         ]
         return [*others, *self.named()]
 
@@ -250,6 +254,18 @@ class ContinuedCSV(CSVOutputFormat):
         self.keys = next(csv.reader(lines), [])
         self.separator = ","
         self.quotechar = '"'
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Whether a file with the name of an evaluation is one, or an empty one; others are a user's."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        content = path.read_bytes()
+        entries = json.loads(content)["evaluations"] if content else []
+        return all("returns" in entry for entry in entries)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return False
 
 
 def _lines_until(path: Path, progress: dict[str, int]) -> list[str]:

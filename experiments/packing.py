@@ -26,7 +26,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from qgpo.agents.core.files import replacing
+from qgpo.files import replacing
 
 Document = dict[str, Any]
 EPISODES, PROVENANCE = "episodes.csv.xz", "provenance.json"

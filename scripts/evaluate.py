@@ -23,7 +23,6 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
-from qgpo.agents.core.files import check_writable
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
@@ -49,6 +48,7 @@ from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.keeping import play_and_keep, show_and_write
 from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
 from qgpo.fields import Range
+from qgpo.files import check_writable
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description
 from qgpo.solver import get_solver

@@ -12,6 +12,7 @@ import threading
 import time
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -23,10 +24,10 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from qgpo import QGPO, load_agent
 from qgpo.agents.guided.tuning import GuidanceTuning
 from qgpo.envs.play.evaluation import EvaluationError, summarize
-from qgpo.experiments import driver, threads
+from qgpo.experiments import driver, threads, workers
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.workers import stop_at_end
+from qgpo.experiments.workers import run_locally, stop_at_end
 from qgpo.scripts import evaluate, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is of no known family:UserWarning")
@@ -498,6 +499,25 @@ def test_a_worker_stops_when_who_started_it_is_gone():
     finally:
         signal.signal(signal.SIGTERM, former)
         os.close(reading)
+
+
+def test_a_cell_whose_folder_is_none_fails_alone(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "log.txt")
+    ended = []
+    cells = [SimpleNamespace(name=name, donor=None) for name in ("file", "pipe")]
+    run_locally(cells, tmp_path, 2, ended.append)
+    assert {o.cell.name: o.error.split(":")[0] for o in ended} == {
+        "file": "FileExistsError",
+        "pipe": "RunFolderError",
+    }
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_log_of_other_bytes_says_why(tmp_path):
+    (tmp_path / "log.txt").write_bytes(b"caf\xe9 crashed\n")
+    assert workers._reason(1, tmp_path / "log.txt").endswith(" crashed")
 
 
 @pytest.mark.parametrize(
