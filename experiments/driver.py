@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table,
 from qgpo.envs.tasks.making import to_play
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, DocumentError, Evaluations
-from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.folder import RunFolder, events_in_one_line
 from qgpo.experiments.keeping import play_and_keep, show_and_write
 from qgpo.experiments.preflight import check_environment, check_files, check_same_agent
 from qgpo.experiments.settings import Experiment, as_json
@@ -298,16 +299,24 @@ class Run:
         folder, agent = self.folder, self.agent
         if agent.is_trained and agent.dataset_fingerprint == self.dataset.fingerprint:
             return
-        agent.set_logger(folder.logger(verbose, agent.progress))
-        self.clock.since = _now()
-        try:
-            with on_signals(agent.training.interrupt):
-                self._learn()
-        finally:
-            agent.logger.close()
+        with events_in_one_line():
+            agent.set_logger(folder.logger(verbose, agent.progress))
+            self.clock.since = _now()
+            try:
+                with on_signals(agent.training.interrupt):
+                    self._learn()
+            finally:
+                self._close_logger()
         if agent.training.interrupted:  # after the last step
             raise KeyboardInterrupt("stopped when the training had ended")
         print(f"trained in {self.clock.seconds['wall_seconds']:.0f} s", flush=True)
+
+    def _close_logger(self) -> None:
+        """Write what was logged last; training does not depend on it."""
+        try:
+            self.agent.logger.close()
+        except OSError as error:
+            print(f"metrics in {self.folder.path} are not complete: {error}", file=sys.stderr)
 
     def _learn(self) -> None:
         """Learn; what ends it between two steps leaves a checkpoint."""

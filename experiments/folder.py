@@ -21,6 +21,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,8 @@ PATIENCE_SECONDS = 1.0
 """how long a process tries to get a folder before it asks whether another one has it"""
 POLL_SECONDS = 2.0
 """between two looks at a folder that somebody waits for"""
+EVENT_WRITER = "_AsyncWriterThread"
+"""the class of TensorBoard's thread"""
 EVENTS = re.compile(r"events\.out\.tfevents\.\d+\..*")
 OWN_EVALUATION = re.compile(r"evaluation-(\d{1,4})\.json")
 OF_EVALUATE = re.compile(r"evaluation(-together)?-\d{8}-\d{6}(-\d{1,4})?\.json")
@@ -242,6 +245,24 @@ class RunFolder:
         return Logger(str(self.path), [*outputs, *shown])
 
 
+@contextlib.contextmanager
+def events_in_one_line() -> Iterator[None]:
+    """Name in one line what TensorBoard's thread cannot write; who logs next gets its OSError."""
+    former = threading.excepthook
+
+    def hook(args: Any) -> None:
+        if type(args.thread).__name__ == EVENT_WRITER and isinstance(args.exc_value, OSError):
+            print(f"TensorBoard's events cannot be written: {args.exc_value}", file=sys.stderr)
+        else:
+            former(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = former
+
+
 class ContinuedCSV(CSVOutputFormat):
     """SB3's CSV format that keeps the rows of a run up to where it is resumed."""
 
@@ -257,7 +278,7 @@ class ContinuedCSV(CSVOutputFormat):
 
 
 def _is_evaluation(path: Path) -> bool:
-    """Whether a file with the name of an evaluation is one, or an empty one; others are a user's."""
+    """Whether a file with an evaluation's name is one, or an empty one; others are a user's."""
     if path.is_symlink() or not path.is_file():
         return False
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -20,13 +21,14 @@ import pytest
 from factory import WHITENED, make_dataset, mapped
 from gymnasium import spaces
 from stable_baselines3.common.logger import CSVOutputFormat, Logger
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from qgpo import QGPO, load_agent
 from qgpo.agents.guided.tuning import GuidanceTuning
 from qgpo.envs.play.evaluation import EvaluationError, summarize
 from qgpo.experiments import driver, threads, workers
 from qgpo.experiments.driver import Run
-from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.folder import ContinuedCSV, RunFolder
 from qgpo.experiments.workers import run_locally, stop_at_end
 from qgpo.scripts import evaluate, train
 
@@ -299,6 +301,25 @@ def test_metrics_that_cannot_be_written_leave_a_checkpoint(monkeypatch):
         train.main(ARGS)
     assert load_agent("run/checkpoint.zip", device="cpu").num_timesteps == 3
     monkeypatch.undo()
+
+
+def test_events_and_metrics_that_cannot_be_written_are_named_in_a_line(monkeypatch, capsys):
+    write, calls = RecordWriter.write, itertools.count()
+
+    def unwritten(*data):
+        if next(calls) > 2:
+            raise OSError(errno.EFBIG, "File too large", "events")
+        write(*data)
+
+    monkeypatch.setattr(RecordWriter, "write", unwritten)
+    monkeypatch.setattr(ContinuedCSV, "close", full)
+    with pytest.raises(SystemExit, match=r"metrics in run could not be written .*File too large"):
+        train.main(ARGS)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("TensorBoard's events cannot be written: [Errno 27] File too large")
+    assert said[-1] == "metrics in run are not complete: [Errno 28] No space left on device"
+    assert len(said) == 2
+    assert load_agent("run/checkpoint.zip", device="cpu").num_timesteps > 0
 
 
 @pytest.mark.parametrize(
