@@ -119,7 +119,7 @@ def test_a_picture_that_fails_loses_no_scores(error, folder, monkeypatch, capsys
 
 
 def test_scores_that_cannot_be_written_are_printed(folder, monkeypatch, capsys):
-    monkeypatch.setattr("qgpo.experiments.documents.replacing", full)
+    monkeypatch.setattr("qgpo.experiments.documents.write_whole", full)
     with pytest.raises(SystemExit, match=r"run.evaluation\.json could not be written .*No space"):
         resume()
     assert "w = 1 (guided)             8.5" in capsys.readouterr().out
