@@ -12,7 +12,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 MOST = 10**18
 """no integer is larger: beyond, counting and allocating overflow"""
@@ -30,6 +32,18 @@ class OneOf:
 
     def __init__(self, choices: Iterable[str | int]) -> None:
         self.choices = tuple(choices)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, NumPy's too; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_seed(seed: object) -> int:
+    """The seed of a generator. Raises ValueError for other values."""
+    if not is_integer(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
+    return int(seed)
 
 
 @cache

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches, Transitions, take
 from qgpo.agents.core.config import NOT_NEGATIVE
+from qgpo.agents.core.process import seeded, usual_torch
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
 from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
@@ -151,8 +152,7 @@ def fit_dynamics(
 ) -> tuple[DynamicsEnsemble, float]:
     """The ensemble, and its largest mean disagreement over WINDOW steps of held-out episodes."""
     device = generator.device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+    with seeded(generator.initial_seed()):
         model = DynamicsEnsemble(data.states.shape[1], data.actions.shape[1]).to(device)
     data = replace(data, rewards=torch.as_tensor(dataset.rewards, device=device))
     ends = torch.as_tensor(dataset.last_steps, device=device).long()
@@ -228,6 +228,7 @@ def imagine(
     return returns, left
 
 
+@usual_torch()
 def tune_guidance(
     agent: Guided,
     dataset: OfflineDataset,
