@@ -254,7 +254,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """the SB3 logger (a silent one until `learn` or `set_logger`)"""
 
     def set_logger(self, logger: Logger) -> None:
-        """Use this logger."""
+        """Use this logger. Raises TypeError for what is none."""
+        if not isinstance(logger, Logger):
+            kind = "class" if isinstance(logger, type) else type(logger).__name__
+            raise TypeError(f"logger is a {kind}, expected one of stable_baselines3's configure()")
         self.training.logger, self._own_logger = logger, True
 
     def dump_logs(self) -> None:

@@ -27,7 +27,7 @@ from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.process import seeded, usual_torch
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
 from qgpo.dynamics import DynamicsEnsemble
-from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.data.dataset import OfflineDataset, writeable
 from qgpo.envs.progress import progress
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
@@ -154,8 +154,8 @@ def fit_dynamics(
     device = generator.device
     with seeded(generator.initial_seed()):
         model = DynamicsEnsemble(data.states.shape[1], data.actions.shape[1]).to(device)
-    data = replace(data, rewards=torch.as_tensor(dataset.rewards, device=device))
-    ends = torch.as_tensor(dataset.last_steps, device=device).long()
+    data = replace(data, rewards=torch.as_tensor(writeable(dataset.rewards), device=device))
+    ends = torch.as_tensor(writeable(dataset.last_steps), device=device).long()
     episodes = ends.cumsum(0) - ends
     held_out = episodes % HELD_OUT == HELD_OUT - 1
     seen = torch.nonzero(~held_out).squeeze(-1)
@@ -251,6 +251,11 @@ def tune_guidance(
     have no guidance scale, ValueError for scales outside [0, 1e9], other data than those of the
     training, or fewer than 2 rollouts, NonFiniteError where the model diverges.
     """
+    if not isinstance(dataset, OfflineDataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, expected the OfflineDataset that the agent "
+            "learned from: load_dataset(id) reads one"
+        )
     chosen = check_scales(scales)
     if rollouts < 2 or steps < 1:
         raise ValueError(f"rollouts={rollouts}, steps={steps}, expected at least 2 and 1")
@@ -266,7 +271,7 @@ def tune_guidance(
     with progress(steps + horizon * len(chosen), "guidance scale", progress_bar) as bar:
         model, in_data = fit_dynamics(dataset, data, generator, steps, bar)
         most = TOLERANCE * in_data
-        first = torch.as_tensor(dataset.episode_starts, device=agent.device)
+        first = torch.as_tensor(writeable(dataset.episode_starts), device=agent.device)
         lanes = torch.randint(len(first), (rollouts,), generator=generator, device=agent.device)
         starts = data.observations(take(data.state_index, first[lanes]))
         low, high = torch.aminmax(data.states, dim=0)

@@ -195,6 +195,10 @@ def evaluate(
     an exception or returns NaN, and where the agent does after the first of them. Warns where an
     agent that learned from a dataset would see normalized observations.
     """
+    if not isinstance(reference, ReferenceScores | None):
+        raise TypeError(
+            f"reference is a {type(reference).__name__}, expected ReferenceScores(minimum, maximum)"
+        )
     _check_arguments(
         agent, n_episodes=n_episodes, n_envs=n_envs, max_episode_steps=max_episode_steps
     )
