@@ -51,7 +51,10 @@ def refused(message: str) -> Iterator[None]:
         *(LookupError, TypeError, ValueError, AttributeError, RecursionError),
         *(OSError, EOFError, lzma.LZMAError),
     ) as error:
-        raise ResultError(f"{message}: {error!r}") from error
+        missing = isinstance(error, KeyError)
+        raise ResultError(
+            f"{message}: {f'{error} is missing' if missing else repr(error)}"
+        ) from error
 
 
 def read_documents(folder: Path) -> dict[str, Document]:

@@ -12,15 +12,20 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args, ge
 from qgpo.agents import QGPOConfig
 from qgpo.agents.core.checkpoint import config_from_json
 from qgpo.agents.core.config import longer
+from qgpo.agents.core.training import check_device_name
 from qgpo.agents.registry import agent_class, check_adopts
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import Storage
+from qgpo.envs.store.local import split_version
 from qgpo.envs.tasks.specs import check_file_id
 from qgpo.fields import Range, rules
 
 ConfigT = TypeVar("ConfigT")
 WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str: "a string"}
-AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
+MOST_COUNT = 10**12
+AT_LEAST_0, AT_LEAST_1 = Range(0, MOST_COUNT), Range(1, MOST_COUNT)
+SEED, THREADS = Range(0, 2**62), Range(0, 1024)
+"""torch takes seeds below 2**63; those of episodes count up from it"""
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,14 @@ class Experiment(Generic[ConfigT]):
     longer: float = 1.0
     """times the preset's gradient steps in every stage: 4 takes four times as long; what the
     critic learns from is renewed as many times as before"""
-    seed: Annotated[int, AT_LEAST_0] = 0
+    seed: Annotated[int, SEED] = 0
     """seed of initialisation, batches, noise and evaluation"""
     adopt: Path | None = None
     """train the last stage only: take the others from the agent in this run folder or checkpoint
     (QGPO, AEPO and QIPO with the same seed, data and settings of those stages)"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
-    threads: Annotated[int, AT_LEAST_0] = 0
+    threads: Annotated[int, THREADS] = 0
     """torch threads on the CPU; 0 leaves torch's choice"""
     download: bool = True
     """fetch the dataset from Minari's remote if it is not local"""
@@ -108,6 +113,9 @@ class Experiment(Generic[ConfigT]):
     def check(self) -> None:
         """Raise ValueError, naming the field, for values that are not allowed."""
         check_types(self)
+        split_version(self.dataset_id)
+        if self.device != "auto":
+            check_device_name(self.device)
         if self.headline_scale is None and (self.guidance_scales or self.tune_guidance):
             name = "guidance_scales" if self.guidance_scales else "tune_guidance"
             raise ValueError(
@@ -157,7 +165,7 @@ def check_types(data: Any) -> None:
         for one in value if isinstance(value, tuple) else (value,):
             good = type(one) in kinds or (type(one) is int and float in kinds)
             if good and isinstance(one, int | float):
-                good = low <= one <= high and math.isfinite(one)
+                good = low <= one <= high and abs(one) < math.inf
             if not good:
                 least = f" of at least {low:g}" if low > -math.inf else ""
                 most = f" and at most {high:g}" if high < math.inf else ""

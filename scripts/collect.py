@@ -9,6 +9,7 @@ python scripts/collect.py --env-id PointMaze_UMaze-v3 --policy waypoints \
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ from qgpo.envs.store.storing import expected_size
 from qgpo.envs.store.writing import check_new_id, reserved_space, sole_writer, write_minari
 from qgpo.envs.tasks.making import make_env
 from qgpo.envs.text import readable
-from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
+from qgpo.experiments.settings import AT_LEAST_1, SEED, check_types
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Args:
     """environment steps; the last episode is played to its end"""
     switch_every: Annotated[int | None, AT_LEAST_1] = None
     """draw the policy again about every so many steps; default once per episode"""
-    seed: Annotated[int, AT_LEAST_0] = 0
+    seed: Annotated[int, SEED] = 0
     """seed of resets, actions and turns"""
     deterministic: bool = False
     """the policies' mean actions instead of sampled ones"""
@@ -175,6 +176,7 @@ def collect_and_store(args: Args) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
+    refuse_repeated(sys.argv[1:])
     main(tyro.cli(Args, prog=command("collect"), description=description(__doc__)))
 
 

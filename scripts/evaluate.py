@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,10 +47,10 @@ from qgpo.envs.tasks.specs import check_file_id, in_words
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, Evaluations
 from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
+from qgpo.experiments.settings import AT_LEAST_1, SEED, THREADS, check_types
 from qgpo.fields import Range
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 from qgpo.solver import get_solver
 
 Agent = OfflineAgent[Any]
@@ -82,7 +83,7 @@ class Args:
     deterministic actions that are the policy's mean (deterministic_action), which need neither"""
     n_episodes: Annotated[int | None, AT_LEAST_1] = None
     """episodes per scale; default 50, and 100 for mazes"""
-    seed: Annotated[int, AT_LEAST_0] = 10_000
+    seed: Annotated[int, SEED] = 10_000
     """seed of the first episode, the others count up; training uses 10000 + its own seed"""
     deterministic: bool = True
     """deterministic actions instead of sampled ones"""
@@ -90,7 +91,7 @@ class Args:
     """cut episodes after so many steps; default the environment's own limit"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
-    threads: Annotated[int, AT_LEAST_0] = 0
+    threads: Annotated[int, THREADS] = 0
     """torch threads on the CPU; 0 leaves torch's choice. Beside other work 1 is fastest"""
     output: Path | None = None
     """JSON of raw returns, lengths and seeds; default evaluation-<time>.json in the run folder, for
@@ -377,6 +378,7 @@ def main(args: Args) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
+    refuse_repeated(sys.argv[1:])
     main(tyro.cli(Args, prog=command("evaluate"), description=description(__doc__)))
 
 

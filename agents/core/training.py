@@ -339,10 +339,7 @@ def choose_device(device: torch.device | str) -> torch.device:
     """The device asked for; `auto` is the GPU where there is one. Raises ValueError for others."""
     if device == "auto":
         return get_device("auto")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r}, expected auto, cpu, cuda or cuda:N") from error
+    chosen = check_device_name(device)
     try:
         torch.Generator(chosen)
         torch.empty(0, device=chosen)
@@ -351,6 +348,14 @@ def choose_device(device: torch.device | str) -> torch.device:
             f"device={str(device)!r} is not available here, expected auto or cpu"
         ) from error
     return chosen
+
+
+def check_device_name(device: torch.device | str) -> torch.device:
+    """The device of that name, here or on another machine. Raises ValueError for other names."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}, expected auto, cpu, cuda or cuda:N") from error
 
 
 @contextlib.contextmanager

@@ -14,10 +14,14 @@ import torch
 from agent_tester import StopAfter
 from factory import make_dataset, same_parameters
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 
-from qgpo import BC, QGPO, EnergyGuidedConfig, EnergyGuidedDiffusion
+from qgpo import BC, QGPO, EnergyGuidedConfig, EnergyGuidedDiffusion, OfflineDataset, evaluate
+from qgpo.agents import Ensemble, EvaluationCallback
 from qgpo.agents.bc import BC_PRESETS
+from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.process import Turn, usual_torch
+from qgpo.agents.guided.tuning import tune_guidance
 
 TINY = replace(BC_PRESETS["laptop"], steps=8, hidden=(4, 4), batch_size=4)
 ZEROS = np.zeros(3)
@@ -271,3 +275,61 @@ def test_another_configuration_needs_another_agent():
         bc().config = TINY
     with pytest.raises(TypeError, match="config is a BCConfig"):
         QGPO(TINY)
+
+
+# Likely mistakes ------------------------------------------------------------------------------
+
+MISTAKES = {
+    "dataset is a str": lambda a: tune_guidance(a, "arrays"),
+    "dataset is a NoneType": lambda a: tune_guidance(a, None),
+    "config is a str": lambda a: EnergyGuidedDiffusion("laptop"),
+    "logger is a NoneType": lambda a: a.set_logger(None),
+    "logger is a class": lambda a: a.set_logger(Logger),
+    "members is a BC": lambda a: Ensemble(a),
+    "members is a NoneType": lambda a: Ensemble(None),
+    "tb_log_name=5": lambda a: a.learn(make_dataset(), tb_log_name=5),
+    "log_interval=True": lambda a: a.learn(make_dataset(), log_interval=True),
+    "seed='x'": lambda a: EvaluationCallback("Pendulum-v1", seed="x"),
+    "seed=-1": lambda a: EvaluationCallback("Pendulum-v1", seed=-1),
+    "log_path is a int": lambda a: EvaluationCallback("Pendulum-v1", log_path=5),
+    "callback_after_eval is a builtin": lambda a: EvaluationCallback(
+        "Pendulum-v1", callback_after_eval=print
+    ),
+    "max_episode_steps=2.5": lambda a: EvaluationCallback("Pendulum-v1", max_episode_steps=2.5),
+    "reference is a tuple": lambda a: evaluate(a, "Pendulum-v1", 1, reference=(0, 100)),
+    "returned a ndarray": lambda a: evaluate(OnlyActions(), "Pendulum-v1", 1),
+}
+
+
+class OnlyActions:
+    """An agent that forgets the state."""
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.zeros((len(observation), 1), np.float32)
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_named(message, trained):
+    agent = copy.deepcopy(trained)
+    with pytest.raises((TypeError, ValueError), match=message):
+        MISTAKES[message](agent)
+    assert same(agent, trained)
+
+
+def test_files_are_read_by_the_class_that_wrote_them(trained):
+    trained.save("agent")
+    with pytest.raises(TypeError, match="load_agent"):
+        OfflineAgent.load("agent", device="cpu")
+    with pytest.raises(TypeError, match="custom_objects is a list"):
+        BC.load("agent", device="cpu", custom_objects=["x"])
+
+
+def test_a_member_that_learned_in_other_spaces_is_seen(trained):
+    member = copy.deepcopy(trained)
+    ensemble = Ensemble([trained, member])
+    n = 4
+    member.learn(
+        OfflineDataset.from_arrays(np.eye(n + 1, 5), np.zeros((n, 1)), np.ones(n), [0] * n)
+    )
+    with pytest.raises(RuntimeError, match="member 1 has learned in other spaces"):
+        ensemble.predict(ZEROS)
