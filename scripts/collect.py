@@ -8,10 +8,11 @@ python scripts/collect.py --env-id PointMaze_UMaze-v3 --policy waypoints \
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
 from qgpo.commands import command
-from qgpo.envs.rollouts.collecting import collect, describe
+from qgpo.envs.rollouts.collecting import CollectionError, collect, describe
 from qgpo.envs.rollouts.protocols import Policy
 from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.rollouts.scripted_policies import UniformPolicy, WaypointPolicy
@@ -105,16 +106,25 @@ def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: st
         raise ValueError(f"--policy {name}: {error}") from error
 
 
-def store(args: Args, episodes: list[EpisodeBuffer]) -> None:
-    """Write the dataset. Where that fails, keep the episodes elsewhere, and say where."""
+def writer(args: Args, episodes: list[EpisodeBuffer]) -> Callable[[], None]:
+    """What writes the dataset."""
     names = [Path(name).name for name in args.policy]
     about = describe(names, args.env_id, args.seed, args.switch_every, args.deterministic)
-    write = partial(write_minari, args.dataset_id, episodes, args.env_id, ", ".join(names), about)
+    return partial(write_minari, args.dataset_id, episodes, args.env_id, ", ".join(names), about)
+
+
+@contextlib.contextmanager
+def kept_elsewhere(args: Args, episodes: list[EpisodeBuffer] | None = None) -> Iterator[None]:
+    """Where the block fails, keep the episodes in another folder, and say where.
+
+    They are those given, or those that a collection had finished.
+    """
     try:
-        write()
+        yield
     except (OSError, ValueError) as error:  # a full disk, or an id that was taken meanwhile
-        for parent in (Path.cwd(), Path(tempfile.gettempdir())):
-            if (kept := keep_elsewhere(write, parent)) is not None:
+        ended = error.episodes if isinstance(error, CollectionError) else episodes
+        for parent in (Path.cwd(), Path(tempfile.gettempdir())) if ended else ():
+            if (kept := keep_elsewhere(writer(args, ended or []), parent)) is not None:
                 raise ValueError(
                     f"{error}. The episodes are in {kept}: use them with "
                     f"MINARI_DATASETS_PATH={kept}, or move {kept / args.dataset_id} into your "
@@ -151,7 +161,7 @@ def collect_and_store(args: Args) -> None:
     statistics = args.vecnormalize or ("-",) * len(args.policy)
     files = list(zip(args.policy, statistics, strict=True))
     size = expected_size(args.env_id, args.n_steps, args.max_episode_steps)
-    with reserved_space(args.dataset_id, size):
+    with kept_elsewhere(args), reserved_space(args.dataset_id, size):
         episodes = collect(
             args.env_id,
             lambda space: [open_policy(*pair, space, args.env_id) for pair in files],
@@ -162,7 +172,8 @@ def collect_and_store(args: Args) -> None:
             max_episode_steps=args.max_episode_steps,
             progress_bar=args.progress_bar,
         )
-    store(args, episodes)
+    with kept_elsewhere(args, episodes):
+        writer(args, episodes)()
     returns = [float(np.sum(episode.rewards)) for episode in episodes]
     steps = sum(len(episode.rewards) for episode in episodes)
     print(

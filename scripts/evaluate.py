@@ -31,7 +31,13 @@ from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.commands import command
 from qgpo.envs import load_dataset
-from qgpo.envs.play.evaluation import EvaluationError, evaluate_scales, scale_label, score_table
+from qgpo.envs.play.evaluation import (
+    EvaluationError,
+    evaluate_scales,
+    reference_within,
+    scale_label,
+    score_table,
+)
 from qgpo.envs.play.video import (
     check_clip_path,
     check_drawable,
@@ -257,7 +263,7 @@ def play(
         seed=args.seed,
         deterministic=args.deterministic,
         max_episode_steps=args.max_episode_steps,
-        reference=reference,
+        reference=reference_within(reference, env, args.max_episode_steps),
         warn_of_cuts=False,  # the table says how many
         progress_bar=args.progress_bar,
     )

@@ -16,6 +16,8 @@ LOSS_OF_STEPS = 0.5
 NOISE = 1e-12
 """reals that vary by less than this part of their largest value are constant, up to rounding"""
 ROWS_AT_ONCE = 4096
+LEAST_EXPONENT = -1073
+"""of a double's"""
 
 
 def check_type(of: str, name: str, dtype: np.dtype[Any]) -> None:
@@ -119,7 +121,11 @@ class Rounding:
 
 
 class _Column:
-    """Moments of rows of D numbers about their first row, and the largest rounding errors, (D,)."""
+    """Moments of rows of D numbers about their first row, and the largest rounding errors, (D,).
+
+    Moments are in a unit of 2 ** `exponent`, above the largest number so far, because squares of
+    small numbers vanish.
+    """
 
     def __init__(self, origin: NDArray[Any]) -> None:
         self.origin = origin
@@ -127,12 +133,13 @@ class _Column:
         zeros = np.zeros(len(origin))
         self.total, self.squares, self.steps = zeros.copy(), zeros.copy(), zeros.copy()
         self.error, self.largest = zeros.copy(), zeros.copy()
+        self.exponent = np.full(len(origin), LEAST_EXPONENT)
         self.low, self.high = zeros + np.inf, zeros - np.inf
 
     def add(self, rows: NDArray[Any], converted: NDArray[np.float32]) -> None:
         """Rows (T, D) and their float32."""
         with np.errstate(all="ignore"):  # values that are not finite are refused elsewhere
-            offsets = _difference(rows, self.origin.astype(rows.dtype))
+            offsets = self._in_units(_difference(rows, self.origin.astype(rows.dtype)))
             error = np.abs(_difference(converted.astype(rows.dtype), rows))
             self.n += len(rows)
             self.total += offsets.sum(axis=0)
@@ -144,17 +151,28 @@ class _Column:
             self.low = np.minimum(self.low, converted.min(axis=0))
             self.high = np.maximum(self.high, converted.max(axis=0))
 
+    def _in_units(self, offsets: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The offsets (T, D) in the unit, which grows with them."""
+        largest = np.abs(offsets).max(axis=0)
+        needed = np.where(largest > 0.0, np.frexp(largest)[1], LEAST_EXPONENT)
+        exponent = np.maximum(self.exponent, needed)
+        shift = self.exponent - exponent
+        self.total = _scaled(self.total, shift)
+        self.squares, self.steps = (_scaled(m, 2 * shift) for m in (self.squares, self.steps))
+        self.exponent = exponent
+        return _scaled(offsets, -exponent)
+
     @property
     def deviation(self) -> NDArray[np.float64]:
         """(D,) standard deviations."""
         with np.errstate(all="ignore"):
             variance = self.squares / self.n - (self.total / self.n) ** 2
-            return np.sqrt(np.maximum(variance, 0.0))
+            return _scaled(np.sqrt(np.maximum(variance, 0.0)), self.exponent)
 
     @property
     def step(self) -> NDArray[np.float64]:
         """(D,) root mean squares of the changes from one row to the next."""
-        return np.sqrt(self.steps / max(self.n_steps, 1))
+        return _scaled(np.sqrt(self.steps / max(self.n_steps, 1)), self.exponent)
 
     @property
     def lossy(self) -> NDArray[np.bool_]:
@@ -179,3 +197,8 @@ def _difference(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64
     else:
         difference = np.subtract(first, second)
     return np.asarray(difference, dtype=np.float64)
+
+
+def _scaled(values: NDArray[np.float64], exponent: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The values times 2 ** exponent, exactly."""
+    return np.asarray(np.ldexp(values, exponent), dtype=np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ Array = NDArray[np.float32]
 
 ARRAYS = ("states", "actions", "rewards", "terminations", "truncations")
 REWARD_TUNINGS = ("none", "locomotion", "antmaze")
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 ROWS_PER_CHECK = 16384
 """rows that are checked at a time, so that memory-mapped data are never in memory as a whole"""
 
@@ -65,6 +66,7 @@ class OfflineDataset:
     """where the arrays are memory-mapped from, with `load_dataset(..., storage="memmap")`"""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.env_spec is not None:
             check_spec(self.env_spec, f"dataset {self.id!r}")
         self._lock()
@@ -168,8 +170,17 @@ class OfflineDataset:
         """One dataset in memory from several in the same spaces, such as medium and expert.
 
         The environment and the reference scores are kept where all agree. Raises ValueError for
-        none, or other spaces.
+        none, or other spaces; TypeError for what is no dataset.
         """
+        several = isinstance(datasets, Iterable) and not isinstance(datasets, str)
+        datasets = list(datasets) if several else [datasets]  # type: ignore[list-item]
+        odd = [one for one in datasets if not isinstance(one, OfflineDataset)]
+        if odd or not several:
+            what = (odd or datasets)[0]
+            raise TypeError(
+                f"concatenate() was given {what!r}, expected a list of OfflineDatasets, such as "
+                "load_dataset returns"
+            )
         if not datasets:
             raise ValueError("concatenate() was given no datasets, expected at least one")
         first = datasets[0]
@@ -283,7 +294,10 @@ class OfflineDataset:
             largest = float(np.abs(self.episode_returns).max())
             if spread <= 1e-6 * min(1.0, largest):  # the same, up to rounding
                 return self.rewards
-            return self.rewards * np.float32(1000.0 / spread)
+            factor = 1000.0 / spread
+            if SMALLEST < factor < LARGEST:
+                return self.rewards * np.float32(factor)
+            return (self.rewards * np.float64(factor)).astype(np.float32)
         raise ValueError(f"reward_tuning={rule!r}, expected one of {list(REWARD_TUNINGS)}")
 
     def normalized_score(self, returns: float | NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -336,6 +350,26 @@ def _chain(
     states[place] = observations
     states[place[ends] + 1] = next_observations[ends]
     return states, ends
+
+
+def _check_types(data: OfflineDataset) -> None:
+    """Raise TypeError for fields that an agent could not save."""
+    expected: dict[str, tuple[type, ...]] = {
+        "id": (str,),
+        "adapter": (ObservationAdapter, type(None)),
+        "env_spec": (EnvSpec, type(None)),
+        "reference": (ReferenceScores, type(None)),
+        "details": (dict,),
+    }
+    for name, types in expected.items():
+        value = getattr(data, name)
+        if not isinstance(value, types):
+            known = " or ".join("None" if one is type(None) else one.__name__ for one in types)
+            example = ": gymnasium.spec('Hopper-v5')" if name == "env_spec" else ""
+            raise TypeError(
+                f"dataset {data.id!r}: {name}={value!r} is a {type(value).__name__}, expected "
+                f"{known}{example}"
+            )
 
 
 def _check_shapes(data: OfflineDataset) -> None:

@@ -18,9 +18,24 @@ ADVICE = "Pass the rows of one environment after those of the other, in the orde
 
 
 def doubts(
-    states: NDArray[Any], rewards: NDArray[Any], episode_starts: NDArray[np.int64]
+    states: NDArray[Any],
+    rewards: NDArray[Any],
+    episode_starts: NDArray[np.int64],
+    **flags: NDArray[np.bool_],
 ) -> Iterator[str]:
-    """One message for each thing that is odd: states (N + E, S), rewards (N,), starts (E,)."""
+    """One message for each thing that is odd: states (N + E, S), rewards (N,), starts (E,).
+
+    `flags` (N,) are those of which only an episode's last step may have one, by name.
+    """
+    for name, flag in flags.items():
+        inside = np.setdiff1d(np.flatnonzero(flag), np.append(episode_starts[1:], len(flag)) - 1)
+        if len(inside) > 0:
+            episode = int(np.searchsorted(episode_starts, inside[0], side="right")) - 1
+            yield (
+                f"{len(inside)} {name} are inside an episode, first in episode {episode}, step "
+                f"{inside[0] - episode_starts[episode]}: its steps go on behind them. Split "
+                "episodes there, or unset the flags"
+            )
     ends = np.append(episode_starts[1:], len(rewards)) + 1 + np.arange(len(episode_starts))
     problem = turns(states, ends)
     if problem is not None:

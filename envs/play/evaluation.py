@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import json
 import math
@@ -18,13 +19,14 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from qgpo.envs.arguments import whole
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.progress import progress
 from qgpo.envs.rollouts.playing import Player
 from qgpo.envs.rollouts.protocols import Predicts, SeedsPredictions
 from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.families import find_family
-from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
+from qgpo.envs.tasks.making import as_played, limit_doubts, make_env, quiet_mujoco
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.text import readable as readable
 
@@ -199,14 +201,18 @@ def evaluate(
         raise TypeError(
             f"reference is a {type(reference).__name__}, expected ReferenceScores(minimum, maximum)"
         )
-    _check_arguments(
-        agent, n_episodes=n_episodes, n_envs=n_envs, max_episode_steps=max_episode_steps
-    )
+    _check_agent(agent)
+    n_episodes, n_envs = whole("n_episodes", n_episodes), whole("n_envs", n_envs)
+    if max_episode_steps is not None:
+        max_episode_steps = whole("max_episode_steps", max_episode_steps)
     if isinstance(agent, SeedsPredictions):
         agent.seed_predictions(seed)
         warn_of_normalized(env)
+    if isinstance(env, EnvSpec):  # of a dataset's, `load_dataset` says it
+        for said in limit_doubts(env):
+            warnings.warn(f"{env.id}: {said}", stacklevel=2)
     if isinstance(env, OfflineDataset):
-        reference = reference or env.reference
+        reference = reference or reference_within(env.reference, env.env_spec, max_episode_steps)
         env = _spec_of(env)
     with _made(env, min(n_envs, n_episodes)) as envs:
         seeds = [seed + i for i in range(n_episodes)]
@@ -288,6 +294,10 @@ class _Episodes:
         spec: EnvSpec | None = env.spec
         stated = spec.max_episode_steps if spec is not None else None
         self.limit = max_episode_steps or stated or FALLBACK_LIMIT
+        if spec is not None:  # as it is played
+            spec = dataclasses.replace(
+                spec, max_episode_steps=min(self.limit, stated or self.limit)
+            )
         self.env_id = spec.id if spec is not None else type(env).__name__
         family = find_family(env_id=self.env_id)
         self.reference = reference or family.scores({}, spec)
@@ -413,12 +423,27 @@ def _first_nan(observation: Any) -> str | None:
     return "" if array.dtype.kind == "f" and np.isnan(array).any() else None
 
 
-def _check_arguments(agent: Any, **numbers: int | None) -> None:
+def _check_agent(agent: Any) -> None:
     if not isinstance(agent, Predicts):
         raise TypeError(f"agent is a {type(agent).__name__} without predict(), expected an agent")
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name}={number}, expected at least 1")
+
+
+def reference_within(
+    reference: ReferenceScores | None, env: Any, max_episode_steps: int | None
+) -> ReferenceScores | None:
+    """The reference returns, if any, where episodes are played to the environment's own limit.
+
+    Warns where shorter ones cannot be compared with them.
+    """
+    limit = env.max_episode_steps if isinstance(env, EnvSpec) else None
+    if reference is None or max_episode_steps is None or max_episode_steps >= (limit or math.inf):
+        return reference
+    warnings.warn(
+        f"{env.id}: no normalised scores, the reference returns are for episodes of {limit} steps, "
+        f"and max_episode_steps={max_episode_steps}",
+        stacklevel=3,
+    )
+    return None
 
 
 def _spec_of(dataset: OfflineDataset) -> EnvSpec:
@@ -478,7 +503,9 @@ def _play_vector(player: Player, envs: VectorEnv[Any, Any, Any], episodes: _Epis
     while np.any(episode < len(seeds)):
         for k in np.flatnonzero(~resetting & (episode < len(seeds))):
             episodes.check(episode[k], _of_slot(observations, k))
-        actions = player.batch(copy.deepcopy(observations))
+        seen = copy.deepcopy(observations)
+        _without_nan(seen, resetting | (episode >= len(seeds)))
+        actions = player.batch(seen)
         observations, rewards, terminated, truncated, _ = _of_all(
             functools.partial(envs.step, actions)
         )
@@ -508,6 +535,16 @@ def _of_all(call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:  # an environment may raise anything
         raise _FailedError(f"{type(error).__name__}: {error}") from error
+
+
+def _without_nan(observations: Any, unused: NDArray[np.bool_]) -> None:
+    """Put zeros in place of NaN where no action is used, in place: a policy may refuse NaN."""
+    if isinstance(observations, Mapping):
+        for part in observations.values():
+            _without_nan(part, unused)
+    elif isinstance(observations, np.ndarray) and observations.dtype.kind == "f":
+        rows = observations[unused]
+        observations[unused] = np.where(np.isnan(rows), 0, rows)
 
 
 def _of_slot(observations: Any, k: Any) -> Any:

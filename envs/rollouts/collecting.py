@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from minari.data_collector import EpisodeBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 from tqdm import tqdm
 
+from qgpo.envs.arguments import whole
 from qgpo.envs.rollouts.playing import Player
 from qgpo.envs.rollouts.protocols import Policy, Predicts, SeedsPredictions
 from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
@@ -24,6 +26,21 @@ from qgpo.envs.tasks.observations import stack
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces
 
 N_ENVS = 10
+
+
+class CollectionError(RuntimeError, ValueError):
+    """An environment or a policy that failed while episodes were collected.
+
+    `episodes` are those that had ended by then.
+    """
+
+    def __init__(self, message: str, episodes: list[EpisodeBuffer]) -> None:
+        super().__init__(message)
+        self.episodes = episodes
+
+
+class _FailedError(Exception):
+    """What an environment did that no episode can hold; `_kept` makes the CollectionError of it."""
 
 
 def collect(
@@ -48,9 +65,16 @@ def collect(
     The result is reproducible from the seed on one machine. One torch thread is used: several
     threads round sums differently, and a simulator amplifies that. Policies that round their
     actions, such as an ActorPolicy, give the same episodes on all machines with the same MuJoCo
-    and the same mathematics in the C library. Raises ValueError for actions that cannot be
-    learned from.
+    and the same mathematics in the C library. Raises ValueError for numbers below 1 and for
+    actions that cannot be learned from, TypeError for what is no policy, and CollectionError,
+    which holds the episodes that have ended, where the environment raises an exception or returns
+    what is not finite in float32, and where a policy raises one after the first of them.
     """
+    n_steps, seed = whole("n_steps", n_steps), whole("seed", seed, 0)
+    if switch_every is not None:
+        switch_every = whole("switch_every", switch_every)
+    if max_episode_steps is not None:
+        max_episode_steps = whole("max_episode_steps", max_episode_steps)
     envs = [make_env(as_played(env_id)) for _ in range(N_ENVS)]
     name = env_id if isinstance(env_id, str) else env_id.id
     policies = _Policies(make_policies(_action_box(envs[0], name)), seed, deterministic)
@@ -58,11 +82,11 @@ def collect(
     limit = max_episode_steps or (spec.max_episode_steps if spec else None) or 1000
     rng = np.random.default_rng(seed)
     finished: list[EpisodeBuffer] = []
-    playing = {i: _reset(env, rng) for i, env in enumerate(envs)}
-    active = rng.integers(len(policies), size=N_ENVS)
     taken = 0
     bar = tqdm(total=n_steps, desc=f"collect {name}", disable=not progress_bar)
-    with one_thread(), torch.random.fork_rng(devices=[]), bar:
+    with _kept(name, finished), one_thread(), torch.random.fork_rng(devices=[]), bar:
+        playing = {i: _reset(env, rng) for i, env in enumerate(envs)}
+        active = rng.integers(len(policies), size=N_ENVS)
         torch.manual_seed(seed)
         while playing:
             slots = list(playing)
@@ -95,7 +119,13 @@ class _Policies:
         self.deterministic = deterministic
         self.seen: dict[int, Any] = {}
         self.policies: list[Policy | Player] = []
+        if not isinstance(policies, Sequence):
+            raise TypeError(f"make_policies returned {policies!r}, expected a list of policies")
+        if not policies:
+            raise ValueError("make_policies returned no policies, expected at least one")
         for policy in policies:
+            if not isinstance(policy, Predicts | Policy):
+                raise TypeError(f"{policy!r} is no policy, expected one with predict() or act()")
             if isinstance(policy, SeedsPredictions):
                 policy.seed_predictions(seed)
             if isinstance(policy, Predicts):
@@ -145,20 +175,21 @@ def collect_vec_env(
     reset. An episode that a time limit ended is truncated, not terminated. Episodes that are
     open when the steps are reached are played to their end. Raises ValueError for spaces that
     cannot be learned from, for other wrappers around a VecNormalize, and for environments
-    without a step limit; warns where an agent that learned from a dataset would see normalized
-    observations.
+    without a step limit, and CollectionError where `collect` does; warns where an agent that
+    learned from a dataset would see normalized observations.
     """
-    if n_steps < 1:
-        raise ValueError(f"n_steps={n_steps}, expected at least 1")
+    n_steps, seed = whole("n_steps", n_steps), whole("seed", seed, 0)
     if isinstance(agent, SeedsPredictions):  # SB3's own learned with such statistics
         warn_of_normalized(vec_env)
     raw, normalize = _unwrap(vec_env)
     raw.seed(seed)
     finished: list[EpisodeBuffer] = []
+    ends: list[bool] = []
     player = Player(agent, raw.num_envs, deterministic)
     taken = 0
     bar = tqdm(total=n_steps, desc="collect", disable=not progress_bar)
-    with torch.random.fork_rng(devices=[]), _copied_observations(raw), bar:
+    kept = _kept(f"the {type(raw).__name__}", finished)
+    with kept, torch.random.fork_rng(devices=[]), _copied_observations(raw), bar:
         torch.manual_seed(seed)
         if isinstance(agent, SeedsPredictions):
             agent.seed_predictions(seed)
@@ -169,7 +200,7 @@ def collect_vec_env(
             actions = player.batch(np.array(seen))
             # Copies are needed because vector environments may use their arrays again, or change
             # the actions.
-            observations, rewards, dones, infos = raw.step(np.array(actions))  # type: ignore[assignment]
+            observations, rewards, dones, infos = _stepped(raw, np.array(actions))
             observations = np.array(observations)
             player.starts = np.array(dones, dtype=np.bool_)
             taken += len(playing)
@@ -179,9 +210,18 @@ def collect_vec_env(
                 last = infos[i]["terminal_observation"] if dones[i] else observations[i]
                 if not _add(playing[i], actions[i], rewards[i], dones[i] and not cut, cut, last):
                     continue
+                ends.append(_is_own(raw, playing[i], observations[i]))
                 finished.append(_finish(playing.pop(i)))
                 if taken < n_steps:
                     playing[i] = _begin(observations[i])
+    if not any(ends):
+        warnings.warn(
+            f"in all {len(ends)} episodes of {type(raw.unwrapped).__name__} the last observation "
+            "is the first one of the next episode: an environment that uses its observation array "
+            "again loses its last observation there, and the recorded one is wrong. Let the "
+            "environment return copies, or use a DummyVecEnv",
+            stacklevel=2,
+        )
     return finished
 
 
@@ -220,7 +260,8 @@ def _copied_observations(vec_env: VecEnv) -> Iterator[None]:
     """Inside the block the environments of a DummyVecEnv return copies.
 
     It keeps the last observation of an episode while it resets the environment, which may use the
-    array again.
+    array again. Environments in other processes are out of reach: `_is_own` looks at what they
+    return.
     """
     inner = vec_env.unwrapped
     if not isinstance(inner, DummyVecEnv):
@@ -232,6 +273,43 @@ def _copied_observations(vec_env: VecEnv) -> Iterator[None]:
         yield
     finally:
         inner.envs = envs
+
+
+def _is_own(vec_env: VecEnv, episode: EpisodeBuffer, following: Any) -> bool:
+    """Whether the episode's last observation may be its own, not the next episode's first.
+
+    An environment that always shows the same may well end as it begins. Of stacked observations
+    the newest is compared.
+    """
+    inner = vec_env.unwrapped
+    if isinstance(inner, DummyVecEnv):
+        return True
+    size = int(np.prod(inner.observation_space.shape or (1,)))
+    before, last = (np.ravel(one)[-size:] for one in episode.observations[-2:])
+    first = np.ravel(following)[-size:]
+    return not np.array_equal(last, first) or np.array_equal(last, before)
+
+
+@contextlib.contextmanager
+def _kept(name: str, finished: list[EpisodeBuffer]) -> Iterator[None]:
+    """Inside the block no exception loses the episodes that have ended."""
+    try:
+        yield
+    except Exception as error:  # of an environment, or of a policy
+        known = isinstance(error, _FailedError)
+        if not known and not finished:
+            raise
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        kept = f"{len(finished)} episodes had ended" if finished else "no episode had ended"
+        raise CollectionError(f"collecting in {name} failed: {reason}; {kept}", finished) from error
+
+
+def _stepped(vec_env: VecEnv, actions: Any) -> Any:
+    """What a vector environment's step returns. Raises _FailedError whatever it raises."""
+    try:
+        return vec_env.step(actions)
+    except Exception as error:  # an environment may raise anything
+        raise _FailedError(f"{type(error).__name__}: {error}") from error
 
 
 def _unwrap(vec_env: VecEnv) -> tuple[VecEnv, VecNormalize | None]:
@@ -261,18 +339,28 @@ def _action_box(env: gym.Env[Any, Any], name: str) -> gym.spaces.Box:
 
 def _begin(observation: Any, seed: int | None = None) -> EpisodeBuffer:
     """A new episode; its arrays are copies, as environments may use theirs again."""
-    return EpisodeBuffer(seed=seed, observations=[copy.deepcopy(observation)], actions=[])
+    episode = EpisodeBuffer(seed=seed, observations=[copy.deepcopy(observation)], actions=[])
+    _check(episode, "observation", observation)
+    return episode
 
 
 def _reset(env: gym.Env[Any, Any], rng: np.random.Generator) -> EpisodeBuffer:
     """A new episode, from a seed of its own."""
     seed = int(rng.integers(2**31))
-    return _begin(env.reset(seed=seed)[0], seed)
+    try:
+        observation = env.reset(seed=seed)[0]
+    except Exception as error:  # an environment may raise anything
+        raise _FailedError(f"reset(seed={seed}): {type(error).__name__}: {error}") from error
+    return _begin(observation, seed)
 
 
 def _step(episode: EpisodeBuffer, env: gym.Env[Any, Any], action: Any, limit: int) -> bool:
     """Take and record one step, which is the last one at the limit; whether the episode is over."""
-    observation, reward, terminated, truncated, _ = env.step(copy.deepcopy(action))
+    try:
+        observation, reward, terminated, truncated, _ = env.step(copy.deepcopy(action))
+        terminated, truncated = bool(terminated), bool(truncated)
+    except Exception as error:  # an environment may raise anything
+        raise _FailedError(f"{_place(episode)}: {type(error).__name__}: {error}") from error
     truncated = truncated or (not terminated and len(episode.rewards) + 1 >= limit)
     return _add(episode, action, reward, terminated, truncated, observation)
 
@@ -280,13 +368,43 @@ def _step(episode: EpisodeBuffer, env: gym.Env[Any, Any], action: Any, limit: in
 def _add(
     episode: Any, action: Any, reward: Any, terminated: Any, truncated: Any, next_observation: Any
 ) -> bool:
-    """Record copies of one step; whether the episode is over."""
+    """Record copies of one step; whether the episode is over.
+
+    Raises _FailedError for values that no dataset may have.
+    """
+    _check(episode, "reward", reward)
+    _check(episode, "action", action)
+    _check(episode, "observation", next_observation)
     episode.actions.append(copy.deepcopy(action))
     episode.rewards.append(float(reward))
     episode.terminations.append(bool(terminated))
     episode.truncations.append(bool(truncated))
     episode.observations.append(copy.deepcopy(next_observation))
     return bool(terminated or truncated)
+
+
+def _check(episode: EpisodeBuffer, name: str, value: Any) -> None:
+    """Raise _FailedError for numbers that are not finite in float32, and for no numbers."""
+    for key, part in value.items() if isinstance(value, Mapping) else ():
+        _check(episode, f"{name}/{key}", part)
+    if isinstance(value, Mapping):
+        return
+    try:
+        array = np.asarray(float(value) if name == "reward" else value)
+        with np.errstate(over="ignore"):
+            finite = array.dtype.kind != "f" or np.isfinite(array.astype(np.float32)).all()
+    except (TypeError, ValueError) as error:
+        raise _FailedError(f"{_place(episode)}: its {name} is {value!r} ({error})") from error
+    if not finite:
+        raise _FailedError(
+            f"{_place(episode)}: its {name} is {value!r}, expected finite numbers that float32 "
+            "holds"
+        )
+
+
+def _place(episode: EpisodeBuffer) -> str:
+    seed = "" if episode.seed is None else f"seed {episode.seed}, "
+    return f"{seed}step {len(episode.rewards)}"
 
 
 def _finish(episode: Any) -> EpisodeBuffer:

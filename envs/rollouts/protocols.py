@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A policy that draws its actions from a given generator."""
 

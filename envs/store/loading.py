@@ -241,7 +241,8 @@ class _Reader:
     def doubt(self, dataset: OfflineDataset) -> OfflineDataset:
         """The dataset, once what is odd about it is noted. ValueError where rewards vanish."""
         of = f"dataset {dataset.id!r}"
-        odd = doubts(dataset.states, dataset.rewards, dataset.episode_starts)
+        ends = {name: getattr(dataset, name) for name in ("terminations", "truncations")}
+        odd = doubts(dataset.states, dataset.rewards, dataset.episode_starts, **ends)
         self.doubts[:] = [*self.rounding.faults(of), *(f"{of}: {text}" for text in odd)]
         return dataset
 

@@ -14,7 +14,7 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 
 from qgpo.envs.tasks.arguments import SpecError
-from qgpo.envs.tasks.making import difference, make_env
+from qgpo.envs.tasks.making import limit_doubts, make_env
 from qgpo.envs.tasks.specs import spec_from_json
 from qgpo.envs.tasks.wrappers import names
 
@@ -55,9 +55,7 @@ def differences(recorded: EnvSpec | None, played: EnvSpec | None) -> Iterator[st
     """What is to be said of the environment in which agents play."""
     if played is None:
         return
-    said = difference(played)
-    if said is not None:
-        yield said
+    yield from limit_doubts(played)
     if recorded is not None:
         without = [n for n in names(recorded.additional_wrappers) if n not in _names(played)]
         if without:

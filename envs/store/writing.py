@@ -12,11 +12,13 @@ from typing import Any
 
 import gymnasium as gym
 import minari
+import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.namespace import create_namespace, list_local_namespaces
+from numpy.typing import NDArray
 
 from qgpo.envs.data import disk
 from qgpo.envs.data.columns import flags, numbers
@@ -168,7 +170,7 @@ def check_episodes(
             of, "observations", episode.observations, env.observation_space, length + 1, why
         )
         _check_part(of, "actions", episode.actions, env.action_space, length, why)
-        numbers(of, "rewards", episode.rewards, (length,))
+        _check_finite(of, "rewards", numbers(of, "rewards", episode.rewards, (length,)))
         flags(of, "terminations", episode.terminations, (length,))
         flags(of, "truncations", episode.truncations, (length,))
 
@@ -183,7 +185,16 @@ def _check_part(
             _check_part(of, f"{name}/{key}", values[key], part, rows, why)
     elif isinstance(space, spaces.Box | spaces.Discrete):
         shape: Any = space.shape
-        numbers(of, name, values, (rows, *shape), why)
+        _check_finite(of, name, numbers(of, name, values, (rows, *shape), why))
+
+
+def _check_finite(of: str, name: str, values: NDArray[np.float32]) -> None:
+    odd = np.argwhere(~np.isfinite(values))
+    if len(odd) > 0:
+        raise ValueError(
+            f"{of}, step {odd[0][0]}: {name} has value {values[tuple(odd[0])]}, expected finite "
+            "numbers; leave that episode out"
+        )
 
 
 def write_minari(

@@ -84,7 +84,13 @@ class Family:
         return self.reference
 
     def without_scores(self, metadata: Mapping[str, Any], spec: EnvSpec | None) -> Iterator[str]:
-        """What is to be said where the row has reference returns and they do not hold."""
+        """What is to be said where the data's or the row's reference returns are not used."""
+        low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+        if (low, high) != (None, None) and not is_scale(low, high):
+            yield (
+                f"its metadata have ref_min_score={low!r} and ref_max_score={high!r}, which is no "
+                "scale, and is not used: the first one has to be less than the second"
+            )
         if spec is not None and self.reference is not None and self.scores(metadata, spec) is None:
             yield (
                 f"no normalised scores, the reference returns do not hold in its environment: "
@@ -94,17 +100,20 @@ class Family:
     def other_task(self, spec: EnvSpec) -> str | None:
         """Why the row's reference returns do not hold in that environment; None where they do.
 
-        They hold for the row's environments and versions, with the registered arguments and those
-        that the row gives, and no wrapper that may change returns. An environment that is not
-        registered here is compared with the row alone.
+        They hold for the row's environments and versions, with the registered step limit and
+        arguments and those that the row gives, and no wrapper that may change returns. An
+        environment that is not registered here is compared with the row alone.
         """
         pattern = re.escape(self.environment) if self.scored is None else self.scored
         if not re.fullmatch(pattern, spec.id):
             return f"they are for {self.environment or self.scored}, not for {spec.id}"
+        registered = gym.registry.get(spec.id)
+        limit = self.max_episode_steps or (registered and registered.max_episode_steps)
+        if limit is not None and spec.max_episode_steps != limit:
+            return f"they are for {limit} steps, not for max_episode_steps={spec.max_episode_steps}"
         changing = changing_returns(spec.additional_wrappers)
         if changing:
             return f"{spec.id} is wrapped in {', '.join(changing)}"
-        registered = gym.registry.get(spec.id)
         for name in sorted({*spec.kwargs, *self.evaluation, *self.reference_needs}):
             if not self._same_argument(name, spec, registered):
                 value = f"={spec.kwargs[name]!r}" if name in spec.kwargs else " missing"

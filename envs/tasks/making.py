@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.specs import spec_from_json as spec_from_json  # former place
 from qgpo.envs.tasks.specs import spec_to_json as spec_to_json  # former place
 from qgpo.envs.tasks.specs import without_rendering
-from qgpo.envs.tasks.wrappers import effective, wrap_again
+from qgpo.envs.tasks.wrappers import effective, names, steps_per_step, wrap_again
 
 PACKAGES = {"gymnasium_robotics": (robotics.register, "pip install gymnasium-robotics")}
 """by module: what registers its environments, and how it is installed"""
@@ -149,19 +150,32 @@ def _same_environment(played: str | EnvSpec, recorded: EnvSpec) -> bool:
     return one == other
 
 
-def difference(spec: EnvSpec) -> str | None:
-    """What a dataset says of its environment that is not as it is registered, to be said."""
+def limit_doubts(spec: EnvSpec) -> Iterator[str]:
+    """What is to be said of a spec whose step limit is not the registered one.
+
+    A spec does not say on which side of its wrappers the limit is. `make_env` puts it inside, where
+    `gymnasium.make` has it, so that a wrapper that repeats actions leaves fewer steps.
+    """
+    register_package(spec.id)
     registered = gym.registry.get(spec.id)
-    if registered is None:
-        return None
-    limit, own = spec.max_episode_steps, registered.max_episode_steps
-    if own is None or (limit is not None and limit <= own):
-        return None
-    stated = "no step limit" if limit is None else f"a limit of {limit} steps"
-    return (
-        f"its environment has {stated}, {spec.id} is registered with {own}: episodes, and the "
-        "returns of agents that play in it, may be longer than elsewhere"
-    )
+    limit, own = spec.max_episode_steps, registered.max_episode_steps if registered else None
+    if registered is None or limit == own:
+        return
+    if own is not None and (limit is None or limit > own):
+        stated = "no step limit" if limit is None else f"a limit of {limit} steps"
+        yield (
+            f"its environment has {stated}, {spec.id} is registered with {own}: episodes, and the "
+            "returns of agents that play in it, may be longer than elsewhere"
+        )
+    per_step = steps_per_step(spec.additional_wrappers)
+    if limit is not None and per_step > 1:
+        yield (
+            f"its environment has a limit of {limit} steps under "
+            f"{', '.join(names(spec.additional_wrappers))}, and no spec says whether the limit "
+            f"counts the agent's steps or the {per_step} that each of them takes in {spec.id}. "
+            f"The latter is assumed, so that agents play at most {math.ceil(limit / per_step)} "
+            "steps. If a TimeLimit was the outer one, pass the made environment to evaluate()"
+        )
 
 
 def make_env(

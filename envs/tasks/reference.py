@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 
 
 def is_scale(minimum: Any, maximum: Any) -> bool:
-    """Whether the two are finite numbers, the first one less than the second."""
-    numbers = all(isinstance(n, Real) and math.isfinite(n) for n in (minimum, maximum))
-    return numbers and bool(minimum < maximum)
+    """Whether the two are numbers a finite distance apart, the first one less than the second."""
+    if not all(isinstance(n, Real) and not isinstance(n, bool) for n in (minimum, maximum)):
+        return False
+    try:
+        low, high = float(minimum), float(maximum)
+    except OverflowError:
+        return False
+    return low < high and math.isfinite(high - low)
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,13 @@ class ReferenceScores:
     def __post_init__(self) -> None:
         if not is_scale(self.minimum, self.maximum):
             raise ValueError(
-                f"reference returns {self.minimum!r} and {self.maximum!r}, expected two finite "
-                "numbers, the first one less than the second"
+                f"reference returns {self.minimum!r:.40} and {self.maximum!r:.40}, expected two "
+                "finite numbers, the first one less than the second, not farther apart than "
+                "floats reach"
             )
         for name in ("minimum", "maximum"):
-            if not isinstance(getattr(self, name), int | float):  # NumPy's, which JSON cannot hold
-                object.__setattr__(self, name, float(getattr(self, name)))
+            # NumPy's numbers are none of JSON's
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not isinstance(self.source, str):
             raise ValueError(f"source={self.source!r} of reference returns, expected a text")
 

@@ -5,6 +5,7 @@ A file names a wrapper by its class. The name is looked up in the tables below a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -57,6 +58,9 @@ MADE_AGAIN: Mapping[str, type[gym.Wrapper[Any, Any, Any, Any]]] = {
 NormalizeReward do not: they had statistics, which are not recorded"""
 COUNTS = {"delay", "num_repeats", "repeat_action_duration", "skip", "stack_size"}
 """arguments of theirs that multiply memory or steps"""
+PER_STEP = {"RepeatAction": "num_repeats", "MaxAndSkipObservation": "skip"}
+"""by wrapper that takes several steps of its environment at a time, the argument that says how
+many"""
 LARGEST = 1000
 SAME_RETURNS = {
     "qgpo.envs.tasks.observations:FlatObservations",
@@ -91,6 +95,12 @@ def effective(recorded: Iterable[WrapperSpec]) -> tuple[WrapperSpec, ...]:
 def changing_returns(recorded: Iterable[WrapperSpec]) -> list[str]:
     """Names of the wrappers under which returns may be others."""
     return [one.name for one in effective(recorded) if _name(one) not in SAME_RETURNS]
+
+
+def steps_per_step(recorded: Iterable[WrapperSpec]) -> int:
+    """How many steps of the environment one step of the wrapped one takes."""
+    numbers = ((one.kwargs or {}).get(PER_STEP.get(_name(one), "")) for one in recorded)
+    return math.prod(number for number in numbers if isinstance(number, int))
 
 
 def names(recorded: Iterable[WrapperSpec]) -> list[str]:

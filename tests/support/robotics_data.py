@@ -156,7 +156,7 @@ def write_kitchen(dataset_id: str = "D4RL/kitchen/partial-v2") -> Recorder:
                 env.unwrapped.data.qpos[OBS_ELEMENT_INDICES[task]] = OBS_ELEMENT_GOALS[task]
             recorder.step(env.action_space.sample())
         recorder.end()
-    write(dataset_id, recorder)
+    write(dataset_id, recorder, dataclasses.replace(env.spec, max_episode_steps=280))
     return recorder
 
 

@@ -14,6 +14,7 @@ from minari.data_collector import EpisodeBuffer
 
 from qgpo import OfflineDataset, load_dataset
 from qgpo.agents.core.batches import Batches, tuned_rewards
+from qgpo.envs.data.columns import Rounding
 
 N = 40
 RNG = np.random.default_rng(0)
@@ -53,6 +54,11 @@ LOST = {
     "a time in seconds": (1.7e9 + 0.05 * np.arange(N + 1.0)[:, None], np.float64),
     "integers above 2^24": (2**24 + 1 + 2 * np.arange(N + 1)[:, None], np.int64),
     "integers above 2^53": (2**60 + STEPS, np.int64),
+    "reals about 1e-170": (1e-170 * STEPS, np.float64),
+    "reals that grow from 1e-300 to 1e-48": (
+        1e-300 * 10.0 ** (6.3 * STEPS.clip(0, 40)),
+        np.float64,
+    ),
     "unsigned integers": ((2**63 + STEPS.astype(np.uint64)).astype(np.uint64), np.uint64),
 }
 
@@ -89,12 +95,36 @@ def test_what_float32_holds_is_not_complained_about(values):
         arrays(observations=values, next_observations=None)
 
 
-@pytest.mark.parametrize("scale", [1e-50, 1e9])
+@pytest.mark.parametrize("scale", [1e-50, 1e-160, 1e-200, 1e-306, 1e9])
 def test_rewards_that_all_become_the_same_are_refused(scale):
     rewards = scale * (1.0 + 1e-10 * np.arange(N)) if scale > 1 else scale * np.arange(N)
     for make in (arrays, stored):
         with pytest.raises(ValueError, match=r"rewards loses digits.*all rewards become"):
             make(rewards=rewards)
+
+
+def test_rewards_of_float32_s_smallest_are_scaled_like_others():
+    rewards, ends = np.linspace(-1.0, 2.0, N), np.arange(N) % 10 == 9
+    usual = arrays(rewards=rewards, terminations=ends).tuned_rewards("locomotion")
+    with pytest.warns(UserWarning, match="the largest reward is 2e-40"):
+        tiny = arrays(rewards=1e-40 * rewards, terminations=ends)
+    tuned = tiny.tuned_rewards("locomotion")
+    assert tuned.dtype == np.float32
+    np.testing.assert_allclose(tuned, usual, rtol=1e-3, atol=0.01)
+
+
+def test_deviations_do_not_depend_on_the_unit():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(3 * N, 2)) * 10.0 ** rng.uniform(-9, 9, (3 * N, 1))
+    for power in (0, -900, 120):
+        scaled = values * 2.0**power
+        with np.errstate(over="ignore"):
+            narrow = scaled.astype(np.float32)
+        rounding = Rounding()
+        for begin in range(0, len(values), N):  # the unit grows from part to part
+            rounding.add("rewards", scaled[begin : begin + N], narrow[begin : begin + N])
+        found = rounding.columns["rewards"]
+        np.testing.assert_allclose(found.deviation, np.ldexp(values.std(axis=0), power), rtol=1e-9)
 
 
 @pytest.mark.parametrize("rewards", [[1e39] * N, [1e300] + [0.0] * (N - 1)])

@@ -264,6 +264,49 @@ def test_concatenation_keeps_the_environment_of_one_task_only(changes, kept):
     assert (both.env_spec == spec) is kept
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": 5},
+        {"id": Path("mine")},
+        {"id": None},
+        {"id": b"a"},
+        {"reference": (0.0, 1.0)},
+        {"reference": {"minimum": 0.0}},
+        {"env_spec": "Pendulum-v1"},
+        {"env_spec": 3},
+        {"details": []},
+        {"adapter": "flat"},
+    ],
+)
+def test_fields_that_no_agent_can_save_are_refused(changes):
+    (name,) = changes
+    with pytest.raises(TypeError, match=rf"{name}=.* is a \w+, expected "):
+        replace(make_dataset(), **changes)
+
+
+@pytest.mark.parametrize("given", [["a/b-v0"], "a/b-v0", [make_dataset(), None], 3, None])
+def test_what_is_no_list_of_datasets_is_not_concatenated(given):
+    with pytest.raises(TypeError, match=r"given .*, expected a list of OfflineDatasets"):
+        OfflineDataset.concatenate(given)
+
+
+def test_one_dataset_is_no_list_of_them():
+    with pytest.raises(TypeError, match="expected a list of OfflineDatasets"):
+        OfflineDataset.concatenate(make_dataset())
+    assert len(OfflineDataset.concatenate(d for d in [make_dataset()])) == len(make_dataset())
+
+
+@pytest.mark.parametrize("name", ["terminations", "truncations"])
+def test_ends_inside_an_episode_are_said(name):
+    buffers = numbered_episodes((3, 4), [True, False])
+    getattr(buffers[1], name)[1] = True
+    source = write_buffers(buffers, "test/inside-v0")
+    for storage in ("memory", "memmap"):
+        with pytest.warns(UserWarning, match=f"1 {name} are inside .* in episode 1, step 1"):
+            load_dataset(source, storage=storage)
+
+
 def test_bounds_of_another_type_are_the_same_action_space():
     double = spaces.Box(-1.0, 1.0, (1,), np.float64)
     agent = QGPO("laptop", device="cpu")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
+import json
 import subprocess
 import sys
 import warnings
@@ -161,6 +164,42 @@ def test_an_episode_that_ends_at_the_limit_is_not_cut():
         warnings.simplefilter("error")
         result = evaluate(StepsDone(), Toy(), n_episodes=1, seed=0, max_episode_steps=2)
     assert result.cut == 0
+
+
+def test_shorter_episodes_than_the_reference_s_have_no_score():
+    scale = ReferenceScores(0.0, 100.0, "by hand")
+    dataset = dataclasses.replace(make_dataset(), env_spec=gym.spec("Pendulum-v1"), reference=scale)
+    told = pytest.warns(UserWarning, match="are for episodes of 200 steps, and max_episode_steps=3")
+    for env, limit, warned in (
+        (dataset, 3, told),
+        (dataset, 200, contextlib.nullcontext()),
+    ):
+        with warned:
+            result = evaluate(StepsDone(), env, 1, max_episode_steps=limit)
+        assert (result.score is None) is (limit == 3)
+    assert evaluate(StepsDone(), dataset, 1, max_episode_steps=3, reference=scale).score is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_episode_steps", float("nan")),
+        ("max_episode_steps", True),
+        ("n_episodes", 2.5),
+        ("n_episodes", np.True_),
+        ("n_envs", "3"),
+        ("n_envs", np.ones(2, int)),
+    ],
+)
+def test_what_is_no_whole_number_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name}=.*expected a whole number of at least 1"):
+        evaluate(StepsDone(), TOY, **{name: value})
+
+
+def test_numpy_s_whole_numbers_become_json():
+    numbers = {"n_episodes": np.int64(2), "n_envs": np.int8(2), "max_episode_steps": np.uint16(2)}
+    result = evaluate(StepsDone(), Toy(endless=True), **numbers, warn_of_cuts=False)
+    assert json.loads(result.to_json())["cut"] == 2
 
 
 @pytest.mark.parametrize("arguments", [{"n_episodes": 0}, {"max_episode_steps": 0}])

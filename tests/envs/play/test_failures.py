@@ -123,6 +123,33 @@ def test_a_last_observation_is_not_acted_on():
     assert evaluate(Zero(), Fails("last"), 2).returns == [2.0, 2.0]
 
 
+class Refuses(Zero):
+    """Takes no NaN."""
+
+    def predict(self, observation, **more):
+        parts = observation.values() if isinstance(observation, dict) else [observation]
+        assert all(np.isfinite(part).all() for part in parts)
+        return np.zeros((len(next(iter(parts))), 1), np.float32), None
+
+
+class Named(gym.ObservationWrapper):
+    """The observation as a Dict."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = spaces.Dict(seen=env.observation_space)
+
+    def observation(self, observation):
+        return {"seen": observation}
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("make", [lambda: Fails("last"), lambda: Named(Fails("last"))])
+def test_a_last_observation_reaches_no_policy_of_a_vector_environment(mode, make):
+    envs = SyncVectorEnv([make] * 3, autoreset_mode=mode)
+    assert evaluate(Refuses(), envs, 5, seed=2).returns == [2.0] * 5
+
+
 def test_an_agent_that_fails_later_loses_nothing_and_at_once_raises_its_own():
     class Tires(Zero):
         left = 5

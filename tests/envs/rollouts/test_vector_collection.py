@@ -9,12 +9,14 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
+    VecFrameStack,
     VecMonitor,
     VecNormalize,
 )
 
 from qgpo import BC, BCConfig, load_dataset
 from qgpo.envs import collect_vec_env, write_minari
+from qgpo.envs.rollouts import collecting
 
 LIMIT = 4
 
@@ -157,3 +159,51 @@ def test_recorded_steps_are_the_environments_own():
         observation, reward, *_ = env.step(action)
         np.testing.assert_array_equal(observation, episode.observations[t + 1])
         assert np.float32(reward) == np.float32(episode.rewards[t])
+
+
+class Reusing(gym.Wrapper):
+    """Shows all observations in one array."""
+
+    def reset(self, **settings):
+        observation, info = self.env.reset(**settings)
+        self.array = getattr(self, "array", observation)
+        self.array[:] = observation
+        return self.array, info
+
+    def step(self, action):
+        self.array[:], *more = self.env.step(action)
+        return self.array, *more
+
+
+class Still(Counting):
+    """Shows the same at every step, as an environment of one decision does."""
+
+    def step(self, action):
+        _, *more = super().step(action)
+        return np.zeros(2, np.float32), *more
+
+    def reset(self, **settings):
+        return np.zeros(2, np.float32), super().reset(**settings)[1]
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (lambda: Reusing(Counting()), True),
+        (Counting, False),
+        (Still, False),
+        (lambda: Reusing(Still()), False),
+    ],
+)
+def test_a_last_observation_that_is_lost_in_another_process_is_said(
+    make, wrong, stacked, monkeypatch, recwarn
+):
+    vec_env = DummyVecEnv([lambda: gym.wrappers.TimeLimit(make(), LIMIT) for _ in range(2)])
+    vec_env = VecFrameStack(vec_env, 2) if stacked else vec_env
+    collect_vec_env(Echo(), vec_env, 12, 0, progress_bar=False)  # makes copies
+    assert not recwarn.list
+    monkeypatch.setattr(collecting, "DummyVecEnv", SubprocVecEnv)  # which it cannot reach into
+    collect_vec_env(Echo(), vec_env, 12, 0, progress_bar=False)
+    said = [str(one.message) for one in recwarn]
+    assert ["the recorded one is wrong" in text for text in said] == [True] * wrong

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,7 +23,7 @@ from qgpo.envs.store.metadata import differences
 from qgpo.envs.store.opening import open_dataset, recorded_in
 from qgpo.envs.tasks.arguments import SpecError
 from qgpo.envs.tasks.families import find_family
-from qgpo.envs.tasks.making import make_env, to_play
+from qgpo.envs.tasks.making import limit_doubts, make_env, to_play
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.specs import spec_from_json, spec_to_json
 from qgpo.experiments import documents
@@ -186,7 +187,8 @@ def test_spaces_come_from_the_registered_environment():
 
 
 def test_the_user_s_own_module_is_imported_and_plays_the_recorded_arguments(imported):
-    stored({"ref_min_score": 0.0, "ref_max_score": 280.0}, id="Gain-v0", kwargs={"gain": 7.0})
+    gain = {"id": "Gain-v0", "kwargs": {"gain": 7.0}, "max_episode_steps": 2}
+    stored({"ref_min_score": 0.0, "ref_max_score": 280.0}, **gain)
     dataset = load_dataset(ID)
     agent = QGPO(WHITENED, device="cpu")
     agent.prepare(dataset)
@@ -354,6 +356,29 @@ def test_wrappers_that_change_something_are_made_again(what):
 
 
 @pytest.mark.parametrize(
+    ("wrap", "most"),
+    [
+        (lambda env: gym.wrappers.RepeatAction(env, 3), 7),
+        (lambda env: gym.wrappers.ClipReward(gym.wrappers.MaxAndSkipObservation(env, 4), -1), 5),
+        (lambda env: gym.wrappers.RepeatAction(gym.wrappers.RepeatAction(env, 2), 3), 4),
+        (lambda env: gym.wrappers.RepeatAction(env, 1), None),
+        (lambda env: gym.wrappers.ClipReward(env, -1, 0), None),
+    ],
+)
+def test_a_limit_that_may_be_outside_of_repeated_steps_is_said(wrap, most):
+    inside = wrap(gym.make("Pendulum-v1"))
+    assert not list(limit_doubts(inside.spec))
+    outside = gym.wrappers.TimeLimit(inside, 20)
+    said = list(limit_doubts(spec_from_json(spec_to_json(outside.spec))))
+    assert [f"at most {most} steps" in text for text in said] == ([] if most is None else [True])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert evaluate(Swing(), outside.spec, 1).lengths == [20 if most is None else most]
+    assert [str(one.message) for one in told] == [f"Pendulum-v1: {text}" for text in said]
+    assert evaluate(Swing(), outside, 1).lengths == [20]
+
+
+@pytest.mark.parametrize(
     ("wrapper", "said"),
     [
         (WrapperSpec("Mine", "mine.wrappers:Mine", {}), "Mine (mine.wrappers:Mine)"),
@@ -397,6 +422,9 @@ def test_wrappers_of_the_registered_environment_are_not_added_twice():
         ({"kwargs": {"render_mode": "human"}}, None),
         ({"kwargs": {"frame_skip": 5}}, "has the argument frame_skip=5"),
         ({"kwargs": {"ctrl_cost_weight": 0.0}}, "has the argument ctrl_cost_weight=0.0"),
+        ({"max_episode_steps": 3000}, "are for 1000 steps, not for max_episode_steps=3000"),
+        ({"max_episode_steps": 10}, "are for 1000 steps, not for max_episode_steps=10"),
+        ({"max_episode_steps": None}, "are for 1000 steps, not for max_episode_steps=None"),
         ({"kwargs": {"gone": None}}, "has the argument gone=None"),
         ({"id": "Hopper-v4"}, "they are for Hopper-v5, not for Hopper-v4"),
         ({"additional_wrappers": (WrapperSpec(**RESCALED),)}, None),
@@ -423,10 +451,25 @@ def test_the_data_s_reference_holds_in_the_recorded_environment_alone():
     assert to_play("Hopper-v5", PENDULUM, own) == ("Hopper-v5", None)
 
 
-@pytest.mark.parametrize("pair", [(2.0, 1.0), (0.0, float("nan")), ("0", "1"), (None, 1.0)])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (2.0, 1.0),
+        (1.0, 1.0),
+        (0.0, float("nan")),
+        ("0", "1"),
+        (None, 1.0),
+        (-1e308, 1e308),
+        (0, 10**400),
+        (False, True),
+        (0.0, True),
+    ],
+)
 def test_what_is_no_scale_scores_nothing(pair):
     metadata = dict(zip(("ref_min_score", "ref_max_score"), pair, strict=True))
     assert find_family("mine/a-v0").scores(metadata, PENDULUM) is None
+    (said,) = find_family("mine/a-v0").without_scores(metadata, PENDULUM)
+    assert "which is no scale" in said
     with pytest.raises(ValueError, match="expected two finite numbers"):
         ReferenceScores(*pair, "by hand")
     assert json.dumps(dataclasses.asdict(ReferenceScores(np.float32(0), np.float32(1), "by hand")))
