@@ -13,18 +13,20 @@ from qgpo.agents import QGPOConfig
 from qgpo.agents.core.checkpoint import config_from_json
 from qgpo.agents.core.config import longer
 from qgpo.agents.core.parsing import brief
+from qgpo.agents.core.training import check_device_name
 from qgpo.agents.registry import agent_class, check_adopts
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import Storage
+from qgpo.envs.store.local import split_version
 from qgpo.envs.tasks.specs import check_file_id
-from qgpo.fields import MOST, Range, check_seed, rules
+from qgpo.fields import MOST, Range, rules
 
 ConfigT = TypeVar("ConfigT")
 WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str: "a string"}
-AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
-SEED = "what generators start from"
-THREADS = Range(0, 1024)
-"""more exhaust what a system allows"""
+MOST_COUNT = 10**12
+AT_LEAST_0, AT_LEAST_1 = Range(0, MOST_COUNT), Range(1, MOST_COUNT)
+SEED, THREADS = Range(0, 2**62), Range(0, 1024)
+"""torch takes seeds below 2**63; those of episodes count up from it"""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ class Experiment(Generic[ConfigT]):
     def check(self) -> None:
         """Raise ValueError, naming the field, for values that are not allowed."""
         check_types(self)
+        split_version(self.dataset_id)
+        if self.device != "auto":
+            check_device_name(self.device)
         if self.headline_scale is None and (self.guidance_scales or self.tune_guidance):
             name = "guidance_scales" if self.guidance_scales else "tune_guidance"
             raise ValueError(
@@ -162,11 +167,9 @@ def check_types(data: Any) -> None:
             good = type(one) in kinds or (type(one) is int and float in kinds)
             large = type(one) is int and abs(one) > MOST  # no float holds the largest
             if good and isinstance(one, int | float):
-                good = not large and low <= one <= high and math.isfinite(one)
+                good = not large and low <= one <= high and abs(one) < math.inf
             if not good:
                 least = f" of at least {low:g}" if low > -math.inf else ""
                 high = min(high, MOST) if large else high
                 most = f" and at most {high:g}" if high < math.inf else ""
                 raise ValueError(f"{name}={brief(one)}, expected {words}{least}{most}")
-            if SEED in said:
-                check_seed(one)

@@ -37,6 +37,14 @@ def _as_called(found: re.Match[str]) -> str:
     return f"\n  {command(script)} {' '.join(arguments.split())}"
 
 
+def refuse_repeated(arguments: list[str]) -> None:
+    """Exit where a flag is given twice: only the last one would count, and nothing would say so."""
+    flags = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            raise SystemExit(f"error: {flag} is given twice, expected once, with all its values")
+
+
 @contextlib.contextmanager
 def any_terminal() -> Iterator[None]:
     """Characters that the terminal lacks are printed as others; a pipe may end early (`| head`).

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,11 +47,11 @@ from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, Evaluations
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.keeping import play_and_keep, show_and_write
-from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, SEED, check_types
+from qgpo.experiments.settings import AT_LEAST_1, SEED, THREADS, check_types
 from qgpo.fields import Range
 from qgpo.files import check_writable
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 from qgpo.solver import get_solver
 
 Agent = OfflineAgent[Any]
@@ -91,7 +92,7 @@ class Args:
     """cut episodes after so many steps; default the environment's own limit"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
-    threads: Annotated[int, AT_LEAST_0] = 0
+    threads: Annotated[int, THREADS] = 0
     """torch threads on the CPU; 0 leaves torch's choice. Beside other work 1 is fastest"""
     output: Path | None = None
     """JSON of raw returns, lengths and seeds; default evaluation-<time>.json in the run folder, for
@@ -379,6 +380,7 @@ def main(args: Args) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
+    refuse_repeated(sys.argv[1:])
     main(tyro.cli(Args, prog=command("evaluate"), description=description(__doc__)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -33,7 +34,7 @@ from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, resample_toy
 from qgpo.exact import EmpiricalTilt, sliced_wasserstein
 from qgpo.files import write_whole
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cep": ("CEP", {"guidance": "cep"}),
@@ -294,6 +295,7 @@ def main(args: Args) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
+    refuse_repeated(sys.argv[1:])
     main(tyro.cli(Args, prog=command("toy_2d"), description=description(__doc__)))
 
 

@@ -265,7 +265,7 @@ class _Reader:
         """The dataset of these arrays; cached properties among them need no computation."""
         given = {name: arrays[name] for name in (*ARRAYS, "episode_starts")}
         dataset = OfflineDataset(**self.fields, **given, folder=folder)
-        vars(dataset).update(arrays)
+        vars(dataset).update({name: a for name, a in arrays.items() if name not in given})
         return dataset
 
     def episodes(self, bar: Any = None) -> Iterator[Episode]:
