@@ -45,6 +45,7 @@ from qgpo.agents.registry import agent_class
 from qgpo.agents.sb3_baselines import OnlineSAC
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.play.evaluation import Evaluation
+from qgpo.envs.text_files import read_json
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import Experiment, as_json, measured_of
 
@@ -134,8 +135,8 @@ def _as_bytes(document: Document) -> bytes:
 def read(path: Path) -> Document:
     """A run's document in today's version. Raises DocumentError where it is something else."""
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        document = read_json(path)
+    except (OSError, ValueError) as error:
         raise DocumentError(f"{path} cannot be read ({error}): move it away") from error
     return upgrade(document, path)
 

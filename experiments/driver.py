@@ -10,7 +10,6 @@ again ends with the same agent and the same document. Scores are printed before 
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ from qgpo.envs.play.evaluation import (
     summarize,
 )
 from qgpo.envs.tasks.making import to_play
+from qgpo.envs.text_files import read_json
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, DocumentError, Evaluations
 from qgpo.experiments.folder import RunFolder
@@ -106,7 +106,7 @@ class Clock(EveryStep):
 def _read_clock(path: Path) -> dict[str, Any]:
     """What a checkpoint has cost. Raises DocumentError where the file says something else."""
     try:
-        saved: dict[str, Any] = json.loads(path.read_bytes())
+        saved: dict[str, Any] = read_json(path)
         if "stage_seconds" not in saved:  # before stages were told apart
             whole = {"wall": saved["wall_seconds"], "cpu": saved["cpu_seconds"]}
             saved["stage_seconds"] = {"unknown": whole}

@@ -33,7 +33,7 @@ from qgpo.envs.store.storing import expected_size
 from qgpo.envs.store.writing import check_new_id, reserved_space, sole_writer, write_minari
 from qgpo.envs.tasks.making import make_env
 from qgpo.envs.text import readable
-from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
+from qgpo.experiments.settings import AT_LEAST_1, SEED, check_types
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description
 
@@ -57,7 +57,7 @@ class Args:
     """environment steps; the last episode is played to its end"""
     switch_every: Annotated[int | None, AT_LEAST_1] = None
     """draw the policy again about every so many steps; default once per episode"""
-    seed: Annotated[int, AT_LEAST_0] = 0
+    seed: Annotated[int, SEED] = 0
     """seed of resets, actions and turns"""
     deterministic: bool = False
     """the policies' mean actions instead of sampled ones"""

@@ -52,7 +52,7 @@ from qgpo.envs.tasks.specs import check_file_id, in_words
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, Evaluations
 from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, check_types
+from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, SEED, check_types
 from qgpo.fields import Range
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description
@@ -88,7 +88,7 @@ class Args:
     deterministic actions that are the policy's mean (deterministic_action), which need neither"""
     n_episodes: Annotated[int | None, AT_LEAST_1] = None
     """episodes per scale; default 50, and 100 for mazes"""
-    seed: Annotated[int, AT_LEAST_0] = 10_000
+    seed: Annotated[int, SEED] = 10_000
     """seed of the first episode, the others count up; training uses 10000 + its own seed"""
     deterministic: bool = True
     """deterministic actions instead of sampled ones"""

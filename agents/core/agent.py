@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar, cast
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
@@ -38,6 +37,7 @@ from qgpo.envs.tasks.families import family_settings, find_family
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
+from qgpo.fields import check_seed
 
 ConfigT = TypeVar("ConfigT")
 
@@ -85,14 +85,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-        if not whole or not 0 <= seed < 2**63:
-            raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
+        seed = check_seed(seed)
         self.config: ConfigT = self.choose_config(config)
         self._preset = config if isinstance(config, str) else None
         self._row = self.config
         self._changes: dict[str, Any] = {}
-        self.seed = int(seed)
+        self.seed = seed
         self.device = choose_device(device)
         self.verbose = verbose
         self.tensorboard_log = None if tensorboard_log is None else str(tensorboard_log)
@@ -220,7 +218,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed training, prediction noise and the environment, if there is one."""
-        seed = self.seed if seed is None else seed
+        seed = self.seed if seed is None else check_seed(seed)
         self.training.generator.manual_seed(seed)
         self.prediction_generator.manual_seed(seed)
         if self.env is not None:

@@ -20,6 +20,7 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.play.evaluation import FALLBACK_LIMIT
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import ObservationAdapter, flat
+from qgpo.fields import check_seed
 
 
 class EveryStep(BaseCallback):
@@ -114,7 +115,7 @@ class EvaluationCallback(EvalCallback):
             deterministic,
             verbose=verbose,
         )
-        self.seed = seed
+        self.seed = check_seed(seed)
 
     def _init_callback(self) -> None:
         played = self.eval_env.observation_space, self.eval_env.action_space

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from qgpo.envs.data.blocks import BlockHash, Contents, differing
 from qgpo.envs.data.disk import allocate, check_space
+from qgpo.envs.store.stated import read_json
 
 FORMAT_VERSION = 2
 """1 had no hashes: its folders are made anew"""
@@ -33,7 +34,8 @@ DTYPES = {
     "state_index": "int64",
     "episode_starts": "int64",
 }
-INDEX = "index.json"
+INDEX, STARTS = "index.json", "episode_starts"
+ROWS_AT_ONCE = 2**20
 ADVICE = "use storage='memory'"
 Episode = dict[str, NDArray[Any]]
 """states (T + 1, S), actions (T, A), rewards, terminations and truncations (T,)"""
@@ -143,16 +145,49 @@ def write_index(folder: Path, index: Index) -> None:
 def read_index(folder: Path, made: dict[str, Any] | None = None) -> Index | None:
     """The index of a complete folder, made in that way, else None."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
         is_complete = index.pop("checksum") == _checksum(index)
         is_complete = is_complete and index.pop("format_version") == FORMAT_VERSION
-        is_complete = is_complete and made in (None, index["made"])
+        is_complete = is_complete and made in (None, index["made"]) and _is_whole(index)
         for name, dtype in DTYPES.items():
             size = int(np.prod(index["shapes"][name])) * np.dtype(dtype).itemsize
             is_complete = is_complete and (folder / f"{name}.bin").stat().st_size == size
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return index if is_complete else None
+
+
+def _is_whole(index: Index) -> bool:
+    """Whether the shapes are those of one dataset, and the texts are texts."""
+    shapes = {name: tuple(index["shapes"][name]) for name in DTYPES}
+    (rows, _), (steps, _), (episodes,) = (
+        shapes[name] for name in ("states", "actions", "episode_starts")
+    )
+    others = all(shapes[n] == (steps,) for n in DTYPES if n not in ("states", "actions", STARTS))
+    numbers = all(type(n) is int and n >= 0 for shape in shapes.values() for n in shape)
+    texts = [index["fingerprint"], *index.get("doubts", [])]
+    return numbers and others and rows == steps + episodes and all(type(t) is str for t in texts)
+
+
+def are_rows(folder: Path, index: Index) -> bool:
+    """Whether the arrays of row numbers in a complete folder are those that `write_arrays` writes.
+
+    Row t of episode e is row t + e of the states, since each episode has one more of these.
+    """
+    arrays = map_arrays(folder, index["shapes"])
+    rows, starts = arrays["state_index"], np.asarray(arrays[STARTS])
+    steps = len(rows)
+    if len(starts) and (starts[0] != 0 or starts[-1] >= steps or np.any(np.diff(starts) < 1)):
+        return False
+    for first in range(0, steps, ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, steps)
+        episode = np.zeros(last - first, dtype=np.int64)
+        begun = starts[np.searchsorted(starts, first + 1) : np.searchsorted(starts, last)]
+        episode[begun - first] = 1
+        offset = np.searchsorted(starts, first, side="right") - 1
+        if not np.array_equal(rows[first:last], np.arange(first, last) + offset + episode.cumsum()):
+            return False
+    return True
 
 
 def damage(folder: Path, index: Index, source: dict[str, Path], in_full: bool = False) -> list[str]:

@@ -170,7 +170,7 @@ class _Reader:
         index = memmap.read_index(folder, self.made)
         if index is None or memmap.damage(folder, index, self.files):
             return None
-        return index
+        return index if memmap.are_rows(folder, index) else None
 
     @property
     def home(self) -> Path:

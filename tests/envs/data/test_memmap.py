@@ -15,11 +15,17 @@ from filelock import FileLock
 
 from qgpo import load_dataset
 from qgpo.envs.data import blocks, memmap
+from qgpo.envs.store import stated
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.loading import _Reader
 from qgpo.envs.store.local import files_in, folder_of
 
 ID = "test/mapped-v0"
+
+
+DEEP: list = []
+for _ in range(800):
+    DEEP = [DEEP]
 
 
 def load(dataset_id: str = ID):
@@ -150,18 +156,69 @@ def test_a_source_that_is_replaced_while_it_is_read_is_refused(monkeypatch):
         {"format_version": 1},
         {"arrays": {}},
         {"source": None},
+        {"doubts": 5},
+        {"doubts": [{}]},
+        {"fingerprint": 5},
+        {"made": DEEP},
     ],
+    ids=lambda change: str(change)[:40],
 )
 @pytest.mark.parametrize("sealed", [False, True])
 def test_an_odd_index_is_no_index(change, sealed, conversions):
     dataset = mapped(make_dataset())
     path = dataset.folder / "index.json"
     index = {**json.loads(path.read_text()), **change}
-    if sealed and "fingerprint" not in change:  # by someone who knows how, and wrongly
+    if sealed and change.get("fingerprint") != "0" * 64:  # by someone who knows how, and wrongly
         del index["checksum"]
         index["checksum"] = memmap._checksum(index)
     path.write_text(json.dumps(index))
     assert load().fingerprint == make_dataset().fingerprint
+    assert len(conversions) == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "deep", "huge"])
+def test_an_index_that_is_no_json_file_is_no_index(kind, conversions, monkeypatch):
+    path = mapped(make_dataset()).folder / "index.json"
+    content = path.read_text()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_text("[" * 100_000 if kind == "deep" else content)
+    if kind == "huge":
+        monkeypatch.setattr(stated, "LARGEST", 1)
+        assert memmap.read_index(path.parent) is None
+        return
+    assert load().fingerprint == make_dataset().fingerprint
+    assert len(conversions) == 2
+
+
+@pytest.mark.parametrize("shape", [[4.0], [-4], "ab", [True], [[1]], [], [2, 2], None])
+@pytest.mark.parametrize("name", ["rewards", "states", "episode_starts"])
+def test_an_odd_shape_is_no_shape(shape, name):
+    folder = mapped(make_dataset()).folder
+    index = memmap.read_index(folder)
+    memmap.write_index(folder, {**index, "shapes": {**index["shapes"], name: shape}})
+    assert memmap.read_index(folder) is None
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 3, 2**20])
+@pytest.mark.parametrize(("name", "value"), [("state_index", 10**12), ("episode_starts", -5)])
+def test_row_numbers_that_lead_elsewhere_are_made_anew(
+    name, value, rows_at_once, conversions, monkeypatch
+):
+    monkeypatch.setattr(memmap, "ROWS_AT_ONCE", rows_at_once)
+    folder = mapped(make_dataset()).folder
+    index = memmap.read_index(folder)
+    assert memmap.are_rows(folder, index)
+    array = np.fromfile(folder / f"{name}.bin", np.int64)
+    array[-1] = value
+    array.tofile(folder / f"{name}.bin")
+    hashes = blocks.hash_files({f"{name}.bin": folder / f"{name}.bin"})
+    memmap.write_index(folder, {**index, "arrays": {**index["arrays"], **hashes}})
+    assert load().state_index.max() < 100
     assert len(conversions) == 2
 
 
