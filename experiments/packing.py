@@ -26,9 +26,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from qgpo.agents.core.files import replacing
 from qgpo.agents.core.parsing import brief
 from qgpo.envs.text_files import LARGEST, read_bytes, read_json
+from qgpo.files import replacing
 
 Document = dict[str, Any]
 EPISODES, PROVENANCE = "episodes.csv.xz", "provenance.json"

@@ -25,6 +25,7 @@ from qgpo.envs.text import code, literal, readable
 from qgpo.experiments import result_figures as figures
 from qgpo.experiments import statistics
 from qgpo.experiments.results import Results, Run
+from qgpo.files import write_whole
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -45,9 +46,8 @@ def write_report(
     """
     with progress(len(TABLES) + PICTURES, "report", progress_bar, leave=False) as bar:
         text = _write_text(folder, results, title, bar)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(to_html(text, folder, title), encoding="utf-8")
+    write_whole(folder / "report.md", text.encode())
+    write_whole(folder / "report.html", to_html(text, folder, title).encode())
 
 
 def _write_text(folder: Path, results: Results, title: str, bar: tqdm[Any]) -> str:
