@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from qgpo.agents.core import checkpoint
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.config import Fraction, NotNegative, OptionalSteps
+from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import Training, average, choose_device, of_training
 from qgpo.diffusion import Diffusion, Metrics
 from qgpo.envs.data.columns import Rounding, centred, numbers
@@ -148,6 +149,7 @@ class EnergyGuidedDiffusion:
     history: dict[str, list[dict[str, float]]] = of_training("history")
     """about fifty rows of metrics per stage"""
 
+    @usual_torch()
     def __init__(
         self,
         config: EnergyGuidedConfig | None = None,
@@ -155,9 +157,13 @@ class EnergyGuidedDiffusion:
         seed: int = 0,
         device: torch.device | str = "auto",
     ) -> None:
-        seed = check_seed(seed)
+        if not isinstance(config, EnergyGuidedConfig | None):
+            raise TypeError(
+                f"config is a {type(config).__name__}, expected an EnergyGuidedConfig (it has no "
+                "presets)"
+            )
         self.config = EnergyGuidedConfig() if config is None else config
-        self.seed = seed
+        self.seed = seed = check_seed(seed)
         self.device = choose_device(device)
         self.schedule = make_schedule(self.config.schedule)
         get_solver(self.config.solver, self.schedule)
@@ -262,24 +268,26 @@ class EnergyGuidedDiffusion:
         after every step; False stops. A bar shows the time left, by default where stderr is a
         terminal. With `resume`, training continues where the model (or its file) stands, as if
         never stopped. Raises ValueError for data or energies that do not fit, RuntimeError where
-        a loss is not finite.
+        a loss is not finite, and within another training of this model.
         """
         if energy is None:
             raise ValueError(f"energy=None, expected {ENERGY}; fit_data(data) learns q alone")
-        prepared = self._prepare(data, energy, condition, resume)
-        with self._running(progress_bar, callback):
-            self._fit_data(prepared)
-            self._fit_energy(prepared)
-            self._fit_guidance(prepared)
+        with self.training.turn.training():
+            prepared = self._prepare(data, energy, condition, resume)
+            with self._running(progress_bar, callback):
+                self._fit_data(prepared)
+                self._fit_energy(prepared)
+                self._fit_guidance(prepared)
         return self
 
     def fit_data(
         self, data: Array, condition: Array | None = None, *, progress_bar: bool | None = None
     ) -> Self:
         """Stage 1 alone: q, for several guidances to share (`with_guidance`)."""
-        prepared = self._prepare(data, None, condition, False)
-        with self._running(progress_bar, None):
-            self._fit_data(prepared)
+        with self.training.turn.training():
+            prepared = self._prepare(data, None, condition, False)
+            with self._running(progress_bar, None):
+                self._fit_data(prepared)
         return self
 
     def _running(
@@ -312,6 +320,7 @@ class EnergyGuidedDiffusion:
         other.progress["data"] = other.training.num_timesteps = config.data_steps
         return other
 
+    @usual_torch()
     def _prepare(
         self,
         data: Array,
@@ -435,6 +444,7 @@ class EnergyGuidedDiffusion:
         loss = torch.mean((output - standardised) ** 2)
         return loss, {"loss": loss}
 
+    @usual_torch()
     def _fit_guidance(self, data: Data) -> None:
         """Stage 3: f_t on groups of K samples, each group at one noise level."""
         # E enters relative to its mean: the same f for energies that differ by a constant
@@ -482,7 +492,8 @@ class EnergyGuidedDiffusion:
         """
         if self.dims is None:
             raise RuntimeError("nothing to save: this model has not seen data yet")
-        packed = checkpoint.pack(
+        checkpoint.write_checkpoint(
+            checkpoint.with_suffix(path),
             self.training,
             self.config,
             {"sampling": self.sampling_generator},
@@ -492,7 +503,6 @@ class EnergyGuidedDiffusion:
             history=self.history,
             fingerprint=self.fingerprint,
         )
-        checkpoint.write_checkpoint(checkpoint.with_suffix(path), packed)
 
     @classmethod
     def load(
@@ -529,6 +539,7 @@ class EnergyGuidedDiffusion:
 
     # Sampling -------------------------------------------------------------------------------
 
+    @usual_torch()
     @torch.no_grad()
     def sample(
         self,
@@ -581,6 +592,7 @@ class EnergyGuidedDiffusion:
             )
         return samples
 
+    @usual_torch()
     def guidance(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:
         """Gradient of f_t at standardised noisy samples x_t (B, D), t (B,), as the sampler uses it.
 
@@ -589,6 +601,7 @@ class EnergyGuidedDiffusion:
         _, c = self._condition(len(x_t), condition)
         return self.guidance_ema.gradient(x_t, t, c)
 
+    @usual_torch()
     def f(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:
         """The intermediate energy at standardised noisy samples, up to a constant, (B,)."""
         _, c = self._condition(len(x_t), condition)

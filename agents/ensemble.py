@@ -39,6 +39,8 @@ class Ensemble:
     name: ClassVar[str] = "Ensemble"
 
     def __init__(self, members: Iterable[OfflineAgent[Any]]) -> None:
+        if not isinstance(members, Iterable):
+            raise TypeError(f"members is a {type(members).__name__}, expected a list of agents")
         self.members = tuple(members)
         if not self.members:
             raise ValueError("members is empty, expected at least one agent")
@@ -139,6 +141,13 @@ class Ensemble:
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """The mean of the members' actions, or a sampled member's, (B, S) to (B, A)."""
+        assert self.observation_space is not None
+        for i, member in enumerate(self.members):
+            own = member.observation_space
+            if own is None or own.shape != self.observation_space.shape:
+                raise RuntimeError(
+                    f"member {i} has learned in other spaces since: make a new Ensemble"
+                )
         actors = [_with_noise_of(member, self.prediction_generator) for member in self.members]
         actions = torch.stack([actor.act(observations, deterministic) for actor in actors])
         if deterministic:

@@ -228,7 +228,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
         A guidance that tabulates posterior variances sees a few random states, always the same.
         """
-        generator = torch.Generator(self.device).manual_seed(self.seed)
+        generator = torch.Generator(self.device).manual_seed(self.training.seed)
         if not self.energy.needs_energy:
             everything = Samples(self.tables["support"].flatten(0, 1), energies.flatten())
             self.energy.prepare(everything, generator)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import Fraction, Rate, Steps
+from qgpo.agents.core.process import seeded
 from qgpo.agents.core.registers import Kinds, Table
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
@@ -142,8 +143,7 @@ class SB3Agent(OfflineAgent[SB3Config]):
         """Seed torch's global generator, from which SB3 draws, by this one; it is restored."""
         seed = torch.randint(2**62, (), generator=generator, device=self.device)
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(int(seed))
+        with seeded(int(seed), devices):
             yield
 
 
@@ -252,7 +252,7 @@ class OnlineSAC(SB3Agent):
     def _begin_episode(self, env: gym.Env[Any, Any], steps: int) -> Tensor:
         """A new episode, whose seed follows from how many there were within `steps`."""
         episode = int(self.tables["ends"][:steps].sum())
-        return self._tensor(env.reset(seed=10**6 * (1 + self.seed) + episode)[0])
+        return self._tensor(env.reset(seed=10**6 * (1 + self.training.seed) + episode)[0])
 
     def _return_to_episode(self, env: gym.Env[Any, Any]) -> Tensor:
         """The observation (S,) at which training stands, its episode played again up to there."""

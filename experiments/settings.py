@@ -12,16 +12,21 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args, ge
 from qgpo.agents import QGPOConfig
 from qgpo.agents.core.checkpoint import config_from_json
 from qgpo.agents.core.config import longer
+from qgpo.agents.core.parsing import brief
+from qgpo.agents.core.training import check_device_name
 from qgpo.agents.registry import agent_class, check_adopts
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import Storage
+from qgpo.envs.store.local import split_version
 from qgpo.envs.tasks.specs import check_file_id
-from qgpo.fields import Range, check_seed, rules
+from qgpo.fields import MOST, Range, rules
 
 ConfigT = TypeVar("ConfigT")
 WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str: "a string"}
-AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
-SEED = "what generators start from"
+MOST_COUNT = 10**12
+AT_LEAST_0, AT_LEAST_1 = Range(0, MOST_COUNT), Range(1, MOST_COUNT)
+SEED, THREADS = Range(0, 2**62), Range(0, 1024)
+"""torch takes seeds below 2**63; those of episodes count up from it"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Experiment(Generic[ConfigT]):
     (QGPO, AEPO and QIPO with the same seed, data and settings of those stages)"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
-    threads: Annotated[int, AT_LEAST_0] = 0
+    threads: Annotated[int, THREADS] = 0
     """torch threads on the CPU; 0 leaves torch's choice"""
     download: bool = True
     """fetch the dataset from Minari's remote if it is not local"""
@@ -109,6 +114,9 @@ class Experiment(Generic[ConfigT]):
     def check(self) -> None:
         """Raise ValueError, naming the field, for values that are not allowed."""
         check_types(self)
+        split_version(self.dataset_id)
+        if self.device != "auto":
+            check_device_name(self.device)
         if self.headline_scale is None and (self.guidance_scales or self.tune_guidance):
             name = "guidance_scales" if self.guidance_scales else "tune_guidance"
             raise ValueError(
@@ -150,18 +158,18 @@ def check_types(data: Any) -> None:
     for name, (kind, *said) in rules(kind_of_data).items():
         value, kinds = getattr(data, name), get_args(kind) or (kind,)
         if get_origin(kind) is Literal and value not in kinds:
-            raise ValueError(f"{name}={value!r}, expected one of {list(kinds)}")
+            raise ValueError(f"{name}={brief(value)}, expected one of {list(kinds)}")
         words = next((WORDS[kind] for kind in kinds if kind in WORDS), None)
         if words is None or (value is None and type(None) in kinds):
             continue
         low, high = next((rule for rule in said if isinstance(rule, Range)), Range(-math.inf))
         for one in value if isinstance(value, tuple) else (value,):
             good = type(one) in kinds or (type(one) is int and float in kinds)
+            large = type(one) is int and abs(one) > MOST  # no float holds the largest
             if good and isinstance(one, int | float):
-                good = low <= one <= high and math.isfinite(one)
+                good = not large and low <= one <= high and abs(one) < math.inf
             if not good:
                 least = f" of at least {low:g}" if low > -math.inf else ""
+                high = min(high, MOST) if large else high
                 most = f" and at most {high:g}" if high < math.inf else ""
-                raise ValueError(f"{name}={one!r}, expected {words}{least}{most}")
-            if SEED in said:
-                check_seed(one)
+                raise ValueError(f"{name}={brief(one)}, expected {words}{least}{most}")

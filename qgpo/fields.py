@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -34,6 +34,18 @@ class OneOf:
 
     def __init__(self, choices: Iterable[str | int]) -> None:
         self.choices = tuple(choices)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, NumPy's too; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_seed(seed: object) -> int:
+    """The seed of a generator. Raises ValueError for other values."""
+    if not is_integer(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
+    return int(seed)
 
 
 @cache
@@ -87,16 +99,9 @@ def _check_numbers(name: str, value: Any, kind: Any, rule: Range | None) -> None
             raise ValueError(f"{name}={value!r}, expected {wanted}")
 
 
-def check_seed(seed: Any) -> int:
-    """The seed as a plain integer. Raises ValueError for what torch and numpy do not both take."""
-    if not _is_whole(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
-    return int(seed)
-
-
 def check_count(name: str, value: Any, low: int = 1) -> int:
     """The value as a plain integer of at least `low`; ValueError for others."""
-    if not _is_whole(value):
+    if not is_integer(value):
         raise ValueError(f"{name}={value!r}, expected an integer of at least {low}")
     if value < low:
         raise ValueError(f"{name}={value}, expected at least {low}")
@@ -117,7 +122,3 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name}={value!r}, expected True or False")
     return bool(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

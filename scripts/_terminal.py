@@ -37,6 +37,14 @@ def _as_called(found: re.Match[str]) -> str:
     return f"\n  {command(script)} {' '.join(arguments.split())}"
 
 
+def refuse_repeated(arguments: list[str]) -> None:
+    """Exit where a flag is given twice: only the last one would count, and nothing would say so."""
+    flags = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            raise SystemExit(f"error: {flag} is given twice, expected once, with all its values")
+
+
 @contextlib.contextmanager
 def any_terminal() -> Iterator[None]:
     """Characters that the terminal lacks are printed as others; a pipe may end early (`| head`).
@@ -45,8 +53,10 @@ def any_terminal() -> Iterator[None]:
     """
     codecs.register_error("qgpo.plain", _plain)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="qgpo.plain")
+        # a stream that cannot be told to, such as a terminal opened for both ways, stays as it is
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="qgpo.plain")
     try:
         yield
     except BrokenPipeError:

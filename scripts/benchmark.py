@@ -21,7 +21,7 @@ from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.settings import AT_LEAST_1, check_types
 from qgpo.experiments.workers import Outcome
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 
 @dataclass
@@ -103,6 +103,7 @@ def main(args: Args) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
+    refuse_repeated(sys.argv[1:])
     main(tyro.cli(Args, prog=command("benchmark"), description=description(__doc__)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from qgpo.envs.tasks.making import make_env
 from qgpo.envs.text import readable
 from qgpo.experiments.settings import AT_LEAST_1, SEED, check_types
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 
 @dataclass
@@ -186,6 +187,7 @@ def collect_and_store(args: Args) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
+    refuse_repeated(sys.argv[1:])
     main(tyro.cli(Args, prog=command("collect"), description=description(__doc__)))
 
 

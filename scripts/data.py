@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
 from qgpo.envs.text import readable
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 LONGEST_CELL = 400
 Ids = tyro.conf.Positional[tuple[str, ...]]
@@ -196,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
+    refuse_repeated(sys.argv[1:])
     main()
 
 

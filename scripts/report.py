@@ -5,6 +5,7 @@ python scripts/report.py --results benchmarks/locomotion --plan benchmarks/locom
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from qgpo.experiments.plan import read_plan
 from qgpo.experiments.report import write_report
 from qgpo.experiments.results import Results
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 
 @dataclass
@@ -59,6 +60,7 @@ def main(args: Args) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
+    refuse_repeated(sys.argv[1:])
     main(tyro.cli(Args, prog=command("report"), description=description(__doc__)))
 
 

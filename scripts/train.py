@@ -26,7 +26,7 @@ from qgpo.experiments.preflight import check_new
 from qgpo.experiments.run_figure import draw_run, read_metrics
 from qgpo.experiments.settings import Experiment, choose_config
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 ConfigT = TypeVar("ConfigT")
 
@@ -139,8 +139,12 @@ def check_saved_id(saved: Args[Any], path: Path) -> None:
 
 
 def refuse(args: Args[Any]) -> None:
-    """A run is never mixed with another one."""
+    """A run is never mixed with another one, nor with what no run made."""
     folder = args.folder
+    if args.run_dir is not None and not args.run_dir.name:
+        raise ValueError(f"--run-dir {str(args.run_dir)!r}: expected a folder of its own")
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"--run-dir {folder.path} is a file, expected a folder, or none yet")
     if args.adopt is not None and args.adopt.resolve().is_relative_to(folder.path.resolve()):
         raise ValueError(
             f"--adopt {args.adopt} is in the run folder {folder.path}, which a new run replaces: "
@@ -152,7 +156,8 @@ def refuse(args: Args[Any]) -> None:
 
 def draw(args: Args[Any], run: Run) -> None:
     """The picture in the run folder. Raises ValueError where there is none."""
-    folder = args.folder
+    folder = run.folder
+    folder.check_held()
     played = [(scale_label(scale), evaluation) for scale, evaluation in run.evaluations]
     title = f"{args.agent} ({args.preset}, seed {args.seed}) on {run.dataset.id}"
     try:
@@ -185,6 +190,7 @@ def main(args: Args[Any]) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
+    refuse_repeated(sys.argv[1:])
     main(parse(sys.argv[1:]))
 
 

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qgpo.agents.core.process import usual_torch
 from qgpo.envs.data.columns import numbers
 from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.observations import ObservationAdapter
@@ -38,6 +39,7 @@ class Acts(Protocol):
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """(B, S) to actions (B, A) in [-1, 1]."""
 
+    @usual_torch()
     def predict(
         self,
         observation: NDArray[Any] | dict[str, Any],

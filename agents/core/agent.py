@@ -27,6 +27,7 @@ from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.parameters import load_parameters, parts_of
+from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.registers import Kinds
 from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
 from qgpo.envs.data.dataset import OfflineDataset
@@ -37,7 +38,7 @@ from qgpo.envs.tasks.families import family_settings, find_family
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
-from qgpo.fields import check_seed
+from qgpo.fields import check_seed, is_integer
 
 ConfigT = TypeVar("ConfigT")
 
@@ -83,19 +84,18 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         seed: int = 0,
         device: torch.device | str = "auto",
         verbose: int = 0,
-        tensorboard_log: str | None = None,
+        tensorboard_log: str | Path | None = None,
     ) -> None:
-        seed = check_seed(seed)
-        self.config: ConfigT = self.choose_config(config)
+        self._seed = check_seed(seed)
+        self._config: ConfigT = self.choose_config(config)
         self._preset = config if isinstance(config, str) else None
         self._row = self.config
         self._changes: dict[str, Any] = {}
-        self.seed = seed
         self.device = choose_device(device)
         self.verbose = verbose
-        self.tensorboard_log = None if tensorboard_log is None else str(tensorboard_log)
+        self.tensorboard_log = tensorboard_log
         self.prediction_generator = torch.Generator(self.device)
-        self.training = Training(self.stages, self.seed, self.device)
+        self.training = Training(self.stages, self._seed, self.device)
         self._own_logger = False  # one of `set_logger`
         self.env = None
         self._reset()
@@ -105,9 +105,54 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     def __repr__(self) -> str:
         data = "no data" if self.dataset_id is None else repr(self.dataset_id)
         steps = f"{self.num_timesteps} of {self.total_timesteps} steps"
-        return f"{self.name}(seed {self.seed}, {steps} on {data}, {self.device})"
+        return f"{self.name}(seed {self.training.seed}, {steps} on {data}, {self.device})"
 
     # Configuration ------------------------------------------------------------------------
+
+    @property
+    def config(self) -> ConfigT:
+        """What the agent is made of; another configuration needs a new agent."""
+        return self._config
+
+    @config.setter
+    def config(self, _: object) -> None:
+        raise AttributeError(
+            f"config cannot be set: networks and files follow from it; make a new agent, "
+            f"{self.name}(config), with dataclasses.replace(agent.config, …)"
+        )
+
+    @property
+    def seed(self) -> int:
+        """What the next training from its beginning starts from; at least 0 and below 2**63.
+
+        Setting it changes no training under way, and no file of it.
+        """
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._seed = check_seed(seed)
+        if not self.networks:
+            self.training.seed = self._seed
+            self.set_random_seed()
+
+    @property
+    def verbose(self) -> int:
+        """1 or more: `learn` prints what it logs, as in SB3."""
+        return self._verbose
+
+    @verbose.setter
+    def verbose(self, verbose: int) -> None:
+        self._verbose = header.check_verbose(verbose)
+
+    @property
+    def tensorboard_log(self) -> str | None:
+        """The folder of TensorBoard's events; None for none."""
+        return self._tensorboard_log
+
+    @tensorboard_log.setter
+    def tensorboard_log(self, folder: str | Path | None) -> None:
+        self._tensorboard_log = header.check_log_folder(folder)
 
     @classmethod
     def choose_config(cls, config: ConfigT | str) -> ConfigT:
@@ -119,7 +164,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                     f"{cls.config_class.__name__}"
                 )
             config = cast(ConfigT, cls.presets[config])
-        if not isinstance(config, cls.config_class):
+        if not isinstance(config, cls.config_class) or _names(config) != _names(cls.config_class):
             raise TypeError(
                 f"config is a {type(config).__name__}, expected a preset's name "
                 f"{sorted(cls.presets)} or a {cls.config_class.__name__}"
@@ -138,19 +183,19 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             family = find_family(dataset.id, dataset.env_spec.id if dataset.env_spec else None)
         else:
             family = find_family(dataset, recorded_in(dataset))
-        names = {field.name for field in dataclasses.fields(cls.config_class)}
+        names = _names(cls.config_class)
         return dataclasses.replace(row, **family_settings(family, preset, names))  # type: ignore[type-var]
 
     def _change(self, **values: Any) -> None:
         """Set fields of the configuration whatever the dataset's family says."""
         self._changes |= values
-        self.config = self._row = dataclasses.replace(self.config, **values)  # type: ignore[type-var]
+        self._config = self._row = dataclasses.replace(self.config, **values)  # type: ignore[type-var]
 
     def _settle(self, dataset: OfflineDataset) -> None:
         """Apply the family's settings, if the configuration is still that of a preset's name."""
         if self._preset is not None and self.config is self._row and not self.networks:
             settings = self.settings_for(dataset, self._preset)
-            self.config = self._row = dataclasses.replace(settings, **self._changes)  # type: ignore[type-var]
+            self._config = self._row = dataclasses.replace(settings, **self._changes)  # type: ignore[type-var]
 
     # What a subclass says -----------------------------------------------------------------
 
@@ -209,7 +254,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """the SB3 logger (a silent one until `learn` or `set_logger`)"""
 
     def set_logger(self, logger: Logger) -> None:
-        """Use this logger."""
+        """Use this logger. Raises TypeError for what is none."""
+        if not isinstance(logger, Logger):
+            kind = "class" if isinstance(logger, type) else type(logger).__name__
+            raise TypeError(f"logger is a {kind}, expected one of stable_baselines3's configure()")
         self.training.logger, self._own_logger = logger, True
 
     def dump_logs(self) -> None:
@@ -217,8 +265,14 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.logger.dump(self.num_timesteps)
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed training, prediction noise and the environment, if there is one."""
-        seed = self.seed if seed is None else check_seed(seed)
+        """Seed training, prediction noise and the environment, if there is one.
+
+        Before `learn` it is the same as `seed` of the constructor. Later, it is the seed of the
+        noise from here on, and of the next training that begins anew.
+        """
+        if seed is not None:
+            self.seed = seed
+        seed = self.seed
         self.training.generator.manual_seed(seed)
         self.prediction_generator.manual_seed(seed)
         if self.env is not None:
@@ -246,13 +300,34 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         began with only if `allow_other_dataset`.
         Ctrl-C and SIGTERM finish the step under way and raise KeyboardInterrupt, with the agent
         fit to be saved. Raises ValueError for a dataset that does not fit, or another one than
-        training began with, NonFiniteError where a loss or gradient is not finite.
+        training began with, NonFiniteError where a loss or gradient is not finite, RuntimeError
+        within another training of this agent.
         """
         if not isinstance(dataset, OfflineDataset):
             dataset = load_dataset(dataset)
-        if not isinstance(log_interval, int) or log_interval < 1:
-            raise ValueError(f"log_interval={log_interval}, expected an integer of at least 1")
+        if not is_integer(log_interval) or log_interval < 1:
+            raise ValueError(f"log_interval={log_interval!r}, expected an integer of at least 1")
+        if not isinstance(tb_log_name, str | None):
+            raise ValueError(f"tb_log_name={tb_log_name!r}, expected text")
         callback = sb3.as_callback(callback)
+        training = self.training
+        with training.turn.training():
+            self._begin(dataset, reset_num_timesteps, allow_other_dataset)
+            if not self._own_logger:
+                training.logger.close()
+                log, name = self.tensorboard_log, tb_log_name or self.name
+                training.logger = sb3.make_logger(self.verbose, log, name, reset_num_timesteps)
+            training.log_interval, training.progress_bar = int(log_interval), progress_bar
+            training.start_clock()
+            total_timesteps = self.total_timesteps  # for callbacks, which read our locals
+            with training.running(callback, self, locals()):
+                self._train(dataset)
+        return self
+
+    def _begin(
+        self, dataset: OfflineDataset, reset_num_timesteps: bool, allow_other_dataset: bool
+    ) -> None:
+        """Bring agent and data to where training begins or goes on."""
         training = self.training
         training.interrupted = False
         with on_signals(training.interrupt):  # an agent with half its modules cannot be saved
@@ -264,17 +339,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 self.dataset_fingerprint = None
             self.prepare(dataset)
         training.stop_if_interrupted("before the first step")
-        if not self._own_logger:
-            training.logger.close()
-            log, name = self.tensorboard_log, tb_log_name or self.name
-            training.logger = sb3.make_logger(self.verbose, log, name, reset_num_timesteps)
-        training.log_interval, training.progress_bar = log_interval, progress_bar
-        training.start_clock()
-        total_timesteps = self.total_timesteps  # for callbacks, which read our locals
-        with training.running(callback, self, locals()):
-            self._train(dataset)
-        return self
 
+    @usual_torch()
     def prepare(self, dataset: OfflineDataset) -> Batches:
         """Build modules for the dataset's spaces once; bring the data to the device.
 
@@ -309,6 +375,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     def _reset(self) -> None:
         """Forget everything that was learned, and the data."""
+        self.training.seed = self._seed
         self.training.reset()
         self.observation_space = self.action_space = self.action_scale = self.adapter = None
         self.dataset_id = self.dataset_fingerprint = None
@@ -406,6 +473,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         """State dictionaries of all modules and optimizers, by name."""
         return {name: part.state_dict() for name, part in parts_of(self).items()}
 
+    @usual_torch()
     def set_parameters(
         self, parameters: dict[str, dict[str, Any]], exact_match: bool = True
     ) -> None:
@@ -434,15 +502,22 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         A binary file object is written to as it is. `exclude` may name what need not be in a file,
         `verbose` and `tensorboard_log`; `include` takes names away from it.
 
-        Raises NonFiniteError where parameters are not finite, CheckpointWriteError where the file
+        Raises NonFiniteError where parameters are not finite, CheckpointError where `load` would
+        refuse the file (somebody changed networks or optimizers), CheckpointWriteError where it
         cannot be written; the previous file is then unchanged.
         """
         target = checkpoint.with_suffix(path)
         about = header.describe(self, exclude, include)
         generators = {"prediction": self.prediction_generator}
-        tables = self.tables_to_save()
-        packed = checkpoint.pack(self.training, self.config, generators, tables, **about)
-        checkpoint.write_checkpoint(target, packed)
+        checkpoint.write_checkpoint(
+            target,
+            self.training,
+            self.config,
+            generators,
+            self.table_kinds,
+            self.tables_to_save(),
+            **about,
+        )
         self.training.saved = f"{checkpoint.named(target)} (timestep {self.num_timesteps})"
 
     @classmethod
@@ -456,7 +531,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         force_reset: bool = True,
         *,
         verbose: int | None = None,
-        tensorboard_log: str | None = None,
+        tensorboard_log: str | Path | None = None,
     ) -> Self:
         """Read a checkpoint. Raises CheckpointError when it is damaged or another agent's.
 
@@ -468,7 +543,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         device = choose_device(device)  # not the file's fault
         read = checkpoint.read_checkpoint(source)
         about = read.header
-        if about["agent"] != cls.name:
+        if about["agent"] != getattr(cls, "name", None):
+            if not hasattr(cls, "name"):
+                raise TypeError(
+                    f"{cls.__name__} is no agent of its own: load_agent(path) finds the class that "
+                    f"wrote a file, {about['agent']!r} here"
+                )
             raise CheckpointError(
                 f"{checkpoint.named(source)} holds a {about['agent']!r} agent, load it with that "
                 f"class (this is {cls.name!r})"
@@ -476,6 +556,11 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if print_system_info:
             header.print_system_info(about)
         given = {"verbose": verbose, "tensorboard_log": tensorboard_log}
+        if not isinstance(custom_objects, dict | None):
+            raise TypeError(
+                f"custom_objects is a {type(custom_objects).__name__}, expected a dict of names "
+                "and values"
+            )
         replaced = {**(custom_objects or {}), **{k: v for k, v in given.items() if v is not None}}
         with checkpoint.using(source, read):
             config = checkpoint.config_from_json(cls.config_class, about["config"])
@@ -506,9 +591,9 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         cls, config: ConfigT, optional: dict[str, Any], values: dict[str, Any]
     ) -> tuple[ConfigT, dict[str, Any]]:
         """Both with the values in place of their own; warns of names that neither has."""
-        fields = {field.name for field in dataclasses.fields(cls.config_class)}
+        fields = _names(cls.config_class)
         named = {cls.rate_field if k == "learning_rate" else k: v for k, v in values.items()}
-        if unknown := sorted(set(named) - fields - set(header.OPTIONAL)):
+        if unknown := sorted(set(map(str, named)) - fields - set(header.OPTIONAL)):
             warnings.warn(
                 f"custom_objects: {unknown} are neither fields of {cls.config_class.__name__} nor "
                 f"{' or '.join(header.OPTIONAL)}; they change nothing",
@@ -516,4 +601,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             )
         own = {name: value for name, value in named.items() if name in fields}
         config = dataclasses.replace(config, **own)  # type: ignore[type-var]
-        return config, {**optional, **{k: v for k, v in named.items() if k in header.OPTIONAL}}
+        given = {k: v for k, v in named.items() if k in header.OPTIONAL}
+        header.check_verbose(given.get("verbose", 0))
+        header.check_log_folder(given.get("tensorboard_log"))
+        return config, {**optional, **given}
+
+
+def _names(config: Any) -> set[str]:
+    """The fields of a configuration."""
+    return {field.name for field in dataclasses.fields(config)}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgpo.critic import lambda_returns
-from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.data.dataset import OfflineDataset, writeable
 from qgpo.envs.data.disk import allocate, check_space
 from qgpo.envs.tasks.actions import ActionScale
 from qgpo.normalization import scaled
@@ -78,7 +78,7 @@ class Batches:
         place = device if dataset.folder is None else torch.device("cpu")
 
         def tensor(array: NDArray[Any], on: torch.device = place) -> Tensor:
-            return torch.as_tensor(array, device=on)
+            return torch.as_tensor(writeable(array), device=on)
 
         return cls(
             states=tensor(dataset.states),
@@ -148,8 +148,8 @@ def tuned_rewards(dataset: OfflineDataset, data: Batches, rule: str, gamma: floa
     discounted returns of all transitions (as they are where these do not differ).
     """
     if rule != "unit":
-        return torch.as_tensor(dataset.tuned_rewards(rule), device=data.device)
-    rewards = torch.as_tensor(dataset.rewards, device=data.device)
+        return torch.as_tensor(writeable(dataset.tuned_rewards(rule)), device=data.device)
+    rewards = torch.as_tensor(writeable(dataset.rewards), device=data.device)
     no_values = torch.zeros_like(rewards)
     returns = lambda_returns(rewards, data.terminations, data.last_steps, no_values, gamma, 1.0)
     spread = returns.std(correction=min(1, len(returns) - 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 import zipfile
 from abc import abstractmethod
@@ -20,7 +21,7 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.play.evaluation import FALLBACK_LIMIT
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import ObservationAdapter, flat
-from qgpo.fields import check_seed
+from qgpo.fields import check_seed, is_integer
 
 
 class EveryStep(BaseCallback):
@@ -80,8 +81,8 @@ class EvaluationCallback(EvalCallback):
         callback_after_eval: BaseCallback | None = None,
         n_eval_episodes: int = 10,
         eval_freq: int = 10_000,
-        log_path: str | None = None,
-        best_model_save_path: str | None = None,
+        log_path: str | os.PathLike[str] | None = None,
+        best_model_save_path: str | os.PathLike[str] | None = None,
         deterministic: bool = True,
         verbose: int = 0,
         n_envs: int = 5,
@@ -90,8 +91,26 @@ class EvaluationCallback(EvalCallback):
     ) -> None:
         counts = {"n_eval_episodes": n_eval_episodes, "eval_freq": eval_freq, "n_envs": n_envs}
         for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value}, expected an integer of at least 1")
+            if not is_integer(value) or value < 1:
+                raise ValueError(f"{name}={value!r}, expected an integer of at least 1")
+        after = {
+            "callback_on_new_best": callback_on_new_best,
+            "callback_after_eval": callback_after_eval,
+        }
+        for name, given in after.items():
+            if not isinstance(given, BaseCallback | None):
+                raise TypeError(f"{name} is a {type(given).__name__}, expected an SB3 callback")
+        paths = {"log_path": log_path, "best_model_save_path": best_model_save_path}
+        for name, path in paths.items():
+            if not isinstance(path, str | os.PathLike | None):
+                raise TypeError(f"{name} is a {type(path).__name__}, expected a path")
+        if max_episode_steps is not None and (
+            not is_integer(max_episode_steps) or max_episode_steps < 1
+        ):
+            raise ValueError(
+                f"max_episode_steps={max_episode_steps!r}, expected an integer of at least 1"
+            )
+        self.seed = check_seed(seed)
         adapter = None
         if isinstance(env, OfflineDataset):
             adapter = env.adapter
@@ -110,12 +129,11 @@ class EvaluationCallback(EvalCallback):
             callback_after_eval,
             n_eval_episodes,
             eval_freq,
-            log_path,
-            best_model_save_path,
+            None if log_path is None else os.fspath(log_path),
+            None if best_model_save_path is None else os.fspath(best_model_save_path),
             deterministic,
             verbose=verbose,
         )
-        self.seed = check_seed(seed)
 
     def _init_callback(self) -> None:
         played = self.eval_env.observation_space, self.eval_env.action_space

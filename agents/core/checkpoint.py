@@ -13,7 +13,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast, overload
@@ -23,10 +23,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qgpo.agents.core.archive import ForeignArchiveError, find_members, read_member, write_members
-from qgpo.agents.core.files import replacing
+from qgpo.agents.core.header import optional_arguments
 from qgpo.agents.core.parsing import UNREADABLE, Within, check_header, read_json, read_tensors
 from qgpo.agents.core.parsing import CheckpointError as CheckpointError
 from qgpo.agents.core.parsing import config_from_json as config_from_json
+from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.registers import (
     GeneratorState,
@@ -34,10 +35,12 @@ from qgpo.agents.core.registers import (
     check_counters,
     check_modules,
     check_tables,
+    is_finite,
     optimizer_states,
 )
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, Training, set_generator
 from qgpo.agents.core.upgrade import FORMAT_VERSION, upgrade
+from qgpo.files import replacing
 
 TENSOR_FILES = ("modules", "optimizers", "tables")
 _HEADER = "checkpoint.json"
@@ -46,6 +49,15 @@ STATE = "generator/"
 
 Target: TypeAlias = Path | BinaryIO
 """a path, or a file that is open in binary mode"""
+
+
+KindsOf: TypeAlias = Callable[[Collection[str]], Kinds]
+"""the tables that there may be beside the generators' states, given the names of those there are"""
+
+
+def no_tables(_: Collection[str]) -> Kinds:
+    """Those of a training that hands none on."""
+    return {}
 
 
 class CheckpointWriteError(OSError):
@@ -62,22 +74,51 @@ class Checkpoint:
     tables: dict[str, Tensor] = field(repr=False)
 
 
-def write_checkpoint(target: Target, checkpoint: Checkpoint) -> None:
-    """Write atomically: the previous file stays until the new one is complete.
+@usual_torch()
+def write_checkpoint(
+    target: Target,
+    training: Training,
+    config: Any,
+    generators: dict[str, torch.Generator],
+    kinds: KindsOf = no_tables,
+    tables: dict[str, Tensor] | None = None,
+    **more: Any,
+) -> None:
+    """Write a training atomically: the previous file stays until the new one is complete.
 
-    An open file is written from its beginning. Raises NonFiniteError where parameters are not
-    finite, so that a good file is never replaced by a useless one; CheckpointWriteError where
-    writing fails, on a full disk for example.
+    `tables` are those to write where not all are, `generators` are written beside training's own,
+    `more` into the header. An open file is written from its beginning.
+
+    Raises NonFiniteError where parameters are not finite, so that a good file is never replaced by
+    a useless one; CheckpointError for what `read_checkpoint` or `restore`, with those `kinds`,
+    would refuse; CheckpointWriteError where writing fails, on a full disk for example.
     """
+    checkpoint = _pack(training, config, generators, tables, more)
     for name, value in {**checkpoint.modules, **checkpoint.optimizers}.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if isinstance(value, Tensor) and not is_finite(value):
             raise NonFiniteError(
                 f"not saved: {name} has NaN or infinite values at timestep "
-                f"{checkpoint.header['num_timesteps']}; {named(target)} is as it was. "
-                f"{LIKELY_CAUSES}"
+                f"{training.num_timesteps}; {named(target)} is as it was. {LIKELY_CAUSES}"
             )
-    header = {"format_version": FORMAT_VERSION, **checkpoint.header}
-    members = [(_HEADER, json.dumps(header, indent=2).encode())]
+    try:
+        text = json.dumps({"format_version": FORMAT_VERSION, **checkpoint.header}, indent=2)
+        as_read = dataclasses.replace(checkpoint, header=read_json(text.encode()))
+        check_header(as_read.header)
+        config_from_json(type(config), as_read.header["config"])
+        optional_arguments(as_read.header)
+        check_registers(training, as_read)
+        _check_tables(as_read.tables, generators, kinds)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:1000]
+        raise CheckpointError(
+            f"not saved, because no file of it could be read again: {reason}; {named(target)} is "
+            "as it was"
+        ) from error
+    _write(target, text, checkpoint)
+
+
+def _write(target: Target, text: str, checkpoint: Checkpoint) -> None:
+    members = [(_HEADER, text.encode())]
     for name in TENSOR_FILES:
         tensors: dict[str, Tensor] = getattr(checkpoint, name)
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -106,6 +147,7 @@ def read_header(source: Target) -> dict[str, Any]:
     return read_checkpoint(source, ()).header
 
 
+@usual_torch()
 def read_checkpoint(source: Target, tensor_files: tuple[str, ...] = TENSOR_FILES) -> Checkpoint:
     """Read and check a checkpoint, or some of it. Raises CheckpointError with what is wrong.
 
@@ -199,7 +241,7 @@ def using(source: Target, checkpoint: Checkpoint) -> Iterator[None]:
     What its content may raise becomes a CheckpointError that names the file.
     """
     try:
-        with Within(checkpoint.modules.values()):
+        with usual_torch(), Within(checkpoint.modules.values()):
             yield
     except UNREADABLE as error:
         raise _cannot_be_used(source, error) from error
@@ -211,17 +253,14 @@ def _cannot_be_used(source: Target, error: BaseException) -> CheckpointError:
     return CheckpointError(f"checkpoint {named(source)} cannot be used: {reason[:1000]}")
 
 
-def pack(
+def _pack(
     training: Training,
     config: Any,
     generators: dict[str, torch.Generator],
-    tables: dict[str, Tensor] | None = None,
-    **more: Any,
+    tables: dict[str, Tensor] | None,
+    more: dict[str, Any],
 ) -> Checkpoint:
-    """The registers of a training as a checkpoint, with what else its header says.
-
-    `tables` are those to write where not all are. `generators` are written beside training's own.
-    """
+    """The registers of a training as a checkpoint, with what else its header says."""
     optimizers: dict[str, Tensor] = {}
     groups = {}
     for name, optimizer in training.optimizers.items():
@@ -247,32 +286,45 @@ def pack(
     return Checkpoint(header, training.networks.state_dict(), optimizers, kept)
 
 
+def check_registers(training: Training, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Raise CheckpointError for what does not fit a training whose modules are built.
+
+    Returns what every optimizer's `state_dict` was. Tables: see `check_tables`.
+    """
+    check_modules(training.built, checkpoint.modules)
+    states = optimizer_states(training, checkpoint.optimizers, checkpoint.header)
+    check_counters(training, checkpoint.header, states)
+    return states
+
+
+def _check_tables(tables: dict[str, Tensor], generators: Iterable[str], kinds: KindsOf) -> None:
+    """Raise CheckpointError unless the tables are of these kinds, beside the generators' states."""
+    own = [f"{STATE}{name}" for name in ("training", *generators)]
+    check_tables(tables, {**kinds(tables), **dict.fromkeys(own, GeneratorState(needed=True))})
+
+
 def restore(
     training: Training,
     checkpoint: Checkpoint,
     generators: dict[str, torch.Generator],
-    kinds: Callable[[Collection[str]], Kinds] = lambda _: {},
+    kinds: KindsOf = no_tables,
 ) -> None:
     """Fill the registers of a training whose modules are built. Raises CheckpointError.
 
-    `kinds` says what tables there may be beside the generators' states, given the names of those
-    that there are; the training's progress is then known.
+    When `kinds` is asked, the training's progress is known.
     """
     header, tables = checkpoint.header, dict(checkpoint.tables)
-    check_modules(training.networks.state_dict(), checkpoint.modules)
-    states = optimizer_states(training, checkpoint.optimizers, header)
-    check_counters(training, header, states)
+    states = check_registers(training, checkpoint)
     training.progress.update(header["progress"])
     training.stage, training.num_timesteps = header["stage"], header["num_timesteps"]
-    own = {f"{STATE}{k}": v for k, v in {"training": training.generator, **generators}.items()}
-    check_tables(tables, {**kinds(tables), **dict.fromkeys(own, GeneratorState(needed=True))})
+    _check_tables(tables, generators, kinds)
 
     training.networks.load_state_dict(checkpoint.modules)
     for name, optimizer in training.optimizers.items():
         optimizer.load_state_dict(states[name])
     seed = training.seed + training.num_timesteps  # for states of another kind of device
-    for name, generator in own.items():
-        set_generator(generator, tables.pop(name), seed)
+    for name, generator in {"training": training.generator, **generators}.items():
+        set_generator(generator, tables.pop(f"{STATE}{name}"), seed)
     training.tables.clear()
     for name, table in tables.items():
         training.tables[name] = table if name.startswith(STATE) else table.to(training.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol
@@ -18,18 +19,44 @@ from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.making import spec_from_json, spec_to_json
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.fields import is_integer
 
-OPTIONAL: dict[str, tuple[type, ...]] = {"verbose": (int,), "tensorboard_log": (str, type(None))}
+OPTIONAL: dict[str, tuple[type, ...]] = {
+    "verbose": (int, bool),
+    "tensorboard_log": (str, type(None)),
+}
 """what a file may leave out, by its name in the header and in the constructor, and its types; a
 file leaves out what is 0 or None"""
+
+
+def check_verbose(verbose: object) -> int:
+    """SB3's level of output, for which True is 1. Raises ValueError for what is no integer."""
+    if not isinstance(verbose, int | np.bool_) and not is_integer(verbose):
+        raise ValueError(f"verbose={brief(verbose)}, expected an integer, such as 0 or 1")
+    return int(verbose)
+
+
+def check_log_folder(folder: object) -> str | None:
+    """The path of a folder as text, or None. Raises ValueError for other values."""
+    path = os.fspath(folder) if isinstance(folder, str | os.PathLike) else folder
+    if not isinstance(path, str | None):
+        raise ValueError(f"tensorboard_log={brief(folder)}, expected a folder's path or None")
+    return path
 
 
 class Described(Protocol):
     """What of an agent is in the header."""
 
     name: ClassVar[str]
-    verbose: int
-    tensorboard_log: str | None
+
+    @property
+    def verbose(self) -> int:
+        """SB3's level of output."""
+
+    @property
+    def tensorboard_log(self) -> str | None:
+        """The folder of TensorBoard's events."""
+
     observation_space: spaces.Box | None
     action_space: spaces.Box | None
     action_scale: ActionScale | None

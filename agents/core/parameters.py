@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-ADAM = {"step", "exp_avg", "exp_avg_sq"}
-"""the state of a parameter in Adam, the only optimizer of the package"""
+from qgpo.agents.core.parsing import CheckpointError
+from qgpo.agents.core.registers import check_state_of
 
 Part = nn.Module | torch.optim.Optimizer
 
@@ -40,7 +40,7 @@ def load_parameters(agent: HasParts, parameters: Mapping[str, Any], exact_match:
             "returns; files are read by load(path)"
         )
     known = parts_of(agent)
-    wrong = set(parameters) - set(known)
+    wrong = set(map(str, parameters)) - set(known)
     missing = set(known) - set(parameters) if exact_match else set()
     if wrong or missing:
         raise ParameterError(
@@ -57,35 +57,26 @@ def load_parameters(agent: HasParts, parameters: Mapping[str, Any], exact_match:
         part = known[name]
         if isinstance(part, nn.Module):
             part.load_state_dict(state, strict=exact_match)
-        else:
-            part.load_state_dict(state)
+        else:  # its settings are those of this configuration
+            groups = part.state_dict()["param_groups"]
+            part.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse what is no state of that optimizer before anything is loaded."""
-    expected = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    """Refuse what is no state of that optimizer, or none that a file could hold."""
     try:
-        groups = [(len(group["params"]), set(group)) for group in state["param_groups"]]
-        fits = groups == [(len(group["params"]), set(group)) for group in expected["param_groups"]]
-        known = [i for group in state["param_groups"] for i in group["params"]]
-        for index, moments in state["state"].items():
-            shape = parameters[known.index(index)].shape
-            fits = fits and set(moments) >= ADAM and moments["exp_avg"].shape == shape
-            fits = fits and moments["exp_avg_sq"].shape == shape
-    except (AttributeError, LookupError, TypeError, ValueError):
-        fits = False
-    if not fits:
+        check_state_of(name, optimizer, state)
+    except CheckpointError as error:
         raise ParameterError(
-            f"parameters of {name!r} are no state of that optimizer, expected 'state' and "
-            f"'param_groups' for its {len(parameters)} parameters, as get_parameters() returns them"
-        )
+            f"parameters of {name!r} are no state of that optimizer ({error}), expected 'state' "
+            "and 'param_groups' as get_parameters() returns them"
+        ) from error
 
 
 def check_state(name: str, state: Any, expected: Mapping[str, Any], exact_match: bool) -> None:
     """Refuse a module's parameters before any is loaded; some may be left out if not exact."""
     if not isinstance(state, Mapping) or not all(
-        isinstance(v, torch.Tensor) for v in state.values()
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
     ):
         raise ParameterError(
             f"parameters of {name!r} are a {type(state).__name__}, expected tensors by name, as "

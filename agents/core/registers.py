@@ -90,13 +90,22 @@ def _alike(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and first.dtype == second.dtype
 
 
-def _kind(tensor: Tensor) -> str:
+def _kind(tensor: Any) -> str:
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}"
     shape, dtype = tuple(tensor.shape), tensor.dtype
     return str(shape) if dtype == torch.float32 else f"{shape} {str(dtype).removeprefix('torch.')}"
 
 
+def is_finite(value: Tensor) -> bool:
+    """Whether all numbers are finite, without a table of that as large as they are."""
+    if not value.is_floating_point() or value.numel() == 0:
+        return True
+    return bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())  # NaN is both ends then
+
+
 def _check_finite(name: str, value: Tensor) -> None:
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if not is_finite(value):
         raise CheckpointError(f"{brief(name)} has NaN or infinite values")
 
 
@@ -123,13 +132,43 @@ def optimizer_states(
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         states[name] = {
             "state": _state(name, parameters, left),
-            "param_groups": _groups(
-                name, optimizer.state_dict()["param_groups"], groups[name], rates
-            ),
+            "param_groups": _groups(name, training.built_groups[name], groups[name], rates),
         }
     if left:
         raise CheckpointError(f"tensors of optimizers that it does not have: {brief(sorted(left))}")
     return states
+
+
+def check_state_of(name: str, optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Raise CheckpointError unless it is a `state_dict` of that optimizer that a file could hold.
+
+    Its learning rates may be any: every step sets them.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        found = _as_lists(state["param_groups"])
+        _groups(name, groups, found, [math.inf])
+        indices = [index for group in found for index in group["params"]]
+        left = {
+            f"{name}/{indices.index(index)}/{key}": value
+            for index, entry in state["state"].items()
+            for key, value in entry.items()
+        }
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"the {name} optimizer has another kind of state") from error
+    _state(name, parameters, left)
+    if left:
+        raise CheckpointError(
+            f"tensors that the {name} optimizer does not have: {brief(sorted(left))}"
+        )
+
+
+def _as_lists(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The settings as JSON gives them back."""
+    return [{k: list(v) if isinstance(v, tuple) else v for k, v in g.items()} for g in groups]
 
 
 def _state(
@@ -147,7 +186,7 @@ def _state(
                 raise CheckpointError(f"tensors of the {name} optimizer are missing: {key}")
             value = entry[field] = left.pop(key)
             like = parameter if field in MOMENTS else torch.zeros(())
-            if not _alike(value, like):
+            if not isinstance(value, Tensor) or not _alike(value, like):
                 raise CheckpointError(f"{key} is {_kind(value)}, expected {_kind(like)}")
             _check_finite(key, value)
             if field != "exp_avg" and bool((value < 0.0).any()):
@@ -167,7 +206,7 @@ def _groups(
         if unknown or not {"lr", "params"} <= set(theirs):
             raise CheckpointError(f"the {name} optimizer has settings {brief(sorted(theirs))}")
         rate, most = theirs["lr"], max(ours["lr"], *rates)
-        if type(rate) not in (int, float) or not 0.0 <= rate <= most:
+        if type(rate) not in (int, float) or not (0.0 <= rate <= most and math.isfinite(rate)):
             raise CheckpointError(
                 f"the {name} optimizer has lr={brief(rate)}, expected at most {most}"
             )

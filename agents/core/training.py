@@ -23,6 +23,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
+from qgpo.agents.core.process import Turn, seeded, usual_torch
 from qgpo.critic import polyak_update
 from qgpo.diffusion import Metrics
 from qgpo.envs.progress import progress
@@ -61,6 +62,7 @@ class Training:
         self.seed = seed
         self.device = device
         self.likely_causes, self.to_resume = likely_causes, to_resume
+        self.turn = Turn()
         self.generator = torch.Generator(device)
         self.logger = self.silent = Logger(folder=None, output_formats=[])
         """the SB3 logger; `silent` until another one takes its place"""
@@ -80,6 +82,10 @@ class Training:
         self.networks = nn.ModuleDict()
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.tables: dict[str, Tensor] = {}
+        self.built: dict[str, Tensor] = {}
+        """shapes and types of the networks' tensors, as the configuration made them"""
+        self.built_groups: dict[str, list[dict[str, Any]]] = {}
+        """settings of the optimizers likewise"""
         self.progress = dict.fromkeys(self.stages, 0)
         self.num_timesteps = 0
         self.stage: str | None = None
@@ -102,13 +108,21 @@ class Training:
         Half an agent could be saved, and not be loaded.
         """
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                yield
-            self.networks.to(self.device).train(False)
+            with usual_torch():
+                with seeded(self.seed):
+                    yield
+                self.networks.to(self.device).train(False)
+                self._note_built()
         except BaseException:
             reset()
             raise
+
+    def _note_built(self) -> None:
+        self.built = {k: v.to("meta") for k, v in self.networks.state_dict().items()}
+        self.built_groups = {
+            name: optimizer.state_dict()["param_groups"]
+            for name, optimizer in self.optimizers.items()
+        }
 
     def add(self, name: str, network: ModuleT) -> ModuleT:
         """Register a network that no optimizer changes; returns it."""
@@ -141,7 +155,7 @@ class Training:
         self.callback = callback
         callback.init_callback(model)
         try:
-            with on_signals(self.interrupt):
+            with usual_torch(), on_signals(self.interrupt):
                 callback.on_training_start(scope, globals())
                 with contextlib.suppress(TrainingStoppedError):
                     yield
@@ -160,8 +174,15 @@ class Training:
         """Call `update(step)` from where the stage stands up to `total`.
 
         Metrics are averaged over `log_interval` steps and logged. A gradient step counts as a
-        timestep and is one to callbacks; to them, any other step is a rollout.
+        timestep and is one to callbacks; to them, any other step is a rollout. Raises RuntimeError
+        within another stage of the same agent.
         """
+        with usual_torch(), self.turn.stage():
+            self._run_stage(stage, total, update, gradient_steps)
+
+    def _run_stage(
+        self, stage: str, total: int, update: Callable[[int], Metrics], gradient_steps: bool
+    ) -> None:
         self.stage = stage
         position = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
         sums: dict[str, Tensor] = {}
@@ -318,10 +339,7 @@ def choose_device(device: torch.device | str) -> torch.device:
     """The device asked for; `auto` is the GPU where there is one. Raises ValueError for others."""
     if device == "auto":
         return get_device("auto")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r}, expected auto, cpu, cuda or cuda:N") from error
+    chosen = check_device_name(device)
     try:
         torch.Generator(chosen)
         torch.empty(0, device=chosen)
@@ -330,6 +348,14 @@ def choose_device(device: torch.device | str) -> torch.device:
             f"device={str(device)!r} is not available here, expected auto or cpu"
         ) from error
     return chosen
+
+
+def check_device_name(device: torch.device | str) -> torch.device:
+    """The device of that name, here or on another machine. Raises ValueError for other names."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}, expected auto, cpu, cuda or cuda:N") from error
 
 
 @contextlib.contextmanager

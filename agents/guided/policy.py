@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches, tuned_rewards
+from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.registers import GeneratorState, Kinds, Table
-from qgpo.agents.core.training import set_generator
+from qgpo.agents.core.training import Training, set_generator
 from qgpo.agents.guided import adoption
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.config import GuidedPolicyConfig
@@ -211,9 +212,14 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         if not isinstance(other, GuidedPolicy):
             name = other.name if isinstance(other, OfflineAgent) else type(other).__name__
             raise TypeError(f"cannot adopt from a {name}, expected a QGPO, AEPO or QIPO agent")
-        self._settle(dataset)
-        adoption.check_donor(self, other, dataset)
-        donor = copy.copy(other.training)  # keeps the registers, should this agent have them
+        with usual_torch(), self.training.turn.training():
+            self._settle(dataset)
+            adoption.check_donor(self, other, dataset)
+            self._adopt(other.training, dataset)
+        return self
+
+    def _adopt(self, other: Training, dataset: OfflineDataset) -> None:
+        donor = copy.copy(other)  # keeps the registers, should this agent have them
         states = {name: state.clone() for name, state in adoption.kept_states(donor).items()}
         self._reset()
         data = self.prepare(dataset)
@@ -223,9 +229,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         training.tables.update(states)
         training.tables[STATE] = states[adoption.SUPPORT_STATE].clone()
         self.support.restore(data)
-        seed = self.seed + self.num_timesteps
+        seed = self.training.seed + self.num_timesteps
         set_generator(training.generator, states[adoption.LAST_STATE], seed)
-        return self
 
     tune_guidance = tune_guidance
 

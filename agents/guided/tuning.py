@@ -24,9 +24,10 @@ from tqdm import tqdm
 from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches, Transitions, take
 from qgpo.agents.core.config import NOT_NEGATIVE
+from qgpo.agents.core.process import seeded, usual_torch
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
 from qgpo.dynamics import DynamicsEnsemble
-from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.data.dataset import OfflineDataset, writeable
 from qgpo.envs.progress import progress
 from qgpo.fields import check_finite
 
@@ -155,11 +156,10 @@ def fit_dynamics(
 ) -> tuple[DynamicsEnsemble, float]:
     """The ensemble, and its largest mean disagreement over WINDOW steps of held-out episodes."""
     device = generator.device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+    with seeded(generator.initial_seed()):
         model = DynamicsEnsemble(data.states.shape[1], data.actions.shape[1]).to(device)
-    data = replace(data, rewards=torch.as_tensor(dataset.rewards, device=device))
-    ends = torch.as_tensor(dataset.last_steps, device=device).long()
+    data = replace(data, rewards=torch.as_tensor(writeable(dataset.rewards), device=device))
+    ends = torch.as_tensor(writeable(dataset.last_steps), device=device).long()
     episodes = ends.cumsum(0) - ends
     held_out = episodes % HELD_OUT == HELD_OUT - 1
     seen = torch.nonzero(~held_out).squeeze(-1)
@@ -232,6 +232,7 @@ def imagine(
     return returns, left
 
 
+@usual_torch()
 def tune_guidance(
     agent: Guided,
     dataset: OfflineDataset,
@@ -254,6 +255,11 @@ def tune_guidance(
     have no guidance scale, ValueError for scales outside [0, 1e9], other data than those of the
     training, or fewer than 2 rollouts, NonFiniteError where the model diverges.
     """
+    if not isinstance(dataset, OfflineDataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, expected the OfflineDataset that the agent "
+            "learned from: load_dataset(id) reads one"
+        )
     chosen = check_scales(scales)
     if rollouts < 2 or steps < 1:
         raise ValueError(f"rollouts={rollouts}, steps={steps}, expected at least 2 and 1")
@@ -269,7 +275,7 @@ def tune_guidance(
     with progress(steps + horizon * len(chosen), "guidance scale", progress_bar) as bar:
         model, in_data = fit_dynamics(dataset, data, generator, steps, bar)
         most = TOLERANCE * in_data
-        first = torch.as_tensor(dataset.episode_starts, device=agent.device)
+        first = torch.as_tensor(writeable(dataset.episode_starts), device=agent.device)
         lanes = torch.randint(len(first), (rollouts,), generator=generator, device=agent.device)
         starts = data.observations(take(data.state_index, first[lanes]))
         low, high = torch.aminmax(data.states, dim=0)

@@ -69,9 +69,24 @@ class OfflineDataset:
         _check_types(self)
         if self.env_spec is not None:
             check_spec(self.env_spec, f"dataset {self.id!r}")
+        self._lock()
         _check_shapes(self)
         if self.folder is None:  # mapped arrays were checked when they were written
             _check_values(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of copies and pickles, whose arrays are new."""
+        self.__dict__.update(state)
+        self._lock()
+
+    def _lock(self) -> None:
+        """Let nobody write through these arrays: fingerprint and returns are kept."""
+        for name in (*ARRAYS, "episode_starts"):
+            array = getattr(self, name)
+            if isinstance(array, np.ndarray):  # else refused below
+                locked = array.view()
+                locked.flags.writeable = False
+                object.__setattr__(self, name, locked)
 
     @classmethod
     def from_arrays(
@@ -96,7 +111,7 @@ class OfflineDataset:
         next row, it is truncated. Without, observations have N + E rows: the final observation of
         every episode is included. Spaces default to unbounded observations and actions in
         [-1, 1]. Raises ValueError for shapes and values that do not fit; warns of columns that
-        lose digits in float32, and of rows that are not in their order.
+        lose digits in float32, and of rows that are not in their order. The arrays are copied.
         """
         of, rounding = f"dataset {id!r}", Rounding()
         states = _numbers(of, "observations", observations, 2, rounding)
@@ -290,6 +305,19 @@ class OfflineDataset:
         return None if self.reference is None else self.reference.normalize(returns)
 
 
+def writeable(array: NDArray[Any]) -> NDArray[Any]:
+    """The array for torch, which warns of those that it may not write into; nothing writes there.
+
+    A view of the dataset's memory, or a copy where that may only be read.
+    """
+    view = array.view()
+    try:
+        view.flags.writeable = True
+    except ValueError:
+        return array.copy()
+    return view
+
+
 def episode_starts(lengths: ArrayLike) -> NDArray[np.int64]:
     """(E,) index of the first transition of each episode, from the episodes' lengths."""
     return np.cumsum(np.append(0, lengths), dtype=np.int64)[:-1]
@@ -302,7 +330,7 @@ def _numbers(of: str, name: str, values: ArrayLike, ndim: int, rounding: Roundin
         expected = "(N,)" if ndim == 1 else "(N, dimensions)"
         raise ValueError(f"{of}: {name} has shape {array.shape}, expected {expected}")
     rounding.add(name, values, array)
-    return array
+    return array if array.flags.owndata and array is not values else array.copy()
 
 
 def _check_shape(of: str, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -197,6 +197,10 @@ def evaluate(
     an exception or returns NaN, and where the agent does after the first of them. Warns where an
     agent that learned from a dataset would see normalized observations.
     """
+    if not isinstance(reference, ReferenceScores | None):
+        raise TypeError(
+            f"reference is a {type(reference).__name__}, expected ReferenceScores(minimum, maximum)"
+        )
     _check_agent(agent)
     n_episodes, n_envs = check_count("n_episodes", n_episodes), check_count("n_envs", n_envs)
     if max_episode_steps is not None:

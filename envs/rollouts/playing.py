@@ -47,9 +47,13 @@ class Player:
     def _call(self, observations: Any, starts: Any) -> Any:
         given = {"state": self.state, "episode_start": starts.copy()}
         memory = {name: value for name, value in given.items() if name in self._knows}
-        actions, self.state = self._predict(
-            observations, **memory, deterministic=self._deterministic
-        )
+        predicted = self._predict(observations, **memory, deterministic=self._deterministic)
+        if not isinstance(predicted, tuple) or len(predicted) != 2:
+            raise TypeError(
+                f"predict() returned a {type(predicted).__name__}, expected a tuple "
+                "(actions, state), as in SB3; state is None without memory"
+            )
+        actions, self.state = predicted
         self.starts = np.zeros_like(self.starts)
         return copy.deepcopy(actions)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from minari import MinariDataset
 
 from qgpo.commands import command
-from qgpo.envs.json_files import read_json
 from qgpo.envs.store.hdf5 import COLUMNS
 from qgpo.envs.store.local import (
     DamagedDatasetError,
@@ -38,6 +37,7 @@ from qgpo.envs.store.remote import (
     remote_name,
 )
 from qgpo.envs.store.writing import RECORD, add_dataset, check_space, sole_writer
+from qgpo.envs.text_files import read_json
 
 
 def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True) -> MinariDataset:

@@ -50,8 +50,13 @@ def split_version(dataset_id: str) -> tuple[str, int | None]:
 def folder_of(dataset_id: str) -> Path:
     """The folder of a dataset, which need not exist; that of all datasets for an empty id.
 
-    Raises ValueError for a name that leads elsewhere.
+    Raises ValueError for a name that leads elsewhere, and for a variable that names no folder.
     """
+    root = os.environ.get(ROOT_VARIABLE)
+    if root is not None and (not root.strip() or Path(root).is_file()):
+        raise ValueError(
+            f"{ROOT_VARIABLE}={root!r} is no folder, expected one, or no such variable"
+        )
     return Path(get_dataset_path(check_name(dataset_id, "dataset id") if dataset_id else ""))
 
 

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import change_header, rewrite
 from factory import PAPER_LIKE, WHITENED, make_dataset, same_parameters
 from gymnasium import spaces
 from safetensors.torch import load, save
@@ -52,7 +53,7 @@ def test_saving_is_atomic(trained, saved, monkeypatch):
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("qgpo.agents.core.files.os.fsync", broken)
+    monkeypatch.setattr("qgpo.files.os.fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         trained.save(saved)
     assert saved.read_bytes() == before
@@ -153,25 +154,6 @@ def test_randomness_of_another_kind_of_device_is_replaced(saved, trained):
     loaded = QGPO.load(saved, device="cpu")
     assert same_parameters(trained.get_parameters(), loaded.get_parameters())
     assert loaded.predict(OBSERVATIONS)[0].shape == (6, 1)
-
-
-def rewrite(path, change):
-    """Give every member of the zip, as {name: bytes}, to `change`."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    change(members)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
-def change_header(**changes):
-    def change(members):
-        header = json.loads(members["checkpoint.json"])
-        header.update(changes)
-        members["checkpoint.json"] = json.dumps(header).encode()
-
-    return change
 
 
 def without_header(key):

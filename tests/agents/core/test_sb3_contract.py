@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from agent_tester import Count, Recorder, StopAfter, Walk, same_agents
+from checkpoint_files import change_header, rewrite
 from factory import WHITENED, make_dataset, same_parameters
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
@@ -253,14 +254,28 @@ def test_custom_objects_replace_what_the_file_says(capsys):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("verbose", "loud"), ("verbose", True), ("tensorboard_log", 3), ("tensorboard_log", ["a"])],
+    [("verbose", "loud"), ("verbose", 2.5), ("tensorboard_log", 3), ("tensorboard_log", ["a"])],
 )
-def test_a_file_cannot_say_anything_of_another_type(field, value):
+def test_neither_agent_nor_file_has_a_setting_of_another_type(field, value):
     agent = bc(env=Walk())
-    setattr(agent, field, value)
+    with pytest.raises(ValueError, match=f"^{field}="):
+        setattr(agent, field, value)
+    with pytest.raises(ValueError, match=f"^{field}="):
+        bc(**{field: value})
     agent.save("agent")
+    with pytest.raises(ValueError, match=f"^{field}="):
+        BC.load("agent", device="cpu", **{field: value})
+    rewrite("agent.zip", change_header(**{field: value}))
     with pytest.raises(CheckpointError, match=f"cannot be used: {field}="):
         BC.load("agent", device="cpu")
+
+
+@pytest.mark.parametrize("verbose", [True, np.int64(1), np.True_])
+def test_settings_are_kept_as_the_kind_that_files_have(verbose):
+    agent = bc(env=Walk(), verbose=verbose, tensorboard_log=Path("logs"))
+    agent.save("agent")
+    loaded = BC.load("agent", device="cpu")
+    assert (loaded.verbose, loaded.tensorboard_log) == (1, "logs")
 
 
 def test_open_files_are_written_and_read_and_stay_open():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from factory import UNIT_BOX, make_dataset, mapped, numbered_episodes, write_buffers
 from gymnasium import spaces
 from hypothesis import HealthCheck, assume, given, settings
@@ -18,6 +21,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.storage.datasets_root_dir import get_dataset_path
 
 from qgpo import OfflineDataset, load_dataset
+from qgpo.agents.core.batches import Batches
 from qgpo.envs.data import memmap
 from qgpo.envs.store.loading import STORAGES
 
@@ -292,11 +296,29 @@ def test_an_invalid_dataset_is_not_converted():
     assert [p.name for p in Path(get_dataset_path(source.id)).iterdir()] == ["data"]
 
 
-def test_writing_to_mapped_arrays_changes_no_file():
-    dataset = mapped(make_dataset())
-    dataset.states[:] = 7.0
-    again = load_dataset(dataset.id, False, "memmap", progress_bar=False)
-    np.testing.assert_array_equal(again.states, make_dataset().states)
+@pytest.mark.parametrize(
+    "of", [make_dataset, lambda: mapped(make_dataset()), lambda: copy.deepcopy(make_dataset())]
+)
+def test_nobody_writes_into_a_dataset(of):
+    dataset = of()
+    for name in ("states", "actions", "rewards", "terminations", "truncations", "episode_starts"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(dataset, name)[:] = 1
+    assert dataset.fingerprint == make_dataset().fingerprint
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Batches.of(dataset, torch.device("cpu"))
+
+
+def test_arrays_are_copied():
+    states, actions = np.zeros((3, 2), np.float32), np.zeros((2, 1), np.float32)
+    rewards, ends = np.ones(2, np.float32), np.array([False, True])
+    dataset = OfflineDataset.from_arrays(states, actions, rewards, ends)
+    before = dataset.fingerprint
+    for array in (states, actions, rewards, ends):
+        array[:] = 1 - array
+    assert copy.deepcopy(dataset).fingerprint == before
+    assert dataset.rewards.tolist() == [1.0, 1.0]
 
 
 def test_defaults_and_environments_of_arrays():

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from qgpo import load_dataset
 from qgpo.envs.data import blocks, memmap
+from qgpo.envs.store import stated
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.loading import _Reader
 from qgpo.envs.store.local import files_in, folder_of
@@ -187,7 +188,7 @@ def test_an_index_that_is_no_json_file_is_no_index(kind, conversions, monkeypatc
     else:
         path.write_text("[" * 100_000 if kind == "deep" else content)
     if kind == "huge":
-        monkeypatch.setattr("qgpo.envs.json_files.LARGEST", 1)
+        monkeypatch.setattr(stated, "LARGEST", 1)
         assert memmap.read_index(path.parent) is None
         return
     assert load().fingerprint == make_dataset().fingerprint
@@ -271,19 +272,50 @@ def test_a_second_conversion_waits_and_takes_the_finished_one(conversions, capsy
     assert len(conversions) == 1
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "among arrays"])
+def test_a_memmap_of_somebody_else_is_refused_and_stays(kind, conversions):
+    dataset = mapped(make_dataset())
+    with open(folder_of(ID) / "data" / "metadata.json", "a") as file:
+        file.write(" ")  # the map is to be made anew
+    if kind != "among arrays":
+        shutil.rmtree(dataset.folder)
+    if kind == "file":
+        dataset.folder.write_text("mine")
+    else:
+        dataset.folder.mkdir(exist_ok=True)
+        (dataset.folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"memmap holds (memmap|notes\.txt), which no conversion"):
+        load()
+    kept = dataset.folder if kind == "file" else dataset.folder / "notes.txt"
+    assert kept.read_text() == "mine"
+
+
+def test_an_index_that_a_killed_process_was_writing_is_removed(conversions):
+    folder = mapped(make_dataset()).folder
+    for name in (".index.json.12.tmp", ".index.json.13-0123abcd.tmp", ".index.json.mine.tmp"):
+        (folder / name).touch()
+    os.utime(folder / "states.bin", ns=(1, 1))
+    load()
+    left = {path.name for path in folder.glob(".*")}
+    assert left == {".index.json.mine.tmp"}
+    assert len(conversions) == 1
+
+
 def test_scratch_of_gone_processes_is_removed_and_that_of_living_ones_kept(conversions):
     mapped(make_dataset())
     home = folder_of(ID)
-    for name in (".memmap-99999999-0123abcd", ".memmap-1-0123abcd", ".memmap-old45678"):
+    for name in (".memmap-99999999-0123abcd", ".memmap-1-0123abcd", ".memmap-mynotes1"):
         (home / name / "arrays").mkdir(parents=True)
     (home / ".memmap-99999999-0123abcd.lock").touch()
     (home / ".memmap-5-89abcdef.lock").touch()  # killed before its folder was made
-    os.utime(home / ".memmap-old45678", (0, 0))  # of an earlier version, long ago
+    os.utime(home / ".memmap-mynotes1", (0, 0))  # nothing of ours, and long ago
     (home / ".memmap-mine").mkdir()  # nothing of ours
     with FileLock(home / ".memmap-1-0123abcd.lock"):
         load()
     names = sorted(path.name for path in home.iterdir() if not path.name.endswith(".lock"))
-    assert names == [".memmap-1-0123abcd", ".memmap-mine", "data", "memmap"]
+    assert names == [".memmap-1-0123abcd", ".memmap-mine", ".memmap-mynotes1", "data", "memmap"]
     load()
-    assert sorted(path.name for path in home.iterdir()) == [".memmap-mine", "data", "memmap"]
+    assert sorted(path.name for path in home.iterdir()) == [
+        *(".memmap-mine", ".memmap-mynotes1", "data", "memmap")
+    ]
     assert len(conversions) == 1

@@ -158,7 +158,7 @@ def test_odd_metadata_hide_no_other_dataset_and_are_named(kind, capsys, monkeypa
         os.mkfifo(path)
     elif kind == "large":
         path.write_bytes(b"{}")
-        monkeypatch.setattr("qgpo.envs.json_files.LARGEST", 1)
+        monkeypatch.setattr("qgpo.envs.store.stated.LARGEST", 1)
     elif kind != "gone":
         path.write_bytes(ODD[kind])
     script.main(["list", "--where", "local"])
