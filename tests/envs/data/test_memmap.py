@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from filelock import FileLock
 
 from qgpo import load_dataset
 from qgpo.envs.data import blocks, memmap
-from qgpo.envs.store import stated
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.loading import _Reader
 from qgpo.envs.store.local import files_in, folder_of
+from qgpo.envs.text_files import read_json
 
 ID = "test/mapped-v0"
 
@@ -188,7 +189,7 @@ def test_an_index_that_is_no_json_file_is_no_index(kind, conversions, monkeypatc
     else:
         path.write_text("[" * 100_000 if kind == "deep" else content)
     if kind == "huge":
-        monkeypatch.setattr(stated, "LARGEST", 1)
+        monkeypatch.setattr(memmap, "read_json", partial(read_json, most=1))
         assert memmap.read_index(path.parent) is None
         return
     assert load().fingerprint == make_dataset().fingerprint
