@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qgpo.envs.text_files import read_json
+from qgpo.envs.text_files import LARGEST, read_json
 
 
 def _is_text(value: Any) -> bool:
@@ -60,7 +60,7 @@ def read_metadata(data: Path) -> dict[str, Any]:
     """
     path = data / "metadata.json"
     try:
-        return check_metadata(read_json(path, strict=False))
+        return check_metadata(read_json(path, LARGEST, strict=False))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No data found in data path {data}") from error
 
