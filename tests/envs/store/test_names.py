@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,12 @@ from factory import REMOTE_ID, numbered_episodes, write_buffers
 
 from qgpo import load_dataset
 from qgpo.envs import check_dataset, local_ids
-from qgpo.envs.store import stated
 from qgpo.envs.store.catalogue import catalogue
 from qgpo.envs.store.downloading import damaged_files, download
 from qgpo.envs.store.local import folder_of, split_version
 from qgpo.envs.store.names import check_name
 from qgpo.envs.store.remote import RemoteError, remote_catalogue
 from qgpo.envs.store.writing import check_new_id
-from qgpo.envs.text_files import read_json
 from qgpo.scripts import data as script
 
 WRONG = [
@@ -161,7 +158,7 @@ def test_odd_metadata_hide_no_other_dataset_and_are_named(kind, capsys, monkeypa
         os.mkfifo(path)
     elif kind == "large":
         path.write_bytes(b"{}")
-        monkeypatch.setattr(stated, "read_json", partial(read_json, most=1))
+        monkeypatch.setattr("qgpo.envs.store.stated.LARGEST", 1)
     elif kind != "gone":
         path.write_bytes(ODD[kind])
     script.main(["list", "--where", "local"])
