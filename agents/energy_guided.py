@@ -11,6 +11,7 @@ Everything runs in standardised coordinates z = (x - mean) / std, and E is lower
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import ConvertCallback
@@ -29,7 +31,8 @@ from qgpo.agents.core.config import Fraction, NotNegative, OptionalSteps
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import Training, average, choose_device, of_training
 from qgpo.diffusion import Diffusion, Metrics
-from qgpo.fields import Range, check_fields, check_seed
+from qgpo.envs.data.columns import Rounding, centred, numbers
+from qgpo.fields import Range, check_count, check_fields, check_finite, check_seed
 from qgpo.guidance import (
     GuidanceParts,
     Samples,
@@ -53,6 +56,8 @@ LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outlie
 TO_RESUME = "save(path), and later load(path).fit(data, energy, resume=True) to go on"
 ENERGY = "a callable, or an array of one value per sample"
 ROWS_PER_CALL = 16_384
+EXACT = (torch.float32, torch.float16, torch.bfloat16)
+"""types of which float32 holds every number"""
 
 
 @dataclass(frozen=True)
@@ -351,16 +356,15 @@ class EnergyGuidedDiffusion:
         return Data(z, labels, c)
 
     def _labels(self, energy: Energy | Array | None, z: Tensor, c: Tensor | None) -> Tensor:
-        """E of every sample, (N,)."""
+        """E of every sample, (N,); relative to their mean where float32 would lose digits."""
         if energy is None:
             return torch.zeros(len(z), device=self.device)
         if callable(energy):
             rows = torch.arange(len(z), device=self.device).split(ROWS_PER_CALL)
             with torch.no_grad():
                 parts = [self._call(energy, z[r], None if c is None else c[r]) for r in rows]
-            labels = torch.cat(parts).float()
-        else:
-            labels = self._tensor("energy", energy, ENERGY)
+            energy = torch.cat(parts)
+        labels = self._tensor("energy", energy, ENERGY, centred)
         if labels.shape != (len(z),):
             raise ValueError(f"energy has shape {tuple(labels.shape)}, expected ({len(z)},)")
         if not bool(torch.isfinite(labels).all()):
@@ -369,21 +373,43 @@ class EnergyGuidedDiffusion:
 
     def _matrix(self, name: str, value: Array) -> Tensor:
         matrix = self._tensor(name, value, "an array of shape (N, dimension)")
-        if matrix.dim() != 2 or len(matrix) < 2:
+        if matrix.dim() != 2 or len(matrix) < 2 or matrix.shape[1] == 0:
             raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected (N, dimension)")
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"{name} has NaN or infinite values")
         return matrix
 
-    def _tensor(self, name: str, value: Any, expected: str) -> Tensor:
-        """The value in float32 on the device. Raises ValueError for what is no numbers."""
+    def _tensor(
+        self,
+        name: str,
+        value: Any,
+        expected: str,
+        recover: Callable[[NDArray[Any]], NDArray[np.float64]] | None = None,
+    ) -> Tensor:
+        """The value in float32 on the device.
+
+        Where that loses digits, it is what `recover` makes of the value; without one, it warns.
+        Raises ValueError for what is no real numbers.
+        """
+        if isinstance(value, Tensor) and value.dtype in EXACT:
+            return value.to(self.device, torch.float32)
         try:
-            return torch.as_tensor(value, dtype=torch.float32, device=self.device)
+            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            converted = numbers(self.name, name, array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{name} is a {type(value).__name__} that is no array of numbers ({error}), "
                 f"expected {expected}"
             ) from error
+        rounding = Rounding()
+        if converted.ndim > 0:
+            rounding.add(name, array, converted)
+        for fault in rounding.faults(self.name):
+            if recover is None:
+                warnings.warn(fault, stacklevel=2)
+            else:
+                converted = recover(np.asarray(array)).astype(np.float32)
+        return torch.tensor(converted, device=self.device)
 
     def _check_same_data(self, x: Tensor, labels: Tensor) -> None:
         digest = hashlib.sha256(x.cpu().numpy().tobytes())
@@ -530,11 +556,15 @@ class EnergyGuidedDiffusion:
 
         The guidance scale w multiplies grad f: 0 samples q and takes no gradient, 1 is exact,
         other values are a heuristic. Without a generator, the model's own (seeded) one is used.
+        Raises RuntimeError before the training, ValueError for wrong arguments and where samples
+        are not finite.
         """
+        n = None if n is None else check_count("n", n, low=0)
+        scale = check_finite("guidance_scale", guidance_scale)
         shape, c = self._condition(n, condition)
         generator = self.sampling_generator if generator is None else generator
         noise = torch.randn(shape, generator=generator, device=self.device)
-        model, guidance, scale = self.data_model_ema, self.guidance_ema, guidance_scale
+        model, guidance = self.data_model_ema, self.guidance_ema
         untrained = guidance.trainable and self.progress["guidance"] == 0
         if scale != 0.0 and (self.fingerprint is None or untrained):
             raise RuntimeError(
@@ -549,12 +579,18 @@ class EnergyGuidedDiffusion:
             guidance=guidance.gradient,
             guidance_scale=scale,
             guidance_bound=self.config.guidance_bound,
-            solver=solver or self.config.solver,
-            steps=steps or self.config.solver_steps,
-            spacing=spacing or self.config.spacing,
+            solver=self.config.solver if solver is None else solver,
+            steps=self.config.solver_steps if steps is None else steps,
+            spacing=self.config.spacing if spacing is None else spacing,
             generator=generator,
         )
-        return self.decode(z)
+        samples = self.decode(z)
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError(
+                f"guidance_scale={guidance_scale!r} gives samples that are not finite, expected "
+                "a scale near 1, or more solver steps"
+            )
+        return samples
 
     @usual_torch()
     def guidance(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:

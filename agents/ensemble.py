@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,6 +17,7 @@ from qgpo.agents.core.batches import Batches
 from qgpo.agents.guided.tuning import is_guided, tune_guidance
 from qgpo.agents.registry import load_agent
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.fields import check_finite
 
 
 class Ensemble:
@@ -98,11 +98,14 @@ class Ensemble:
 
     @guidance_scale.setter
     def guidance_scale(self, scale: float | Sequence[float]) -> None:
-        one = np.ndim(scale) == 0
-        scales: list[Any] = [scale] * len(self.members) if one else list(scale)  # type: ignore[arg-type]
-        if len(scales) != len(self.members) or not all(map(math.isfinite, scales)):
+        given: Any = [scale] * len(self.members) if np.isscalar(scale) else scale
+        try:
+            scales = [check_finite("guidance_scale", own) for own in given]
+        except (TypeError, ValueError):
+            scales = []
+        if len(scales) != len(self.members):
             raise ValueError(
-                f"guidance_scale={scale}, expected a finite number, or one for each of the "
+                f"guidance_scale={scale!r}, expected a finite number, or one for each of the "
                 f"{len(self.members)} members"
             )
         for member, own in zip(self._guided(), scales, strict=True):

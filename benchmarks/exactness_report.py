@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 from matplotlib.figure import Figure
 
-from qgpo.experiments.result_figures import save
+from qgpo.envs.data.figure import save
 from qgpo.scripts.toy_2d import METHODS
 
 LABELS = {name: label for name, (label, _) in METHODS.items()} | {

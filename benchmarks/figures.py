@@ -13,8 +13,8 @@ import tyro
 from matplotlib.figure import Figure
 from measured import BASELINES, LONGER, MINUTES, OURS, TUNED, Measurements, Scale, Source
 
-from qgpo.envs.data.figure import BLUE, GRAY, ORANGE
-from qgpo.experiments.result_figures import save, tidy
+from qgpo.envs.data.figure import BLUE, GRAY, ORANGE, save
+from qgpo.experiments.result_figures import tidy
 
 LINES: tuple[tuple[str, str, Scale, str, str], ...] = (
     ("BC", "BC", None, GRAY, ":"),

@@ -29,7 +29,7 @@ from gymnasium import spaces
 from turns import Turn
 
 from qgpo import PRESETS, QGPO
-from qgpo.agents.core.files import versions
+from qgpo.agents.core.provenance import versions
 from qgpo.envs.data.dataset import OfflineDataset
 
 TRANSITIONS = 100_000

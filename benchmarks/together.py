@@ -24,7 +24,7 @@ import tyro
 from measured import Agent, Group, Scale, is_training_of
 
 from qgpo import Ensemble, load_agent, load_dataset
-from qgpo.agents.core.files import processor, versions
+from qgpo.agents.core.provenance import processor, versions
 from qgpo.envs.play.evaluation import evaluate_scales
 from qgpo.experiments.packing import Document, pack, read_document, read_documents, write_document
 

@@ -24,3 +24,13 @@ def wrap(text: str, width: int) -> str:
         lines[-1] += part
     shown = "\n".join(line.rstrip() for line in lines if line.strip())
     return f"{' ' * shown.startswith('_')}{shown}".replace("$", r"\$")
+
+
+def literal(text: str) -> str:
+    """A text on one line of Markdown that shows just that: no link, picture or code of its own."""
+    return re.sub(r"[\\`*\[\]<]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """A name as code in Markdown; as plain text where it would end the code itself."""
+    return literal(text) if "`" in text else f"`{' '.join(text.split())}`"

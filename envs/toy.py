@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgpo.envs.store.writing import write_minari
+from qgpo.fields import check_seed
 
 Points = tuple[Tensor, Tensor]
 """points (N, 2) and their preference e (N,)"""
@@ -124,14 +125,14 @@ def draw_toy(problem: str, n: int, seed: int) -> Points:
     """Draw n points of q (n, 2) with their preference e (n,)."""
     if problem not in TOY_PROBLEMS:
         raise ValueError(f"problem={problem!r}, expected one of {list(TOY_PROBLEMS)}")
-    return TOY_PROBLEMS[problem](n, torch.Generator().manual_seed(seed))
+    return TOY_PROBLEMS[problem](n, torch.Generator().manual_seed(check_seed(seed)))
 
 
 def resample_toy(points: Tensor, preference: Tensor, beta: float, n: int, seed: int) -> Tensor:
     """Draw n of the points with probability softmax(beta e): samples of p, (n, 2)."""
     weights = torch.softmax(beta * preference.double(), dim=0)
     cumulative = torch.cumsum(weights, dim=0)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     u = torch.rand(n, generator=generator, dtype=torch.float64) * cumulative[-1]
     return points[torch.searchsorted(cumulative, u).clamp(max=len(points) - 1)]
 

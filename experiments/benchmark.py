@@ -10,15 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from qgpo.agents.core.checkpoint import read_header
-from qgpo.agents.core.files import check_writable
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.registry import agent_class
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, check_same_training
 from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.keeping import show_and_write
 from qgpo.experiments.packing import PROVENANCE, read_what_can_be, write_document
 from qgpo.experiments.plan import Cell
 from qgpo.experiments.workers import Outcome, run_locally, run_on_ray
+from qgpo.files import check_writable
 
 
 class Standing(NamedTuple):
@@ -117,7 +118,9 @@ class Benchmark:
         failed = []
 
         def keep(outcome: Outcome) -> None:
-            report(outcome)  # scores first: the disk may be full
+            show_and_write(lambda: report(outcome), lambda: write(outcome))
+
+        def write(outcome: Outcome) -> None:
             if outcome.result is None:
                 failed.append(outcome)
                 return

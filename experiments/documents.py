@@ -38,15 +38,16 @@ import torch
 
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.checkpoint import config_from_json
-from qgpo.agents.core.files import replacing, write_beside
 from qgpo.agents.core.provenance import processor, versions
 from qgpo.agents.core.upgrade import upgrade_config
 from qgpo.agents.registry import agent_class
 from qgpo.agents.sb3_baselines import OnlineSAC
+from qgpo.envs import text_files
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.play.evaluation import Evaluation
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import Experiment, as_json, measured_of
+from qgpo.files import write_beside, write_whole
 
 FORMAT_VERSION = 2
 Document = dict[str, Any]
@@ -97,11 +98,20 @@ def evaluations_to_json(evaluations: Evaluations) -> list[Document]:
 
 
 def evaluations_from_json(entries: list[Document]) -> Evaluations:
-    """The inverse of `evaluations_to_json`; what an older document does not say is None."""
+    """The inverse of `evaluations_to_json`; what an older document does not say is None.
+
+    Raises LookupError, TypeError, ValueError, AttributeError or OverflowError for other entries.
+    """
     evaluations: Evaluations = []
     for entry in entries:
         values: Document = {f.name: entry.get(f.name) for f in dataclasses.fields(Evaluation)}
         values["cut"] = entry.get("cut", 0)
+        low, high = values["interval"] or (0, 0)
+        may_be_none = [n for n in (entry["guidance_scale"], values["score"]) if n is not None]
+        for number in (values["mean"], values["cut"], low, high, *entry["returns"], *may_be_none):
+            if type(number) not in (int, float):
+                raise TypeError(f"{number!r} is no number")
+            float(number)
         evaluations.append((entry["guidance_scale"], Evaluation(**values)))
     return evaluations
 
@@ -112,14 +122,21 @@ def ended_by(error: BaseException) -> Document:
 
 
 def has_scores(path: Path) -> bool:
-    """Whether an evaluation is there that has played anything. Raises DocumentError."""
-    return path.exists() and bool(read(path)["evaluations"])
+    """Whether something is there that no other evaluation may replace.
+
+    That is an evaluation that has played anything, or a file that is nobody's evaluation.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return False
+    try:
+        return bool(read_result(path)["evaluations"])
+    except DocumentError:
+        return True
 
 
 def write(path: Path, document: Document) -> None:
     """Write atomically."""
-    with replacing(path) as file:
-        file.write(_as_bytes(document))
+    write_whole(path, _as_bytes(document))
 
 
 def write_new(path: Path, document: Document) -> Path:
@@ -133,11 +150,15 @@ def _as_bytes(document: Document) -> bytes:
 
 def read(path: Path) -> Document:
     """A run's document in today's version. Raises DocumentError where it is something else."""
+    return upgrade(read_json(path), path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says. Raises DocumentError, also for a named pipe, which would hang."""
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return text_files.read_json(path)
+    except (OSError, ValueError) as error:
         raise DocumentError(f"{path} cannot be read ({error}): move it away") from error
-    return upgrade(document, path)
 
 
 def read_config(path: Path) -> Document:
@@ -156,9 +177,22 @@ def read_config(path: Path) -> Document:
     return document
 
 
+def read_result(path: Path) -> Document:
+    """A run's evaluation, every value of which can be shown. Raises DocumentError."""
+    document = read(path)
+    try:
+        evaluations_from_json(document["evaluations"])
+        good = isinstance(document.get("training") or {}, dict)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DocumentError(f"{path} is no run's evaluation ({error!r}): move it away") from error
+    if not good:
+        raise DocumentError(f"{path} is no run's evaluation (training says no times): move it away")
+    return document
+
+
 def read_results(folder: RunFolder) -> list[Document]:
     """The evaluations of a finished run, the first one first. Raises DocumentError."""
-    return [read(path) for path in folder.evaluations]
+    return [read_result(path) for path in folder.evaluations]
 
 
 def find_result(folder: RunFolder, measured: Document) -> Document | None:

@@ -5,13 +5,15 @@
         document = run.finish()
 
 A run continues from the folder's checkpoint where there is one. Whatever stopped it, running it
-again ends with the same agent and the same document. Scores are printed before they are written.
+again ends with the same agent and the same document. Scores are printed before they are written,
+and written even where they cannot be printed.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,25 +23,20 @@ import torch
 from qgpo.agents import OfflineAgent
 from qgpo.agents.core.callbacks import EveryStep, SaveCheckpoint
 from qgpo.agents.core.checkpoint import CheckpointWriteError
-from qgpo.agents.core.files import check_writable
 from qgpo.agents.core.training import on_signals, until_done
 from qgpo.agents.guided import GuidanceTuning, is_guided
 from qgpo.agents.registry import adopt_from, agent_class
 from qgpo.envs import load_dataset
-from qgpo.envs.play.evaluation import (
-    EvaluationError,
-    evaluate_scales,
-    scale_label,
-    score_table,
-    summarize,
-)
+from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table, summarize
 from qgpo.envs.tasks.making import to_play
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, DocumentError, Evaluations
-from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.folder import RunFolder, events_in_one_line
+from qgpo.experiments.keeping import play_and_keep, show_and_write
 from qgpo.experiments.preflight import check_environment, check_files, check_same_agent
 from qgpo.experiments.settings import Experiment, as_json
 from qgpo.experiments.threads import advice
+from qgpo.files import check_writable
 
 
 class Clock(EveryStep):
@@ -50,7 +47,7 @@ class Clock(EveryStep):
 
     def __init__(self, folder: RunFolder, agent: OfflineAgent[Any], every: int) -> None:
         super().__init__()
-        self.path, self.agent, self.every = folder.clock, agent, every
+        self.folder, self.path, self.agent, self.every = folder, folder.clock, agent, every
         self.saved: dict[str, Any] = {"stage_seconds": {}}
         if self.path.exists():
             self.saved = _read_clock(self.path)
@@ -90,6 +87,7 @@ class Clock(EveryStep):
 
     def write(self) -> None:
         """Keep the time of the checkpoint that was just written."""
+        self.folder.check_held()
         documents.write(self.path, self.seconds)
 
     def after_step(self, n: int) -> None:
@@ -103,16 +101,32 @@ class Clock(EveryStep):
         self.write()
 
 
+class StillHeld(EveryStep):
+    """Ends a training whose folder is no longer its own. Comes before SaveCheckpoint."""
+
+    def __init__(self, folder: RunFolder, every: int) -> None:
+        super().__init__()
+        self.folder, self.every = folder, every
+
+    def after_step(self, n: int) -> None:
+        """Look where SaveCheckpoint saves."""
+        if n % self.every == 0:
+            self.folder.check_held()
+
+    def _on_training_end(self) -> None:
+        self.folder.check_held()
+
+
 def _read_clock(path: Path) -> dict[str, Any]:
     """What a checkpoint has cost. Raises DocumentError where the file says something else."""
+    saved: dict[str, Any] = documents.read_json(path)
     try:
-        saved: dict[str, Any] = json.loads(path.read_bytes())
         if "stage_seconds" not in saved:  # before stages were told apart
             whole = {"wall": saved["wall_seconds"], "cpu": saved["cpu_seconds"]}
             saved["stage_seconds"] = {"unknown": whole}
         for kinds in saved["stage_seconds"].values():
             kinds["wall"] + kinds["cpu"] + 0.0
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise DocumentError(f"{path} cannot be read ({error!r}): move it away") from error
     return saved
 
@@ -166,11 +180,13 @@ class Run:
     ) -> Document:
         """Train, tune and evaluate from where the folder stands; returns its evaluation.json.
 
-        The caller holds the folder's lock. `overwrite` deletes the former run there, when nothing
-        is left that would refuse this one. An evaluation that was written before is returned as
-        it is; another one is written beside it. Raises DocumentError for a checkpoint of other
-        data or another training, and what training and evaluation raise. Signals that ask to stop
-        leave a checkpoint, or the scores so far, and raise KeyboardInterrupt.
+        The caller holds the folder's lock; where the folder is removed meanwhile, RunFolderError is
+        raised and nothing is written to the one that is there then. `overwrite` deletes the former
+        run there, when nothing is left that would refuse this one. An evaluation that was written
+        before is returned as it is; another one is written beside it. Raises DocumentError for a
+        checkpoint of other data or another training, and what training and evaluation raise.
+        Signals that ask to stop leave a checkpoint, or the scores so far, and raise
+        KeyboardInterrupt.
         """
         with on_signals(signal.default_int_handler):
             return self._finish(verbose, wandb_project, overwrite)
@@ -220,6 +236,7 @@ class Run:
             self.go_on()
         elif folder.config.exists():
             print("no checkpoint was written yet: starting from the beginning", flush=True)
+        folder.check_held()
         if not folder.config.exists():
             documents.write(folder.config, started)
         if not folder.checkpoint.exists():
@@ -227,7 +244,7 @@ class Run:
             self.clock = Clock(folder, self.agent, experiment.checkpoint_every)
             if experiment.adopt is not None:
                 self.clock.adopt(experiment.adopt)
-                self.agent.save(folder.checkpoint)
+                self.save()
                 self.clock.write()
         if note := advice(experiment.threads):
             print(note, flush=True)
@@ -282,52 +299,66 @@ class Run:
         folder, agent = self.folder, self.agent
         if agent.is_trained and agent.dataset_fingerprint == self.dataset.fingerprint:
             return
-        agent.set_logger(folder.logger(verbose, agent.progress))
-        self.clock.since = _now()
-        try:
-            with on_signals(agent.training.interrupt):
-                self._learn()
-        finally:
-            agent.logger.close()
+        with events_in_one_line():
+            agent.set_logger(folder.logger(verbose, agent.progress))
+            self.clock.since = _now()
+            try:
+                with on_signals(agent.training.interrupt):
+                    self._learn()
+            finally:
+                self._close_logger()
         if agent.training.interrupted:  # after the last step
             raise KeyboardInterrupt("stopped when the training had ended")
         print(f"trained in {self.clock.seconds['wall_seconds']:.0f} s", flush=True)
+
+    def _close_logger(self) -> None:
+        """Write what was logged last; training does not depend on it."""
+        try:
+            self.agent.logger.close()
+        except OSError as error:
+            print(f"metrics in {self.folder.path} are not complete: {error}", file=sys.stderr)
 
     def _learn(self) -> None:
         """Learn; what ends it between two steps leaves a checkpoint."""
         experiment, folder, agent = self.experiment, self.folder, self.agent
         at = "in stage {0.stage!r} at timestep {0.num_timesteps}"
+        every = experiment.checkpoint_every
+        saving = SaveCheckpoint(folder.checkpoint, every)
         try:
             agent.learn(
                 self.dataset,
-                [SaveCheckpoint(folder.checkpoint, experiment.checkpoint_every), self.clock],
+                [StillHeld(folder, every), saving, self.clock],
                 experiment.log_interval,
                 reset_num_timesteps=False,
                 progress_bar=experiment.progress_bar,
                 allow_other_dataset=self.allow_other_dataset,
             )
         except KeyboardInterrupt:
-            agent.save(folder.checkpoint)
+            self.save()
             self.clock.on_training_end()
             raise KeyboardInterrupt(f"stopped {at.format(agent)}") from None
         except CheckpointWriteError:
             raise
         except OSError as error:  # of the metrics or the events, on a full disk for example
-            agent.save(folder.checkpoint)
+            self.save()
             self.clock.on_training_end()
             raise OSError(
                 f"metrics in {folder.path} could not be written ({error}): stopped "
                 f"{at.format(agent)}, with a checkpoint"
             ) from error
 
+    def save(self) -> None:
+        """Write the checkpoint, where the folder is still ours."""
+        self.folder.check_held()
+        self.agent.save(self.folder.checkpoint)
+
     def tune(self) -> None:
         """Choose the guidance scale from the data, if asked for; the checkpoint keeps it."""
         agent, bar = self.agent, self.experiment.progress_bar
         if self.experiment.tune_guidance and is_guided(agent):
             self.tuning = agent.tune_guidance(self.dataset, progress_bar=bar)
-            print(self.tuning, flush=True)
             with until_done():
-                self.agent.save(self.folder.checkpoint)
+                show_and_write(lambda: print(self.tuning, flush=True), self.save)
 
     @property
     def scales(self) -> tuple[float | None, ...]:
@@ -347,7 +378,6 @@ class Run:
         """
         experiment, dataset, began = self.experiment, self.dataset, time.monotonic()
         env, reference = to_play(experiment.env_id, dataset.env_spec, dataset.reference)
-        self.evaluations = []
         played = evaluate_scales(
             self.agent,
             dataset if env is None else env,
@@ -359,18 +389,15 @@ class Run:
             warn_of_cuts=False,  # the table says how many
             progress_bar=experiment.progress_bar,
         )
-        try:
-            for each in played if experiment.n_episodes else ():
-                self.evaluations.append(each)
-        except BaseException as error:
-            if isinstance(error, EvaluationError) and error.evaluation is not None:
-                self.evaluations.append((self.scales[len(self.evaluations)], error.evaluation))
-            if self.evaluations:
-                self.show("the evaluation did not come to its end; so far:")
-                self.write(time.monotonic() - began, documents.ended_by(error))
-            raise
-        self.show()
-        return self.write(time.monotonic() - began, {})
+        keep = functools.partial(self.keep, began)
+        return play_and_keep(played if experiment.n_episodes else (), self.scales, keep)
+
+    def keep(self, began: float, evaluations: Evaluations, ended: Document) -> Document:
+        """Show and write what was played since `began`; returns the document."""
+        self.evaluations = evaluations
+        seconds = time.monotonic() - began
+        note = "the evaluation did not come to its end; so far:" if ended else ""
+        return show_and_write(lambda: self.show(note), lambda: self.write(seconds, ended))
 
     def write(self, seconds: float, ended: Document) -> Document:
         """Write what was played; returns it. Only an evaluation without scores is replaced."""
@@ -385,20 +412,21 @@ class Run:
             **tuning,
             **ended,
         }
+        folder.check_held()
         try:
-            with until_done():
-                if ended or not documents.has_scores(path):
-                    documents.write(path, document)
-                else:
-                    path = documents.write_new(path, document)
-                    print(f"{folder.evaluation} stays as it is; this one: {path}", flush=True)
-                if not ended:
-                    folder.unfinished.unlink(missing_ok=True)
+            if ended or not documents.has_scores(path):
+                documents.write(path, document)
+            else:
+                path = documents.write_new(path, document)
+            if not ended:
+                folder.unfinished.unlink(missing_ok=True)
         except OSError as error:
             raise OSError(
                 f"{path} could not be written ({error}): the scores are those above; make room, "
                 "and resume the run to evaluate it again"
             ) from error
+        if path not in (folder.unfinished, folder.evaluation):
+            print(f"{folder.evaluation} stays as it is; this one: {path}", flush=True)
         return documents.read(path)
 
     def show(self, note: str = "") -> None:

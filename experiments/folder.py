@@ -17,9 +17,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib
+import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +35,7 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 
-from qgpo.agents.core.files import is_scratch_of, replacing
+from qgpo.files import is_scratch_of, replacing
 
 try:
     fcntl: Any = importlib.import_module("fcntl")
@@ -44,6 +46,8 @@ PATIENCE_SECONDS = 1.0
 """how long a process tries to get a folder before it asks whether another one has it"""
 POLL_SECONDS = 2.0
 """between two looks at a folder that somebody waits for"""
+EVENT_WRITER = "_AsyncWriterThread"
+"""the class of TensorBoard's thread"""
 EVENTS = re.compile(r"events\.out\.tfevents\.\d+\..*")
 OWN_EVALUATION = re.compile(r"evaluation-(\d{1,4})\.json")
 OF_EVALUATE = re.compile(r"evaluation(-together)?-\d{8}-\d{6}(-\d{1,4})?\.json")
@@ -72,6 +76,8 @@ class RunFolder:
         """a checkpoint that is deleted at once"""
         self.log = path / "log.txt"
         self._lock = path / ".lock"
+        self._held: tuple[int, int] | None = None
+        """the lock file that this process holds, by the file system's numbers"""
 
     @property
     def evaluations(self) -> list[Path]:
@@ -79,7 +85,7 @@ class RunFolder:
         later = {
             int(found[1]): path
             for path in self.path.glob("evaluation-*.json")
-            if (found := OWN_EVALUATION.fullmatch(path.name))
+            if (found := OWN_EVALUATION.fullmatch(path.name)) and _is_evaluation(path)
         }
         paths = [self.evaluation, *(later[n] for n in sorted(later)), self.evaluation_1]
         return [path for path in paths if path.exists() and path.stat().st_size]
@@ -133,10 +139,42 @@ class RunFolder:
             print(f"{self.path} is held by another process: waiting for it", flush=True)
             lock = self._wait()
         try:
+            self._held = self._identity()
+            self.check_regular()
             self._clean()
             yield
         finally:
+            self._held = None
             lock.release()
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which lock file is there now; None where there is none."""
+        try:
+            found = self._lock.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def check_held(self) -> None:
+        """Raise RunFolderError where this process holds the lock of a folder that is gone.
+
+        Who removes or moves a run folder leaves its process with the lock of a file without a name,
+        and another training may have begun there.
+        """
+        if self._held not in (None, self._identity()):
+            raise RunFolderError(
+                f"{self.path} was removed or moved while this process worked in it: it stops, and "
+                "writes nothing to what is there now"
+            )
+
+    def check_regular(self) -> None:
+        """Raise RunFolderError where something else than a file has one of a run's names."""
+        for path in (*self._names(), self.log):
+            if path.exists() and not path.is_file():
+                raise RunFolderError(
+                    f"{path} is no file, which no run makes: move it away, or choose another "
+                    "--run-dir"
+                )
 
     def _wait(self) -> BaseFileLock:
         """The lock, when the process that holds it has ended."""
@@ -169,8 +207,11 @@ class RunFolder:
         others = [
             path
             for path in sorted(self.path.iterdir())
-            for pattern in (EVENTS, OWN_EVALUATION, OF_EVALUATE)
-            if pattern.fullmatch(path.name)
+            if EVENTS.fullmatch(path.name)
+            or (
+                any(pattern.fullmatch(path.name) for pattern in (OWN_EVALUATION, OF_EVALUATE))
+                and _is_evaluation(path)
+            )
         ]
         return [*others, *self.named()]
 
@@ -204,6 +245,24 @@ class RunFolder:
         return Logger(str(self.path), [*outputs, *shown])
 
 
+@contextlib.contextmanager
+def events_in_one_line() -> Iterator[None]:
+    """Name in one line what TensorBoard's thread cannot write; who logs next gets its OSError."""
+    former = threading.excepthook
+
+    def hook(args: Any) -> None:
+        if type(args.thread).__name__ == EVENT_WRITER and isinstance(args.exc_value, OSError):
+            print(f"TensorBoard's events cannot be written: {args.exc_value}", file=sys.stderr)
+        else:
+            former(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = former
+
+
 class ContinuedCSV(CSVOutputFormat):
     """SB3's CSV format that keeps the rows of a run up to where it is resumed."""
 
@@ -218,14 +277,43 @@ class ContinuedCSV(CSVOutputFormat):
         self.quotechar = '"'
 
 
+def _is_evaluation(path: Path) -> bool:
+    """Whether a file with an evaluation's name is one, or an empty one; others are a user's."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        content = path.read_bytes()
+        entries = json.loads(content)["evaluations"] if content else []
+        return all("returns" in entry for entry in entries)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return False
+
+
 def _lines_until(path: Path, progress: dict[str, int]) -> list[str]:
-    """Header and rows of a metrics.csv that training at `progress` has behind it."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    """Header and rows of a metrics.csv that training at `progress` has behind it.
+
+    Raises RunFolderError for a file that is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise RunFolderError(f"{path} cannot be read ({error}): move it away") from error
     lines = text.splitlines(keepends=True)
+    keys = _cells(lines[0]) if lines else []
     rows = []
-    for line, row in zip(lines[1:], csv.DictReader(lines), strict=False):
-        whole = line.endswith("\n") and None not in row and None not in row.values()
-        steps, stage = row.get("time/stage_steps") or "", row.get("time/stage") or ""
-        if whole and steps.isdigit() and int(steps) <= progress.get(stage, 0):
+    for line in lines[1:]:
+        cells = _cells(line)
+        row = dict(zip(keys, cells, strict=False))
+        whole = line.endswith("\n") and len(cells) == len(keys)
+        steps, stage = row.get("time/stage_steps", ""), row.get("time/stage", "")
+        if whole and steps.isdecimal() and len(steps) < 19 and int(steps) <= progress.get(stage, 0):
             rows.append(line)  # neither cut off by a kill nor to be logged again
     return [lines[0], *rows] if rows else []
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of one row; none where it is no row, as after a power failure."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []

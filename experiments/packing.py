@@ -26,7 +26,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from qgpo.agents.core.files import replacing
+from qgpo.agents.core.parsing import brief
+from qgpo.envs.text_files import LARGEST, read_bytes, read_json
+from qgpo.files import replacing
 
 Document = dict[str, Any]
 EPISODES, PROVENANCE = "episodes.csv.xz", "provenance.json"
@@ -36,6 +38,12 @@ LISTS = {"seeds": "seed", "returns": "return", "lengths": "length"}
 """lists of an evaluation, and the columns of the table of episodes that hold them"""
 SHARED = ("config", "dataset", "machine", "reference", "versions")
 """keys whose objects are stored once"""
+MOST_IN_TABLES = 2**30
+"""letters of all cells in the tables of a folder, with what they share; a cell has LARGEST"""
+SLACK, MOST_TIMES = 2**25, 200
+"""bytes that a table may have unpacked, and how many more for each that is packed"""
+MOST_MEMORY = 2**28
+"""bytes for unpacking; the strongest compression takes a quarter of them"""
 
 
 class ResultError(ValueError):
@@ -49,12 +57,16 @@ def refused(message: str) -> Iterator[None]:
         yield
     except (
         *(LookupError, TypeError, ValueError, AttributeError, RecursionError),
-        *(OSError, EOFError, lzma.LZMAError),
+        *(OSError, EOFError, lzma.LZMAError, csv.Error, ArithmeticError),
     ) as error:
-        missing = isinstance(error, KeyError)
-        raise ResultError(
-            f"{message}: {f'{error} is missing' if missing else repr(error)}"
-        ) from error
+        raise ResultError(f"{message}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in words."""
+    if isinstance(error, KeyError):
+        return f"it has no {brief(error.args[0])}"
+    return str(error) if isinstance(error, ValueError) else repr(error)
 
 
 def read_documents(folder: Path) -> dict[str, Document]:
@@ -115,15 +127,18 @@ def pack(folder: Path) -> list[str]:
         return []
     documents = read_documents(folder)
     with refused(f"the files in {folder} cannot be packed"):
-        episodes, provenance = _to_tables(documents)
-        restored = _from_tables(episodes, provenance)
+        episodes, provenance = (text.encode() for text in _to_tables(documents))
+        packed = lzma.compress(episodes)
+        if max(len(packed), len(provenance)) > LARGEST:
+            raise ValueError(f"a table would have more than {LARGEST} bytes: use several folders")
+        restored = _from_tables(_unpacked(packed), json.loads(provenance))
     for name, document in documents.items():
         if _canonical(restored[name]) != _canonical(document):
             raise ResultError(f"{folder / name}.json cannot be packed without loss: move it away")
     with replacing(folder / EPISODES) as file:
-        file.write(lzma.compress(episodes.encode()))
+        file.write(packed)
     with replacing(folder / PROVENANCE) as file:
-        file.write(provenance.encode())
+        file.write(provenance)
     for path in paths:
         path.unlink()
     return [path.stem for path in paths]
@@ -135,7 +150,7 @@ def _single_files(folder: Path) -> list[Path]:
 
 def _read_file(path: Path) -> Document:
     with refused(f"{path} is not a cell's result"):
-        document: Document = json.loads(path.read_text(encoding="utf-8"))
+        document: Document = read_json(path)
         for evaluation in document["evaluations"]:
             evaluation["guidance_scale"]
     return document
@@ -146,9 +161,20 @@ def _read_tables(folder: Path) -> dict[str, Document]:
     if not (folder / PROVENANCE).exists():
         return {}
     with refused(f"{EPISODES} and {PROVENANCE} in {folder} cannot be read"):
-        episodes = lzma.decompress((folder / EPISODES).read_bytes()).decode()
-        documents = _from_tables(episodes, (folder / PROVENANCE).read_text(encoding="utf-8"))
+        documents = _from_tables(
+            _unpacked(read_bytes(folder / EPISODES)), read_json(folder / PROVENANCE)
+        )
     return documents
+
+
+def _unpacked(packed: bytes) -> str:
+    """The table of episodes. Raises LZMAError, or ValueError where it unpacks to too much."""
+    most = SLACK + MOST_TIMES * len(packed)
+    stream = lzma.LZMADecompressor(memlimit=MOST_MEMORY)
+    content = stream.decompress(packed, max_length=most)
+    if not stream.eof or stream.unused_data:
+        raise ValueError(f"{EPISODES} is no single table, or unpacks to more than {most} bytes")
+    return content.decode()
 
 
 def _to_tables(documents: dict[str, Document]) -> tuple[str, str]:
@@ -170,23 +196,24 @@ def _to_tables(documents: dict[str, Document]) -> tuple[str, str]:
     )
 
 
-def _from_tables(episodes: str, provenance: str) -> dict[str, Document]:
-    """The inverse of `_to_tables`.
+def _from_tables(episodes: str, tables: Document) -> dict[str, Document]:
+    """The inverse of `_to_tables`, with the provenance read from its JSON.
 
     An evaluation without rows stays without lists: packing was interrupted, and the cell's single
     file still exists.
     """
-    tables = json.loads(provenance)
     if tables["format_version"] > FORMAT_VERSION:
         raise ValueError(f"format {tables['format_version']} is newer than {FORMAT_VERSION}")
-    lists = {}
+    lists: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
     for key, rows in groupby(csv.reader(io.StringIO(episodes)), itemgetter(0, 1)):
+        if key in lists:
+            raise ValueError(f"rows of cell {key[0]!r} at scale {key[1]} are in two places")
         _, _, *columns = zip(*rows, strict=True)
         lists[key] = dict(zip(LISTS, columns, strict=True))
-    shared = {name: json.dumps(part) for name, part in tables["shared"].items()}
+    shared = _Shared(tables["shared"])
     documents = {}
     for name, cell in tables["cells"].items():
-        documents[name] = json.loads(json.dumps(cell), object_hook=partial(_resolve, shared))
+        documents[name] = shared.read_cell(cell)
         for evaluation in documents[name]["evaluations"]:
             texts = lists.get((name, json.dumps(evaluation["guidance_scale"])), {})
             evaluation |= {key: json.loads(f"[{','.join(texts[key])}]") for key in texts}
@@ -203,11 +230,43 @@ def _share(shared: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
-def _resolve(shared: dict[str, str], part: dict[str, Any]) -> Any:
-    """The object that a part refers to, or the part itself where it is no reference."""
-    if part.keys() != {"shared"}:
-        return part
-    return json.loads(shared[part["shared"]], object_hook=partial(_resolve, shared))
+class _Shared:
+    """What cells share: each part is read once, and counted as often as it is referred to."""
+
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self.parts = parts
+        self.read: dict[str, tuple[Any, int]] = {}
+        """a part by name, and its letters with those of the parts in it"""
+        self.letters = self.of_all = 0
+        """of what is being read, and of all cells"""
+
+    def read_cell(self, cell: Document) -> Document:
+        """The cell with the parts that it refers to. Raises ValueError where it is too large."""
+        document, letters = self._read(cell)
+        self.of_all += letters
+        if self.of_all > MOST_IN_TABLES:
+            raise ValueError(f"its cells have more than {MOST_IN_TABLES} letters")
+        return document  # type: ignore[no-any-return]
+
+    def _read(self, part: Any) -> tuple[Any, int]:
+        text = json.dumps(part)
+        outer, self.letters = self.letters, len(text)
+        value = json.loads(text, object_hook=self._resolve)
+        letters, self.letters = self.letters, outer
+        return value, letters
+
+    def _resolve(self, part: dict[str, Any]) -> Any:
+        """The object that a part refers to, or the part itself where it is no reference."""
+        if part.keys() != {"shared"}:
+            return part
+        name = part["shared"]
+        if name not in self.read:
+            self.read[name] = self._read(self.parts[name])
+        value, letters = self.read[name]
+        self.letters += letters
+        if self.letters > LARGEST:
+            raise ValueError(f"a cell has more than {LARGEST} letters with what it shares")
+        return value
 
 
 def _line_each(entries: dict[str, Any]) -> str:

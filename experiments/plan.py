@@ -29,14 +29,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from qgpo.agents.core.parsing import brief
 from qgpo.agents.guided.adoption import different_field
-from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, Experiment, check_types, choose_config
+from qgpo.envs.text_files import read_toml
+from qgpo.experiments.settings import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    THREADS,
+    Experiment,
+    check_types,
+    choose_config,
+)
 
 
 class PlanError(ValueError):
@@ -58,7 +66,7 @@ class Cell(Experiment[Any]):
     """evaluation episodes per scale; a cell without any has no result"""
     estimate_minutes: Annotated[float | None, AT_LEAST_0] = None
     """training (from scratch) and evaluation, as the plan's author expects them"""
-    threads: Annotated[int, AT_LEAST_0] = 1
+    threads: Annotated[int, THREADS] = 1
     """torch threads on the CPU"""
     checkpoint_every: Annotated[int, AT_LEAST_1] = 2_000
     """steps between two checkpoints"""
@@ -88,13 +96,16 @@ NO_KEYS = {"dataset_id", "seed", "donor_label", "config", "progress_bar"}
 KEYS = {field.name for field in dataclasses.fields(Cell)} - NO_KEYS
 """of an agent's table that are fields of its cells; `adopt` is the label there"""
 OTHER_KEYS = {"datasets", "seeds", "overrides"}
+LARGEST_PLAN = 2**20
+"""bytes"""
+MOST_CELLS = 10_000
 
 
 def read_plan(path: Path) -> list[Cell]:
     """Every cell of the plan, agent by agent as it lists them. Raises PlanError."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = read_toml(path, LARGEST_PLAN)
+    except (OSError, ValueError) as error:
         raise PlanError(f"plan {str(path)!r} cannot be read: {error}") from error
     tables = data.pop("agents", None)
     cells: list[Cell] = []
@@ -103,10 +114,14 @@ def read_plan(path: Path) -> list[Cell]:
             raise PlanError("no agents: at least one [[agents]] table is needed")
         for table in tables:
             cells += _cells({**data, **table})
+            if len(cells) > MOST_CELLS:
+                raise PlanError(f"it has more than {MOST_CELLS} cells: make several plans of it")
         _check_names(cells)
         for i, cell in enumerate(cells):
             if cell.donor_label is not None:
                 _check_donor(cell, cells[:i])
+    except RecursionError as error:
+        raise PlanError(f"plan {str(path)!r} is nested too deeply") from error
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}: {error}") from error
     return cells
@@ -127,16 +142,21 @@ def _cells(table: dict[str, Any]) -> list[Cell]:
         unknown = sorted(table.keys() - KEYS - OTHER_KEYS)
         if unknown:
             choices = sorted(KEYS | OTHER_KEYS)
-            raise ValueError(f"unknown key {unknown[0]!r}, expected one of {choices}")
+            raise ValueError(f"unknown key {brief(unknown[0])}, expected one of {choices}")
         if "agent" not in table:
             raise ValueError("it has no key 'agent', the name of its class")
         if isinstance(label, str):
             _check_label(label)
         datasets = _list(table.pop("datasets", None), "datasets", str, "Minari ids")
         seeds = _list(table.pop("seeds", None), "seeds", int, "integers of at least 0")
+        if len(datasets) * len(seeds) > MOST_CELLS:
+            raise ValueError(
+                f"{len(datasets)} datasets and {len(seeds)} seeds, expected at most {MOST_CELLS} "
+                "cells"
+            )
         return [_cell(table, dataset, seed) for dataset in datasets for seed in seeds]
     except (ValueError, TypeError) as error:
-        raise PlanError(f"agent {label!r}: {error}") from error
+        raise PlanError(f"agent {brief(label)}: {error}") from error
 
 
 def _check_names(cells: list[Cell]) -> None:
@@ -158,13 +178,13 @@ def _check_names(cells: list[Cell]) -> None:
 def _check_label(label: str) -> None:
     """Raise ValueError for what is no name in a table, or too long for one of a folder."""
     if not label.isprintable() or not 0 < len(label.strip()) <= 60:
-        raise ValueError(f"label={label!r}, expected a line of 1 to 60 printable characters")
+        raise ValueError(f"label={brief(label)}, expected a line of 1 to 60 printable characters")
 
 
 def _list(values: Any, name: str, kind: type, words: str) -> list[Any]:
     """The values, where they are a list of that kind."""
     if not (isinstance(values, list) and values and all(type(v) is kind for v in values)):
-        raise ValueError(f"{name}={values!r}, expected a list of {words}")
+        raise ValueError(f"{name}={brief(values)}, expected a list of {words}")
     return values
 
 
@@ -183,7 +203,7 @@ def _cell(table: dict[str, Any], dataset: str, seed: int) -> Cell:
     names = sorted(vars(row))
     unknown = sorted(set(overrides) - set(names)) if isinstance(overrides, dict) else [overrides]
     if unknown:
-        raise ValueError(f"overrides has {unknown[0]!r}, expected a table of some of {names}")
+        raise ValueError(f"overrides has {brief(unknown[0])}, expected a table of some of {names}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     cell = dataclasses.replace(cell, config=dataclasses.replace(row, **values))
     cell.check()

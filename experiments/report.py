@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from qgpo.envs.progress import progress
-from qgpo.envs.text import readable
+from qgpo.envs.text import code, literal, readable
 from qgpo.experiments import result_figures as figures
 from qgpo.experiments import statistics
 from qgpo.experiments.results import Results, Run
+from qgpo.files import write_whole
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -45,9 +46,8 @@ def write_report(
     """
     with progress(len(TABLES) + PICTURES, "report", progress_bar, leave=False) as bar:
         text = _write_text(folder, results, title, bar)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(to_html(text, folder, title), encoding="utf-8")
+    write_whole(folder / "report.md", text.encode())
+    write_whole(folder / "report.html", to_html(text, folder, title).encode())
 
 
 def _write_text(folder: Path, results: Results, title: str, bar: tqdm[Any]) -> str:
@@ -58,14 +58,14 @@ def _write_text(folder: Path, results: Results, title: str, bar: tqdm[Any]) -> s
             figure = draw(results)
             figures.save(figure, folder / name)
         bar.update()
-        return f"![{' '.join(figure.get_suptitle().split())}]({name})"
+        return f"![{literal(figure.get_suptitle())}]({name})"
 
     rows = {}
     for make_rows in TABLES:
         rows[make_rows.__name__] = list(make_rows(results))
         bar.update()
     return TEMPLATES.get_template("report_template.md").render(
-        title=title,
+        title=literal(title),
         results=results,
         rows=rows,
         episodes=sorted({len(run.returns[run.headline_scale]) for run in results.runs.values()}),
@@ -81,10 +81,13 @@ def _write_text(folder: Path, results: Results, title: str, bar: tqdm[Any]) -> s
 def to_html(text: str, folder: Path, title: str) -> str:
     """The Markdown text as one page that contains the folder's pictures."""
     # escaped first, so that a label is never read as HTML
-    body = markdown.markdown(html.escape(text, quote=False), extensions=["tables"])
+    escaped = html.escape(text.replace("\\<", "<"), quote=False)
+    body = markdown.markdown(escaped, extensions=["tables"])
     for picture in folder.glob("*.png"):
-        data = base64.b64encode(picture.read_bytes()).decode()
-        body = body.replace(f'src="{picture.name}"', f'src="data:image/png;base64,{data}"')
+        source = f'src="{picture.name}"'
+        if source in body:
+            data = base64.b64encode(picture.read_bytes()).decode()
+            body = body.replace(source, f'src="data:image/png;base64,{data}"')
     return TEMPLATES.get_template("report_template.html").render(title=title, body=body)
 
 
@@ -111,7 +114,7 @@ def headline(results: Results) -> Iterator[Row]:
     for dataset in results.datasets:
         mean = results.data_mean(dataset)
         data = "missing" if np.isnan(mean) else readable(mean)
-        yield [f"`{dataset}`", data, *(_cell(results, dataset, a) for a in results.labels)]
+        yield [code(dataset), data, *(_cell(results, dataset, a) for a in results.labels)]
 
 
 def _cell(results: Results, dataset: str, label: str) -> str:
@@ -127,16 +130,17 @@ def _cell(results: Results, dataset: str, label: str) -> str:
 
 
 def _titled(results: Results, label: str) -> str:
-    """The label; of an online agent, with its environment steps."""
+    """The label in Markdown; of an online agent, with its environment steps."""
     steps = max((run.environment_steps for run in results.labelled(label)), default=0)
-    return f"{label} (online: {steps:,} environment steps)" if steps else label
+    shown = literal(label)
+    return f"{shown} (online: {steps:,} environment steps)" if steps else shown
 
 
 def _missing(results: Results) -> list[str]:
     """Which runs are not measured yet."""
     places: dict[str, list[str]] = {}
     for dataset, label, seed in results.missing:
-        places.setdefault(f"{label} on `{dataset}`", []).append(str(seed))
+        places.setdefault(f"{literal(label)} on {code(dataset)}", []).append(str(seed))
     return [f"{place} (seeds {', '.join(seeds)})" for place, seeds in places.items()]
 
 
@@ -148,7 +152,7 @@ def intervals(results: Results) -> Iterator[Row]:
             low, high = statistics.hierarchical_bootstrap(seeds)
             mean = float(np.mean([returns.mean() for returns in seeds]))
             interval = f"{readable(mean)} [{readable(low)}, {readable(high)}]"
-            yield [f"`{dataset}`", label, interval, f"{len(seeds)}"]
+            yield [code(dataset), literal(label), interval, f"{len(seeds)}"]
 
 
 def references(results: Results) -> Iterator[Row]:
@@ -158,8 +162,9 @@ def references(results: Results) -> Iterator[Row]:
         if (run := results.data(dataset)) is not None:
             columns = ["none", "none", "its runs are in no aggregate"]
             if (reference := run.reference) is not None:
-                columns = [f"{reference.minimum:g}", f"{reference.maximum:g}", reference.source]
-        yield [f"`{dataset}`", *columns]
+                columns = [f"{reference.minimum:g}", f"{reference.maximum:g}"]
+                columns.append(literal(reference.source))
+        yield [code(dataset), *columns]
 
 
 def aggregate(results: Results) -> Iterator[Row]:
@@ -177,7 +182,7 @@ def improvement(results: Results) -> Iterator[Row]:
     for pair in results.improvements:
         low, high = pair.interval
         probability = f"{pair.probability:.2f} [{low:.2f}, {high:.2f}]"
-        yield [pair.first, pair.second, probability, f"{pair.datasets}"]
+        yield [literal(pair.first), literal(pair.second), probability, f"{pair.datasets}"]
 
 
 def scales(results: Results) -> Iterator[Row]:
@@ -188,7 +193,7 @@ def scales(results: Results) -> Iterator[Row]:
             runs = results.of(dataset, label)
             scales = [scale for scale in (runs[0].headline_scale, best) if scale is not None]
             shown = [f"{spread([run.mean(w) for run in runs])} (w = {w:g})" for w in scales]
-            yield [f"`{dataset}`", label, *shown]
+            yield [code(dataset), literal(label), *shown]
 
 
 def time(results: Results) -> Iterator[Row]:
@@ -198,19 +203,19 @@ def time(results: Results) -> Iterator[Row]:
             cpu = [run.cpu_seconds for run in runs if run.cpu_seconds is not None]
             measured = f"{np.mean(cpu):.0f} ({len(cpu)} runs)" if cpu else "not measured"
             wall = f"{np.mean([run.wall_seconds for run in runs]):.0f}"
-            yield [label, f"{len(runs)}", wall, measured]
+            yield [literal(label), f"{len(runs)}", wall, measured]
 
 
 def fingerprints(results: Results) -> Iterator[Row]:
     """Dataset and the digest of its arrays."""
     for dataset in results.datasets:
         if (run := results.data(dataset)) is not None:
-            yield [f"`{dataset}`", f"`{run.fingerprint}`"]
+            yield [code(dataset), code(run.fingerprint)]
 
 
 def _made_with(run: Run) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    return (
+    return literal(
         f"Measured with {versions}, on {run.machine['cpus']} {run.machine['processor']} cores, "
         f"device {run.machine['device']}, {run.machine['threads']} torch thread(s) per run."
     )

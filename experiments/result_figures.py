@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
+from qgpo.envs.data.figure import save as save
 from qgpo.envs.text import wrap
 from qgpo.experiments import statistics
 from qgpo.experiments.results import RESAMPLES, Results
@@ -197,12 +197,6 @@ def tidy(axis: Any, grid: str, xlabel: str = "", ylabel: str = "") -> None:
     axis.set_ylabel(ylabel, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
 
 
 def _panels(

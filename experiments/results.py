@@ -2,74 +2,22 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.experiments import statistics
-from qgpo.experiments.packing import Document, ResultError, read_what_can_be, refused
+from qgpo.experiments.measured_run import Key, Run, read_run
+from qgpo.experiments.packing import ResultError, read_what_can_be
 
+__all__ = ["RESAMPLES", "Improvement", "Key", "ResultError", "Results", "Run", "read_run"]
 RESAMPLES = 2_000
 """draws of a bootstrap interval"""
-
-MACHINE = ("processor", "cpus", "device", "threads")
-"""what a report says of it"""
-
-Key = tuple[str, str, int]
-"""dataset, label, seed"""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training and its evaluations."""
-
-    dataset: str
-    label: str
-    seed: int
-    headline_scale: float | None
-    """guidance scale that was configured before any evaluation; None for agents without one"""
-    returns: dict[float | None, NDArray[np.float64]] = field(repr=False)
-    """every episode's return, by guidance scale"""
-    reference: ReferenceScores | None
-    data_returns: NDArray[np.float64] = field(repr=False)
-    """of the episodes in the dataset"""
-    fingerprint: str
-    """of the dataset"""
-    wall_seconds: float
-    cpu_seconds: float | None
-    """of training; None where it was not measured"""
-    environment_steps: int
-    """0 for agents that learn from the data alone"""
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    """processor, cores, torch device and threads"""
-
-    @property
-    def key(self) -> Key:
-        """Which run it is."""
-        return self.dataset, self.label, self.seed
-
-    def mean(self, scale: float | None) -> float:
-        """Mean return at that guidance scale."""
-        return float(self.returns[scale].mean())
-
-    @property
-    def headline(self) -> float:
-        """Mean return at the headline scale."""
-        return self.mean(self.headline_scale)
-
-    @property
-    def score(self) -> float | None:
-        """Normalised score of the headline, None without reference returns."""
-        return None if self.reference is None else float(self.reference.normalize(self.headline))
 
 
 @dataclass(frozen=True)
@@ -266,52 +214,3 @@ class Results:
         """Mean return of the dataset's episodes, NaN where no run on it is measured."""
         run = self.data(dataset)
         return float("nan") if run is None else float(run.data_returns.mean())
-
-
-def read_run(document: Document, source: str) -> Run:
-    """The run of a cell's document of any version.
-
-    Raises ResultError, which names the source, for a document of something else.
-    """
-    with refused(f"{source} is not a cell's result"):
-        data, training = document["dataset"], document["training"]
-        run = Run(
-            dataset=_text(data["id"]),
-            label=_text(document["label"]),
-            seed=operator.index(document.get("measured", document)["seed"]),
-            headline_scale=document["headline_scale"],
-            returns={
-                evaluation["guidance_scale"]: _numbers(evaluation["returns"])
-                for evaluation in document["evaluations"]
-            },
-            reference=ReferenceScores(**data["reference"]) if data["reference"] else None,
-            data_returns=_numbers(data["returns"]),
-            fingerprint=_text(data["fingerprint"]),
-            wall_seconds=float(training["wall_seconds"]),
-            cpu_seconds=training["cpu_seconds"] and float(training["cpu_seconds"]),
-            environment_steps=operator.index(document["environment_steps"]),
-            versions=dict(document["versions"]),
-            machine={**dict.fromkeys(MACHINE, "unknown"), **document["machine"]},
-        )
-        if run.headline_scale not in run.returns:
-            raise ValueError(f"nothing was evaluated at its headline scale {run.headline_scale}")
-        if not all(len(returns) for returns in run.returns.values()):
-            raise ValueError("an evaluation has no episodes")
-        if run.reference is not None:
-            run.reference.normalize(run.headline) + 0.0
-    return run
-
-
-def _text(value: Any) -> str:
-    """A name on one line. Raises TypeError for what is no text."""
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return " ".join(value.split())
-
-
-def _numbers(values: Any) -> NDArray[np.float64]:
-    """Returns (n,) that are finite. Raises ValueError."""
-    array = np.array(values, dtype=np.float64)
-    if array.ndim != 1 or not np.isfinite(array).all():
-        raise ValueError(f"returns {str(values)[:60]} are no list of finite numbers")
-    return array

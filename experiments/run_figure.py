@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
+from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE, save
 from qgpo.envs.play.evaluation import Evaluation
 from qgpo.envs.text import readable, wrap
 
@@ -81,4 +81,4 @@ def draw_run(
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(wrap(title, 110), fontsize=11)
-    figure.savefig(path, dpi=130)
+    save(figure, path)

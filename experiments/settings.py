@@ -12,13 +12,14 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args, ge
 from qgpo.agents import QGPOConfig
 from qgpo.agents.core.checkpoint import config_from_json
 from qgpo.agents.core.config import longer
+from qgpo.agents.core.parsing import brief
 from qgpo.agents.core.training import check_device_name
 from qgpo.agents.registry import agent_class, check_adopts
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.store.local import split_version
 from qgpo.envs.tasks.specs import check_file_id
-from qgpo.fields import Range, rules
+from qgpo.fields import MOST, Range, rules
 
 ConfigT = TypeVar("ConfigT")
 WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str: "a string"}
@@ -158,17 +159,19 @@ def check_types(data: Any) -> None:
     for name, (kind, *said) in rules(kind_of_data).items():
         value, kinds = getattr(data, name), get_args(kind) or (kind,)
         if get_origin(kind) is Literal and value not in kinds:
-            raise ValueError(f"{name}={value!r}, expected one of {list(kinds)}")
+            raise ValueError(f"{name}={brief(value)}, expected one of {list(kinds)}")
         words = next((WORDS[kind] for kind in kinds if kind in WORDS), None)
         if words is None or (value is None and type(None) in kinds):
             continue
         low, high = next((rule for rule in said if isinstance(rule, Range)), Range(-math.inf))
         for one in value if isinstance(value, tuple) else (value,):
             good = type(one) in kinds or (type(one) is int and float in kinds)
+            large = type(one) is int and abs(one) > MOST  # no float holds the largest
             if good and isinstance(one, int | float):
-                good = low <= one <= high and abs(one) < math.inf
+                good = not large and low <= one <= high and abs(one) < math.inf
             if not good:
                 least = f" of at least {low:g}" if low > -math.inf else ""
+                high = min(high, MOST) if large else high
                 said_too = high < OBVIOUS or (type(one) is int and one > high)
                 most = f" and at most {high:g}" if said_too else ""
-                raise ValueError(f"{name}={one!r}, expected {words}{least}{most}")
+                raise ValueError(f"{name}={brief(one)}, expected {words}{least}{most}")

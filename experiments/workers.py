@@ -32,7 +32,7 @@ from qgpo.agents.core.training import on_signals
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, check_same_training, find_result
 from qgpo.experiments.driver import Run
-from qgpo.experiments.folder import POLL_SECONDS, RunFolder
+from qgpo.experiments.folder import POLL_SECONDS, RunFolder, RunFolderError
 from qgpo.experiments.plan import Cell
 from qgpo.experiments.settings import as_json
 
@@ -117,7 +117,11 @@ def run_logged(cell: Cell, root: Path) -> Outcome:
             raise
         except Exception as error:
             traceback.print_exc()
-            return Outcome(cell, None, " ".join(f"{type(error).__name__}: {error}".split()), log)
+            return Outcome(cell, None, _in_one_line(error), log)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def main() -> None:
@@ -211,14 +215,23 @@ async def _after(donor: asyncio.Task[Outcome] | None, cell: Cell, run_one: RunOn
 
 
 async def _in_process(root: Path, gate: asyncio.Semaphore, cell: Cell) -> Outcome:
-    """One cell in a process with a session of its own, so that Ctrl-C reaches only us."""
+    """One cell in a process of its own; what its files are not lets this cell fail, no other."""
     folder = RunFolder(root / cell.name)
+    try:
+        return await _started(folder, root, gate, cell)
+    except (OSError, ValueError, RunFolderError) as error:
+        return Outcome(cell, None, _in_one_line(error), folder.log)
+
+
+async def _started(folder: RunFolder, root: Path, gate: asyncio.Semaphore, cell: Cell) -> Outcome:
+    """One cell in a process with a session of its own, so that Ctrl-C reaches only us."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if folder.is_locked:
         print(f"{cell.name} is held by another process: waiting for it", flush=True)
     while folder.is_locked:
         await asyncio.sleep(POLL_SECONDS)
     async with gate:
+        folder.check_regular()
         with open(folder.log, "ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "qgpo.experiments.workers", str(root)),
@@ -257,7 +270,7 @@ def _reason(code: int, log: Path) -> str:
         name = signal.Signals(-code).name
         hint = ", by the system for want of memory?" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{hint}"
-    lines = log.read_text(encoding="utf-8").strip().splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else f"its process ended with code {code}"
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qgpo.networks import mlp
-from qgpo.normalization import ObservationNormalizer
+from qgpo.normalization import CONSTANT, ObservationNormalizer, smallest_spread
 
 MEMBERS = 4
 HIDDEN = (256, 256, 256)
@@ -53,9 +53,9 @@ class DynamicsEnsemble(nn.Module):
     def fit_scales(self, states: Tensor, next_states: Tensor, rewards: Tensor) -> None:
         """Set the constants that standardise inputs and targets, from (N, S), (N, S), (N,)."""
         self.observations.fit(states)
-        self.change.copy_((next_states - states).std(dim=0).clamp(min=1e-6))
+        self.change.copy_(_spread((next_states - states).double()))
         self.reward_mean.copy_(rewards.mean())
-        self.reward_std.copy_(rewards.std().clamp(min=1e-6))
+        self.reward_std.copy_(_spread(rewards.double()[:, None]).squeeze())
 
     def _outputs(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Standardised changes (E, B, S) and rewards (E, B), and termination logits (E, B)."""
@@ -89,3 +89,10 @@ class DynamicsEnsemble(nn.Module):
         error = error + torch.mean((standardised_rewards - reward_targets) ** 2)
         entropy = functional.binary_cross_entropy_with_logits(logits, terminations)
         return error + TERMINATION_WEIGHT * entropy
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """Standard deviations of (N, D), (D,); those of constant columns are small."""
+    mean, std = rows.mean(dim=0), rows.std(dim=0)
+    smallest = torch.where(std > 0.0, smallest_spread(mean, std), CONSTANT)
+    return std.maximum(smallest)

@@ -3,11 +3,13 @@
     gamma: Annotated[float, Range(0.0, 1.0)] = 0.99
     solver: Annotated[str, OneOf(SOLVERS)] = "ddim"
 
-Numbers without a rule must be positive; None is allowed where it is the default.
+Numbers without a rule must be positive; None is allowed where it is the default. Arguments of
+functions have checks of their own here (`check_seed` and so on), which return the plain value.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import fields
@@ -95,3 +97,28 @@ def _check_numbers(name: str, value: Any, kind: Any, rule: Range | None) -> None
         if not low <= number <= high:
             wanted = "positive" if rule is None else f"in [{low:g}, {high:g}]"
             raise ValueError(f"{name}={value!r}, expected {wanted}")
+
+
+def check_count(name: str, value: Any, low: int = 1) -> int:
+    """The value as a plain integer of at least `low`; ValueError for others."""
+    if not is_integer(value):
+        raise ValueError(f"{name}={value!r}, expected an integer of at least {low}")
+    if value < low:
+        raise ValueError(f"{name}={value}, expected at least {low}")
+    return int(value)
+
+
+def check_finite(name: str, value: Any) -> float:
+    """The value as a plain number; ValueError for NaN, infinity and what is no number."""
+    real = isinstance(value, int | float | np.integer | np.floating)
+    with contextlib.suppress(OverflowError):  # of an integer with more digits than a float has
+        if real and math.isfinite(value):
+            return float(value)
+    raise ValueError(f"{name}={value!r}, expected a finite number")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """The value as a plain boolean; ValueError for others, such as texts, which all are true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}={value!r}, expected True or False")
+    return bool(value)

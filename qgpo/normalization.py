@@ -17,12 +17,26 @@ from qgpo.policies import imitation_loss
 ROWS_PER_CHUNK = 8192
 """rows in float64 at a time"""
 
+CONSTANT = 1e-6
+"""a column whose standard deviation is below this part of the largest column's is constant"""
 Numbers = TypeVar("Numbers", NDArray[np.float32], Tensor)
 
 
 def scaled(actions: Numbers, low: Numbers, high: Numbers) -> Numbers:
     """Actions (..., A) as numbers in [-1, 1]."""
     return (2.0 * (actions - low) / (high - low) - 1.0).clip(-1.0, 1.0)  # type: ignore[return-value]
+
+
+def smallest_spread(mean: Tensor, std: Tensor) -> Tensor:
+    """Where columns of these means and standard deviations (D,) begin to vary, (D,).
+
+    At 1e-6 where the largest deviation is at least 1, and in proportion to it below, because
+    data may be in a small unit; in any case above what float32 rounds values of that mean by.
+    """
+    float32 = torch.finfo(torch.float32)
+    largest = std.max().clamp(max=1.0)
+    rounding = (mean.abs() * float32.eps).clamp(max=CONSTANT)
+    return torch.maximum(rounding, CONSTANT * largest).clamp(min=float32.tiny)
 
 
 class ObservationNormalizer(nn.Module):
@@ -37,14 +51,17 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("std", torch.ones(dim))
 
     def fit(self, observations: Tensor) -> None:
-        """Take mean and standard deviation of (N, S); constant dimensions keep std 1."""
+        """Take mean and standard deviation of (N, S); constant dimensions keep std 1.
+
+        Constant means below `smallest_spread`.
+        """
         chunks = observations.split(ROWS_PER_CHUNK)
         n = len(observations)
         mean = sum(chunk.double().sum(dim=0) for chunk in chunks) / n
         std = (sum(((c.double() - mean) ** 2).sum(dim=0) for c in chunks) / n) ** 0.5
         mean, std = torch.as_tensor(mean), torch.as_tensor(std)
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+        self.std.copy_(torch.where(std > smallest_spread(mean, std), std, 1.0))
 
     def forward(self, observations: Tensor) -> Tensor:
         """(..., S) to (..., S)."""

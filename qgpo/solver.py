@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qgpo.fields import check_count
 from qgpo.schedule import OTPath, Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -196,7 +197,7 @@ def get_solver(name: str, schedule: Schedule | None = None, stochastic: bool = T
     Raise ValueError where it does not fit the schedule, or where it draws noise although
     `stochastic` is False.
     """
-    if name not in SOLVERS:
+    if not isinstance(name, str) or name not in SOLVERS:
         raise ValueError(f"solver={name!r}, expected one of {sorted(SOLVERS)}")
     solver = SOLVERS[name]
     if schedule is not None:
@@ -215,8 +216,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: str = "time") -> Tensor:
     `time` is uniform in t, `log_snr` uniform in lambda, `karras` uniform in s^(1/7) with
     s = sigma / alpha (arXiv 2206.00364, Eq. 5).
     """
-    if steps < 1:
-        raise ValueError(f"solver steps={steps}, expected at least 1")
+    steps = check_count("solver steps", steps)
     if spacing not in SPACINGS:
         raise ValueError(f"spacing={spacing!r}, expected one of {list(SPACINGS)}")
     if spacing == "time":

@@ -64,8 +64,10 @@ def any_terminal() -> Iterator[None]:
     """
     codecs.register_error("qgpo.plain", _plain)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="qgpo.plain")
+        # a stream that cannot be told to, such as a terminal opened for both ways, stays as it is
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="qgpo.plain")
     try:
         yield
     except BrokenPipeError:

@@ -24,20 +24,13 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
-from qgpo.agents.core.files import check_writable
 from qgpo.agents.core.provenance import versions
-from qgpo.agents.core.training import on_signals, until_done
+from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.commands import command
 from qgpo.envs import load_dataset
-from qgpo.envs.play.evaluation import (
-    EvaluationError,
-    evaluate_scales,
-    reference_within,
-    scale_label,
-    score_table,
-)
+from qgpo.envs.play.evaluation import evaluate_scales, reference_within, scale_label, score_table
 from qgpo.envs.play.video import (
     check_clip_path,
     check_drawable,
@@ -53,8 +46,10 @@ from qgpo.envs.tasks.specs import check_file_id, in_words
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, Evaluations
 from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.keeping import play_and_keep, show_and_write
 from qgpo.experiments.settings import AT_LEAST_1, SEED, THREADS, check_types
 from qgpo.fields import Range
+from qgpo.files import check_writable
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 from qgpo.solver import get_solver
@@ -267,37 +262,38 @@ def play(
         warn_of_cuts=False,  # the table says how many
         progress_bar=args.progress_bar,
     )
-    evaluations: Evaluations = []
-    try:
-        for each in played:
-            evaluations.append(each)
-    except BaseException as error:
-        if isinstance(error, EvaluationError) and error.evaluation is not None:
-            evaluations.append((scales[len(evaluations)], error.evaluation))
-        if evaluations:
-            print("the evaluation did not come to its end; so far:")
-            keep(evaluations, documents.ended_by(error))
-        raise
-    keep(evaluations, {})
+    play_and_keep(played, scales, keep)
 
 
 def keep_in(
     output: Path, replace: bool, about: Document, evaluations: Evaluations, ended: Document
 ) -> None:
-    """Print the scores, and then write them; a name that is taken meanwhile gets a number."""
-    print(score_table([(scale_label(scale), played) for scale, played in evaluations]), flush=True)
+    """Print and write the scores; a name that is taken meanwhile gets a number."""
     document = {**about, **ended, "evaluations": documents.evaluations_to_json(evaluations)}
+    written = show_and_write(
+        lambda: show(evaluations, ended), lambda: write(output, replace, document)
+    )
+    print(f"returns: {written}", flush=True)
+
+
+def show(evaluations: Evaluations, ended: Document) -> None:
+    """Print the scores."""
+    if ended:
+        print("the evaluation did not come to its end; so far:")
+    print(score_table([(scale_label(scale), played) for scale, played in evaluations]), flush=True)
+
+
+def write(output: Path, replace: bool, document: Document) -> Path:
+    """Write the returns there, or beside it where something is; returns where."""
     try:
-        with until_done():
-            if replace:
-                documents.write(output, document)
-            else:
-                output = documents.write_new(output, document)
+        if not replace:
+            return documents.write_new(output, document)
+        documents.write(output, document)
     except OSError as error:
         raise OSError(
             f"returns could not be written ({error}): the scores are those above"
         ) from error
-    print(f"returns: {output}", flush=True)
+    return output
 
 
 def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:

@@ -29,8 +29,10 @@ from torch import Tensor
 from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
 from qgpo.commands import command
 from qgpo.diffusion import diffuse
+from qgpo.envs.data.figure import save
 from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, resample_toy
 from qgpo.exact import EmpiricalTilt, sliced_wasserstein
+from qgpo.files import write_whole
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
@@ -210,7 +212,7 @@ def draw_samples(path: Path, comparisons: dict[str, Comparison], beta: float) ->
         "distance between two exact sets",
         fontsize=9,
     )
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def draw_maps(path: Path, problem: str, comparison: Comparison, beta: float) -> None:
@@ -233,7 +235,7 @@ def draw_maps(path: Path, problem: str, comparison: Comparison, beta: float) -> 
     for axis, level in zip(grid[0], MAP_TIMES, strict=True):
         axis.set_title(f"t = {level:g}", fontsize=9)
     figure.suptitle(f"f_t, {problem}, beta = {beta:g}", fontsize=9)
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def table(comparisons: dict[str, Comparison], methods: tuple[str, ...]) -> str:
@@ -260,15 +262,14 @@ def write(args: Args, results: dict[str, dict[float, Comparison]], seconds: floa
         comparisons = {problem: betas[beta] for problem, betas in results.items()}
         draw_samples(args.output / f"samples_{tag}.png", comparisons, beta)
         text = table(comparisons, args.methods)
-        (args.output / f"table_{tag}.md").write_text(text + "\n", encoding="utf-8")
+        write_whole(args.output / f"table_{tag}.md", f"{text}\n".encode())
         print(f"\nbeta = {beta:g}: sliced Wasserstein-2 to exact samples\n{text}")
         for problem, comparison in comparisons.items():
             draw_maps(args.output / f"maps_{problem}_{tag}.png", problem, comparison, beta)
         numbers = {problem: comparison.numbers for problem, comparison in comparisons.items()}
         about = {"args": asdict(args), "beta": beta, "seconds": seconds, "problems": numbers}
-        (args.output / f"results_{tag}.json").write_text(
-            json.dumps(about, indent=2, default=str), encoding="utf-8"
-        )
+        content = json.dumps(about, indent=2, default=str).encode()
+        write_whole(args.output / f"results_{tag}.json", content)
 
 
 @one_line()

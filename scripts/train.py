@@ -156,7 +156,8 @@ def refuse(args: Args[Any]) -> None:
 
 def draw(args: Args[Any], run: Run) -> None:
     """The picture in the run folder. Raises ValueError where there is none."""
-    folder = args.folder
+    folder = run.folder
+    folder.check_held()
     played = [(scale_label(scale), evaluation) for scale, evaluation in run.evaluations]
     title = f"{args.agent} ({args.preset}, seed {args.seed}) on {run.dataset.id}"
     try:

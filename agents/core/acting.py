@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgpo.agents.core.process import usual_torch
+from qgpo.envs.data.columns import numbers
 from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.observations import ObservationAdapter
+from qgpo.fields import check_flag, check_seed
 
 
 class Acts(Protocol):
@@ -55,23 +57,27 @@ class Acts(Protocol):
         a function of the observation alone; otherwise it is sampled.
 
         Raises RuntimeError before training, ValueError for what is no finite observation of the
-        space.
+        space, and for one so far from all data that the action is not finite.
         """
         if self.observation_space is None or self.action_scale is None:
             raise RuntimeError(
                 f"this {self.name} has not been trained: call learn(dataset), or load a file"
             )
+        deterministic = check_flag("deterministic", deterministic)
         array = _as_array(observation, self.observation_space.shape, self.adapter)
-        batch = torch.as_tensor(np.atleast_2d(array), device=self.device)
+        # a copy, because torch warns of arrays that are read-only
+        batch = torch.tensor(np.atleast_2d(array), device=self.device)
         if len(batch) == 0:
             space = self.action_scale.space
             return np.zeros((0, *space.shape), dtype=space.dtype), state
-        actions = self.action_scale.to_space(self.act(batch, deterministic).cpu().numpy())
+        acted = self.act(batch, deterministic).cpu().numpy()
+        _check_actions(self.name, acted, batch)
+        actions = self.action_scale.to_space(acted)
         return actions[0] if array.ndim == 1 else actions, state
 
     def seed_predictions(self, seed: int) -> None:
         """Seed the noise of `predict`; training is not touched."""
-        self.prediction_generator.manual_seed(seed)
+        self.prediction_generator.manual_seed(check_seed(seed))
 
 
 def _as_array(
@@ -93,7 +99,7 @@ def _as_array(
             )
         observation = adapter.flatten(observation)
     try:
-        array = np.asarray(observation, dtype=np.float32)
+        array = numbers("observation", "its values", observation)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"observation is a {type(observation).__name__} that is no array of numbers "
@@ -106,3 +112,15 @@ def _as_array(
     if not np.isfinite(array).all():
         raise ValueError(f"observation has NaN or infinite values: {array}")
     return array
+
+
+def _check_actions(name: str, actions: NDArray[np.float32], observations: Tensor) -> None:
+    """Raise ValueError, naming the observation, where actions (B, A) are not finite."""
+    wrong = np.flatnonzero(~np.isfinite(actions).all(axis=-1))
+    if len(wrong) > 0:
+        row = observations[int(wrong[0])].cpu().numpy()
+        column = int(np.abs(row).argmax())
+        raise ValueError(
+            f"the action of this {name} is not finite for observation {wrong[0]}: its largest "
+            f"value is {row[column]:g}, in column {column}; expected values as in the data"
+        )

@@ -23,7 +23,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qgpo.agents.core.archive import ForeignArchiveError, find_members, read_member, write_members
-from qgpo.agents.core.files import replacing
 from qgpo.agents.core.header import optional_arguments
 from qgpo.agents.core.parsing import UNREADABLE, Within, check_header, read_json, read_tensors
 from qgpo.agents.core.parsing import CheckpointError as CheckpointError
@@ -41,6 +40,7 @@ from qgpo.agents.core.registers import (
 )
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, Training, set_generator
 from qgpo.agents.core.upgrade import FORMAT_VERSION, upgrade
+from qgpo.files import replacing
 
 TENSOR_FILES = ("modules", "optimizers", "tables")
 _HEADER = "checkpoint.json"

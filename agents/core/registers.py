@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,26 @@ from qgpo.agents.core.training import Training
 
 CPU_STATE, CUDA_STATE = len(torch.Generator().get_state()), 16
 """bytes of a generator's state"""
+WORDS = 624
+"""of a Mersenne Twister"""
+CPU_LAYOUT = np.dtype(
+    [
+        ("seed", "u8"),
+        ("left", "i4"),
+        ("seeded", "i4"),
+        ("next", "u8"),
+        ("words", "u8", WORDS),
+        ("normals", "f8", 3),
+        ("has_normal", "i4"),
+        ("padding", "i4"),
+        ("float_normal", "f4"),
+        ("has_float_normal", "u1"),
+        ("end", "u1", 3),
+    ]
+)
+"""of a CPU generator's state: CPUGeneratorImplState in torch's ATen/CPUGeneratorImpl.cpp"""
+LARGEST_NORMAL = 10.0
+"""beyond what a generator draws from 53 random bits, 8.6"""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STEP = "step"
 """the state of a parameter in Adam, the only optimizer of the package"""
@@ -266,15 +287,34 @@ def _check_table(name: str, table: Tensor, kind: Table) -> None:
 
 
 def _check_state(name: str, state: Tensor, kind: GeneratorState) -> None:
-    """A state of a CPU's generator is tried out; one of a GPU is a seed and a position."""
+    """A state of a CPU's generator is looked through, then tried; a GPU's is a seed and a place."""
     lengths = (CPU_STATE, CUDA_STATE, *([0] if kind.may_be_empty else []))
     if state.dtype != torch.uint8 or state.dim() != 1 or len(state) not in lengths:
         raise CheckpointError(f"{name!r} is {_kind(state)}, which is no generator's state")
     if len(state) != CPU_STATE:
         return
+    if not _is_written_by_torch(state):
+        raise CheckpointError(f"{name!r} is no generator's state")
     generator = torch.Generator()
     generator.set_state(state)
     same = torch.equal(generator.get_state(), state)
-    normal, uniform = torch.randn(2, generator=generator), torch.rand(8, generator=generator)
-    if not same or not bool(torch.isfinite(normal).all()) or bool((uniform == uniform[0]).all()):
+    uniform = torch.rand(8, generator=generator)
+    if not same or bool((uniform == uniform[0]).all()):
         raise CheckpointError(f"{name!r} is no generator's state")
+
+
+def _is_written_by_torch(state: Tensor) -> bool:
+    """Whether a generator may read on from this state, and stays within its words.
+
+    `left` counts down to 0, where the words are made anew; torch does not compare it with `next`,
+    the word that is read, and reads behind the words where they do not add up.
+    """
+    (fields,) = np.frombuffer(state.numpy().tobytes(), CPU_LAYOUT)
+    left, following = int(fields["left"]), int(fields["next"])
+    is_fresh = (left, following) == (1, 0)
+    in_words = 1 <= left <= WORDS and left + following == WORDS + 1
+    flags = fields["seeded"] == 1 and fields["has_normal"] in (0, 1)
+    normals = np.array([*fields["normals"], fields["float_normal"]])
+    small = bool((np.abs(normals) <= LARGEST_NORMAL).all())  # False for NaN
+    whole = bool((fields["words"] < 2**32).all()) and fields["has_float_normal"] in (0, 1)
+    return bool((is_fresh or in_words) and flags and small and whole)

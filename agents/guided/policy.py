@@ -13,12 +13,10 @@ QGPO, AEPO and QIPO differ in the fifth stage and in what the solver sees while 
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
 from collections.abc import Collection
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +33,7 @@ from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
 from qgpo.diffusion import Diffusion, GuidanceGradient
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.fields import check_finite
 from qgpo.schedule import make_schedule
 from qgpo.solver import get_solver, time_grid
 
@@ -242,9 +241,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     @guidance_scale.setter
     def guidance_scale(self, scale: float) -> None:
-        if not isinstance(scale, int | float | np.number) or not math.isfinite(scale):
-            raise ValueError(f"guidance_scale={scale!r}, expected a finite number")
-        self._scale = float(scale)
+        self._scale = check_finite("guidance_scale", scale)
 
     def configure_guidance(self, scale: float) -> None:
         """Set the guidance scale so that files keep it."""

@@ -29,6 +29,7 @@ from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
 from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset, writeable
 from qgpo.envs.progress import progress
+from qgpo.fields import check_finite
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 NEARLY_EQUAL = 0.005
@@ -141,9 +142,12 @@ def choose_scale(scales: Sequence[float], returns: NDArray[np.float64]) -> float
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """At least one, each within the configuration's range; ascending and without repetition."""
     low, high = NOT_NEGATIVE
-    numbers = tuple(float(w) for w in scales)
+    try:
+        numbers = tuple(check_finite("scale", float(w)) for w in scales)
+    except (TypeError, ValueError):
+        numbers = ()
     if not numbers or not all(low <= w <= high for w in numbers):
-        raise ValueError(f"scales={numbers}, expected numbers in [{low:g}, {high:g}]")
+        raise ValueError(f"scales={scales!r}, expected numbers in [{low:g}, {high:g}]")
     return tuple(sorted(set(numbers)))
 
 

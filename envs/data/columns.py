@@ -37,7 +37,7 @@ def numbers(
     Raises ValueError, which starts with `of`, for other types and shapes (`why` explains the
     expected one), for masked values, and for numbers that float32 does not hold.
     """
-    array = _array(of, name, values, shape, why)
+    array = recorded(of, name, values, shape, why)
     with np.errstate(over="ignore", under="ignore"):
         converted = np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
     if array.dtype.kind == "f" and array.dtype.itemsize > 4:
@@ -54,16 +54,23 @@ def flags(
     of: str, name: str, values: ArrayLike, shape: tuple[int, ...], why: str = ""
 ) -> NDArray[np.bool_]:
     """The values, all 0 or 1, as booleans. Raises ValueError for others, NaN and text too."""
-    array = _array(of, name, values, shape, why)
+    array = recorded(of, name, values, shape, why)
     wrong = array[(array != 0) & (array != 1)]
     if len(wrong) > 0:
         raise ValueError(f"{of}: {name} has value {wrong[0]!r}, expected False or True")
     return array.astype(np.bool_)
 
 
-def _array(
-    of: str, name: str, values: ArrayLike, shape: tuple[int, ...] | None, why: str
+def centred(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Differences of (N,) from their mean, taken before anything is rounded."""
+    offsets = _difference(values, values[:1])
+    return offsets - np.mean(offsets, dtype=np.float64)
+
+
+def recorded(
+    of: str, name: str, values: ArrayLike, shape: tuple[int, ...] | None = None, why: str = ""
 ) -> NDArray[Any]:
+    """The values as they are. Raises ValueError for other types and shapes and masked values."""
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:

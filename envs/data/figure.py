@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.text import readable, wrap
+from qgpo.files import replacing
 
 ACTION_BINS = 41
 BLUE, ORANGE, GRAY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
@@ -71,7 +72,16 @@ def draw_dataset(path: Path, dataset: OfflineDataset) -> None:
         _draw_rewards(figure.add_subplot(grid[2, 0]), dataset)
         _draw_actions(figure.add_subplot(grid[2, 1]), dataset)
         figure.suptitle(wrap(dataset.id, 80), fontsize=13, weight="bold")
-        figure.savefig(path, dpi=130)
+        save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture in the format of the file's name, whole or not at all.
+
+    A link there is replaced; what it points to stays.
+    """
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=130)
 
 
 def _write_summary(axis: Any, dataset: OfflineDataset) -> None:

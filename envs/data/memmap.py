@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from qgpo.envs.data.blocks import BlockHash, Contents, differing
 from qgpo.envs.data.disk import allocate, check_space
+from qgpo.envs.text_files import read_json
+from qgpo.files import write_whole
 
 FORMAT_VERSION = 2
 """1 had no hashes: its folders are made anew"""
@@ -33,7 +36,10 @@ DTYPES = {
     "state_index": "int64",
     "episode_starts": "int64",
 }
-INDEX = "index.json"
+INDEX, STARTS = "index.json", "episode_starts"
+ROWS_AT_ONCE = 2**20
+UNFINISHED = re.compile(rf"\.{re.escape(INDEX)}\.\d+(-[0-9a-f]{{8}})?\.tmp")
+"""an index that a killed process was writing"""
 ADVICE = "use storage='memory'"
 Episode = dict[str, NDArray[Any]]
 """states (T + 1, S), actions (T, A), rewards, terminations and truncations (T,)"""
@@ -128,38 +134,86 @@ def map_arrays(folder: Path, shapes: dict[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def write_index(folder: Path, index: Index) -> None:
-    """Write the index, which makes the folder complete; an earlier one is replaced."""
+    """Write the index, which makes the folder complete; an earlier one is replaced.
+
+    One process at a time does that in a folder: what others left unfinished is removed.
+    """
     whole = {"format_version": FORMAT_VERSION, **index}
-    scratch = folder / f".{INDEX}.{os.getpid()}.tmp"
-    try:
-        with open(scratch, "w", encoding="utf-8") as file:
-            json.dump({"checksum": _checksum(whole), **whole}, file)
-            _sync(file)
-        scratch.replace(folder / INDEX)
-    finally:
-        scratch.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if UNFINISHED.fullmatch(path.name):
+            path.unlink()
+    write_whole(folder / INDEX, json.dumps({"checksum": _checksum(whole), **whole}).encode())
 
 
 def read_index(folder: Path, made: dict[str, Any] | None = None) -> Index | None:
     """The index of a complete folder, made in that way, else None."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
         is_complete = index.pop("checksum") == _checksum(index)
         is_complete = is_complete and index.pop("format_version") == FORMAT_VERSION
-        is_complete = is_complete and made in (None, index["made"])
+        is_complete = is_complete and made in (None, index["made"]) and _is_whole(index)
         for name, dtype in DTYPES.items():
             size = int(np.prod(index["shapes"][name])) * np.dtype(dtype).itemsize
             is_complete = is_complete and (folder / f"{name}.bin").stat().st_size == size
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return index if is_complete else None
+
+
+def _is_whole(index: Index) -> bool:
+    """Whether the shapes are those of one dataset, and the texts are texts."""
+    shapes = {name: tuple(index["shapes"][name]) for name in DTYPES}
+    (rows, _), (steps, _), (episodes,) = (
+        shapes[name] for name in ("states", "actions", "episode_starts")
+    )
+    others = all(shapes[n] == (steps,) for n in DTYPES if n not in ("states", "actions", STARTS))
+    numbers = all(type(n) is int and n >= 0 for shape in shapes.values() for n in shape)
+    texts = [index["fingerprint"], *index.get("doubts", [])]
+    return numbers and others and rows == steps + episodes and all(type(t) is str for t in texts)
+
+
+def are_rows(folder: Path, index: Index) -> bool:
+    """Whether the arrays of row numbers in a complete folder are those that `write_arrays` writes.
+
+    Row t of episode e is row t + e of the states, since each episode has one more of these.
+    """
+    arrays = map_arrays(folder, index["shapes"])
+    rows, starts = arrays["state_index"], np.asarray(arrays[STARTS])
+    steps = len(rows)
+    if len(starts) and (starts[0] != 0 or starts[-1] >= steps or np.any(np.diff(starts) < 1)):
+        return False
+    for first in range(0, steps, ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, steps)
+        episode = np.zeros(last - first, dtype=np.int64)
+        begun = starts[np.searchsorted(starts, first + 1) : np.searchsorted(starts, last)]
+        episode[begun - first] = 1
+        offset = np.searchsorted(starts, first, side="right") - 1
+        if not np.array_equal(rows[first:last], np.arange(first, last) + offset + episode.cumsum()):
+            return False
+    return True
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise ValueError where a new map would replace anything but a map, or a link to one."""
+    if not folder.exists():
+        return
+    own = {f"{name}.bin" for name in DTYPES} | {INDEX}
+    others = [folder.name]
+    if folder.is_dir():
+        names = sorted(path.name for path in folder.iterdir())
+        others = [name for name in names if name not in own and not UNFINISHED.fullmatch(name)]
+    if others and not folder.is_symlink():
+        raise ValueError(
+            f"{folder} holds {', '.join(others)}, which no conversion wrote: move it away, or "
+            f"{ADVICE}"
+        )
 
 
 def damage(folder: Path, index: Index, source: dict[str, Path], in_full: bool = False) -> list[str]:
     """Files of the source and of the map that are not what they were at the conversion.
 
     What is read, and what that can miss: see `blocks.differing`. Where only times have changed,
-    they are noted, so that the next reading is short; `in_full` notes nothing.
+    the index gets them, so that the next reading is short; `in_full` changes nothing.
     """
     arrays = {f"{name}.bin": folder / f"{name}.bin" for name in DTYPES}
     files = {"source": source, "arrays": arrays}
@@ -168,22 +222,16 @@ def damage(folder: Path, index: Index, source: dict[str, Path], in_full: bool = 
         times = {k: {n: path.stat().st_mtime_ns for n, path in files[k].items()} for k in files}
         wrong = [name for part in files for name in differing(files[part], index[part], in_full)]
         if not wrong and not in_full:
-            _note_times(folder, index, times)
+            _take_times(index, times)
     except (OSError, LookupError, TypeError, AttributeError) as error:
         return [f"{folder / INDEX} ({error})"]
     return wrong
 
 
-def _note_times(folder: Path, index: Index, times: dict[str, dict[str, int]]) -> None:
-    """Put the files' times into the index, where one differs and the folder can be written."""
-    noted = {part: {n: about["mtime_ns"] for n, about in index[part].items()} for part in times}
-    if noted == times:
-        return
+def _take_times(index: Index, times: dict[str, dict[str, int]]) -> None:
     for part in times:
         for name, time in times[part].items():
             index[part][name]["mtime_ns"] = time
-    with contextlib.suppress(OSError):
-        write_index(folder, index)
 
 
 def _checksum(index: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from qgpo.envs.arguments import whole
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.progress import progress
 from qgpo.envs.rollouts.playing import Player
@@ -29,6 +28,7 @@ from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, limit_doubts, make_env, quiet_mujoco
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.text import readable as readable
+from qgpo.fields import check_count, check_flag, check_seed
 
 Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
@@ -202,9 +202,10 @@ def evaluate(
             f"reference is a {type(reference).__name__}, expected ReferenceScores(minimum, maximum)"
         )
     _check_agent(agent)
-    n_episodes, n_envs = whole("n_episodes", n_episodes), whole("n_envs", n_envs)
+    n_episodes, n_envs = check_count("n_episodes", n_episodes), check_count("n_envs", n_envs)
     if max_episode_steps is not None:
-        max_episode_steps = whole("max_episode_steps", max_episode_steps)
+        max_episode_steps = check_count("max_episode_steps", max_episode_steps)
+    seed, deterministic = check_seed(seed), check_flag("deterministic", deterministic)
     if isinstance(agent, SeedsPredictions):
         agent.seed_predictions(seed)
         warn_of_normalized(env)

@@ -20,6 +20,7 @@ from PIL import Image
 from qgpo.envs.play.evaluation import evaluate
 from qgpo.envs.rollouts.protocols import Predicts
 from qgpo.envs.tasks.making import make_env
+from qgpo.files import replacing
 
 FORMATS = (".gif", ".mp4")
 FRAMES_PER_SECOND = 25
@@ -168,15 +169,18 @@ def _scaled(frame: Any) -> NDArray[np.uint8]:
 
 
 def write_clip(path: Path, frames: list[NDArray[np.uint8]], frames_per_second: float) -> None:
-    """Write a GIF, or an MP4 (H.264), by the file's name."""
+    """Write a GIF, or an MP4 (H.264), by the file's name; whole or not at all."""
     check_clip_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".mp4":
         import imageio
 
-        imageio.mimwrite(path, list(frames), fps=frames_per_second, macro_block_size=2)
+        settings = {"fps": frames_per_second, "macro_block_size": 2}
+        with replacing(path) as file:
+            imageio.mimwrite(file, list(frames), format="mp4", **settings)
         return
     images = [Image.fromarray(frame).quantize(128) for frame in frames]
     # GIF counts in hundredths of a second, and players slow down below two.
     duration = max(20, 10 * round(100.0 / frames_per_second))
-    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+    more = {"save_all": True, "append_images": images[1:], "duration": duration, "loop": 0}
+    with replacing(path) as file:
+        images[0].save(file, format="GIF", **more)

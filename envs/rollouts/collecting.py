@@ -17,13 +17,13 @@ from minari.data_collector import EpisodeBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 from tqdm import tqdm
 
-from qgpo.envs.arguments import whole
 from qgpo.envs.rollouts.playing import Player
 from qgpo.envs.rollouts.protocols import Policy, Predicts, SeedsPredictions
 from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import stack
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces
+from qgpo.fields import check_count, check_flag, check_seed
 
 N_ENVS = 10
 
@@ -70,11 +70,12 @@ def collect(
     which holds the episodes that have ended, where the environment raises an exception or returns
     what is not finite in float32, and where a policy raises one after the first of them.
     """
-    n_steps, seed = whole("n_steps", n_steps), whole("seed", seed, 0)
+    n_steps, seed = check_count("n_steps", n_steps), check_seed(seed)
+    deterministic = check_flag("deterministic", deterministic)
     if switch_every is not None:
-        switch_every = whole("switch_every", switch_every)
+        switch_every = check_count("switch_every", switch_every)
     if max_episode_steps is not None:
-        max_episode_steps = whole("max_episode_steps", max_episode_steps)
+        max_episode_steps = check_count("max_episode_steps", max_episode_steps)
     envs = [make_env(as_played(env_id)) for _ in range(N_ENVS)]
     name = env_id if isinstance(env_id, str) else env_id.id
     policies = _Policies(make_policies(_action_box(envs[0], name)), seed, deterministic)
@@ -178,7 +179,8 @@ def collect_vec_env(
     without a step limit, and CollectionError where `collect` does; warns where an agent that
     learned from a dataset would see normalized observations.
     """
-    n_steps, seed = whole("n_steps", n_steps), whole("seed", seed, 0)
+    n_steps, seed = check_count("n_steps", n_steps), check_seed(seed)
+    deterministic = check_flag("deterministic", deterministic)
     if isinstance(agent, SeedsPredictions):  # SB3's own learned with such statistics
         warn_of_normalized(vec_env)
     raw, normalize = _unwrap(vec_env)

@@ -32,7 +32,8 @@ SHARED = 4
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     """The content of a member, of at most so many bytes. Raises ValueError beyond, or for two."""
     if archive.namelist().count(name) != 1:
-        raise ValueError(f"it holds {archive.namelist().count(name)} members {name!r}, expected 1")
+        count = archive.namelist().count(name)
+        raise ValueError(f"it holds {count} members {name!a:.120}, expected 1")
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
         raise ValueError(f"{name!r} is encrypted, or compressed in an unusual way")
@@ -91,7 +92,7 @@ class _Storages:
         return numbers.as_strided(shape, stride, offset)
 
     def _storage(self, kind: str, of: Any, key: str) -> Tensor:
-        if kind != "storage" or of.name not in DTYPES:
+        if kind != "storage" or type(key) is not str or of.name not in DTYPES:
             raise ValueError(f"a tensor of {str(of.name)[:60]!r}, expected numbers")
         if (of.name, key) not in self.read:
             content = read_member(self.archive, self.folder + key, self.size)

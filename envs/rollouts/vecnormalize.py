@@ -6,6 +6,7 @@ read from inert records of its objects.
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,8 @@ def _array(record: Inert) -> NDArray[np.float64]:
         data = data.arguments[0].encode("latin1")
     kind, order = dtype.arguments[0], dtype.state[1]
     if kind not in ("f8", "<f8") or order not in ("<", "=") or len(shape) != 1:
-        raise ValueError(f"{order}{kind!r} numbers of shape {shape}, expected a vector of doubles")
+        found = reprlib.repr((kind, order, shape))  # cut short: parts may hold parts without end
+        raise ValueError(f"numbers of {found}, expected a vector of doubles")
     if type(shape[0]) is not int or len(data) != 8 * shape[0]:
         raise ValueError(f"{len(data)} bytes for {shape[0]} numbers")
     return np.frombuffer(data, dtype="<f8").copy()

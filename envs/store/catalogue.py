@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import minari
-from minari.serialization import deserialize_space
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from qgpo.envs.store import bundled
 from qgpo.envs.store.local import folder_of, local_ids
-from qgpo.envs.store.metadata import environments
+from qgpo.envs.store.metadata import environments, space_from_text
 from qgpo.envs.store.remote import remote_catalogue
 from qgpo.envs.store.stated import read_metadata
 from qgpo.envs.tasks.families import Family, find_family
@@ -190,8 +189,8 @@ def _unsupported(metadata: dict[str, Any], family: Family) -> Iterator[str]:
     if "observation_space" not in metadata or "action_space" not in metadata:
         return
     try:
-        observations = deserialize_space(metadata["observation_space"])
-        actions = deserialize_space(metadata["action_space"])
+        observations = space_from_text(metadata["observation_space"], "observation_space")
+        actions = space_from_text(metadata["action_space"], "action_space")
     except Exception as error:  # a space that Minari here does not know
         yield f"{type(error).__name__}: {error}"
         return

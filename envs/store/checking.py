@@ -107,6 +107,8 @@ def _maps(opened: MinariDataset, dataset: OfflineDataset) -> Iterator[Finding]:
             continue
         if folder.name == "memmap" and index["fingerprint"] != dataset.fingerprint:
             wrong.append("the fingerprint")
+        if not wrong and not memmap.are_rows(folder, index):
+            wrong.append("the row numbers")
         text = f"{folder.name} holds the same numbers, by the hash of every block"
         if wrong:
             text = f"{folder}: {', '.join(wrong)} changed since the conversion; delete that folder"

@@ -36,8 +36,8 @@ from qgpo.envs.store.remote import (
     fetch_files,
     remote_name,
 )
-from qgpo.envs.store.stated import read_json
 from qgpo.envs.store.writing import RECORD, add_dataset, check_space, sole_writer
+from qgpo.envs.text_files import read_json
 
 
 def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True) -> MinariDataset:

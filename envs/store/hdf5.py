@@ -14,8 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 from gymnasium import spaces
-from h5py import h5d, h5l, h5t
+from h5py import h5d, h5l, h5o, h5t
 from minari import EpisodeData
+
+from qgpo.envs.store import chunks
 
 FILE = "main_data.hdf5"
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -38,12 +40,35 @@ class ColumnError(ValueError):
     """A column that does not hold numbers of its own."""
 
 
+def _judged(
+    path: Path, indices: Iterable[int], of: str, names: Iterable[str] = COLUMNS
+) -> Iterator[tuple[int, dict[str, h5py.Dataset]]]:
+    """(index, columns) of each episode, whose sizes are checked. Raises ColumnError."""
+    declared = 0
+    seen: set[int] = set()
+    with h5py.File(path, "r") as file:
+        for index in map(int, indices):
+            columns = columns_of(file, index, of, names, seen)
+            declared += sum(map(_size, columns.values()))
+            check_size(of, declared, path)
+            for name, column in columns.items():
+                is_chunked = column.id.get_create_plist().get_layout() == h5d.CHUNKED
+                short = chunks.short_chunk(column) if is_chunked else None
+                if short is not None:
+                    raise ColumnError(
+                        f"{of}, episode {index}: {name} has a chunk at {short} that does not hold "
+                        f"its {chunks.chunk_bytes(column)} bytes"
+                    )
+            yield index, columns
+
+
 def columns_of(
-    file: h5py.File, index: int, of: str, names: Iterable[str] = COLUMNS
+    file: h5py.File, index: int, of: str, names: Iterable[str], seen: set[int]
 ) -> dict[str, h5py.Dataset]:
     """The judged columns of an episode by their path, "observations/position" for example.
 
-    Raises ColumnError, which names dataset, episode and column, before anything is read.
+    `seen` are the addresses of the groups in the file's episodes. Raises ColumnError, which names
+    dataset, episode and column, before anything is read.
     """
     of = f"{of}, episode {index}"
     group = _open(file, f"episode_{index}", of, "its group")
@@ -53,7 +78,7 @@ def columns_of(
     for name in names:
         if name == "infos" and name not in group:
             continue
-        for path, column in _leaves(group, name, name, of):
+        for path, column in _leaves(group, name, name, of, seen):
             if len(columns) == MOST_PARTS:
                 raise ColumnError(f"{of}: {name} has more than {MOST_PARTS} parts")
             problem = _fault(column, is_info=name == "infos")
@@ -68,16 +93,9 @@ def columns_of(
 def lengths(
     path: Path, indices: Iterable[int], of: str, names: Iterable[str] = COLUMNS
 ) -> list[int]:
-    """The steps of these episodes, whose columns of those names are judged and not read."""
-    steps: list[int] = []
-    declared = 0
-    with h5py.File(path, "r") as file:
-        for index in indices:
-            columns = columns_of(file, int(index), of, names)
-            steps.append(columns["rewards"].shape[0])
-            declared += sum(map(_size, columns.values()))
-            check_size(of, declared, path)
-    return steps
+    """The steps of these episodes, whose columns of those names are judged and not kept."""
+    judged = _judged(path, indices, of, names)
+    return [int(columns["rewards"].shape[0]) for _, columns in judged]
 
 
 def check_size(of: str, declared: int, path: Path) -> None:
@@ -94,15 +112,10 @@ def read(
     path: Path, indices: Iterable[int], space: spaces.Space[Any], of: str
 ) -> Iterator[EpisodeData]:
     """Those episodes, one after the other, without their infos."""
-    declared = 0
-    with h5py.File(path, "r") as file:
-        for index in indices:
-            columns = columns_of(file, int(index), of)
-            declared += sum(map(_size, columns.values()))
-            check_size(of, declared, path)
-            observations = _assembled(columns, space, "observations", f"{of}, episode {index}")
-            others = {name: columns[name][()] for name in COLUMNS[1:]}
-            yield EpisodeData(id=int(index), observations=observations, infos={}, **others)
+    for index, columns in _judged(path, indices, of):
+        observations = _assembled(columns, space, "observations", f"{of}, episode {index}")
+        others = {name: columns[name][()] for name in COLUMNS[1:]}
+        yield EpisodeData(id=index, observations=observations, infos={}, **others)
 
 
 def _assembled(
@@ -118,15 +131,22 @@ def _assembled(
 
 
 def _leaves(
-    group: h5py.Group, name: str, path: str, of: str, depth: int = 0
+    group: h5py.Group, name: str, path: str, of: str, seen: set[int], depth: int = 0
 ) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Every column at or below a name, whose links all stay in the file."""
+    """Every column at or below a name, whose links all stay in the file.
+
+    No group is visited twice: groups that hold each other many times have paths without end.
+    """
     found = _open(group, name, of, path)
     if isinstance(found, h5py.Dataset):
         yield path, found
     elif isinstance(found, h5py.Group) and depth < DEEPEST:
+        address = int(h5o.get_info(found.id).addr)
+        if address in seen:
+            raise ColumnError(f"{of}: {path} is a group that is in others too, or nested in itself")
+        seen.add(address)
         for part in found:
-            yield from _leaves(found, part, f"{path}/{part}", of, depth + 1)
+            yield from _leaves(found, part, f"{path}/{part}", of, seen, depth + 1)
     else:
         raise ColumnError(f"{of}: {path} is a type or nested without end, expected a column")
 
@@ -160,13 +180,18 @@ def _fault(column: h5py.Dataset, is_info: bool = False) -> str | None:
     if not shape and not is_info:
         return "is a single value, expected one for each step"
     if layout == h5d.CHUNKED:
-        chunks = zip(shape, made.get_chunk(), strict=True)
-        is_whole = column.id.get_num_chunks() >= math.prod(-(-n // m) for n, m in chunks)
+        unusual = chunks.unusual_filter(column)
+        if unusual is not None:
+            return f"is packed by {unusual}, expected {', '.join(chunks.PIPELINE.values())}"
+        is_whole = column.id.get_num_chunks() >= chunks.needed(column)
     else:
         is_whole = layout == h5d.COMPACT or column.id.get_storage_size() >= _size(column)
     return None if is_whole else f"states the shape {shape}, of which not all was written"
 
 
 def _size(column: h5py.Dataset) -> int:
-    """Bytes of its numbers in memory."""
-    return math.prod(column.id.shape or (0,)) * int(column.id.get_type().get_size())
+    """Bytes that its numbers take to be read, as whole chunks where there are any."""
+    shape = column.id.shape or (0,)
+    if column.id.get_create_plist().get_layout() == h5d.CHUNKED:
+        return chunks.count(column) * chunks.chunk_bytes(column)
+    return math.prod(shape) * int(column.id.get_type().get_size())

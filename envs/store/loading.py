@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterator
@@ -168,9 +170,20 @@ class _Reader:
     def current(self, folder: Path) -> memmap.Index | None:
         """The index of a conversion that is whole and of the data that are here now."""
         index = memmap.read_index(folder, self.made)
+        former = copy.deepcopy(index)
         if index is None or memmap.damage(folder, index, self.files):
             return None
+        if not memmap.are_rows(folder, index):
+            return None
+        if index != former:
+            self.note(folder, former, index)
         return index
+
+    def note(self, folder: Path, former: memmap.Index | None, index: memmap.Index) -> None:
+        """Replace the index, where the folder can be written and still has the former one."""
+        with contextlib.suppress(OSError), target_lock(folder, f"converting {self.source.id!r}"):
+            if memmap.read_index(folder) == former:
+                memmap.write_index(folder, index)
 
     @property
     def home(self) -> Path:
@@ -201,14 +214,16 @@ class _Reader:
     def convert(self, folder: Path, progress_bar: bool) -> memmap.Index:
         """Write the arrays into a scratch folder, check them, and rename it.
 
-        Raises ValueError where the data change meanwhile.
+        Raises ValueError where the data change meanwhile, and for a folder of somebody's files.
         """
+        memmap.check_replaceable(folder)
         name, total = self.source.id, self.source.total_steps
         bar = tqdm(total=total, desc=f"convert {name}", disable=not progress_bar)
         with scratch_folder(folder.parent, SCRATCH) as scratch, bar:
             made = scratch / "arrays"
             made.mkdir()
             index = self.write(made, bar)
+            memmap.check_replaceable(folder)
             if folder.exists():
                 folder.rename(scratch / "previous")
             made.rename(folder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ from qgpo.envs.tasks.making import limit_doubts, make_env
 from qgpo.envs.tasks.specs import spec_from_json
 from qgpo.envs.tasks.wrappers import names
 
+DEEPEST = 16
+"""levels of spaces within spaces"""
+DTYPE = re.compile(r"\|?[<>=]?(bool|b1|u?int(8|16|32|64)|float(16|32|64|128)|[iuf](1|2|4|8|16))")
 SPACES = ("observation_space", "action_space")
 
 
@@ -33,10 +39,34 @@ def open_folder(folder: Path) -> MinariDataset:
     environments(metadata, of)  # refuses what is no spec
     stated = [name for name in SPACES if name in metadata]
     found = {} if len(stated) == len(SPACES) else _spaces_of_environment(metadata, of)
-    spaces = {**found, **{name: deserialize_space(metadata[name]) for name in stated}}
+    own = {name: space_from_text(metadata[name], f"{of}: {name}") for name in stated}
+    spaces = {**found, **own}
     storage = get_minari_storage(metadata["data_format"])
     jpeg_encoding = bool(metadata.get("jpeg_encoding", True))
     return MinariDataset(storage(folder, **spaces, jpeg_encoding=jpeg_encoding))
+
+
+def space_from_text(text: str, of: str) -> gym.Space[Any]:
+    """The space that Minari wrote. Raises ValueError for one that is not of numbers.
+
+    Minari makes arrays of whatever dtype is named, and a text may take any number of bytes each.
+    """
+    _check_space(json.loads(text), of, DEEPEST)
+    space: gym.Space[Any] = deserialize_space(text)
+    return space
+
+
+def _check_space(plain: Any, of: str, levels: int) -> None:
+    if not isinstance(plain, dict) or levels == 0:
+        raise ValueError(
+            f"{of} is {reprlib.repr(plain)}, expected a space in at most {DEEPEST} levels"
+        )
+    dtype = plain.get("dtype", "float32")
+    if not isinstance(dtype, str) or not DTYPE.fullmatch(dtype):
+        raise ValueError(f"{of} has dtype={reprlib.repr(dtype)}, expected a type of numbers")
+    inner = plain.get("subspaces", [])
+    for part in inner.values() if isinstance(inner, dict) else inner:
+        _check_space(part, of, levels - 1)
 
 
 def environments(metadata: Mapping[str, Any], of: str) -> tuple[EnvSpec | None, EnvSpec | None]:

@@ -170,6 +170,10 @@ def checksums(dataset_id: str) -> dict[str, Checksum]:
     try:
         tree = HfApi().list_repo_tree(repo_id, f"{prefix}data", recursive=True, repo_type="dataset")
         files = [file for file in tree if isinstance(file, RepoFile)]
+        sizes = [file.size if file.lfs is None else file.lfs.size for file in files]
+        odd = [size for size in sizes if type(size) is not int or size < 0]
+        if odd:
+            raise ValueError(f"a file has the size {odd[0]!a:.60}")
     except Exception as error:
         raise RemoteError(
             f"the files of dataset {dataset_id!r} on {remote_name()} cannot be listed "

@@ -76,8 +76,11 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove the scratch folders of that prefix whose owners are gone."""
-    name = re.compile(re.escape(prefix) + r"(\d+-[0-9a-f]{8}|[a-z0-9_]{8})")
+    """Remove the scratch folders of that prefix whose owners are gone.
+
+    Names without a process id and a random part may be a user's, and stay.
+    """
+    name = re.compile(re.escape(prefix) + r"\d+-[0-9a-f]{8}")
     for path in {p.with_name(p.name.removesuffix(".lock")) for p in parent.glob(f"{prefix}*")}:
         with contextlib.suppress(OSError):
             if name.fullmatch(path.name) is None:

@@ -72,7 +72,7 @@ class ObservationAdapter:
         columns: list[NDArray[Any]] = []
         batch: tuple[int, ...] | None = None
         for path, shape in self.parts:
-            value = np.asarray(_get(observation, path))
+            value = _numbers(path, _get(observation, path))
             leading = value.shape[: max(value.ndim - len(shape), 0)]
             batch = leading if batch is None else batch
             if len(leading) > 1 or value.shape != (*leading, *shape) or leading != batch:
@@ -116,6 +116,14 @@ class ObservationAdapter:
 
     def __str__(self) -> str:
         return ", ".join(f"{'/'.join(path)} {shape}" for path, shape in self.parts)
+
+
+def _numbers(path: Sequence[str], value: Any) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or np.ma.is_masked(value):
+        what = "masked values" if np.ma.is_masked(value) else f"the type {array.dtype}"
+        raise ValueError(f"observation part {'/'.join(path)} has {what}, expected numbers")
+    return array
 
 
 class FlatObservations(gym.ObservationWrapper[Any, Any, Any]):

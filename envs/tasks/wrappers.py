@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -62,6 +62,8 @@ PER_STEP = {"RepeatAction": "num_repeats", "MaxAndSkipObservation": "skip"}
 """by wrapper that takes several steps of its environment at a time, the argument that says how
 many"""
 LARGEST = 1000
+"""of each of them, and of the product of all"""
+MOST_WRAPPERS = 20
 SAME_RETURNS = {
     "qgpo.envs.tasks.observations:FlatObservations",
     "ClipAction",
@@ -120,7 +122,9 @@ def wrap_again(
     Those that it has already are not added twice. Raises SpecError, which names it, for a wrapper
     that is in no table or that does not take its arguments.
     """
-    for wrapper in _missing(made, effective(recorded), env_id):
+    missing = list(_missing(made, effective(recorded), env_id))
+    _check_together(missing, env_id)
+    for wrapper in missing:
         name = _name(wrapper)
         if name not in MADE_AGAIN or wrapper.kwargs is None:
             statistics = " (its statistics are not recorded)" if name.startswith("Norm") else ""
@@ -131,7 +135,6 @@ def wrap_again(
                 "--env-id, pass a wrapped one to evaluate(), or train without playing "
                 "(--n-episodes 0)"
             )
-        _check(f"{env_id}'s wrapper {wrapper.name}", wrapper.kwargs)
         try:
             made = MADE_AGAIN[name](made, **wrapper.kwargs)
         except Exception as error:  # a wrapper's own checks are of many types
@@ -145,14 +148,36 @@ def wrap_again(
 
 def _check(of: str, kwargs: Mapping[str, Any]) -> None:
     """Raise SpecError for arguments that name something, or take memory or time without end."""
-    check_arguments(of, kwargs)
     for name in COUNTS.intersection(kwargs):
         numbers = np.atleast_1d(kwargs[name])
-        if numbers.dtype.kind != "i" or np.any(numbers > LARGEST):
+        if numbers.dtype.kind != "i" or numbers.size == 0 or np.any(numbers > LARGEST):
             raise SpecError(
                 f"environment {of!r} has the argument {name}={kwargs[name]!r}, expected an integer "
                 f"of at most {LARGEST}"
             )
+    check_arguments(of, kwargs)
+
+
+def _check_together(recorded: Sequence[WrapperSpec], env_id: str) -> None:
+    """Raise SpecError for more wrappers than anybody uses, or for counts that multiply far."""
+    if len(recorded) > MOST_WRAPPERS:
+        raise SpecError(
+            f"environment {env_id!r} was recorded under {len(recorded)} wrappers, expected at "
+            f"most {MOST_WRAPPERS}"
+        )
+    times = 1
+    for wrapper in recorded:
+        kwargs = wrapper.kwargs or {}
+        if _name(wrapper) not in MADE_AGAIN:
+            continue
+        _check(f"{env_id}'s wrapper {wrapper.name}", kwargs)
+        for name in COUNTS.intersection(kwargs):
+            times *= max(1, int(np.max(kwargs[name])))
+    if times > LARGEST:
+        raise SpecError(
+            f"environment {env_id!r} was recorded under wrappers that together multiply steps or "
+            f"memory by {times}, expected at most {LARGEST}: {', '.join(names(recorded))}"
+        )
 
 
 def _missing(

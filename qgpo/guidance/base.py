@@ -73,7 +73,9 @@ class GuidanceParts:
 def read_options(kind: type[OptionsT], options: Mapping[str, Any]) -> OptionsT:
     """Named options as a guidance's own dataclass, whose `__post_init__` checks their values."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    unknown = sorted(set(options) - set(known))
+    if not isinstance(options, Mapping):
+        raise ValueError(f"guidance_options={options!r}, expected a dict with some of {known}")
+    unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"guidance_options has {unknown[0]!r}, expected some of {known}")
     return kind(**options)

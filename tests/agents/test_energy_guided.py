@@ -58,6 +58,11 @@ def fitted(config, x=None, e=energy, condition=None, **more):
     return EnergyGuidedDiffusion(config, seed=1, device="cpu").fit(x, e, condition, **more)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    return fitted(TINY)
+
+
 every_guidance = pytest.mark.parametrize("guidance", sorted(GUIDANCES))
 
 
@@ -364,3 +369,84 @@ def test_a_data_model_is_not_resumed_on_no_energy(resume):
     for wrong in ("data", [[None, 1.0]] * 4):
         with pytest.raises(ValueError, match=r"data is a .* that is no array of numbers"):
             model.fit(wrong, energy)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "integers", "callable", "bigger"])
+def test_only_differences_of_energies_count(kind):
+    x = data()
+    labels = (energy(x) * 64).round().double()
+    offset = 1e12 if kind == "bigger" else 1e8
+    expected = fitted(TINY, x, labels.float()).sample(8, generator=noise())
+    shifted = {
+        "array": labels.numpy() + offset,
+        "bigger": labels.numpy() + offset,
+        "tensor": labels + offset,
+        "integers": labels.long().numpy() + 2**60,
+        "callable": lambda v: (energy(v) * 64).round().double() + offset,
+    }[kind]
+    found = fitted(TINY, x, shifted).sample(8, generator=noise())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-10, 1e-6, 1e20])
+def test_samples_are_in_the_unit_of_the_data(unit):
+    e = data()[:, 0]
+    samples = fitted(TINY, data() * unit, e).sample(8, generator=noise())
+    expected = fitted(TINY, data(), e).sample(8, generator=noise())
+    torch.testing.assert_close(samples / unit, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["data", "condition"])
+def test_data_that_lose_digits_draw_a_warning(name):
+    given = {"data": data(), "condition": data(seed=1)}
+    given[name] = given[name].double().numpy() + 1e8
+    with pytest.warns(UserWarning, match=f"{name} column 0 .* loses digits in float32"):
+        EnergyGuidedDiffusion(TINY, device="cpu").fit_data(**given)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.ma.array(np.ones((64, 2)), mask=np.eye(64, 2) > 0),
+        np.ones((64, 2)) * 1j,
+        torch.ones(64, 2, dtype=torch.complex64),
+        np.full((64, 2), "1"),
+        np.zeros((64, 2), "M8[s]"),
+        np.full((64, 2), 1e300),
+    ],
+    ids=["masked", "complex", "complex tensor", "text", "dates", "too large"],
+)
+def test_what_is_no_real_number_is_refused(wrong):
+    model = EnergyGuidedDiffusion(TINY, device="cpu")
+    with pytest.raises(ValueError, match=r"data is a .* that is no array of numbers"):
+        model.fit(wrong, energy)
+    with pytest.raises(ValueError, match=r"energy is a .* that is no array of numbers"):
+        model.fit(data(), wrong[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan, expected a finite number"),
+        ({"guidance_scale": "x"}, "guidance_scale='x', expected a finite number"),
+        ({"guidance_scale": 1e300}, r"guidance_scale=1e\+300 gives samples that are not finite"),
+        ({"steps": 0}, "solver steps=0, expected at least 1"),
+        ({"steps": 2.5}, "solver steps=2.5, expected an integer of at least 1"),
+        ({"solver": ""}, "solver='', expected one of"),
+        ({"spacing": ""}, "spacing='', expected one of"),
+        ({"n": 2.5}, "n=2.5, expected an integer of at least 0"),
+        ({"n": "3"}, "n='3', expected an integer of at least 0"),
+        ({"n": -1}, "n=-1, expected at least 0"),
+    ],
+)
+def test_arguments_of_sample_are_checked(wrong, message, trained):
+    with pytest.raises(ValueError, match=message):
+        trained.sample(**{"n": 4, **wrong})
+
+
+def test_data_without_columns_and_options_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"data has shape \(64, 0\), expected"):
+        EnergyGuidedDiffusion(TINY, device="cpu").fit(torch.zeros(64, 0), torch.zeros(64))
+    for options in (None, [1], "x"):
+        with pytest.raises(ValueError, match=r"guidance_options=.*, expected a dict"):
+            EnergyGuidedConfig(guidance_options=options)

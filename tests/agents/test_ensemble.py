@@ -98,7 +98,10 @@ def test_the_guidance_scale_is_everyones(members, dataset):
     assert [member.guidance_scale for member in members] == [0.0, 1.0, 2.0]
 
 
-@pytest.mark.parametrize("scale", [math.nan, (1.0, 2.0), (1.0, 2.0, math.inf)])
+@pytest.mark.parametrize(
+    "scale",
+    [math.nan, (1.0, 2.0), (1.0, 2.0, math.inf), "x", "abc", None, [1, "x", 2], {1: 2}, [[1]] * 3],
+)
 def test_a_scale_that_is_none_is_given_to_nobody(scale, members):
     together = Ensemble(members)
     with pytest.raises(ValueError, match="for each of the 3 members"):

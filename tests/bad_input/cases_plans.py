@@ -69,6 +69,24 @@ CASES = [
         "[agents]",
         "plan 'plan.toml' cannot be read: …",
     ),
+    refused(
+        "lists in lists without end",
+        "seeds = [0, 1]",
+        "seeds = " + "[" * 20_000,
+        "plan 'plan.toml' cannot be read: plan.toml is not TOML: …",
+    ),
+    refused(
+        "a key of thousands of parts",
+        "seeds = [0, 1]",
+        "seeds." * 20_000 + "a = 1",
+        "plan 'plan.toml' cannot be read: plan.toml has a key of more than 32 parts in line …",
+    ),
+    refused(
+        "more cells than a machine holds",
+        "seeds = [0, 1]",
+        f"seeds = {list(range(20_000))}",
+        f"{OF}1 datasets and 20000 seeds, expected at most 10000 cells",
+    ),
     Case(
         "benchmark plan",
         "no agents",
@@ -92,7 +110,7 @@ CASES = [
         "a negative seed",
         "[0, 1]",
         "[0, -1]",
-        f"{OF}seed=-1, expected an integer of at least 0",
+        f"{OF}seed=-1, expected an integer of at least 0 and below 2**63",
     ),
     refused(
         "no seeds",
@@ -188,6 +206,16 @@ CASES = [
         "a share of a GPU that is none",
         "gpus = true",
         "gpus=True, expected a finite number of at least 0",
+    ),
+    key(
+        "more threads than a system has",
+        f"threads = {10**30}",
+        f"threads={10**30}, expected an integer of at least 0 and at most 1024",
+    ),
+    key(
+        "a share of a GPU beyond all numbers",
+        f"gpus = {10**400}",
+        "gpus=1000…, expected a finite number of at least 0 and at most 1e+18",
     ),
     key("less than no GPU", "gpus = -0.5", "gpus=-0.5, expected a finite number of at least 0"),
     key(

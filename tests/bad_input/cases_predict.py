@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from cases import PREDICT, Case, predict, predict_with
+from cases import PREDICT, Case, agent, predict, predict_with
 from factory import PAPER_LIKE
 
 from qgpo import QGPO
@@ -53,6 +53,43 @@ CASES = [
         ValueError,
         "observation has NaN or infinite values: [ 0. nan 0.]",
         predict(np.array([0.0, np.nan, 0.0])),
+    ),
+    Case(
+        PREDICT,
+        "an observation beyond all data",
+        ValueError,
+        "the action of this QGPO is not finite for observation 0: its largest value is -3.3e+38, "
+        "in column 1; expected values as in the data",
+        predict(np.array([0.0, -3.3e38, 3.2e38])),
+    ),
+    Case(
+        PREDICT,
+        "texts",
+        ValueError,
+        "observation is a list that is no array of numbers (…); expected shape (3,) or (n, 3)",
+        predict(["1", "2", "3"]),
+    ),
+    Case(
+        PREDICT,
+        "masked values",
+        ValueError,
+        "observation is a MaskedArray that is no array of numbers (…masked…); expected shape (3,) "
+        "or (n, 3)",
+        predict(np.ma.array(np.ones(3), mask=[True, False, False])),
+    ),
+    Case(
+        PREDICT,
+        "a deterministic that is no boolean",
+        ValueError,
+        "deterministic='no', expected True or False",
+        lambda: agent().predict(np.zeros(3), deterministic="no"),
+    ),
+    Case(
+        PREDICT,
+        "solver steps that are no integer",
+        ValueError,
+        "solver steps=2.5, expected an integer of at least 1",
+        lambda: predict_with(solver_steps=2.5),
     ),
     Case(
         PREDICT,

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
 import signal
 import threading
 import time
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from factory import WHITENED, make_dataset, mapped
 from gymnasium import spaces
-from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.logger import CSVOutputFormat, Logger
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from qgpo import QGPO, load_agent
 from qgpo.agents.guided.tuning import GuidanceTuning
 from qgpo.envs.play.evaluation import EvaluationError, summarize
-from qgpo.experiments import threads
+from qgpo.experiments import driver, threads, workers
 from qgpo.experiments.driver import Run
-from qgpo.experiments.folder import RunFolder
-from qgpo.experiments.workers import stop_at_end
+from qgpo.experiments.folder import ContinuedCSV, RunFolder
+from qgpo.experiments.workers import run_locally, stop_at_end
 from qgpo.scripts import evaluate, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is of no known family:UserWarning")
@@ -115,7 +119,7 @@ def test_a_picture_that_fails_loses_no_scores(error, folder, monkeypatch, capsys
 
 
 def test_scores_that_cannot_be_written_are_printed(folder, monkeypatch, capsys):
-    monkeypatch.setattr("qgpo.experiments.documents.replacing", full)
+    monkeypatch.setattr("qgpo.experiments.documents.write_whole", full)
     with pytest.raises(SystemExit, match=r"run.evaluation\.json could not be written .*No space"):
         resume()
     assert "w = 1 (guided)             8.5" in capsys.readouterr().out
@@ -144,6 +148,92 @@ def test_an_evaluation_that_ends_early_keeps_what_was_played(
     resume()
     assert scores(folder.evaluation) == {0.0: [7.0, 8.0], 1.0: [8.0, 9.0]}
     assert not folder.unfinished.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (BrokenPipeError(errno.EPIPE, "gone"), 8.0),
+        (OSError(errno.EIO, "gone"), signal.SIGTERM),
+        (ValueError("gone"), EvaluationError("it raised")),
+    ],
+    ids=str,
+)
+def test_scores_that_cannot_be_printed_are_written(error, ends, folder, monkeypatch):
+    def gone(*_):
+        raise error
+
+    for module in ("qgpo.experiments.driver", "qgpo.scripts.evaluate"):
+        monkeypatch.setattr(f"{module}.evaluate_scales", playing(7.0, ends))
+        monkeypatch.setattr(f"{module}.score_table", gone)
+    with pytest.raises((SystemExit, BrokenPipeError), match="gone"):
+        resume()
+    assert scores(folder.unfinished if ends != 8.0 else folder.evaluation)[0.0] == [7.0, 8.0]
+    with pytest.raises((SystemExit, BrokenPipeError), match="gone"):
+        play("--guidance-scale", "0", "2", "--output", "out.json")
+    assert scores(Path("out.json"))[0.0] == [7.0, 8.0]
+
+
+@pytest.mark.parametrize("where", ["score_table", "documents.evaluations_to_json"])
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_at_the_end_of_an_evaluation_loses_nothing(where, number, folder, monkeypatch):
+    for module in (driver, evaluate):
+        original = attrgetter(where)(module)
+
+        def impatient(*args, original=original):
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGINT)
+            return original(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module.__name__}.{where}", impatient)
+            if module is driver:
+                with pytest.raises(SystemExit, match="stopped"):
+                    resume()
+                continue
+            patch.setattr(evaluate, "evaluate_scales", playing(7.0))
+            with pytest.raises(SystemExit, match="stopped"):
+                play("--output", "out.json")
+    assert scores(folder.evaluation) == {0.0: [7.0, 8.0], 1.0: [8.0, 9.0]}
+    assert scores(Path("out.json")) == {1.0: [7.0, 8.0]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.pop("evaluations"),
+        lambda about: about["evaluations"][0].pop("guidance_scale"),
+        lambda about: about.update(evaluations=[1]),
+        lambda about: about["evaluations"][1].update(mean="much"),
+        lambda about: about["evaluations"][1].update(interval=[1]),
+        lambda about: about["evaluations"][1].update(returns=[10**400]),
+        lambda about: about.update(training=[1]),
+        lambda about: about.update(dataset=None),
+    ],
+)
+def test_an_odd_evaluation_is_refused_before_anything_is_played(change, folder, monkeypatch):
+    resume()
+    about = json.loads(folder.evaluation.read_text())
+    change(about)
+    folder.evaluation.write_text(json.dumps(about))
+    monkeypatch.setattr("qgpo.experiments.driver.evaluate_scales", lambda *_, **__: 1 / 0)
+    with pytest.raises(SystemExit, match=r"run.evaluation\.json is no run's .*move it away"):
+        resume()
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "", '{"evaluations": []}'])
+def test_an_evaluation_that_appears_meanwhile_is_not_replaced(text, folder, monkeypatch):
+    def meanwhile(*args, **settings):
+        folder.evaluation.write_text(text)
+        return playing(7.0, 8.0)(*args, **settings)
+
+    monkeypatch.setattr("qgpo.experiments.driver.evaluate_scales", meanwhile)
+    resume()
+    if text in ("{", "{}"):
+        assert folder.evaluation.read_text() == text
+        assert scores(folder.path / "evaluation-2.json") == {0.0: [7.0, 8.0], 1.0: [8.0, 9.0]}
+    else:
+        assert scores(folder.evaluation) == {0.0: [7.0, 8.0], 1.0: [8.0, 9.0]}
 
 
 def test_a_finished_run_keeps_its_evaluation(folder, monkeypatch, capsys):
@@ -213,6 +303,25 @@ def test_metrics_that_cannot_be_written_leave_a_checkpoint(monkeypatch):
     monkeypatch.undo()
 
 
+def test_events_and_metrics_that_cannot_be_written_are_named_in_a_line(monkeypatch, capsys):
+    write, calls = RecordWriter.write, itertools.count()
+
+    def unwritten(*data):
+        if next(calls) > 2:
+            raise OSError(errno.EFBIG, "File too large", "events")
+        write(*data)
+
+    monkeypatch.setattr(RecordWriter, "write", unwritten)
+    monkeypatch.setattr(ContinuedCSV, "close", full)
+    with pytest.raises(SystemExit, match=r"metrics in run could not be written .*File too large"):
+        train.main(ARGS)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("TensorBoard's events cannot be written: [Errno 27] File too large")
+    assert said[-1] == "metrics in run are not complete: [Errno 28] No space left on device"
+    assert len(said) == 2
+    assert load_agent("run/checkpoint.zip", device="cpu").num_timesteps > 0
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [({"beta": 7.0}, "beta"), ({"critic_hidden": (16, 16)}, "critic_hidden"), ({}, "seed")],
@@ -223,6 +332,47 @@ def test_another_runs_checkpoint_is_not_gone_on_with(change, name, folder):
     other.learn(Run(ARGS, folder).dataset, lambda scope, _: False)
     other.save(folder.checkpoint)
     with pytest.raises(SystemExit, match=f"is another training's: it has {name} = "):
+        resume()
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_training_whose_folder_is_removed_writes_nothing_there(others, monkeypatch):
+    """Not even where another one has begun in it."""
+
+    class Removed(Run):
+        def train(self, verbose):
+            shutil.rmtree("run")
+            if others:
+                with RunFolder(Path("run")).locked():
+                    Path("run/checkpoint.zip").write_text("another's")
+            super().train(verbose)
+
+    monkeypatch.setattr(train, "Run", Removed)
+    monkeypatch.setattr(RunFolder, "logger", lambda *_: Logger(None, []))
+    with pytest.raises(SystemExit, match="error: run was removed or moved while"):
+        train.main(dataclasses.replace(ARGS, checkpoint_every=2))
+    left = [p.name for p in Path("run").iterdir()] if others else []
+    assert sorted(left) == ([".lock", "checkpoint.zip"] if others else [])
+    assert Path("run").exists() is others
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("[" * 100_000, "RecursionError|recursion"),
+        ('{"stage_seconds": {"critic": {"wall": 1%s, "cpu": 1}}}' % ("0" * 400), "OverflowError"),
+        ('{"stage_seconds": {"critic": {"wall": "1", "cpu": "1"}}}', "TypeError"),
+        ("[]", "TypeError"),
+        (None, "is no file"),
+    ],
+)
+def test_an_odd_clock_is_refused(text, refused, folder):
+    folder.clock.unlink(missing_ok=True)
+    if text is None:
+        os.mkfifo(folder.clock)
+    else:
+        folder.clock.write_text(text)
+    with pytest.raises(SystemExit, match=rf"run.clock\.json .*({refused}).*move it away"):
         resume()
 
 
@@ -370,6 +520,25 @@ def test_a_worker_stops_when_who_started_it_is_gone():
     finally:
         signal.signal(signal.SIGTERM, former)
         os.close(reading)
+
+
+def test_a_cell_whose_folder_is_none_fails_alone(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "log.txt")
+    ended = []
+    cells = [SimpleNamespace(name=name, donor=None) for name in ("file", "pipe")]
+    run_locally(cells, tmp_path, 2, ended.append)
+    assert {o.cell.name: o.error.split(":")[0] for o in ended} == {
+        "file": "FileExistsError",
+        "pipe": "RunFolderError",
+    }
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_log_of_other_bytes_says_why(tmp_path):
+    (tmp_path / "log.txt").write_bytes(b"caf\xe9 crashed\n")
+    assert workers._reason(1, tmp_path / "log.txt").endswith(" crashed")
 
 
 @pytest.mark.parametrize(

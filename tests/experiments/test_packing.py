@@ -192,6 +192,48 @@ def test_damaged_files_are_refused_by_name(name, content, folder):
         pack(folder) if name == "single.json" else read_document(folder, "a")
 
 
+HEADER = "cell,guidance_scale,seed,return,length\n"
+
+
+def provenance(shared: dict, /, **dataset) -> bytes:
+    cell = {"evaluations": [], "dataset": dataset}
+    return json.dumps({"format_version": 1, "shared": shared, "cells": {"a": cell}}).encode()
+
+
+def doubling(levels: int) -> dict:
+    """Each part has the next one twice."""
+    parts = {f"a{i}": {name: {"shared": f"a{i + 1}"} for name in "xy"} for i in range(levels)}
+    return {**parts, f"a{levels}": {"z": 1}}
+
+
+@pytest.mark.parametrize(
+    ("episodes", "tables", "message"),
+    [
+        (HEADER + "a,null,1,2,3\n" * 100_000, provenance({}), "unpacks to more than"),
+        (HEADER + "a," + "9" * 200_000 + ",1,2,3\n", provenance({}), "field larger than"),
+        (HEADER + "a,1,1,2,3\nb,1,1,2,3\na,1,1,2,3\n", provenance({}), "in two places"),
+        (HEADER, provenance(doubling(40), shared="a0"), "a cell has more than"),
+        (HEADER, provenance({"a": {"x": {"shared": "a"}}}, shared="a"), "RecursionError"),
+        (HEADER, provenance({})[:-1] + b',"cells":{}}', "'cells' twice"),
+        (HEADER, b"[" * 100_000, "is not JSON"),
+    ],
+    ids=["rows", "field", "places", "doubling", "circle", "twice", "deep"],
+)
+def test_tables_that_grow_are_refused(episodes, tables, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "SLACK", 300_000)
+    (tmp_path / EPISODES).write_bytes(lzma.compress(episodes.encode(), preset=0))
+    (tmp_path / PROVENANCE).write_bytes(tables)
+    with pytest.raises(ResultError, match=message):
+        read_documents(tmp_path)
+
+
+def test_a_part_of_many_cells_is_read_once(tmp_path):
+    (tmp_path / EPISODES).write_bytes(lzma.compress(HEADER.encode()))
+    (tmp_path / PROVENANCE).write_bytes(provenance(doubling(12), shared="a0"))
+    dataset = read_documents(tmp_path)["a"]["dataset"]
+    assert dataset["x"] is dataset["y"]
+
+
 def test_an_empty_folder_has_no_documents(tmp_path):
     assert read_documents(tmp_path) == read_documents(tmp_path / "absent") == {}
     assert pack(tmp_path) == []

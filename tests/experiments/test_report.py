@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from factory import ROOT
 
+from qgpo.experiments.measured_run import MACHINE
 from qgpo.experiments.packing import PROVENANCE, ResultError, read_documents
-from qgpo.experiments.report import spread, table, to_html
+from qgpo.experiments.report import figures, spread, table, to_html, write_report
 from qgpo.experiments.results import Results, read_run
 from qgpo.scripts import report as script
 
 REFERENCE = {"minimum": 0.0, "maximum": 200.0, "source": "by hand"}
 FIRST, SECOND = "test/first-v0", "test/second-v0"
+DATA = {"id": FIRST, "fingerprint": FIRST, "returns": [50.0, 70.0], "reference": REFERENCE}
+BEYOND = 10**400  # no float holds it
 
 
 def write(
@@ -264,14 +269,95 @@ def test_one_bad_file_blocks_no_other(text, folder):
         {"versions": 3},
         {"machine": None},
         {"training": {"wall_seconds": "long", "cpu_seconds": None}},
+        {"training": {"wall_seconds": float("inf"), "cpu_seconds": None}},
+        {"training": {"wall_seconds": 1.0, "cpu_seconds": -5}},
+        {"training": {"wall_seconds": 1.0, "cpu_seconds": True}},
+        {"evaluations": [{"guidance_scale": None, "returns": [True]}]},
+        {"evaluations": [{"guidance_scale": None, "returns": [1e308, 1e308]}]},
+        {"evaluations": [{"guidance_scale": None, "returns": [BEYOND]}]},
+        {"evaluations": [{"guidance_scale": s, "returns": [1.0]} for s in (None, "x")]},
+        {"evaluations": [{"guidance_scale": s, "returns": [1.0]} for s in (None, float("inf"))]},
+        {"evaluations": [{"guidance_scale": s, "returns": [1.0]} for s in (None, [1])]},
+        {"evaluations": [{"guidance_scale": s, "returns": [1.0]} for s in (None, 1.0, 1)]},
+        {"evaluations": [{"guidance_scale": True, "returns": [1.0]}], "headline_scale": True},
+        {"dataset": {**DATA, "reference": {**REFERENCE, "maximum": BEYOND}}},
+        {"dataset": {**DATA, "reference": {**REFERENCE, "maximum": 5e-324}}},
+        {"dataset": {**DATA, "returns": [BEYOND]}},
+        {"dataset": {**DATA, "returns": [1e308] * 3}},
+        {"dataset": {**DATA, "id": ""}},
+        {"measured": {"seed": True}},
+        {"measured": {"seed": BEYOND}},
+        {"environment_steps": -3},
+        {"versions": {"torch": {"a": 1}}},
+        {"machine": {"cpus": [1]}},
+        {"label": "odd" * 1000},
+        {"label": "odd\x1b[2J"},
+        {"label": "odd\ud800"},
+        {"label": 5},
     ],
-    ids=str,
+    ids=lambda changes: f"{changes!a:.90}",
 )
 def test_an_odd_result_is_left_out_and_named(changes, folder):
-    write(folder, "odd", 0, {None: [1.0]}, **changes)
+    path = write(folder, "odd", 0, {None: [1.0]})
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     results = Results.read([folder], skip=True)
-    assert "odd" not in results.labels
+    assert results.labels == ["guided", "plain"]
     assert "odd" in results.skipped[0]
+
+
+def test_what_is_no_result_is_said_in_words(folder):
+    write(folder, "odd", 0, {None: [1.0]}, evaluations=[])
+    (folder / "config.json").write_text('{"label": "of a run folder"}')
+    path = write(folder, "again", 0, {None: [1.0]})
+    path.write_text('{"label": "first", ' + path.read_text()[1:])
+    document = json.loads(write(folder, "other", 0, {None: [1.0]}).read_text())
+    del document["training"]
+    (folder / "evaluation.json").write_text(json.dumps(document))
+    wrong = "\n".join(Results.read([folder], skip=True).skipped)
+    assert "config.json is not a cell's result: it has no 'evaluations'" in wrong
+    assert "evaluation is not a cell's result: it has no 'training'" in wrong
+    assert "an object has the name 'label' twice" in wrong
+
+
+HOSTILE = [
+    "[x](javascript:alert(1)) ![a](http://evil/x.png) `` ` ``[x](http://evil/)",
+    "\\[x](http://evil/) [x][y] [y]: http://evil/",
+    '<http://evil/> <a href="http://evil/">x</a> **a** _b_ | c_d *e* \\',
+]
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.found.append((tag, attrs))
+
+
+def test_no_link_or_picture_comes_from_a_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "save", lambda _, path: path.write_bytes(b"\x89PNG"))
+    expected = [("missing ![a](http://evil/x.png)", HOSTILE[0], 7)]
+    for number, text in enumerate(HOSTILE):
+        source = {**REFERENCE, "source": text}
+        about = {"id": text, "fingerprint": text, "returns": [1.0], "reference": source}
+        made = {"versions": {text: text}, "machine": dict.fromkeys(MACHINE, text)}
+        path = write(tmp_path, f"{number}", 0, {None: [1.0]}, dataset=about, **made)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "label": text}))
+        expected.append((text, text, 0))
+    write_report(tmp_path, Results.read([tmp_path], expected), HOSTILE[0], False)
+    page = (tmp_path / "report.html").read_text().partition("<body>")[2]
+    tags = Tags()
+    tags.feed(page)
+    assert {tag for tag, _ in tags.found}.isdisjoint({"a", "em", "script"})
+    sources = [value for _, about in tags.found for name, value in about if name != "alt"]
+    assert sources == ["data:image/png;base64,iVBORw=="] * 4
+    assert page.count("<strong>") == 1  # how many are missing
+    for text in HOSTILE:
+        assert f"<td>{html.escape(text, quote=False)}</td>" in page
+        assert f"{html.escape(text, quote=False)} cores, device" in page
 
 
 def test_a_label_of_several_lines_is_one(folder):

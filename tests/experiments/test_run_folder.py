@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -25,6 +26,7 @@ RUN = {
         "guidance_scales": [],
     }
 }
+EVALUATED = {"evaluations": [{"guidance_scale": None, "returns": [1.0]}]}
 OWN = [
     "config.json",
     "checkpoint.zip",
@@ -42,6 +44,8 @@ FOREIGN = [
     ".git/HEAD",
     "notes.txt",
     "evaluation-mine.json",
+    "evaluation-2024.json",
+    "evaluation-20240101-000000.json",
     "checkpoint.zip.bak",
     "wandb/offline-run-1/run.wandb",
     "inner/config.json",
@@ -54,7 +58,9 @@ FOREIGN = [
 def fill(path: Path, names: list[str]) -> None:
     for name in names:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(json.dumps(RUN) if name.endswith("config.json") else name)
+        text = json.dumps(RUN) if name.endswith("config.json") else name
+        text = json.dumps(EVALUATED) if name in OWN and name.startswith("evaluation") else text
+        (path / name).write_text(text)
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -156,6 +162,34 @@ def test_whoever_asks_keeps_nobody_from_training(tmp_path, monkeypatch):
             assert RunFolder(tmp_path).is_locked
         timer.join()
     assert not run.is_locked
+
+
+HEADER = "time/stage,time/stage_steps,critic/loss\n"
+
+
+@pytest.mark.parametrize(
+    "tail", ["\0" * 200_000, 'critic,9,"' + "y" * 140_000, "critic,\u00b2,1\n"]
+)
+def test_rows_that_are_none_are_left_out(tail, tmp_path):
+    run, row = RunFolder(tmp_path), "critic,1,0.5\n"
+    run.metrics.write_text(HEADER + row + tail, encoding="utf-8")
+    folder.ContinuedCSV(run.metrics, {"critic": 3}).close()
+    assert run.metrics.read_text() == HEADER + row
+
+
+def test_metrics_that_are_no_text_are_refused_by_name(tmp_path):
+    run = RunFolder(tmp_path)
+    run.metrics.write_bytes(HEADER.encode() + b"\xff\xfe\n")
+    with pytest.raises(RunFolderError, match=r"metrics\.csv cannot be read .* move it away"):
+        folder.ContinuedCSV(run.metrics, {})
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "clock.json", "log.txt", "report.png"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_by_name(name, make, tmp_path):
+    make(tmp_path / name)
+    with pytest.raises(RunFolderError, match=f"{name} is no file"), RunFolder(tmp_path).locked():
+        pass
 
 
 def test_who_waits_gets_the_folder_when_it_is_free(tmp_path, monkeypatch, capsys):

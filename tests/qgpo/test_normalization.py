@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from qgpo.dynamics import DynamicsEnsemble
 from qgpo.normalization import Identity, ObservationNormalizer, Whitening
 
 
@@ -24,6 +25,41 @@ def test_fitted_observations_have_mean_zero_and_unit_variance():
     out = normalizer(data)
     torch.testing.assert_close(out.mean(dim=0), torch.zeros(3), rtol=0.0, atol=1e-3)
     torch.testing.assert_close(out.std(dim=0), torch.ones(3), rtol=1e-2, atol=0.0)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-10, 1e-6, 1e-3, 1e20, 1e37])
+def test_data_in_any_unit_are_standardised(unit):
+    data = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * unit
+    data[:, 1] = unit / 3.0
+    normalizer = ObservationNormalizer(3)
+    normalizer.fit(data)
+    out = normalizer(data)
+    torch.testing.assert_close(out[:, ::2].std(dim=0, correction=0), torch.ones(2))
+    assert normalizer.std[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ([[0.0, 0.0], [2.0, 1e-7]], [1.0, 1.0]),  # rounding, beside a column of usual size
+        ([[0.0, 0.0], [2e-3, 1e-7]], [1e-3, 5e-8]),  # in proportion
+        ([[0.3, 0.3], [0.3 + 3e-8, 0.3]], [1.0, 1.0]),  # jitter of float32 alone
+        ([[1e-9, 1e-9], [1e-9, 1e-9]], [1.0, 1.0]),
+    ],
+)
+def test_constant_is_relative_to_the_other_columns_and_to_rounding(columns, expected):
+    normalizer = ObservationNormalizer(2)
+    normalizer.fit(torch.tensor(columns))
+    assert normalizer.std.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1.0, 1e25])
+def test_dynamics_are_learned_in_the_unit_of_the_data(unit):
+    states, rewards = torch.tensor([[0.0, 5.0], [2.0, 5.0], [3.0, 5.0]]) * unit, torch.arange(3.0)
+    model = DynamicsEnsemble(2, 1)
+    model.fit_scales(states[:-1], states[1:], rewards[:-1] * unit)
+    assert model.change.tolist() == pytest.approx([unit * 0.5**0.5, 1e-6])
+    assert model.reward_std.item() == pytest.approx(unit * 0.5**0.5)
 
 
 def test_identity_until_fitted():

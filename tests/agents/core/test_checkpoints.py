@@ -53,7 +53,7 @@ def test_saving_is_atomic(trained, saved, monkeypatch):
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("qgpo.agents.core.files.os.fsync", broken)
+    monkeypatch.setattr("qgpo.files.os.fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         trained.save(saved)
     assert saved.read_bytes() == before

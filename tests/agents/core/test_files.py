@@ -7,14 +7,19 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from qgpo.agents.core.files import (
+from qgpo.envs.data.figure import save
+from qgpo.envs.play.video import write_clip
+from qgpo.files import (
     check_writable,
     is_scratch_of,
     replacing,
     scratch_of,
     write_beside,
+    write_whole,
 )
 
 
@@ -47,6 +52,43 @@ def test_a_full_disk_is_named_with_the_file_and_leaves_the_former_one(where, tmp
             full()
     assert path.read_bytes() == b"former"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_renaming_that_fails_names_one_file(tmp_path, monkeypatch):
+    def refused(source, target):
+        raise OSError(errno.EXDEV, "Invalid link", str(source), None, str(target))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match=r"link: '[^']*a\.json'$"):
+        write_whole(tmp_path / "a.json", b"")
+
+
+def draw_picture(path: Path) -> None:
+    save(Figure(figsize=(1, 1)), path)
+
+
+def draw_clip(path: Path) -> None:
+    write_clip(path, [np.zeros((16, 16, 3), np.uint8)] * 2, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"), [("a.png", draw_picture), ("a.svg", draw_picture), ("a.gif", draw_clip)]
+)
+def test_a_picture_is_whole_or_not_there_and_never_written_through_a_link(
+    name, draw, tmp_path, monkeypatch
+):
+    path, foreign = tmp_path / name, tmp_path / "foreign"
+    foreign.write_text("precious")
+    path.symlink_to(foreign)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space left"):
+            draw(path)
+    assert path.read_text() == "precious"
+    draw(path)
+    assert path.stat().st_size > 40
+    assert foreign.read_text() == "precious"
+    assert not path.is_symlink()
 
 
 def test_many_writers_of_new_files_lose_none(tmp_path):

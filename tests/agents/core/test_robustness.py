@@ -28,6 +28,27 @@ def trained():
     return QGPO(WHITENED, seed=1, device="cpu").learn(make_dataset())
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_read_only_observation_is_read_without_a_warning(trained):
+    observation = np.zeros(3, dtype=np.float32)
+    observation.flags.writeable = False
+    assert np.isfinite(trained.predict(observation)[0]).all()
+    trained.seed_predictions(np.int64(3))
+    trained.set_random_seed(np.uint8(3))
+    with pytest.raises(ValueError, match="seed=None, expected an integer"):
+        trained.seed_predictions(None)
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [np.zeros(3, "M8[s]"), np.full(3, 1j), [2**70, 0, 0], [1e300, 0, 0], b"abc", np.full(3, "1")],
+    ids=["dates", "complex", "large integer", "large", "bytes", "text"],
+)
+def test_what_data_may_not_hold_is_no_observation(observation, trained):
+    with pytest.raises(ValueError, match="is no array of numbers"):
+        trained.predict(observation)
+
+
 FILL = """
 import resource, sys
 from pathlib import Path

@@ -283,6 +283,9 @@ def test_scales_are_sorted_and_unique():
         check_scales([1e12])
     with pytest.raises(ValueError, match="nan"):
         check_scales([float("nan")])
+    for scales in (None, 0, ["x"], [None]):
+        with pytest.raises(ValueError, match=r"scales=.*, expected numbers in \[0, 1e\+09\]"):
+            check_scales(scales)
 
 
 def test_ensembles_of_one_seed_are_the_same_and_their_members_are_not():

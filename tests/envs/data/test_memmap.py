@@ -15,11 +15,17 @@ from filelock import FileLock
 
 from qgpo import load_dataset
 from qgpo.envs.data import blocks, memmap
+from qgpo.envs.store import stated
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.loading import _Reader
 from qgpo.envs.store.local import files_in, folder_of
 
 ID = "test/mapped-v0"
+
+
+DEEP: list = []
+for _ in range(800):
+    DEEP = [DEEP]
 
 
 def load(dataset_id: str = ID):
@@ -150,18 +156,69 @@ def test_a_source_that_is_replaced_while_it_is_read_is_refused(monkeypatch):
         {"format_version": 1},
         {"arrays": {}},
         {"source": None},
+        {"doubts": 5},
+        {"doubts": [{}]},
+        {"fingerprint": 5},
+        {"made": DEEP},
     ],
+    ids=lambda change: str(change)[:40],
 )
 @pytest.mark.parametrize("sealed", [False, True])
 def test_an_odd_index_is_no_index(change, sealed, conversions):
     dataset = mapped(make_dataset())
     path = dataset.folder / "index.json"
     index = {**json.loads(path.read_text()), **change}
-    if sealed and "fingerprint" not in change:  # by someone who knows how, and wrongly
+    if sealed and change.get("fingerprint") != "0" * 64:  # by someone who knows how, and wrongly
         del index["checksum"]
         index["checksum"] = memmap._checksum(index)
     path.write_text(json.dumps(index))
     assert load().fingerprint == make_dataset().fingerprint
+    assert len(conversions) == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "deep", "huge"])
+def test_an_index_that_is_no_json_file_is_no_index(kind, conversions, monkeypatch):
+    path = mapped(make_dataset()).folder / "index.json"
+    content = path.read_text()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_text("[" * 100_000 if kind == "deep" else content)
+    if kind == "huge":
+        monkeypatch.setattr(stated, "LARGEST", 1)
+        assert memmap.read_index(path.parent) is None
+        return
+    assert load().fingerprint == make_dataset().fingerprint
+    assert len(conversions) == 2
+
+
+@pytest.mark.parametrize("shape", [[4.0], [-4], "ab", [True], [[1]], [], [2, 2], None])
+@pytest.mark.parametrize("name", ["rewards", "states", "episode_starts"])
+def test_an_odd_shape_is_no_shape(shape, name):
+    folder = mapped(make_dataset()).folder
+    index = memmap.read_index(folder)
+    memmap.write_index(folder, {**index, "shapes": {**index["shapes"], name: shape}})
+    assert memmap.read_index(folder) is None
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 3, 2**20])
+@pytest.mark.parametrize(("name", "value"), [("state_index", 10**12), ("episode_starts", -5)])
+def test_row_numbers_that_lead_elsewhere_are_made_anew(
+    name, value, rows_at_once, conversions, monkeypatch
+):
+    monkeypatch.setattr(memmap, "ROWS_AT_ONCE", rows_at_once)
+    folder = mapped(make_dataset()).folder
+    index = memmap.read_index(folder)
+    assert memmap.are_rows(folder, index)
+    array = np.fromfile(folder / f"{name}.bin", np.int64)
+    array[-1] = value
+    array.tofile(folder / f"{name}.bin")
+    hashes = blocks.hash_files({f"{name}.bin": folder / f"{name}.bin"})
+    memmap.write_index(folder, {**index, "arrays": {**index["arrays"], **hashes}})
+    assert load().state_index.max() < 100
     assert len(conversions) == 2
 
 
@@ -215,19 +272,50 @@ def test_a_second_conversion_waits_and_takes_the_finished_one(conversions, capsy
     assert len(conversions) == 1
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "among arrays"])
+def test_a_memmap_of_somebody_else_is_refused_and_stays(kind, conversions):
+    dataset = mapped(make_dataset())
+    with open(folder_of(ID) / "data" / "metadata.json", "a") as file:
+        file.write(" ")  # the map is to be made anew
+    if kind != "among arrays":
+        shutil.rmtree(dataset.folder)
+    if kind == "file":
+        dataset.folder.write_text("mine")
+    else:
+        dataset.folder.mkdir(exist_ok=True)
+        (dataset.folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"memmap holds (memmap|notes\.txt), which no conversion"):
+        load()
+    kept = dataset.folder if kind == "file" else dataset.folder / "notes.txt"
+    assert kept.read_text() == "mine"
+
+
+def test_an_index_that_a_killed_process_was_writing_is_removed(conversions):
+    folder = mapped(make_dataset()).folder
+    for name in (".index.json.12.tmp", ".index.json.13-0123abcd.tmp", ".index.json.mine.tmp"):
+        (folder / name).touch()
+    os.utime(folder / "states.bin", ns=(1, 1))
+    load()
+    left = {path.name for path in folder.glob(".*")}
+    assert left == {".index.json.mine.tmp"}
+    assert len(conversions) == 1
+
+
 def test_scratch_of_gone_processes_is_removed_and_that_of_living_ones_kept(conversions):
     mapped(make_dataset())
     home = folder_of(ID)
-    for name in (".memmap-99999999-0123abcd", ".memmap-1-0123abcd", ".memmap-old45678"):
+    for name in (".memmap-99999999-0123abcd", ".memmap-1-0123abcd", ".memmap-mynotes1"):
         (home / name / "arrays").mkdir(parents=True)
     (home / ".memmap-99999999-0123abcd.lock").touch()
     (home / ".memmap-5-89abcdef.lock").touch()  # killed before its folder was made
-    os.utime(home / ".memmap-old45678", (0, 0))  # of an earlier version, long ago
+    os.utime(home / ".memmap-mynotes1", (0, 0))  # nothing of ours, and long ago
     (home / ".memmap-mine").mkdir()  # nothing of ours
     with FileLock(home / ".memmap-1-0123abcd.lock"):
         load()
     names = sorted(path.name for path in home.iterdir() if not path.name.endswith(".lock"))
-    assert names == [".memmap-1-0123abcd", ".memmap-mine", "data", "memmap"]
+    assert names == [".memmap-1-0123abcd", ".memmap-mine", ".memmap-mynotes1", "data", "memmap"]
     load()
-    assert sorted(path.name for path in home.iterdir()) == [".memmap-mine", "data", "memmap"]
+    assert sorted(path.name for path in home.iterdir()) == [
+        *(".memmap-mine", ".memmap-mynotes1", "data", "memmap")
+    ]
     assert len(conversions) == 1

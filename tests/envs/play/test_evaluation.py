@@ -192,7 +192,7 @@ def test_shorter_episodes_than_the_reference_s_have_no_score():
     ],
 )
 def test_what_is_no_whole_number_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"^{name}=.*expected a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"^{name}=.*expected an integer of at least 1"):
         evaluate(StepsDone(), TOY, **{name: value})
 
 

@@ -121,13 +121,13 @@ def test_the_script_keeps_them_in_a_folder_of_their_own(how):
     [
         ({"n_steps": 0}, "n_steps=0, expected at least 1"),
         ({"n_steps": -1}, "n_steps=-1, expected at least 1"),
-        ({"n_steps": float("nan")}, "n_steps=nan, expected a whole number"),
+        ({"n_steps": float("nan")}, "n_steps=nan, expected an integer"),
         ({"max_episode_steps": 0}, "max_episode_steps=0, expected at least 1"),
-        ({"max_episode_steps": 2.5}, "max_episode_steps=2.5, expected a whole number"),
+        ({"max_episode_steps": 2.5}, "max_episode_steps=2.5, expected an integer"),
         ({"switch_every": 0}, "switch_every=0, expected at least 1"),
-        ({"switch_every": float("nan")}, "switch_every=nan, expected a whole number"),
-        ({"seed": -1}, "seed=-1, expected at least 0"),
-        ({"seed": None}, "seed=None, expected a whole number"),
+        ({"switch_every": float("nan")}, "switch_every=nan, expected an integer"),
+        ({"seed": -1}, "seed=-1, expected an integer of at least 0"),
+        ({"seed": None}, "seed=None, expected an integer"),
         ({"policies": []}, "returned no policies"),
         ({"policies": Zero()}, "expected a list of policies"),
         ({"policies": [3]}, "3 is no policy"),
@@ -140,7 +140,7 @@ def test_wrong_arguments_are_refused_by_name(settings, said):
 
 def test_a_vector_environment_takes_whole_numbers_of_steps():
     envs = DummyVecEnv([lambda: gym.make(ENV_ID)])
-    with pytest.raises(ValueError, match="n_steps=nan, expected a whole number"):
+    with pytest.raises(ValueError, match="n_steps=nan, expected an integer"):
         collect_vec_env(Zero(), envs, float("nan"), 0)
     assert len(collect_vec_env(Zero(), envs, np.int64(3), np.int64(0), progress_bar=False)) == 2
 

@@ -15,8 +15,8 @@ import torch
 from factory import ROOT
 from minari.storage.datasets_root_dir import get_dataset_path
 
-from qgpo import load_dataset
-from qgpo.envs.rollouts.collecting import N_ENVS, collect
+from qgpo import evaluate, load_dataset
+from qgpo.envs.rollouts.collecting import N_ENVS, collect, collect_vec_env
 from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.store import bundled
 from qgpo.envs.store.scratch import LOCKS
@@ -100,6 +100,25 @@ def test_one_policy_per_episode_or_switching_inside(policy_file):
 def test_deterministic_actions_do_not_draw_noise(policy_file):
     sampled, central = rollouts(policy_file), rollouts(policy_file, deterministic=True)
     assert not same(sampled, central)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seed": None}, {"seed": 2**64}, {"seed": "a"}, {"deterministic": "no"}]
+)
+def test_seeds_and_flags_of_other_types_are_refused(wrong):
+    [name] = wrong
+    given = {"seed": 0, "deterministic": True, "progress_bar": False, **wrong}
+    with pytest.raises(ValueError, match=f"{name}=.*, expected"):
+        collect("Pendulum-v1", lambda space: [], 10, **given)
+    with pytest.raises(ValueError, match=f"{name}=.*, expected"):
+        collect_vec_env(None, None, 10, **given)
+    with pytest.raises(ValueError, match=f"{name}=.*, expected"):
+        evaluate(Constant(), "Pendulum-v1", 1, **given)
+
+
+class Constant:
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.zeros((len(observation), 1), dtype=np.float32), None
 
 
 def test_discrete_actions_are_refused():

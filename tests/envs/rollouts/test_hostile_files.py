@@ -88,6 +88,22 @@ def memo(index):
     return b"\x80\x02}r" + struct.pack("<I", index) + b"."
 
 
+PAIRS = b"K\x01\x85" + b"2\x86" * 40
+"""an instruction each for pairs that hold the one before twice: a hash takes 2^40 steps"""
+NAMED_AGAIN = b"\x80\x04\x8c\x01aX" + struct.pack("<I", 1 << 20) + b"b" * (1 << 20) + b"\x94"
+HASHED = {
+    "a nested key": b"\x80\x04}" + PAIRS + b"K\x01s.",
+    "nested keys": b"\x80\x04}(K\x01K\x01" + PAIRS + b"K\x01u.",
+    "nested keys at once": b"\x80\x04(" + PAIRS + b"K\x01d.",
+    "a nested member": b"\x80\x04\x8f(" + PAIRS + b"\x90.",
+    "a nested member of what does not change": b"\x80\x04(" + PAIRS + b"\x91.",
+    "a nested key of an object": b"\x80\x02ca\nb\n)R" + PAIRS + b"K\x01s.",
+    "a long name thousands of times": NAMED_AGAIN + b"h\x00h\x00\x93" * 3_000 + b".",
+}
+OLD_KEY = b"X\x01\x00\x00\x000q"
+"""of the first storage, as torch writes it"""
+
+
 def one_storage_for_all(rows=2000):
     """Many tensors that are the same storage."""
     same = torch.zeros(200_000)
@@ -138,6 +154,11 @@ POLICIES = {
         p, pickled(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x40\x85R.")
     ),
     "an object remembered far away": lambda p: model(p, pickled(memo(2**31 - 1))),
+    **{
+        what: lambda p, content=content: model(p, pickled(content))
+        for what, content in HASHED.items()
+    },
+    "a nested key of a storage": lambda p: model(p, replaced(OLD_KEY, PAIRS + OLD_KEY[-1:])),
     "thousands of classes": lambda p: model(p, pickled(b"\x80\x02" + b"ca\nb\n0" * 60_000 + b"}.")),
     "deep nesting": lambda p: model(p, data=b"[" * 100_000 + b"]" * 100_000),
     "data that are a list": lambda p: model(p, data=b"[1]"),
@@ -260,6 +281,7 @@ PICKLES = {
     "an object remembered far away": memo(2**31 - 1),
     "millions of classes": b"\x80\x02" + b"ca\nb\n0" * 500_000 + b".",
     "millions of dictionaries": b"\x80\x02" + b"}" * 3_000_000 + b".",
+    **HASHED,
     "a frame that is not there": b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b".",
     "bytes that are not there": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
     "a number of many digits": b"L" + b"9" * 10_000 + b"L\n.",
@@ -275,6 +297,16 @@ def test_hostile_statistics_are_refused(what, tmp_path, little_memory):
     (tmp_path / "v.pkl").write_bytes(PICKLES[what])
     with pytest.raises(ValueError, match=r"v\.pkl"):
         read_vecnormalize(tmp_path / "v.pkl")
+
+
+def test_a_shape_that_is_nested_without_end_is_named_in_short(tmp_path):
+    record = pickle.dumps(statistics(rms={"mean": np.zeros(77)}), 2)
+    shape = b"K\x4d\x85"
+    assert record.count(shape) == 1
+    (tmp_path / "v.pkl").write_bytes(record.replace(shape, PAIRS))
+    with pytest.raises(ValueError, match=r"v\.pkl") as caught:
+        read_vecnormalize(tmp_path / "v.pkl")
+    assert len(str(caught.value)) < 1000
 
 
 def test_the_statistics_that_these_are_made_from_are_read(tmp_path):

@@ -10,6 +10,7 @@ import threading
 from time import sleep
 from types import SimpleNamespace
 
+import hub as hub_module
 import numpy as np
 import pytest
 from factory import (
@@ -250,6 +251,19 @@ def test_a_broken_entry_does_not_hide_the_others(versions):
 
 def unreachable(monkeypatch, endpoint):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+
+
+@pytest.mark.parametrize("size", ["x", None, -1, 1.5, True])
+def test_a_listing_with_an_odd_size_is_refused(hub, monkeypatch, size):
+    whole = hub_module.entry
+
+    def odd(name, content):
+        about = {**whole(name, content), "size": size}
+        return {**about, "lfs": {**about["lfs"], "size": size}} if "lfs" in about else about
+
+    monkeypatch.setattr(hub_module, "entry", odd)
+    with pytest.raises(RemoteError, match=r"cannot be listed .ValueError: a file has the size"):
+        download(ID)
 
 
 def test_no_network_is_said_once_and_without_retries(hub, monkeypatch, capfd, caplog):

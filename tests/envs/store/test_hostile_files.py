@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+import zlib
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ from factory import numbered_episodes, write_buffers
 
 from qgpo import load_dataset
 from qgpo.envs import check_dataset
+from qgpo.envs.store.chunks import short_chunk, unusual_filter
 from qgpo.envs.store.combining import combine
 from qgpo.envs.store.hdf5 import FILE
 from qgpo.envs.store.local import folder_of
@@ -150,13 +152,107 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(data):
         load_dataset(ID, download=False)
 
 
+@pytest.mark.parametrize("part", ["observations", "infos"])
+@pytest.mark.parametrize("empty", [True, False])
+def test_groups_that_are_in_each_other_many_times_end(data, part, empty):
+    write_buffers(numbered_episodes((2,), (True,)), "test/other-v0")
+    with h5py.File(data / FILE, "r+") as file:
+        inner = file.create_group("leaf")
+        if not empty:
+            inner["numbers"] = np.zeros(3)
+        for level in range(14):
+            outer = file.create_group(f"level{level}")
+            for link in "abcdefghijkl":
+                outer[link] = inner
+            inner = outer
+        if part in file["episode_1"]:
+            del file["episode_1"][part]
+        file["episode_1"][part] = inner
+    with pytest.raises(ValueError, match="in others too, or nested in itself"):
+        combine((ID, "test/other-v0"), "test/both-v0", progress_bar=False)
+
+
+def packed(shape=(3,), chunk=(3,), content=None, mask=0, gzip=True, filters=()):
+    """A column of doubles whose chunk has that content."""
+
+    def make(group, name):
+        del group[name]
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        made.set_chunk(chunk)
+        if gzip:
+            made.set_deflate(1)
+        for code in filters:
+            made.set_filter(code, h5py.h5z.FLAG_OPTIONAL, ())
+        space = h5py.h5s.create_simple(shape, (h5py.h5s.UNLIMITED,) * len(shape))
+        double = h5py.h5t.IEEE_F64LE
+        column = h5py.h5d.create(group.id, name.encode(), double, space, made)
+        column.write_direct_chunk((0,) * len(shape), content, filter_mask=mask)
+
+    return make
+
+
+TWO = np.ones(2).tobytes()
+CHUNKS = {
+    "far larger than the column": (
+        packed(chunk=(400_000_000,), content=zlib.compress(bytes(8))),
+        "states 3200 MB of numbers",
+    ),
+    "shorter than it states": (packed(content=TWO, gzip=False), "chunk at .0,."),
+    "shorter, packed": (packed(content=zlib.compress(TWO)), "does not hold its 24 bytes"),
+    "longer, packed": (packed(content=zlib.compress(2 * TWO)), "does not hold its 24 bytes"),
+    "broken": (packed(content=b"no zlib"), "does not hold its 24 bytes"),
+    "shorter, a filter left out": (packed(content=TWO, mask=1), "does not hold its 24 bytes"),
+    "a filter that nobody has": (
+        packed(content=3 * b"abc", gzip=False, filters=(307,)),
+        "is packed by filter 307, expected shuffle",
+    ),
+    "unpacked twice": (
+        packed(content=zlib.compress(zlib.compress(TWO)), filters=(h5py.h5z.FILTER_DEFLATE,)),
+        "is packed by gzip, gzip, expected",
+    ),
+    "scaled": (
+        lambda g, n: replace(g, n, data=np.ones(3), chunks=(3,), scaleoffset=1),
+        "is packed by filter 6, expected",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["rewards", "observations"])
+@pytest.mark.parametrize("kind", CHUNKS)
+def test_a_chunk_that_does_not_hold_what_it_states_is_refused(data, kind, name):
+    change, message = CHUNKS[kind]
+    with h5py.File(data / FILE, "r+") as file:
+        change(file["episode_1"], name)
+    with pytest.raises(ValueError, match=rf"'{ID}'.*{message}"):
+        load_dataset(ID, download=False)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "lzf"])
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize("draw", [np.zeros, np.random.default_rng(0).random])
+def test_chunks_as_h5py_packs_them_are_read(data, compression, checked, draw):
+    values = draw(30_000)
+    with h5py.File(data / FILE, "r+") as file:
+        column = replace(
+            file["episode_1"],
+            "rewards",
+            data=values,
+            chunks=(7000,),
+            shuffle=checked,
+            fletcher32=checked,
+            compression=compression,
+        )
+        assert short_chunk(column) is None
+        assert unusual_filter(column) is None
+
+
 def test_groups_in_themselves_end(data):
     with h5py.File(data / FILE, "r+") as file:
         inner = file["episode_1"].create_group("inner")
         inner["again"] = inner
         del file["episode_1/observations"]
         file["episode_1"]["observations"] = inner
-    with pytest.raises(ValueError, match="nested without end"):
+    with pytest.raises(ValueError, match="in others too, or nested in itself"):
         load_dataset(ID, download=False)
 
 
@@ -168,6 +264,40 @@ def test_what_an_episode_says_beside_its_columns_is_copied_only_if_it_is_its_own
     assert len(load_dataset(ID, download=False)) == 5  # they are not read
     with pytest.raises(ValueError, match="infos/secret is a link to '/etc/hostname:/'"):
         combine((ID, "test/other-v0"), "test/both-v0", progress_bar=False)
+
+
+BOX = {"type": "Box", "shape": [2], "low": [-1.0] * 2, "high": [1.0] * 2}
+INNER = {**BOX, "dtype": "S700000000"}
+NESTED = BOX
+for _ in range(40):
+    NESTED = {"type": "Tuple", "subspaces": [NESTED]}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        INNER,
+        {**BOX, "dtype": "U250000000"},
+        {**BOX, "dtype": "V9"},
+        {**BOX, "dtype": "object"},
+        {**BOX, "dtype": "(9,9)f8"},
+        {**BOX, "dtype": ["f8"]},
+        {"type": "MultiDiscrete", "nvec": [2], "start": [0], "dtype": "S700000000"},
+        {"type": "Dict", "subspaces": {"a": INNER}},
+        {"type": "Tuple", "subspaces": [INNER]},
+        {"type": "Tuple", "subspaces": 5},
+        NESTED,
+        [BOX],
+        5,
+    ],
+    ids=lambda space: str(space)[:60],
+)
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+def test_a_space_without_numbers_is_refused_before_it_is_made(data, name, space):
+    about = data / "metadata.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), name: json.dumps(space)}))
+    with pytest.raises(ValueError, match=ID):
+        load_dataset(ID, download=False)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link out", "folder", "socket"])

@@ -35,6 +35,15 @@ def test_all_parts_in_the_order_of_their_names():
     assert adapter.box(NESTED, "the test").low.tolist() == [-np.inf] * 3 + [0.0] * 4 + [-np.inf]
 
 
+@pytest.mark.parametrize(
+    "part", [np.full(3, "1"), np.zeros(3, "M8[s]"), np.ma.array(np.ones(3), mask=[1, 0, 0])]
+)
+def test_parts_are_numbers(part):
+    adapter = ObservationAdapter.choose(NESTED, None, "the test")
+    with pytest.raises(ValueError, match=r"observation part a has .*, expected numbers"):
+        adapter.flatten({**OBSERVATION, "a": part})
+
+
 def test_a_batch_has_a_row_for_each():
     adapter = ObservationAdapter.choose(NESTED, None, "the test")
     doubled = {"a": 2 * OBSERVATION["a"], "b": {k: 2 * v for k, v in OBSERVATION["b"].items()}}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from qgpo.envs.store.combining import combine
 from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.metadata import differences
 from qgpo.envs.store.opening import open_dataset, recorded_in
-from qgpo.envs.tasks.arguments import SpecError
+from qgpo.envs.tasks.arguments import SpecError, check_arguments
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import limit_doubts, make_env, to_play
 from qgpo.envs.tasks.reference import ReferenceScores
@@ -353,6 +354,45 @@ def test_wrappers_that_change_something_are_made_again(what):
     assert spec_from_json(spec_to_json(spec)) == spec
     recorded, plain = (evaluate(Swing(), one, 2).returns for one in (env, "Pendulum-v1"))
     assert evaluate(Swing(), spec, 2).returns == recorded != plain
+
+
+STACKED = gym.wrappers.FrameStackObservation.wrapper_spec(stack_size=100)
+REPEATED = gym.wrappers.RepeatAction.wrapper_spec(num_repeats=40)
+
+
+@pytest.mark.parametrize(
+    ("wrappers", "said"),
+    [
+        ((STACKED, STACKED), "by 10000, expected at most 1000"),
+        ((STACKED, REPEATED), "by 4000, expected at most 1000"),
+        ((REPEATED,) * 3, "by 64000, expected at most 1000"),
+        ((gym.wrappers.ClipAction.wrapper_spec(),) * 21, "21 wrappers, expected at most 20"),
+    ],
+)
+def test_wrappers_that_multiply_each_other_are_refused(wrappers, said):
+    spec = dataclasses.replace(PENDULUM, additional_wrappers=wrappers)
+    with pytest.raises(SpecError, match=said):
+        make_env(spec_from_json(spec.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ({"frame_skip": 10**9}, "frame_skip=1000000000, expected an integer from 1 to 1000"),
+        ({"frame_skip": -1}, "frame_skip=-1, expected an integer from 1"),
+        ({"frameskip": [2, 10**7]}, "frameskip=10000000, expected"),
+        ({"n_substeps": 0}, "n_substeps=0, expected"),
+        ({"width": -(10**7)}, "width=-10000000, expected an integer from -1000000"),
+        ({"camera": {"id": [10**30]}}, "camera=1000000000000000000000000000000, expected"),
+        ({"g": math.nan}, "g=nan: no number"),
+    ],
+)
+def test_numbers_out_of_reason_are_refused_by_name(argument, said):
+    with pytest.raises(SpecError, match=said):
+        check_arguments("Mine-v0", argument)
+    check_arguments("Mine-v0", argument, argument)  # installed code says so
+    usual = {"frame_skip": 5, "healthy_z_range": [0.7, math.inf], "render": True, "width": 480}
+    check_arguments("Mine-v0", usual)
 
 
 @pytest.mark.parametrize(
