@@ -23,7 +23,8 @@ from qgpo.fields import MOST, Range, rules
 
 ConfigT = TypeVar("ConfigT")
 WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str: "a string"}
-MOST_COUNT = 10**12
+MOST_COUNT, OBVIOUS = 10**12, 1000
+"""a bound from there on is said only to those who are above it"""
 AT_LEAST_0, AT_LEAST_1 = Range(0, MOST_COUNT), Range(1, MOST_COUNT)
 SEED, THREADS = Range(0, 2**62), Range(0, 1024)
 """torch takes seeds below 2**63; those of episodes count up from it"""
@@ -171,5 +172,6 @@ def check_types(data: Any) -> None:
             if not good:
                 least = f" of at least {low:g}" if low > -math.inf else ""
                 high = min(high, MOST) if large else high
-                most = f" and at most {high:g}" if high < math.inf else ""
+                said_too = high < OBVIOUS or (type(one) is int and one > high)
+                most = f" and at most {high:g}" if said_too else ""
                 raise ValueError(f"{name}={brief(one)}, expected {words}{least}{most}")

@@ -10,8 +10,10 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator
+from typing import Any, get_origin
 
 from qgpo.commands import INSTALLED, command
+from qgpo.fields import rules
 
 _COMMANDS = re.compile(
     rf"(?P<example>\n*^python )?scripts/({'|'.join(INSTALLED)})\.py(?(example) +(.*))", re.MULTILINE
@@ -37,10 +39,19 @@ def _as_called(found: re.Match[str]) -> str:
     return f"\n  {command(script)} {' '.join(arguments.split())}"
 
 
-def refuse_repeated(arguments: list[str]) -> None:
-    """Exit where a flag is given twice: only the last one would count, and nothing would say so."""
-    flags = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
-    for flag in flags:
+def refuse_repeated(kind: Any, arguments: list[str]) -> None:
+    """Exit where a flag of several values is given twice: only the last one would count.
+
+    `kind` is the dataclass of the flags. One that has a single value may be given again, as on
+    other command lines.
+    """
+    several = {
+        f"--{name.replace('_', '-')}"
+        for name, (of, *_) in rules(kind).items()
+        if get_origin(of) is tuple
+    }
+    flags = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    for flag in several:
         if flags.count(flag) > 1:
             raise SystemExit(f"error: {flag} is given twice, expected once, with all its values")
 

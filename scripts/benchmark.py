@@ -103,7 +103,7 @@ def main(args: Args) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
-    refuse_repeated(sys.argv[1:])
+    refuse_repeated(Args, sys.argv[1:])
     main(tyro.cli(Args, prog=command("benchmark"), description=description(__doc__)))
 
 

@@ -187,7 +187,7 @@ def collect_and_store(args: Args) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
-    refuse_repeated(sys.argv[1:])
+    refuse_repeated(Args, sys.argv[1:])
     main(tyro.cli(Args, prog=command("collect"), description=description(__doc__)))
 
 

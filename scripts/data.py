@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
 from qgpo.envs.text import readable
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
+from qgpo.scripts._terminal import any_terminal, description
 
 LONGEST_CELL = 400
 Ids = tyro.conf.Positional[tuple[str, ...]]
@@ -197,7 +196,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
-    refuse_repeated(sys.argv[1:])
     main()
 
 

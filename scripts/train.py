@@ -190,7 +190,7 @@ def main(args: Args[Any]) -> None:
 @any_terminal()
 def cli() -> None:
     """Entry point."""
-    refuse_repeated(sys.argv[1:])
+    refuse_repeated(Args, sys.argv[1:])
     main(parse(sys.argv[1:]))
 
 

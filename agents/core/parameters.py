@@ -65,11 +65,13 @@ def load_parameters(agent: HasParts, parameters: Mapping[str, Any], exact_match:
 def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimizer) -> None:
     """Refuse what is no state of that optimizer, or none that a file could hold."""
     try:
-        check_state_of(name, optimizer, state)
+        check_state_of(name.removesuffix(".optimizer"), optimizer, state)
     except CheckpointError as error:
+        why = "" if error.__cause__ else f" ({error})"
+        n = sum(len(group["params"]) for group in optimizer.param_groups)
         raise ParameterError(
-            f"parameters of {name!r} are no state of that optimizer ({error}), expected 'state' "
-            "and 'param_groups' as get_parameters() returns them"
+            f"parameters of {name!r} are no state of that optimizer{why}, expected 'state' and "
+            f"'param_groups' for its {n} parameters, as get_parameters() returns them"
         ) from error
 
 

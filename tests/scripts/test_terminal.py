@@ -12,7 +12,8 @@ from factory import ROOT
 
 from qgpo import commands
 from qgpo.commands import INSTALLED, command
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts import evaluate
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 ROOMS = ("qgpo", "envs", "agents", "experiments", "scripts")
 
@@ -143,3 +144,10 @@ def test_a_reader_that_has_ended_is_no_traceback(monkeypatch, tmp_path):
         with pytest.raises(SystemExit) as end, any_terminal():
             raise BrokenPipeError
     assert end.value.code == 1
+
+
+@pytest.mark.parametrize("again", [["--run", "b"], ["--run=b"]])
+def test_a_flag_of_several_values_is_given_once(again):
+    with pytest.raises(SystemExit, match="--run is given twice"):
+        refuse_repeated(evaluate.Args, ["--run", "a", *again])
+    refuse_repeated(evaluate.Args, ["--run", "a", "b", "--seed", "1", "--seed", "2"])
