@@ -19,15 +19,16 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.store.local import split_version
 from qgpo.envs.tasks.specs import check_file_id
-from qgpo.fields import MOST, Range, rules
+from qgpo.fields import MOST, Range, check_seed, rules
 
 ConfigT = TypeVar("ConfigT")
 WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str: "a string"}
-MOST_COUNT, OBVIOUS = 10**12, 1000
+OBVIOUS = 1000
 """a bound from there on is said only to those who are above it"""
-AT_LEAST_0, AT_LEAST_1 = Range(0, MOST_COUNT), Range(1, MOST_COUNT)
-SEED, THREADS = Range(0, 2**62), Range(0, 1024)
-"""torch takes seeds below 2**63; those of episodes count up from it"""
+AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
+SEED = "what generators start from"
+THREADS = Range(0, 1024)
+"""more exhaust what a system allows"""
 
 
 @dataclass(frozen=True)
@@ -163,15 +164,19 @@ def check_types(data: Any) -> None:
         words = next((WORDS[kind] for kind in kinds if kind in WORDS), None)
         if words is None or (value is None and type(None) in kinds):
             continue
+        if SEED in said:
+            check_seed(value)
         low, high = next((rule for rule in said if isinstance(rule, Range)), Range(-math.inf))
         for one in value if isinstance(value, tuple) else (value,):
             good = type(one) in kinds or (type(one) is int and float in kinds)
-            large = type(one) is int and abs(one) > MOST  # no float holds the largest
+            large = (
+                type(one) is int and SEED not in said and abs(one) > MOST
+            )  # no float holds the largest
             if good and isinstance(one, int | float):
                 good = not large and low <= one <= high and abs(one) < math.inf
             if not good:
                 least = f" of at least {low:g}" if low > -math.inf else ""
                 high = min(high, MOST) if large else high
-                said_too = high < OBVIOUS or (type(one) is int and one > high)
+                said_too = large or high < OBVIOUS or (type(one) is int and one > high)
                 most = f" and at most {high:g}" if said_too else ""
                 raise ValueError(f"{name}={brief(one)}, expected {words}{least}{most}")

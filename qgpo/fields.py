@@ -44,7 +44,7 @@ def is_integer(value: object) -> TypeGuard[int]:
 def check_seed(seed: object) -> int:
     """The seed of a generator. Raises ValueError for other values."""
     if not is_integer(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r}, expected an integer of at least 0 and below 2**63")
+        raise ValueError(f"seed={seed!r:.200}, expected an integer of at least 0 and below 2**63")
     return int(seed)
 
 

@@ -57,7 +57,7 @@ def test_an_experiment_survives_json():
         ({"seed": -1}, "seed=-1, expected an integer of at least 0"),
         ({"seed": 2**64}, "seed=18446744073709551616, expected an integer of at least 0 and below"),
         ({"seed": True}, "seed=True, expected an integer"),
-        ({"seed": 10**400}, "seed=1000.* at least 0 and at most 1e"),
+        ({"seed": 10**400}, "seed=1000.* at least 0 and below"),
         ({"threads": 1025}, "threads=1025, expected an integer of at least 0 and at most 1024"),
         ({"guidance_scales": (0.0, -(10**400))}, "guidance_scales=-1000.*, expected a finite"),
         ({"seed": 1.0}, "seed=1.0, expected an integer"),
