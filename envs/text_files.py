@@ -37,7 +37,7 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     return content
 
 
-def read_text(path: Path, most: int = LARGEST) -> str:
+def read_utf8(path: Path, most: int = LARGEST) -> str:
     """The text of a regular file in UTF-8. Raises as `read_bytes` does."""
     try:
         return read_bytes(path, most).decode("utf-8")
@@ -50,7 +50,7 @@ def read_json(path: Path, most: int = LARGEST, strict: bool = True) -> Any:
 
     Where it is `strict`, a name that an object has twice and NaN are refused, too.
     """
-    text = read_text(path, most)
+    text = read_utf8(path, most)
     try:
         if strict:
             return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
@@ -61,7 +61,7 @@ def read_json(path: Path, most: int = LARGEST, strict: bool = True) -> Any:
 
 def read_toml(path: Path, most: int = LARGEST) -> dict[str, Any]:
     """The content of a TOML file. Raises as `read_bytes` does."""
-    text = read_text(path, most)
+    text = read_utf8(path, most)
     if found := _DOTTED.search(text):
         line = text.count("\n", 0, found.start()) + 1
         raise ValueError(f"{path.name} has a key of more than {MOST_PARTS} parts in line {line}")

@@ -36,7 +36,7 @@ def check_new(folder: RunFolder, overwrite: bool) -> None:
     elif in_the_way := [path.name for path in folder.named()]:
         raise ValueError(
             f"{folder.path} holds {', '.join(in_the_way)} but no config.json that says of which "
-            "run: move that away (evaluate.py plays a checkpoint wherever it is), or choose "
+            "run: move that away (a checkpoint is played wherever it is), or choose "
             "another --run-dir"
         )
 

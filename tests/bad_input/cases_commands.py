@@ -99,7 +99,7 @@ CASES = [
         "train: a folder with a checkpoint and no config.json",
         SystemExit,
         "error: other holds checkpoint.zip but no config.json that says of which run: move that "
-        "away (evaluate.py plays a checkpoint wherever it is), or choose another --run-dir",
+        "away (a checkpoint is played wherever it is), or choose another --run-dir",
         train_over("checkpoint.zip"),
     ),
     Case(

@@ -13,6 +13,7 @@ from qgpo.envs.store import bundled
 from qgpo.envs.store.catalogue import catalogue, describe, like_d4rl
 from qgpo.envs.store.local import folder_of
 
+POINT_MAZE = "gymnasium_robotics.envs.maze.point_maze:PointMazeEnv"
 MISSING = "package gymnasium_robotics, for its environment (pip install gymnasium-robotics)"
 
 
@@ -31,7 +32,9 @@ def metadata(**changes):
         "author": ["B", "A"],
         "observation_space": serialize_space(box),
         "action_space": serialize_space(box),
-        "env_spec": EnvSpec("Hopper-v5", "gymnasium.envs.mujoco.hopper_v5:HopperEnv").to_json(),
+        "env_spec": EnvSpec(
+            "Hopper-v5", "gymnasium.envs.mujoco.hopper_v5:HopperEnv", max_episode_steps=1000
+        ).to_json(),
     }
     return {**about, **changes}
 
@@ -148,7 +151,7 @@ def test_families_name_packages_and_vectors(installed, monkeypatch):
     box = spaces.Box(-np.inf, np.inf, (4,), np.float64)
     goal = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     parts = {"observation": box, "achieved_goal": goal, "desired_goal": goal}
-    spec = EnvSpec("PointMaze_UMaze-v3", "gymnasium_robotics.envs.maze.point_maze:PointMazeEnv")
+    spec = EnvSpec("PointMaze_UMaze-v3", POINT_MAZE, max_episode_steps=300)
     about = metadata(env_spec=spec.to_json(), observation_space=serialize_space(spaces.Dict(parts)))
     entry = describe("D4RL/pointmaze/umaze-v2", "remote", about)
     assert entry.reference is not None
