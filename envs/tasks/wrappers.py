@@ -36,23 +36,24 @@ GYMNASIUM_WITHOUT_EFFECT = {
 }
 """the same among Gymnasium's: they watch, draw, or begin the next episode"""
 MADE_AGAIN: Mapping[str, type[gym.Wrapper[Any, Any, Any, Any]]] = {
-    one.__name__: one
-    for one in (
-        wrappers.ClipAction,
-        wrappers.ClipReward,
-        wrappers.DelayObservation,
-        wrappers.FilterObservation,
-        wrappers.FlattenObservation,
-        wrappers.FrameStackObservation,
-        wrappers.MaxAndSkipObservation,
-        wrappers.RepeatAction,
-        wrappers.RescaleAction,
-        wrappers.RescaleObservation,
-        wrappers.ReshapeObservation,
-        wrappers.StickyAction,
-        wrappers.TimeAwareObservation,
-        wrappers.TimeLimit,
+    name: getattr(wrappers, name)
+    for name in (
+        "ClipAction",
+        "ClipReward",
+        "DelayObservation",
+        "FilterObservation",
+        "FlattenObservation",
+        "FrameStackObservation",
+        "MaxAndSkipObservation",
+        "RepeatAction",
+        "RescaleAction",
+        "RescaleObservation",
+        "ReshapeObservation",
+        "StickyAction",
+        "TimeAwareObservation",
+        "TimeLimit",
     )
+    if name in wrappers.__all__  # RepeatAction is not in every version
 }
 """Gymnasium's wrappers that follow from their arguments alone. NormalizeObservation and
 NormalizeReward do not: they had statistics, which are not recorded"""
