@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 
 from qgpo import QGPOConfig
 
+if hasattr(signal, "SIGHUP"):  # `nohup make test` ignores it, and a training respects that
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # for the fixtures of modules too: other threads, other last digits
 
 
