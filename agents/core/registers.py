@@ -202,7 +202,8 @@ def _groups(
         raise CheckpointError(f"the {name} optimizer has other groups of parameters")
     groups = []
     for ours, theirs in zip(built, found, strict=True):
-        unknown = set(theirs) - set(ours)
+        # settings of another version of torch, which are not set
+        unknown = {key for key in set(theirs) - set(ours) if theirs[key] not in (False, None)}
         if unknown or not {"lr", "params"} <= set(theirs):
             raise CheckpointError(f"the {name} optimizer has settings {brief(sorted(theirs))}")
         rate, most = theirs["lr"], max(ours["lr"], *rates)
@@ -210,7 +211,7 @@ def _groups(
             raise CheckpointError(
                 f"the {name} optimizer has lr={brief(rate)}, expected at most {most}"
             )
-        for key in set(theirs) - {"lr"}:
+        for key in set(theirs) & set(ours) - {"lr"}:
             expected = list(ours[key]) if isinstance(ours[key], tuple) else ours[key]
             free = key in HOW_IT_IS_COMPUTED and isinstance(theirs[key], bool | None)
             if repr(theirs[key]) != repr(expected) and not free:

@@ -121,11 +121,13 @@ CASES = [
         PLAY,
         "a wrapper's argument without end",
         SpecError,
-        'environment "Hopper-v5\'s wrapper RepeatAction" has the argument '
-        "num_repeats=1000000000, expected an integer of at most 1000",
+        'environment "Hopper-v5\'s wrapper MaxAndSkipObservation" has the argument '
+        "skip=1000000000, expected an integer of at most 1000",
         lambda: evaluate(
             agent(),
-            spec(additional_wrappers=(gym.wrappers.RepeatAction.wrapper_spec(num_repeats=10**9),)),
+            spec(
+                additional_wrappers=(gym.wrappers.MaxAndSkipObservation.wrapper_spec(skip=10**9),)
+            ),
         ),
     ),
     Case(

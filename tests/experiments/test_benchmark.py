@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import run_in_a_copy
+from commands import run_anew, run_in_a_copy
 from factory import (
     ROOT,
     WHITENED,
@@ -364,5 +364,7 @@ def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured, data, 
 def test_ray_that_is_not_installed_is_named(plan, data, tmp_path):
     (tmp_path / "ray.py").write_text("raise ImportError")
     more = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    done = run(plan, "--ray-address", "auto", data=data, code=1, **more)
+    environment = subprocess_environment(MINARI_DATASETS_PATH=str(data), **more)
+    done = run_anew(arguments(plan, "--ray-address", "auto")[1:], tmp_path, environment)
+    assert done.returncode == 1
     assert "pip install ray" in done.stderr

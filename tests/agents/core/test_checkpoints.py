@@ -273,3 +273,27 @@ def test_loading_unpickles_nothing(saved, monkeypatch):
     monkeypatch.setattr(pickle, "loads", forbidden)
     monkeypatch.setattr(torch, "load", forbidden)
     assert QGPO.load(saved, device="cpu").name == "QGPO"
+
+
+@pytest.mark.parametrize("other", [{"of_another": False}, {"of_another": None}, {}])
+def test_settings_of_an_optimizer_of_another_torch_are_left_out(other, saved, trained):
+    rewrite(saved, change_optimizers(other))
+    loaded = QGPO.load(saved, device="cpu")
+    assert same_parameters(loaded.get_parameters(), trained.get_parameters())
+
+
+def test_a_setting_that_changes_an_optimizer_is_refused(saved):
+    rewrite(saved, change_optimizers({"of_another": True}))
+    with pytest.raises(CheckpointError, match="has settings"):
+        QGPO.load(saved, device="cpu")
+
+
+def change_optimizers(other):
+    def change(members):
+        header = json.loads(members["checkpoint.json"])
+        for groups in header["optimizers"].values():
+            groups[0].pop("decoupled_weight_decay", None)
+            groups[0].update(other)
+        members["checkpoint.json"] = json.dumps(header).encode()
+
+    return change

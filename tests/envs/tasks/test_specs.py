@@ -332,11 +332,13 @@ def test_whatever_an_environment_raises_is_a_value_error(reach, kwargs):
         make_env(dataclasses.replace(reach, kwargs=kwargs))
 
 
+SKIPPING = gym.wrappers.MaxAndSkipObservation
+REPEATING = getattr(gym.wrappers, "RepeatAction", SKIPPING)  # since Gymnasium 1.3
 WRAPPED = {
     "action": (gym.wrappers.RescaleAction, {"min_action": -1.0, "max_action": 1.0}),
     "observation": (gym.wrappers.RescaleObservation, {"min_obs": -100.0, "max_obs": 100.0}),
     "reward": (gym.wrappers.ClipReward, {"min_reward": -1.0, "max_reward": 0.0}),
-    "steps": (gym.wrappers.RepeatAction, {"num_repeats": 3}),
+    "steps": (gym.wrappers.MaxAndSkipObservation, {"skip": 3}),
 }
 
 
@@ -357,7 +359,7 @@ def test_wrappers_that_change_something_are_made_again(what):
 
 
 STACKED = gym.wrappers.FrameStackObservation.wrapper_spec(stack_size=100)
-REPEATED = gym.wrappers.RepeatAction.wrapper_spec(num_repeats=40)
+REPEATED = gym.wrappers.MaxAndSkipObservation.wrapper_spec(skip=40)
 
 
 @pytest.mark.parametrize(
@@ -398,10 +400,9 @@ def test_numbers_out_of_reason_are_refused_by_name(argument, said):
 @pytest.mark.parametrize(
     ("wrap", "most"),
     [
-        (lambda env: gym.wrappers.RepeatAction(env, 3), 7),
+        (lambda env: REPEATING(env, 3), 7),
         (lambda env: gym.wrappers.ClipReward(gym.wrappers.MaxAndSkipObservation(env, 4), -1), 5),
-        (lambda env: gym.wrappers.RepeatAction(gym.wrappers.RepeatAction(env, 2), 3), 4),
-        (lambda env: gym.wrappers.RepeatAction(env, 1), None),
+        (lambda env: SKIPPING(SKIPPING(env, 2), 3), 4),
         (lambda env: gym.wrappers.ClipReward(env, -1, 0), None),
     ],
 )
@@ -427,7 +428,7 @@ def test_a_limit_that_may_be_outside_of_repeated_steps_is_said(wrap, most):
         (WrapperSpec(**{**RESCALED, "kwargs": None}), "cannot be made again"),
         (WrapperSpec(**{**RESCALED, "kwargs": {"low": 1}}), "which it does not take here"),
         (gym.wrappers.FrameStackObservation.wrapper_spec(stack_size=10**9), "at most 1000"),
-        (gym.wrappers.RepeatAction.wrapper_spec(num_repeats=1e9), "expected an integer"),
+        (gym.wrappers.MaxAndSkipObservation.wrapper_spec(skip=1e9), "expected an integer"),
     ],
 )
 def test_other_wrappers_are_refused_by_name(wrapper, said):
