@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from qgpo.envs.tasks import robotics
+from qgpo.envs.tasks import ogbench, robotics
 from qgpo.envs.tasks.arguments import SpecError, check_arguments
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.own_modules import import_own
@@ -24,7 +24,10 @@ from qgpo.envs.tasks.specs import spec_to_json as spec_to_json  # former place
 from qgpo.envs.tasks.specs import without_rendering
 from qgpo.envs.tasks.wrappers import effective, names, steps_per_step, wrap_again
 
-PACKAGES = {"gymnasium_robotics": (robotics.register, "pip install gymnasium-robotics")}
+PACKAGES = {
+    "gymnasium_robotics": (robotics.register, "pip install gymnasium-robotics"),
+    "ogbench": (ogbench.register, ogbench.INSTALL),
+}
 """by module: what registers its environments, and how it is installed"""
 
 
