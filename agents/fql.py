@@ -29,9 +29,9 @@ class FQLConfig(CriticConfig):
     """layers of every network"""
     alpha: NotNegative = 10.0
     """weight of the distillation against Q; the authors tune it for every environment"""
-    normalize_q: bool = False
+    normalize_q_loss: bool = False
     """divide Q by its mean absolute value in the policy's loss, so that alpha has no unit"""
-    target_q: Annotated[str, OneOf(("mean", "min"))] = "mean"
+    q_agg: Annotated[str, OneOf(("mean", "min"))] = "mean"
     """what the critic's target takes of the two target Qs"""
     flow_steps: Annotated[int, Range(1, 1000)] = 10
     """Euler steps of the flow that is distilled"""
@@ -47,7 +47,7 @@ FQL_PRESETS: dict[str, FQLConfig] = {
         normalize_observations=True,
         reward_tuning="unit",
         tau=0.01,
-        normalize_q=True,
+        normalize_q_loss=True,
     ),
 }
 
@@ -90,7 +90,7 @@ class FQL(SingleStageAgent[FQLConfig]):
         with torch.no_grad():
             goals = flow_actions(self.flow, observations, noise, c.flow_steps)
         policy_loss, policy_metrics = one_step_loss(
-            self.actor, self.critic, observations, noise, goals, c.alpha, c.normalize_q
+            self.actor, self.critic, observations, noise, goals, c.alpha, c.normalize_q_loss
         )
 
         # Q' follows the Q before its step; the policy's loss reaches Q, so Q steps last
@@ -112,7 +112,7 @@ class FQL(SingleStageAgent[FQLConfig]):
         noise = self.training.normal(len(observations), self._action_dim)
         proposed = self.actor(noise, None, observations).clamp(-1.0, 1.0)
         q = self.critic_target.both(observations, proposed)
-        return q.amin(dim=0) if self.config.target_q == "min" else q.mean(dim=0)
+        return q.amin(dim=0) if self.config.q_agg == "min" else q.mean(dim=0)
 
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:

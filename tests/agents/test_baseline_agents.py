@@ -12,7 +12,7 @@ import torch
 from bandits import CRITIC, act, bandit, coin, loop, sampled, train, two_modes
 from factory import make_dataset, same_parameters
 
-from qgpo import BC, IQL, TD3BC, DiffusionQL
+from qgpo import BC, FQL, IFQL, IQL, TD3BC, DiffusionQL
 
 DQL = {"diffusion_steps": 5, "ema_start": 0, "max_grad_norm": 10.0}
 
@@ -71,7 +71,7 @@ def test_diffusion_ql_without_q_imitates_both_modes():
 
 
 @pytest.mark.parametrize("terminated", [True, False])
-@pytest.mark.parametrize("agent_class", [TD3BC, IQL, DiffusionQL])
+@pytest.mark.parametrize("agent_class", [TD3BC, IQL, DiffusionQL, FQL, IFQL])
 def test_termination_cuts_the_bootstrap_and_truncation_does_not(agent_class, terminated):
     more = DQL if agent_class is DiffusionQL else {}
     agent = train(agent_class, loop(terminated), 250, **{**CRITIC, "tau": 0.1}, **more)

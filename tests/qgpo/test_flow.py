@@ -109,16 +109,16 @@ def test_distillation_by_hand_and_the_flow_gets_no_gradient():
     assert targets.grad is None
 
 
-@pytest.mark.parametrize("normalize_q", [False, True])
-def test_one_step_loss_by_hand(normalize_q):
+@pytest.mark.parametrize("normalize_q_loss", [False, True])
+def test_one_step_loss_by_hand(normalize_q_loss):
     # mu = z / 2 + 1/4 at z = 1/2 and 3: 1/2, and 7/4 which Q sees as 1
     policy, critic = linear_flow(0.5, bias=0.25, timed=False), linear_critic(4.0, 8.0)
     noise, targets = torch.tensor([[0.5], [3.0]]), torch.tensor([[0.25], [1.0]])
-    loss, metrics = one_step_loss(policy, critic, NO_STATE, noise, targets, 10.0, normalize_q)
+    loss, metrics = one_step_loss(policy, critic, NO_STATE, noise, targets, 10.0, normalize_q_loss)
     distillation = (0.25**2 + 0.75**2) / 2
     assert metrics["distillation_loss"].item() == pytest.approx(distillation)
     # mean of both heads: 6 a = 3 and 6, of mean 9/2
-    scale = 4.5 if normalize_q else 1.0
+    scale = 4.5 if normalize_q_loss else 1.0
     assert metrics["q_loss"].item() == pytest.approx(-4.5 / scale)
     assert loss.item() == pytest.approx(10.0 * distillation - 4.5 / scale)
     # d/d bias: 10 (1/4 + 3/4) - 6 / 2, since the clipped action has no gradient in Q
