@@ -79,4 +79,4 @@ def one_step_loss(
     q = critic.both(observations, proposed.clamp(-1.0, 1.0)).mean(dim=0)
     q_loss = normalized_q_loss(q, q) if normalize_q_loss else -q.mean()
     loss = alpha * distillation + q_loss
-    return loss, {"distillation_loss": distillation, "q_loss": q_loss}
+    return loss, {"actor_loss": loss, "distillation_loss": distillation, "q_loss": q_loss}
