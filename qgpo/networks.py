@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,19 @@ from qgpo.schedule import Schedule
 
 _SOFTENING = 0.2
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
     "mish": nn.Mish,
 }
+"""that a configuration or another library's policy may name"""
+TANH_GELU = "gelu_tanh"
+"""GELU by its tanh approximation (arXiv 1606.08415, section 2), which is Flax's default"""
+FLAX_EPSILON = 1e-6
+"""added to the variance by Flax's LayerNorm"""
 LOG_STD_RANGE = (-5.0, 2.0)
 """bounds of a Gaussian policy's log standard deviation (IQL's code)"""
 
@@ -32,23 +40,55 @@ def mlp(
     activation: str = "relu",
     layer_norm: bool = False,
     zero_start: bool = False,
+    norm_after: bool = False,
 ) -> nn.Sequential:
     """Linear layers of the given sizes with the activation between them, none after the last.
 
-    `layer_norm` normalises before every activation; with `zero_start` the last layer's weights
-    and biases start at zero.
+    `layer_norm` normalises before every activation or, with `norm_after`, after it (as Flax
+    does, with its epsilon). With `zero_start` the last layer's weights and biases start at zero.
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes[:-1]):
         layers.append(nn.Linear(fan_in, fan_out))
-        if layer_norm:
+        if layer_norm and not norm_after:
             layers.append(nn.LayerNorm(fan_out))
-        layers.append(ACTIVATIONS[activation]())
+        layers.append(_activation(activation))
+        if layer_norm and norm_after:
+            layers.append(nn.LayerNorm(fan_out, eps=FLAX_EPSILON))
     last = nn.Linear(sizes[-2], sizes[-1])
     if zero_start:
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
     return nn.Sequential(*layers, last)
+
+
+def _activation(name: str) -> nn.Module:
+    return nn.GELU(approximate="tanh") if name == TANH_GELU else ACTIVATIONS[name]()
+
+
+def xavier_start(module: ModuleT) -> ModuleT:
+    """The module, whose linear layers now start from Xavier's uniform weights and zero biases.
+
+    Glorot & Bengio 2010: bounds sqrt(6 / (fan_in + fan_out)). Flax calls it
+    variance_scaling(1, "fan_avg", "uniform").
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return module
+
+
+def gelu_mlp(
+    sizes: Sequence[int], layer_norm: bool = False, last_gain: float = 1.0
+) -> nn.Sequential:
+    """The MLP of FQL's code (arXiv 2502.02538): Linear, GELU by tanh, LayerNorm where asked for.
+
+    It starts as `xavier_start` says, with the last layer's weights times `last_gain`.
+    """
+    net = xavier_start(mlp(sizes, TANH_GELU, layer_norm, norm_after=True))
+    nn.init.xavier_uniform_(net.get_parameter(f"{len(net) - 1}.weight"), last_gain)
+    return net
 
 
 class FourierFeatures(nn.Module):
@@ -220,12 +260,18 @@ class TwinQ(nn.Module):
         layer_norm: bool = False,
         activation: str = "relu",
         baseline: bool = False,
+        norm_after: bool = False,
     ) -> None:
         super().__init__()
         sizes = [observation_dim + action_dim, *hidden, 1]
-        self.heads = nn.ModuleList(mlp(sizes, activation, layer_norm) for _ in range(2))
+        self.heads = nn.ModuleList(
+            mlp(sizes, activation, layer_norm, norm_after=norm_after) for _ in range(2)
+        )
         value_sizes = [observation_dim, *hidden, 1]
-        self.value = mlp(value_sizes, activation, layer_norm) if baseline else None
+        value = (
+            mlp(value_sizes, activation, layer_norm, norm_after=norm_after) if baseline else None
+        )
+        self.value = value
 
     def baseline(self, observations: Tensor) -> Tensor:
         """V, or 0 without a baseline: (..., S) to (...)."""
@@ -250,6 +296,39 @@ class TwinQ(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The smaller of the two, shape (...)."""
         return self.both(observations, actions).amin(dim=0)
+
+
+def gelu_twin_q(
+    observation_dim: int, action_dim: int, hidden: Sequence[int], layer_norm: bool = True
+) -> TwinQ:
+    """Two Q functions whose layers are those of `gelu_mlp`."""
+    dims = (observation_dim, action_dim)
+    return xavier_start(TwinQ(*dims, hidden, layer_norm, TANH_GELU, norm_after=True))
+
+
+class FlowNetwork(nn.Module):
+    """An MLP over (s, x) or, with `timed`, (s, x, t): `gelu_mlp` of the plain concatenation.
+
+    Timed, it is the velocity v(s, x_t, t) of a flow; else the map from noise to action of a
+    policy of one step. FQL's code has the same inputs in this order (arXiv 2502.02538).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        condition_dim: int,
+        hidden: Sequence[int],
+        timed: bool = True,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = gelu_mlp([condition_dim + dim + int(timed), *hidden, dim], layer_norm)
+
+    def forward(self, x: Tensor, t: Tensor | None, condition: Tensor | None) -> Tensor:
+        """(..., D), (...) or None, (..., C) to (..., D); t is None where it is not timed."""
+        time = None if t is None else t[..., None]
+        out: Tensor = self.net(join(condition, x, time))
+        return out
 
 
 def deterministic_policy(

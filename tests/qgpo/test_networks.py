@@ -9,13 +9,17 @@ from torch import nn
 from qgpo import PRESETS
 from qgpo.networks import (
     EnergyNetwork,
+    FlowNetwork,
     FourierFeatures,
     GaussianPolicy,
     MLPNoiseNetwork,
     TwinQ,
     UNetMLP,
     gaussian_log_prob,
+    gelu_mlp,
+    gelu_twin_q,
     mlp,
+    xavier_start,
 )
 
 
@@ -124,6 +128,60 @@ def test_mlp_layout():
     kinds = [type(layer) for layer in mlp([3, 4, 4, 1], "silu", layer_norm=True)]
     hidden = [nn.Linear, nn.LayerNorm, nn.SiLU]
     assert kinds == [*hidden, *hidden, nn.Linear]
+
+
+def test_gelu_mlp_layout():
+    kinds = [type(layer) for layer in gelu_mlp([3, 4, 4, 1], layer_norm=True)]
+    hidden = [nn.Linear, nn.GELU, nn.LayerNorm]
+    assert kinds == [*hidden, *hidden, nn.Linear]
+    assert [type(layer) for layer in gelu_mlp([3, 4, 1])] == [nn.Linear, nn.GELU, nn.Linear]
+
+
+def test_gelu_mlp_by_hand():
+    # GELU by tanh, then standardised with 1e-6 added to the variance, then summed with weights
+    net = gelu_mlp([1, 2, 1], layer_norm=True)
+    net[0].weight.data = torch.tensor([[1.0], [-2.0]])
+    net[-1].weight.data = torch.tensor([[3.0, 1.0]])
+    x = 0.003  # so small that the epsilon shows
+    gelu = [
+        0.5 * v * (1.0 + math.tanh(math.sqrt(2.0 / math.pi) * (v + 0.044715 * v**3)))
+        for v in (x, -2.0 * x)
+    ]
+    half = (gelu[0] - gelu[1]) / 2.0
+    normal = half / math.sqrt(half**2 + 1e-6)
+    assert net(torch.tensor([[x]])).item() == pytest.approx(3.0 * normal - normal, rel=1e-4)
+
+
+def test_xavier_start_has_the_bounds_of_glorot_and_bengio():
+    torch.manual_seed(0)
+    net = xavier_start(mlp([40, 60, 20]))
+    assert not net[0].bias.any()
+    for layer, bound in ((net[0], math.sqrt(6 / 100)), (net[2], math.sqrt(6 / 80))):
+        assert 0.99 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    small = gelu_mlp([40, 60, 20], last_gain=0.1)
+    assert 0.099 * bound < small[2].weight.abs().max() <= 0.1 * bound
+    assert small[0].weight.abs().max() > 0.2
+
+
+def test_gelu_twin_q_has_two_heads_of_such_layers():
+    torch.manual_seed(0)
+    critic = gelu_twin_q(3, 2, (4,))
+    kinds = [nn.Linear, nn.GELU, nn.LayerNorm, nn.Linear]
+    assert [[type(layer) for layer in head] for head in critic.heads] == [kinds, kinds]
+    assert not torch.equal(critic.heads[0][0].weight, critic.heads[1][0].weight)
+    plain = gelu_twin_q(3, 2, (4,), layer_norm=False)
+    assert [type(layer) for layer in plain.heads[0]] == [nn.Linear, nn.GELU, nn.Linear]
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_flow_network_is_an_mlp_of_state_action_and_time(timed):
+    network = FlowNetwork(2, 3, (8,), timed=timed)
+    x, t, condition = torch.randn(5, 2), torch.rand(5), torch.randn(5, 3)
+    parts = [condition, x, t[:, None]] if timed else [condition, x]
+    out = network(x, t if timed else None, condition)
+    assert torch.equal(out, network.net(torch.cat(parts, dim=-1)))
+    assert out.shape == (5, 2)
 
 
 def test_gaussian_log_prob_by_hand():
