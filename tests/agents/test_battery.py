@@ -19,7 +19,13 @@ SUBJECTS = {
             preset: replace(AGENTS[name].presets[preset], steps=11, **SMALL, **more)
             for preset in ("paper", "laptop")
         }
-        for name, more in (("BC", {}), ("TD3BC", {}), ("IQL", {}), ("DiffusionQL", OFTEN))
+        for name, more in (
+            ("BC", {}),
+            ("TD3BC", {}),
+            ("ReBRAC", {}),
+            ("IQL", {}),
+            ("DiffusionQL", OFTEN),
+        )
     },
 }
 

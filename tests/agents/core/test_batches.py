@@ -18,13 +18,14 @@ LENGTHS = (5, 1, 4, 6)
 @pytest.mark.parametrize("place", [lambda data: data, mapped])
 def test_the_action_after_a_transition_is_of_the_same_episode(place):
     data = Batches.of(place(make_dataset(LENGTHS)), torch.device("cpu"))
-    found = data.next_actions(torch.arange(len(data)))
+    steps = torch.arange(len(data))
+    found, actions = data.next_actions(steps), data.scaled_actions(steps)
     step = 0
     for length in LENGTHS:
         for t in range(length):
             assert found.exist[step] == (t + 1 < length)
             if t + 1 < length:
-                assert torch.equal(found.actions[step], data.actions[step + 1])
+                assert torch.equal(found.actions[step], actions[step + 1])
             step += 1
     assert torch.isfinite(found.actions).all()
 
