@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -349,10 +349,30 @@ def copy_weights(source: Mapping[str, Any], network: nn.Module) -> None:
         parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
 
-def relative(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
-    """Largest difference over the largest number of theirs; 0 where all are 0."""
-    difference = float(np.abs(ours - theirs).max())
-    return difference / float(np.abs(theirs).max()) if difference else 0.0
+class Difference(NamedTuple):
+    """Of one loss, relative to theirs."""
+
+    loss: float
+    gradient: float
+    """norm over all parameters that the loss trains"""
+    tensor: float
+    """the largest norm over one weight or bias: where its gradient passes zero, it is large"""
+
+
+def difference(
+    loss: float, theirs: float, gradients: list[Tensor], expected: list[NDArray[Any]]
+) -> Difference:
+    """Of a loss and its gradient in every weight and bias."""
+    apart = [
+        np.linalg.norm(ours.double().numpy() - other.astype(np.float64))
+        for ours, other in zip(gradients, expected, strict=True)
+    ]
+    sizes = [np.linalg.norm(other.astype(np.float64)) for other in expected]
+    return Difference(
+        abs(loss - theirs) / abs(theirs),
+        float(np.linalg.norm(apart) / np.linalg.norm(sizes)),
+        float(max(a / size for a, size in zip(apart, sizes, strict=True))),
+    )
 
 
 class Pair:
@@ -385,8 +405,8 @@ class Pair:
 
         return jax.jit(jax.value_and_grad(term))
 
-    def compare(self) -> dict[str, tuple[float, float]]:
-        """By loss: relative difference of its value and, the largest, of a parameter's gradient.
+    def compare(self) -> dict[str, Difference]:
+        """By loss: the differences at the weights before the step.
 
         Leaves the gradients of the sum in the parameters. Raises ValueError where theirs has a
         gradient in a network that ours does not train.
@@ -410,9 +430,7 @@ class Pair:
             parameters = list(self.trained[trained].parameters())
             ours = torch.autograd.grad(losses[name], parameters, retain_graph=True)
             expected = their_arrays(gradients[f"modules_{trained}"])
-            pairs = zip(ours, expected, strict=True)
-            largest = max(relative(own.numpy(), their) for own, their in pairs)
-            found[name] = relative(losses[name].detach().numpy(), np.array(value)), largest
+            found[name] = difference(losses[name].item(), float(value), list(ours), expected)
             if self._counts(name):
                 for parameter, gradient in zip(parameters, ours, strict=True):
                     parameter.grad += weight * gradient
@@ -448,15 +466,14 @@ def compare_losses(reference: Reference, steps: int) -> list[dict[str, Any]]:
             found.append(pair.compare())
             pair.advance()
         for name in case.terms:
-            values, gradients = zip(*(step[name] for step in found), strict=True)
+            steps_of_loss = [step[name] for step in found]
+            largest = Difference(*(max(values) for values in zip(*steps_of_loss, strict=True)))
             rows.append(
                 {
                     "agent": case.label,
                     "loss": name,
-                    "largest_difference": max(values),
-                    "largest_gradient_difference": max(gradients),
-                    "differences": values,
-                    "gradient_differences": gradients,
+                    "largest": largest._asdict(),
+                    "by_step": [step._asdict() for step in steps_of_loss],
                 }
             )
     return rows
