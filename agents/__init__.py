@@ -15,6 +15,10 @@ from qgpo.agents.diffusion_ql import DiffusionQLConfig as DiffusionQLConfig
 from qgpo.agents.energy_guided import EnergyGuidedConfig as EnergyGuidedConfig
 from qgpo.agents.energy_guided import EnergyGuidedDiffusion as EnergyGuidedDiffusion
 from qgpo.agents.ensemble import Ensemble as Ensemble
+from qgpo.agents.fql import FQL as FQL
+from qgpo.agents.fql import FQLConfig as FQLConfig
+from qgpo.agents.ifql import IFQL as IFQL
+from qgpo.agents.ifql import IFQLConfig as IFQLConfig
 from qgpo.agents.iql import IQL as IQL
 from qgpo.agents.iql import IQLConfig as IQLConfig
 from qgpo.agents.qgpo import PRESETS as PRESETS

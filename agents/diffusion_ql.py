@@ -129,9 +129,7 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         b, n = len(observations), self.candidates
         condition = self.normalizer(observations).repeat_interleave(n, dim=0)
         if deterministic:
-            generator = torch.Generator().manual_seed(self.training.seed)
-            shape = (self.actor.steps, 1, n, self._action_dim)
-            same = torch.randn(shape, generator=generator).to(self.device)
+            same = self._fixed_normal(self.actor.steps, 1, n, self._action_dim)
             noise = same.expand(-1, b, -1, -1).flatten(1, 2)
         else:
             noise = self._prediction_normal(self.actor.steps, b * n, self._action_dim)

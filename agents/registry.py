@@ -14,7 +14,9 @@ from qgpo.agents.bc import BC
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.checkpoint import CheckpointError, named, read_header, with_suffix
 from qgpo.agents.diffusion_ql import DiffusionQL
+from qgpo.agents.fql import FQL
 from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.agents.ifql import IFQL
 from qgpo.agents.iql import IQL
 from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
@@ -24,7 +26,8 @@ from qgpo.agents.td3bc import TD3BC
 from qgpo.envs.data.dataset import OfflineDataset
 
 AGENTS: dict[str, type[OfflineAgent[Any]]] = {
-    agent.name: agent for agent in (QGPO, AEPO, QIPO, BC, TD3BC, ReBRAC, IQL, DiffusionQL)
+    agent.name: agent
+    for agent in (QGPO, AEPO, QIPO, BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL)
 }
 KNOWN = {**AGENTS, **BASELINES}
 """all that a plan may name and a file may hold"""

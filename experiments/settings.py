@@ -39,7 +39,7 @@ class Experiment(Generic[ConfigT]):
     """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded"""
     agent: str = "QGPO"
     """the agent, by its name in the registry: QGPO, AEPO, QIPO, BC, TD3BC, ReBRAC, IQL,
-    DiffusionQL"""
+    DiffusionQL, FQL, IFQL"""
     label: str = ""
     """name in tables; default the agent's"""
     preset: str = "laptop"

@@ -3,6 +3,8 @@
 from qgpo import _moved as _moved
 from qgpo.agents import AEPO as AEPO
 from qgpo.agents import BC as BC
+from qgpo.agents import FQL as FQL
+from qgpo.agents import IFQL as IFQL
 from qgpo.agents import IQL as IQL
 from qgpo.agents import PRESETS as PRESETS
 from qgpo.agents import QGPO as QGPO
@@ -15,6 +17,8 @@ from qgpo.agents import DiffusionQLConfig as DiffusionQLConfig
 from qgpo.agents import EnergyGuidedConfig as EnergyGuidedConfig
 from qgpo.agents import EnergyGuidedDiffusion as EnergyGuidedDiffusion
 from qgpo.agents import Ensemble as Ensemble
+from qgpo.agents import FQLConfig as FQLConfig
+from qgpo.agents import IFQLConfig as IFQLConfig
 from qgpo.agents import IQLConfig as IQLConfig
 from qgpo.agents import QGPOConfig as QGPOConfig
 from qgpo.agents import QIPOConfig as QIPOConfig

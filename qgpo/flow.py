@@ -66,17 +66,17 @@ def one_step_loss(
     noise: Tensor,
     targets: Tensor,
     alpha: float,
-    normalize_q: bool,
+    normalize_q_loss: bool,
 ) -> tuple[Tensor, Metrics]:
     """Loss alpha * distillation - mean_i Q_i(s, clip(mu(s, z))) of FQL's one-step policy.
 
     Park, Li & Levine 2025 (arXiv 2502.02538). Observations (B, S); noise z and the flow's
-    actions `targets` for the same noise (B, A). With `normalize_q` the Q term is divided by
+    actions `targets` for the same noise (B, A). With `normalize_q_loss` the Q term is divided by
     E|Q|, through which no gradient passes. The actions are clipped for Q alone.
     """
     proposed = policy(noise, None, observations)
     distillation = distillation_loss(proposed, targets)
     q = critic.both(observations, proposed.clamp(-1.0, 1.0)).mean(dim=0)
-    q_loss = normalized_q_loss(q, q) if normalize_q else -q.mean()
+    q_loss = normalized_q_loss(q, q) if normalize_q_loss else -q.mean()
     loss = alpha * distillation + q_loss
-    return loss, {"distillation_loss": distillation, "q_loss": q_loss}
+    return loss, {"actor_loss": loss, "distillation_loss": distillation, "q_loss": q_loss}

@@ -311,6 +311,10 @@ class Training:
         """Standard normal noise."""
         return torch.randn(shape, generator=self.generator, device=self.device)
 
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers of [0, 1)."""
+        return torch.rand(shape, generator=self.generator, device=self.device)
+
 
 def of_training(name: str) -> Any:
     """A property of an agent that reads one of its training's registers."""

@@ -10,6 +10,15 @@ from qgpo.agents import AGENTS
 
 SMALL = {"hidden": (8, 8), "batch_size": 8}
 OFTEN = {"diffusion_steps": 3, "candidates": 3, "ema_start": 3, "ema_every": 2}
+MORE = {
+    "BC": {},
+    "TD3BC": {},
+    "ReBRAC": {},
+    "IQL": {},
+    "DiffusionQL": OFTEN,
+    "FQL": {"flow_steps": 3},
+    "IFQL": {"flow_steps": 3, "num_samples": 3},
+}
 SUBJECTS = {
     "QGPO": {**CONFIGS, "dps": replace(WHITENED, guidance="dps", beta=0.1, guidance_bound=1.0)},
     "AEPO": AEPO_CONFIGS,
@@ -19,13 +28,7 @@ SUBJECTS = {
             preset: replace(AGENTS[name].presets[preset], steps=11, **SMALL, **more)
             for preset in ("paper", "laptop")
         }
-        for name, more in (
-            ("BC", {}),
-            ("TD3BC", {}),
-            ("ReBRAC", {}),
-            ("IQL", {}),
-            ("DiffusionQL", OFTEN),
-        )
+        for name, more in MORE.items()
     },
 }
 

@@ -73,6 +73,31 @@ def test_the_true_velocity_of_one_action_has_no_loss_and_leads_there():
         assert found.flatten().tolist() == pytest.approx([0.3, 0.3], abs=1e-6)
 
 
+class TwoModes(nn.Module):
+    """The true velocity E[a - z | x_t] of actions that are equally often N(+-1/2, std^2)."""
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.means, self.variance = torch.tensor([-0.5, 0.5]), std**2
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        t = t[..., None]
+        error, variance = x_t - t * self.means, t**2 * self.variance + (1.0 - t) ** 2
+        action = self.means + t * self.variance / variance * error
+        noise = (1.0 - t) / variance * error
+        weights = torch.softmax(-0.5 * error**2 / variance, dim=-1)
+        return torch.sum(weights * (action - noise), dim=-1, keepdim=True)
+
+
+def test_ten_steps_keep_two_modes_apart_and_two_do_not():
+    noise = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
+    for steps, spread, between in ((2, 0.18, 0.6), (5, 0.43, 0.08), (10, 0.49, 0.007)):
+        found = flow_actions(TwoModes(0.05), torch.zeros(20_000, 1), noise, steps)
+        assert found.mean().item() == pytest.approx(0.0, abs=0.02)
+        assert found.abs().mean().item() == pytest.approx(spread, abs=0.01)
+        assert (found.abs() < 0.2).float().mean().item() == pytest.approx(between, abs=0.01)
+
+
 def test_euler_by_hand():
     # dx/dt = x + 2 t + 1/10: from 1/5 by two steps of 1/2
     # t = 0: v = 0.3, x = 0.35; t = 1/2: v = 0.35 + 1 + 0.1 = 1.45, x = 1.075
@@ -109,16 +134,16 @@ def test_distillation_by_hand_and_the_flow_gets_no_gradient():
     assert targets.grad is None
 
 
-@pytest.mark.parametrize("normalize_q", [False, True])
-def test_one_step_loss_by_hand(normalize_q):
+@pytest.mark.parametrize("normalize_q_loss", [False, True])
+def test_one_step_loss_by_hand(normalize_q_loss):
     # mu = z / 2 + 1/4 at z = 1/2 and 3: 1/2, and 7/4 which Q sees as 1
     policy, critic = linear_flow(0.5, bias=0.25, timed=False), linear_critic(4.0, 8.0)
     noise, targets = torch.tensor([[0.5], [3.0]]), torch.tensor([[0.25], [1.0]])
-    loss, metrics = one_step_loss(policy, critic, NO_STATE, noise, targets, 10.0, normalize_q)
+    loss, metrics = one_step_loss(policy, critic, NO_STATE, noise, targets, 10.0, normalize_q_loss)
     distillation = (0.25**2 + 0.75**2) / 2
     assert metrics["distillation_loss"].item() == pytest.approx(distillation)
     # mean of both heads: 6 a = 3 and 6, of mean 9/2
-    scale = 4.5 if normalize_q else 1.0
+    scale = 4.5 if normalize_q_loss else 1.0
     assert metrics["q_loss"].item() == pytest.approx(-4.5 / scale)
     assert loss.item() == pytest.approx(10.0 * distillation - 4.5 / scale)
     # d/d bias: 10 (1/4 + 3/4) - 6 / 2, since the clipped action has no gradient in Q
