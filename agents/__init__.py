@@ -26,6 +26,8 @@ from qgpo.agents.qgpo import QGPO as QGPO
 from qgpo.agents.qgpo import QGPOConfig as QGPOConfig
 from qgpo.agents.qipo import QIPO as QIPO
 from qgpo.agents.qipo import QIPOConfig as QIPOConfig
+from qgpo.agents.rebrac import ReBRAC as ReBRAC
+from qgpo.agents.rebrac import ReBRACConfig as ReBRACConfig
 from qgpo.agents.registry import AGENTS as AGENTS
 from qgpo.agents.registry import load_agent as load_agent
 from qgpo.agents.td3bc import TD3BC as TD3BC

@@ -20,12 +20,14 @@ from qgpo.agents.ifql import IFQL
 from qgpo.agents.iql import IQL
 from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
+from qgpo.agents.rebrac import ReBRAC
 from qgpo.agents.sb3_baselines import BASELINES
 from qgpo.agents.td3bc import TD3BC
 from qgpo.envs.data.dataset import OfflineDataset
 
 AGENTS: dict[str, type[OfflineAgent[Any]]] = {
-    agent.name: agent for agent in (QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL, FQL, IFQL)
+    agent.name: agent
+    for agent in (QGPO, AEPO, QIPO, BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL)
 }
 KNOWN = {**AGENTS, **BASELINES}
 """all that a plan may name and a file may hold"""

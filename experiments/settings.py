@@ -38,8 +38,8 @@ class Experiment(Generic[ConfigT]):
     dataset_id: str = "qgpo/halfcheetah/mixed-v0"
     """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded"""
     agent: str = "QGPO"
-    """the agent, by its name in the registry: QGPO, AEPO, QIPO, BC, TD3BC, IQL, DiffusionQL, FQL,
-    IFQL"""
+    """the agent, by its name in the registry: QGPO, AEPO, QIPO, BC, TD3BC, ReBRAC, IQL,
+    DiffusionQL, FQL, IFQL"""
     label: str = ""
     """name in tables; default the agent's"""
     preset: str = "laptop"

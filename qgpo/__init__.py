@@ -22,6 +22,8 @@ from qgpo.agents import IFQLConfig as IFQLConfig
 from qgpo.agents import IQLConfig as IQLConfig
 from qgpo.agents import QGPOConfig as QGPOConfig
 from qgpo.agents import QIPOConfig as QIPOConfig
+from qgpo.agents import ReBRAC as ReBRAC
+from qgpo.agents import ReBRACConfig as ReBRACConfig
 from qgpo.agents import TD3BCConfig as TD3BCConfig
 from qgpo.agents import load_agent as load_agent
 from qgpo.envs import Evaluation as Evaluation

@@ -88,6 +88,11 @@ def perturbed(actions: Tensor, noise: Tensor, clip: float) -> Tensor:
     return (actions + noise.clamp(-clip, clip)).clamp(-1.0, 1.0)
 
 
+def squared_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Summed over the action's dimensions: (..., A) to (...)."""
+    return torch.sum((first - second) ** 2, dim=-1)
+
+
 def td3_bc_loss(
     policy: nn.Module, critic: TwinQ, observations: Tensor, actions: Tensor, alpha: float
 ) -> tuple[Tensor, Metrics]:

@@ -23,6 +23,15 @@ FLOAT_BYTES = 4
 TABLE_ADVICE = "choose fewer support_actions, or storage='memory'"
 
 
+class NextActions(NamedTuple):
+    """The actions that the data take after transitions (B,)."""
+
+    actions: Tensor
+    """(B, A) in [-1, 1]; any numbers where there is none"""
+    exist: Tensor
+    """(B,) 0 at the last step of an episode, whatever ended it, else 1"""
+
+
 class Transitions(NamedTuple):
     """Transitions (B,), or of any other shape in its place."""
 
@@ -36,6 +45,8 @@ class Transitions(NamedTuple):
     """(B, S)"""
     terminations: Tensor
     """(B,) 1 where the bootstrap is cut: terminated, not truncated"""
+    following: NextActions | None = None
+    """None for agents that do not ask for it (`SingleStageAgent.uses_next_actions`)"""
 
 
 @dataclass(repr=False)
@@ -120,6 +131,13 @@ class Batches:
             rewards=self.rewards[index],
             next_observations=self.observations(rows + 1),
             terminations=take(self.terminations, index).float(),
+        )
+
+    def next_actions(self, index: Tensor) -> NextActions:
+        """The actions of the transitions after those, in the same episodes."""
+        following = (index + 1).clamp(max=len(self) - 1)
+        return NextActions(
+            self.scaled_actions(following), 1.0 - take(self.last_steps, index).float()
         )
 
     def table(self, shape: tuple[int, ...]) -> Tensor:

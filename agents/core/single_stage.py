@@ -62,6 +62,8 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
     """Calls `update` on `steps` batches of transitions drawn uniformly with replacement."""
 
     stages: ClassVar[tuple[str, ...]] = ("training",)
+    uses_next_actions: ClassVar[bool] = False
+    """whether batches have `following`; what is not used is not read"""
 
     @abstractmethod
     def update(self, batch: Transitions, step: int) -> Metrics:
@@ -81,7 +83,10 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
         data = self.prepare(dataset)
 
         def update(step: int) -> Metrics:
-            batch = data.transitions(self.training.draw(len(data), self.config.batch_size))
+            index = self.training.draw(len(data), self.config.batch_size)
+            batch = data.transitions(index)
+            if self.uses_next_actions:
+                batch = batch._replace(following=data.next_actions(index))
             normalised = batch._replace(
                 observations=self.normalizer(batch.observations),
                 next_observations=self.normalizer(batch.next_observations),

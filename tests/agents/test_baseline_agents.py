@@ -12,7 +12,7 @@ import torch
 from bandits import CRITIC, act, bandit, coin, loop, sampled, train, two_modes
 from factory import make_dataset, same_parameters
 
-from qgpo import BC, FQL, IFQL, IQL, TD3BC, DiffusionQL
+from qgpo import BC, FQL, IFQL, IQL, TD3BC, DiffusionQL, ReBRAC
 
 DQL = {"diffusion_steps": 5, "ema_start": 0, "max_grad_norm": 10.0}
 
@@ -35,6 +35,37 @@ def test_td3_bc_balances_q_and_imitation(alpha):
         expected = 0.5 * weight / (weight + 1.0)
     agent = train(TD3BC, two_modes(), 800, alpha=alpha, **CRITIC)
     assert act(agent) == pytest.approx(expected, abs=0.08)
+
+
+def test_rebrac_balances_q_and_imitation():
+    # 2 alpha a = 2 lambda (1/2 - a) with Q = 1 - (a - 1/2)^2 and lambda = 1 / Q: by iteration
+    expected, alpha = 0.0, 0.4
+    for _ in range(50):
+        weight = 1.0 / (1.0 - (expected - 0.5) ** 2)
+        expected = 0.5 * weight / (weight + alpha)
+    agent = train(ReBRAC, two_modes(), 800, alpha_actor=alpha, **CRITIC)
+    assert act(agent) == pytest.approx(expected, abs=0.08)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, 1.0), (4.0, 0.5)])
+def test_rebrac_penalises_the_next_action_but_not_where_an_episode_ends(alpha, expected):
+    # From state 0 to state 1 without reward, then from 1 to 1 with reward 1, cut there. In 1 the
+    # data act by -1/2 or 1/2 and the policy by their mean, at a squared distance of 1/4. The last
+    # step has no next action: Q(1) = 1 / (1 - 1/2) = 2, and Q(0) = (2 - alpha / 4) / 2.
+    n = 200
+    dataset = make_dataset(
+        (2,) * n,
+        observation_dim=1,
+        terminated=[False] * n,
+        states=np.tile([0.0, 1.0, 1.0], n).astype(np.float32)[:, None],
+        actions=np.tile([0.0, -0.5, 0.0, 0.5], n // 2).astype(np.float32)[:, None],
+        rewards=np.tile([0.0, 1.0], n).astype(np.float32),
+    )
+    changes = {"alpha_actor": 1e3, "alpha_critic": alpha, "policy_noise": 0.0, "layer_norm": False}
+    agent = train(ReBRAC, dataset, 500, **CRITIC, **changes)
+    with torch.no_grad():
+        q = agent.critic(torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor([[0.0], [-0.5], [0.5]]))
+    assert q.tolist() == pytest.approx([expected, 2.0, 2.0], abs=0.1)
 
 
 @pytest.mark.parametrize("expectile", [0.5, 0.7])
@@ -71,7 +102,7 @@ def test_diffusion_ql_without_q_imitates_both_modes():
 
 
 @pytest.mark.parametrize("terminated", [True, False])
-@pytest.mark.parametrize("agent_class", [TD3BC, IQL, DiffusionQL, FQL, IFQL])
+@pytest.mark.parametrize("agent_class", [TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL])
 def test_termination_cuts_the_bootstrap_and_truncation_does_not(agent_class, terminated):
     more = DQL if agent_class is DiffusionQL else {}
     agent = train(agent_class, loop(terminated), 250, **{**CRITIC, "tau": 0.1}, **more)
@@ -81,9 +112,11 @@ def test_termination_cuts_the_bootstrap_and_truncation_does_not(agent_class, ter
     assert q.tolist() == pytest.approx([expected] * 3, abs=0.1)
 
 
-def test_the_policy_and_the_targets_wait_for_the_delay():
-    config = replace(TD3BC.presets["paper"], hidden=(4,), batch_size=4, steps=3, policy_delay=3)
-    agent = TD3BC(config, device="cpu")
+@pytest.mark.parametrize("agent_class", [TD3BC, ReBRAC])
+def test_the_policy_and_the_targets_wait_for_the_delay(agent_class):
+    preset = agent_class.presets["paper"]
+    config = replace(preset, hidden=(4,), batch_size=4, steps=3, policy_delay=3)
+    agent = agent_class(config, device="cpu")
     seen = []
 
     def note(scope, _):

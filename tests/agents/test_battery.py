@@ -13,6 +13,7 @@ OFTEN = {"diffusion_steps": 3, "candidates": 3, "ema_start": 3, "ema_every": 2}
 MORE = {
     "BC": {},
     "TD3BC": {},
+    "ReBRAC": {},
     "IQL": {},
     "DiffusionQL": OFTEN,
     "FQL": {"flow_steps": 3},

@@ -276,7 +276,7 @@ def test_resuming_nothing_is_refused(tmp_path, data):
     assert "no run there" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["BC", "TD3BC", "IQL", "DiffusionQL", "FQL", "IFQL"])
+@pytest.mark.parametrize("name", ["BC", "TD3BC", "ReBRAC", "IQL", "DiffusionQL", "FQL", "IFQL"])
 def test_agents_without_guidance_train_from_the_command_line(name, tmp_path, data, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
     where = ["--dataset-id", DATASET, "--run-dir", str(tmp_path / "run"), "--n-episodes", "2"]

@@ -1,0 +1,122 @@
+"""FQL beside its authors' JAX code, which is loaded from a checkout.
+
+    git clone https://github.com/seohongpark/fql
+    pip install jax flax optax distrax ml_collections
+    python benchmarks/parity.py train --reference fql --seeds 0 1
+    python benchmarks/parity.py compare
+
+`train` learns FQL with their code on a dataset of this package and plays it. Each seed's raw
+successes and lengths are written as it ends, and seeds that are there already are not trained
+again. A training that was stopped goes on from its checkpoint in `--work`. `compare` prints both
+success rates and the interval of their difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium as gym
+import torch
+import tyro
+from parity_reference import Reference
+from parity_training import Settings, newcombe, train_theirs
+
+from qgpo import load_dataset
+from qgpo.envs.tasks import ogbench
+from qgpo.files import write_whole
+
+DATASET = "ogbench-generated/cube-single-play-100k-singletask-task2-v0"
+
+
+@dataclass
+class Train:
+    """Train FQL and play it."""
+
+    reference: Path
+    """a clone of github.com/seohongpark/fql"""
+    dataset_id: str = DATASET
+    """dataset of one task"""
+    seeds: tuple[int, ...] = (0, 1)
+    """one training each"""
+    steps: int = 50_000
+    """gradient steps, batches of 256"""
+    n_episodes: int = 50
+    """episodes that each training plays"""
+    output: Path = Path("benchmarks/parity")
+    """folder for the results, one JSON file per seed"""
+    work: Path = Path("runs/parity")
+    """folder for checkpoints while a training runs"""
+
+    def run(self) -> None:
+        """Train and play every seed that has no result yet."""
+        torch.set_num_threads(1)
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        reference = Reference(self.reference)
+        reference.module("agents.fql")  # a wrong clone fails before anything is trained
+        name = ogbench.parse(self.dataset_id)
+        if name is None or name.task is None:
+            raise SystemExit(
+                f"--dataset-id {self.dataset_id}: expected a task's, such as {DATASET}"
+            )
+        dataset = load_dataset(self.dataset_id)
+        ogbench.register()
+        env = gym.make(name.env_id)
+        for seed in self.seeds:
+            target = self.output / f"theirs-s{seed}.json"
+            if target.exists():
+                print(f"{target} exists; remove it to train seed {seed} again")
+                continue
+            settings = Settings(self.steps)
+            document = train_theirs(
+                reference, dataset, env, settings, seed, self.n_episodes, self.work
+            )
+            self.output.mkdir(parents=True, exist_ok=True)
+            write_whole(target, (json.dumps(document, indent=1) + "\n").encode())
+
+
+@dataclass
+class Compare:
+    """Print the success rates of both codes and the interval of their difference."""
+
+    output: Path = Path("benchmarks/parity")
+    """folder with the results of `train`"""
+
+    def run(self) -> None:
+        """Read every seed's result."""
+        played = {code: results(self.output, code) for code in ("theirs", "ours")}
+        for code, documents in played.items():
+            for document in documents:
+                done, lengths = document["successes"], document["lengths"]
+                print(
+                    f"{code:6s} seed {document['seed']}: {sum(done)} of {len(done)} succeed, "
+                    f"{sum(lengths) / len(lengths):.0f} steps an episode"
+                )
+        if all(played.values()):
+            ours, theirs = (
+                [won for document in played[code] for won in document["successes"]]
+                for code in ("ours", "theirs")
+            )
+            low, high = newcombe(sum(ours), len(ours), sum(theirs), len(theirs))
+            difference = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+            print(f"ours - theirs: {100 * difference:.1f} [{100 * low:.1f}, {100 * high:.1f}] %")
+
+
+def results(folder: Path, code: str) -> list[dict[str, Any]]:
+    """The documents of one code's seeds."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{code}-s*.json"))]
+
+
+def main(
+    command: Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")],
+) -> None:
+    """Run one of the commands."""
+    command.run()
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))

@@ -1,0 +1,232 @@
+"""Training parity: the FQL authors' learner and ours on the same data, played by the same loop.
+
+Each training draws its batches uniformly with replacement, the indices of step k from the seed and
+k alone. So a training that was stopped goes on from its last checkpoint to the same end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from parity_reference import Reference, batch_of, versions
+
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.files import write_whole
+
+CLIP = 1e-5
+"""their loader clips actions to [-1 + CLIP, 1 - CLIP]"""
+LOGGED = (
+    "critic/critic_loss",
+    "critic/q_mean",
+    "actor/bc_flow_loss",
+    "actor/distill_loss",
+    "actor/q_loss",
+    "actor/mse",
+)
+Act = Callable[[NDArray[Any]], NDArray[np.float32]]
+"""an observation (S,) to an action (A,)"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both sides are trained with; everything else is their file's default."""
+
+    steps: int
+    hidden: tuple[int, ...] = (256, 256)
+    """layers of the actor's and the critic's networks"""
+    alpha: float = 300.0
+    batch_size: int = 256
+    learning_rate: float = 3e-4
+    flow_steps: int = 10
+
+    def theirs(self) -> dict[str, Any]:
+        """The fields of their configuration."""
+        return {
+            "actor_hidden_dims": self.hidden,
+            "value_hidden_dims": self.hidden,
+            "alpha": self.alpha,
+            "batch_size": self.batch_size,
+            "lr": self.learning_rate,
+            "flow_steps": self.flow_steps,
+        }
+
+
+def arrays(dataset: OfflineDataset) -> dict[str, NDArray[np.float32]]:
+    """The dataset as their code reads it."""
+    given = {
+        "observations": dataset.observations,
+        "actions": np.clip(dataset.actions, -1.0 + CLIP, 1.0 - CLIP),
+        "rewards": dataset.rewards,
+        "masks": ~dataset.terminations,
+        "next_observations": dataset.next_observations,
+    }
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in given.items()}
+
+
+class TheirTraining:
+    """Their FQL, in memory; `work` holds a checkpoint while it trains."""
+
+    def __init__(
+        self, reference: Reference, data: dict[str, Any], settings: Settings, seed: int, work: Path
+    ) -> None:
+        dims = data["observations"].shape[1], data["actions"].shape[1]
+        self.agent = reference.agent("fql", seed, *dims, settings.theirs())
+        self.reference, self.data, self.settings, self.seed = reference, data, settings, seed
+        self.step, self.seconds = 0, 0.0
+        self.metrics: list[dict[str, float]] = []
+        self.work, self.name = work, f"fql-s{seed}"
+        self.notes = work / f"{self.name}.json"
+        self._resume()
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint of the same settings, if there is one."""
+        from flax.serialization import from_bytes
+
+        if not self.notes.exists():
+            return
+        notes = json.loads(self.notes.read_text())
+        if notes["settings"] != self.described():
+            raise SystemExit(f"{self.notes} is of other settings; remove it to begin anew")
+        self.agent = from_bytes(self.agent, (self.work / notes["state"]).read_bytes())
+        self.step, self.seconds = notes["step"], notes["seconds"]
+        self.metrics = notes["metrics"]
+
+    def described(self) -> dict[str, Any]:
+        """What decides the result, beside the data."""
+        theirs = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in self.settings.theirs().items()
+        }
+        return {**theirs, "steps": self.settings.steps, "transitions": len(self.data["rewards"])}
+
+    def save(self) -> None:
+        """Write a checkpoint: the state under a name of its own, then the notes that name it."""
+        from flax.serialization import to_bytes
+
+        self.work.mkdir(parents=True, exist_ok=True)
+        state = self.work / f"{self.name}.{self.step}.msgpack"
+        write_whole(state, to_bytes(self.agent))
+        notes = {
+            "settings": self.described(),
+            "state": state.name,
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+        }
+        write_whole(self.notes, json.dumps(notes).encode())
+        self._remove_states(but=state)
+
+    def _remove_states(self, but: Path | None = None) -> None:
+        for old in self.work.glob(f"{self.name}.*.msgpack"):
+            if old != but:
+                old.unlink()
+
+    def remove_checkpoint(self) -> None:
+        """After the result is written."""
+        self.notes.unlink(missing_ok=True)
+        self._remove_states()
+
+    def run(self, log_interval: int = 1000, save_interval: int = 5000) -> None:
+        """Train to the last step."""
+        while self.step < self.settings.steps:
+            begun, target = time.monotonic(), min(self.settings.steps, self.step + log_interval)
+            info: dict[str, Any] = {}
+            while self.step < target:
+                rng = np.random.default_rng((self.seed, self.step))
+                index = rng.integers(len(self.data["rewards"]), size=self.settings.batch_size)
+                self.agent, info = self.agent.update(batch_of(self.data, index))
+                self.step += 1
+            row = {name: float(info[name]) for name in LOGGED}  # of the last batch
+            self.seconds += time.monotonic() - begun
+            self.metrics.append({"step": self.step, **row})
+            text = "  ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in row.items())
+            done = f"theirs, seed {self.seed}: step {self.step}  {self.seconds:.0f} s"
+            print(f"{done}  {text}", flush=True)
+            if self.step % save_interval == 0:
+                self.save()
+
+    def act(self, seed: int) -> Act:
+        """Their sampling, with a key split before every action as their evaluation does."""
+        import jax
+
+        sample = self.reference.module("utils.evaluation").supply_rng(
+            self.agent.sample_actions, rng=jax.random.PRNGKey(seed)
+        )
+        return lambda observation: np.asarray(sample(observations=observation, temperature=0))
+
+
+def play(act: Act, env: gym.Env[Any, Any], n_episodes: int, seed: int) -> dict[str, list[Any]]:
+    """Raw successes and lengths; episode i begins with `reset(seed=seed + i)`.
+
+    An episode is a success where its last step's info says so.
+    """
+    successes, lengths, returns = [], [], []
+    for episode in range(n_episodes):
+        observation, _ = env.reset(seed=seed + episode)
+        length, total, over, info = 0, 0.0, False, {}
+        while not over:
+            action = np.clip(act(observation), -1.0, 1.0)
+            observation, reward, terminated, truncated, info = env.step(action)
+            length, total, over = length + 1, total + float(reward), terminated or truncated
+        successes.append(bool(info["success"]))
+        lengths.append(length)
+        returns.append(total)
+    return {"successes": successes, "lengths": lengths, "returns": returns}
+
+
+def train_theirs(
+    reference: Reference,
+    dataset: OfflineDataset,
+    env: gym.Env[Any, Any],
+    settings: Settings,
+    seed: int,
+    n_episodes: int,
+    work: Path,
+) -> dict[str, Any]:
+    """Train their FQL and play it: the document of one seed."""
+    training = TheirTraining(reference, arrays(dataset), settings, seed, work)
+    training.run()
+    training.save()
+    played = play(training.act(seed), env, n_episodes, seed=1000)
+    print(f"theirs, seed {seed}: {sum(played['successes'])} of {n_episodes} succeed", flush=True)
+    return {
+        "code": "reference",
+        "dataset": dataset.id,
+        "fingerprint": dataset.fingerprint,
+        "seed": seed,
+        "settings": training.described(),
+        "seconds": round(training.seconds, 1),
+        "versions": versions(),
+        "metrics": training.metrics,
+        **played,
+    }
+
+
+def newcombe(
+    wins: int, n: int, other_wins: int, other_n: int, z: float = 1.959963984540054
+) -> tuple[float, float]:
+    """95 % interval of the difference of two rates, wins / n - other_wins / other_n.
+
+    From the Wilson intervals of both (Newcombe 1998, method 10, doi
+    10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I).
+    """
+    rate, (low, high) = wins / n, wilson(wins, n, z)
+    other, (other_low, other_high) = other_wins / other_n, wilson(other_wins, other_n, z)
+    below = math.hypot(rate - low, other_high - other)
+    above = math.hypot(high - rate, other - other_low)
+    return rate - other - below, rate - other + above
+
+
+def wilson(wins: int, n: int, z: float) -> tuple[float, float]:
+    """The score interval of a rate."""
+    center = (wins + z**2 / 2) / (n + z**2)
+    half = z * math.sqrt(wins * (n - wins) / n + z**2 / 4) / (n + z**2)
+    return center - half, center + half
