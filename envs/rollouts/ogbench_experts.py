@@ -78,6 +78,8 @@ PLAN_SMOOTHING, MARKOV_MIN_NORM = 0.5, 0.4
 """of the noise of a plan; the shortest step of a closed-loop expert, in its units"""
 STITCH_CELLS = 4
 """how far the goal of a stitch trajectory is from its start"""
+CHANGED = ("site_pos", "dof_damping", "geom_rgba", "mat_rgba")
+"""what episodes change of MuJoCo's model: targets, locks and colors"""
 INFOS = ("qpos", "qvel", "button_states")
 """what is recorded of the simulation's state, where the environment has it"""
 
@@ -202,9 +204,9 @@ class _Manipulation:
             for name, value in vars(env).items()
             if name.startswith(("_target_", "_cur_"))
         }
-        env.reset()
+        env.reset()  # builds the model, and changes it
         env.compile_model_and_data()
-        self.model = copy.copy(env.model)
+        self.model = {name: getattr(env.model, name).copy() for name in CHANGED}
 
     def _renew(self) -> None:
         """Make the environment as it was before its first episode.
@@ -212,12 +214,10 @@ class _Manipulation:
         A reset leaves the targets of other tasks than the episode's first one as they were, in
         Python and in the model, and closed-loop experts look at them for a step.
         """
-        import mujoco
-
         env: Any = self.env.unwrapped
         vars(env).update(copy.deepcopy(self.targets))
-        env._model = copy.copy(self.model)
-        env._data = mujoco.MjData(env._model)
+        for name, values in self.model.items():
+            getattr(env.model, name)[:] = values
 
     def record(self, seed: int) -> Trajectory:
         """One trajectory; of the scene, the first one in which the cube stays in reach."""

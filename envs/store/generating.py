@@ -34,7 +34,6 @@ from qgpo.envs.rollouts.ogbench_experts import (
     PROCEDURES,
     Procedure,
     Trajectory,
-    trajectory,
 )
 from qgpo.envs.store.local import folder_of, open_local
 from qgpo.envs.store.storing import CHUNK_FACTOR, EPISODE_BYTES, store_episodes
@@ -49,6 +48,9 @@ FORMAT = 1
 """of these trajectories; where they are played in another way, they have another number"""
 PACKAGES = ("ogbench", "mujoco", "numpy")
 """whose versions decide the last digits"""
+NAMESPACES = (ogbench.PUBLISHED, ogbench.GENERATED)
+STEPS = 100_000
+"""of a dataset, where nobody says how many"""
 MULTIPLES = (("m", 1_000_000), ("k", 1_000))
 
 
@@ -64,6 +66,52 @@ def steps_of_size(size: str) -> int:
     """The number of steps that an id spells."""
     multiple = dict(MULTIPLES).get(size[-1])
     return int(size) if multiple is None else int(size[:-1]) * multiple
+
+
+def name_to_generate(dataset_id: str, steps: int | None = None, seed: int | None = None) -> Name:
+    """The trajectories that are meant by an id with or without namespace, size, task and version.
+
+    Steps and seed are those of the id where it has them, else STEPS and 0. Raises ValueError for
+    sets that cannot be generated, and where the id says something else than the arguments.
+    """
+    stem = dataset_id.removesuffix("-v0").rpartition("/")[2]
+    namespace = dataset_id.rpartition("/")[0]
+    named = next(filter(None, (ogbench.parse(f"{n}/{stem}-v0") for n in NAMESPACES)), None)
+    if named is None or namespace not in ("", *NAMESPACES):
+        raise ValueError(f"{dataset_id!r}, expected {_choices()}")
+    if f"{named.environment}-{named.kind}" not in PROCEDURES:
+        raise ValueError(f"{dataset_id!r} {_why_not(named)}; expected {_choices()}")
+    stated = {"steps": steps_of_size(named.size), "seed": named.seed} if named.size else {}
+    for what, given, default in (("steps", steps, STEPS), ("seed", seed, 0)):
+        if given is not None and stated.setdefault(what, given) != given:
+            raise ValueError(f"{what}={given}, but {dataset_id!r} says {stated[what]}")
+        stated.setdefault(what, default)
+    if stated["steps"] < 1:
+        raise ValueError(f"steps={steps}, expected at least 1")
+    if not 0 <= stated["seed"] < 2**32:
+        raise ValueError(f"seed={seed}, expected 0 to {2**32 - 1}")
+    size = size_of_steps(stated["steps"])
+    return Name(ogbench.GENERATED, named.environment, named.kind, size, stated["seed"])
+
+
+def _why_not(name: Name) -> str:
+    if name.environment.startswith(("antmaze-", "humanoidmaze-", "antsoccer-")):
+        return (
+            "cannot be generated here: its experts are trained networks, which are a download of "
+            "OGBench's authors and not in the package ogbench"
+        )
+    return "is none of OGBench's sets whose experts are in the package ogbench"
+
+
+def _choices() -> str:
+    kinds: dict[str, list[str]] = {}
+    for procedure in PROCEDURES.values():
+        kinds.setdefault(procedure.environment, []).append(procedure.kind)
+    families: dict[str, list[str]] = {}
+    for environment, of_it in kinds.items():
+        families.setdefault(" or ".join(of_it), []).append(environment)
+    named = (f"{', '.join(several)} with {of_them}" for of_them, several in families.items())
+    return f"{ogbench.PUBLISHED}/ENVIRONMENT-KIND: {'; '.join(named)}"
 
 
 @dataclass(frozen=True)
@@ -82,10 +130,9 @@ class Generation:
 
         Raises ValueError where OGBench's package has no expert for it, or is not installed.
         """
-        wanted = f"{name.environment}-{name.kind}"
-        if wanted not in PROCEDURES:
-            raise ValueError(f"{wanted!r} cannot be generated, expected one of {list(PROCEDURES)}")
-        procedure = PROCEDURES[wanted]
+        procedure = PROCEDURES.get(f"{name.environment}-{name.kind}")
+        if procedure is None:
+            raise ValueError(f"{name.id!r} {_why_not(name)}; expected {_choices()}")
         if length is not None:
             procedure = dataclasses.replace(procedure, length=length)
         try:
@@ -141,34 +188,37 @@ def generate(
     generation = Generation.of(name, length)
     with sole_writer(name.id):
         if not folder_of(name.id).exists():
-            first = trajectory(dataclasses.replace(generation.procedure, length=1), name.seed, 0)
-            _play(generation, first, processes, progress_bar)
-            _assemble(generation, first, progress_bar)
+            _play(generation, processes, progress_bar)
+            _assemble(generation, progress_bar)
         shutil.rmtree(generation.home, ignore_errors=True)
         with contextlib.suppress(OSError):  # others are not finished
             generation.home.parent.rmdir()
     return open_local(name.id)
 
 
-def _play(
-    generation: Generation, first: Trajectory, processes: int, progress_bar: bool | None
-) -> None:
+def _play(generation: Generation, processes: int, progress_bar: bool | None) -> None:
     """Write the files of all trajectories that are not there yet."""
     name, parts, length = generation.name, generation.parts, generation.procedure.length
     missing = [index for index in range(generation.count) if not parts.has(index)]
-    row = sum(values[0].nbytes for values in first.values())
-    size = int(CHUNK_FACTOR * row * (length + 1)) + EPISODE_BYTES
-    check_space(name.id, size * (generation.count + len(missing)))
-    done = (generation.count - len(missing)) * length
-    with _bar(generation, "generate", progress_bar, initial=done) as bar:
+    done = generation.count - len(missing)
+    with _bar(generation, "generate", progress_bar, initial=done * length) as bar:
         try:
-            for _ in played(parts, missing, processes):
+            for number, index in enumerate(played(parts, missing, processes), start=1):
                 bar.update(length)
-        except WorkerError:
+                if number == 1:  # how large they are is known now
+                    _check_space(generation, parts.path(index), len(missing) - number)
+        except (WorkerError, disk.DiskFullError):
             raise
         except OSError as error:
             what = f"trajectories for {name.id!r} could not be written"
             raise disk.not_written(error, what, parts.folder, ADVICE) from error
+
+
+def _check_space(generation: Generation, part: Path, missing: int) -> None:
+    """Raise DiskFullError where missing files like that one and the dataset have no room."""
+    size = part.stat().st_size
+    dataset = generation.count * (CHUNK_FACTOR * size + EPISODE_BYTES)
+    check_space(generation.name.id, missing * size + dataset)
 
 
 def _bar(
@@ -180,9 +230,10 @@ def _bar(
     return progress(total, what, progress_bar, initial=initial, unit=" steps", unit_scale=True)
 
 
-def _assemble(generation: Generation, first: Trajectory, progress_bar: bool | None) -> None:
+def _assemble(generation: Generation, progress_bar: bool | None) -> None:
     """The dataset of all trajectories, in their order."""
     name, procedure = generation.name, generation.procedure
+    first = generation.parts.read(0)
     with new_dataset(name.id), _bar(generation, "write", progress_bar) as bar:
         data = folder_of(name.id) / "data"
         data.parent.mkdir(parents=True)
