@@ -1,7 +1,8 @@
-"""List, download, check, combine and show datasets.
+"""List, download, generate, check, combine and show datasets.
 
 python scripts/data.py list --prefix mujoco/hopper
 python scripts/data.py download mujoco/hopper/medium
+python scripts/data.py generate ogbench/cube-single-play --steps 100000
 python scripts/data.py check mujoco/hopper/medium-v0
 python scripts/data.py combine mujoco/hopper/medium-v0 mujoco/hopper/expert-v0 \
     --dataset-id mine/hopper/medium-expert-v0
@@ -23,10 +24,13 @@ from qgpo.envs.store.catalogue import WHERE, Entry, Where, catalogue
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.combining import combine
 from qgpo.envs.store.downloading import download
+from qgpo.envs.store.generating import generate, name_to_generate
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
+from qgpo.envs.tasks.ogbench import TASKS
 from qgpo.envs.text import readable
+from qgpo.experiments.threads import available_cores
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description
 
@@ -75,6 +79,42 @@ def download_datasets(ids: Ids, force: bool = False, progress_bar: bool = True) 
         dataset = download(name, force=force, progress_bar=progress_bar)
         size = f"{dataset.total_episodes} episodes, {dataset.total_steps} steps"
         print(f"{dataset.id}: {size} in {folder_of(dataset.id)}")
+
+
+def generate_dataset(
+    id: tyro.conf.Positional[str],
+    steps: int | None = None,
+    seed: int | None = None,
+    processes: int | None = None,
+    progress_bar: bool = True,
+) -> None:
+    """Make trajectories of OGBench by its own experts; after a stop, run it again to go on.
+
+    The same seed gives the same dataset with any number of processes. One dataset serves all tasks
+    of its environment.
+
+    Args:
+        id: which set, for example ogbench/cube-single-play
+        steps: transitions, rounded up to whole trajectories; default the id's, else 100000
+        seed: of the trajectories; default the id's, else 0
+        processes: processes of one thread each; default one for every core that is free to use
+        progress_bar: show steps and time left
+    """
+    name = name_to_generate(id, steps, seed)
+    if folder_of(name.id).exists():
+        print(f"{name.id} exists already: nothing is generated")
+    if processes is None:
+        processes = max(1, int(available_cores()))
+    try:
+        dataset = generate(name, processes, progress_bar=progress_bar)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped; the same command goes on from the trajectories that are finished"
+        ) from None
+    size = f"{dataset.total_episodes} trajectories, {dataset.total_steps} steps"
+    print(f"{name.id}: {size}, {dataset.storage.get_size()} MB in {folder_of(name.id)}")
+    for task in (dataclasses.replace(name, task=number).id for number in TASKS):
+        print(f"train on it: {command('train', '--dataset-id', task)}")
 
 
 def check_datasets(ids: Ids) -> None:
@@ -134,6 +174,7 @@ def show_dataset(
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_datasets,
     "download": download_datasets,
+    "generate": generate_dataset,
     "check": check_datasets,
     "combine": combine_datasets,
     "show": show_dataset,

@@ -27,6 +27,8 @@ _ID = re.compile(
     r"(?:-(?P<size>[1-9][0-9]*[km]?)(?:-seed(?P<seed>[1-9][0-9]*))?)?"
     r"(?P<single>-singletask(?:-task(?P<task>[1-5]))?)?-v(?P<version>0)"
 )
+TASKS = (1, 2, 3, 4, 5)
+"""of every environment"""
 INSTALL = "pip install 'qgpo[ogbench]'"
 
 
