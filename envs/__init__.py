@@ -5,8 +5,8 @@ it. What an agent learns belongs in `qgpo.agents`, what a run writes in `qgpo.ex
 """
 
 from qgpo.envs.data.dataset import OfflineDataset as OfflineDataset
-from qgpo.envs.play.evaluation import Evaluation as Evaluation
 from qgpo.envs.play.evaluation import evaluate as evaluate
+from qgpo.envs.play.scores import Evaluation as Evaluation
 from qgpo.envs.rollouts.collecting import collect as collect
 from qgpo.envs.rollouts.collecting import collect_vec_env as collect_vec_env
 from qgpo.envs.rollouts.scripted_policies import UniformPolicy as UniformPolicy

@@ -44,7 +44,7 @@ from qgpo.agents.registry import agent_class
 from qgpo.agents.sb3_baselines import OnlineSAC
 from qgpo.envs import text_files
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.envs.play.evaluation import Evaluation
+from qgpo.envs.play.scores import Evaluation
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import Experiment, as_json, measured_of
 from qgpo.files import write_beside, write_whole

@@ -27,7 +27,8 @@ from qgpo.agents.core.training import on_signals, until_done
 from qgpo.agents.guided import GuidanceTuning, is_guided
 from qgpo.agents.registry import adopt_from, agent_class
 from qgpo.envs import load_dataset
-from qgpo.envs.play.evaluation import evaluate_scales, scale_label, score_table, summarize
+from qgpo.envs.play.evaluation import evaluate_scales
+from qgpo.envs.play.scores import scale_label, score_table, summarize
 from qgpo.envs.tasks.making import to_play
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, DocumentError, Evaluations

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from qgpo.agents.core.training import on_signals
-from qgpo.envs.play.evaluation import Evaluation, EvaluationError
+from qgpo.envs.play.scores import Evaluation, EvaluationError
 from qgpo.experiments.documents import Document, Evaluations, ended_by
 
 T = TypeVar("T")

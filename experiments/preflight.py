@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import OfflineAgent
-from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
+from qgpo.envs.tasks.making import as_played, check_played, make_env, quiet_mujoco
 from qgpo.experiments import documents
 from qgpo.experiments.documents import DocumentError
 from qgpo.experiments.folder import RunFolder
@@ -61,8 +61,10 @@ def check_same_agent(
 def check_environment(env: str | EnvSpec, agent: OfflineAgent[Any], seed: int) -> None:
     """Make the environment, compare its spaces, and take one step.
 
-    Raises ValueError where that fails; the step's action is drawn from the action space.
+    Raises ValueError where that fails, and where agents do not play there; the step's action is
+    drawn from the action space.
     """
+    check_played(env)
     with make_env(as_played(env)) as made:
         agent.set_spaces(made.observation_space, made.action_space, "the environment")
         try:

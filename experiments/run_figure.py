@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE, save
-from qgpo.envs.play.evaluation import Evaluation
+from qgpo.envs.play.scores import Evaluation
 from qgpo.envs.text import readable, wrap
 
 CURVES = {

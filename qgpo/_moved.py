@@ -56,7 +56,9 @@ MODULES = {
     "envs.dataset_figure": "envs.data.figure",
     "envs.datasets": "envs.data.dataset",
     "envs.episodes": "envs.store.episode_rules",
-    "envs.evaluation": "envs.play.evaluation envs.rollouts.protocols",
+    "envs.evaluation": (
+        "envs.play.evaluation envs.play.scores envs.play.intervals envs.rollouts.protocols"
+    ),
     "envs.figures": "experiments.run_figure",
     "envs.loading": "envs.store.loading envs.store.opening",
     "envs.local": "envs.store.local envs.store.writing",

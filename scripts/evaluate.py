@@ -30,7 +30,8 @@ from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.commands import command
 from qgpo.envs import load_dataset
-from qgpo.envs.play.evaluation import evaluate_scales, reference_within, scale_label, score_table
+from qgpo.envs.play.evaluation import evaluate_scales, reference_within
+from qgpo.envs.play.scores import scale_label, score_table
 from qgpo.envs.play.video import (
     check_clip_path,
     check_drawable,
@@ -40,7 +41,7 @@ from qgpo.envs.play.video import (
 )
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
-from qgpo.envs.tasks.making import make_env, to_play
+from qgpo.envs.tasks.making import check_played, make_env, to_play
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.specs import check_file_id, in_words
 from qgpo.experiments import documents
@@ -198,6 +199,7 @@ def choose_env(
             f"{in_words(env)} as it is registered: scores are normalised only if {id_of(env)} has "
             "its own"
         )
+    check_played(env)
     with make_env(env) as made:
         try:
             agent.set_env(made)

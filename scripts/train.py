@@ -16,7 +16,7 @@ import tyro
 from qgpo.agents import AGENTS, QGPO
 from qgpo.agents.core.training import NonFiniteError
 from qgpo.commands import command
-from qgpo.envs.play.evaluation import EvaluationError, scale_label
+from qgpo.envs.play.scores import EvaluationError, scale_label
 from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import find_family
 from qgpo.experiments import documents

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.play.evaluation import FALLBACK_LIMIT
-from qgpo.envs.tasks.making import as_played, make_env
+from qgpo.envs.tasks.making import as_played, check_played, make_env
 from qgpo.envs.tasks.observations import ObservationAdapter, flat
 from qgpo.fields import check_seed, is_integer
 
@@ -186,6 +186,7 @@ def _make(
     env: EnvSpec | str, max_episode_steps: int | None, adapter: ObservationAdapter | None
 ) -> gym.Env[Any, Any]:
     """An environment that ends its episodes, with vectors as observations, in SB3's Monitor."""
+    check_played(env)
     made = make_env(as_played(env) if isinstance(env, str) else env)
     own_limit = made.spec.max_episode_steps if made.spec is not None else None
     if max_episode_steps is None and own_limit is None:

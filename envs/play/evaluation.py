@@ -1,4 +1,4 @@
-"""Episodes of an agent in an environment: raw returns, normalised scores, intervals."""
+"""Episodes of an agent in an environment, played in copies, alone, or in a VectorEnv."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -20,147 +18,28 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.play.scores import Evaluation, EvaluationError, scale_label, summarize
 from qgpo.envs.progress import progress
 from qgpo.envs.rollouts.playing import Player
 from qgpo.envs.rollouts.protocols import Predicts, SeedsPredictions
 from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.families import find_family
-from qgpo.envs.tasks.making import as_played, limit_doubts, make_env, quiet_mujoco
+from qgpo.envs.tasks.making import (
+    as_played,
+    check_played,
+    limit_doubts,
+    make_env,
+    quiet_mujoco,
+)
 from qgpo.envs.tasks.reference import ReferenceScores
-from qgpo.envs.text import readable as readable
 from qgpo.fields import check_count, check_flag, check_seed
 
 Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
 OnStep = Callable[[list[gym.Env[Any, Any]]], None]
 """is called with the environments after each of their steps"""
-NO_INTERVAL = "no interval"
-"""what tables say of a single episode"""
 FALLBACK_LIMIT = 1000
 """steps after which an episode is cut where the environment states no limit"""
-
-
-def bootstrap_interval(
-    values: NDArray[np.float64], confidence: float = 0.95, resamples: int = 10_000
-) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of the mean (Efron 1979), reproducible; None for one value."""
-    if len(values) < 2:
-        return None
-    rng = np.random.default_rng(0)
-    index = rng.integers(len(values), size=(resamples, len(values)))
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(values[index].mean(axis=1), [tail, 100.0 - tail])
-    return float(low), float(high)
-
-
-@dataclass(frozen=True, repr=False)
-class Evaluation:
-    """Every episode's return and length; the mean with a 95 % bootstrap interval."""
-
-    env_id: str
-    returns: list[float]
-    lengths: list[int]
-    seeds: list[int]
-    """seed of each episode's reset (a VectorEnv seeds the first of each slot only)"""
-    cut: int
-    """episodes stopped by our step limit because the environment did not end them"""
-    mean: float
-    interval: tuple[float, float] | None
-    """None for a single episode, which says nothing about the spread"""
-    score: float | None
-    """mean normalised score, 0 to 100 between the reference returns"""
-    score_interval: tuple[float, float] | None
-    reference: dict[str, Any] | None = None
-
-    def __str__(self) -> str:
-        text = readable(self.mean)
-        if self.interval is not None:
-            text += f" {self.interval_text}"
-        if self.score is not None:
-            text += f", normalised {self.score:.1f}"
-        if self.interval is None:
-            return f"{text} in one episode ({NO_INTERVAL})"
-        return f"{text} over {len(self.returns)} episodes"
-
-    @property
-    def interval_text(self) -> str:
-        """The interval for tables: "[low, high]", or that there is none."""
-        if self.interval is None:
-            return NO_INTERVAL
-        low, high = self.interval
-        return f"[{readable(low)}, {readable(high)}]"
-
-    def __repr__(self) -> str:
-        return f"Evaluation({self.env_id}: {self})"
-
-    def to_json(self) -> str:
-        """All fields as JSON."""
-        return json.dumps(asdict(self), indent=2)
-
-
-def summarize(
-    env_id: str,
-    returns: list[float],
-    lengths: list[int],
-    seeds: list[int],
-    cut: int,
-    reference: ReferenceScores | None,
-) -> Evaluation:
-    """Mean, interval and normalised score of raw returns."""
-    values = np.asarray(returns, dtype=np.float64)
-    interval = bootstrap_interval(values)
-    score = score_interval = None
-    if reference is not None:
-        score = float(reference.normalize(float(values.mean())))
-    if reference is not None and interval is not None:
-        low, high = (float(reference.normalize(bound)) for bound in interval)
-        score_interval = low, high
-    return Evaluation(
-        env_id=env_id,
-        returns=[float(r) for r in returns],
-        lengths=[int(n) for n in lengths],
-        seeds=seeds,
-        cut=cut,
-        mean=float(values.mean()),
-        interval=interval,
-        score=score,
-        score_interval=score_interval,
-        reference=asdict(reference) if reference is not None else None,
-    )
-
-
-class EvaluationError(RuntimeError, ValueError):
-    """An environment or an agent that failed while episodes were played.
-
-    A ValueError, too, as what it stands for often is. `evaluation` holds the episodes that had
-    ended by then; None where there are none.
-    """
-
-    def __init__(self, message: str, evaluation: Evaluation | None = None) -> None:
-        super().__init__(message)
-        self.evaluation = evaluation
-
-
-def scale_label(scale: float | Sequence[float] | None) -> str:
-    """What was evaluated, for tables and pictures."""
-    if scale is None:
-        return "agent"
-    if isinstance(scale, Sequence):
-        return f"w = {', '.join(f'{own:g}' for own in scale)}"
-    return f"w = {scale:g} ({'guided' if scale else 'imitation'})"
-
-
-def score_table(rows: Sequence[tuple[str, Evaluation]]) -> str:
-    """Labelled evaluations, or data (`summarize`), as lines with 95 % intervals."""
-    lines = [f"{'':22s}{'return':>8s}   {'95 % interval':16s}{'normalised':>10s}{'episodes':>10s}"]
-    for label, e in rows:
-        score = "-" if e.score is None else f"{e.score:.1f}"
-        returns = f"{readable(e.mean):>8s}   {e.interval_text:16s}"
-        lines.append(f"{label:22s}{returns}{score:>10s}{len(e.returns):>10d}")
-    cut = sum(e.cut for _, e in rows)
-    if cut:
-        lines.append(f"{cut} episodes did not end by themselves and were cut at the step limit")
-    return "\n".join(lines)
 
 
 def evaluate(
@@ -170,39 +49,45 @@ def evaluate(
     seed: int = 0,
     *,
     deterministic: bool = True,
-    n_envs: int = 50,
+    n_envs: int | None = None,
     max_episode_steps: int | None = None,
     reference: ReferenceScores | None = None,
     warn_of_cuts: bool = True,
     progress_bar: bool | None = None,
     on_step: OnStep | None = None,
 ) -> Evaluation:
-    """Play `n_episodes` episodes and return every episode's return and length.
+    """Play `n_episodes` episodes and return every episode's return, length and success.
 
-    An id, spec or dataset is played in `n_envs` copies with one batched `predict` per step. An id
-    is played by the rules of its family (a maze ends at the goal), a spec as it is. Episode i
-    starts from `reset(seed=seed + i)`, whatever `n_envs` is. An environment instance is played
-    alone. A VectorEnv is played in its own autoreset mode; only the first episode of each slot
-    can be seeded there, later ones follow from the slot's generator.
+    An id, spec or dataset is played in at most `n_envs` copies (default: as its family has it, 50
+    unless they take long to make) with one batched `predict` per step. An id is played by the
+    rules of its family (a maze ends at the goal), a spec as it is. Episode i starts from
+    `reset(seed=seed + i)`, whatever `n_envs` is. An environment instance is played alone. A
+    VectorEnv is played in its own autoreset mode; only the first episode of each slot can be
+    seeded there, later ones follow from the slot's generator.
 
     Actions are `deterministic` by default, as in SB3. Their noise is drawn from the agent's
     generator for predictions, which is seeded here, never from the one for training. Episodes
     without an end are cut after `max_episode_steps` (default: the environment's own limit, else
     1000) and counted in `cut`; `warn_of_cuts` warns of them. Scores are normalised by
-    `reference`, else by the dataset's reference, else by the family's. A bar shows the time left,
-    by default where stderr is a terminal.
+    `reference`, else by the dataset's reference, else by the family's. Where success counts
+    (OGBench), the score is the percentage of episodes whose last step has `info["success"]`. A bar
+    shows the time left, by default where stderr is a terminal.
 
     A recurrent agent gets its state and the starts of episodes, as in SB3's evaluate_policy.
     Raises EvaluationError, which holds the episodes that have ended, where the environment raises
-    an exception or returns NaN, and where the agent does after the first of them. Warns where an
-    agent that learned from a dataset would see normalized observations.
+    an exception, returns NaN or does not say whether an episode succeeded, and where the agent
+    raises one after the first of them. Raises ValueError for environments with another goal in
+    every episode. Warns where an agent that learned from a dataset would see normalized
+    observations.
     """
     if not isinstance(reference, ReferenceScores | None):
         raise TypeError(
             f"reference is a {type(reference).__name__}, expected ReferenceScores(minimum, maximum)"
         )
     _check_agent(agent)
-    n_episodes, n_envs = check_count("n_episodes", n_episodes), check_count("n_envs", n_envs)
+    n_episodes = check_count("n_episodes", n_episodes)
+    if n_envs is not None:
+        n_envs = check_count("n_envs", n_envs)
     if max_episode_steps is not None:
         max_episode_steps = check_count("max_episode_steps", max_episode_steps)
     seed, deterministic = check_seed(seed), check_flag("deterministic", deterministic)
@@ -215,7 +100,8 @@ def evaluate(
     if isinstance(env, OfflineDataset):
         reference = reference or reference_within(env.reference, env.env_spec, max_episode_steps)
         env = _spec_of(env)
-    with _made(env, min(n_envs, n_episodes)) as envs:
+    check_played(env.spec if isinstance(env, gym.Env | VectorEnv) else env)
+    with _made(env, n_envs, n_episodes) as envs:
         seeds = [seed + i for i in range(n_episodes)]
         episodes = _Episodes(seeds, envs[0], max_episode_steps, reference)
         n_slots = env.num_envs if isinstance(env, VectorEnv) else len(envs)
@@ -259,14 +145,19 @@ def evaluate_scales(
 
 @contextlib.contextmanager
 def _made(
-    env: str | EnvSpec | gym.Env[Any, Any] | VectorEnv[Any, Any, Any], n: int
+    env: str | EnvSpec | gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
+    n_envs: int | None,
+    n_episodes: int,
 ) -> Iterator[list[Any]]:
-    """The environment that was given, or n copies of it, which are closed at the end."""
+    """The environment that was given, or copies of it, which are closed at the end."""
     if isinstance(env, gym.Env | VectorEnv):
         yield [env]
         return
     with contextlib.ExitStack() as copies:
-        yield [copies.enter_context(make_env(as_played(env))) for _ in range(n)]
+        first: Any = copies.enter_context(make_env(as_played(env)))
+        n = min(n_envs or find_family(env_id=first.spec.id).n_envs, n_episodes)
+        more = [copies.enter_context(make_env(as_played(env))) for _ in range(1, n)]
+        yield [first, *more]
 
 
 class _FailedError(Exception):
@@ -283,7 +174,7 @@ def _scale_of(agent: Any) -> Any:
 
 
 class _Episodes:
-    """The returns and lengths of episodes, step by step, and what is known when one fails."""
+    """What episodes gave, step by step, and what is known when one fails."""
 
     def __init__(
         self,
@@ -301,11 +192,18 @@ class _Episodes:
             )
         self.env_id = spec.id if spec is not None else type(env).__name__
         family = find_family(env_id=self.env_id)
+        if family.success and reference is not None:
+            raise ValueError(
+                f"reference={reference}: episodes of {self.env_id} are scored by their success, "
+                "not by their returns; leave it away"
+            )
+        self.compares = not family.success or (spec is not None and family.other_task(spec) is None)
         self.reference = reference or family.scores({}, spec)
         for said in () if reference else family.without_scores({}, spec):
             warnings.warn(f"{self.env_id}: {said}", stacklevel=3)
         self.seeds = seeds
         self.returns, self.lengths = [0.0] * len(seeds), [0] * len(seeds)
+        self.successes = [False] * len(seeds) if family.success else None
         self.over = [False] * len(seeds)
         self.cut = 0
         self._bar: Any = None
@@ -320,20 +218,42 @@ class _Episodes:
             [self.seeds[e] for e in done],
             self.cut,
             self.reference,
+            None if self.successes is None else [self.successes[e] for e in done],
+            self.compares,
         )
 
-    def add(self, episode: int, reward: Any, ended: bool) -> bool:
-        """Count one step; whether the episode is over, by itself or by the limit."""
+    def add(self, episode: int, reward: Any, ended: bool, success: Any) -> bool:
+        """Count one step; whether the episode is over, by itself or by the limit.
+
+        `success` is what the step's info says of it, None where it says nothing.
+        """
         value = float(reward)
         if not math.isfinite(value):
             raise _FailedError(f"its reward is {value}", episode)
         is_cut = self.cuts(episode, ended)
+        if self.successes is not None and (ended or is_cut):
+            self.successes[episode] = self._succeeded(success, episode)
         self.returns[episode] += value
         self.lengths[episode] += 1
         self.cut += is_cut
         self.over[episode] = ended or is_cut
         self._count(episode)
         return self.over[episode]
+
+    def _succeeded(self, success: Any, episode: int) -> bool:
+        """The last step's success as a flag."""
+        if success is None:
+            raise _FailedError(
+                "its last step's info has no 'success', by which episodes of "
+                f"{self.env_id} are scored",
+                episode,
+            )
+        flag = np.asarray(success)
+        if flag.size != 1 or flag.dtype.kind not in "biuf" or flag.item() not in (0, 1):
+            raise _FailedError(
+                f"its last step's info has success={success!r}, expected True or False", episode
+            )
+        return bool(flag.item())
 
     def cuts(self, episode: int, ended: bool) -> bool:
         """Whether the step under way is the last that the limit allows, and no end by itself."""
@@ -351,11 +271,12 @@ class _Episodes:
     def step(self, episode: int, env: gym.Env[Any, Any], action: Any) -> tuple[Any, bool]:
         """Take a step: a copy of the observation, and whether the episode is over."""
         try:
-            observation, reward, terminated, truncated, _ = env.step(action)
+            observation, reward, terminated, truncated, info = env.step(action)
             reward, ended = float(reward), bool(terminated or truncated)
+            success = info.get("success")
         except Exception as error:  # an environment may raise anything
             raise _FailedError(f"{type(error).__name__}: {error}", episode) from error
-        over = self.add(episode, reward, ended)
+        over = self.add(episode, reward, ended, success)
         if not over:
             self.check(episode, observation)
         return copy.deepcopy(observation), over
@@ -507,7 +428,7 @@ def _play_vector(player: Player, envs: VectorEnv[Any, Any, Any], episodes: _Epis
         seen = copy.deepcopy(observations)
         _without_nan(seen, resetting | (episode >= len(seeds)))
         actions = player.batch(seen)
-        observations, rewards, terminated, truncated, _ = _of_all(
+        observations, rewards, terminated, truncated, infos = _of_all(
             functools.partial(envs.step, actions)
         )
         over = np.logical_or(terminated, truncated)
@@ -520,7 +441,7 @@ def _play_vector(player: Player, envs: VectorEnv[Any, Any, Any], episodes: _Epis
                     f"cannot be cut in autoreset mode {mode}; wrap each environment in "
                     "gymnasium.wrappers.TimeLimit, or pass the environment's id"
                 )
-            over[k] = episodes.add(episode[k], rewards[k], ended)
+            over[k] = episodes.add(episode[k], rewards[k], ended, _success_in(infos, k))
         ended_now = over & ~resetting
         if mode == AutoresetMode.DISABLED and over.any():
             reset = functools.partial(envs.reset, options={"reset_mask": over})
@@ -536,6 +457,18 @@ def _of_all(call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:  # an environment may raise anything
         raise _FailedError(f"{type(error).__name__}: {error}") from error
+
+
+def _success_in(infos: Mapping[str, Any], k: Any) -> Any:
+    """What a VectorEnv's infos say of the success of slot k in this step, None for nothing.
+
+    In SAME_STEP the infos of an episode's last step are in `final_info`.
+    """
+    if "final_info" in infos and infos["_final_info"][k]:
+        infos = infos["final_info"]
+    if "success" not in infos or not infos.get("_success", {k: True})[k]:
+        return None
+    return infos["success"][k]
 
 
 def _without_nan(observations: Any, unused: NDArray[np.bool_]) -> None:

@@ -104,16 +104,18 @@ def record(
         if next(counter) % stride == 0:
             frames.append(_scaled(envs[0].render()))
 
-    evaluate(
-        agent,
-        drawn,
-        1,
-        seed,
-        deterministic=deterministic,
-        max_episode_steps=steps,
-        warn_of_cuts=False,
-        on_step=draw,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*: no (normalised scores|score),")  # nor needed
+        evaluate(
+            agent,
+            drawn,
+            1,
+            seed,
+            deterministic=deterministic,
+            max_episode_steps=steps,
+            warn_of_cuts=False,
+            on_step=draw,
+        )
     drawn.close()
     return frames, rate / stride
 

@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from qgpo.envs.tasks import ogbench
 from qgpo.envs.tasks.reference import ReferenceScores, is_scale
 from qgpo.envs.tasks.wrappers import changing_returns
 
@@ -53,8 +54,18 @@ class Family:
     """arguments without which the environment is another task, and how many entries they have"""
     reference_sees: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     """by argument, what of its value makes the task"""
+    success: bool = False
+    """whether an episode is scored by `info["success"]` of its last step, in percent of the
+    episodes, instead of by its return"""
+    wrapper: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None
+    """what mends the environments of the package"""
+    refused: Callable[[str], str] | None = None
+    """why agents do not play in the environment of that id, and in which ones instead"""
     n_episodes: int = 50
     """episodes of an evaluation"""
+    n_envs: int = 50
+    """copies of the environment, at most, that are played side by side: fewer where making one
+    takes long"""
     settings: Settings = field(default_factory=dict)
     """by preset: hyperparameters that differ from the preset's"""
 
@@ -76,6 +87,8 @@ class Family:
         alone (`other_task`). It is the community's scale; scores need not compare across physics
         versions and data.
         """
+        if self.success:
+            return None
         low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
         if self.episodes == "recorded" and is_scale(low, high):
             return ReferenceScores(float(low), float(high), "dataset metadata")  # type: ignore[arg-type]
@@ -86,23 +99,27 @@ class Family:
     def without_scores(self, metadata: Mapping[str, Any], spec: EnvSpec | None) -> Iterator[str]:
         """What is to be said where the data's or the row's reference returns are not used."""
         low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-        if (low, high) != (None, None) and not is_scale(low, high):
+        if not self.success and (low, high) != (None, None) and not is_scale(low, high):
             yield (
                 f"its metadata have ref_min_score={low!r} and ref_max_score={high!r}, which is no "
                 "scale, and is not used: the first one has to be less than the second"
             )
-        if spec is not None and self.reference is not None and self.scores(metadata, spec) is None:
+        if spec is None:
+            return
+        if self.success and (other := self.other_task(spec)) is not None:
+            yield f"no score, its successes do not compare with the task's: {other}"
+        if self.reference is not None and self.scores(metadata, spec) is None:
             yield (
                 f"no normalised scores, the reference returns do not hold in its environment: "
                 f"{self.other_task(spec)}"
             )
 
     def other_task(self, spec: EnvSpec) -> str | None:
-        """Why the row's reference returns do not hold in that environment; None where they do.
+        """Why the row's scores do not hold in that environment; None where they do.
 
-        They hold for the row's environments and versions, with the registered step limit and
-        arguments and those that the row gives, and no wrapper that may change returns. An
-        environment that is not registered here is compared with the row alone.
+        Reference returns and successes hold for the row's environments and versions, with the
+        registered step limit and arguments and those that the row gives, and no wrapper that may
+        change returns. An environment that is not registered here is compared with the row alone.
         """
         pattern = re.escape(self.environment) if self.scored is None else self.scored
         if not re.fullmatch(pattern, spec.id):
@@ -258,6 +275,9 @@ def _adroit(task: str, reference: ReferenceScores, max_episode_steps: int) -> Fa
     )
 
 
+_ogbench = functools.partial(
+    Family, package="ogbench", success=True, scored=ogbench.TASKS, wrapper=ogbench.Task
+)
 HALFCHEETAH = _locomotion("HalfCheetah", _d4rl(-280.178953, 12135.0))
 FAMILIES: tuple[Family, ...] = (
     _maze(
@@ -327,5 +347,14 @@ FAMILIES: tuple[Family, ...] = (
     _locomotion("Reacher"),
     _locomotion("Pusher"),
     _locomotion("Swimmer"),
+    # OGBench. A robot arm takes about a second to make, and 10 MB of memory.
+    _ogbench(name="ogbench-mazes", environments=rf"(?=\w*maze-|antsoccer-){ogbench.TASKS}"),
+    _ogbench(name="ogbench-arms", environments=ogbench.TASKS, n_envs=10),
+    Family(
+        name="ogbench-goals",
+        environments=ogbench.OTHERS,
+        package="ogbench",
+        refused=ogbench.refusal,
+    ),
 )
 UNKNOWN = Family(name="unknown")

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from qgpo.envs.tasks import ogbench, robotics
 from qgpo.envs.tasks.arguments import SpecError, check_arguments
-from qgpo.envs.tasks.families import find_family
+from qgpo.envs.tasks.families import Family, find_family
 from qgpo.envs.tasks.own_modules import import_own
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.specs import spec_from_json as spec_from_json  # former place
@@ -29,6 +29,9 @@ PACKAGES = {
     "ogbench": (ogbench.register, ogbench.INSTALL),
 }
 """by module: what registers its environments, and how it is installed"""
+NOTES = (".*is out of date.*", ".*DISPLAY environment variable is missing.*")
+"""regular expressions of warnings on creation that nobody can act on: of Gymnasium for data of
+former versions, and of GLFW, which is imported even where nothing is drawn"""
 
 
 @contextlib.contextmanager
@@ -75,7 +78,8 @@ def _register(env_id: str) -> None:
         return
     register, install = PACKAGES[package]
     try:
-        register()
+        with quiet_mujoco():
+            register()
     except ImportError as error:
         raise ValueError(
             f"environment {env_id!r} needs the package {package}, which cannot be imported "
@@ -113,6 +117,16 @@ def as_played(env: str | EnvSpec) -> str | EnvSpec:
         return env_id
     _register(env_id)
     return family.played(gym.spec(env_id)) or env_id
+
+
+def check_played(env: str | EnvSpec | None) -> None:
+    """Raise ValueError where agents do not play in an environment of that id, if it has one."""
+    if not isinstance(env, str | EnvSpec):
+        return
+    env_id = env.id if isinstance(env, EnvSpec) else import_named(env)
+    refused = find_family(env_id=env_id).refused
+    if refused is not None:
+        raise ValueError(f"environment {env_id!r} is not played: {refused(env_id)}")
 
 
 def to_play(
@@ -190,7 +204,8 @@ def make_env(
     recording (SB3's Monitor) are left out; Gymnasium's others are made again where they follow
     from their arguments. The spec of a dataset may name an outdated version on purpose. The
     package of the environment's family is imported, of an id `module:Env-v0` the module, and with
-    `own_modules` a module of PYTHONPATH that registers the spec's id (see `own_modules.py`).
+    `own_modules` a module of PYTHONPATH that registers the spec's id (see `own_modules.py`). The
+    family's wrapper, if any, is the innermost one of all those that a spec adds.
 
     Raises SpecError for arguments that may name a file or code and for wrappers that cannot be
     made again; ValueError, whatever the environment raised, where it cannot be made.
@@ -202,16 +217,23 @@ def make_env(
     env_id = env.id if isinstance(env, EnvSpec) else import_named(env)
     _register(env_id)
     kwargs: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    if find_family(env_id=env_id).package is not None:
+    family = find_family(env_id=env_id)
+    if family.package is not None:
         kwargs["disable_env_checker"] = True  # its notes are for the authors of the package
     with quiet_mujoco(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is out of date.*")
+        for note in NOTES:
+            warnings.filterwarnings("ignore", message=note)
         if isinstance(env, str):
-            return _make(env_id, env_id, kwargs)
+            return _mended(_make(env_id, env_id, kwargs), family)
         if own_modules and env_id not in gym.registry and not callable(env.entry_point):
             _import_own(env_id)
-        made = _make(_with_registered_code(env), env_id, kwargs)
+        made = _mended(_make(_with_registered_code(env), env_id, kwargs), family)
         return wrap_again(made, env.additional_wrappers, env_id)
+
+
+def _mended(made: gym.Env[Any, Any], family: Family) -> gym.Env[Any, Any]:
+    """The environment in the wrapper of its family, where that has one."""
+    return made if family.wrapper is None else family.wrapper(made)
 
 
 def _with_registered_code(spec: EnvSpec) -> EnvSpec:

@@ -9,7 +9,7 @@ from factory import WHITENED, make_dataset
 from qgpo import BC, IQL, QGPO, Ensemble
 from qgpo.agents.core.checkpoint import Checkpoint
 from qgpo.agents.guided.tuning import GuidanceTuning
-from qgpo.envs.play.evaluation import summarize
+from qgpo.envs.play.scores import summarize
 from qgpo.experiments.results import Results, Run
 
 

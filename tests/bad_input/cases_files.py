@@ -32,7 +32,7 @@ from gymnasium import spaces
 from qgpo import QGPO, EnergyGuidedDiffusion, evaluate, load_agent
 from qgpo.agents.core.callbacks import EvaluationCallback
 from qgpo.agents.core.checkpoint import CheckpointError, CheckpointWriteError
-from qgpo.envs.play.evaluation import EvaluationError
+from qgpo.envs.play.scores import EvaluationError
 
 
 class Failing(gym.Env):

@@ -25,7 +25,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from qgpo import QGPO, load_agent
 from qgpo.agents.guided.tuning import GuidanceTuning
-from qgpo.envs.play.evaluation import EvaluationError, summarize
+from qgpo.envs.play.scores import EvaluationError, summarize
 from qgpo.experiments import driver, threads, workers
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import ContinuedCSV, RunFolder

@@ -18,16 +18,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from qgpo import QGPO, evaluate
-from qgpo.envs.play.evaluation import (
-    bootstrap_interval,
-    evaluate_scales,
-    readable,
-    scale_label,
-    score_table,
-    summarize,
-)
+from qgpo.envs.play.evaluation import evaluate_scales
+from qgpo.envs.play.intervals import bootstrap_interval
+from qgpo.envs.play.scores import scale_label, score_table, summarize
 from qgpo.envs.tasks.making import make_env
 from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.text import readable
 
 TOY = "qgpo-tests/Toy-v0"
 

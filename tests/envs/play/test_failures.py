@@ -17,13 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from qgpo import QGPO, evaluate
 from qgpo.envs import collect_vec_env
-from qgpo.envs.play.evaluation import (
-    EvaluationError,
-    evaluate_scales,
-    scale_label,
-    score_table,
-    summarize,
-)
+from qgpo.envs.play.evaluation import evaluate_scales
+from qgpo.envs.play.scores import EvaluationError, scale_label, score_table, summarize
 from qgpo.envs.tasks.reference import ReferenceScores
 
 FAILS = "qgpo-tests/Fails-v0"
