@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from qgpo.envs.tasks.ogbench import ENVIRONMENTS, GENERATED, PUBLISHED
 from qgpo.envs.tasks.reference import ReferenceScores, is_scale
 from qgpo.envs.tasks.wrappers import changing_returns
 
@@ -204,7 +205,8 @@ ANTMAZE: Settings = {
     "paper": {"support_actions": 32, "reward_tuning": "antmaze", "beta_q": 20.0},
     "laptop": {"support_actions": 32},
 }
-# Not in the paper: sparse rewards are not scaled to a spread of 1000.
+# Not in the paper: sparse rewards are not scaled to a spread of 1000. OGBench's are -1 and 0
+# already, and its trajectories are no episodes of a task, so that their returns are no scale.
 SPARSE: Settings = {"paper": {"reward_tuning": "antmaze"}}
 COUNTED: Settings = {"paper": {"reward_tuning": "none"}}
 # Chosen by returns on zoo/halfcheetah/medium-expert-v0; no other dataset gained from it
@@ -327,5 +329,12 @@ FAMILIES: tuple[Family, ...] = (
     _locomotion("Reacher"),
     _locomotion("Pusher"),
     _locomotion("Swimmer"),
+    Family(
+        name="ogbench",
+        datasets=rf"({PUBLISHED}|{GENERATED})/{ENVIRONMENTS}-.*",
+        environments=rf"{ENVIRONMENTS}(-singletask(-task[1-5])?)?-v0",
+        package="ogbench",
+        settings=COUNTED,
+    ),
 )
 UNKNOWN = Family(name="unknown")
