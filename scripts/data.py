@@ -67,7 +67,8 @@ def download_datasets(ids: Ids, force: bool = False, progress_bar: bool = True) 
     """Fetch datasets from Minari's remote; damaged ones are replaced, complete ones kept.
 
     Args:
-        ids: dataset ids; without a version the newest on the remote that can be read here
+        ids: dataset ids; without a version the newest on the remote that can be read here.
+            OGBench's (ogbench/…) come from its own host
         force: fetch complete local datasets again, too
         progress_bar: show files and bytes
     """
