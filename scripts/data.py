@@ -28,7 +28,7 @@ from qgpo.envs.store.generating import generate, name_to_generate
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
-from qgpo.envs.tasks.ogbench import TASKS
+from qgpo.envs.tasks.ogbench import NUMBERS
 from qgpo.envs.text import readable
 from qgpo.experiments.threads import available_cores
 from qgpo.scripts._refusals import one_line
@@ -71,7 +71,8 @@ def download_datasets(ids: Ids, force: bool = False, progress_bar: bool = True) 
     """Fetch datasets from Minari's remote; damaged ones are replaced, complete ones kept.
 
     Args:
-        ids: dataset ids; without a version the newest on the remote that can be read here
+        ids: dataset ids; without a version the newest on the remote that can be read here.
+            OGBench's (ogbench/…) come from its own host
         force: fetch complete local datasets again, too
         progress_bar: show files and bytes
     """
@@ -113,7 +114,7 @@ def generate_dataset(
         ) from None
     size = f"{dataset.total_episodes} trajectories, {dataset.total_steps} steps"
     print(f"{name.id}: {size}, {dataset.storage.get_size()} MB in {folder_of(name.id)}")
-    for task in (dataclasses.replace(name, task=number).id for number in TASKS):
+    for task in (dataclasses.replace(name, task=number).id for number in NUMBERS):
         print(f"train on it: {command('train', '--dataset-id', task)}")
 
 

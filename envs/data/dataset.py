@@ -49,7 +49,7 @@ class OfflineDataset:
     rewards: Array
     """(N,) as given by the environment"""
     terminations: NDArray[np.bool_]
-    """(N,) the episode ended inside the task: the bootstrap is cut"""
+    """(N,) the task ended there: the bootstrap is cut. OGBench's trajectories go on behind it"""
     truncations: NDArray[np.bool_]
     """(N,) the episode was cut from outside: the bootstrap is kept"""
     episode_starts: NDArray[np.int64]
@@ -272,8 +272,19 @@ class OfflineDataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all arrays, which identifies the data."""
+        return self._digest((*ARRAYS, "episode_starts"))
+
+    @cached_property
+    def trajectory_fingerprint(self) -> str:
+        """SHA-256 over states, actions and where episodes start: all that behavior is learned from.
+
+        It is the same for all tasks whose rewards label the same trajectories.
+        """
+        return self._digest(("states", "actions", "episode_starts"))
+
+    def _digest(self, names: Iterable[str]) -> str:
         digest = hashlib.sha256()
-        for name in (*ARRAYS, "episode_starts"):
+        for name in names:
             array = getattr(self, name)
             digest.update(str((array.dtype, array.shape)).encode())
             digest.update(np.ascontiguousarray(array).data)

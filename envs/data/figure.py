@@ -44,6 +44,10 @@ def action_shares(dataset: OfflineDataset, n_bins: int = ACTION_BINS) -> NDArray
 def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
     """The main properties of a dataset, as (name, value)."""
     returns, lengths = dataset.episode_returns, dataset.episode_lengths
+    ends = f"{dataset.terminations.sum()} terminated, {dataset.truncations.sum()} truncated"
+    inside = int((np.asarray(dataset.terminations) & ~dataset.last_steps).sum())
+    if inside:
+        ends += f"; {inside} of the former inside"
     rows = [
         ("environment", dataset.env_spec.id if dataset.env_spec else "not named"),
         ("behavior", str(dataset.details.get("algorithm") or "not named")),
@@ -52,7 +56,7 @@ def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
         ("return", _spread(returns)),
         ("length", _spread(lengths)),
         ("reward", _spread(dataset.rewards)),
-        ("ends", f"{dataset.terminations.sum()} terminated, {dataset.truncations.sum()} truncated"),
+        ("ends", ends),
         ("at a bound", f"{100 * _at_bounds(dataset):.1f} % of action values"),
     ]
     if dataset.reference is not None:

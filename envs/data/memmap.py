@@ -44,7 +44,7 @@ ADVICE = "use storage='memory'"
 Episode = dict[str, NDArray[Any]]
 """states (T + 1, S), actions (T, A), rewards, terminations and truncations (T,)"""
 Index = dict[str, Any]
-"""shapes, fingerprint, made (how), source and arrays (contents by file name)"""
+"""shapes, fingerprints, made (how), source and arrays (contents by file name)"""
 
 
 class _ArrayFile:
@@ -168,7 +168,8 @@ def _is_whole(index: Index) -> bool:
     )
     others = all(shapes[n] == (steps,) for n in DTYPES if n not in ("states", "actions", STARTS))
     numbers = all(type(n) is int and n >= 0 for shape in shapes.values() for n in shape)
-    texts = [index["fingerprint"], *index.get("doubts", [])]
+    texts = [index["fingerprint"], index.get("trajectory_fingerprint", "")]
+    texts += index.get("doubts", [])
     return numbers and others and rows == steps + episodes and all(type(t) is str for t in texts)
 
 
@@ -191,6 +192,39 @@ def are_rows(folder: Path, index: Index) -> bool:
         if not np.array_equal(rows[first:last], np.arange(first, last) + offset + episode.cumsum()):
             return False
     return True
+
+
+def share(folder: Path, index: Index, others: Iterable[Path]) -> Index:
+    """Make each file that another map has too a link to that one's (a hard link); the new index.
+
+    So do the tasks of one set of trajectories share states and actions. A file is compared with
+    what was written here, by the hash of every block, before it takes its place. Where the system
+    has no such links nothing changes.
+    """
+    for other in others:
+        theirs = read_index(other)
+        if theirs is None:
+            continue
+        for name, contents in index["arrays"].items():
+            if theirs["arrays"].get(name, {}).get("blocks") == contents["blocks"]:
+                with contextlib.suppress(OSError):
+                    _link(other / name, folder / name, contents)
+    write_index(folder, index)
+    return index
+
+
+def _link(source: Path, target: Path, contents: Contents) -> None:
+    """Replace the target by a link to the source, if that has these contents."""
+    if source.samefile(target):
+        return
+    aside = target.with_name(f"{target.name}.link")
+    try:
+        os.link(source, aside)
+        if not differing({target.name: aside}, {target.name: contents}, in_full=True):
+            aside.replace(target)
+            contents["mtime_ns"] = target.stat().st_mtime_ns
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def check_replaceable(folder: Path) -> None:

@@ -15,10 +15,12 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from qgpo.envs.store import bundled
+from qgpo.envs.store.labelling import task_ids
 from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.envs.store.metadata import environments, space_from_text
 from qgpo.envs.store.remote import remote_catalogue
 from qgpo.envs.store.stated import read_metadata
+from qgpo.envs.tasks import ogbench
 from qgpo.envs.tasks.families import Family, find_family
 from qgpo.envs.tasks.making import PACKAGES
 from qgpo.envs.tasks.reference import ReferenceScores
@@ -118,7 +120,7 @@ def _described(
         d4rl=d4rl,
         comparable=comparable,
         missing=(*missing, *_missing(metadata, family)),
-        notes=tuple(_version_notes(metadata)),
+        notes=(*_version_notes(metadata), *_task_notes(dataset_id)),
     )
 
 
@@ -207,6 +209,14 @@ def _distribution(module: str, metadata: dict[str, Any]) -> str:
         if canonicalize_name(name) == canonicalize_name(module):
             return str(text)
     return module
+
+
+def _task_notes(dataset_id: str) -> Iterator[str]:
+    """Which tasks label these trajectories of OGBench."""
+    name = ogbench.parse(dataset_id)
+    if name is not None and name.task is None:
+        default, first, *_, last = task_ids(name)
+        yield f"no rewards: labelled by {first} to {last.rpartition('-singletask-')[2]}, {default}"
 
 
 def _version_notes(metadata: dict[str, Any]) -> Iterator[str]:

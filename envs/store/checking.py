@@ -15,8 +15,10 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.bundled import is_published
 from qgpo.envs.store.catalogue import OTHER_DATA, like_d4rl
 from qgpo.envs.store.downloading import damaged_files
+from qgpo.envs.store.labelling import Task, task_ids
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.local import files_in, folder_of
+from qgpo.envs.store.ogbench import name_of
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.tasks.making import make_env
 
@@ -47,25 +49,33 @@ class Report:
 def check_dataset(dataset_id: str) -> Report:
     """Check files, episodes, every value, the environment and the reference scores.
 
-    Nothing is downloaded or changed. Raises ValueError where no such dataset is here.
+    Trajectories of OGBench are checked as their default task labels them. Nothing is downloaded or
+    changed. Raises ValueError where no such dataset is here.
     """
-    if not folder_of(dataset_id).exists():
+    name = name_of(dataset_id)
+    stored = dataset_id if name is None else name.trajectories.id
+    if not folder_of(stored).exists():
         open_dataset(dataset_id, download=False)  # a version, a bundled one, or the error
     try:
         opened = open_dataset(dataset_id, download=False)
     except ValueError as error:
-        return Report(dataset_id, [Finding("episodes", False, str(error)), _files(dataset_id)])
-    return Report(opened.id, [_files(opened.id), *_contents(opened)])
+        return Report(dataset_id, [Finding("episodes", False, str(error)), _files(stored)])
+    if name is None:
+        return Report(opened.id, [_files(opened.id), *_contents(opened, opened)])
+    task = task_ids(name)[0] if name.task is None else name.id
+    return Report(name.id, [_files(opened.id), *_contents(opened, task)])
 
 
-def _contents(opened: MinariDataset) -> Iterator[Finding]:
-    """What the data are, as far as they can be read."""
+def _contents(opened: MinariDataset, source: MinariDataset | str) -> Iterator[Finding]:
+    """What the data are, as far as they can be read; `source` is what is loaded of them."""
     text = f"all {opened.total_episodes} are there, {opened.total_steps} steps"
+    if isinstance(source, str):
+        text += f", labelled as {source}"
     yield Finding("episodes", True, text)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not the published one")
-            dataset = load_dataset(opened)
+            dataset = load_dataset(source, download=False)
     except ValueError as error:
         yield Finding("values", False, str(error))
         return
@@ -91,6 +101,8 @@ def _files(dataset_id: str) -> Finding:
 def _maps(opened: MinariDataset, dataset: OfflineDataset) -> Iterator[Finding]:
     """Whether the memory-mapped files hold these data, by every block and the fingerprint."""
     data = Path(opened.storage.data_path)
+    name = name_of(dataset.id)
+    own = "memmap" if name is None else Task(name).folder
     for folder in sorted(data.parent.glob("memmap*")):
         index = memmap.read_index(folder)
         if index is None:
@@ -105,7 +117,7 @@ def _maps(opened: MinariDataset, dataset: OfflineDataset) -> Iterator[Finding]:
             text = f"{folder.name} is of other data ({', '.join(wrong)}): it is made anew when used"
             yield Finding("memory map", None, text)
             continue
-        if folder.name == "memmap" and index["fingerprint"] != dataset.fingerprint:
+        if folder.name == own and index["fingerprint"] != dataset.fingerprint:
             wrong.append("the fingerprint")
         if not wrong and not memmap.are_rows(folder, index):
             wrong.append("the row numbers")
@@ -116,17 +128,23 @@ def _maps(opened: MinariDataset, dataset: OfflineDataset) -> Iterator[Finding]:
 
 
 def _ends(dataset: OfflineDataset) -> Finding:
-    """How episodes end, and whether a step that is flagged as an end has others after it."""
+    """How episodes end, and whether a step that is flagged as an end has others after it.
+
+    Labelled trajectories go on where their task is done.
+    """
     last = dataset.last_steps
     terminated, truncated = np.asarray(dataset.terminations), np.asarray(dataset.truncations)
     inside = int(((terminated | truncated) & ~last).sum())
+    are_labelled = "labels" in dataset.details and not (truncated & ~last).any()
     neither = int((last & ~terminated & ~truncated).sum())
     text = f"{int((last & terminated).sum())} terminated, {int((last & truncated).sum())} truncated"
     if neither:
         text += f", {neither} with neither flag (their bootstrap is kept)"
-    if inside:
+    if inside and are_labelled:
+        text += f"; the task is done at {inside} steps that others follow: the bootstrap is cut"
+    elif inside:
         text += f"; {inside} steps are flagged as an end and followed by others"
-    return Finding("ends", inside == 0, text)
+    return Finding("ends", inside == 0 or are_labelled, text)
 
 
 def _environment(dataset: OfflineDataset) -> Finding:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from qgpo.envs.store.downloading import digest
 from qgpo.envs.store.local import files_in, folder_of, open_local
+from qgpo.envs.store.ogbench import name_of
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.store.reading import judge
 from qgpo.envs.store.storing import store_episodes
@@ -28,11 +29,19 @@ def combine(
 
     Its metadata name every source with its episodes, steps and SHA-256 digests; what the sources
     agree on (environments, reference scores) is kept. Raises ValueError for ids that are taken
-    or unknown, and for datasets of other spaces or environments than the first's.
+    or unknown, for OGBench's, and for datasets of other spaces or environments than the first's.
     """
     check_new_id(new_id)
     if len(dataset_ids) < 2:
         raise ValueError(f"{list(dataset_ids)} to combine, expected at least two datasets")
+    of_ogbench = [dataset_id for dataset_id in dataset_ids if name_of(dataset_id) is not None]
+    if of_ogbench:
+        raise ValueError(
+            f"dataset {of_ogbench[0]!r} cannot be combined: OGBench's trajectories are stored "
+            "without rewards, and only ids of its own say which tasks label them. In Python, "
+            "OfflineDataset.concatenate([load_dataset(…), …]) joins tasks; more of the same is "
+            "generated under an id that says how much"
+        )
     sources = [open_dataset(name, download, progress_bar) for name in dataset_ids]
     for source in sources:
         judge(source)  # Minari reads the infos too

@@ -12,12 +12,12 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from minari import MinariDataset
 
 from qgpo.commands import command
+from qgpo.envs.store import ogbench
 from qgpo.envs.store.hdf5 import COLUMNS
 from qgpo.envs.store.local import (
     DamagedDatasetError,
@@ -36,12 +36,16 @@ from qgpo.envs.store.remote import (
     fetch_files,
     remote_name,
 )
+from qgpo.envs.store.scratch import download_folder
 from qgpo.envs.store.writing import RECORD, add_dataset, check_space, sole_writer
+from qgpo.envs.tasks.ogbench import Name
 from qgpo.envs.text_files import read_json
 
 
 def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True) -> MinariDataset:
     """Fetch a dataset from Minari's remote; without a version, the newest one readable here.
+
+    Of OGBench's, the trajectories are fetched from its host.
 
     A complete local dataset is opened as it is, unless `force` is set. A damaged one is replaced
     once the new one is complete; one that was not downloaded is kept under another name, and
@@ -49,12 +53,15 @@ def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True)
     remote cannot be reached, does not have the dataset, or delivers something else than it
     announces, and ValueError for a local dataset that is not to be replaced.
     """
+    name = ogbench.name_of(dataset_id)
+    if name is not None:
+        return _from_ogbench(name.trajectories, force, progress_bar)
     if not force and split_version(dataset_id)[1] is not None:
         opened = _open_here(dataset_id)
         if opened is not None:
             return opened
     dataset_id, about = choose_remote(dataset_id)
-    with sole_writer(dataset_id), _scratch(dataset_id) as scratch:
+    with sole_writer(dataset_id), download_folder(dataset_id) as scratch:
         opened = None if force else _open_here(dataset_id)  # another process may have fetched it
         if opened is not None:
             return opened
@@ -81,6 +88,18 @@ def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True)
                 stacklevel=2,
             )
         return open_local(dataset_id)
+
+
+def _from_ogbench(name: Name, force: bool, progress_bar: bool) -> MinariDataset:
+    """OGBench's trajectories. Raises ValueError where those here were to be replaced."""
+    folder = folder_of(name.id)
+    if force and folder.exists():
+        raise ValueError(
+            f"dataset {name.id!r} in {folder} was made from OGBench's file: delete that folder to "
+            "have it made again"
+        )
+    ogbench.ensure(name, download=True, progress_bar=progress_bar)
+    return open_local(name.id)
 
 
 def _open_here(dataset_id: str) -> MinariDataset | None:
@@ -173,26 +192,6 @@ def _write_record(folder: Path) -> None:
     }
     record = {"remote": remote_name(), "files": files}
     (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _scratch(dataset_id: str) -> Iterator[Path]:
-    """The folder for the files of this download, for the sole writer of the dataset.
-
-    It is removed at the end; after an error it stays, unless it is empty.
-    """
-    scratch = folder_of("") / f".qgpo-download-{dataset_id.replace('/', '+')}"
-    try:
-        scratch.mkdir(exist_ok=True)
-        for path in scratch.rglob("*.incomplete"):  # left by a process that was killed
-            path.unlink()
-        yield scratch
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.rmdir()  # only if nothing arrived
-        raise
-    else:
-        shutil.rmtree(scratch)
 
 
 def _without_bars() -> contextlib.ExitStack:

@@ -109,13 +109,15 @@ def check_size(of: str, declared: int, path: Path) -> None:
 
 
 def read(
-    path: Path, indices: Iterable[int], space: spaces.Space[Any], of: str
+    path: Path, indices: Iterable[int], space: spaces.Space[Any], of: str, infos: Iterable[str] = ()
 ) -> Iterator[EpisodeData]:
-    """Those episodes, one after the other, without their infos."""
-    for index, columns in _judged(path, indices, of):
+    """Those episodes, one after the other; of their infos, the columns of those names."""
+    wanted = {f"infos/{name}": name for name in infos}
+    for index, columns in _judged(path, indices, of, (*COLUMNS, *(["infos"] if wanted else []))):
         observations = _assembled(columns, space, "observations", f"{of}, episode {index}")
         others = {name: columns[name][()] for name in COLUMNS[1:]}
-        yield EpisodeData(id=index, observations=observations, infos={}, **others)
+        found = {name: columns[key][()] for key, name in wanted.items() if key in columns}
+        yield EpisodeData(id=index, observations=observations, infos=found, **others)
 
 
 def _assembled(

@@ -25,8 +25,10 @@ from qgpo.envs.data.doubts import doubts
 from qgpo.envs.data.memmap import Episode
 from qgpo.envs.store import bundled
 from qgpo.envs.store.episode_rules import RULES
+from qgpo.envs.store.labelling import STATES, Labelled, Task, refuse_trajectories
 from qgpo.envs.store.local import files_in
 from qgpo.envs.store.metadata import differences, environments
+from qgpo.envs.store.ogbench import name_of
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.store.reading import read_episodes
 from qgpo.envs.store.scratch import remove_abandoned, scratch_folder, target_lock
@@ -37,6 +39,8 @@ from qgpo.envs.tasks.spaces import vector_spaces
 LENGTH = " (T + 1 observations for T = {} steps)"
 STORAGES = ("memory", "memmap")
 Storage = Literal["memory", "memmap"]
+FINGERPRINTS = ("fingerprint", "trajectory_fingerprint")
+"""of a dataset, which are kept with its memory-mapped arrays"""
 SCRATCH = ".memmap-"
 """how the folders of unfinished conversions are named"""
 
@@ -58,6 +62,12 @@ def load_dataset(
     beside Minari's, which agents train from without reading them as a whole; the arrays, and what
     is learned from them, are the same.
 
+    A task of OGBench (`ogbench/cube-single-play-singletask-task2-v0`, without a number its default
+    task) labels trajectories that all tasks share: a step that finds the task done terminates, and
+    the trajectory goes on behind it. These are converted from OGBench's own file on first use,
+    which its own loader has put into `~/.ogbench/data` or fetches with `download`; generated ones
+    are under `ogbench-generated/`. Memory-mapped tasks share the files that are the same.
+
     Dict observations become vectors, and episodes follow the rules of the environment in which
     agents play, as the dataset's row of `envs/tasks/families.py` states; data without a row cause
     a warning. Raises ValueError for unknown ids, unsupported spaces and invalid data.
@@ -65,15 +75,18 @@ def load_dataset(
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}, expected one of {list(STORAGES)}")
     if isinstance(dataset, str):
+        name = name_of(dataset)
+        if name is not None:
+            refuse_trajectories(name)  # before they are fetched
         source = open_dataset(dataset, download, progress_bar)
     elif isinstance(dataset, MinariDataset):
-        source = dataset
+        source, name = dataset, name_of(dataset.id)
     else:
         raise TypeError(
             f"dataset is a {type(dataset).__name__}, expected a Minari id such as "
             "'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset"
         )
-    reader = _Reader.of(source)
+    reader = _Reader.of(source, None if name is None else Task.of(name, source))
     read = reader.map(progress_bar) if storage == "memmap" else reader.read()
     for text in reader.doubts:
         warnings.warn(text, stacklevel=2)
@@ -93,6 +106,13 @@ class _Reader:
     doubts: list[str] = field(default_factory=list)
     """what the user is to be told of the data, once they are read"""
     rounding: Rounding = field(default_factory=Rounding)
+    task: Task | None = None
+    """what labels the data, where they are trajectories without rewards"""
+
+    @property
+    def id(self) -> str:
+        """The dataset's, or its task's."""
+        return str(self.fields["id"])
 
     @property
     def is_complete(self) -> bool:
@@ -100,12 +120,15 @@ class _Reader:
         return bool(self.source.total_episodes == self.source.storage.total_episodes)
 
     @classmethod
-    def of(cls, source: MinariDataset) -> _Reader:
+    def of(cls, source: MinariDataset, task: Task | None = None) -> _Reader:
         """Raises ValueError for unsupported spaces; warns where no family is known."""
-        of = f"dataset {source.id!r}"
+        dataset_id = source.id if task is None else task.name.id
+        of = f"dataset {dataset_id!r}"
         metadata = source.storage.metadata
         spec, evaluated = environments(metadata, of)
-        family = find_family(source.id, spec.id if spec is not None else None)
+        if task is not None:
+            spec = task.spec
+        family = find_family(dataset_id, spec.id if spec is not None else None)
         adapter, observation_space, action_space = vector_spaces(
             source.observation_space, source.action_space, family.observation, of
         )
@@ -124,8 +147,8 @@ class _Reader:
             register_package(played.id)
         for said in (*differences(spec, played), *family.without_scores(metadata, played)):
             warnings.warn(f"{of}: {said}", stacklevel=3)
-        fields = {
-            "id": source.id,
+        fields: dict[str, Any] = {
+            "id": dataset_id,
             "observation_space": observation_space,
             "action_space": action_space,
             "adapter": adapter,
@@ -133,7 +156,9 @@ class _Reader:
             "reference": family.scores(metadata, played),
             "details": {"algorithm": metadata.get("algorithm_name"), "family": family.name},
         }
-        return cls(source, family, fields)
+        if task is not None:
+            fields["details"]["labels"] = source.id
+        return cls(source, family, fields, task=task)
 
     def read(self) -> OfflineDataset:
         """All episodes in memory."""
@@ -147,8 +172,8 @@ class _Reader:
 
         Raises OSError where the disk does not take them (DiskFullError where it is too full).
         """
-        home, name = self.home, self.source.id
-        folder = home / ("memmap" if self.is_complete else f"memmap-{self.selection[:12]}")
+        home, name = self.home, self.id
+        folder = home / self.folder_name
         remove_abandoned(home, SCRATCH)
         index = self.current(folder)
         if index is None:
@@ -165,7 +190,8 @@ class _Reader:
         mapped = memmap.read_index(folder)
         if mapped is None or mapped["fingerprint"] != index["fingerprint"]:  # replaced just now
             raise ValueError(f"dataset {name!r} changed while it was read: load it again")
-        return self.dataset({**arrays, "fingerprint": index["fingerprint"]}, folder)
+        known = {key: index[key] for key in FINGERPRINTS if key in index}
+        return self.dataset({**arrays, **known}, folder)
 
     def current(self, folder: Path) -> memmap.Index | None:
         """The index of a conversion that is whole and of the data that are here now."""
@@ -181,7 +207,7 @@ class _Reader:
 
     def note(self, folder: Path, former: memmap.Index | None, index: memmap.Index) -> None:
         """Replace the index, where the folder can be written and still has the former one."""
-        with contextlib.suppress(OSError), target_lock(folder, f"converting {self.source.id!r}"):
+        with contextlib.suppress(OSError), target_lock(folder, f"converting {self.id!r}"):
             if memmap.read_index(folder) == former:
                 memmap.write_index(folder, index)
 
@@ -189,6 +215,13 @@ class _Reader:
     def home(self) -> Path:
         """The dataset's folder, in which Minari's `data` are."""
         return Path(self.source.storage.data_path).parent
+
+    @property
+    def folder_name(self) -> str:
+        """Of the memory-mapped arrays."""
+        if self.task is not None:
+            return self.task.folder
+        return "memmap" if self.is_complete else f"memmap-{self.selection[:12]}"
 
     @property
     def files(self) -> dict[str, Path]:
@@ -209,6 +242,7 @@ class _Reader:
             "episodes": self.selection,
             "rule": self.family.episodes,
             "observations": adapter.to_json() if adapter else None,
+            **({} if self.task is None else {"labels": self.task.made}),
         }
 
     def convert(self, folder: Path, progress_bar: bool) -> memmap.Index:
@@ -217,12 +251,14 @@ class _Reader:
         Raises ValueError where the data change meanwhile, and for a folder of somebody's files.
         """
         memmap.check_replaceable(folder)
-        name, total = self.source.id, self.source.total_steps
+        name, total = self.id, self.source.total_steps
         bar = tqdm(total=total, desc=f"convert {name}", disable=not progress_bar)
         with scratch_folder(folder.parent, SCRATCH) as scratch, bar:
             made = scratch / "arrays"
             made.mkdir()
             index = self.write(made, bar)
+            if self.task is not None:
+                index = memmap.share(made, index, sorted(self.home.glob("memmap-*")))
             memmap.check_replaceable(folder)
             if folder.exists():
                 folder.rename(scratch / "previous")
@@ -231,7 +267,7 @@ class _Reader:
 
     def write(self, made: Path, bar: Any) -> memmap.Index:
         """Write and check the arrays and the index; the source is hashed before and after."""
-        of = f"dataset {self.source.id!r}"
+        of = f"dataset {self.id!r}"
         before = hash_files(self.files)
         sizes = memmap.expected_sizes(
             max(0, self.source.total_steps),
@@ -242,7 +278,8 @@ class _Reader:
         written = memmap.write_arrays(made, self.episodes(bar), sizes, of)
         # The checked arrays are released here: an open file keeps Windows from renaming.
         checked = self.doubt(self.dataset(memmap.map_arrays(made, written["shapes"])))
-        index = {**written, "fingerprint": checked.fingerprint, "made": self.made}
+        fingerprints = {name: getattr(checked, name) for name in FINGERPRINTS}
+        index = {**written, **fingerprints, "made": self.made}
         index["doubts"] = self.doubts
         index["source"] = hash_files(self.files)
         if not same_contents(before, index["source"]):
@@ -256,7 +293,8 @@ class _Reader:
     def doubt(self, dataset: OfflineDataset) -> OfflineDataset:
         """The dataset, once what is odd about it is noted. ValueError where rewards vanish."""
         of = f"dataset {dataset.id!r}"
-        ends = {name: getattr(dataset, name) for name in ("terminations", "truncations")}
+        names = ("truncations",) if self.task is not None else ("terminations", "truncations")
+        ends = {name: getattr(dataset, name) for name in names}
         odd = doubts(dataset.states, dataset.rewards, dataset.episode_starts, **ends)
         self.doubts[:] = [*self.rounding.faults(of), *(f"{of}: {text}" for text in odd)]
         return dataset
@@ -269,27 +307,35 @@ class _Reader:
         return dataset
 
     def episodes(self, bar: Any = None) -> Iterator[Episode]:
-        """Every episode with at least one step, its shapes checked, read by its family's rule.
+        """Every episode with at least one step, its shapes checked, by its family's rule or task.
 
         Raises ValueError where there is none.
         """
-        source, rule = self.source, RULES[self.family.episodes]
         is_empty = True
-        for stored in read_episodes(source) if source.total_steps > 0 else ():
-            episode = self.arrays(stored)
-            if len(stored.rewards) > 0:
-                episode = rule(episode, stored.observations)
+        for episode in self.ruled() if self.task is None else self.task.label(self.stored()):
             if len(episode["rewards"]) > 0:
                 is_empty = False
                 if bar is not None:
                     bar.update(len(episode["rewards"]))
                 yield episode
         if is_empty:
-            raise ValueError(f"dataset {source.id!r} is empty: at least one transition is needed")
+            raise ValueError(f"dataset {self.id!r} is empty: at least one transition is needed")
+
+    def ruled(self) -> Iterator[Episode]:
+        """Every episode as its family's rule reads it."""
+        rule = RULES[self.family.episodes]
+        for stored in read_episodes(self.source) if self.source.total_steps > 0 else ():
+            episode = self.arrays(stored)
+            yield rule(episode, stored.observations) if len(stored.rewards) > 0 else episode
+
+    def stored(self) -> Iterator[Labelled]:
+        """Every episode as it is stored, with the infos from which it is labelled."""
+        for stored in read_episodes(self.source, STATES) if self.source.total_steps > 0 else ():
+            yield self.arrays(stored), stored.infos
 
     def arrays(self, stored: EpisodeData) -> Episode:
         """A stored episode as arrays. Raises ValueError where their shapes do not fit."""
-        of, length = f"dataset {self.source.id!r}, episode {stored.id}", len(stored.rewards)
+        of, length = f"dataset {self.id!r}, episode {stored.id}", len(stored.rewards)
         adapter, observations = self.fields["adapter"], stored.observations
         parts = {
             "observations": observations if adapter is None else adapter.flatten(observations),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from minari import MinariDataset
 
 from qgpo.commands import command
-from qgpo.envs.store import bundled, downloading
+from qgpo.envs.store import bundled, downloading, ogbench
 from qgpo.envs.store.local import (
     DamagedDatasetError,
     folder_of,
@@ -27,11 +27,13 @@ def open_dataset(
     """Open the dataset of that id; make, download or repair it where needed.
 
     An id without a version means the newest one: a bundled one, else a local one, else a remote
-    one. Raises ValueError, which lists the local and the bundled ids, where that fails.
+    one. Of a task of OGBench it is the dataset of its trajectories, which has no rewards. Raises
+    ValueError, which lists the local and the bundled ids, where that fails.
     """
     remove_abandoned(folder_of(""), SCRATCH)
+    name = ogbench.name_of(dataset_id)
     try:
-        full_id = newest_here(dataset_id)
+        full_id = newest_here(dataset_id) if name is None else name.trajectories.id
     except ValueError as error:
         raise ValueError(f"{error}.\n{_choices()}") from error
     try:
@@ -41,7 +43,9 @@ def open_dataset(
                 "'namespace/name-vN', for example 'mujoco/hopper/medium-v0'"
             )
         restore(full_id)
-        if bundled.is_bundled(full_id):
+        if name is not None:
+            ogbench.ensure(name.trajectories, download, progress_bar)
+        elif bundled.is_bundled(full_id):
             bundled.ensure(full_id, progress_bar)
         return open_local(full_id)
     except ImportError as error:  # the data are complete, a package to read them is missing
@@ -49,7 +53,7 @@ def open_dataset(
     except DamagedDatasetError as error:
         where = folder_of(full_id or dataset_id)
         damage = f"dataset {dataset_id!r} in {where} is incomplete or damaged ({error})"
-        if full_id in bundled.RECIPES:
+        if full_id in bundled.RECIPES or name is not None:
             raise ValueError(f"{damage}; delete that folder to make it again") from error
         if not download:
             raise ValueError(
@@ -83,9 +87,12 @@ def newest_here(dataset_id: str) -> str | None:
 def recorded_in(dataset_id: str) -> str | None:
     """The environment in which a local or bundled dataset was recorded, where it is stated.
 
-    An id without a version means the newest one here.
+    An id without a version means the newest one here. A task of OGBench has one of its own.
     """
     try:
+        name = ogbench.name_of(dataset_id)
+        if name is not None:
+            return name.env_id
         dataset_id = newest_here(dataset_id) or dataset_id
         if dataset_id in bundled.RECIPES:
             return bundled.RECIPES[dataset_id].env_id

@@ -49,16 +49,17 @@ def judge(source: MinariDataset) -> None:
     lengths(data, source.storage.FORMAT, source.episode_indices.tolist(), of, names)
 
 
-def read_episodes(source: MinariDataset) -> Iterator[EpisodeData]:
-    """Its episodes, one after the other, without their infos.
+def read_episodes(source: MinariDataset, infos: Iterable[str] = ()) -> Iterator[EpisodeData]:
+    """Its episodes, one after the other; of their infos, the columns of those names.
 
-    Raises ValueError where one cannot be read, or steps are missing or too many.
+    Infos are read from HDF5 alone. Raises ValueError where one cannot be read, or steps are
+    missing or too many.
     """
     data, of = Path(source.storage.data_path), f"dataset {source.id!r}"
     steps, total = 0, source.total_steps
     try:
         check_files(data)
-        for episode in _episodes(source, data, of):
+        for episode in _episodes(source, data, of, infos):
             steps += int(np.shape(episode.rewards)[0])
             yield episode
     except hdf5.ColumnError:
@@ -72,8 +73,10 @@ def read_episodes(source: MinariDataset) -> Iterator[EpisodeData]:
         raise ValueError(f"{of}: {steps} steps were read, its metadata say {total}: it is damaged")
 
 
-def _episodes(source: MinariDataset, data: Path, of: str) -> Iterator[EpisodeData]:
+def _episodes(
+    source: MinariDataset, data: Path, of: str, infos: Iterable[str]
+) -> Iterator[EpisodeData]:
     indices, space = source.episode_indices.tolist(), source.storage.observation_space
     if source.storage.FORMAT == "hdf5":
-        return hdf5.read(data / hdf5.FILE, indices, space, of)
+        return hdf5.read(data / hdf5.FILE, indices, space, of, infos)
     return arrow.read(data, indices, source.storage.FORMAT, space, of)

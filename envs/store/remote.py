@@ -7,11 +7,11 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import minari
 from minari.storage.remotes import DEFAULT_REMOTE, get_cloud_storage
@@ -20,6 +20,8 @@ from minari.storage.remotes.cloud_storage import CloudStorage
 from qgpo.envs.store.local import split_version
 from qgpo.envs.store.names import check_name
 from qgpo.envs.store.stated import check_metadata
+
+AnswerT = TypeVar("AnswerT")
 
 PROBE_SECONDS = 3.0
 """how long the first answer of the remote may take"""
@@ -43,32 +45,45 @@ def open_remote(seconds: float = PROBE_SECONDS) -> CloudStorage:
     """Minari's remote, once it has answered. Raises RemoteError after a few seconds if not.
 
     Minari's own calls retry for half a minute before they fail, so one request is tried first.
-    It runs in a thread, because the look-up of a host name has no time limit.
     """
     name = remote_name()
     try:
         storage = get_cloud_storage()
     except ImportError as error:
         raise RemoteError(f"{name} cannot be read here: {error}") from error
-    failure: list[Exception] = [TimeoutError(f"no answer within {seconds:g} s")]
+    try:
+        in_time(lambda: _ask(name, seconds), seconds)
+    except Exception as error:
+        raise RemoteError(
+            f"{name} cannot be reached ({type(error).__name__}: {error}). Check the "
+            "network (MINARI_REMOTE names the remote), or copy the dataset into the local folder "
+            "(MINARI_DATASETS_PATH) from a machine that has it"
+        ) from error
+    return storage
+
+
+def in_time(ask: Callable[[], AnswerT], seconds: float) -> AnswerT:
+    """What `ask` returns or raises; TimeoutError where it takes more than twice the seconds.
+
+    It runs in a thread, because the look-up of a host name has no time limit.
+    """
+    answers: list[AnswerT] = []
+    failures: list[Exception] = []
 
     def probe() -> None:
         try:
-            _ask(name, seconds)
-            failure.clear()
+            answers.append(ask())
         except Exception as error:
-            failure[:] = [error]
+            failures.append(error)
 
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(2 * seconds)
-    if failure:
-        raise RemoteError(
-            f"{name} cannot be reached ({type(failure[0]).__name__}: {failure[0]}). Check the "
-            "network (MINARI_REMOTE names the remote), or copy the dataset into the local folder "
-            "(MINARI_DATASETS_PATH) from a machine that has it"
-        ) from failure[0]
-    return storage
+    if failures:
+        raise failures[0]
+    if not answers:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return answers[0]
 
 
 def remote_name() -> str:

@@ -21,6 +21,8 @@ from qgpo.envs.store.local import folder_of
 
 LOCKS = ".qgpo-locks"
 """folder of the lock files of targets, which stay there: a waiting process has them open"""
+INCOMPLETE = (".incomplete", ".tmp")
+"""of files on their way here: Hugging Face's and OGBench's"""
 UNOWNED_SECONDS = 24 * 3600.0
 """scratch without a lock, as earlier versions made it, is removed after so long without a change"""
 
@@ -73,6 +75,27 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # on Windows, where another process looks at it
             Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def download_folder(dataset_id: str) -> Iterator[Path]:
+    """The folder for the files of this download, for the sole writer of the dataset.
+
+    It is removed at the end; after an error it stays, unless it is empty.
+    """
+    scratch = folder_of("") / f".qgpo-download-{dataset_id.replace('/', '+')}"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        for path in scratch.rglob("*"):  # left by a process that was killed
+            if path.suffix in INCOMPLETE:
+                path.unlink()
+        yield scratch
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.rmdir()  # only if nothing arrived
+        raise
+    else:
+        shutil.rmtree(scratch)
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:

@@ -33,6 +33,10 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         ("dataset_id", "minari_version", "data_format", "algorithm_name", "description"),
@@ -49,6 +53,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     **dict.fromkeys(("author", "author_email", "requirements"), ("a list of texts", _are_texts)),
     "jpeg_encoding": ("true or false", _is_flag),
+    "ogbench": ("an object", _is_object),
 }
 """what each field that is read must be, where it is there and not null"""
 

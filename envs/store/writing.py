@@ -27,6 +27,7 @@ from qgpo.envs.store.scratch import scratch_folder, target_lock
 from qgpo.envs.store.storing import size_of, store_episodes
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
+from qgpo.envs.tasks.ogbench import PUBLISHED
 
 ADVICE = "set MINARI_DATASETS_PATH to a folder on another disk"
 RECORD = "download.json"
@@ -36,7 +37,11 @@ SCRATCH = ".qgpo-"
 
 
 def check_new_id(dataset_id: str, bundled: bool = False) -> None:
-    """Raise ValueError for a malformed or existing id, and under qgpo/ unless `bundled`."""
+    """Raise ValueError for a malformed or existing id, and for one of the package's own data.
+
+    These are under qgpo/, and under ogbench/, which has published data alone; `bundled` allows
+    them.
+    """
     if split_version(dataset_id)[1] is None:
         raise ValueError(
             f"dataset id {dataset_id!r} is malformed (no version); expected 'namespace/name-vN', "
@@ -46,6 +51,11 @@ def check_new_id(dataset_id: str, bundled: bool = False) -> None:
         raise ValueError(
             f"dataset id {dataset_id!r}: ids under qgpo/ are the bundled datasets'; choose another "
             "namespace, for example mine/"
+        )
+    if dataset_id.startswith(f"{PUBLISHED}/") and not bundled:
+        raise ValueError(
+            f"dataset id {dataset_id!r}: ids under {PUBLISHED}/ are those of OGBench's published "
+            "data; choose another namespace, for example mine/"
         )
     target = folder_of(dataset_id)
     if target.exists():

@@ -221,7 +221,8 @@ ANTMAZE: Settings = {
     "paper": {"support_actions": 32, "reward_tuning": "antmaze", "beta_q": 20.0},
     "laptop": {"support_actions": 32},
 }
-# Not in the paper: sparse rewards are not scaled to a spread of 1000.
+# Not in the paper: sparse rewards are not scaled to a spread of 1000. OGBench's are -1 and 0
+# already, and its trajectories are no episodes of a task, so that their returns are no scale.
 SPARSE: Settings = {"paper": {"reward_tuning": "antmaze"}}
 COUNTED: Settings = {"paper": {"reward_tuning": "none"}}
 # Chosen by returns on zoo/halfcheetah/medium-expert-v0; no other dataset gained from it
@@ -276,7 +277,12 @@ def _adroit(task: str, reference: ReferenceScores, max_episode_steps: int) -> Fa
 
 
 _ogbench = functools.partial(
-    Family, package="ogbench", success=True, scored=ogbench.TASKS, wrapper=ogbench.Task
+    Family,
+    package="ogbench",
+    success=True,
+    scored=ogbench.TASKS,
+    wrapper=ogbench.Task,
+    settings=COUNTED,
 )
 HALFCHEETAH = _locomotion("HalfCheetah", _d4rl(-280.178953, 12135.0))
 FAMILIES: tuple[Family, ...] = (
@@ -348,8 +354,12 @@ FAMILIES: tuple[Family, ...] = (
     _locomotion("Pusher"),
     _locomotion("Swimmer"),
     # OGBench. A robot arm takes about a second to make, and 10 MB of memory.
-    _ogbench(name="ogbench-mazes", environments=rf"(?=\w*maze-|antsoccer-){ogbench.TASKS}"),
-    _ogbench(name="ogbench-arms", environments=ogbench.TASKS, n_envs=10),
+    _ogbench(
+        name="ogbench-mazes",
+        datasets=rf"(?=[\w-]+/(\w*maze-|antsoccer-)){ogbench.DATASETS}",
+        environments=rf"(?=\w*maze-|antsoccer-){ogbench.TASKS}",
+    ),
+    _ogbench(name="ogbench-arms", datasets=ogbench.DATASETS, environments=ogbench.TASKS, n_envs=10),
     Family(
         name="ogbench-goals",
         environments=ogbench.OTHERS,

@@ -33,6 +33,8 @@ KINDS = "play|noisy|navigate|stitch|explore"
 """how trajectories were made"""
 TASKS = rf"{ENVIRONMENTS}-singletask(?:-task[1-5])?-v0"
 """regular expression of the environments of a single task"""
+DATASETS = rf"({PUBLISHED}|{GENERATED})/{ENVIRONMENTS}-.*"
+"""regular expression of dataset ids"""
 OTHERS = (
     rf"(?P<images>visual-)?(?P<environment>{ENVIRONMENTS})(?:-(?P<kind>{KINDS}))?"
     r"(?P<single>-singletask(?:-task[0-9]+)?)?(?:-oraclerep)?-v[0-9]+"
@@ -44,8 +46,8 @@ _ID = re.compile(
     r"(?:-(?P<size>[1-9][0-9]*[km]?)(?:-seed(?P<seed>[1-9][0-9]*))?)?"
     r"(?P<single>-singletask(?:-task(?P<task>[1-5]))?)?-v(?P<version>0)"
 )
-TASKS = (1, 2, 3, 4, 5)
-"""of every environment"""
+NUMBERS = (1, 2, 3, 4, 5)
+"""of the tasks of every environment"""
 INSTALL = "pip install 'qgpo[ogbench]'"
 
 
