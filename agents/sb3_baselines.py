@@ -168,10 +168,9 @@ def transitions(batches: Batches, index: Tensor) -> ReplayBufferSamples:
 
     Actions are scaled to [-1, 1]; a truncated episode does not cut the bootstrap.
     """
-    observations, actions, rewards, next_observations, dones = batches.transitions(index)
-    return ReplayBufferSamples(
-        observations, actions, next_observations, dones[:, None], rewards[:, None]
-    )
+    b = batches.transitions(index)
+    dones, rewards = b.terminations[:, None], b.rewards[:, None]
+    return ReplayBufferSamples(b.observations, b.actions, b.next_observations, dones, rewards)
 
 
 class OfflineSAC(_Offline):

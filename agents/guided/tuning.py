@@ -174,8 +174,8 @@ def fit_dynamics(
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = half_cosine(LEARNING_RATE, step, steps)
-        states, actions, rewards, next_states, ends = draw(len(model.members), BATCH_SIZE)
-        loss = model.loss(states, actions, next_states, rewards, ends)
+        b = draw(len(model.members), BATCH_SIZE)
+        loss = model.loss(b.observations, b.actions, b.next_observations, b.rewards, b.terminations)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from qgpo.envs.data.columns import flags, numbers, recorded
 from qgpo.envs.data.memmap import Episode
 from qgpo.envs.tasks.making import make_env, quiet_mujoco, register_package
-from qgpo.envs.tasks.ogbench import GENERATED, INSTALL, Name
+from qgpo.envs.tasks.ogbench import GENERATED, INSTALL, NUMBERS, Name
 
-NUMBERS = range(1, 6)
 STATES = ("qpos", "button_states")
 """infos that rewards are labelled from; the latter where an environment has buttons"""
 ROWS_AT_ONCE = 2**16

@@ -1,4 +1,4 @@
-"""Small trajectories as OGBench's files hold them: T + 1 rows each, the last action leads nowhere."""
+"""Small trajectories as OGBench's files hold them: T + 1 rows, the last action leads nowhere."""
 
 from __future__ import annotations
 
