@@ -51,8 +51,9 @@ def write_trajectories(
 ) -> None:
     """Store trajectories with S and A numbers per observation and action, whole or not at all.
 
-    `about` is the metadata's entry `ogbench`, `made_by` are the algorithm and the author. Raises ValueError where the id is taken, and OSError
-    where the disk does not take the dataset (DiskFullError where it has too little space).
+    `about` is the metadata's entry `ogbench`, `made_by` are the algorithm and the author. Raises
+    ValueError where the id is taken, and OSError where the disk does not take the dataset
+    (DiskFullError where it has too little space).
     """
     bounds = ((np.inf, dims[0]), (1.0, dims[1]))
     observation_space, action_space = (
