@@ -35,7 +35,7 @@ def task_of(dataset_id: str, task: int = 0) -> str:
 
 
 def maze_rows(*solved: Sequence[int], seed: int = 0) -> Rows:
-    """A trajectory for each list, which says at which of its T + 1 rows the point is at the goal."""
+    """A trajectory for each list: at which of its T + 1 rows the point is at the goal."""
     rng = np.random.default_rng(seed)
     flags = np.concatenate([np.asarray(one, np.bool_) for one in solved])
     n = len(flags)

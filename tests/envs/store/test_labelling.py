@@ -203,7 +203,9 @@ def test_infos_that_are_no_states_are_refused(change, message):
 def test_other_data_under_such_an_id_are_refused():
     write_generated(maze_rows(*SOLVED))
     shutil.copytree(folder_of(MADE), folder_of(f"ogbench/{MAZE}-v0"))
-    with pytest.raises(ValueError, match="'pointmaze-medium-navigate-v0', 'generated'. Move that"):
+    with pytest.raises(
+        ValueError, match=r"'pointmaze-medium-navigate-v0', 'generated'\. Move that"
+    ):
         load_dataset(task_of(f"ogbench/{MAZE}-v0"))
 
 

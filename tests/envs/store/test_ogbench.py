@@ -209,7 +209,7 @@ def test_a_damaged_conversion_may_be_made_again(files):
     write_npz(files, f"{MAZE}-v0", maze_rows(*ROWS))
     load(download=False)
     (folder_of(ID) / "data" / "main_data.hdf5").write_bytes(b"half")
-    with pytest.raises(ValueError, match="damaged.*; delete that folder to make it again"):
+    with pytest.raises(ValueError, match=r"damaged.*; delete that folder to make it again"):
         load()
     with pytest.raises(ValueError, match="delete that folder to have it made again"):
         download(ID, force=True)
@@ -351,7 +351,7 @@ def test_half_a_file_is_no_dataset_and_is_fetched_again(host):
 def test_a_download_that_stalls_ends(host, monkeypatch):
     monkeypatch.setattr(ogbench, "STALLED_SECONDS", 0.3)
     host.cut, host.stalls = 300, True
-    with pytest.raises(RemoteError, match="broke off .*timed out.*Start it again"):
+    with pytest.raises(RemoteError, match=r"broke off .*timed out.*Start it again"):
         load()
     assert nothing_is_here()
     host.cut, host.stalls = None, False
