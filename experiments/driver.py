@@ -70,10 +70,12 @@ class Clock(EveryStep):
         return {**self.saved, **whole, "stage_seconds": stages}
 
     def adopt(self, donor: Path) -> None:
-        """Begin with what the stages before the last cost the agent in that folder or file."""
+        """Begin with what the adopted stages cost the agent in that folder or file."""
         folder = RunFolder(donor)
         self.saved = {**Clock(folder, self.agent, self.every).saved, "adopted_from": str(donor)}
-        self.saved["stage_seconds"].pop(self.agent.stages[-1], None)
+        for stage, steps in self.agent.progress.items():
+            if steps == 0:
+                self.saved["stage_seconds"].pop(stage, None)
         if folder.config.exists():
             self.saved["adopted_from"] = documents.read(folder.config)["label"]
 
