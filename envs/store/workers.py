@@ -186,7 +186,8 @@ def main() -> None:
     wanted = _lines()
     given = json.loads(wanted.get())
     parts = Parts(Path(given["folder"]), Procedure(**given["procedure"]), given["seed"])
-    answers, sys.stdout = sys.stdout, sys.stderr  # what others print is no answer
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what others print is no answer
     while True:
         answer: dict[str, Any] = {"index": int(wanted.get())}
         try:
