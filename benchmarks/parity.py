@@ -1,11 +1,14 @@
-"""FQL beside its authors' JAX code, which is loaded from a checkout.
+"""FQL, IQL, IFQL and ReBRAC beside the code of FQL's authors, loaded from a checkout.
 
     git clone https://github.com/seohongpark/fql
     pip install jax flax optax distrax ml_collections
-    python benchmarks/parity.py train --reference fql --seeds 0 1
+    python benchmarks/parity.py losses --reference fql                    # minutes; parity.json
+    python benchmarks/parity.py train --reference fql --seeds 0 1         # FQL by their code
+    python benchmarks/parity.py train --seeds 0 1                         # FQL by ours
     python benchmarks/parity.py compare
 
-`train` learns FQL with their code on a dataset of this package and plays it. Each seed's raw
+`losses` compares every loss term and its gradient over some Adam steps, from the same weights,
+batch and noise. `train` learns FQL on a dataset of this package and plays it. Each seed's raw
 successes and lengths are written as it ends, and seeds that are there already are not trained
 again. A training that was stopped goes on from its checkpoint in `--work`. `compare` prints both
 success rates and the interval of their difference.
@@ -19,25 +22,60 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import gymnasium as gym
 import torch
 import tyro
-from parity_reference import Reference
-from parity_training import Settings, newcombe, train_theirs
+from parity_losses import compare_losses, compare_updates
+from parity_reference import Reference, versions
+from parity_training import Settings, newcombe, train
 
 from qgpo import load_dataset
 from qgpo.envs.tasks import ogbench
+from qgpo.envs.tasks.making import make_env
 from qgpo.files import write_whole
 
 DATASET = "ogbench-generated/cube-single-play-100k-singletask-task2-v0"
 
 
 @dataclass
-class Train:
-    """Train FQL and play it."""
+class Losses:
+    """Compare losses and gradients."""
 
     reference: Path
     """a clone of github.com/seohongpark/fql"""
+    steps: int = 20
+    """Adam steps"""
+    output: Path = Path("benchmarks/parity.json")
+    """JSON to write"""
+
+    def run(self) -> None:
+        """Compare, write and print."""
+        torch.set_num_threads(1)
+        reference = Reference(self.reference)
+        rows, updates = (
+            compare(reference, self.steps) for compare in (compare_losses, compare_updates)
+        )
+        document = {
+            "steps": self.steps,
+            "versions": versions(),
+            "losses": rows,
+            "updates": updates,
+        }
+        write_whole(self.output, (json.dumps(document, indent=1) + "\n").encode())
+        print(f"largest relative difference over {self.steps} steps{'loss':>12s}{'gradient':>12s}")
+        for row in rows:
+            largest = row["largest"]
+            values = f"{largest['loss']:12.1e}{largest['gradient']:12.1e}"
+            print(f"{row['agent']:24s}{row['loss']:20s}{values}")
+        for row in updates:
+            print(f"weights of {row['agent']}, by its own updates: {row['difference']:.1e}")
+
+
+@dataclass
+class Train:
+    """Train FQL and play it."""
+
+    reference: Path | None = None
+    """a clone of github.com/seohongpark/fql, to train by its code; by ours without one"""
     dataset_id: str = DATASET
     """dataset of one task"""
     seeds: tuple[int, ...] = (0, 1)
@@ -55,25 +93,23 @@ class Train:
         """Train and play every seed that has no result yet."""
         torch.set_num_threads(1)
         os.environ.setdefault("MUJOCO_GL", "egl")
-        reference = Reference(self.reference)
-        reference.module("agents.fql")  # a wrong clone fails before anything is trained
+        reference = None if self.reference is None else Reference(self.reference)
+        if reference is not None:
+            reference.module("agents.fql")  # a wrong clone fails before anything is trained
         name = ogbench.parse(self.dataset_id)
         if name is None or name.task is None:
             raise SystemExit(
                 f"--dataset-id {self.dataset_id}: expected a task's, such as {DATASET}"
             )
-        dataset = load_dataset(self.dataset_id)
-        ogbench.register()
-        env = gym.make(name.env_id)
+        dataset, env = load_dataset(self.dataset_id), make_env(name.env_id)
         for seed in self.seeds:
-            target = self.output / f"theirs-s{seed}.json"
+            code = "ours" if reference is None else "theirs"
+            target = self.output / f"{code}-s{seed}.json"
             if target.exists():
                 print(f"{target} exists; remove it to train seed {seed} again")
                 continue
             settings = Settings(self.steps)
-            document = train_theirs(
-                reference, dataset, env, settings, seed, self.n_episodes, self.work
-            )
+            document = train(reference, dataset, env, settings, seed, self.n_episodes, self.work)
             self.output.mkdir(parents=True, exist_ok=True)
             write_whole(target, (json.dumps(document, indent=1) + "\n").encode())
 
@@ -111,7 +147,8 @@ def results(folder: Path, code: str) -> list[dict[str, Any]]:
 
 
 def main(
-    command: Annotated[Train, tyro.conf.subcommand("train")]
+    command: Annotated[Losses, tyro.conf.subcommand("losses")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Compare, tyro.conf.subcommand("compare")],
 ) -> None:
     """Run one of the commands."""

@@ -2,312 +2,37 @@
 
 Both sides start from the weights of their initialisation and make the same number of Adam steps,
 each on its own gradients. Before every step, each loss term and its gradient in every parameter
-are compared. The noise is theirs, from their key splits, and given to our losses as arguments.
+are compared. Agents of ours whose update is theirs also make the steps by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
+from parity_cases import (
+    ACTION,
+    ALPHA,
+    CASES,
+    HIDDEN,
+    RATE,
+    STATE,
+    TAU,
+    Case,
+    batch_for,
+    tensors,
+)
 from parity_reference import Reference
 from torch import Tensor, nn
 
-from qgpo.agents.core.batches import NextActions
-from qgpo.agents.rebrac import LAST_GAIN, penalized_values, rebrac_loss
-from qgpo.critic import critic_loss, expectile_loss, polyak_update, td_target
-from qgpo.flow import flow_actions, flow_matching_loss, one_step_loss
-from qgpo.networks import FlowNetwork, gelu_mlp, gelu_twin_q
-from qgpo.policies import advantage_weights, perturbed, weighted_likelihood_loss
-
-STATE, ACTION, BATCH = 28, 5, 256
-"""cube-single's spaces"""
-HIDDEN = (256, 256)
-RATE, TAU, GAMMA = 3e-4, 0.005, 0.99
-"""their defaults"""
-BOTH_HEADS = 2.0
-"""their IQL and IFQL sum the two critics' errors, `critic_loss` is their mean"""
-
-Batch = dict[str, Tensor]
-Networks = dict[str, Any]
-Losses = dict[str, Tensor]
-
-
-class UnitGaussian(nn.Module):
-    """N(MLP(s), 1), their IQL's policy; ours has a tanh of the mean and learns its deviation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = gelu_mlp([STATE, *HIDDEN, ACTION])
-
-    def moments(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, (B, A) each."""
-        mean = self.net(observations)
-        return mean, torch.ones_like(mean)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One of their agents, and our losses for it."""
-
-    label: str
-    name: str
-    """of their file"""
-    changes: Mapping[str, Any]
-    """in their configuration"""
-    networks: Callable[[], Networks]
-    """ours, by the names of theirs, without targets"""
-    noise: Callable[[Any], Batch]
-    """what they draw from an update's key"""
-    losses: Callable[[Networks, Batch, Batch], Losses]
-    """by the names of their metrics"""
-    terms: Mapping[str, tuple[str, float]]
-    """by loss: the network that it trains, and its weight in the sum that they minimise"""
-    targets: tuple[str, ...] = ("critic",)
-    """networks with a target"""
-    every: Mapping[str, int] | None = None
-    """losses that count at every n-th step alone; with any, targets move then too"""
-
-
-# FQL ------------------------------------------------------------------------------------------
-
-ALPHA = 300.0
-
-
-def fql_networks() -> Networks:
-    """Critic, flow and one-step policy."""
-    return {
-        "critic": gelu_twin_q(STATE, ACTION, HIDDEN),
-        "actor_bc_flow": FlowNetwork(ACTION, STATE, HIDDEN),
-        "actor_onestep_flow": FlowNetwork(ACTION, STATE, HIDDEN, timed=False),
-    }
-
-
-def fql_noise(key: Any) -> Batch:
-    """Noise of the target's action, of the flow's path and time, and of the distillation."""
-    import jax
-
-    _, actor_key, critic_key = jax.random.split(key, 3)
-    sample_key = jax.random.split(jax.random.split(critic_key)[1])[0]
-    rest, path_key, time_key = jax.random.split(actor_key, 3)
-    shape = BATCH, ACTION
-    drawn = {
-        "next": jax.random.normal(sample_key, shape),
-        "path": jax.random.normal(path_key, shape),
-        "t": jax.random.uniform(time_key, (BATCH, 1))[:, 0],
-        "distilled": jax.random.normal(jax.random.split(rest)[1], shape),
-    }
-    return tensors(drawn)
-
-
-def fql_losses(normalize_q: bool, minimum: bool) -> Callable[[Networks, Batch, Batch], Losses]:
-    """The losses of FQL with these options."""
-
-    def losses(networks: Networks, batch: Batch, noise: Batch) -> Losses:
-        policy, flow = networks["actor_onestep_flow"], networks["actor_bc_flow"]
-        with torch.no_grad():
-            following = batch["next_observations"]
-            proposed = policy(noise["next"], None, following).clamp(-1.0, 1.0)
-            both = networks["target_critic"].both(following, proposed)
-            next_values = both.amin(dim=0) if minimum else both.mean(dim=0)
-            distilled = flow_actions(flow, batch["observations"], noise["distilled"], 10)
-        seen = batch["observations"], batch["actions"]
-        flow_loss, _ = flow_matching_loss(flow, *seen, noise["path"], noise["t"])
-        critic = networks["critic"]
-        _, terms = one_step_loss(
-            policy, critic, seen[0], noise["distilled"], distilled, ALPHA, normalize_q
-        )
-        return {
-            "critic/critic_loss": critic_loss(critic, *seen, targets_of(batch, next_values))[0],
-            "actor/bc_flow_loss": flow_loss,
-            "actor/distill_loss": terms["distillation_loss"],
-            "actor/q_loss": terms["q_loss"],
-        }
-
-    return losses
-
-
-# IQL and IFQL ---------------------------------------------------------------------------------
-
-EXPECTILE, TEMPERATURE, LARGEST = 0.9, 10.0, 100.0
-"""their defaults: expectile, inverse temperature, largest weight"""
-
-
-def implicit_networks() -> Networks:
-    """Critic and V."""
-    return {
-        "critic": gelu_twin_q(STATE, ACTION, HIDDEN),
-        "value": gelu_mlp([STATE, *HIDDEN, 1], layer_norm=True),
-    }
-
-
-def implicit_losses(networks: Networks, batch: Batch) -> Losses:
-    """Those of V and Q."""
-    value, seen = networks["value"], (batch["observations"], batch["actions"])
-    with torch.no_grad():
-        q = networks["target_critic"](*seen)
-        next_values = value(batch["next_observations"]).squeeze(-1)
-    loss, _ = critic_loss(networks["critic"], *seen, targets_of(batch, next_values))
-    return {
-        "value/value_loss": expectile_loss(q - value(seen[0]).squeeze(-1), EXPECTILE),
-        "critic/critic_loss": BOTH_HEADS * loss,
-    }
-
-
-def iql_networks() -> Networks:
-    """With the Gaussian policy."""
-    return {**implicit_networks(), "actor": UnitGaussian()}
-
-
-def iql_losses(networks: Networks, batch: Batch, noise: Batch) -> Losses:
-    """Their advantage is of the critic and V before their step; ours of the target critic."""
-    seen = batch["observations"], batch["actions"]
-    with torch.no_grad():
-        advantages = networks["critic"](*seen) - networks["value"](seen[0]).squeeze(-1)
-        weights = advantage_weights(advantages, TEMPERATURE, LARGEST)
-    loss, _ = weighted_likelihood_loss(networks["actor"], *seen, weights)
-    return {**implicit_losses(networks, batch), "actor/actor_loss": loss}
-
-
-def ifql_networks() -> Networks:
-    """With the flow."""
-    return {**implicit_networks(), "actor_flow": FlowNetwork(ACTION, STATE, HIDDEN)}
-
-
-def ifql_noise(key: Any) -> Batch:
-    """Noise and time of the flow's path."""
-    import jax
-
-    _, path_key, time_key = jax.random.split(jax.random.split(key)[1], 3)
-    path = jax.random.normal(path_key, (BATCH, ACTION))
-    return tensors({"path": path, "t": jax.random.uniform(time_key, (BATCH, 1))[:, 0]})
-
-
-def ifql_losses(networks: Networks, batch: Batch, noise: Batch) -> Losses:
-    """Behavior by flow matching."""
-    seen = batch["observations"], batch["actions"]
-    loss, _ = flow_matching_loss(networks["actor_flow"], *seen, noise["path"], noise["t"])
-    return {**implicit_losses(networks, batch), "actor/actor_loss": loss}
-
-
-# ReBRAC ---------------------------------------------------------------------------------------
-
-ALPHA_ACTOR, ALPHA_CRITIC = 0.1, 0.01
-
-
-def rebrac_networks() -> Networks:
-    """Critic and deterministic policy."""
-    layers = gelu_mlp([STATE, *HIDDEN, ACTION], last_gain=LAST_GAIN)
-    return {
-        "critic": gelu_twin_q(STATE, ACTION, HIDDEN),
-        "actor": nn.Sequential(layers, nn.Tanh()),
-    }
-
-
-def rebrac_noise(key: Any) -> Batch:
-    """Noise of the target's action, before it is scaled and clipped."""
-    import jax
-
-    critic_key = jax.random.split(key, 3)[2]
-    return tensors({"next": jax.random.normal(jax.random.split(critic_key)[1], (BATCH, ACTION))})
-
-
-def rebrac_losses(networks: Networks, batch: Batch, noise: Batch) -> Losses:
-    """Here every transition has a next action: theirs takes one at the end of episodes too."""
-    seen, following = (batch["observations"], batch["actions"]), batch["next_observations"]
-    with torch.no_grad():
-        proposed = perturbed(networks["target_actor"](following), 0.2 * noise["next"], 0.5)
-        after = NextActions(batch["next_actions"], torch.ones(len(following)))
-        target = networks["target_critic"]
-        next_values = penalized_values(target, following, proposed, after, ALPHA_CRITIC)
-    loss, _ = critic_loss(networks["critic"], *seen, targets_of(batch, next_values))
-    _, terms = rebrac_loss(networks["actor"], networks["critic"], *seen, ALPHA_ACTOR)
-    return {
-        "critic/critic_loss": loss,
-        "actor/actor_loss": terms["q_loss"],
-        "actor/bc_loss": ALPHA_ACTOR * terms["distance"],
-    }
-
-
-# The comparison -------------------------------------------------------------------------------
-
-CRITIC = {"critic/critic_loss": ("critic", 1.0)}
-IMPLICIT = {**CRITIC, "value/value_loss": ("value", 1.0)}
-FQL_TERMS = {
-    **CRITIC,
-    "actor/bc_flow_loss": ("actor_bc_flow", 1.0),
-    "actor/distill_loss": ("actor_onestep_flow", ALPHA),
-    "actor/q_loss": ("actor_onestep_flow", 1.0),
-}
-IQL_TERMS = {**IMPLICIT, "actor/actor_loss": ("actor", 1.0)}
-IFQL_TERMS = {**IMPLICIT, "actor/actor_loss": ("actor_flow", 1.0)}
-REBRAC_TERMS = {
-    **CRITIC,
-    "actor/actor_loss": ("actor", 1.0),
-    "actor/bc_loss": ("actor", 1.0),
-}
-CASES = (
-    Case(
-        "FQL",
-        "fql",
-        {"alpha": ALPHA},
-        fql_networks,
-        fql_noise,
-        fql_losses(False, False),
-        FQL_TERMS,
-    ),
-    Case(
-        "FQL, normalised Q, min",
-        "fql",
-        {"alpha": ALPHA, "normalize_q_loss": True, "q_agg": "min"},
-        fql_networks,
-        fql_noise,
-        fql_losses(True, True),
-        FQL_TERMS,
-    ),
-    Case("IQL", "iql", {}, iql_networks, lambda key: {}, iql_losses, IQL_TERMS),
-    Case("IFQL", "ifql", {}, ifql_networks, ifql_noise, ifql_losses, IFQL_TERMS),
-    Case(
-        "ReBRAC",
-        "rebrac",
-        {"alpha_actor": ALPHA_ACTOR, "alpha_critic": ALPHA_CRITIC},
-        rebrac_networks,
-        rebrac_noise,
-        rebrac_losses,
-        REBRAC_TERMS,
-        targets=("critic", "actor"),
-        every={"actor/actor_loss": 2, "actor/bc_loss": 2},
-    ),
-)
-
-
-def tensors(arrays: Mapping[str, Any]) -> Batch:
-    """Copies of arrays of NumPy or JAX."""
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-
-
-def targets_of(batch: Batch, next_values: Tensor) -> Tensor:
-    """One-step targets; their masks are 1 - terminations."""
-    return td_target(batch["rewards"], 1.0 - batch["masks"], next_values, GAMMA)
-
-
-def made_batch(seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """A batch like OGBench's: rewards -1 or 0, the bootstrap cut where they are 0."""
-    rng = np.random.default_rng(seed)
-    solved = rng.random(BATCH) < 0.1
-    batch = {
-        "observations": rng.normal(size=(BATCH, STATE)),
-        "actions": np.tanh(rng.normal(size=(BATCH, ACTION))),
-        "next_actions": np.tanh(rng.normal(size=(BATCH, ACTION))),
-        "rewards": solved - 1.0,
-        "masks": 1.0 - solved,
-    }
-    batch["next_observations"] = batch["observations"] + 0.1 * rng.normal(size=(BATCH, STATE))
-    return {name: array.astype(np.float32) for name, array in batch.items()}
+from qgpo import FQL, IFQL, FQLConfig, IFQLConfig
+from qgpo.agents.core.batches import Transitions
+from qgpo.critic import polyak_update
 
 
 def their_arrays(module: Mapping[str, Any]) -> list[NDArray[Any]]:
@@ -349,6 +74,12 @@ def copy_weights(source: Mapping[str, Any], network: nn.Module) -> None:
         parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
 
+def their_agent(reference: Reference, case: Case) -> Any:
+    """At its start, with seed 0."""
+    sizes = {"actor_hidden_dims": HIDDEN, "value_hidden_dims": HIDDEN}
+    return reference.agent(case.name, 0, STATE, ACTION, {**sizes, **case.changes})
+
+
 class Difference(NamedTuple):
     """Of one loss, relative to theirs."""
 
@@ -378,10 +109,8 @@ def difference(
 class Pair:
     """Their agent and our networks, step by step."""
 
-    def __init__(self, reference: Reference, case: Case, seed: int = 0) -> None:
-        sizes = {"actor_hidden_dims": HIDDEN, "value_hidden_dims": HIDDEN}
-        changes = {**sizes, **case.changes}
-        self.theirs = reference.agent(case.name, seed, STATE, ACTION, changes)
+    def __init__(self, reference: Reference, case: Case) -> None:
+        self.theirs = their_agent(reference, case)
         self.case, self.step = case, 0
         self.trained = case.networks()
         for name, network in self.trained.items():
@@ -391,9 +120,7 @@ class Pair:
             copy_weights(self.theirs.network.params[f"modules_{name}"], network)
         parameters = [p for network in self.trained.values() for p in network.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=RATE)
-        self.arrays = made_batch()
-        if case.name != "rebrac":
-            del self.arrays["next_actions"]
+        self.arrays = batch_for(case)
         self.gradients = {name: self._gradient(name) for name in case.terms}
 
     def _gradient(self, name: str) -> Callable[..., Any]:
@@ -476,4 +203,101 @@ def compare_losses(reference: Reference, steps: int) -> list[dict[str, Any]]:
                     "by_step": [step._asdict() for step in steps_of_loss],
                 }
             )
+    return rows
+
+
+# The agents' own updates ------------------------------------------------------------------------
+
+
+class Update(NamedTuple):
+    """An agent of ours whose update is theirs: all losses at the same parameters."""
+
+    case: str
+    """the label of the case"""
+    agent_class: type[FQL] | type[IFQL]
+    config: FQLConfig | IFQLConfig
+    networks: Mapping[str, str]
+    """ours by the names of theirs"""
+    normals: tuple[str, ...]
+    """the noises in the order in which our update draws them"""
+
+
+UPDATES = (
+    Update(
+        "FQL",
+        FQL,
+        replace(FQL.presets["paper"], hidden=HIDDEN, alpha=ALPHA),
+        {
+            "critic": "critic",
+            "target_critic": "critic_target",
+            "actor_bc_flow": "flow",
+            "actor_onestep_flow": "actor",
+        },
+        ("next", "path", "distilled"),
+    ),
+    Update(
+        "IFQL",
+        IFQL,
+        replace(IFQL.presets["paper"], hidden=HIDDEN),
+        {
+            "critic": "critic",
+            "target_critic": "critic_target",
+            "value": "value",
+            "actor_flow": "flow",
+        },
+        ("path",),
+    ),
+)
+
+
+class Learner:
+    """Their agent, and ours, which learns by its own `update` with their noise."""
+
+    def __init__(self, reference: Reference, update: Update) -> None:
+        self.update, self.step = update, 0
+        self.case = next(case for case in CASES if case.label == update.case)
+        self.theirs = their_agent(reference, self.case)
+        self.start = self.theirs.network.params
+        self.ours: Any = update.agent_class(update.config, seed=0, device="cpu")
+        unit = spaces.Box(-1.0, 1.0, (ACTION,), np.float32)
+        self.ours.set_spaces(spaces.Box(-np.inf, np.inf, (STATE,), np.float32), unit, "a batch")
+        for name, ours in update.networks.items():
+            copy_weights(self.start[f"modules_{name}"], getattr(self.ours, ours))
+        self.arrays = batch_for(self.case)
+        batch = tensors(self.arrays)
+        self.batch = Transitions(terminations=1.0 - batch.pop("masks"), **batch)
+
+    def advance(self) -> None:
+        """One update of both."""
+        import jax
+
+        noise = self.case.noise(jax.random.split(self.theirs.rng)[1])
+        normals = iter([noise[name] for name in self.update.normals])
+        self.ours.training.normal = lambda *_: next(normals)
+        self.ours.training.uniform = lambda *_: noise["t"]
+        self.ours.update(self.batch, self.step)
+        self.theirs, _ = self.theirs.update(self.arrays)
+        self.step += 1
+
+    def difference(self) -> float:
+        """Distance of both weights, targets included, over the distance that theirs moved."""
+        apart, moved = [], []
+        for name, ours in self.update.networks.items():
+            module = f"modules_{name}"
+            end = their_arrays(self.theirs.network.params[module])
+            own = [p.detach().numpy() for p in getattr(self.ours, ours).parameters()]
+            start = their_arrays(self.start[module])
+            apart += [np.linalg.norm(a - b) for a, b in zip(own, end, strict=True)]
+            moved += [np.linalg.norm(a - b) for a, b in zip(start, end, strict=True)]
+        return float(np.linalg.norm(apart) / np.linalg.norm(moved))
+
+
+def compare_updates(reference: Reference, steps: int) -> list[dict[str, Any]]:
+    """By agent, the difference of the weights after those steps."""
+    rows = []
+    for update in UPDATES:
+        learner = Learner(reference, update)
+        for _ in range(steps):
+            learner.advance()
+        rows.append({"agent": update.case, "difference": learner.difference()})
     return rows

@@ -7,10 +7,12 @@ Nothing of theirs is in this repository. Their code needs JAX, which the CPU run
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,10 +69,12 @@ class Reference:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that both sides need."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("jax", "flax", "optax", "numpy", "torch")}
+    """Of the libraries that either side needs, where they are installed."""
+    found = {}
+    for name in ("jax", "flax", "optax", "numpy", "torch"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def batch_of(data: Mapping[str, NDArray[Any]], index: NDArray[np.int64]) -> dict[str, Any]:

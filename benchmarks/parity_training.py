@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 from parity_reference import Reference, batch_of, versions
 
+from qgpo import FQL, FQLConfig
+from qgpo.agents.core.callbacks import EveryStep
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.files import write_whole
 
 CLIP = 1e-5
 """their loader clips actions to [-1 + CLIP, 1 - CLIP]"""
-LOGGED = (
-    "critic/critic_loss",
-    "critic/q_mean",
-    "actor/bc_flow_loss",
-    "actor/distill_loss",
-    "actor/q_loss",
-    "actor/mse",
-)
+LOGGED = {
+    "critic/critic_loss": "loss",
+    "critic/q_mean": "q",
+    "actor/bc_flow_loss": "flow_loss",
+    "actor/distill_loss": "distillation_loss",
+    "actor/q_loss": "q_loss",
+}
+"""their metrics, by the last batch of an interval, and ours, averaged over it"""
+INTERVAL, SAVED = 1000, 5000
+"""steps between two rows of metrics, and between two checkpoints"""
 Act = Callable[[NDArray[Any]], NDArray[np.float32]]
 """an observation (S,) to an action (A,)"""
 
@@ -58,6 +62,18 @@ class Settings:
             "lr": self.learning_rate,
             "flow_steps": self.flow_steps,
         }
+
+    def ours(self) -> FQLConfig:
+        """Our configuration."""
+        return replace(
+            FQL.presets["paper"],
+            steps=self.steps,
+            hidden=self.hidden,
+            alpha=self.alpha,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            flow_steps=self.flow_steps,
+        )
 
 
 def arrays(dataset: OfflineDataset) -> dict[str, NDArray[np.float32]]:
@@ -129,15 +145,10 @@ class TheirTraining:
             if old != but:
                 old.unlink()
 
-    def remove_checkpoint(self) -> None:
-        """After the result is written."""
-        self.notes.unlink(missing_ok=True)
-        self._remove_states()
-
-    def run(self, log_interval: int = 1000, save_interval: int = 5000) -> None:
+    def run(self) -> None:
         """Train to the last step."""
         while self.step < self.settings.steps:
-            begun, target = time.monotonic(), min(self.settings.steps, self.step + log_interval)
+            begun, target = time.monotonic(), min(self.settings.steps, self.step + INTERVAL)
             info: dict[str, Any] = {}
             while self.step < target:
                 rng = np.random.default_rng((self.seed, self.step))
@@ -147,10 +158,9 @@ class TheirTraining:
             row = {name: float(info[name]) for name in LOGGED}  # of the last batch
             self.seconds += time.monotonic() - begun
             self.metrics.append({"step": self.step, **row})
-            text = "  ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in row.items())
-            done = f"theirs, seed {self.seed}: step {self.step}  {self.seconds:.0f} s"
-            print(f"{done}  {text}", flush=True)
-            if self.step % save_interval == 0:
+            said = f"theirs, seed {self.seed}: step {self.step}  {self.seconds:.0f} s  "
+            print(said + text_of(row), flush=True)
+            if self.step % SAVED == 0 or self.step == self.settings.steps:
                 self.save()
 
     def act(self, seed: int) -> Act:
@@ -161,6 +171,59 @@ class TheirTraining:
             self.agent.sample_actions, rng=jax.random.PRNGKey(seed)
         )
         return lambda observation: np.asarray(sample(observations=observation, temperature=0))
+
+
+class OurTraining(EveryStep):
+    """Our FQL; `work` holds a checkpoint, and beside it the metrics until then, while it trains."""
+
+    def __init__(self, dataset: OfflineDataset, settings: Settings, seed: int, work: Path) -> None:
+        super().__init__()
+        self.dataset, self.seed = dataset, seed
+        self.file, self.notes = work / f"ours-s{seed}.zip", work / f"ours-s{seed}.json"
+        self.agent, self.seconds = FQL(settings.ours(), seed=seed, device="cpu"), 0.0
+        self.metrics: list[dict[str, float]] = []
+        if self.notes.exists():
+            self.agent = FQL.load(self.file, device="cpu")
+            if self.agent.config != settings.ours():
+                raise SystemExit(f"{self.file} is of other settings; remove it to begin anew")
+            notes = json.loads(self.notes.read_text())
+            kept = [row for row in notes["metrics"] if row["step"] <= self.agent.num_timesteps]
+            self.seconds, self.metrics = notes["seconds"], kept
+
+    def run(self) -> None:
+        """Train to the last step."""
+        self.begun = time.monotonic() - self.seconds
+        self.agent.training.history = {"training": self.metrics}
+        self.agent.learn(self.dataset, self, INTERVAL, reset_num_timesteps=False)
+        self.save()
+
+    def after_step(self, n: int) -> None:
+        """Print metrics and save, if it is time."""
+        step = self.agent.num_timesteps
+        if step % INTERVAL == 0:
+            self.seconds = time.monotonic() - self.begun
+            row = {name: self.metrics[-1][name] for name in LOGGED.values()}
+            said = f"ours, seed {self.seed}: step {step}  {self.seconds:.0f} s  "
+            print(said + text_of(row), flush=True)
+        if step % SAVED == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint; metrics of later steps than its are left out when it is read."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        notes = {"seconds": self.seconds, "metrics": self.metrics}
+        self.agent.save(self.file)
+        write_whole(self.notes, json.dumps(notes).encode())
+
+    def act(self, seed: int) -> Act:
+        """Our sampling, with fresh noise at every step."""
+        self.agent.seed_predictions(seed)
+        return lambda observation: self.agent.predict(observation, deterministic=False)[0]
+
+
+def text_of(metrics: dict[str, float]) -> str:
+    """One line."""
+    return "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in metrics.items())
 
 
 def play(act: Act, env: gym.Env[Any, Any], n_episodes: int, seed: int) -> dict[str, list[Any]]:
@@ -182,8 +245,8 @@ def play(act: Act, env: gym.Env[Any, Any], n_episodes: int, seed: int) -> dict[s
     return {"successes": successes, "lengths": lengths, "returns": returns}
 
 
-def train_theirs(
-    reference: Reference,
+def train(
+    reference: Reference | None,
     dataset: OfflineDataset,
     env: gym.Env[Any, Any],
     settings: Settings,
@@ -191,18 +254,24 @@ def train_theirs(
     n_episodes: int,
     work: Path,
 ) -> dict[str, Any]:
-    """Train their FQL and play it: the document of one seed."""
-    training = TheirTraining(reference, arrays(dataset), settings, seed, work)
+    """Train FQL, theirs with a reference and else ours, and play it: the document of one seed."""
+    training: TheirTraining | OurTraining
+    if reference is not None:
+        code, data = "theirs", arrays(dataset)
+        training = TheirTraining(reference, data, settings, seed, work)
+        described = training.described()
+    else:
+        code, training = "ours", OurTraining(dataset, settings, seed, work)
+        described = {**asdict(settings.ours()), "transitions": len(dataset)}
     training.run()
-    training.save()
     played = play(training.act(seed), env, n_episodes, seed=1000)
-    print(f"theirs, seed {seed}: {sum(played['successes'])} of {n_episodes} succeed", flush=True)
+    print(f"{code}, seed {seed}: {sum(played['successes'])} of {n_episodes} succeed", flush=True)
     return {
-        "code": "reference",
+        "code": code,
         "dataset": dataset.id,
         "fingerprint": dataset.fingerprint,
         "seed": seed,
-        "settings": training.described(),
+        "settings": described,
         "seconds": round(training.seconds, 1),
         "versions": versions(),
         "metrics": training.metrics,
