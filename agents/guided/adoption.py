@@ -27,7 +27,7 @@ from qgpo.fields import marked
 
 Agent: TypeAlias = OfflineAgent[Any]
 OF_BEHAVIOR = ("normalizer", "whitening", "behavior", "behavior_ema")
-OF_CRITIC = ("critic", "critic_target")
+SHARED_NETWORKS = (*OF_BEHAVIOR, "critic", "critic_target")
 SUPPORT_STATE, LAST_STATE = "generator/shared/support", "generator/shared/last"
 """tables with the generator's state at the beginning of those stages, kept after training"""
 
@@ -133,7 +133,7 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
 
 def copy_networks(training: Training, donor: Training, with_critic: bool) -> None:
     """The shared networks and optimizers: a checkpoint is then that of such a training."""
-    for name in (*OF_BEHAVIOR, *(OF_CRITIC if with_critic else ())):
+    for name in SHARED_NETWORKS if with_critic else OF_BEHAVIOR:
         training.networks[name].load_state_dict(donor.networks[name].state_dict())
         if name in training.optimizers:
             training.optimizers[name].load_state_dict(donor.optimizers[name].state_dict())
