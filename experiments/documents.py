@@ -113,9 +113,11 @@ def evaluations_from_json(entries: list[Document]) -> Evaluations:
             if type(number) not in (int, float):
                 raise TypeError(f"{number!r} is no number")
             float(number)
-        successes = values["successes"]
-        if successes is not None and [type(s) for s in successes] != [bool] * len(entry["returns"]):
-            raise TypeError(f"successes {brief(successes)}, expected a flag for each return")
+        flags, n = values["successes"], len(entry["returns"])
+        if flags is not None and (
+            not isinstance(flags, list) or [type(flag) for flag in flags] != [bool] * n
+        ):
+            raise TypeError(f"successes {brief(flags)}, expected a flag for each of {n} returns")
         evaluations.append((entry["guidance_scale"], Evaluation(**values)))
     return evaluations
 
