@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +192,6 @@ def main() -> None:
         try:
             parts.write(answer["index"])
         except OSError as error:
-            traceback.print_exc()
             answer.update(error=str(error), errno=error.errno)
         answers.write(f"{json.dumps(answer)}\n")
         answers.flush()
