@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -77,7 +77,7 @@ class Parts:
         return True
 
 
-def played(parts: Parts, indices: Sequence[int], processes: int) -> Iterator[int]:
+def played(parts: Parts, indices: Sequence[int], processes: int) -> Generator[int, None, None]:
     """Play these trajectories in so many processes; each index as its file is written.
 
     Raises WorkerError where a process ended early, and OSError where a file could not be written.
@@ -115,7 +115,8 @@ class _Worker:
         """A new process, which has ended when the block has."""
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "qgpo.envs.store.workers"],
+                # -P: no module is imported from the folder in which the user happens to be
+                [sys.executable, "-P", "-W", "ignore", "-m", "qgpo.envs.store.workers"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

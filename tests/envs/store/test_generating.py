@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import minari
@@ -59,6 +60,18 @@ def interrupted_after(count: int, error: type[BaseException] = KeyboardInterrupt
     return play
 
 
+def noted(monkeypatch) -> list[int]:
+    """The trajectories that will be played."""
+    asked: list[int] = []
+
+    def play(parts, indices, processes):
+        asked.extend(indices)
+        return in_this_process(parts, indices, processes)
+
+    monkeypatch.setattr(generating, "played", play)
+    return asked
+
+
 def make(name: Name = MAZE, processes: int = 1):
     return generate(name, processes, LENGTH, progress_bar=False)
 
@@ -71,10 +84,13 @@ def parts_left() -> list[str]:
     return sorted(path.name for path in folder_of(UNFINISHED).rglob("*") if path.is_file())
 
 
-def test_any_number_of_processes_makes_the_same_file(tmp_path, monkeypatch, quick):
-    make()
+def test_any_number_of_processes_makes_the_same_file(tmp_path, monkeypatch):
+    """Also where a module in the user's folder has the name of another one."""
+    with monkeypatch.context() as patched:
+        patched.setattr(generating, "played", in_this_process)
+        make()
     here = contents()
-    monkeypatch.undo()
+    Path("safetensors.py").write_text("raise ValueError('imported')", encoding="utf-8")
     for processes in (1, 2):
         monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / str(processes)))
         make(processes=processes)
@@ -139,13 +155,7 @@ def test_an_interrupted_generation_goes_on(count, tmp_path, monkeypatch):
     remove_abandoned(folder_of(""), SCRATCH)
     assert parts_left() == [f"00000{index}.safetensors" for index in range(count)]
 
-    asked = []
-
-    def play(parts, indices, processes):
-        asked.extend(indices)
-        return in_this_process(parts, indices, processes)
-
-    monkeypatch.setattr(generating, "played", play)
+    asked = noted(monkeypatch)
     make()
     assert asked == list(range(count, 5))
     assert not folder_of(UNFINISHED).exists()
@@ -164,11 +174,9 @@ def test_what_stopped_while_the_dataset_was_written_is_not_played_again(monkeypa
         with pytest.raises(KeyboardInterrupt):
             make()
     assert (len(parts_left()), local_ids()) == (5, [])
-    monkeypatch.setattr(generating, "played", interrupted_after(0, AssertionError))
-    with pytest.raises(AssertionError):
-        make(name_to_generate(POINT, steps=60))
-    monkeypatch.setattr(generating, "played", lambda parts, indices, processes: iter(indices))
+    asked = noted(monkeypatch)
     assert make().total_steps == 100
+    assert asked == []
 
 
 @pytest.mark.parametrize(
@@ -185,16 +193,10 @@ def test_parts_of_another_dataset_are_not_mixed_in(other, monkeypatch):
         make()
     if other.pop("versions", False):
         monkeypatch.setattr("importlib.metadata.version", lambda package: "9.9.9")
-    asked = []
-
-    def play(parts, indices, processes):
-        asked.extend(indices)
-        return in_this_process(parts, indices, processes)
-
-    monkeypatch.setattr(generating, "played", play)
+    asked = noted(monkeypatch)
     name = name_to_generate(POINT, **{"steps": 100, **other})
     make(name)
-    assert asked == list(range(len(asked))) != []
+    assert asked == list(range(Generation.of(name, LENGTH).count))
     left = 0 if name == MAZE else 5  # those of the unfinished dataset stay
     assert len(parts_left()) == left
 
@@ -273,7 +275,7 @@ def test_after_a_kill_no_process_plays_on_and_the_next_call_finishes(tmp_path):
 
 
 def test_a_script_needs_no_guard_and_nothing_is_printed(tmp_path):
-    """No window system, no warnings, no log of MuJoCo's; a module in the folder is no danger."""
+    """No window system, no warnings, no log of MuJoCo's."""
     script = tmp_path / "mine.py"
     script.write_text(
         "from qgpo.envs.store.generating import generate, name_to_generate\n"
@@ -382,6 +384,11 @@ def test_numbers_out_of_range_are_refused():
             name_to_generate(POINT, *arguments)
     with pytest.raises(ValueError, match="processes=0, expected at least 1"):
         generate(MAZE, 0)
+    with pytest.raises(ValueError, match="length=0, expected at least 1"):
+        generate(MAZE, length=0)
+    for other in (Name("ogbench", "scene", "play"), replace(MAZE, task=2)):
+        with pytest.raises(ValueError, match="expected trajectories under ogbench-generated/"):
+            generate(other)
 
 
 def test_every_procedure_has_a_name():
