@@ -324,6 +324,13 @@ def test_a_set_that_the_host_does_not_have(host):
     assert nothing_is_here()
 
 
+def test_generated_trajectories_that_are_here_are_named(host):
+    host.status = 404
+    write_generated(maze_rows(*ROWS))
+    with pytest.raises(RemoteError, match=f"by the procedure that made it, here is {MADE}$"):
+        load()
+
+
 @pytest.mark.parametrize("status", [None, 503])
 def test_a_host_that_does_not_answer(host, status, monkeypatch):
     host.status = status
