@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from qgpo.envs.store.local import folder_of, open_local
 from qgpo.envs.store.storing import store_episodes
 from qgpo.envs.store.writing import new_dataset
-from qgpo.envs.tasks.ogbench import Name
+from qgpo.envs.tasks.ogbench import Name, register
 
 INFOS = ("qpos", "qvel", "button_states")
 
@@ -52,9 +52,10 @@ def write_trajectories(
     """Store trajectories with S and A numbers per observation and action, whole or not at all.
 
     `about` is the metadata's entry `ogbench`, `made_by` are the algorithm and the author. Raises
-    ValueError where the id is taken, and OSError where the disk does not take the dataset
-    (DiskFullError where it has too little space).
+    ValueError where the id is taken, ImportError without OGBench, and OSError where the disk does
+    not take the dataset (DiskFullError where it has too little space).
     """
+    register()
     bounds = ((np.inf, dims[0]), (1.0, dims[1]))
     observation_space, action_space = (
         spaces.Box(-bound, bound, (size,), np.float32) for bound, size in bounds
