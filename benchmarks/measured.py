@@ -17,7 +17,7 @@ from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.experiments import documents
 from qgpo.experiments.packing import Document, read_documents
 from qgpo.experiments.results import Run, read_run
-from qgpo.experiments.statistics import hierarchical_bootstrap, loss_of_choice
+from qgpo.experiments.statistics import interval_of, loss_of_choice
 
 Scale = float | str | None
 """guidance scale, None for agents without one, or "tuned": the one that tuning chose"""
@@ -76,7 +76,7 @@ class Agent:
     """A training, or an ensemble of trainings."""
 
     returns: dict[float | None, NDArray[np.float64]]
-    """every episode's return, by guidance scale"""
+    """every episode's return, by guidance scale; 100 or 0 where success is the score"""
     cpu_seconds: float
     """of training; of an ensemble, that of all members"""
     reference: ReferenceScores | None
@@ -85,26 +85,44 @@ class Agent:
     """seeds of an ensemble's members, and its machine if that is not the one of most ensembles"""
     tuned: float | None = None
     """guidance scale that tuning chose"""
+    by_success: bool = False
+    """whether success is the score"""
 
     @classmethod
     def from_run(cls, run: Run) -> Agent:
         """A training. Raises ValueError where its CPU-seconds were not measured."""
         if run.cpu_seconds is None:
             raise ValueError(f"the CPU-seconds of {run.key} were not measured")
-        return cls(run.returns, run.cpu_seconds, run.reference, run.machine["processor"])
+        processor = run.machine["processor"]
+        return cls(
+            run.outcomes, run.cpu_seconds, run.reference, processor, by_success=run.by_success
+        )
 
     @classmethod
     def from_ensemble(cls, document: Document) -> Agent:
         """An ensemble of together.py."""
         evaluations = document["evaluations"]
         reference = evaluations[0]["reference"]
+        by_success = evaluations[0].get("successes") is not None
         return cls(
-            {e["guidance_scale"]: np.array(e["returns"]) for e in evaluations},
+            {
+                e["guidance_scale"]: np.array(e["successes"]) * 100.0
+                if by_success
+                else np.array(e["returns"])
+                for e in evaluations
+            },
             document["cpu_seconds"],
             ReferenceScores(**reference) if reference else None,
             name=", ".join(map(str, [*document["seeds"], document["where"]])).removesuffix(", "),
             tuned=document.get("tuning", {}).get("best"),
+            by_success=by_success,
         )
+
+    def score(self, mean: float) -> float | None:
+        """Score of a mean of `returns`; None for returns without reference."""
+        if self.by_success:
+            return mean
+        return None if self.reference is None else float(self.reference.normalize(mean))
 
     def at(self, scale: Scale) -> NDArray[np.float64] | None:
         """Returns at a guidance scale, None where it was not played."""
@@ -114,37 +132,41 @@ class Agent:
         """Normalised points that a scale loses to the best one: an upper and a lower estimate.
 
         The upper one compares means, of which the best is too good by chance; the lower one is
-        `loss_of_choice`. Raises ValueError without reference returns.
+        `loss_of_choice`. Points of success are percentages. Raises ValueError for returns without
+        reference.
         """
-        if self.reference is None:
+        if self.reference is None and not self.by_success:
             raise ValueError("losses are in normalised points, and there are no reference returns")
         index = list(self.returns).index(self.tuned if scale == "tuned" else scale)  # type: ignore[arg-type]
         returns = np.stack(list(self.returns.values()))
         means = returns.mean(axis=1)
-        return_per_point = (self.reference.maximum - self.reference.minimum) / 100.0
+        return_per_point = 1.0
+        if self.reference is not None:
+            return_per_point = (self.reference.maximum - self.reference.minimum) / 100.0
         losses = means.max() - means[index], loss_of_choice(returns, index)
         return float(losses[0] / return_per_point), float(losses[1] / return_per_point)
 
 
 class Group:
-    """The returns of several agents."""
+    """The returns, or successes, of several agents."""
 
     def __init__(self, agents: list[Agent], scale: Scale) -> None:
         played = [agent.at(scale) for agent in agents]
         self.returns = [returns for returns in played if returns is not None]
+        self.by_success = any(agent.by_success for agent in agents)
 
     def __len__(self) -> int:
         return len(self.returns)
 
     @cached_property
     def mean(self) -> float:
-        """Mean return."""
+        """Mean return, or percentage of successes."""
         return float(np.mean(self.returns))
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of the mean, over agents and episodes."""
-        return hierarchical_bootstrap(self.returns)
+        """95 % interval of the mean, over agents and episodes."""
+        return interval_of(self.returns, self.by_success)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 git clone https://github.com/seohongpark/ogbench
 python benchmarks/ogbench_generator.py --reference ogbench
 
-The scripts in the checkout are run as they are, for one trajectory of each set. They seed nothing:
-here NumPy's global generator, the first reset and the action space are seeded before they begin,
-as `trajectory` does. Exit code 1 where an array differs.
+The scripts in the checkout are run as they are, by their authors' commands, for one trajectory of
+each set. They seed nothing: here NumPy's global generator, the first reset and the action space are
+seeded before they begin, as `trajectory` does. Exit code 1 where an array differs.
 """
 
 from __future__ import annotations
@@ -36,14 +36,6 @@ from qgpo.envs.rollouts.ogbench_experts import (
 )
 from qgpo.envs.tasks import ogbench
 
-SETS = (
-    "cube-single-play",
-    "cube-single-noisy",
-    "scene-play",
-    "puzzle-3x3-play",
-    "pointmaze-medium-navigate",
-    "pointmaze-medium-stitch",
-)
 FLAGS = tuple(flags.FLAGS)
 """of the library of flags itself"""
 PACKAGES = ("ogbench", "mujoco", "dm_control", "gymnasium", "numpy", "scipy")
@@ -55,7 +47,7 @@ class Args:
 
     reference: Path
     """a checkout of OGBench's repository"""
-    sets: tuple[str, ...] = SETS
+    sets: tuple[str, ...] = tuple(PROCEDURES)
     """which sets"""
     seed: int = 0
     """of the generation"""
@@ -77,8 +69,8 @@ def scripts_module(folder: Path, name: str) -> Any:
     for flag in set(flags.FLAGS) - set(FLAGS):  # those of the script before this one
         delattr(flags.FLAGS, flag)
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    if spec is None or spec.loader is None or not (folder / f"{name}.py").is_file():
-        raise SystemExit(f"error: {folder} has no {name}.py, expected a checkout of OGBench")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -102,27 +94,30 @@ def seeded_gymnasium(seed: int, index: int) -> Any:
     return types.SimpleNamespace(make=make)
 
 
+def authors_command(folder: Path, name: str) -> tuple[str, dict[str, str]]:
+    """The script and the flags by which a set was made, from the authors' list of commands."""
+    lines = (folder / "commands.sh").read_text(encoding="utf-8").splitlines()
+    for words in map(str.split, lines):
+        if f"--save_path=data/{name}-v0.npz" in words:
+            flags_given = (word.removeprefix("--").partition("=") for word in words[2:])
+            return Path(words[1]).stem, {flag: value for flag, _, value in flags_given}
+    raise SystemExit(f"error: {folder / 'commands.sh'} has no command for {name}-v0")
+
+
 def reference_trajectory(args: Args, procedure: Procedure) -> Trajectory:
     """The reference's trajectory."""
-    is_maze = procedure.environment.startswith("pointmaze-")
-    name = "generate_locomaze" if is_maze else "generate_manipspace"
-    module = scripts_module(args.reference / "data_gen_scripts", name)
+    folder = args.reference / "data_gen_scripts"
+    if not (folder / "commands.sh").is_file():
+        raise SystemExit(f"error: no {folder / 'commands.sh'}, expected a checkout of OGBench")
+    script, given = authors_command(folder, procedure.name)
+    module = scripts_module(folder, script)
     module.gymnasium = seeded_gymnasium(args.seed, args.index)
-    with tempfile.TemporaryDirectory() as folder:
-        given = {
-            "env_name": f"{procedure.environment}-v0",
-            "dataset_type": procedure.kind,
-            "save_path": f"{folder}/one.npz",
-            "noise": procedure.noise,
-            "num_episodes": 1,
-            "max_episode_steps": procedure.length + 1,
-        }
-        if not is_maze:
-            given["p_random_action"] = procedure.random_actions
-        flags.FLAGS([name, *(f"--{flag}={value}" for flag, value in given.items())])
+    with tempfile.TemporaryDirectory() as scratch:
+        given.update(save_path=f"{scratch}/one.npz", num_episodes="1")
+        flags.FLAGS([script, *(f"--{flag}={value}" for flag, value in given.items())])
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             module.main([])
-        with np.load(f"{folder}/one.npz") as found:
+        with np.load(given["save_path"]) as found:
             return dict(found)
 
 

@@ -165,9 +165,10 @@ def summary(rows: list[Document]) -> str:
 
 def line(kind: str, agents: list[Agent], scale: Scale) -> str:
     """Mean, its interval over ensembles and episodes, normalised mean; mean of each ensemble."""
-    group, reference = Group(agents, scale), agents[0].reference
+    group = Group(agents, scale)
     low, high = group.interval
-    score = "     -" if reference is None else f"{reference.normalize(group.mean):6.1f}"
+    found = agents[0].score(group.mean)
+    score = "     -" if found is None else f"{found:6.1f}"
     means = ", ".join(f"{returns.mean():.0f}" for returns in group.returns)
     return f"  {kind:10s}{group.mean:8.0f} [{low:.0f}, {high:.0f}]  {score}  ({means})"
 

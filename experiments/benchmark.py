@@ -95,7 +95,10 @@ class Benchmark:
             return Standing(cell, None, timesteps, None, "unknown")
         if timesteps or cell.donor_label is not None:
             agent = agent_class(cell.agent)(cell.config, device="cpu")
-            adopted = agent.shared_timesteps if isinstance(agent, GuidedPolicy) else 0
+            adopted = 0
+            if isinstance(agent, GuidedPolicy):
+                critic_too = cell.donor_dataset is None
+                adopted = agent.shared_timesteps if critic_too else agent.behavior_timesteps
             seconds *= 1.0 - (timesteps or adopted) / agent.total_timesteps
         return Standing(cell, None, timesteps, seconds, source)
 

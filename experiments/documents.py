@@ -20,7 +20,7 @@ benchmark's <results>/<cell>.json: the same without args, and
     training            timesteps, wall_seconds, cpu_seconds, stage_seconds, adopted_from
     evaluation_seconds
     evaluations         guidance_scale, env_id, returns, lengths, seeds, cut, mean, interval, score,
-                        score_interval, reference
+                        score_interval, reference, successes
     guidance_tuning     scales, returns, left_data, best; only where the scale was tuned
 
 Documents of version 1 are read as if they were of version 2.
@@ -38,6 +38,7 @@ import torch
 
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.checkpoint import config_from_json
+from qgpo.agents.core.parsing import brief
 from qgpo.agents.core.provenance import processor, versions
 from qgpo.agents.core.upgrade import upgrade_config
 from qgpo.agents.registry import agent_class
@@ -112,6 +113,11 @@ def evaluations_from_json(entries: list[Document]) -> Evaluations:
             if type(number) not in (int, float):
                 raise TypeError(f"{number!r} is no number")
             float(number)
+        flags, n = values["successes"], len(entry["returns"])
+        if flags is not None and (
+            not isinstance(flags, list) or [type(flag) for flag in flags] != [bool] * n
+        ):
+            raise TypeError(f"successes {brief(flags)}, expected a flag for each of {n} returns")
         evaluations.append((entry["guidance_scale"], Evaluation(**values)))
     return evaluations
 

@@ -70,10 +70,12 @@ class Clock(EveryStep):
         return {**self.saved, **whole, "stage_seconds": stages}
 
     def adopt(self, donor: Path) -> None:
-        """Begin with what the stages before the last cost the agent in that folder or file."""
+        """Begin with what the adopted stages cost the agent in that folder or file."""
         folder = RunFolder(donor)
         self.saved = {**Clock(folder, self.agent, self.every).saved, "adopted_from": str(donor)}
-        self.saved["stage_seconds"].pop(self.agent.stages[-1], None)
+        for stage, steps in self.agent.progress.items():
+            if steps == 0:
+                self.saved["stage_seconds"].pop(stage, None)
         if folder.config.exists():
             self.saved["adopted_from"] = documents.read(folder.config)["label"]
 
@@ -215,9 +217,10 @@ class Run:
             self.evaluations = documents.evaluations_from_json(document["evaluations"])
             self.show("it is finished, and this is its evaluation:")
         if tracked is not None:
-            tracked.summary.update(
-                {f"return/{scale_label(w)}": e.mean for w, e in self.evaluations}
-            )
+            for w, e in self.evaluations:
+                tracked.summary[f"return/{scale_label(w)}"] = e.mean
+                if e.success is not None:
+                    tracked.summary[f"success/{scale_label(w)}"] = e.success
             tracked.finish()
         return document
 
@@ -431,13 +434,15 @@ class Run:
         return documents.read(path)
 
     def show(self, note: str = "") -> None:
-        """Print the scores, below those of the data."""
+        """Print the scores, below those of the data, which have none where success counts."""
         dataset = self.dataset
         if note:
             print(note)
         if self.evaluations:
-            data = summarize(
-                dataset.id, dataset.episode_returns.tolist(), [], [], 0, dataset.reference
-            )
-            played = [(scale_label(scale), evaluation) for scale, evaluation in self.evaluations]
-            print(score_table([("data", data), *played]), flush=True)
+            rows = [(scale_label(scale), evaluation) for scale, evaluation in self.evaluations]
+            if all(evaluation.successes is None for _, evaluation in rows):
+                returns = dataset.episode_returns.tolist()
+                rows.insert(
+                    0, ("data", summarize(dataset.id, returns, [], [], 0, dataset.reference))
+                )
+            print(score_table(rows), flush=True)

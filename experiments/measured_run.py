@@ -48,24 +48,43 @@ class Run:
     versions: dict[str, str]
     machine: dict[str, str]
     """processor, cores, torch device and threads"""
+    successes: dict[float | None, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
+    """whether every episode succeeded, by guidance scale; empty where returns are scored"""
 
     @property
     def key(self) -> Key:
         """Which run it is."""
         return self.dataset, self.label, self.seed
 
+    @property
+    def by_success(self) -> bool:
+        """Whether episodes are scored by success, in percent, and not by their returns."""
+        return bool(self.successes)
+
+    @property
+    def outcomes(self) -> dict[float | None, NDArray[np.float64]]:
+        """What of every episode is scored, by guidance scale: 100 or 0 for success, or the return.
+
+        Their mean is in percent, or a return.
+        """
+        if self.by_success:
+            return {scale: np.where(won, 100.0, 0.0) for scale, won in self.successes.items()}
+        return self.returns
+
     def mean(self, scale: float | None) -> float:
-        """Mean return at that guidance scale."""
-        return float(self.returns[scale].mean())
+        """Percentage of successes, or mean return, at that guidance scale."""
+        return float(self.outcomes[scale].mean())
 
     @property
     def headline(self) -> float:
-        """Mean return at the headline scale."""
+        """The same at the headline scale."""
         return self.mean(self.headline_scale)
 
     @property
     def score(self) -> float | None:
-        """Normalised score of the headline, None without reference returns."""
+        """That percentage, or the normalised headline; None without reference returns."""
+        if self.by_success:
+            return self.headline
         return None if self.reference is None else float(self.reference.normalize(self.headline))
 
 
@@ -83,6 +102,7 @@ def read_run(document: Document, source: str) -> Run:
             seed=_count(document.get("measured", document)["seed"]),
             headline_scale=_scale(document["headline_scale"]),
             returns=_by_scale(document["evaluations"]),
+            successes=_successes(document["evaluations"]),
             reference=ReferenceScores(**data["reference"]) if data["reference"] else None,
             data_returns=_returns(data["returns"]),
             fingerprint=_name(data["fingerprint"]),
@@ -150,6 +170,23 @@ def _by_scale(evaluations: list[Document]) -> dict[float | None, NDArray[np.floa
         if not len(returns[scale]):
             raise ValueError("an evaluation has no episodes")
     return returns
+
+
+def _successes(evaluations: list[Document]) -> dict[float | None, NDArray[np.bool_]]:
+    """Every episode's success by guidance scale, empty where returns are scored.
+
+    Raises ValueError where only some of the episodes have one.
+    """
+    said = [evaluation.get("successes") for evaluation in evaluations]
+    if all(successes is None for successes in said):
+        return {}
+    successes = {}
+    for evaluation, flags in zip(evaluations, said, strict=True):
+        n = len(evaluation["returns"])
+        if not isinstance(flags, list) or [type(flag) for flag in flags] != [bool] * n:
+            raise ValueError(f"successes {brief(flags)}, expected a flag for each of {n} returns")
+        successes[_scale(evaluation["guidance_scale"])] = np.array(flags, dtype=np.bool_)
+    return successes
 
 
 def _returns(values: Any) -> NDArray[np.float64]:

@@ -3,7 +3,8 @@
 A cell that has just been measured is a single file, `<cell>.json`. `pack` moves these files,
 without loss, into
 
-episodes.csv.xz   one row per evaluation episode: cell, guidance scale, seed, return, length
+episodes.csv.xz   one row per evaluation episode: cell, guidance scale, seed, return, length, and
+                  success where that is the score of any episode in the table
 provenance.json   one line per cell with everything else. What cells share (configurations, datasets
                   with their episode returns, versions, machines) is stored once, on a separate
                   line, and `{"shared": name}` refers to it.
@@ -32,10 +33,14 @@ from qgpo.files import replacing
 
 Document = dict[str, Any]
 EPISODES, PROVENANCE = "episodes.csv.xz", "provenance.json"
-FORMAT_VERSION = 1
-"""of the tables; each document has another one"""
+FORMAT_VERSION = 2
+"""of the tables, with successes; without them it is 1. Each document has another one"""
+PLACE = ["cell", "guidance_scale"]
 LISTS = {"seeds": "seed", "returns": "return", "lengths": "length"}
 """lists of an evaluation, and the columns of the table of episodes that hold them"""
+SUCCESSES, SUCCESS = "successes", "success"
+"""the list that only some evaluations have, and its column; in other evaluations' rows it is
+empty"""
 SHARED = ("config", "dataset", "machine", "reference", "versions")
 """keys whose objects are stored once"""
 MOST_IN_TABLES = 2**30
@@ -181,17 +186,26 @@ def _to_tables(documents: dict[str, Document]) -> tuple[str, str]:
     """The text of the table of episodes, and that of the table of provenance."""
     episodes = io.StringIO()
     writer = csv.writer(episodes, lineterminator="\n")
-    writer.writerow(["cell", "guidance_scale", *LISTS.values()])
+    by_success = any(
+        isinstance(evaluation.get(SUCCESSES), list)
+        for document in documents.values()
+        for evaluation in document["evaluations"]
+    )
+    writer.writerow([*PLACE, *LISTS.values(), *([SUCCESS] if by_success else [])])
     shared: dict[str, Any] = {}
     cells = {}
     for name, document in documents.items():
         cells[name] = json.loads(json.dumps(document), object_hook=partial(_share, shared))
         for evaluation in cells[name]["evaluations"]:
             scale = json.dumps(evaluation["guidance_scale"])
-            for row in zip(*(evaluation.pop(key) for key in LISTS), strict=True):
-                writer.writerow([name, scale, *map(json.dumps, row)])
+            columns = [[*map(json.dumps, evaluation.pop(key))] for key in LISTS]
+            if isinstance(evaluation.get(SUCCESSES), list):
+                columns.append([*map(json.dumps, evaluation.pop(SUCCESSES))])
+            elif by_success:
+                columns.append([""] * len(columns[0]))
+            writer.writerows([name, scale, *row] for row in zip(*columns, strict=True))
     return episodes.getvalue(), (
-        f'{{"format_version":{FORMAT_VERSION},\n'
+        f'{{"format_version":{FORMAT_VERSION if by_success else 1},\n'
         f'"shared":{_line_each(shared)},\n"cells":{_line_each(cells)}}}\n'
     )
 
@@ -205,11 +219,18 @@ def _from_tables(episodes: str, tables: Document) -> dict[str, Document]:
     if tables["format_version"] > FORMAT_VERSION:
         raise ValueError(f"format {tables['format_version']} is newer than {FORMAT_VERSION}")
     lists: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
-    for key, rows in groupby(csv.reader(io.StringIO(episodes)), itemgetter(0, 1)):
+    reader = csv.reader(io.StringIO(episodes))
+    header = next(reader, [])
+    names = [*LISTS, SUCCESSES] if SUCCESS in header else [*LISTS]
+    if header not in ([*PLACE, *LISTS.values()], [*PLACE, *LISTS.values(), SUCCESS]):
+        raise ValueError(f"{EPISODES} has the columns {brief(header)}")
+    for key, rows in groupby(reader, itemgetter(0, 1)):
         if key in lists:
             raise ValueError(f"rows of cell {key[0]!r} at scale {key[1]} are in two places")
         _, _, *columns = zip(*rows, strict=True)
-        lists[key] = dict(zip(LISTS, columns, strict=True))
+        lists[key] = dict(zip(names, columns, strict=True))
+        if not any(lists[key].get(SUCCESSES, ())):
+            lists[key].pop(SUCCESSES, None)
     shared = _Shared(tables["shared"])
     documents = {}
     for name, cell in tables["cells"].items():

@@ -23,6 +23,10 @@ configuration is the preset, then what the dataset's family changes of it, then 
 overrides: what `train.py` trains with these flags. `adopt` is the label of an agent further up: its
 cell of the same dataset and seed gives the stages before the last one, once it is finished. The
 result is that of a training from scratch, in less time.
+
+Tasks of OGBench whose trajectories are the same share whitening and behavior: with `adopt_dataset`,
+one of the datasets, its cell of the agent `adopt`, which may be the agent itself, gives these
+stages to the cells of the others.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from typing import Annotated, Any
 
 from qgpo.agents.core.parsing import brief
 from qgpo.agents.guided.adoption import different_field
+from qgpo.envs.tasks.ogbench import parse
 from qgpo.envs.text_files import read_toml
 from qgpo.experiments.settings import (
     AT_LEAST_0,
@@ -60,6 +65,8 @@ class Cell(Experiment[Any]):
 
     donor_label: str | None = None
     """label of the agent whose cell gives the stages before the last"""
+    donor_dataset: str | None = None
+    """dataset of that cell, where it is another task; then it gives the stages before the critic"""
     gpus: Annotated[float, AT_LEAST_0] = 0.0
     """share of a GPU that the cell asks of a Ray cluster"""
     n_episodes: Annotated[int, AT_LEAST_1] = 50
@@ -81,21 +88,23 @@ class Cell(Experiment[Any]):
     @property
     def name(self) -> str:
         """Name of its run folder and of its result's file."""
-        return self._name_of(self.label)
+        return self._name_of(self.dataset_id, self.label)
 
     @property
     def donor(self) -> str | None:
-        """Name of the cell that gives the stages before the last."""
-        return None if self.donor_label is None else self._name_of(self.donor_label)
+        """Name of the cell that gives the stages before the last, or before the critic."""
+        if self.donor_label is None:
+            return None
+        return self._name_of(self.donor_dataset or self.dataset_id, self.donor_label)
 
-    def _name_of(self, label: str) -> str:
-        return re.sub(r"[^\w.+=-]+", "-", f"{self.dataset_id}-{label}-s{self.seed}")
+    def _name_of(self, dataset_id: str, label: str) -> str:
+        return re.sub(r"[^\w.+=-]+", "-", f"{dataset_id}-{label}-s{self.seed}")
 
 
-NO_KEYS = {"dataset_id", "seed", "donor_label", "config", "progress_bar"}
+NO_KEYS = {"dataset_id", "seed", "donor_label", "donor_dataset", "config", "progress_bar"}
 KEYS = {field.name for field in dataclasses.fields(Cell)} - NO_KEYS
 """of an agent's table that are fields of its cells; `adopt` is the label there"""
-OTHER_KEYS = {"datasets", "seeds", "overrides"}
+OTHER_KEYS = {"datasets", "seeds", "overrides", "adopt_dataset"}
 LARGEST_PLAN = 2**20
 """bytes"""
 MOST_CELLS = 10_000
@@ -119,7 +128,8 @@ def read_plan(path: Path) -> list[Cell]:
         _check_names(cells)
         for i, cell in enumerate(cells):
             if cell.donor_label is not None:
-                _check_donor(cell, cells[:i])
+                itself = cell.donor_dataset is not None and cell.donor_label == cell.label
+                _check_donor(cell, cells if itself else cells[:i])
     except RecursionError as error:
         raise PlanError(f"plan {str(path)!r} is nested too deeply") from error
     except PlanError as error:
@@ -190,13 +200,17 @@ def _list(values: Any, name: str, kind: type, words: str) -> list[Any]:
 
 def _cell(table: dict[str, Any], dataset: str, seed: int) -> Cell:
     """One cell, its configuration built and its scales settled. Raises ValueError."""
-    settings = {"overrides": {}, "guidance_scales": [], "adopt": None, **table}
+    settings = {
+        "overrides": {},
+        "guidance_scales": [],
+        "adopt": None,
+        "adopt_dataset": None,
+        **table,
+    }
     overrides, scales = settings.pop("overrides"), settings.pop("guidance_scales")
     scales = tuple(scales) if isinstance(scales, list) else (scales,)
-    donor = settings.pop("adopt")
-    cell = Cell(
-        **settings, dataset_id=dataset, seed=seed, guidance_scales=scales, donor_label=donor
-    )
+    donor = _donor(settings.pop("adopt"), settings.pop("adopt_dataset"), table["label"], dataset)
+    cell = Cell(**settings, **donor, dataset_id=dataset, seed=seed, guidance_scales=scales)
     check_types(cell)
     cell.check_origin("a plan", f"train and evaluate there with --env-id {cell.env_id}")
     row = choose_config(cell.agent, cell.preset, dataset, cell.longer)
@@ -218,16 +232,44 @@ def _cell(table: dict[str, Any], dataset: str, seed: int) -> Cell:
     return dataclasses.replace(cell, guidance_scales=tuple(map(float, scales or (headline,))))
 
 
-def _check_donor(cell: Cell, earlier: list[Cell]) -> None:
-    """Raise PlanError where the agent that the cell adopts from is not there, or another one."""
+def _donor(label: Any, dataset_id: Any, own_label: Any, own_dataset: str) -> dict[str, Any]:
+    """A cell's `donor_label` and `donor_dataset`; none for the cell from which others adopt.
+
+    Raises ValueError for another dataset that is not known to have the same trajectories.
+    """
+    if dataset_id in (None, own_dataset):
+        is_donor = dataset_id is not None and label == own_label
+        return {"donor_label": None if is_donor else label, "donor_dataset": None}
+    trajectories = _trajectories(dataset_id), _trajectories(own_dataset)
+    if label is None or None in trajectories or trajectories[0] != trajectories[1]:
+        raise ValueError(
+            f"adopt_dataset={brief(dataset_id)} for dataset {own_dataset!r}, expected another task "
+            "of OGBench with the same trajectories, and adopt, the label of an agent"
+        )
+    return {"donor_label": label, "donor_dataset": dataset_id}
+
+
+def _trajectories(dataset_id: Any) -> str | None:
+    """The trajectories that a task of OGBench labels; None for other data."""
+    name = parse(dataset_id) if isinstance(dataset_id, str) else None
+    return None if name is None else name.trajectories.id
+
+
+def _check_donor(cell: Cell, others: list[Cell]) -> None:
+    """Raise PlanError where the agent that the cell adopts from is not there, or another one.
+
+    `others` are the cells further up, or all of them where it adopts from its own agent.
+    """
     of = f"agent {cell.label!r}: adopt={cell.donor_label!r}"
-    labels = list(dict.fromkeys(c.label for c in earlier if c.label != cell.label))
+    own = cell.donor_dataset is None
+    labels = list(dict.fromkeys(c.label for c in others if c.label != cell.label or not own))
     if cell.donor_label not in labels:
         raise PlanError(f"{of}, expected the label of an agent further up, one of {labels}")
-    donor = next((c for c in earlier if c.name == cell.donor), None)
+    donor = next((c for c in others if c.name == cell.donor), None)
     if donor is None:
+        dataset_id = cell.donor_dataset or cell.dataset_id
         raise PlanError(
-            f"{of} has no cell of dataset {cell.dataset_id!r} and seed {cell.seed}: give both "
+            f"{of} has no cell of dataset {dataset_id!r} and seed {cell.seed}: give both "
             "agents the same datasets and seeds"
         )
     for one in (cell, donor):

@@ -110,22 +110,29 @@ def spread(values: Sequence[float] | NDArray[np.float64], digits: int | None = N
 
 
 def headline(results: Results) -> Iterator[Row]:
-    """Dataset, mean return of its data, and of each agent."""
+    """Dataset, mean return of its data, and of each agent; or each agent's successes."""
     for dataset in results.datasets:
         mean = results.data_mean(dataset)
         data = "missing" if np.isnan(mean) else readable(mean)
+        if results.by_success(dataset):
+            data = "success"
         yield [code(dataset), data, *(_cell(results, dataset, a) for a in results.labels)]
 
 
 def _cell(results: Results, dataset: str, label: str) -> str:
-    """Mean ± deviation (score ± deviation), and the number of seeds unless it is all."""
+    """Mean ± deviation (score ± deviation), and the number of seeds unless it is all.
+
+    For successes, percentage ± deviation.
+    """
     expected, runs = results.planned(dataset, label), results.of(dataset, label)
     if not runs:
         return "missing" if expected else "not planned"
-    text = spread([run.headline for run in runs])
     scores = results.scores(dataset, label)
-    if len(scores):
-        text += f" ({spread(scores, 1)})"
+    if results.by_success(dataset):
+        text = f"{spread(scores, 1)} %"
+    else:
+        text = spread([run.headline for run in runs])
+        text += f" ({spread(scores, 1)})" if len(scores) else ""
     return text if len(runs) == len(expected) else f"{text}, {len(runs)} of {len(expected)} seeds"
 
 
@@ -145,14 +152,15 @@ def _missing(results: Results) -> list[str]:
 
 
 def intervals(results: Results) -> Iterator[Row]:
-    """Dataset, agent, mean return with its interval, number of seeds."""
+    """Dataset, agent, mean return or percentage of successes with its interval, seeds."""
     for dataset, label in product(results.datasets, results.labels):
-        seeds = [run.returns[run.headline_scale] for run in results.of(dataset, label)]
-        if seeds:
-            low, high = statistics.hierarchical_bootstrap(seeds)
-            mean = float(np.mean([returns.mean() for returns in seeds]))
+        if runs := results.of(dataset, label):
+            low, high = results.interval(dataset, label)
+            mean = float(np.mean([run.headline for run in runs]))
             interval = f"{readable(mean)} [{readable(low)}, {readable(high)}]"
-            yield [code(dataset), literal(label), interval, f"{len(seeds)}"]
+            if results.by_success(dataset):
+                interval = f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
+            yield [code(dataset), literal(label), interval, f"{len(runs)}"]
 
 
 def references(results: Results) -> Iterator[Row]:
@@ -161,7 +169,9 @@ def references(results: Results) -> Iterator[Row]:
         columns = ["missing"] * 3
         if (run := results.data(dataset)) is not None:
             columns = ["none", "none", "its runs are in no aggregate"]
-            if (reference := run.reference) is not None:
+            if run.by_success:
+                columns = ["0 %", "100 %", "the percentage of episodes that succeed"]
+            elif (reference := run.reference) is not None:
                 columns = [f"{reference.minimum:g}", f"{reference.maximum:g}"]
                 columns.append(literal(reference.source))
         yield [code(dataset), *columns]
@@ -186,13 +196,16 @@ def improvement(results: Results) -> Iterator[Row]:
 
 
 def scales(results: Results) -> Iterator[Row]:
-    """Dataset, agent, returns at the headline scale and at the best one."""
+    """Dataset, agent, returns or successes at the headline scale and at the best one."""
     for dataset, label in product(results.datasets, results.labels):
         best = results.best_scale(dataset, label)
         if best is not None:
             runs = results.of(dataset, label)
             scales = [scale for scale in (runs[0].headline_scale, best) if scale is not None]
-            shown = [f"{spread([run.mean(w) for run in runs])} (w = {w:g})" for w in scales]
+            digits, unit = (1, " %") if results.by_success(dataset) else (None, "")
+            shown = [
+                f"{spread([run.mean(w) for run in runs], digits)}{unit} (w = {w:g})" for w in scales
+            ]
             yield [code(dataset), literal(label), *shown]
 
 

@@ -50,9 +50,14 @@ def look(index: int) -> Look:
 
 
 def draw_scores(results: Results) -> Figure:
-    """Per dataset: every seed of every agent at its headline scale, the mean, and the data's."""
+    """Per dataset: every seed of every agent at its headline scale, the mean, and the data's.
+
+    Successes also have their interval.
+    """
     labels = results.labels[::-1]
     title = "Last checkpoint (dots: seeds, bar: their mean, dashed: mean of the data)"
+    if results.scored_by_success:
+        title = title.replace(")", ", line: 95 % interval of successes)")
     beside = 0.08 * min(LABEL, max(map(len, labels)))
     figure, axes = _panels(results.datasets, 0.9 + 0.42 * len(labels), title, 3.8 + beside)
     for dataset, axis in axes.items():
@@ -67,13 +72,15 @@ def draw_scores(results: Results) -> Figure:
             axis.barh(y, np.mean(means), height=0.55, color=color, alpha=0.3, lw=0)
             axis.plot([np.mean(means)] * 2, [y - 0.28, y + 0.28], color=color, lw=2.5)
             axis.scatter(means, [y] * len(means), s=16, color=color, zorder=3, lw=0)
+            if results.by_success(dataset):
+                axis.plot(results.interval(dataset, label), [y, y], color=color, lw=1.2)
         axis.axvline(results.data_mean(dataset), **DATA)
-        _label_rows(axis, labels, "mean return")
+        _label_rows(axis, labels, outcome(results, dataset))
     return figure
 
 
 def draw_aggregate(results: Results) -> Figure:
-    """Interquartile mean of normalised scores with its interval."""
+    """Interquartile mean of scores with its interval."""
     labels = results.scored_labels[::-1]
     title = "Interquartile mean over runs, 95 % stratified bootstrap interval"
     figure, axis = _single(0.45 * len(labels) + 1.5, title + _apart(results, "hollow"))
@@ -86,7 +93,7 @@ def draw_aggregate(results: Results) -> Figure:
         axis.barh(y, high - low, left=low, height=0.35, **filled)
         width = 3 if whole else 1
         axis.plot([statistics.iqm(tasks)] * 2, [y - 0.25, y + 0.25], color=color, lw=width)
-    _label_rows(axis, [_with_coverage(results, label) for label in labels], "normalised score")
+    _label_rows(axis, [_with_coverage(results, label) for label in labels], scores(results))
     return figure
 
 
@@ -114,11 +121,11 @@ def draw_improvement(results: Results) -> Figure:
 
 
 def draw_profiles(results: Results) -> Figure:
-    """Share of runs above each normalised score."""
+    """Share of runs above each score."""
     labels = results.scored_labels
-    scores = np.concatenate([task for label in labels for task in results.tasks(label)])
-    margin = 0.04 * max(float(np.ptp(scores)), 1.0)
-    thresholds = np.linspace(scores.min() - margin, scores.max() + margin, 201)
+    of_all = np.concatenate([task for label in labels for task in results.tasks(label)])
+    margin = 0.04 * max(float(np.ptp(of_all)), 1.0)
+    thresholds = np.linspace(of_all.min() - margin, of_all.max() + margin, 201)
     profile = partial(statistics.performance_profile, thresholds=thresholds)
     title = "Performance profiles (band: 95 % pointwise)" + _apart(results, "thin")
     figure, axis = _single(max(4.2, 0.22 * len(labels)), title)
@@ -132,12 +139,12 @@ def draw_profiles(results: Results) -> Figure:
             axis.fill_between(thresholds, *band, color=color, alpha=0.12, lw=0, step="pre")
     axis.set_ylim(-0.02, 1.02)
     axis.legend(fontsize=8, frameon=False, **OUTSIDE)
-    tidy(axis, "both", xlabel="normalised score τ", ylabel="share of runs above τ")
+    tidy(axis, "both", xlabel=f"{scores(results)} τ", ylabel="share of runs above τ")
     return figure
 
 
 def draw_time(results: Results) -> Figure:
-    """Normalised score against training time, one point per run; means over datasets.
+    """Score against training time, one point per run; means over datasets.
 
     CPU time where all runs have it: other work on the machine lengthens the wall clock.
     """
@@ -148,8 +155,15 @@ def draw_time(results: Results) -> Figure:
         color, marker, _ = _look(results, label)
         for dataset in results.covered(label):
             minutes = [results.minutes(run) for run in results.of(dataset, label)]
-            scores = results.scores(dataset, label)
-            axis.scatter(minutes, scores, s=22, color=color, marker=marker, alpha=0.6, lw=0)
+            axis.scatter(
+                minutes,
+                results.scores(dataset, label),
+                s=22,
+                color=color,
+                marker=marker,
+                alpha=0.6,
+                lw=0,
+            )
         face = color if results.is_complete(label) else "none"
         style: dict[str, Any] = {"marker": marker, "fc": face, "ec": color, "zorder": 3}
         axis.scatter(*results.center(label), s=150, label=_entry(results, label), **style)
@@ -159,12 +173,12 @@ def draw_time(results: Results) -> Figure:
     axis.tick_params(axis="x", which="minor", labelsize=7)
     axis.legend(fontsize=8, frameon=False, markerscale=0.5, **OUTSIDE)
     clock = "CPU time" if results.trained_on_cpu else "wall clock"
-    tidy(axis, "both", xlabel=f"minutes of training ({clock})", ylabel="normalised score")
+    tidy(axis, "both", xlabel=f"minutes of training ({clock})", ylabel=scores(results))
     return figure
 
 
 def draw_scales(results: Results) -> Figure:
-    """Return over the guidance scale, per dataset: seeds thin, their mean bold."""
+    """Return or success over the guidance scale, per dataset: seeds thin, their mean bold."""
     title = "Guidance scale (circle: headline, star: best w online, not a headline, dashed: data)"
     figure, axes = _panels(results.datasets, 3.0, title)
     for dataset, axis in axes.items():
@@ -185,9 +199,22 @@ def draw_scales(results: Results) -> Figure:
                     headline, middle[scales.index(headline)], "o", ms=9, mfc="none", mec=color
                 )
         axis.axhline(results.data_mean(dataset), **DATA)
-        tidy(axis, "both", xlabel="guidance scale w", ylabel="mean return")
+        tidy(axis, "both", xlabel="guidance scale w", ylabel=outcome(results, dataset))
     _legend_below(figure, min(len(axes), 3))
     return figure
+
+
+def outcome(results: Results, dataset: str) -> str:
+    """What the numbers of runs on a dataset are, for an axis."""
+    return "success, %" if results.by_success(dataset) else "mean return"
+
+
+def scores(results: Results) -> str:
+    """What the scores of runs are, for an axis."""
+    by_success = {results.by_success(dataset) for dataset in results.scored_datasets}
+    if by_success == {True}:
+        return "success, %"
+    return "normalised score" + (" or success, %" if True in by_success else "")
 
 
 def tidy(axis: Any, grid: str, xlabel: str = "", ylabel: str = "") -> None:

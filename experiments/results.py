@@ -18,6 +18,7 @@ from qgpo.experiments.packing import ResultError, read_what_can_be
 __all__ = ["RESAMPLES", "Improvement", "Key", "ResultError", "Results", "Run", "read_run"]
 RESAMPLES = 2_000
 """draws of a bootstrap interval"""
+SCORED = {True: "success", False: "returns"}
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class Results:
 
         Where `expected` is empty, all combinations of the datasets, labels and seeds of the runs
         are expected. Raises ResultError for other files, for a second result of a run, and for
-        results on other data than those before them under the same name; with `skip` these are
+        results on other data than those before them under the same name, or scored in another way
+        (by success or by returns); with `skip` these are
         left out, and `skipped` says why. Raises it, too, where no result is left.
         """
         runs: dict[Key, Run] = {}
         fingerprints: dict[str, str] = {}
+        by_success: dict[str, bool] = {}
         errors: list[ResultError] = []
         for folder in folders:
             documents, unreadable = read_what_can_be(folder)
@@ -79,6 +82,12 @@ class Results:
                         raise ResultError(
                             f"{folder / name} was measured on other data under the name "
                             f"{run.dataset!r} than the results before it: use separate folders"
+                        )
+                    if by_success.setdefault(run.dataset, run.by_success) != run.by_success:
+                        raise ResultError(
+                            f"{folder / name} was scored by {SCORED[run.by_success]}, the results "
+                            f"on {run.dataset!r} before it by {SCORED[not run.by_success]}: use "
+                            "separate folders"
                         )
                     runs[run.key] = run
                 except ResultError as error:
@@ -164,8 +173,13 @@ class Results:
         """Headline scores by dataset, of all that the agent covers or of some of these."""
         return [self.scores(d, label) for d in self.covered(label) if among is None or d in among]
 
+    def interval(self, dataset: str, label: str) -> tuple[float, float]:
+        """Interval of an agent's mean on a dataset at its headline scale: see `interval_of`."""
+        seeds = [run.outcomes[run.headline_scale] for run in self.of(dataset, label)]
+        return statistics.interval_of(seeds, self.by_success(dataset))
+
     def best_scale(self, dataset: str, label: str) -> float | None:
-        """The scale with the best mean over seeds: chosen by online returns, so no headline."""
+        """The scale with the best mean over seeds: chosen online, so no headline."""
         runs = self.of(dataset, label)
         scales = [s for s in (runs[0].returns if runs else {}) if s is not None]
         of_all = [s for s in scales if all(s in run.returns for run in runs)]
@@ -210,7 +224,22 @@ class Results:
         """Any run on the dataset: all hold the same facts about the data."""
         return next((run for run in self.runs.values() if run.dataset == dataset), None)
 
-    def data_mean(self, dataset: str) -> float:
-        """Mean return of the dataset's episodes, NaN where no run on it is measured."""
+    def by_success(self, dataset: str) -> bool:
+        """Whether runs on the dataset are scored by success: their numbers are percentages."""
         run = self.data(dataset)
-        return float("nan") if run is None else float(run.data_returns.mean())
+        return run is not None and run.by_success
+
+    @cached_property
+    def scored_by_success(self) -> list[str]:
+        """The datasets of which that holds."""
+        return [dataset for dataset in self.datasets if self.by_success(dataset)]
+
+    def data_mean(self, dataset: str) -> float:
+        """Mean return of the dataset's episodes, to which runs compare.
+
+        NaN where no run on it is measured, and where success counts, which the data do not have.
+        """
+        run = self.data(dataset)
+        if run is None or run.by_success:
+            return float("nan")
+        return float(run.data_returns.mean())

@@ -36,7 +36,8 @@ class Experiment(Generic[ConfigT]):
     """One training and its evaluation."""
 
     dataset_id: str = "qgpo/halfcheetah/mixed-v0"
-    """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded"""
+    """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded; or a task of
+    OGBench (ogbench/cube-single-play-singletask-task2-v0)"""
     agent: str = "QGPO"
     """the agent, by its name in the registry: QGPO, AEPO, QIPO, BC, TD3BC, ReBRAC, IQL,
     DiffusionQL, FQL, IFQL"""
@@ -52,7 +53,8 @@ class Experiment(Generic[ConfigT]):
     """seed of initialisation, batches, noise and evaluation"""
     adopt: Path | None = None
     """train the last stage only: take the others from the agent in this run folder or checkpoint
-    (QGPO, AEPO and QIPO with the same seed, data and settings of those stages)"""
+    (QGPO, AEPO and QIPO with the same seed, data and settings of those stages). Of an agent for
+    another task of the same trajectories (OGBench), take the stages before the critic"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
     threads: Annotated[int, THREADS] = 0

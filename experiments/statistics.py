@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qgpo.envs.play.intervals import success_interval
+
 Scores = NDArray[np.float64]
 Tasks = Sequence[ArrayLike]
 """the scores (R_i,) of the runs on each task"""
@@ -100,6 +102,20 @@ def hierarchical_bootstrap(
         episodes = rng.integers(len(returns), size=(int(here.sum()), len(returns)))
         means[here] = returns[episodes].mean(axis=1)
     return _percentiles(means.mean(axis=1), confidence)
+
+
+def interval_of(seeds: Tasks, by_success: bool) -> tuple[float, float]:
+    """Interval of the mean of a new training, from what each training's episodes gave.
+
+    These are returns, or 100 for each success and 0 for each failure (`by_success`). Where all
+    episodes of all trainings succeed, or none, the bootstrap claims certainty; so an interval of
+    successes is the smallest that contains both the bootstrap's and Wilson's of all episodes.
+    """
+    low, high = hierarchical_bootstrap(seeds)
+    if by_success:
+        least, most = success_interval(np.concatenate(as_tasks(seeds)) > 0.0)
+        low, high = min(low, least), max(high, most)
+    return low, high
 
 
 def probability_of_improvement(first: Tasks, second: Tasks) -> float:

@@ -16,7 +16,7 @@ import tyro
 from qgpo.commands import command
 from qgpo.envs.text import readable
 from qgpo.experiments.benchmark import Benchmark, Standing
-from qgpo.experiments.documents import Document
+from qgpo.experiments.documents import Document, evaluations_from_json
 from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.settings import AT_LEAST_1, check_types
 from qgpo.experiments.workers import Outcome
@@ -61,10 +61,12 @@ def table(standings: list[Standing], workers: int) -> str:
 def headline(result: Document) -> str:
     """What a cell's run found, in one line."""
     training, scale = result["training"], result["headline_scale"]
-    [played] = [e for e in result["evaluations"] if e["guidance_scale"] == scale]
-    normalised = "" if played["score"] is None else f", normalised {played['score']:.1f}"
-    took = f"{training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
-    return f"return {readable(played['mean'])}{normalised}; trained in {took}"
+    [played] = [e for w, e in evaluations_from_json(result["evaluations"]) if w == scale]
+    took = f"trained in {training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
+    if played.successes is not None:
+        return f"success {played.success_text}; {took}"
+    normalised = "" if played.score is None else f", normalised {played.score:.1f}"
+    return f"return {readable(played.mean)}{normalised}; {took}"
 
 
 @one_line()

@@ -96,8 +96,8 @@ class Args:
     threads: Annotated[int, THREADS] = 0
     """torch threads on the CPU; 0 leaves torch's choice. Beside other work 1 is fastest"""
     output: Path | None = None
-    """JSON of raw returns, lengths and seeds; default evaluation-<time>.json in the run folder, for
-    several evaluation-together-<time>.json in the first"""
+    """JSON of raw returns, lengths, seeds and successes; default evaluation-<time>.json in the run
+    folder, for several evaluation-together-<time>.json in the first"""
     video: Path | None = None
     """write a clip of the first episode at the last scale: a .gif or .mp4"""
     video_seconds: Annotated[float, Range(0.1, 10.0)] = 10.0
@@ -334,7 +334,7 @@ def film(args: Args, video: Path, agent: Player, env: Played, scale: float | Non
 
 @one_line(RuntimeError)
 def main(args: Args) -> None:
-    """Load, evaluate, print, and write the raw returns, lengths and seeds."""
+    """Load, evaluate, print, and write what every episode gave."""
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -67,6 +67,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """makes vectors of an environment's Dict observations"""
     dataset_id: str | None
     dataset_fingerprint: str | None
+    trajectory_fingerprint: str | None
+    """of the states and actions, which tasks may share; None in files of earlier versions"""
     env_spec: EnvSpec | None
     """the environment that the dataset's agents play in"""
     reference: ReferenceScores | None
@@ -367,6 +369,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         elif self.dataset_fingerprint is None and self.action_scale is not None:
             self.action_scale.check(dataset.actions, f"dataset {dataset.id!r}")
         self.dataset_id, self.dataset_fingerprint = dataset.id, dataset.fingerprint
+        self.trajectory_fingerprint = dataset.trajectory_fingerprint
         self.env_spec, self.reference = dataset.env_spec, dataset.reference
         batches = Batches.of(dataset, self.device, self.action_scale)
         self._on_new_data(dataset, batches)
@@ -378,7 +381,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.training.seed = self._seed
         self.training.reset()
         self.observation_space = self.action_space = self.action_scale = self.adapter = None
-        self.dataset_id = self.dataset_fingerprint = None
+        self.dataset_id = self.dataset_fingerprint = self.trajectory_fingerprint = None
         self.env_spec = self.reference = self._batches = self._policy = None
         self._built_for_env = False
         self.set_random_seed()

@@ -63,6 +63,7 @@ class Described(Protocol):
     adapter: ObservationAdapter | None
     dataset_id: str | None
     dataset_fingerprint: str | None
+    trajectory_fingerprint: str | None
     env_spec: EnvSpec | None
     reference: ReferenceScores | None
 
@@ -92,6 +93,7 @@ def describe(
         "dataset": {
             "id": agent.dataset_id,
             "fingerprint": agent.dataset_fingerprint,
+            "trajectory_fingerprint": agent.trajectory_fingerprint,
             "env_spec": spec_to_json(agent.env_spec) if agent.env_spec else None,
             "reference": dataclasses.asdict(agent.reference) if agent.reference else None,
         },
@@ -109,6 +111,7 @@ def describe(
 def set_data(agent: Described, data: dict[str, Any]) -> None:
     """Give an agent what the header's `dataset` says."""
     agent.dataset_id, agent.dataset_fingerprint = data["id"], data["fingerprint"]
+    agent.trajectory_fingerprint = data.get("trajectory_fingerprint")  # later than the others
     agent.env_spec = spec_from_json(data["env_spec"]) if data["env_spec"] else None
     reference = data["reference"]
     agent.reference = ReferenceScores(**reference) if reference else None

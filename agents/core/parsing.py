@@ -105,7 +105,8 @@ def check_header(header: dict[str, Any]) -> None:
 
 def _check_dataset(about: dict[str, Any]) -> None:
     """Raise an error unless these are the id, fingerprint, environment and scores of a dataset."""
-    for name in ("id", "fingerprint", "env_spec"):
+    about = {"trajectory_fingerprint": None, **about}
+    for name in ("id", "fingerprint", "trajectory_fingerprint", "env_spec"):
         if not isinstance(about[name], str | None):
             raise ValueError(f"dataset: {name}={brief(about[name])}, expected text or null")
     if (reference := about["reference"]) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -16,16 +17,23 @@ LIBRARIES = (
     "minari",
     "stable-baselines3",
 )
+WHERE_INSTALLED = ("ogbench",)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide what is in a file."""
+    """Versions of Python and of the libraries that decide what is in a file.
+
+    Those that are here only where they are installed are not named elsewhere.
+    """
     installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             installed[name] = "unknown"
+    for name in WHERE_INSTALLED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
     return installed
 
 

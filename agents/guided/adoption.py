@@ -1,9 +1,13 @@
-"""The first stages of one agent of the family for another: only the last stage is left to train.
+"""The first stages of one agent of the family for another: the other stages are left to train.
 
 Whitening, behavior, support and critic do not depend on what an agent does with them. Beside the
 parameters two states of the training generator are kept, at the beginning of the support stage
 and of the last one: from the first the same support is drawn again, with the second the last
 stage continues as if the agent had trained the others itself.
+
+Whitening, behavior and support depend on states and actions alone, not on rewards. Where both
+agents learn from the same trajectories with the rewards of other tasks, these are adopted, and the
+critic is trained.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import marked
 
 Agent: TypeAlias = OfflineAgent[Any]
-SHARED_NETWORKS = ("normalizer", "whitening", "behavior", "behavior_ema", "critic", "critic_target")
+OF_BEHAVIOR = ("normalizer", "whitening", "behavior", "behavior_ema")
+SHARED_NETWORKS = (*OF_BEHAVIOR, "critic", "critic_target")
 SUPPORT_STATE, LAST_STATE = "generator/shared/support", "generator/shared/last"
 """tables with the generator's state at the beginning of those stages, kept after training"""
 
@@ -68,8 +73,11 @@ def no_states() -> dict[str, Tensor]:
     return {LAST_STATE: torch.zeros(0, dtype=torch.uint8)}
 
 
-def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> None:
-    """Raise ValueError where the first stages of both would not be the same."""
+def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
+    """Whether the critics of both would be the same, too, not the stages before it alone.
+
+    Raises ValueError where neither would be.
+    """
     who = f"cannot adopt from this {donor.name}"
     different = different_field(agent.config, donor.config)
     if different is not None:
@@ -89,11 +97,18 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> None:
             f"{who}: its critic has {done} of {steps} steps; train it to the end first: "
             "learn(dataset, reset_num_timesteps=False)"
         )
-    if donor.dataset_fingerprint != dataset.fingerprint:
+    same_rewards = donor.dataset_fingerprint == dataset.fingerprint
+    if not same_rewards and donor.trajectory_fingerprint != dataset.trajectory_fingerprint:
+        unknown = (
+            ""
+            if donor.trajectory_fingerprint
+            else " (its file, of an earlier version, does not say whether states and actions are "
+            "the same)"
+        )
         raise ValueError(
             f"{who}: it was trained on {donor.dataset_id!r} with fingerprint "
-            f"{donor.dataset_fingerprint}, dataset {dataset.id!r} has {dataset.fingerprint}; adopt "
-            "from one that was trained on this dataset, or train from scratch"
+            f"{donor.dataset_fingerprint}, dataset {dataset.id!r} has {dataset.fingerprint}"
+            f"{unknown}; adopt from one that was trained on this dataset, or train from scratch"
         )
     if not dataset.action_scale.agrees_with(donor.action_scale):
         raise ValueError(
@@ -113,12 +128,15 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> None:
             "files of earlier versions lack it, as does one whose training was stopped at the end "
             "of the critic: train that to the end first, or train from scratch"
         )
+    return same_rewards
 
 
-def copy_networks(training: Training, donor: Training) -> None:
-    """The shared networks and optimizers: a checkpoint is then that of a full training."""
-    for name in SHARED_NETWORKS:
+def copy_networks(training: Training, donor: Training, with_critic: bool) -> None:
+    """The shared networks and optimizers: a checkpoint is then that of such a training."""
+    for name in SHARED_NETWORKS if with_critic else OF_BEHAVIOR:
         training.networks[name].load_state_dict(donor.networks[name].state_dict())
         if name in training.optimizers:
             training.optimizers[name].load_state_dict(donor.optimizers[name].state_dict())
-    training.progress.update({s: donor.progress[s] for s in training.stages[:-1]})
+    first_left = training.stages[-1] if with_critic else "support"
+    done = training.stages[: training.stages.index(first_left)]
+    training.progress.update({stage: donor.progress[stage] for stage in done})

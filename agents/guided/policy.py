@@ -148,8 +148,12 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     @property
     def shared_timesteps(self) -> int:
         """Gradient steps before the last stage."""
-        c = self.config
-        return c.whitening_steps + c.behavior_steps + c.critic_steps
+        return self.behavior_timesteps + self.config.critic_steps
+
+    @property
+    def behavior_timesteps(self) -> int:
+        """Gradient steps of the stages that need no rewards."""
+        return self.config.whitening_steps + self.config.behavior_steps
 
     @property
     def last_steps(self) -> int:
@@ -207,24 +211,31 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             QGPO(guidance="mse").adopt(agent, dataset).learn(dataset, reset_num_timesteps=False)
 
         trains the last stage only and equals a training from scratch, bit for bit on the CPU.
-        Raises ValueError where configuration, seed or data make the first stages differ.
+        Where the other one learned another task from the same states and actions, the support is
+        drawn and the critic is trained, too. Raises ValueError where configuration, seed or data
+        make the first stages differ.
         """
         if not isinstance(other, GuidedPolicy):
             name = other.name if isinstance(other, OfflineAgent) else type(other).__name__
             raise TypeError(f"cannot adopt from a {name}, expected a QGPO, AEPO or QIPO agent")
         with usual_torch(), self.training.turn.training():
             self._settle(dataset)
-            adoption.check_donor(self, other, dataset)
-            self._adopt(other.training, dataset)
+            with_critic = adoption.check_donor(self, other, dataset)
+            self._adopt(other.training, dataset, with_critic)
         return self
 
-    def _adopt(self, other: Training, dataset: OfflineDataset) -> None:
+    def _adopt(self, other: Training, dataset: OfflineDataset, with_critic: bool) -> None:
         donor = copy.copy(other)  # keeps the registers, should this agent have them
         states = {name: state.clone() for name, state in adoption.kept_states(donor).items()}
         self._reset()
         data = self.prepare(dataset)
         training = self.training
-        adoption.copy_networks(training, donor)
+        adoption.copy_networks(training, donor, with_critic)
+        if not with_critic:
+            training.stage, training.num_timesteps = "behavior", self.behavior_timesteps
+            seed = training.seed + training.num_timesteps
+            set_generator(training.generator, states[adoption.SUPPORT_STATE], seed)
+            return
         training.stage, training.num_timesteps = self.stages[-2], self.shared_timesteps
         training.tables.update(states)
         training.tables[STATE] = states[adoption.SUPPORT_STATE].clone()

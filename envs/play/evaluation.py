@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from qgpo.envs.data.dataset import OfflineDataset
@@ -100,7 +100,7 @@ def evaluate(
     if isinstance(env, OfflineDataset):
         reference = reference or reference_within(env.reference, env.env_spec, max_episode_steps)
         env = _spec_of(env)
-    check_played(env.spec if isinstance(env, gym.Env | VectorEnv) else env)
+    check_played(spec_of(env) if isinstance(env, gym.Env | VectorEnv) else env)
     with _made(env, n_envs, n_episodes) as envs:
         seeds = [seed + i for i in range(n_episodes)]
         episodes = _Episodes(seeds, envs[0], max_episode_steps, reference)
@@ -160,6 +160,17 @@ def _made(
         yield [first, *more]
 
 
+def spec_of(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> EnvSpec | None:
+    """The spec of an environment; of a VectorEnv, that of the first environment in it."""
+    vector: Any = env.unwrapped
+    if isinstance(vector, SyncVectorEnv):
+        return vector.envs[0].spec
+    if isinstance(vector, AsyncVectorEnv):  # in another process, whose spec may not be sent
+        with vector.env_fns[0]() as made:
+            return made.spec
+    return env.spec
+
+
 class _FailedError(Exception):
     """An episode that cannot go on; `kept` makes the EvaluationError of it."""
 
@@ -183,7 +194,7 @@ class _Episodes:
         max_episode_steps: int | None,
         reference: ReferenceScores | None,
     ) -> None:
-        spec: EnvSpec | None = env.spec
+        spec = spec_of(env)
         stated = spec.max_episode_steps if spec is not None else None
         self.limit = max_episode_steps or stated or FALLBACK_LIMIT
         if spec is not None:  # as it is played

@@ -204,9 +204,16 @@ class _Manipulation:
             for name, value in vars(env).items()
             if name.startswith(("_target_", "_cur_"))
         }
-        env.reset()  # builds the model, and changes it
-        env.compile_model_and_data()
-        self.model = {name: getattr(env.model, name).copy() for name in CHANGED}
+        self.model: dict[str, NDArray[Any]] = {}
+        self._after_compilation = env.post_compilation
+        env.post_compilation = self._remember
+        env.reset()  # compiles the model, and begins an episode
+
+    def _remember(self) -> None:
+        """Keep what episodes will change of a model that is compiled."""
+        self._after_compilation()
+        model = self.env.unwrapped.model  # type: ignore[attr-defined]
+        self.model = {name: getattr(model, name).copy() for name in CHANGED}
 
     def _renew(self) -> None:
         """Make the environment as it was before its first episode.

@@ -20,6 +20,7 @@ from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.local import files_in, folder_of
 from qgpo.envs.store.ogbench import name_of
 from qgpo.envs.store.opening import open_dataset
+from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import make_env
 
 
@@ -165,6 +166,9 @@ def _environment(dataset: OfflineDataset) -> Finding:
 
 def _scores(dataset: OfflineDataset) -> Finding:
     reference = dataset.reference
+    spec = dataset.env_spec
+    if spec is not None and find_family(env_id=spec.id).success:
+        return Finding("scores", True, f"the percentage of successes in {spec.id}")
     if reference is None:
         return Finding("scores", None, "no reference scores: returns stay raw")
     score = float(reference.normalize(dataset.episode_returns.mean()))

@@ -130,10 +130,17 @@ class Generation:
 
         Raises ValueError where OGBench's package has no expert for it, or is not installed.
         """
+        if name.namespace != ogbench.GENERATED or name.task is not None:
+            raise ValueError(
+                f"{name.id!r} is not what is generated, expected trajectories under "
+                f"{ogbench.GENERATED}/, as `name_to_generate` makes"
+            )
         procedure = PROCEDURES.get(f"{name.environment}-{name.kind}")
         if procedure is None:
             raise ValueError(f"{name.id!r} {_why_not(name)}; expected {_choices()}")
         if length is not None:
+            if length < 1:
+                raise ValueError(f"length={length}, expected at least 1")
             procedure = dataclasses.replace(procedure, length=length)
         try:
             versions = {package: importlib.metadata.version(package) for package in PACKAGES}
@@ -201,9 +208,12 @@ def _play(generation: Generation, processes: int, progress_bar: bool | None) -> 
     name, parts, length = generation.name, generation.parts, generation.procedure.length
     missing = [index for index in range(generation.count) if not parts.has(index)]
     done = generation.count - len(missing)
-    with _bar(generation, "generate", progress_bar, initial=done * length) as bar:
+    with (
+        _bar(generation, "generate", progress_bar, initial=done * length) as bar,
+        contextlib.closing(played(parts, missing, processes)) as playing,
+    ):
         try:
-            for number, index in enumerate(played(parts, missing, processes), start=1):
+            for number, index in enumerate(playing, start=1):
                 bar.update(length)
                 if number == 1:  # how large they are is known now
                     _check_space(generation, parts.path(index), len(missing) - number)

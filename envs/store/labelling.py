@@ -131,13 +131,14 @@ class Task:
 
         lengths = [len(episode["rewards"]) for episode, _ in group]
         states = {name: self._joined(name, group) for name in STATES if name in group[0][1]}
+        given = sorted(states)  # rewards and masks are added
         try:
             with undisturbed():
                 relabel_dataset(self.name.env_id, env, states)
             self._check_width(env, states)
         except (IndexError, KeyError, ValueError) as error:
             raise ValueError(
-                f"{self.title}: its infos {sorted(states)} are not the states of "
+                f"{self.title}: its infos {given} are not the states of "
                 f"{self.name.env_id} ({type(error).__name__}: {error})"
             ) from error
         shape = (sum(lengths),)

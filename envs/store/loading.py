@@ -191,7 +191,10 @@ class _Reader:
         if mapped is None or mapped["fingerprint"] != index["fingerprint"]:  # replaced just now
             raise ValueError(f"dataset {name!r} changed while it was read: load it again")
         known = {key: index[key] for key in FINGERPRINTS if key in index}
-        return self.dataset({**arrays, **known}, folder)
+        dataset = self.dataset({**arrays, **known}, folder)
+        if len(known) < len(FINGERPRINTS):  # made before there was the other one: read it once
+            self.note(folder, mapped, {**mapped, **{k: getattr(dataset, k) for k in FINGERPRINTS}})
+        return dataset
 
     def current(self, folder: Path) -> memmap.Index | None:
         """The index of a conversion that is whole and of the data that are here now."""

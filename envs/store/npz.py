@@ -134,7 +134,7 @@ class Archive:
         try:
             yield
         except UNREADABLE as error:
-            reason = str(error) or type(error).__name__
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise NpzError(f"{self.path} cannot be read ({reason})") from error
 
     def __enter__(self) -> Self:

@@ -17,8 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -78,7 +77,7 @@ class Parts:
         return True
 
 
-def played(parts: Parts, indices: Sequence[int], processes: int) -> Iterator[int]:
+def played(parts: Parts, indices: Sequence[int], processes: int) -> Generator[int, None, None]:
     """Play these trajectories in so many processes; each index as its file is written.
 
     Raises WorkerError where a process ended early, and OSError where a file could not be written.
@@ -116,7 +115,8 @@ class _Worker:
         """A new process, which has ended when the block has."""
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "qgpo.envs.store.workers"],
+                # -P: no module is imported from the folder in which the user happens to be
+                [sys.executable, "-P", "-W", "ignore", "-m", "qgpo.envs.store.workers"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -186,13 +186,13 @@ def main() -> None:
     wanted = _lines()
     given = json.loads(wanted.get())
     parts = Parts(Path(given["folder"]), Procedure(**given["procedure"]), given["seed"])
-    answers, sys.stdout = sys.stdout, sys.stderr  # what others print is no answer
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what others print is no answer
     while True:
         answer: dict[str, Any] = {"index": int(wanted.get())}
         try:
             parts.write(answer["index"])
         except OSError as error:
-            traceback.print_exc()
             answer.update(error=str(error), errno=error.errno)
         answers.write(f"{json.dumps(answer)}\n")
         answers.flush()

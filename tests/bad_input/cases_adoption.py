@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from cases import Case
 from factory import WHITENED, make_dataset
 
@@ -46,6 +47,13 @@ def without(state: str) -> Callable[[], Any]:
         agent().adopt(other, make_dataset())
 
     return provoke
+
+
+def of_an_earlier_version() -> None:
+    donor().save("donor")
+    other = QGPO.load("donor", device="cpu")
+    other.trajectory_fingerprint = None
+    agent().adopt(other, make_dataset(rewards=np.zeros(16, np.float32)))
 
 
 def of_two_datasets() -> QGPO:
@@ -94,6 +102,16 @@ CASES = [
         "'test/made/by-hand-v0' has …; adopt from one that was trained on this dataset, or train "
         "from scratch",
         lambda: agent().adopt(donor(), make_dataset(seed=1)),
+    ),
+    Case(
+        "adopt",
+        "other rewards on states that a file of an earlier version does not name",
+        ValueError,
+        f"{WHO}it was trained on 'test/made/by-hand-v0' with fingerprint …, dataset "
+        "'test/made/by-hand-v0' has … (its file, of an earlier version, does not say whether "
+        "states and actions are the same); adopt from one that was trained on this dataset, or "
+        "train from scratch",
+        of_an_earlier_version,
     ),
     Case(
         "adopt",

@@ -71,6 +71,41 @@ CASES = [
     ),
     Case(
         LOAD,
+        "trajectories of OGBench, which have no rewards",
+        ValueError,
+        "dataset 'ogbench/cube-single-play-v0' holds trajectories without rewards, for agents that "
+        "are given goals, which those here are not: choose one of its tasks, "
+        "ogbench/cube-single-play-singletask-task1-v0, …, or "
+        "ogbench/cube-single-play-singletask-v0 (OGBench's default task)",
+        lambda: load_dataset("ogbench/cube-single-play-v0"),
+    ),
+    Case(
+        LOAD,
+        "images of OGBench",
+        ValueError,
+        "dataset 'ogbench/visual-scene-play-singletask-v0' cannot be read (its observations are "
+        "images, agents here learn from vectors): expected a task of trajectories with vectors, "
+        "such as 'ogbench/cube-single-play-singletask-task2-v0'",
+        lambda: load_dataset("ogbench/visual-scene-play-singletask-v0"),
+    ),
+    Case(
+        LOAD,
+        "trajectories of OGBench that were not generated",
+        ValueError,
+        "dataset 'ogbench-generated/scene-play-100k-v0' is not in …: generate it by "
+        "`qgpo-datasets generate ogbench/scene-play --steps 100000`",
+        lambda: load_dataset("ogbench-generated/scene-play-100k-singletask-v0"),
+    ),
+    Case(
+        LOAD,
+        "a new id among OGBench's published ones",
+        ValueError,
+        "dataset id 'ogbench/mine-v0': ids under ogbench/ are those of OGBench's published data; "
+        "choose another namespace, for example mine/",
+        lambda: check_new_id("ogbench/mine-v0"),
+    ),
+    Case(
+        LOAD,
         "a half-made folder, without download",
         ValueError,
         "dataset 'test/half-v0' in … is incomplete or damaged (…); delete that folder, or pass "

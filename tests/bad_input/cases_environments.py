@@ -140,6 +140,32 @@ CASES = [
         lambda: make_dataset(env_spec=spec(kwargs={"goal": np.ones(3)})),
     ),
     Case(
+        PLAY,
+        "OGBench's environment with another goal in every episode",
+        ValueError,
+        "environment 'cube-single-v0' is not played: each of its episodes has another goal, which "
+        "agents here are not given: play in a task, cube-single-singletask-task1-v0 to "
+        "cube-single-singletask-task5-v0 (cube-single-singletask-v0 is OGBench's default among "
+        "them)",
+        lambda: evaluate(agent(), "cube-single-v0"),
+    ),
+    Case(
+        PLAY,
+        "OGBench's environment with images",
+        ValueError,
+        "environment 'visual-scene-singletask-task1-v0' is not played: its observations are "
+        "images, and agents here see vectors: play in scene-singletask-task1-v0",
+        lambda: evaluate(agent(), "visual-scene-singletask-task1-v0"),
+    ),
+    Case(
+        CLI,
+        "evaluate: OGBench's name of a dataset as an environment",
+        SystemExit,
+        "error: environment 'cube-single-play-singletask-task2-v0' is not played: that is the name "
+        "of a dataset: play in cube-single-singletask-task2-v0",
+        play("--env-id", "cube-single-play-singletask-task2-v0"),
+    ),
+    Case(
         CLI,
         "evaluate: a module that cannot be imported",
         SystemExit,

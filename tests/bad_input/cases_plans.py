@@ -264,6 +264,14 @@ CASES = [
         "last: give both the same, or leave adopt away",
     ),
     refused(
+        "adopting from another task of other data",
+        'adopt = "first"',
+        'adopt = "first"\nadopt_dataset = "ogbench/cube-single-play-singletask-v0"',
+        "plan 'plan.toml': agent 'second': adopt_dataset='ogbench/cube-single-play-singletask-v0' "
+        "for dataset 'test/made/by-hand-v0', expected another task of OGBench with the same "
+        "trajectories, and adopt, the label of an agent",
+    ),
+    refused(
         "adopting by an agent outside the family",
         'agent = "QGPO"\noverrides = { guidance = "mse" }',
         'agent = "BC"',

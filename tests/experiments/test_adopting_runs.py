@@ -7,12 +7,16 @@ import dataclasses
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from factory import WHITENED, make_dataset, mapped, same_parameters
 from gymnasium import spaces
+from ogbench_data import MADE, maze_rows, needs_ogbench, task_of, write_generated
 
 from qgpo import load_agent
+from qgpo.envs.store.opening import recorded_in
+from qgpo.envs.tasks.making import register_package
 from qgpo.experiments.benchmark import Benchmark
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder
@@ -175,6 +179,56 @@ def test_workers_start_a_cell_when_its_donor_has_ended(plan):
     third = dataclasses.replace(first, seed=1, donor_label="zeroth")
     left = Benchmark([first, third], Path("runs"), Path("results")).standings()[1]
     assert left.seconds == pytest.approx(took * 4 / 18)  # of 18 steps 14 are adopted
+
+
+TASKS = [task_of(MADE, task) for task in (1, 2)]
+SHARED = f"""
+datasets = {json.dumps(TASKS)}
+seeds = [0]
+n_episodes = 1
+
+[[agents]]
+agent = "QGPO"
+overrides = {as_toml()}
+adopt = "QGPO"
+adopt_dataset = "{TASKS[1]}"
+
+[[agents]]
+label = "MSE"
+agent = "QGPO"
+overrides = {as_toml(guidance="mse")}
+adopt = "QGPO"
+"""
+
+
+def test_tasks_of_one_set_of_trajectories_share_its_behavior(tmp_path, monkeypatch):
+    needs_ogbench()
+    for task in TASKS:
+        register_package(recorded_in(task))
+        monkeypatch.setattr(gym.spec(recorded_in(task)), "max_episode_steps", 3)
+    write_generated(maze_rows([0, 1, 0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0]))
+    path = tmp_path / "plan.toml"
+    path.write_text(SHARED)
+    first, other, *more = cells = in_turn(read_plan(path))
+    assert (first.dataset_id, first.donor) == (TASKS[1], None)
+    assert (other.dataset_id, other.donor) == (TASKS[0], first.name)
+    assert [cell.donor for cell in more] == [other.name, first.name]
+    root = Path("runs")
+    results = {cell.name: run_cell(cell, root) for cell in cells[:3]}
+    assert results[other.name]["training"]["adopted_from"] == "QGPO"
+    adopted = results[other.name]["training"]["stage_seconds"]
+    for stage in ("whitening", "behavior"):
+        assert adopted[stage] == results[first.name]["training"]["stage_seconds"][stage]
+    for cell in (other, more[0]):
+        alone = dataclasses.replace(cell, label="alone", donor_label=None, donor_dataset=None)
+        expected = run_cell(alone, Path(f"alone-{cell.label}"))
+        assert without_times(results[cell.name]) == without_times(expected)
+        assert same_parameters(
+            trained(cell).get_parameters(),
+            trained(alone, Path(f"alone-{cell.label}")).get_parameters(),
+        )
+    left = {s.cell.name: s for s in Benchmark(cells, root, Path("results")).standings()}
+    assert left[more[1].name].timesteps == 0
 
 
 # The command line ---------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def test_what_would_be_lost_is_refused(change, message, folder):
         (EPISODES, b"nothing"),
         (EPISODES, lzma.compress(b"cell,guidance_scale,seed,return,length\na,1.0,2\n")),
         (PROVENANCE, b"[]"),
-        (PROVENANCE, b'{"format_version": 2, "shared": {}, "cells": {}}'),
+        (PROVENANCE, b'{"format_version": 3, "shared": {}, "cells": {}}'),
         (PROVENANCE, b'{"format_version": 1, "cells": {"a": {"shared": "b"}}, "shared": {}}'),
         ("single.json", b"{}"),
         ("single.json", b"[1"),

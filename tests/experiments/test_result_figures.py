@@ -39,13 +39,15 @@ def make_run(dataset: str, label: str, seed: int, returns: float, **changes: Any
     return Run(**{**about, **MADE, **changes})
 
 
-def make_results(labels: list[str], datasets: list[str], missing: int = 0) -> Results:
+def make_results(
+    labels: list[str], datasets: list[str], missing: int = 0, **changes: Any
+) -> Results:
     """Two seeds each; the first label lacks the last `missing` datasets, where it is the best."""
     runs = {}
     for i, label in enumerate(labels):
         for dataset in datasets[: len(datasets) - missing * (i == 0)]:
             for seed in range(2):
-                run = make_run(dataset, label, seed, 100.0 - i + seed)
+                run = make_run(dataset, label, seed, 100.0 - i + seed, **changes)
                 runs[run.key] = run
     return Results(
         runs, [(d, label, seed) for d in datasets for label in labels for seed in (0, 1)]
@@ -56,6 +58,9 @@ CASES = {
     "one of four sets": make_results(["few", "all", "other"], [f"a/b{i}-v0" for i in range(4)], 3),
     "many and long": make_results([*STRANGE, *(f"agent {i}" for i in range(14))], [LONG, "x" * 90]),
     "one of one": make_results(["QGPO"], [LONG]),
+    "successes": make_results(
+        ["QGPO", "BC"], ["a/task-v0", LONG], successes={w: np.array([True, w > 0]) for w in (0, 1)}
+    ),
 }
 
 

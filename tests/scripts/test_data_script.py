@@ -123,6 +123,57 @@ def test_show_writes_the_picture_and_the_summary(capsys):
     assert "ends in .png" in refused("show", "test/a-v0", "--output", "picture.txt")
 
 
+@pytest.fixture
+def processes(monkeypatch):
+    """How many processes are asked for; none is started, and 3.7 cores are free to use."""
+    pytest.importorskip("ogbench")
+    asked = []
+
+    def play(parts, indices, processes):
+        asked.append(processes)
+        for index in indices:
+            parts.write(index)
+            yield index
+
+    monkeypatch.setattr("qgpo.envs.store.generating.played", play)
+    monkeypatch.setattr(script, "available_cores", lambda: 3.7)
+    return asked
+
+
+def test_generate_makes_trajectories_and_says_how_to_train_on_them(processes, capsys):
+    call("generate", "ogbench/pointmaze-medium-stitch", "--steps", "500")
+    made = "ogbench-generated/pointmaze-medium-stitch-500"
+    assert processes == [3]
+    assert local_ids() == [f"{made}-v0"]
+    first, *commands = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{made}-v0: 3 trajectories, 600 steps, 0.1 MB in {folder_of('')}")
+    assert [line.split("--dataset-id ")[1] for line in commands] == [
+        f"{made}-singletask-task{number}-v0" for number in (1, 2, 3, 4, 5)
+    ]
+    assert all(line.startswith("train on it: ") for line in commands)
+
+    call("generate", f"{made}-v0", "--processes", "1")
+    assert processes == [3]
+    assert capsys.readouterr().out.startswith(f"{made}-v0 exists already: nothing is generated\n")
+    call("generate", "pointmaze-medium-stitch", "--steps", "500", "--seed", "2", "--processes", "1")
+    assert processes == [3, 1]
+    assert local_ids() == [f"{made}-seed2-v0", f"{made}-v0"]
+
+
+def test_generate_refuses_with_one_line_and_says_how_to_go_on(processes, monkeypatch):
+    assert "trained networks" in refused("generate", "ogbench/antmaze-large-navigate-v0")
+    assert "says 1000" in refused("generate", "ogbench-generated/scene-play-1k-v0", "--steps", "7")
+    assert "processes=0" in refused("generate", "scene-play", "--processes", "0")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qgpo.envs.store.generating.played", stop)
+    stopped = refused("generate", "pointmaze-medium-stitch")
+    assert "the same command goes on from the trajectories that are finished" in stopped
+    assert local_ids() == []
+
+
 def test_numbers_of_the_picture_by_hand():
     actions = np.array([[-1.0], [-0.9], [0.0], [1.0]], np.float32)
     dataset = make_dataset(lengths=(1, 3), actions=actions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from factory import AEPO_CONFIGS, QIPO_CONFIGS, WHITENED, make_dataset, mapped, same_parameters
@@ -102,3 +103,58 @@ def test_the_message_says_which_data_are_whose(scratch):
     fingerprints = f"{make_dataset().fingerprint}, dataset '{other.id}' has {other.fingerprint}"
     with pytest.raises(ValueError, match=f"fingerprint {fingerprints}"):
         AGENTS["mse"]().adopt(scratch["cep"], other)
+
+
+# Other tasks of the same trajectories --------------------------------------------------------
+
+
+def other_task():
+    """The same states and actions with other rewards, done at other steps."""
+    done = np.arange(16) % 5 == 2
+    rewards = done.astype(np.float32) - 1.0
+    return make_dataset(rewards=rewards, terminations=done, id="test/made/other-task-v0")
+
+
+@pytest.mark.parametrize("name", ["cep", "AEPO", "QIPO"])
+def test_another_task_adopts_what_needs_no_rewards(name, scratch):
+    scratch["cep"].save("donor")
+    agent = AGENTS[name]().adopt(QGPO.load("donor", device="cpu"), other_task())
+    assert agent.num_timesteps == agent.behavior_timesteps == 3 + 5
+    assert list(agent.progress.values()) == [3, 5, 0, 0, 0]
+    agent.save("adopted")  # before its first step, as a run folder has it
+    agent = type(agent).load("adopted", device="cpu")
+    steps = Steps()
+    agent.learn(other_task(), steps, reset_num_timesteps=False)
+    assert steps.done == 5 + 6 + agent.last_steps  # chunks of the support, and the critic
+    assert same_agents(agent, AGENTS[name]().learn(other_task()))
+    assert not same_parameters(agent.get_parameters(), scratch[name].get_parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.* terminations are inside an episode")
+def test_it_does_so_from_memory_mapped_data_and_hands_all_on(scratch):
+    data = mapped(other_task())
+    first = AGENTS["cep"]().adopt(scratch["QIPO"], data)
+    first.learn(data, until("critic", 2), reset_num_timesteps=False)
+    first.save("first")
+    first = QGPO.load("first", device="cpu").learn(data, reset_num_timesteps=False)
+    expected = AGENTS["cep"]().learn(other_task())
+    assert same_agents(first, expected)
+    second = AGENTS["mse"]().adopt(first, other_task())  # of the same task: the critic, too
+    assert second.num_timesteps == second.shared_timesteps
+    second.learn(other_task(), reset_num_timesteps=False)
+    assert same_agents(second, AGENTS["mse"]().learn(other_task()))
+
+
+def test_a_file_that_does_not_say_on_which_states_it_learned_is_refused(scratch):
+    scratch["cep"].save("donor")
+    donor = QGPO.load("donor", device="cpu")
+    assert donor.trajectory_fingerprint == make_dataset().trajectory_fingerprint
+    donor.trajectory_fingerprint = None  # as files of earlier versions are read
+    message = "does not say whether states and actions are the same"
+    with pytest.raises(ValueError, match=message):
+        AGENTS["cep"]().adopt(donor, other_task())
+    donor.save("again")
+    again = QGPO.load("again", device="cpu")
+    assert again.trajectory_fingerprint is None
+    agent = AGENTS["mse"]().adopt(again, make_dataset())  # the same data need no such word
+    assert agent.num_timesteps == agent.shared_timesteps

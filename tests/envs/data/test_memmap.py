@@ -78,6 +78,21 @@ def test_a_changed_number_in_any_file_is_found_under_the_same_time(name):
     assert finding().ok is True
 
 
+def test_a_map_from_before_there_was_a_fingerprint_of_trajectories_gets_it_once(
+    conversions, monkeypatch
+):
+    dataset = mapped(make_dataset())
+    index = memmap.read_index(dataset.folder)
+    expected = index.pop("trajectory_fingerprint")
+    assert expected == make_dataset().trajectory_fingerprint
+    memmap.write_index(dataset.folder, index)
+    assert load().trajectory_fingerprint == expected
+    assert memmap.read_index(dataset.folder)["trajectory_fingerprint"] == expected
+    monkeypatch.setattr("hashlib.sha256", None)
+    assert dataset.trajectory_fingerprint == expected
+    assert len(conversions) == 1
+
+
 def test_nan_that_a_writable_map_leaves_is_found(small_blocks):
     """Through a map, times change; then every block is read, however many there are."""
     dataset = mapped(make_dataset())
