@@ -282,6 +282,11 @@ CASES = (
 )
 
 
+def number() -> type[np.floating[Any]]:
+    """NumPy's type for torch's default one."""
+    return np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
+
+
 def tensors(arrays: Mapping[str, Any]) -> Batch:
     """Copies of arrays of NumPy or JAX."""
     return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -292,7 +297,7 @@ def targets_of(batch: Batch, next_values: Tensor) -> Tensor:
     return td_target(batch["rewards"], 1.0 - batch["masks"], next_values, GAMMA)
 
 
-def batch_for(case: Case) -> dict[str, NDArray[np.float32]]:
+def batch_for(case: Case) -> dict[str, NDArray[Any]]:
     """A batch like OGBench's: rewards -1 or 0, the bootstrap cut where they are 0."""
     rng = np.random.default_rng(0)
     solved = rng.random(BATCH) < 0.1
@@ -306,4 +311,4 @@ def batch_for(case: Case) -> dict[str, NDArray[np.float32]]:
     batch["next_observations"] = batch["observations"] + 0.1 * rng.normal(size=(BATCH, STATE))
     if case.name != "rebrac":
         del batch["next_actions"]
-    return {name: array.astype(np.float32) for name, array in batch.items()}
+    return {name: array.astype(number()) for name, array in batch.items()}

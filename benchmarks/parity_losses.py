@@ -25,6 +25,7 @@ from parity_cases import (
     TAU,
     Case,
     batch_for,
+    number,
     tensors,
 )
 from parity_reference import Reference
@@ -75,9 +76,16 @@ def copy_weights(source: Mapping[str, Any], network: nn.Module) -> None:
 
 
 def their_agent(reference: Reference, case: Case) -> Any:
-    """At its start, with seed 0."""
+    """At its start, with seed 0 and weights of torch's default type."""
+    import jax
+
     sizes = {"actor_hidden_dims": HIDDEN, "value_hidden_dims": HIDDEN}
-    return reference.agent(case.name, 0, STATE, ACTION, {**sizes, **case.changes})
+    agent = reference.agent(case.name, 0, STATE, ACTION, {**sizes, **case.changes})
+    weights = jax.tree_util.tree_map(lambda array: array.astype(number()), agent.network.params)
+    network = agent.network
+    return agent.replace(
+        network=network.replace(params=weights, opt_state=network.tx.init(weights))
+    )
 
 
 class Difference(NamedTuple):
@@ -183,6 +191,11 @@ class Pair:
         self.step += 1
 
 
+def rounded(value: float) -> float:
+    """To three digits."""
+    return float(f"{value:.3g}")
+
+
 def compare_losses(reference: Reference, steps: int) -> list[dict[str, Any]]:
     """One row per agent and loss, with the differences before each step."""
     rows = []
@@ -193,14 +206,13 @@ def compare_losses(reference: Reference, steps: int) -> list[dict[str, Any]]:
             found.append(pair.compare())
             pair.advance()
         for name in case.terms:
-            steps_of_loss = [step[name] for step in found]
-            largest = Difference(*(max(values) for values in zip(*steps_of_loss, strict=True)))
+            by_step = Difference(*zip(*(step[name] for step in found), strict=True))._asdict()
             rows.append(
                 {
                     "agent": case.label,
                     "loss": name,
-                    "largest": largest._asdict(),
-                    "by_step": [step._asdict() for step in steps_of_loss],
+                    "largest": {of: max(values) for of, values in by_step.items()},
+                    "by_step": {of: list(map(rounded, values)) for of, values in by_step.items()},
                 }
             )
     return rows
