@@ -18,27 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import minari
-import numpy as np
-from gymnasium import spaces
 from minari import MinariDataset
 from minari.data_collector import EpisodeBuffer
-from minari.dataset.minari_storage import MinariStorage
 from tqdm import tqdm
 
 from qgpo.envs.data import disk
 from qgpo.envs.progress import progress
 from qgpo.envs.rollouts.ogbench_experts import (
-    INFOS,
     PROCEDURES,
     Procedure,
-    Trajectory,
 )
 from qgpo.envs.store.local import folder_of, open_local
-from qgpo.envs.store.storing import CHUNK_FACTOR, EPISODE_BYTES, store_episodes
+from qgpo.envs.store.storing import CHUNK_FACTOR, EPISODE_BYTES
+from qgpo.envs.store.trajectories import as_episode, write_trajectories
 from qgpo.envs.store.workers import Parts, WorkerError, played
-from qgpo.envs.store.writing import ADVICE, check_space, new_dataset, sole_writer
+from qgpo.envs.store.writing import ADVICE, check_space, sole_writer
 from qgpo.envs.tasks import ogbench
 from qgpo.envs.tasks.ogbench import Name
 
@@ -244,38 +238,18 @@ def _assemble(generation: Generation, progress_bar: bool | None) -> None:
     """The dataset of all trajectories, in their order."""
     name, procedure = generation.name, generation.procedure
     first = generation.parts.read(0)
-    with new_dataset(name.id), _bar(generation, "write", progress_bar) as bar:
-        data = folder_of(name.id) / "data"
-        data.parent.mkdir(parents=True)
-        storage = MinariStorage.new(
-            data,
-            observation_space=_box(np.inf, first["observations"]),
-            action_space=_box(1.0, first["actions"]),
-            env_spec=gym.spec(name.trajectories.env_id),
+    with _bar(generation, "write", progress_bar) as bar:
+        write_trajectories(
+            name,
+            (first["observations"].shape[1], first["actions"].shape[1]),
+            _episodes(generation, bar),
+            generation.about,
+            ("OGBench's experts", "qgpo"),
+            f"{generation.count} trajectories of {procedure.length} steps in "
+            f"{procedure.environment}, made as {name.published} of OGBench was (arXiv "
+            f"2410.20092), with seed {name.seed}. Rewards are 0: its tasks label them when they "
+            "are loaded.",
         )
-        store_episodes(storage, _episodes(generation, bar))
-        storage.update_metadata(
-            {
-                "dataset_id": name.id,
-                "minari_version": minari.__version__,
-                "author": {"qgpo"},
-                "author_email": {"none"},
-                "code_permalink": "none",
-                "algorithm_name": "OGBench's experts",
-                "description": (
-                    f"{generation.count} trajectories of {procedure.length} steps in "
-                    f"{procedure.environment}, made as {name.published} of OGBench was "
-                    f"(arXiv 2410.20092), with seed {name.seed}. Rewards are 0: its tasks label "
-                    "them when they are loaded."
-                ),
-                "requirements": [f"ogbench=={generation.versions['ogbench']}"],
-                "ogbench": generation.about,
-            }
-        )
-
-
-def _box(bound: float, rows: Any) -> spaces.Box:
-    return spaces.Box(-bound, bound, rows.shape[1:], np.float32)
 
 
 def _episodes(generation: Generation, bar: tqdm[Any]) -> Iterator[EpisodeBuffer]:
@@ -283,22 +257,3 @@ def _episodes(generation: Generation, bar: tqdm[Any]) -> Iterator[EpisodeBuffer]
     for index in range(generation.count):
         yield as_episode(generation.parts.read(index))
         bar.update(generation.procedure.length)
-
-
-def as_episode(rows: Trajectory) -> EpisodeBuffer:
-    """A trajectory of OGBench's T + 1 rows as an episode of T steps.
-
-    The last action leads nowhere, and is left out. There are no rewards and no terminations; the
-    episode is truncated at its end.
-    """
-    length = len(rows["actions"]) - 1
-    truncations = np.zeros(length, dtype=np.bool_)
-    truncations[-1] = True
-    return EpisodeBuffer(
-        observations=rows["observations"],
-        actions=rows["actions"][:-1],
-        rewards=np.zeros(length, dtype=np.float32),
-        terminations=np.zeros(length, dtype=np.bool_),
-        truncations=truncations,
-        infos={name: rows[name] for name in INFOS if name in rows},
-    )

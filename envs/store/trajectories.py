@@ -17,12 +17,11 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 from numpy.typing import NDArray
 
+from qgpo.envs.rollouts.ogbench_experts import INFOS
 from qgpo.envs.store.local import folder_of, open_local
 from qgpo.envs.store.storing import store_episodes
 from qgpo.envs.store.writing import new_dataset
 from qgpo.envs.tasks.ogbench import Name, register
-
-INFOS = ("qpos", "qvel", "button_states")
 
 
 def as_episode(rows: Mapping[str, NDArray[Any]]) -> EpisodeBuffer:
@@ -56,6 +55,7 @@ def write_trajectories(
     not take the dataset (DiskFullError where it has too little space).
     """
     register()
+    version = about["versions"].get("ogbench")
     bounds = ((np.inf, dims[0]), (1.0, dims[1]))
     observation_space, action_space = (
         spaces.Box(-bound, bound, (size,), np.float32) for bound, size in bounds
@@ -79,6 +79,7 @@ def write_trajectories(
                 "code_permalink": "none",
                 "algorithm_name": made_by[0],
                 "description": description,
+                "requirements": [f"ogbench=={version}"] if version else [],
                 "ogbench": about,
             }
         )
