@@ -170,7 +170,7 @@ def test_what_stopped_while_the_dataset_was_written_is_not_played_again(monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(generating, "store_episodes", fail)
+        patched.setattr(generating, "write_trajectories", fail)
         with pytest.raises(KeyboardInterrupt):
             make()
     assert (len(parts_left()), local_ids()) == (5, [])
