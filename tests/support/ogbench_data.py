@@ -65,7 +65,7 @@ def played_rows(env_id: str, lengths: tuple[int, ...] = (12, 8)) -> Rows:
     env, rng = made_once(env_id), np.random.default_rng(0)
     rows: dict[str, list[Any]] = {}
     for seed, length in enumerate(lengths):
-        observation, info = env.reset(seed=seed)
+        observation, info = env.reset(seed=seed, options={"task_id": 1})
         for step in range(length + 1):
             state = env.unwrapped.data
             row = {"observations": observation, "qpos": state.qpos.copy()}
