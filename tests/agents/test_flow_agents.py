@@ -188,6 +188,14 @@ def test_ifql_takes_the_better_mode_and_one_sample_imitates():
     assert found.std() == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("number", [0, -1, 2.5, True, "many"])
+def test_ifql_refuses_a_number_of_samples_that_is_none(number):
+    agent = small(IFQL, num_samples=2)
+    with pytest.raises(ValueError, match=r"num_samples=.*, expected"):
+        agent.num_samples = number
+    assert agent.num_samples == 2
+
+
 @pytest.mark.parametrize("expectile", [0.5, 0.9])
 def test_ifql_s_value_is_the_expectile(expectile):
     # of a fair coin it is the expectile itself
