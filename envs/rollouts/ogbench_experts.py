@@ -74,6 +74,8 @@ CUBES: dict[str, tuple[float, float] | None] = {
 """by the number of cubes: the range of an episode's probability to stack a cube on another"""
 PROCEDURES = {procedure.name: procedure for procedure in _procedures()}
 """the sets whose experts are in the package `ogbench`, as commands of its authors state them"""
+DOWNLOADED = ("antmaze-", "humanoidmaze-", "antsoccer-")
+"""how environments begin whose experts are not in the package"""
 PLAN_SMOOTHING, MARKOV_MIN_NORM = 0.5, 0.4
 """of the noise of a plan; the shortest step of a closed-loop expert, in its units"""
 STITCH_CELLS = 4
@@ -82,6 +84,18 @@ CHANGED = ("site_pos", "dof_damping", "geom_rgba", "mat_rgba")
 """what episodes change of MuJoCo's model: targets, locks and colors"""
 INFOS = ("qpos", "qvel", "button_states")
 """what is recorded of the simulation's state, where the environment has it"""
+
+
+def why_not(environment: str, kind: str) -> str | None:
+    """Why a set cannot be generated, as the end of a sentence; None where it can be."""
+    if f"{environment}-{kind}" in PROCEDURES:
+        return None
+    if environment.startswith(DOWNLOADED):
+        return (
+            "cannot be generated here: its experts are trained networks, which are a download of "
+            "OGBench's authors and not in the package ogbench"
+        )
+    return "is none of OGBench's sets whose experts are in the package ogbench"
 
 
 def trajectory(procedure: Procedure, seed: int, index: int) -> Trajectory:

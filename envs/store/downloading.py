@@ -38,7 +38,7 @@ from qgpo.envs.store.remote import (
 )
 from qgpo.envs.store.scratch import download_folder
 from qgpo.envs.store.writing import RECORD, add_dataset, check_space, sole_writer
-from qgpo.envs.tasks.ogbench import Name
+from qgpo.envs.tasks.ogbench import GENERATED, Name
 from qgpo.envs.text_files import read_json
 
 
@@ -55,7 +55,7 @@ def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True)
     """
     name = ogbench.name_of(dataset_id)
     if name is not None:
-        return _from_ogbench(name.trajectories, force, progress_bar)
+        return _from_ogbench(name, force, progress_bar)
     if not force and split_version(dataset_id)[1] is not None:
         opened = _open_here(dataset_id)
         if opened is not None:
@@ -92,14 +92,15 @@ def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True)
 
 def _from_ogbench(name: Name, force: bool, progress_bar: bool) -> MinariDataset:
     """OGBench's trajectories. Raises ValueError where those here were to be replaced."""
-    folder = folder_of(name.id)
+    stored = name.trajectories.id
+    folder = folder_of(stored)
     if force and folder.exists():
+        made = "generated here" if name.namespace == GENERATED else "made from OGBench's file"
         raise ValueError(
-            f"dataset {name.id!r} in {folder} was made from OGBench's file: delete that folder to "
-            "have it made again"
+            f"dataset {stored!r} in {folder} was {made}: delete that folder to have it made again"
         )
     ogbench.ensure(name, download=True, progress_bar=progress_bar)
-    return open_local(name.id)
+    return open_local(stored)
 
 
 def _open_here(dataset_id: str) -> MinariDataset | None:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from qgpo.commands import command
 from qgpo.envs.data import disk
 from qgpo.envs.data.columns import flags, numbers, recorded
+from qgpo.envs.rollouts.ogbench_experts import why_not
 from qgpo.envs.store.labelling import undisturbed
 from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.envs.store.npz import Archive
@@ -39,7 +40,7 @@ from qgpo.envs.store.trajectories import as_episode, write_trajectories
 from qgpo.envs.store.writing import ADVICE, check_space, sole_writer
 from qgpo.envs.tasks import ogbench
 from qgpo.envs.tasks.making import make_env
-from qgpo.envs.tasks.ogbench import GENERATED, PUBLISHED, Name
+from qgpo.envs.tasks.ogbench import GENERATED, PUBLISHED, Name, steps_of_size
 
 BUTTONS = "button_states"
 """an array, where an environment has buttons"""
@@ -55,11 +56,16 @@ REFUSED = (
     (r"visual-.*", "its observations are images, agents here learn from vectors"),
     (r"powderworld-.*", "its observations are images and its actions are discrete"),
     (r".*-oraclerep(-.*)?", "it is for agents that are given goals, which those here are not"),
+    (r".*-v(?!0$)\d+", "the version of all sets is v0"),
+    (r".*-singletask-task(?![1-5]-v0$).*", "tasks are task1 to task5"),
 )
 """what of OGBench is not read, by name, and why"""
-DOWNLOADED_ONLY = re.compile("ant|humanoid")
-"""how environments begin whose experts are not in OGBench's package"""
-LARGE, STEPS = "1m", 1_000_000
+SIZED = {
+    PUBLISHED: f"a size is part of the ids of generated data, under {GENERATED}/",
+    GENERATED: "the id of generated data says how many steps they are",
+}
+"""by namespace, what is wrong with an id that is right in the other one"""
+LARGE = "1m"
 """as many transitions as most published sets have"""
 
 
@@ -69,45 +75,61 @@ def name_of(dataset_id: str) -> Name | None:
     An id without a version has the only one that there is. Raises ValueError for what is not read
     here, unless somebody's own data are under that id.
     """
-    namespace, _, rest = dataset_id.partition("/")
+    full_id = dataset_id if re.search(r"-v\d+$", dataset_id) else f"{dataset_id}-v0"
+    namespace, slash, rest = full_id.partition("/")
+    if not slash:
+        meant = [found for other in EXAMPLES if (found := ogbench.parse(f"{other}/{full_id}"))]
+        if meant and not folder_of(full_id).exists():
+            raise ValueError(
+                f"dataset {dataset_id!r} has no namespace: published data are under "
+                f"{PUBLISHED}/, generated ones under {GENERATED}/, here {meant[0].id!r}"
+            )
     if namespace not in EXAMPLES:
         return None
-    full_id = dataset_id if re.search(r"-v\d+$", dataset_id) else f"{dataset_id}-v0"
     name = ogbench.parse(full_id)
     if name is None and not folder_of(full_id).exists():
-        unknown = "OGBench has no such set"
-        why = next((why for pattern, why in REFUSED if re.fullmatch(pattern, rest)), unknown)
         raise ValueError(
-            f"dataset {dataset_id!r} cannot be read ({why}): expected a task of trajectories with "
-            f"vectors, such as {EXAMPLES[namespace]!r}"
+            f"dataset {dataset_id!r} cannot be read ({_why_unknown(namespace, rest)}): expected a "
+            f"task of trajectories with vectors, such as {EXAMPLES[namespace]!r}"
         )
     return name
 
 
+def _why_unknown(namespace: str, rest: str) -> str:
+    """What is wrong with an id; `rest` is what follows the namespace."""
+    for pattern, why in REFUSED:
+        if re.fullmatch(pattern, rest):
+            return why
+    if any(ogbench.parse(f"{other}/{rest}") for other in EXAMPLES):
+        return SIZED[namespace]
+    return "OGBench has no such set"
+
+
 def ensure(name: Name, download: bool, progress_bar: bool) -> None:
-    """Have these trajectories here: convert OGBench's file of them, which may be downloaded.
+    """Have the trajectories of a dataset here: convert OGBench's file, which may be downloaded.
 
     Raises ValueError, which says how they are had, where that fails; it is a RemoteError where
     the download does.
     """
-    if folder_of(name.id).exists():
+    stored = name.trajectories
+    if folder_of(stored.id).exists():
         return
     if name.namespace == GENERATED:
-        raise ValueError(
-            f"dataset {name.id!r} is not in {folder_of('')}: generate it by `{_generation(name)}`"
-        )
+        reason = why_not(name.environment, name.kind)
+        how = f": generate it by `{_generation(name)}`" if reason is None else f", and {reason}"
+        raise ValueError(f"dataset {stored.id!r} is not in {folder_of('')}{how}")
     utils = _loader(name)
-    with sole_writer(name.id):
-        if folder_of(name.id).exists():  # another process was faster
+    with sole_writer(stored.id):
+        if folder_of(stored.id).exists():  # another process was faster
             return
         here = _own_folder(utils) / f"{name.published}.npz"
         if here.is_file():
-            convert(name, here, progress_bar)
+            convert(stored, here, progress_bar)
         elif download:
-            with download_folder(name.id) as folder:
+            with download_folder(stored.id) as folder:
                 fetched = _download(name, utils, folder, progress_bar)
                 try:
-                    convert(name, fetched, progress_bar)
+                    convert(stored, fetched, progress_bar)
                 except ValueError:
                     fetched.unlink()  # the next download brings another one
                     raise
@@ -120,7 +142,7 @@ def ensure(name: Name, download: bool, progress_bar: bool) -> None:
 
 def _generation(name: Name) -> str:
     """The command that makes generated trajectories."""
-    steps = name.size.replace("k", "000").replace("m", "000000")
+    steps = steps_of_size(name.size)
     seed = ("--seed", name.seed) if name.seed else ()
     what = f"{PUBLISHED}/{name.environment}-{name.kind}"
     return command("data", "generate", what, "--steps", steps, *seed)
@@ -128,12 +150,17 @@ def _generation(name: Name) -> str:
 
 def _instead(name: Name) -> str:
     """What one can do without OGBench's files."""
-    named = [(other, ogbench.parse(other)) for other in local_ids()]
-    made = [o for o, n in named if n and (n.namespace, n.published) == (GENERATED, name.published)]
+    named = [found for found in map(ogbench.parse, local_ids()) if found is not None]
+    made = [
+        dataclasses.replace(found, task=name.task).id
+        for found in named
+        if (found.namespace, found.published) == (GENERATED, name.published)
+    ]
     if made:
         return f"Generated by the procedure that made it, here is {', '.join(made)}"
-    if DOWNLOADED_ONLY.match(name.environment):
-        return "It cannot be generated here: the experts that played it are not in OGBench"
+    reason = why_not(name.environment, name.kind)
+    if reason is not None:
+        return f"It {reason}"
     own = dataclasses.replace(name, namespace=GENERATED, size=LARGE)
     return (
         f"The procedure that made it makes another dataset, {own.id!r}, here: `{_generation(own)}`"

@@ -44,7 +44,7 @@ def open_dataset(
             )
         restore(full_id)
         if name is not None:
-            ogbench.ensure(name.trajectories, download, progress_bar)
+            ogbench.ensure(name, download, progress_bar)
         elif bundled.is_bundled(full_id):
             bundled.ensure(full_id, progress_bar)
         return open_local(full_id)

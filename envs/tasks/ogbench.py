@@ -43,9 +43,11 @@ OTHERS = (
 _ID = re.compile(
     rf"(?P<namespace>{PUBLISHED}|{GENERATED})/(?P<environment>{ENVIRONMENTS})"
     rf"-(?P<kind>{KINDS})"
-    r"(?:-(?P<size>[1-9][0-9]*[km]?)(?:-seed(?P<seed>[1-9][0-9]*))?)?"
+    r"(?:-(?P<size>[1-9][0-9]{0,11}[km]?)(?:-seed(?P<seed>[1-9][0-9]{0,9}))?)?"
     r"(?P<single>-singletask(?:-task(?P<task>[1-5]))?)?-v(?P<version>0)"
 )
+MULTIPLES = (("m", 1_000_000), ("k", 1_000))
+"""how ids shorten numbers of steps"""
 NUMBERS = (1, 2, 3, 4, 5)
 """of the tasks of every environment"""
 INSTALL = "pip install 'qgpo[ogbench]'"
@@ -95,8 +97,25 @@ class Name:
         return f"{self.environment}{suffix}-v0"
 
 
+def size_of_steps(steps: int) -> str:
+    """How an id spells a number of steps: 100000 is 100k."""
+    for letter, multiple in MULTIPLES:
+        if steps % multiple == 0:
+            return f"{steps // multiple}{letter}"
+    return str(steps)
+
+
+def steps_of_size(size: str) -> int:
+    """The number of steps that an id spells."""
+    multiple = dict(MULTIPLES).get(size[-1])
+    return int(size) if multiple is None else int(size[:-1]) * multiple
+
+
 def parse(dataset_id: str) -> Name | None:
-    """The parts of an id with state observations; None for other ids."""
+    """The parts of an id with state observations; None for other ids.
+
+    A size has one spelling: 1000k and 1000000 are 1m.
+    """
     match = _ID.fullmatch(dataset_id)
     if match is None or (match["namespace"] == GENERATED) != (match["size"] is not None):
         return None
@@ -104,7 +123,7 @@ def parse(dataset_id: str) -> Name | None:
         match["namespace"],
         match["environment"],
         match["kind"],
-        match["size"] or "",
+        size_of_steps(steps_of_size(match["size"])) if match["size"] else "",
         int(match["seed"] or 0),
         None if match["single"] is None else int(match["task"] or 0),
     )

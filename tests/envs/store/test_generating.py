@@ -231,6 +231,13 @@ def test_a_dataset_that_exists_stays_as_it_is(monkeypatch, quick):
     assert not folder_of(UNFINISHED).exists()
 
 
+def test_one_that_exists_needs_neither_the_package_nor_a_folder_to_write_in(monkeypatch, quick):
+    make()
+    for module, name in ((generating.ogbench, "register"), (generating, "sole_writer")):
+        monkeypatch.setattr(module, name, None)  # a call would fail
+    assert make().total_steps == 100
+
+
 # Processes ----------------------------------------------------------------------------------
 
 
@@ -379,7 +386,12 @@ def test_sets_that_cannot_be_generated_are_refused_with_the_choices(dataset_id, 
 
 
 def test_numbers_out_of_range_are_refused():
-    for arguments, what in (((0,), "steps=0"), ((100, -1), "seed=-1"), ((100, 2**32), "seed=")):
+    for arguments, what in (
+        ((0,), "steps=0"),
+        ((10**20,), "steps=1"),  # a list of so many trajectories would fill the memory
+        ((100, -1), "seed=-1"),
+        ((100, 2**32), "seed="),
+    ):
         with pytest.raises(ValueError, match=f"{what}.*, expected"):
             name_to_generate(POINT, *arguments)
     with pytest.raises(ValueError, match="processes=0, expected at least 1"):

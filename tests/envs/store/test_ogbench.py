@@ -72,9 +72,10 @@ def nothing_is_here():
     ],
 )
 def test_ids_have_their_family_and_their_environment(dataset_id, env_id):
-    assert find_family(dataset_id).name == "ogbench"
-    assert find_family(env_id=env_id).name == "ogbench"
-    assert (find_family(dataset_id).package, find_family(dataset_id).n_episodes) == ("ogbench", 50)
+    family = find_family(dataset_id)
+    assert (family.package, family.n_episodes, family.success) == ("ogbench", 50, True)
+    if "-singletask" in env_id:
+        assert find_family(env_id=env_id) is family
     assert recorded_in(dataset_id) == env_id
 
 
@@ -84,9 +85,11 @@ def test_ids_have_their_family_and_their_environment(dataset_id, env_id):
         ("visual-cube-single-play-singletask-task2-v0", "its observations are images, agents"),
         ("powderworld-easy-play-v0", "images and its actions are discrete"),
         ("cube-single-play-oraclerep-v0", "for agents that are given goals"),
-        ("cube-single-play-singletask-task6-v0", "OGBench has no such set"),
-        ("cube-single-play-100k-singletask-task2-v0", "OGBench has no such set"),
-        ("cube-single-play-singletask-task2-v1", "OGBench has no such set"),
+        ("cube-single-play-singletask-task6-v0", "tasks are task1 to task5"),
+        ("cube-single-play-singletask-task02", "tasks are task1 to task5"),
+        ("cube-single-play-100k-singletask-task2-v0", "ids of generated data, under ogbench-gen"),
+        ("cube-single-play-singletask-task2-v1", "the version of all sets is v0"),
+        ("cube-sngle-play-singletask-task2-v0", "OGBench has no such set"),
     ],
 )
 def test_what_is_not_read_is_refused_by_its_reason(rest, why):
@@ -94,6 +97,29 @@ def test_what_is_not_read_is_refused_by_its_reason(rest, why):
     with pytest.raises(ValueError, match=rf"'ogbench/{rest}' cannot be read \(.*{why}.*{example}"):
         load_dataset(f"ogbench/{rest}")
     assert recorded_in(f"ogbench/{rest}") is None
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "why"),
+    [
+        ("ogbench-generated/cube-single-play-singletask-v0", "says how many steps they are"),
+        ("ogbench-generated/cube-single-play-0100k-singletask-v0", "OGBench has no such set"),
+        ("cube-single-play-singletask-task2-v0", "has no namespace: .* here 'ogbench/cube-single"),
+        ("cube-single-play-2k-singletask", "has no namespace: .* here 'ogbench-generated/cube-s"),
+    ],
+)
+def test_other_slips_in_an_id_are_named(dataset_id, why):
+    with pytest.raises(ValueError, match=rf"'{dataset_id}' .*{why}"):
+        load_dataset(dataset_id)
+
+
+@pytest.mark.parametrize(("size", "spelled"), [("1000k", "1m"), ("100000", "100k"), ("7", "7")])
+def test_a_size_has_one_spelling(size, spelled):
+    # else the command that a message names would make a dataset of another id
+    name = parse(f"ogbench-generated/cube-single-play-{size}-singletask-v0")
+    assert name.size == spelled
+    with pytest.raises(ValueError, match=f"'{name.trajectories.id}' is not in .*: generate it by"):
+        load_dataset(f"ogbench-generated/cube-single-play-{size}-singletask-v0")
 
 
 def test_trajectories_name_the_tasks_that_label_them(files):
@@ -308,7 +334,9 @@ def test_the_command_line_downloads_it_too(host, capsys):
 
 
 def test_only_with_download_is_the_host_asked(host):
-    message = rf"'{ID}' is neither in .* nor, as OGBench's own file, .*{FILE}. To fetch it: `"
+    message = (
+        rf"'{task_of(ID, 1)}' is neither in .* nor, as OGBench's own file, .*{FILE}. To fetch it: `"
+    )
     with pytest.raises(ValueError, match=message):
         load(download=False)
     assert host.requests == []
@@ -319,7 +347,9 @@ def test_a_set_that_the_host_does_not_have(host):
     with pytest.raises(RemoteError, match=rf"{FILE} is not there .*HTTP Error 404") as caught:
         load()
     assert "generate ogbench/pointmaze-medium-navigate --steps 1000000`" in str(caught.value)
-    assert "'ogbench-generated/pointmaze-medium-navigate-1m-v0'" in str(caught.value)
+    assert "'ogbench-generated/pointmaze-medium-navigate-1m-singletask-task1-v0'" in str(
+        caught.value
+    )
     assert fetched(host) == []
     assert nothing_is_here()
 
@@ -327,7 +357,7 @@ def test_a_set_that_the_host_does_not_have(host):
 def test_generated_trajectories_that_are_here_are_named(host):
     host.status = 404
     write_generated(maze_rows(*ROWS))
-    with pytest.raises(RemoteError, match=f"by the procedure that made it, here is {MADE}$"):
+    with pytest.raises(RemoteError, match=f"that made it, here is {task_of(MADE, 1)}$"):
         load()
 
 
@@ -342,7 +372,7 @@ def test_a_host_that_does_not_answer(host, status, monkeypatch):
 
 def test_what_only_a_download_brings_says_so(host):
     host.status = 404
-    with pytest.raises(RemoteError, match="It cannot be generated here: the experts that played"):
+    with pytest.raises(RemoteError, match="It cannot be generated here: its experts are trained"):
         load_dataset("ogbench/antmaze-large-navigate-singletask-v0")
 
 
@@ -401,6 +431,26 @@ def test_generated_ones_that_are_not_here_say_how_they_are_made(dataset_id, word
         ValueError, match=f"is not in .*: generate it by `.* generate ogbench/{words}"
     ):
         load_dataset(task)
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "why"),
+    [
+        ("antmaze-large-navigate-100k", "cannot be generated here: its experts are trained"),
+        ("cube-octuple-play-1m", "is none of OGBench's sets whose experts are in the package"),
+        ("pointmaze-medium-play-1m", "is none of OGBench's sets whose experts are in the package"),
+    ],
+)
+def test_nobody_is_told_to_generate_what_cannot_be_generated(dataset_id, why):
+    with pytest.raises(ValueError, match=f"is not in .*, and {why}") as caught:
+        load_dataset(f"ogbench-generated/{dataset_id}-singletask-task1-v0")
+    assert "data.py generate" not in str(caught.value)
+
+
+def test_generated_ones_are_not_said_to_be_from_a_file():
+    write_generated(maze_rows(*ROWS))
+    with pytest.raises(ValueError, match="was generated here: delete that folder to have it made"):
+        download(MADE, force=True)
 
 
 # Commands -----------------------------------------------------------------------------------
