@@ -84,7 +84,7 @@ class Args:
     """solver steps per action; default as configured. Solver and steps make no difference to
     deterministic actions that are the policy's mean (deterministic_action), which need neither"""
     n_episodes: Annotated[int | None, AT_LEAST_1] = None
-    """episodes per scale; default 50, and 100 for mazes"""
+    """episodes per scale; default 50, and 100 for AntMaze and PointMaze"""
     seed: Annotated[int, SEED] = 10_000
     """seed of the first episode, the others count up; training uses 10000 + its own seed"""
     deterministic: bool = True
