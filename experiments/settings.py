@@ -70,7 +70,8 @@ class Experiment(Generic[ConfigT]):
     """choose the guidance scale after training, by episodes in a model learned from the dataset,
     and evaluate it too"""
     n_episodes: Annotated[int, AT_LEAST_0] = 50
-    """evaluation episodes per scale (100 for AntMaze and PointMaze unless given); 0 skips evaluation"""
+    """evaluation episodes per scale (100 for AntMaze and PointMaze unless given); 0 skips
+    evaluation"""
     env_id: str | None = None
     """environment for evaluation, by default the dataset's. module:Id imports the module first; the
     dataset's own id is then played with the arguments of its recording"""
