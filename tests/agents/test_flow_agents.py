@@ -252,8 +252,11 @@ def test_deterministic_actions_depend_on_the_observation_and_the_seed_alone(agen
     agent.act(observations, deterministic=False)
     alone = torch.cat([agent.act(row[None], deterministic=True) for row in observations])
     assert torch.allclose(found, alone, atol=1e-6)
-    agent.training.seed = 4
-    assert not torch.allclose(found, agent.act(observations, deterministic=True), atol=1e-3)
+    others = []
+    for seed in range(4, 12):  # the best of several samples may be the same corner by chance
+        agent.training.seed = seed
+        others.append(agent.act(observations, deterministic=True))
+    assert not all(torch.allclose(found, other, atol=1e-3) for other in others)
 
 
 @pytest.mark.parametrize("agent_class", AGENTS)
