@@ -246,14 +246,15 @@ def test_a_sampled_action_of_fql_is_the_policy_s_for_fresh_noise():
 
 @pytest.mark.parametrize("agent_class", AGENTS)
 def test_deterministic_actions_depend_on_the_observation_and_the_seed_alone(agent_class):
-    agent = small(agent_class)
-    observations = torch.randn(4, 3)
+    # the best of several samples may be the same bound for every noise
+    agent = small(agent_class, **({"num_samples": 1} if agent_class is IFQL else {}))
+    observations = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     found = agent.act(observations, deterministic=True)
     agent.act(observations, deterministic=False)
     alone = torch.cat([agent.act(row[None], deterministic=True) for row in observations])
     assert torch.allclose(found, alone, atol=1e-6)
     others = []
-    for seed in range(4, 12):  # the best of several samples may be the same corner by chance
+    for seed in range(4, 12):
         agent.training.seed = seed
         others.append(agent.act(observations, deterministic=True))
     assert not all(torch.allclose(found, other, atol=1e-3) for other in others)
