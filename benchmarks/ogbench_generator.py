@@ -17,6 +17,7 @@ import io
 import sys
 import tempfile
 import types
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from qgpo.envs.rollouts.ogbench_experts import (
     PROCEDURES,
     Procedure,
     Trajectory,
-    quiet,
     trajectory,
 )
 from qgpo.envs.tasks import ogbench
@@ -141,7 +141,8 @@ def main(args: Args) -> None:
             raise SystemExit(f"error: --sets {name}: expected some of {list(PROCEDURES)}")
         procedure = PROCEDURES[name]
         ogbench.register()
-        with quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             theirs = reference_trajectory(args, procedure)
         ours = trajectory(procedure, args.seed, args.index)
         found = differences(ours, theirs)

@@ -9,18 +9,15 @@ Here every trajectory has a seed of its own, so that it does not matter who play
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import importlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from qgpo.envs.tasks import ogbench
@@ -108,14 +105,10 @@ def trajectory(procedure: Procedure, seed: int, index: int) -> Trajectory:
     """
     generator, reset, action_space = np.random.SeedSequence([seed, index]).generate_state(3)
     recorder = _recorder(procedure)
-    before = np.random.get_state()
-    np.random.seed(generator)
-    recorder.action_space.seed(int(action_space))
-    try:
-        with quiet_mujoco():
-            return recorder.record(int(reset))
-    finally:
-        np.random.set_state(before)
+    recorder.env.action_space.seed(int(action_space))
+    with quiet_mujoco(), ogbench.global_generator_kept():
+        np.random.seed(generator)
+        return recorder.record(int(reset))
 
 
 def make_recorded_env(procedure: Procedure) -> gym.Env[Any, Any]:
@@ -126,7 +119,7 @@ def make_recorded_env(procedure: Procedure) -> gym.Env[Any, Any]:
     ogbench.register()
     is_maze = procedure.environment.startswith("pointmaze-")
     arguments: dict[str, Any] = {} if is_maze else {"mode": "data_collection"}
-    with quiet_mujoco(), quiet():
+    with quiet_mujoco():
         return gym.make(
             f"{procedure.environment}-v0",
             max_episode_steps=-1,
@@ -136,18 +129,10 @@ def make_recorded_env(procedure: Procedure) -> gym.Env[Any, Any]:
         )
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide notes of OGBench's dependencies: a missing display, the precision of its spaces."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 class _Recorder(Protocol):
     """Plays the trajectories of one procedure."""
 
-    action_space: spaces.Space[Any]
+    env: gym.Env[Any, Any]
 
     def record(self, seed: int) -> Trajectory:
         """One trajectory, whose environment is reset with that seed."""
@@ -206,10 +191,6 @@ class _Manipulation:
     def __init__(self, procedure: Procedure) -> None:
         self.procedure = procedure
         self.env = make_recorded_env(procedure)
-        with quiet():
-            space = self.env.action_space
-        # OGBench makes a new space at every access, which nobody can seed.
-        self.action_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, space.shape, np.float32)
         make = _plan_expert if procedure.kind == "play" else _markov_expert
         self.experts = {task: make(task, procedure, self.env) for task in _tasks(procedure)}
         env: Any = self.env.unwrapped
@@ -261,7 +242,7 @@ class _Manipulation:
         rows = _Rows()
         for _ in range(self.procedure.length + 1):
             if np.random.rand() < self.procedure.random_actions:
-                action: Any = self.action_space.sample()
+                action: Any = self.env.action_space.sample()
             else:
                 action = np.array(expert.select_action(observation, info))
                 if is_noisy:
@@ -347,7 +328,6 @@ class _Maze:
         self.env = make_recorded_env(procedure)
         maze: Any = self.env.unwrapped
         self.maze = maze
-        self.action_space: spaces.Space[Any] = maze.action_space
         self.is_free: NDArray[np.bool_] = np.asarray(maze.maze_map) == 0
         self.cells: list[Cell] = [(int(i), int(j)) for i, j in np.argwhere(self.is_free)]
         self.goals = [cell for cell in self.cells if not is_corridor(self.is_free, cell)]

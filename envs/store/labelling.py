@@ -7,10 +7,8 @@ trajectory goes on behind it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +22,7 @@ from numpy.typing import NDArray
 from qgpo.envs.data.columns import flags, numbers, recorded
 from qgpo.envs.data.memmap import Episode
 from qgpo.envs.tasks.making import make_env, quiet_mujoco, register_package
-from qgpo.envs.tasks.ogbench import GENERATED, INSTALL, NUMBERS, Name
+from qgpo.envs.tasks.ogbench import GENERATED, INSTALL, NUMBERS, Name, global_generator_kept
 
 STATES = ("qpos", "button_states")
 """infos that rewards are labelled from; the latter where an environment has buttons"""
@@ -32,21 +30,6 @@ ROWS_AT_ONCE = 2**16
 """labelled together: the environment is reset once for all of them"""
 Labelled = tuple[Episode, Mapping[str, NDArray[Any]]]
 """an episode of T steps, and its infos of T + 1 rows"""
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Around OGBench's own code: hide notes that nobody can act on.
-
-    NumPy's global generator, from which its mazes draw, is then as it was.
-    """
-    state = np.random.get_state()  # noqa: NPY002
-    try:
-        with quiet_mujoco(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32")
-            yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
 
 
 def task_ids(name: Name) -> list[str]:
@@ -133,7 +116,7 @@ class Task:
         states = {name: self._joined(name, group) for name in STATES if name in group[0][1]}
         given = sorted(states)  # rewards and masks are added
         try:
-            with undisturbed():
+            with quiet_mujoco(), global_generator_kept():
                 relabel_dataset(self.name.env_id, env, states)
             self._check_width(env, states)
         except (IndexError, KeyError, ValueError) as error:

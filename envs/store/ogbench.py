@@ -30,7 +30,6 @@ from qgpo.commands import command
 from qgpo.envs.data import disk
 from qgpo.envs.data.columns import flags, numbers, recorded
 from qgpo.envs.rollouts.ogbench_experts import why_not
-from qgpo.envs.store.labelling import undisturbed
 from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.envs.store.npz import Archive
 from qgpo.envs.store.remote import PROBE_SECONDS, RemoteError, in_time
@@ -39,7 +38,7 @@ from qgpo.envs.store.storing import CHUNK_FACTOR, EPISODE_BYTES
 from qgpo.envs.store.trajectories import as_episode, write_trajectories
 from qgpo.envs.store.writing import ADVICE, check_space, sole_writer
 from qgpo.envs.tasks import ogbench
-from qgpo.envs.tasks.making import make_env
+from qgpo.envs.tasks.making import make_env, quiet_mujoco
 from qgpo.envs.tasks.ogbench import GENERATED, PUBLISHED, Name, steps_of_size
 
 BUTTONS = "button_states"
@@ -308,7 +307,7 @@ def convert(name: Name, path: Path, progress_bar: bool = True) -> None:
 def _shapes(name: Name) -> dict[str, tuple[int, ...]]:
     """The shape of a row of each array, by the environment."""
     env = make_env(name.trajectories.env_id)
-    with undisturbed():
+    with quiet_mujoco(), ogbench.global_generator_kept():
         observation, info = env.reset()
         actions = env.action_space.shape
     model: Any = env.unwrapped.model  # type: ignore[attr-defined]

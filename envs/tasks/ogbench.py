@@ -44,13 +44,13 @@ _ID = re.compile(
     rf"(?P<namespace>{PUBLISHED}|{GENERATED})/(?P<environment>{ENVIRONMENTS})"
     rf"-(?P<kind>{KINDS})"
     r"(?:-(?P<size>[1-9][0-9]{0,11}[km]?)(?:-seed(?P<seed>[1-9][0-9]{0,9}))?)?"
-    r"(?P<single>-singletask(?:-task(?P<task>[1-5]))?)?-v(?P<version>0)"
+    r"(?P<single>-singletask(?:-task(?P<task>[1-5]))?)?-v0"
 )
 MULTIPLES = (("m", 1_000_000), ("k", 1_000))
 """how ids shorten numbers of steps"""
 NUMBERS = (1, 2, 3, 4, 5)
 """of the tasks of every environment"""
-INSTALL = "pip install 'qgpo[ogbench]'"
+INSTALL = "pip install ogbench"
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,16 @@ def parse(dataset_id: str) -> Name | None:
         int(match["seed"] or 0),
         None if match["single"] is None else int(match["task"] or 0),
     )
+
+
+@contextlib.contextmanager
+def global_generator_kept() -> Iterator[None]:
+    """After the block NumPy's global generator, from which OGBench draws, is as it was before."""
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 @functools.cache
@@ -250,10 +260,9 @@ class Task(gym.Wrapper[Any, Any, Any, Any]):
     @contextlib.contextmanager
     def _own_generator(self) -> Iterator[None]:
         """NumPy's global generator is this environment's own inside the block."""
-        former = np.random.get_state()  # noqa: NPY002
-        np.random.set_state(self._random.get_state())  # noqa: NPY002
-        try:
-            yield
-        finally:
-            self._random.set_state(np.random.get_state())  # noqa: NPY002
-            np.random.set_state(former)  # noqa: NPY002
+        with global_generator_kept():
+            np.random.set_state(self._random.get_state())  # noqa: NPY002
+            try:
+                yield
+            finally:
+                self._random.set_state(np.random.get_state())  # noqa: NPY002

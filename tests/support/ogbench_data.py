@@ -25,7 +25,7 @@ Rows = dict[str, np.ndarray[Any, Any]]
 
 
 def needs_ogbench() -> None:
-    pytest.importorskip("ogbench", reason="needs ogbench: pip install 'qgpo[ogbench]'")
+    pytest.importorskip("ogbench", reason="needs ogbench: pip install ogbench")
 
 
 def task_of(dataset_id: str, task: int = 0) -> str:
