@@ -29,6 +29,7 @@ from parity_reference import Reference, versions
 from parity_training import Settings, newcombe, train
 
 from qgpo import load_dataset
+from qgpo.envs.play.intervals import success_rate
 from qgpo.envs.tasks import ogbench
 from qgpo.envs.tasks.making import make_env
 from qgpo.files import write_whole
@@ -142,9 +143,9 @@ class Compare:
                 [won for document in played[code] for won in document["successes"]]
                 for code in ("ours", "theirs")
             )
-            low, high = newcombe(sum(ours), len(ours), sum(theirs), len(theirs))
-            difference = sum(ours) / len(ours) - sum(theirs) / len(theirs)
-            print(f"ours - theirs: {100 * difference:.1f} [{100 * low:.1f}, {100 * high:.1f}] %")
+            low, high = newcombe(ours, theirs)
+            difference = success_rate(ours) - success_rate(theirs)
+            print(f"ours - theirs: {difference:.1f} [{low:.1f}, {high:.1f}] %")
 
 
 def results(folder: Path, code: str) -> list[dict[str, Any]]:

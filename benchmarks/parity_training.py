@@ -22,6 +22,7 @@ from parity_reference import Reference, batch_of, versions
 from qgpo import FQL, FQLConfig
 from qgpo.agents.core.callbacks import EveryStep
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.play.intervals import success_interval, success_rate
 from qgpo.files import write_whole
 
 CLIP = 1e-5
@@ -279,23 +280,14 @@ def train(
     }
 
 
-def newcombe(
-    wins: int, n: int, other_wins: int, other_n: int, z: float = 1.959963984540054
-) -> tuple[float, float]:
-    """95 % interval of the difference of two rates, wins / n - other_wins / other_n.
+def newcombe(ours: list[bool], theirs: list[bool]) -> tuple[float, float]:
+    """95 % interval of the difference of two rates of success, in percent.
 
     From the Wilson intervals of both (Newcombe 1998, method 10, doi
     10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I).
     """
-    rate, (low, high) = wins / n, wilson(wins, n, z)
-    other, (other_low, other_high) = other_wins / other_n, wilson(other_wins, other_n, z)
+    rate, (low, high) = success_rate(ours), success_interval(ours)
+    other, (other_low, other_high) = success_rate(theirs), success_interval(theirs)
     below = math.hypot(rate - low, other_high - other)
     above = math.hypot(high - rate, other - other_low)
     return rate - other - below, rate - other + above
-
-
-def wilson(wins: int, n: int, z: float) -> tuple[float, float]:
-    """The score interval of a rate."""
-    center = (wins + z**2 / 2) / (n + z**2)
-    half = z * math.sqrt(wins * (n - wins) / n + z**2 / 4) / (n + z**2)
-    return center - half, center + half

@@ -38,7 +38,6 @@ import torch
 
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.checkpoint import config_from_json
-from qgpo.agents.core.parsing import brief
 from qgpo.agents.core.provenance import processor, versions
 from qgpo.agents.core.upgrade import upgrade_config
 from qgpo.agents.registry import agent_class
@@ -47,6 +46,7 @@ from qgpo.envs import text_files
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.play.scores import Evaluation
 from qgpo.experiments.folder import RunFolder
+from qgpo.experiments.measured_run import check_successes
 from qgpo.experiments.settings import Experiment, as_json, measured_of
 from qgpo.files import write_beside, write_whole
 
@@ -113,11 +113,8 @@ def evaluations_from_json(entries: list[Document]) -> Evaluations:
             if type(number) not in (int, float):
                 raise TypeError(f"{number!r} is no number")
             float(number)
-        flags, n = values["successes"], len(entry["returns"])
-        if flags is not None and (
-            not isinstance(flags, list) or [type(flag) for flag in flags] != [bool] * n
-        ):
-            raise TypeError(f"successes {brief(flags)}, expected a flag for each of {n} returns")
+        if values["successes"] is not None:
+            check_successes(values["successes"], len(entry["returns"]))
         evaluations.append((entry["guidance_scale"], Evaluation(**values)))
     return evaluations
 

@@ -172,6 +172,12 @@ def _by_scale(evaluations: list[Document]) -> dict[float | None, NDArray[np.floa
     return returns
 
 
+def check_successes(flags: Any, n: int) -> None:
+    """Raise ValueError for what is no list of n flags."""
+    if not isinstance(flags, list) or [type(flag) for flag in flags] != [bool] * n:
+        raise ValueError(f"successes {brief(flags)}, expected a flag for each of {n} returns")
+
+
 def _successes(evaluations: list[Document]) -> dict[float | None, NDArray[np.bool_]]:
     """Every episode's success by guidance scale, empty where returns are scored.
 
@@ -182,9 +188,7 @@ def _successes(evaluations: list[Document]) -> dict[float | None, NDArray[np.boo
         return {}
     successes = {}
     for evaluation, flags in zip(evaluations, said, strict=True):
-        n = len(evaluation["returns"])
-        if not isinstance(flags, list) or [type(flag) for flag in flags] != [bool] * n:
-            raise ValueError(f"successes {brief(flags)}, expected a flag for each of {n} returns")
+        check_successes(flags, len(evaluation["returns"]))
         successes[_scale(evaluation["guidance_scale"])] = np.array(flags, dtype=np.bool_)
     return successes
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -264,14 +265,10 @@ class TwinQ(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [observation_dim + action_dim, *hidden, 1]
-        self.heads = nn.ModuleList(
-            mlp(sizes, activation, layer_norm, norm_after=norm_after) for _ in range(2)
-        )
+        layers = partial(mlp, activation=activation, layer_norm=layer_norm, norm_after=norm_after)
+        self.heads = nn.ModuleList(layers(sizes) for _ in range(2))
         value_sizes = [observation_dim, *hidden, 1]
-        value = (
-            mlp(value_sizes, activation, layer_norm, norm_after=norm_after) if baseline else None
-        )
-        self.value = value
+        self.value = layers(value_sizes) if baseline else None
 
     def baseline(self, observations: Tensor) -> Tensor:
         """V, or 0 without a baseline: (..., S) to (...)."""
@@ -319,10 +316,9 @@ class FlowNetwork(nn.Module):
         condition_dim: int,
         hidden: Sequence[int],
         timed: bool = True,
-        layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.net = gelu_mlp([condition_dim + dim + int(timed), *hidden, dim], layer_norm)
+        self.net = gelu_mlp([condition_dim + dim + int(timed), *hidden, dim])
 
     def forward(self, x: Tensor, t: Tensor | None, condition: Tensor | None) -> Tensor:
         """(..., D), (...) or None, (..., C) to (..., D); t is None where it is not timed."""

@@ -100,10 +100,13 @@ def evaluate(
     if isinstance(env, OfflineDataset):
         reference = reference or reference_within(env.reference, env.env_spec, max_episode_steps)
         env = _spec_of(env)
-    check_played(spec_of(env) if isinstance(env, gym.Env | VectorEnv) else env)
+    spec = spec_of(env) if isinstance(env, gym.Env | VectorEnv) else None
+    check_played(env if isinstance(env, str | EnvSpec) else spec)
     with _made(env, n_envs, n_episodes) as envs:
         seeds = [seed + i for i in range(n_episodes)]
-        episodes = _Episodes(seeds, envs[0], max_episode_steps, reference)
+        spec = envs[0].spec if isinstance(env, str | EnvSpec) else spec
+        env_id = type(envs[0]).__name__ if spec is None else spec.id
+        episodes = _Episodes(seeds, env_id, spec, max_episode_steps, reference)
         n_slots = env.num_envs if isinstance(env, VectorEnv) else len(envs)
         player = Player(agent, n_slots, deterministic)
         with episodes.kept(), episodes.bar(_scale_of(agent), progress_bar):
@@ -190,19 +193,19 @@ class _Episodes:
     def __init__(
         self,
         seeds: list[int],
-        env: Any,
+        env_id: str,
+        spec: EnvSpec | None,
         max_episode_steps: int | None,
         reference: ReferenceScores | None,
     ) -> None:
-        spec = spec_of(env)
         stated = spec.max_episode_steps if spec is not None else None
         self.limit = max_episode_steps or stated or FALLBACK_LIMIT
         if spec is not None:  # as it is played
             spec = dataclasses.replace(
                 spec, max_episode_steps=min(self.limit, stated or self.limit)
             )
-        self.env_id = spec.id if spec is not None else type(env).__name__
-        family = find_family(env_id=self.env_id)
+        self.env_id = env_id
+        family = find_family(env_id=env_id)
         if family.success and reference is not None:
             raise ValueError(
                 f"reference={reference}: episodes of {self.env_id} are scored by their success, "

@@ -25,10 +25,10 @@ from tqdm import tqdm
 from qgpo.envs.data import disk
 from qgpo.envs.progress import progress
 from qgpo.envs.rollouts.ogbench_experts import PROCEDURES, Procedure, why_not
+from qgpo.envs.rollouts.ogbench_players import Parts, WorkerError, played
 from qgpo.envs.store.local import folder_of, open_local
 from qgpo.envs.store.storing import CHUNK_FACTOR, EPISODE_BYTES
 from qgpo.envs.store.trajectories import as_episode, write_trajectories
-from qgpo.envs.store.workers import Parts, WorkerError, played
 from qgpo.envs.store.writing import ADVICE, check_space, sole_writer
 from qgpo.envs.tasks import ogbench
 from qgpo.envs.tasks.ogbench import Name, size_of_steps, steps_of_size

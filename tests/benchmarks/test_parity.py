@@ -81,8 +81,9 @@ def test_differences_are_relative_to_theirs(part):
 def test_newcombe_s_own_example(part):
     # 56 of 70 and 48 of 80: 0.0524 to 0.3339 by method 10 (Newcombe 1998, table II)
     newcombe = part("parity_training").newcombe
-    assert newcombe(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    low, high = newcombe(0, 10, 0, 10)
+    first, second = ([i < won for i in range(n)] for won, n in ((56, 70), (48, 80)))
+    assert newcombe(first, second) == pytest.approx((5.24, 33.39), abs=5e-3)
+    low, high = newcombe([False] * 10, [False] * 10)
     assert low == pytest.approx(-high)
-    assert 0.2 < high < 0.3
-    assert newcombe(10, 10, 0, 10)[1] == pytest.approx(1.0)
+    assert 20.0 < high < 30.0
+    assert newcombe([True] * 10, [False] * 10)[1] == pytest.approx(100.0)

@@ -159,7 +159,7 @@ def test_odd_successes_are_refused(flags):
     with pytest.raises(ResultError, match=r"odd.* is not a cell's result: successes"):
         read_run(cell, "odd")
     numbers = {"mean": 0.0, "interval": None, "score": None}
-    with pytest.raises(TypeError, match="successes"):
+    with pytest.raises(ValueError, match="successes"):
         documents.evaluations_from_json([{**cell["evaluations"][0], **numbers}])
 
 

@@ -18,8 +18,10 @@ import pytest
 pytest.importorskip("ogbench")
 
 from qgpo.envs.data.disk import DiskFullError
+from qgpo.envs.rollouts import ogbench_players
 from qgpo.envs.rollouts.ogbench_experts import PROCEDURES, Procedure, trajectory
-from qgpo.envs.store import generating, workers
+from qgpo.envs.rollouts.ogbench_players import Parts, WorkerError
+from qgpo.envs.store import generating
 from qgpo.envs.store.generating import (
     UNFINISHED,
     Generation,
@@ -30,7 +32,6 @@ from qgpo.envs.store.generating import (
 )
 from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.envs.store.scratch import remove_abandoned
-from qgpo.envs.store.workers import Parts, WorkerError
 from qgpo.envs.store.writing import SCRATCH
 from qgpo.envs.tasks.ogbench import Name
 
@@ -244,13 +245,13 @@ def test_one_that_exists_needs_neither_the_package_nor_a_folder_to_write_in(monk
 def test_a_process_that_fails_says_why():
     parts = Parts(folder_of("parts"), Procedure("pointmaze-none", "stitch", LENGTH, 0.5), 0)
     with pytest.raises(WorkerError, match=r"ended early: .*pointmaze-none"):
-        list(workers.played(parts, [0, 1], 2))
+        list(ogbench_players.played(parts, [0, 1], 2))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a signal ends a process")
 def test_a_process_that_is_killed_is_named(monkeypatch):
     monkeypatch.setattr(
-        workers._Worker, "ask", lambda worker, _: worker.process.send_signal(signal.SIGKILL)
+        ogbench_players._Worker, "ask", lambda worker, _: worker.process.send_signal(signal.SIGKILL)
     )
     with pytest.raises(WorkerError, match=r"ended early: SIGKILL \(by the system, for want"):
         make()

@@ -1,8 +1,8 @@
 """Processes that play OGBench's trajectories, each into a file of its own.
 
-`python -m qgpo.envs.store.workers` is what a worker process runs. Its standard input has a line of
-JSON that says what to play, then the number of one trajectory after the other; it answers each
-with a line. Where the input ends, whoever started it is gone, and it ends at once.
+A process runs `python -m qgpo.envs.rollouts.ogbench_players`. The first line of its standard input
+is JSON that says what to play. Each further line is the number of a trajectory, which it answers
+with a line. It ends at once where the input ends: whoever started it is gone then.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _Worker:
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
                 # -P: no module is imported from the folder in which the user happens to be
-                [sys.executable, "-P", "-W", "ignore", "-m", "qgpo.envs.store.workers"],
+                [sys.executable, "-P", "-W", "ignore", "-m", "qgpo.envs.rollouts.ogbench_players"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
