@@ -244,7 +244,7 @@ def test_without_the_package_the_installation_is_named(monkeypatch):
         raise ImportError("No module named 'ogbench'")
 
     monkeypatch.setitem(making.PACKAGES, "ogbench", (missing, ogbench.INSTALL))
-    with pytest.raises(ValueError, match=r"needs the package ogbench.*pip install 'qgpo\[ogbench"):
+    with pytest.raises(ValueError, match=r"needs the package ogbench.*pip install ogbench"):
         evaluate(Still(5), CUBE, 1)
 
 
