@@ -131,6 +131,16 @@ def test_the_goal_is_the_task_s_whatever_the_seed_and_the_options(cube):
     assert goals == [(20, 20)] * 3  # cell (6, 6), 4 units wide, from -4
 
 
+def test_a_reset_follows_from_its_seed_whatever_was_before(cube):
+    """OGBench shows the goal after random actions of its own."""
+    first, first_info = cube.reset(seed=5)
+    cube.reset(seed=9)
+    cube.step(cube.action_space.sample())
+    again, again_info = cube.reset(seed=5)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first_info["goal"], again_info["goal"])
+
+
 def test_spaces_are_the_same_objects_and_have_a_seed(cube):
     assert cube.action_space is cube.action_space is cube.unwrapped.action_space
     assert cube.observation_space is cube.observation_space
