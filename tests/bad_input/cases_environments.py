@@ -112,9 +112,9 @@ CASES = [
         "train: an argument that may name a file",
         SystemExit,
         "error: environment 'Hopper-v5' has the argument xml_file='robots/a.xml', and "
-        "'robots/a.xml' may name a file or code, which is taken from no dataset and no checkpoint. Register an "
-        "environment that has it (gymnasium.register) and name that with --env-id, or pass a made "
-        "environment to evaluate()",
+        "'robots/a.xml' may name a file or code, which is taken from no dataset and no checkpoint. "
+        "Register an environment that has it (gymnasium.register) and name that with --env-id, or "
+        "pass a made environment to evaluate()",
         trained(spec(kwargs={"xml_file": "robots/a.xml"})),
     ),
     Case(
