@@ -22,6 +22,7 @@ from qgpo.networks import ACTIVATIONS
 from qgpo.schedule import SCHEDULES
 from qgpo.solver import SOLVERS, SPACINGS, STOCHASTIC
 
+CRITICS = ("support", "implicit", "agreement")
 LAST_STAGE = "no stage before the last one reads it"
 
 
@@ -59,7 +60,10 @@ class GuidedPolicyConfig:
     support_solver_steps: int = 15
     """solver steps for support actions"""
 
-    # Critic: in-support Q-learning
+    # Critic
+    critic: Annotated[str, OneOf(CRITICS)] = "support"
+    """how actions are ranked: support (in-support Q-learning, the paper's), implicit (implicit
+    Q-learning) or agreement (what both say, where they have one sign)"""
     critic_hidden: tuple[int, ...] = (256, 256, 256)
     """layers of each Q network"""
     critic_activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
@@ -83,7 +87,10 @@ class GuidedPolicyConfig:
     beta_q: NotNegative = 1.0
     """inverse temperature of the softmax value in the critic's target"""
     expectile: Expectile = 0.7
-    """of the expectile value; 0.5 is the mean, 1 the maximum"""
+    """of the expectile value and of implicit Q-learning's; 0.5 is the mean, 1 the maximum"""
+    implicit_actions: Annotated[int, Range(0, 1_000_000)] = 0
+    """support actions per state and step over which implicit Q-learning takes V; 0: the dataset's
+    own action"""
     critic_lambda: Fraction = 0.0
     """lambda of the returns that the critic regresses on; 0 is the one-step target"""
     target_every: Period = 1000
@@ -124,6 +131,11 @@ class GuidedPolicyConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.critic == "agreement" and self.q_unit != "spread":
+            raise ValueError(
+                f"critic='agreement' has no unit of reward: q_unit={self.q_unit!r}, expected "
+                "'spread'"
+            )
 
 
 LAPTOP: dict[str, Any] = {

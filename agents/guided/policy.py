@@ -3,7 +3,7 @@
 1. whitening  a Gaussian policy whose residuals the diffusion models (optional)    behavior.py
 2. behavior   a diffusion model of mu(a|s), by denoising                           behavior.py
 3. support    M actions from it for every observation                              support.py
-4. critic     in-support Q-learning over those actions                             critic.py
+4. critic     Q, which ranks those actions                                         critic.py
 5. ...        an agent's own stage, which tilts the behavior by exp(beta Q)        the agent's file
 act           solve the reverse process from noise
 
@@ -28,7 +28,7 @@ from qgpo.agents.core.training import Training, set_generator
 from qgpo.agents.guided import adoption
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.config import GuidedPolicyConfig
-from qgpo.agents.guided.critic import SupportCritic
+from qgpo.agents.guided.critics import make_critic
 from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
 from qgpo.diffusion import Diffusion, GuidanceGradient
@@ -92,7 +92,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         time_grid(schedule, c.solver_steps, c.spacing)
         self.behavior = Behavior(c, self.training, observation_dim, action_dim)
         self.support = Support(self.behavior, self.training, self._support_source)
-        self.critic = SupportCritic(self.behavior, self.support, self.training)
+        self.critic = make_critic(self.behavior, self.support, self.training)
         self._build_last()
 
     # Training: the stages that all share -----------------------------------------------------
@@ -128,7 +128,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         self.support.generate(data)
 
     def train_critic(self, dataset: OfflineDataset) -> None:
-        """Stage 4: Q by regression on in-support targets."""
+        """Stage 4: Q, by the configured critic."""
         data = self._with_support(dataset)
         self.critic.train(data)
         adoption.keep_states(self.training)
@@ -187,7 +187,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """Support, returns, and the states from which the support is drawn again."""
         c, progress = self.config, self.progress
         drawn = progress["support"] > 0 and not self.is_trained
-        by_returns = c.critic_lambda > 0.0 and 0 < progress["critic"] < c.critic_steps
+        in_critic = c.critic != "implicit" and 0 < progress["critic"] < c.critic_steps
+        by_returns = c.critic_lambda > 0.0 and in_critic
         return {
             "support": Table((None, c.support_actions, self.behavior.action_dim)),
             "returns": Table((None,), needed=by_returns),
@@ -230,7 +231,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         self._reset()
         data = self.prepare(dataset)
         training = self.training
-        adoption.copy_networks(training, donor, with_critic)
+        adoption.copy_networks(training, donor, self.critic.networks if with_critic else None)
         if not with_critic:
             training.stage, training.num_timesteps = "behavior", self.behavior_timesteps
             seed = training.seed + training.num_timesteps

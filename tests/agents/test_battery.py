@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from agent_tester import CHECKS, Subject
-from factory import AEPO_CONFIGS, CONFIGS, QIPO_CONFIGS, WHITENED
+from factory import AEPO_CONFIGS, AGREEMENT, CONFIGS, QIPO_CONFIGS, WHITENED
 
 from qgpo.agents import AGENTS
 
@@ -20,7 +20,12 @@ MORE = {
     "IFQL": {"flow_steps": 3, "num_samples": 3},
 }
 SUBJECTS = {
-    "QGPO": {**CONFIGS, "dps": replace(WHITENED, guidance="dps", beta=0.1, guidance_bound=1.0)},
+    "QGPO": {
+        **CONFIGS,
+        "dps": replace(WHITENED, guidance="dps", beta=0.1, guidance_bound=1.0),
+        "implicit": replace(WHITENED, critic="implicit", implicit_actions=2),
+        "agreement": AGREEMENT,
+    },
     "AEPO": AEPO_CONFIGS,
     "QIPO": QIPO_CONFIGS,
     **{

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from factory import AEPO_CONFIGS, QIPO_CONFIGS, WHITENED, make_dataset, mapped, same_parameters
+from factory import (
+    AEPO_CONFIGS,
+    AGREEMENT,
+    QIPO_CONFIGS,
+    WHITENED,
+    make_dataset,
+    mapped,
+    same_parameters,
+)
 
 from qgpo import AEPO, QGPO, QIPO
 from qgpo.agents.core.callbacks import EveryStep
@@ -18,6 +26,8 @@ AGENTS = {
     "cep": lambda: QGPO(WHITENED, seed=2, device="cpu"),
     "mse": lambda: QGPO(WHITENED, guidance="mse", seed=2, device="cpu"),
     "dps": lambda: QGPO(WHITENED, guidance="dps", seed=2, device="cpu"),
+    "agreement": lambda: QGPO(AGREEMENT, seed=2, device="cpu"),
+    "agreement mse": lambda: QGPO(AGREEMENT, guidance="mse", seed=2, device="cpu"),
     "AEPO": lambda: AEPO(AEPO_CONFIGS["aepo"], seed=2, device="cpu"),
     "QIPO": lambda: QIPO(QIPO_CONFIGS["diffusion"], seed=2, device="cpu"),
 }
@@ -54,7 +64,14 @@ def same_agents(first, second):
 
 @pytest.mark.parametrize(
     ("donor", "name"),
-    [("cep", "mse"), ("cep", "dps"), ("cep", "AEPO"), ("cep", "QIPO"), ("QIPO", "cep")],
+    [
+        ("cep", "mse"),
+        ("cep", "dps"),
+        ("cep", "AEPO"),
+        ("cep", "QIPO"),
+        ("QIPO", "cep"),
+        ("agreement", "agreement mse"),
+    ],
 )
 def test_adopting_equals_training_from_scratch(donor, name, scratch):
     scratch[donor].save("donor")
