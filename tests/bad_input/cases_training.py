@@ -131,7 +131,7 @@ CASES = [
         "an agreement of critics in units of reward",
         ValueError,
         "critic='agreement' has no unit of reward: q_unit='reward', expected 'spread'",
-        config(critic="agreement"),
+        config(critic="agreement", q_unit="reward"),
     ),
     Case(
         MAKE,
