@@ -119,9 +119,10 @@ class GuidedPolicyConfig:
     """w; 1 is the policy mu exp(beta Q) (but for tilt_limit and trust_power), 0 imitation"""
     guidance_bound: Annotated[float | None, LAST_STAGE] = None
     """largest |w sigma grad f| / |eps| while acting; none: no bound"""
-    deterministic_action: Annotated[str, OneOf(("ode", "mean")), LAST_STAGE] = "ode"
-    """what predict(deterministic=True) returns: ode, the solver's answer to zero noise, or mean,
-    the policy's mean action (one evaluation)"""
+    deterministic_action: Annotated[str, OneOf(("ode", "mean", "mode")), LAST_STAGE] = "ode"
+    """what predict(deterministic=True) returns: ode, the solver's answer to zero noise; mean, the
+    policy's mean action (one evaluation); or mode, the mean of its samples where they are densest
+    (the solver's answers to 16 noises, always the same)"""
     solver: Annotated[str, OneOf(sorted(set(SOLVERS) - STOCHASTIC))] = "dpm_solver_2m"
     """solver of the reverse process: dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (ot)"""
     solver_steps: Annotated[int, LAST_STAGE] = 15

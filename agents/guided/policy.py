@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Collection
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,24 @@ from qgpo.agents.guided.config import GuidedPolicyConfig
 from qgpo.agents.guided.critics import make_critic
 from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
+from qgpo.density import mode_of_samples
 from qgpo.diffusion import Diffusion, GuidanceGradient
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import check_finite
 from qgpo.schedule import make_schedule
 from qgpo.solver import get_solver, time_grid
 
+SAMPLES_OF_MODE = 16
+"""noises whose answers the deterministic action `mode` is taken from"""
 GuidedConfigT = TypeVar("GuidedConfigT", bound=GuidedPolicyConfig)
+
+
+class Guiding(TypedDict):
+    """How `Diffusion.sample` and `Diffusion.mean` are guided."""
+
+    guidance: GuidanceGradient | None
+    guidance_scale: float
+    guidance_bound: float | None
 
 
 class InverseTemperature(nn.Module):
@@ -265,27 +276,48 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """Solve the reverse process with guidance, (B, S) to actions (B, A) in [-1, 1]."""
-        c = self.config
         condition = self.behavior.normalizer(observations)
-        shape = (len(observations), self.behavior.action_dim)
+        z = self._deterministic(condition) if deterministic else self._sample(condition)
+        return self.behavior.within_bounds(condition, z)
+
+    def _deterministic(self, condition: Tensor) -> Tensor:
+        """The configured deterministic action in normalised states, (B, S) to (B, A)."""
+        b, a = len(condition), self.behavior.action_dim
+        choice = self.config.deterministic_action
+        if choice == "mean":
+            model, guided = self._acting(condition)
+            return model.mean(condition, a, **guided)
+        if choice == "ode":
+            return self._solve(torch.zeros(b, a, device=self.device), condition)
+        generator = torch.Generator().manual_seed(self.training.seed)
+        noise = torch.randn(SAMPLES_OF_MODE, a, generator=generator).to(self.device)
+        repeated = condition.repeat_interleave(SAMPLES_OF_MODE, dim=0)
+        z = self._solve(noise.repeat(b, 1), repeated)
+        return mode_of_samples(z.reshape(b, SAMPLES_OF_MODE, a))
+
+    def _sample(self, condition: Tensor) -> Tensor:
+        """A sample of the policy in each normalised state, (B, S) to (B, A)."""
+        noise = self._prediction_normal(len(condition), self.behavior.action_dim)
+        return self._solve(noise, condition)
+
+    def _solve(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """The solver's answers to noise (B, A) in normalised states (B, S), (B, A)."""
+        model, guided = self._acting(condition)
+        get_solver(self.solver, stochastic=False)
+        return model.sample(
+            noise,
+            condition,
+            solver=self.solver,
+            steps=self.solver_steps,
+            spacing=self.config.spacing,
+            **guided,
+        )
+
+    def _acting(self, condition: Tensor) -> tuple[Diffusion, Guiding]:
+        """The model that acts in those states, and how it is guided."""
         model, gradient = self._guided(self.guidance_scale, condition)
-        guided: Any = {
+        return model, {
             "guidance": gradient,
             "guidance_scale": self.guidance_scale,
-            "guidance_bound": c.guidance_bound,
+            "guidance_bound": self.config.guidance_bound,
         }
-        if deterministic and c.deterministic_action == "mean":
-            z = model.mean(condition, shape[1], **guided)
-        else:
-            zeros = torch.zeros(shape, device=self.device)
-            noise = zeros if deterministic else self._prediction_normal(*shape)
-            get_solver(self.solver, stochastic=False)
-            z = model.sample(
-                noise,
-                condition,
-                solver=self.solver,
-                steps=self.solver_steps,
-                spacing=c.spacing,
-                **guided,
-            )
-        return self.behavior.within_bounds(condition, z)

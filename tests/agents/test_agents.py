@@ -185,13 +185,22 @@ def test_the_guidance_scale_may_be_set_before_there_are_data():
     assert agent.guidance_scale == 2.0
 
 
-@pytest.mark.parametrize(("choice", "answers"), [("mean", 1), ("ode", 3)])
+@pytest.mark.parametrize(("choice", "answers"), [("mean", 1), ("ode", 3), ("mode", 3)])
 def test_the_deterministic_action_is_the_solver_s_or_the_mean(choice, answers):
     agent = train(replace(WHITENED, deterministic_action=choice))
     seen = set()
     for agent.solver_steps in (1, 3, 8):
         seen.add(agent.predict(np.ones((8, 3)), deterministic=True)[0].tobytes())
     assert len(seen) == answers
+
+
+def test_the_mode_is_a_deterministic_action_of_the_observation_and_the_seed():
+    agent = train(replace(WHITENED, deterministic_action="mode"))
+    observations = np.random.default_rng(0).normal(size=(4, 3))
+    found = agent.predict(observations, deterministic=True)[0]
+    agent.predict(observations)
+    alone = [agent.predict(row, deterministic=True)[0] for row in observations]
+    np.testing.assert_allclose(found, alone, atol=1e-6)
 
 
 def test_a_nan_loss_stops_with_stage_and_step():
