@@ -24,10 +24,11 @@ from qgpo.agents.core.config import PERIOD, STEPS, longer
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import check_finite, marked
 
-FEW_ROWS, MORE_ROWS = 1000, 4000
-"""transitions of the two sizes"""
+FEW_ROWS, SOME_ROWS, MORE_ROWS = 1000, 4000, 8000
+"""transitions on which steps are measured, and of the two sizes: from 4000 on, what is left grows
+in proportion"""
 FIRST_STEPS = 16
-"""of all stages together, to begin with"""
+"""of all stages together, where few are wanted"""
 LEAST_STEPS = 3
 """of each: the first also prepares, and one may renew what the stage learns from"""
 SECONDS = 1.5
@@ -125,26 +126,29 @@ def measure_speed(
             "minutes cannot be measured; choose its number of steps"
         )
     whole = agent(config, device=device).stage_steps
-    few, more = _first(dataset, min(FEW_ROWS, len(dataset) // 2 or 1)), _first(dataset, MORE_ROWS)
-    factor = FIRST_STEPS / sum(whole.values())
+    few, some, more = (_first(dataset, n) for n in (FEW_ROWS, SOME_ROWS, MORE_ROWS))
+    least = factor = FIRST_STEPS / sum(whole.values())
     rehearse = partial(_rehearse, agent, config, whole, device, clock)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few rows, and once more of those of all
-        rehearse(few, factor)  # nothing is warm yet
+        rehearse(few, least)  # nothing is warm yet
         for _ in range(MOST_TRIES):
-            small = rehearse(few, factor)
-            if small.gradient_seconds >= SECONDS:
+            first = rehearse(few, factor)
+            if first.gradient_seconds >= SECONDS:
                 break
-            missing = SECONDS / max(small.gradient_seconds, 1e-6)
-            factor *= min(max(1.2 * missing, 2.0), 64.0)
-        large = rehearse(more, factor)
-    per_row = max(0.0, large.fixed - small.fixed) / max(1, len(more) - len(few))
+            missing = SECONDS / max(first.gradient_seconds, 1e-6)
+            factor *= min(max(1.5 * missing, 2.0), 64.0)
+        second = rehearse(some, factor)
+        per_row = 0.0
+        if len(more) > len(some):
+            further = rehearse(more, least).fixed - second.fixed
+            per_row = max(0.0, further) / (len(more) - len(some))
     steps = {
-        stage: (seconds + large.step_seconds[stage]) / 2.0
-        for stage, seconds in small.step_seconds.items()
+        stage: (seconds + second.step_seconds[stage]) / 2.0
+        for stage, seconds in first.step_seconds.items()
     }
     return Speed(
-        fixed=large.fixed + per_row * (len(dataset) - len(more)),
+        fixed=second.fixed + per_row * (len(dataset) - len(some)),
         stages={stage: seconds * whole[stage] for stage, seconds in steps.items()},
         steps=steps,
     )

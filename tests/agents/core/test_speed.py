@@ -115,8 +115,8 @@ def test_the_parts_of_a_training_are_told_apart(monkeypatch):
 def test_the_factor_fills_the_minutes(times, monkeypatch):
     """Few rows and steps are measured; a training of 15 renewals on all rows takes as long."""
     machine = Machine(monkeypatch)
-    monkeypatch.setattr(speed, "FEW_ROWS", 5)
-    monkeypatch.setattr(speed, "MORE_ROWS", 10)
+    for name, rows in (("FEW_ROWS", 3), ("SOME_ROWS", 5), ("MORE_ROWS", 10)):
+        monkeypatch.setattr(speed, name, rows)
     config = replace(
         WHITENED, whitening_steps=60, behavior_steps=80, critic_steps=300, target_every=20
     )
