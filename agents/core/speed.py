@@ -139,19 +139,25 @@ def measure_speed(
             missing = SECONDS / max(first.gradient_seconds, 1e-6)
             factor *= min(max(1.5 * missing, 2.0), 64.0)
         second = rehearse(some, factor)
-        per_row = 0.0
-        if len(more) > len(some):
-            further = rehearse(more, least).fixed - second.fixed
-            per_row = max(0.0, further) / (len(more) - len(some))
+        large = rehearse(more, least) if len(more) > len(some) else second
     steps = {
         stage: (seconds + second.step_seconds[stage]) / 2.0
         for stage, seconds in first.step_seconds.items()
     }
     return Speed(
-        fixed=second.fixed + per_row * (len(dataset) - len(some)),
+        fixed=_drawn_out(second.fixed, large.fixed, (len(some), len(more), len(dataset))),
         stages={stage: seconds * whole[stage] for stage, seconds in steps.items()},
         steps=steps,
     )
+
+
+def _drawn_out(some: float, more: float, rows: tuple[int, int, int]) -> float:
+    """Seconds at the third number of rows, on the line through those at the first two.
+
+    Noise makes it steeper than it can be: at no rows it is not below 0, and it does not fall.
+    """
+    slope = (more - some) / max(1, rows[1] - rows[0])
+    return more + min(max(0.0, slope), more / rows[1]) * (rows[2] - rows[1])
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,14 @@ def test_the_factor_fills_the_minutes(times, monkeypatch):
     assert machine.now == pytest.approx(60.0 * minutes, rel=0.02)
 
 
+def test_what_is_fixed_is_drawn_out_to_all_rows():
+    drawn = speed._drawn_out
+    assert drawn(5.0, 9.0, (4, 8, 100)) == 101.0  # 1 and as many seconds as rows
+    assert drawn(2.0, 8.0, (4, 8, 100)) == 100.0  # no line is below 0 at no rows
+    assert drawn(9.0, 8.0, (4, 8, 100)) == 8.0
+    assert drawn(7.0, 7.0, (3, 3, 3)) == 7.0  # all rows are measured
+
+
 def test_renewals_of_other_agents_do_not_grow(monkeypatch):
     machine = Machine(monkeypatch)
     monkeypatch.setitem(SECONDS, "policy", 0.1)
