@@ -10,6 +10,8 @@ from qgpo.agents.bc import BC as BC
 from qgpo.agents.bc import BCConfig as BCConfig
 from qgpo.agents.core.agent import OfflineAgent as OfflineAgent
 from qgpo.agents.core.callbacks import EvaluationCallback as EvaluationCallback
+from qgpo.agents.core.config import longer as longer
+from qgpo.agents.core.speed import within_minutes as within_minutes
 from qgpo.agents.diffusion_ql import DiffusionQL as DiffusionQL
 from qgpo.agents.diffusion_ql import DiffusionQLConfig as DiffusionQLConfig
 from qgpo.agents.energy_guided import EnergyGuidedConfig as EnergyGuidedConfig

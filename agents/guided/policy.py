@@ -177,6 +177,18 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         return self.shared_timesteps + self.last_timesteps
 
     @property
+    def stage_steps(self) -> dict[str, int]:
+        """Gradient steps of each stage; drawing the support has none."""
+        c = self.config
+        return {
+            "whitening": c.whitening_steps,
+            "behavior": c.behavior_steps,
+            "support": 0,
+            "critic": c.critic_steps,
+            self.stages[-1]: self.last_timesteps,
+        }
+
+    @property
     def is_trained(self) -> bool:
         """Whether the last stage has ended."""
         return self.progress[self.stages[-1]] >= self.last_steps

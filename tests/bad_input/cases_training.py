@@ -27,9 +27,11 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from qgpo import QGPO, EnergyGuidedDiffusion, Ensemble, IQLConfig
+from qgpo.agents import within_minutes
 from qgpo.agents.core.callbacks import EvaluationCallback, SaveCheckpoint
 from qgpo.agents.core.parameters import ParameterError
 from qgpo.agents.core.training import NonFiniteError
+from qgpo.agents.sb3_baselines import OnlineSAC
 
 
 def other_evaluations() -> None:
@@ -41,6 +43,21 @@ def other_evaluations() -> None:
 
 
 CASES = [
+    Case(
+        MAKE,
+        "no minutes",
+        ValueError,
+        "minutes=nan, expected a finite number",
+        lambda: within_minutes(QGPO, "laptop", make_dataset(), math.nan),
+    ),
+    Case(
+        MAKE,
+        "minutes for an agent whose first steps are faster",
+        ValueError,
+        "agent='sb3:online-sac': its first steps take less time than those that follow, so minutes "
+        "cannot be measured; choose its number of steps",
+        lambda: within_minutes(OnlineSAC, "laptop", make_dataset(), 10),
+    ),
     Case(
         MAKE,
         "an unknown preset",
