@@ -118,6 +118,10 @@ class Args:
             number = getattr(self, name)
             if number is not None and number < smallest:
                 raise ValueError(f"{name}={number}, expected at least {smallest}")
+        if self.value_at_end and not self.data:
+            raise ValueError(
+                "value_at_end: the unit of Q follows from the data, which data=False leaves out"
+            )
 
     @property
     def settings(self) -> Document:
@@ -219,8 +223,6 @@ def follows_of(args: Args, agent: Agent, behavior: Agent, unit: Unit) -> dict[st
     gamma = agent.gamma
     if gamma is None:
         raise ValueError(f"a {agent.name} agent learns no values")
-    if args.value_at_end and not args.data:
-        raise ValueError("value_at_end: the unit of Q follows from the data; leave --no-data away")
     policy = acting(agent, args.guidance_scale)
     tail = tail_of(agent, policy, unit) if args.value_at_end else None
     shared = args.horizon, gamma, args.repetitions

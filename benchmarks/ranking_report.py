@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgpo.experiments.ranking import gains_over_mean, mean_of, rank
+from qgpo.experiments.ranking import gains_over_mean, mean_of, rank, shares_beaten
 
 Document = dict[str, Any]
 Array = NDArray[np.float64]
@@ -28,6 +28,7 @@ TITLES = {
     "behavior_mean": "gain of the behavior's mean action",
     "guided_mean": "gain of the guided mean action",
     "guided_samples": "gain of guided samples",
+    "guided_beats": "actions that the guided mean beats",
 }
 """of the estimates; gains are over the mean of the behavior's actions"""
 
@@ -61,6 +62,8 @@ def estimates(q: Array, played: Array, parts: Mapping[str, slice]) -> Document:
     for name in ("behavior_mean", "guided_mean", "guided_samples"):
         gains = gains_over_mean(played[:, parts[name]], played[:, support])
         found[name] = dataclasses.asdict(mean_of(gains))
+    beaten = shares_beaten(played[:, parts["guided_mean"]], played[:, support])
+    found["guided_beats"] = dataclasses.asdict(mean_of(beaten))
     return found
 
 

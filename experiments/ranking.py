@@ -106,6 +106,17 @@ def gains_over_mean(chosen: ArrayLike, returns: ArrayLike) -> Array:
     return gains
 
 
+def shares_beaten(chosen: ArrayLike, returns: ArrayLike) -> Array:
+    """Share of a state's actions that others are better than, (S, K, R), (S, M, R) to (S,).
+
+    1/2 is chance, ties count half. It has no unit, and no state counts more than another one.
+    """
+    others = np.asarray(chosen, np.float64).mean(axis=2)
+    truth = np.asarray(returns, np.float64).mean(axis=2)
+    shares: Array = 0.5 + 0.5 * np.sign(others[:, :, None] - truth[:, None, :]).mean(axis=(1, 2))
+    return shares
+
+
 # Within states ----------------------------------------------------------------------------
 
 
@@ -187,11 +198,12 @@ def splits(repetitions: int) -> list[tuple[list[int], list[int]]]:
 
 
 def stepped_up(halves: Array) -> Array:
-    """Spearman-Brown: reliabilities of the whole from correlations of halves; NaN of -1."""
-    whole: Array = np.divide(
-        2.0 * halves, 1.0 + halves, out=np.full_like(halves, np.nan), where=halves > -1.0
-    )
-    return whole
+    """Spearman-Brown: reliabilities of the whole from correlations of halves.
+
+    Negative ones, which are noise, stay as they are: the formula has a pole at -1.
+    """
+    real = np.maximum(halves, 0.0)
+    return np.where(halves > 0.0, 2.0 * real / (1.0 + real), halves)
 
 
 def attenuated(correlation: Array, reliability: Array) -> Array:

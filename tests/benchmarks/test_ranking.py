@@ -44,7 +44,8 @@ def one_stage(name, **more):
 
 @pytest.fixture(scope="module")
 def pendulum_agent():
-    return trained(action_space=TORQUES, env_spec=gym.spec("Pendulum-v1"))
+    spec = replace(gym.spec("Pendulum-v1"), max_episode_steps=12)
+    return trained(action_space=TORQUES, env_spec=spec)
 
 
 @pytest.fixture
@@ -395,12 +396,11 @@ def test_ctrl_c_keeps_the_states_that_are_complete(part, run, monkeypatch, capsy
     ("words", "message"),
     [
         (["--states", "1"], "states=1, expected at least 2"),
-        (["--value-at-end", "True"], "value_at_end: the unit of Q follows from the data"),
+        (["--value-at-end"], "value_at_end: the unit of Q follows from the data"),
         (["--near-success", "0"], "near_success=0, expected at least 1"),
     ],
 )
 def test_settings_that_measure_nothing(part, run, words, message):
-    words = [word for word in words if word != "True"]
     with pytest.raises(SystemExit, match=f"error: {message}"):
         part("ranking").cli(["--run", str(run), "--no-data", "--out", "o.json", *words])
 
@@ -452,7 +452,6 @@ def test_an_arm(part, tmp_path, monkeypatch):
     env_id = "cube-single-singletask-task2-v0"
     five = spaces.Box(-1.0, 1.0, (5,), np.float32)
     agent = trained(observation_dim=28, action_space=five)
-    monkeypatch.setattr(part("ranking_play"), "FALLBACK_LIMIT", 5)
     make = part("ranking").make_env
     monkeypatch.setattr(
         part("ranking"), "make_env", lambda env: gym.wrappers.TimeLimit(make(env), 6)
@@ -471,7 +470,7 @@ def measured(name, value, dataset="a/b/c-v0"):
     """What a file of rankings says of a run, as far as the comparison reads it."""
     estimate = {"value": value, "interval": None, "states": 9}
     names = ("correlation", "spearman", "corrected", "slope", "chosen", "perfect", "share")
-    names += ("behavior_mean", "guided_mean", "guided_samples")
+    names += ("behavior_mean", "guided_mean", "guided_samples", "guided_beats")
     return {
         "run": f"somewhere/{name}",
         "label": name,

@@ -52,6 +52,10 @@ def test_known_gains():
     assert found.reliability.value == pytest.approx(1.0)
     gains = ranking.gains_over_mean(np.full((40, 1, 2), 5.0), returns)
     np.testing.assert_allclose(gains, 3.0)
+    shares = ranking.shares_beaten(np.full((40, 1, 2), 5.0), returns)
+    np.testing.assert_allclose(shares, 0.75)
+    both = ranking.shares_beaten(np.stack([returns[:, 0], returns[:, 1]], axis=1), returns)
+    np.testing.assert_allclose(both, (1.5 / 4 + 3.5 / 4) / 2)  # ties count half
 
 
 def test_a_perfect_critic_gains_what_there_is_and_no_more_than_the_upper_estimate():
@@ -121,6 +125,14 @@ def test_one_repetition_and_one_state():
     found = rank(q, returns)
     assert found.correlation.value is not None
     assert found.correlation.interval is None
+
+
+def test_spearman_and_brown():
+    halves = np.array([1.0, 0.5, 0.0, -0.9, np.nan])
+    whole = ranking.stepped_up(halves)
+    np.testing.assert_allclose(whole, [1.0, 2 / 3, 0.0, -0.9, np.nan])
+    corrected = ranking.attenuated(np.array([0.5, 0.4, 0.4, 0.4, 0.4]), whole)
+    np.testing.assert_allclose(corrected, [0.5, 0.4 / (2 / 3) ** 0.5, np.nan, np.nan, np.nan])
 
 
 def test_divisions_into_halves():
