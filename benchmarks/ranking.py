@@ -189,7 +189,7 @@ def measure(args: Args, run: Path, stage: Stage) -> Document:
         {"source": s.source, "seed": s.seed, "step": s.step, "length": s.length}
         for s in starts[:done]
     ]
-    return {
+    document = {
         **about(args, run, agent, env),
         **({"unfinished": f"{done} of {len(starts)} states"} if done < len(starts) else {}),
         "unit": dataclasses.asdict(unit),
@@ -198,7 +198,6 @@ def measure(args: Args, run: Path, stage: Stage) -> Document:
         "parts": {name: [part.start, part.stop] for name, part in actions.parts.items()},
         "values": rounded(q[:done]),
         "returns": {name: rounded(played) for name, played in returns.items()},
-        "ranking": summarize(q[:done] / unit.scale, returns, actions.parts, states, density),
         "seconds": {
             "until_rollouts": until_rollouts,
             "wall": time.perf_counter() - began,
@@ -207,6 +206,7 @@ def measure(args: Args, run: Path, stage: Stage) -> Document:
         "versions": versions(),
         "processor": processor(),
     }
+    return {**document, "ranking": summarize(document)}
 
 
 def environment_of(args: Args, agent: Agent) -> str | EnvSpec:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ranking_report import POLICY, TITLES, cell
+from ranking_report import POLICY, TITLES, cell, of_all_states
 
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Evaluations
@@ -102,11 +102,11 @@ def read_rows(args: Args) -> list[Row]:
                     f"--run {run} --guidance-scale 0 {scale:g} --output {run}/evaluation-2.json"
                 )
                 continue
-            if args.follow not in document["ranking"]:
+            if args.follow not in document["returns"]:
                 raise ValueError(
-                    f"follow={args.follow!r}: {path} has {sorted(document['ranking'])} of {run}"
+                    f"follow={args.follow!r}: {path} has {sorted(document['returns'])} of {run}"
                 )
-            of = document["ranking"][args.follow]["all"]
+            of = of_all_states(document, args.follow)
             measures = {name: of[name]["value"] for name in MEASURES}
             name = f"{document['label']}, seed {document['seed']}"
             rows.append(Row(name, document["dataset"]["id"], measures, returns))

@@ -33,30 +33,37 @@ TITLES = {
 """of the estimates; gains are over the mean of the behavior's actions"""
 
 
-def summarize(
-    q: Array,
-    returns: Mapping[str, Array],
-    parts: Mapping[str, slice],
-    states: Sequence[Document],
-    density: Array | None,
-) -> Document:
+def summarize(document: Document) -> Document:
     """Estimates by who plays on, over all states and over groups of them.
 
-    Values (S, K) in units of returns, returns (S, K, R); `parts` says what the K actions are.
+    They are made from the raw numbers of a measured run, so that a run that was measured before an
+    estimate was thought of has it, too.
     """
-    groups = dict(groups_of(states, density))
-    return {
-        name: {
-            group: estimates(q[rows], played[rows], parts)
-            for group, rows in groups.items()
-            if rows.any()
-        }
-        for name, played in returns.items()
-    }
+    density = document["density"]
+    groups = groups_of(document["states"], None if density is None else np.asarray(density))
+    q, parts = _values(document)
+    found: Document = {name: {} for name in document["returns"]}
+    for group, rows in groups:
+        for name, returns in document["returns"].items():
+            if rows.any():
+                found[name][group] = estimates(q[rows], np.asarray(returns)[rows], parts)
+    return found
+
+
+def of_all_states(document: Document, follow: str) -> Document:
+    """The estimates over all states alone."""
+    q, parts = _values(document)
+    return estimates(q, np.asarray(document["returns"][follow]), parts)
+
+
+def _values(document: Document) -> tuple[Array, dict[str, slice]]:
+    """Q (S, K) in units of returns; what the K actions are."""
+    parts = {name: slice(*ends) for name, ends in document["parts"].items()}
+    return np.asarray(document["values"]) / document["unit"]["scale"], parts
 
 
 def estimates(q: Array, played: Array, parts: Mapping[str, slice]) -> Document:
-    """Everything about some states."""
+    """Everything about some states: values (S, K) in units of returns, returns (S, K, R)."""
     support = parts["support"]
     found = dataclasses.asdict(rank(q[:, support], played[:, support]))
     for name in ("behavior_mean", "guided_mean", "guided_samples"):
@@ -86,7 +93,7 @@ def groups_of(
 
 def as_text(document: Document) -> str:
     """A table of one run."""
-    settings, ranking = document["settings"], document["ranking"]
+    settings, ranking = document["settings"], summarize(document)
     lines = [
         f"{document['label']}, seed {document['seed']}, from {document['run']} in "
         f"{document['environment']}",

@@ -52,8 +52,8 @@ class Simulation:
 class Snapshot:
     """An environment as it was; it is restored into that environment, or one made alike."""
 
-    kinds: tuple[type, ...]
-    """class of every layer, from the outside in"""
+    kinds: tuple[str, ...]
+    """class of every layer, from the outside in; OGBench makes a class anew for every maze"""
     attributes: list[dict[str, Any]]
     """the plain attributes of each"""
     simulations: list[Simulation]
@@ -64,7 +64,7 @@ def take_snapshot(env: gym.Env[Any, Any]) -> Snapshot:
     layers = _layers(env)
     plain = [{name: v for name, v in vars(layer).items() if _is_plain(v)} for layer in layers]
     simulations = [_copied(data) for data in _simulations(layers)]
-    return Snapshot(tuple(map(type, layers)), copy.deepcopy(plain), simulations)
+    return Snapshot(_kinds(layers), copy.deepcopy(plain), simulations)
 
 
 def restore(env: gym.Env[Any, Any], snapshot: Snapshot, seed: int | None = None) -> None:
@@ -75,10 +75,10 @@ def restore(env: gym.Env[Any, Any], snapshot: Snapshot, seed: int | None = None)
     that was made in another way.
     """
     layers = _layers(env)
-    if tuple(map(type, layers)) != snapshot.kinds:
+    if _kinds(layers) != snapshot.kinds:
         raise ValueError(
-            f"a state of {[kind.__name__ for kind in snapshot.kinds]} cannot be restored in "
-            f"{[type(layer).__name__ for layer in layers]}"
+            f"a state of {' of '.join(snapshot.kinds)} cannot be restored in "
+            f"{' of '.join(_kinds(layers))}"
         )
     attributes = copy.deepcopy(snapshot.attributes)  # in one go: what layers share stays shared
     if seed is not None:
@@ -159,6 +159,11 @@ def _layers(env: gym.Env[Any, Any]) -> list[gym.Env[Any, Any]]:
             found.append(layer)
             left += [value for value in vars(layer).values() if isinstance(value, gym.Env)]
     return found
+
+
+def _kinds(layers: list[gym.Env[Any, Any]]) -> tuple[str, ...]:
+    """Their classes by name."""
+    return tuple(type(layer).__name__ for layer in layers)
 
 
 def _simulations(layers: list[gym.Env[Any, Any]]) -> list[Any]:

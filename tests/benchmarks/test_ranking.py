@@ -466,18 +466,22 @@ def test_an_arm(part, tmp_path, monkeypatch):
 # Comparison -------------------------------------------------------------------------------
 
 
-def measured(name, value, dataset="a/b/c-v0"):
-    """What a file of rankings says of a run, as far as the comparison reads it."""
-    estimate = {"value": value, "interval": None, "states": 9}
-    names = ("correlation", "spearman", "corrected", "slope", "chosen", "perfect", "share")
-    names += ("behavior_mean", "guided_mean", "guided_samples", "guided_beats")
+def measured(name, agreement, dataset="a/b/c-v0"):
+    """What the comparison reads of a run whose Q agrees so far with the returns."""
+    rng = np.random.default_rng(0)
+    returns, noise = rng.normal(size=(30, 7, 1)), rng.normal(size=(30, 7))
+    q = agreement * returns[..., 0] + (1.0 - agreement) * noise
+    ends = {"support": [0, 4], "behavior_mean": [4, 5], "guided_mean": [5, 6]}
     return {
         "run": f"somewhere/{name}",
         "label": name,
         "seed": 0,
         "dataset": {"id": dataset},
         "settings": {"guidance_scale": 1.0},
-        "ranking": {"policy": {"all": dict.fromkeys(names, estimate)}},
+        "unit": {"scale": 2.0, "shift": 0.0},
+        "parts": {**ends, "guided_samples": [6, 7]},
+        "values": q.tolist(),
+        "returns": {"policy": np.repeat(returns, 2, axis=2).tolist()},
     }
 
 
@@ -497,6 +501,7 @@ def test_rankings_against_returns(part, tmp_path, capsys):
     for i, value in enumerate((0.1, 0.2, 0.3, 0.4)):
         runs.append(measured(f"run{i}", value))
         evaluated(tmp_path / f"run{i}", {0.0: 50.0 * i, 1.0: 100.0 + i})
+    assert runs[0]["values"] != runs[3]["values"]
     runs.append(measured("unplayed", 0.9))
     evaluated(tmp_path / "unplayed", {0.0: 1.0})
     for i, value in enumerate((0.8, 0.7)):
@@ -508,7 +513,7 @@ def test_rankings_against_returns(part, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "left out: " in printed
     assert "unplayed was not played at w = 1: python scripts/evaluate.py" in printed
-    found = json.loads(Path("compared.json").read_text())["correlations"]["share"]
+    found = json.loads(Path("compared.json").read_text())["correlations"]["correlation"]
     assert found["at_scale"]["value"] == pytest.approx(1.0)
     assert found["at_scale"]["states"] == 6
     assert found["over_behavior"]["value"] == pytest.approx(-1.0)
