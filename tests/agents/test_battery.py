@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 from agent_tester import CHECKS, Subject
-from factory import AEPO_CONFIGS, CONFIGS, QIPO_CONFIGS, WHITENED
+from factory import (
+    AEPO_CONFIGS,
+    BEST_OF_N_CONFIGS,
+    CONFIGS,
+    QIPO_CONFIGS,
+    SIR_CONFIGS,
+    WHITENED,
+)
 
 from qgpo.agents import AGENTS
 
@@ -20,9 +27,17 @@ MORE = {
     "IFQL": {"flow_steps": 3, "num_samples": 3},
 }
 SUBJECTS = {
-    "QGPO": {**CONFIGS, "dps": replace(WHITENED, guidance="dps", beta=0.1, guidance_bound=1.0)},
+    "QGPO": {
+        **CONFIGS,
+        **{
+            guidance: replace(WHITENED, guidance=guidance, beta=0.1, guidance_bound=1.0)
+            for guidance in ("dps", "qgf")
+        },
+    },
     "AEPO": AEPO_CONFIGS,
     "QIPO": QIPO_CONFIGS,
+    "SIR": SIR_CONFIGS,
+    "BestOfN": BEST_OF_N_CONFIGS,
     **{
         name: {
             preset: replace(AGENTS[name].presets[preset], steps=11, **SMALL, **more)

@@ -7,9 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from factory import AEPO_CONFIGS, QIPO_CONFIGS, WHITENED, make_dataset, mapped, same_parameters
+from factory import (
+    AEPO_CONFIGS,
+    BEST_OF_N_CONFIGS,
+    QIPO_CONFIGS,
+    SIR_CONFIGS,
+    WHITENED,
+    make_dataset,
+    mapped,
+    same_parameters,
+)
 
-from qgpo import AEPO, QGPO, QIPO
+from qgpo import AEPO, QGPO, QIPO, SIR, BestOfN
 from qgpo.agents.core.callbacks import EveryStep
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -18,8 +27,11 @@ AGENTS = {
     "cep": lambda: QGPO(WHITENED, seed=2, device="cpu"),
     "mse": lambda: QGPO(WHITENED, guidance="mse", seed=2, device="cpu"),
     "dps": lambda: QGPO(WHITENED, guidance="dps", seed=2, device="cpu"),
+    "qgf": lambda: QGPO(WHITENED, guidance="qgf", seed=2, device="cpu"),
     "AEPO": lambda: AEPO(AEPO_CONFIGS["aepo"], seed=2, device="cpu"),
     "QIPO": lambda: QIPO(QIPO_CONFIGS["diffusion"], seed=2, device="cpu"),
+    "SIR": lambda: SIR(SIR_CONFIGS["mean"], seed=2, device="cpu"),
+    "BestOfN": lambda: BestOfN(BEST_OF_N_CONFIGS["whitened"], seed=2, device="cpu"),
 }
 
 
@@ -54,7 +66,17 @@ def same_agents(first, second):
 
 @pytest.mark.parametrize(
     ("donor", "name"),
-    [("cep", "mse"), ("cep", "dps"), ("cep", "AEPO"), ("cep", "QIPO"), ("QIPO", "cep")],
+    [
+        ("cep", "mse"),
+        ("cep", "dps"),
+        ("cep", "qgf"),
+        ("cep", "AEPO"),
+        ("cep", "QIPO"),
+        ("QIPO", "cep"),
+        ("cep", "SIR"),
+        ("SIR", "BestOfN"),
+        ("BestOfN", "cep"),
+    ],
 )
 def test_adopting_equals_training_from_scratch(donor, name, scratch):
     scratch[donor].save("donor")
@@ -115,7 +137,7 @@ def other_task():
     return make_dataset(rewards=rewards, terminations=done, id="test/made/other-task-v0")
 
 
-@pytest.mark.parametrize("name", ["cep", "AEPO", "QIPO"])
+@pytest.mark.parametrize("name", ["cep", "AEPO", "QIPO", "SIR"])
 def test_another_task_adopts_what_needs_no_rewards(name, scratch):
     scratch["cep"].save("donor")
     agent = AGENTS[name]().adopt(QGPO.load("donor", device="cpu"), other_task())
