@@ -27,7 +27,7 @@ from qgpo.diffusion import Metrics
 
 @dataclass(frozen=True)
 class BestOfNConfig(CandidatesConfig):
-    """Hyperparameters of BestOfN: the family's (`beta`, `q_unit`, `tilt_limit` have no use) and N."""
+    """Hyperparameters of BestOfN: N beside the family's; `beta` and its limits have no use."""
 
 
 class BestOfN(Candidates[BestOfNConfig]):

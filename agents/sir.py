@@ -9,9 +9,10 @@ act           draw N actions of mu, take one with probability softmax(w beta Q(s
 Self-normalised importance sampling of mu(a|s) exp(w beta Q(s, a)), what QGPO's exact guidance
 samples at w = 1: the distribution of the action tends to it as N grows beyond about
 exp(KL(pi || mu)) (Chatterjee & Diaconis 2018, arXiv 1511.01437), because some of N actions of mu
-must be as good as those of pi. QGPO needs no such luck but an f_t. Stages, beta, `q_unit`, `tilt_limit` and `trust_power` are QGPO's, so that both may have one
-behavior and critic (`adopt`). Where QGPO takes a state's spread of Q from its M support actions,
-acting in new states takes it from the N candidates.
+must be as good as those of pi. QGPO needs no such luck but an f_t. Stages, beta, `q_unit`,
+`tilt_limit` and `trust_power` are QGPO's, so that both may have one behavior and critic (`adopt`).
+Where QGPO takes a state's spread of Q from its M support actions, acting in new states takes it
+from the N candidates.
 """
 
 from __future__ import annotations

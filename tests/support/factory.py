@@ -83,7 +83,6 @@ QIPO_DIFFUSION = QIPOConfig(
 SIR_CONFIGS = {
     "mean": SIRConfig(**{**SHARED, "beta": 1.0}, num_samples=4, trust_power=2.0),
     "ode": SIRConfig(**{**SHARED, "deterministic_action": "ode"}, num_samples=2),
-    "one": SIRConfig(**SHARED, num_samples=1),
 }
 BEST_OF_N_CONFIGS = {
     "whitened": BestOfNConfig(**SHARED, num_samples=4),
