@@ -26,7 +26,7 @@ from factory import (
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from qgpo import QGPO, EnergyGuidedDiffusion, Ensemble, IQLConfig
+from qgpo import QGPO, BestOfNConfig, EnergyGuidedDiffusion, Ensemble, IQLConfig
 from qgpo.agents.core.callbacks import EvaluationCallback, SaveCheckpoint
 from qgpo.agents.core.parameters import ParameterError
 from qgpo.agents.core.training import NonFiniteError
@@ -167,6 +167,13 @@ CASES = [
         ValueError,
         "guidance_options has 'order', expected some of ['labels']",
         config(guidance_options={"order": 2}),
+    ),
+    Case(
+        MAKE,
+        "no candidates to choose from",
+        ValueError,
+        "num_samples=0, expected in [1, 100000]",
+        lambda: BestOfNConfig(num_samples=0),
     ),
     Case(
         MAKE,
