@@ -131,10 +131,15 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
         return (weights[..., None] * actions).sum(dim=1)
 
     def _draw(self, condition: Tensor, same: bool, generator: torch.Generator) -> Tensor:
-        """N actions of the behavior in normalised states (B, 1, S), (B, N, A) in [-1, 1]."""
+        """N actions of the behavior in normalised states (B, 1, S), (B, N, A) in [-1, 1].
+
+        Where all states have the `same` noise, it is followed by its negative: by chance its mean
+        would lean to one side, in every state to the same.
+        """
         b, n, a = len(condition), self.num_samples, self.behavior.action_dim
-        drawn = torch.randn(1 if same else b, n, a, generator=generator, device=generator.device)
-        noise = drawn.to(self.device).expand(b, n, a)
+        shape = (1, (n + 1) // 2, a) if same else (b, n, a)
+        drawn = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+        noise = torch.cat([drawn, -drawn], dim=1)[:, :n].expand(b, n, a) if same else drawn
         get_solver(self.solver, stochastic=False)
         z = self.behavior.average.sample(
             noise.reshape(b * n, a),

@@ -123,6 +123,14 @@ def test_the_deterministic_action_of_mean_is_that_of_the_tilted_policy():
     assert found == pytest.approx(float((tilted(VALUES) * ACTIONS).sum()), abs=0.01)
 
 
+@pytest.mark.parametrize("n", [2, 7, 32])
+def test_fixed_noise_leans_to_no_side(n):
+    # without a tilt the mean action of a symmetric behavior is 0; the last of 7 has no opposite
+    agent = made(SIR, gaussian, linear, n, beta=0.0, deterministic_action="mean")
+    found = abs(agent.predict(np.zeros(3), deterministic=True)[0].item())
+    assert found == pytest.approx(0.0, abs=1e-6) if n % 2 == 0 else 0.0 < found < SPREAD / 2
+
+
 def test_the_unit_of_q_is_that_of_qgpo():
     config = {
         **SHARED,
