@@ -50,14 +50,16 @@ class BestOfN(Candidates[BestOfNConfig]):
 
     def _measure(self, q: Tensor) -> Metrics:
         """What the best of M support actions gains over their mean."""
-        return {"gain": gain(q, _best(q))}
+        best = nn.functional.one_hot(q.argmax(dim=-1), q.shape[-1])
+        return {"gain": gain(q, best)}
 
-    def _weights(
-        self, q: Tensor, condition: Tensor, deterministic: bool, generator: torch.Generator
+    def _choose(
+        self,
+        z: Tensor,
+        q: Tensor,
+        condition: Tensor,
+        deterministic: bool,
+        generator: torch.Generator,
     ) -> Tensor:
-        return _best(q if self.guidance_scale > 0.0 else -q)
-
-
-def _best(q: Tensor) -> Tensor:
-    """1 at the largest of each row and 0 elsewhere, (B, N)."""
-    return nn.functional.one_hot(q.argmax(dim=-1), q.shape[-1]).to(q)
+        best = (q if self.guidance_scale > 0.0 else -q).argmax(dim=-1)
+        return z[torch.arange(len(z), device=z.device), best]

@@ -2,7 +2,7 @@
 
 1. behavior   a diffusion model of mu(a|s), by denoising
 2. support    M actions from it for every observation
-3. critic     in-support softmax Q-learning over those actions
+3. critic     in-support softmax Q-learning over those actions (`critic` names other ones)
 4. energy     f_t by contrastive energy prediction on the same actions
 act           solve the reverse ODE with the score of mu plus the gradient of w f_t,
               so that actions follow mu(a|s) exp(beta Q(s, a)) at w = 1
@@ -76,6 +76,11 @@ class QGPOConfig(GuidedPolicyConfig):
         if issubclass(guidance_class(self.guidance), Weighted):
             choices = sorted(n for n, kind in GUIDANCES.items() if not issubclass(kind, Weighted))
             raise ValueError(f"guidance={self.guidance!r}, expected one of {choices}; QIPO has it")
+        if self.critic == "agreement" and guidance_class(self.guidance).needs_energy:
+            raise ValueError(
+                f"guidance={self.guidance!r} differentiates one Q, and critic='agreement' has two: "
+                "choose critic='support' or critic='implicit'"
+            )
 
 
 LAPTOP_ENERGY: dict[str, Any] = {

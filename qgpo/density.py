@@ -1,10 +1,11 @@
-"""How densely the data cover a state, measured by the distance to its nearest neighbor.
+"""How densely points lie: states of the data around a state, samples around each other.
 
-The distance has two uses. `Trust` weakens the critic where the data are sparse, so that the policy
-stays close to the behavior there. `sampling_weights` draws sparse states more often while the
-behavior is learned. The first use follows safe policy improvement with baseline bootstrapping
-(Laroche et al. 2019, arXiv 1712.06924), which keeps the behavior where the count of a state-action
-pair is low; the distance replaces the count.
+A state's density is measured by the distance to its nearest neighbor in the data, which has two
+uses. `Trust` weakens the critic where the data are sparse, so that the policy stays close to the
+behavior there. `sampling_weights` draws sparse states more often while the behavior is learned.
+The first use follows safe policy improvement with baseline bootstrapping (Laroche et al. 2019,
+arXiv 1712.06924), which keeps the behavior where the count of a state-action pair is low; the
+distance replaces the count.
 """
 
 from __future__ import annotations
@@ -44,6 +45,28 @@ def sampling_weights(distances: Tensor, power: float) -> Tensor:
     """
     median = distances.median().clamp(min=torch.finfo(distances.dtype).tiny)
     return (distances / median).clamp(1.0, MOST_SPARSE) ** power
+
+
+def mode_of_samples(samples: Tensor) -> Tensor:
+    """The mean of the samples around the densest of them, (B, K, D) to (B, D).
+
+    The weights are those of a Gaussian kernel at the sample with the largest kernel density: one
+    step of mean shift (Fukunaga & Hostetler 1975) from there. Its width is the first quartile of
+    the distances between samples, which lies within a mode wherever the largest has half of the
+    samples. Of one mode it is nearly the mean, of two the mean of the larger one.
+    """
+    k = samples.shape[1]
+    if k < 3:
+        return samples[:, 0]
+    squared = torch.cdist(samples, samples).square()
+    pairs = torch.triu_indices(k, k, 1, device=samples.device)
+    width = torch.quantile(squared[:, pairs[0], pairs[1]], 0.25, dim=-1)
+    tiny = torch.finfo(samples.dtype).tiny
+    kernel = torch.exp(-0.5 * squared / width.clamp(min=tiny)[:, None, None])
+    densest = kernel.sum(dim=-1).argmax(dim=-1)
+    weights = kernel[torch.arange(len(samples), device=samples.device), densest]
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    return torch.sum(weights[..., None] * samples, dim=1)
 
 
 class Trust(nn.Module):

@@ -27,7 +27,6 @@ from qgpo.fields import marked
 
 Agent: TypeAlias = OfflineAgent[Any]
 OF_BEHAVIOR = ("normalizer", "whitening", "behavior", "behavior_ema")
-SHARED_NETWORKS = (*OF_BEHAVIOR, "critic", "critic_target")
 SUPPORT_STATE, LAST_STATE = "generator/shared/support", "generator/shared/last"
 """tables with the generator's state at the beginning of those stages, kept after training"""
 
@@ -131,12 +130,15 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
     return same_rewards
 
 
-def copy_networks(training: Training, donor: Training, with_critic: bool) -> None:
-    """The shared networks and optimizers: a checkpoint is then that of such a training."""
-    for name in SHARED_NETWORKS if with_critic else OF_BEHAVIOR:
+def copy_networks(training: Training, donor: Training, critic: tuple[str, ...] | None) -> None:
+    """The shared networks and optimizers: a checkpoint is then that of such a training.
+
+    `critic` has the names of the critic's networks; None leaves the critic to be trained.
+    """
+    for name in OF_BEHAVIOR + (critic or ()):
         training.networks[name].load_state_dict(donor.networks[name].state_dict())
         if name in training.optimizers:
             training.optimizers[name].load_state_dict(donor.optimizers[name].state_dict())
-    first_left = training.stages[-1] if with_critic else "support"
+    first_left = "support" if critic is None else training.stages[-1]
     done = training.stages[: training.stages.index(first_left)]
     training.progress.update({stage: donor.progress[stage] for stage in done})

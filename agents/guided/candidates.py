@@ -1,8 +1,8 @@
 """Acting by choosing among actions of the behavior: what `BestOfN` and `SIR` share.
 
 N actions of the behavior are drawn with guidance off, at the same solver and steps as those of a
-QGPO agent, and one of them (or a mean of them) is taken by its Q. No energy f_t and no gradient is
-needed; whatever is chosen is an action of the behavior.
+QGPO agent, and one of them (or a mean of some) is taken by its Q. No energy f_t and no gradient is
+needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import Range, check_count
-from qgpo.solver import get_solver
 
 STATES_TO_MEASURE = 512
 """random states of the data whose support actions give the metrics of the last stage"""
@@ -32,6 +31,14 @@ class CandidatesConfig(GuidedPolicyConfig):
 
     num_samples: Annotated[int, Range(1, 100_000)] = 32
     """N, actions drawn per observation when acting; 1 is imitation"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic == "agreement":
+            raise ValueError(
+                "critic='agreement' is known of support actions alone, not of those that are drawn "
+                "while acting: choose critic='support' or critic='implicit'"
+            )
 
 
 CandidatesConfigT = TypeVar("CandidatesConfigT", bound=CandidatesConfig)
@@ -54,12 +61,17 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
     # What a subclass says -----------------------------------------------------------------
 
     @abstractmethod
-    def _weights(
-        self, q: Tensor, condition: Tensor, deterministic: bool, generator: torch.Generator
+    def _choose(
+        self,
+        z: Tensor,
+        q: Tensor,
+        condition: Tensor,
+        deterministic: bool,
+        generator: torch.Generator,
     ) -> Tensor:
-        """Q of N candidates in normalised states, (B, N) and (B, S), to weights of sum 1 (B, N).
+        """The action (B, A) from candidates (B, N, A), their Q (B, N) and the states (B, S).
 
-        The action is the candidates' mean by them: one weight is 1 where one of them is chosen.
+        States are normalised, actions in the behavior's coordinates.
         """
 
     @abstractmethod
@@ -121,17 +133,15 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
         generator = self.prediction_generator
         if deterministic:
             generator = torch.Generator().manual_seed(self.training.seed)
-        condition = self.behavior.normalizer(observations)[:, None]
-        actions = self._draw(condition, deterministic, generator)
-        if self.num_samples == 1:
-            return actions[:, 0]
-        encoded = self.behavior.whitening.encode(condition, actions)
-        q: Tensor = self.critic.target(condition, encoded)
-        weights = self._weights(q, condition[:, 0], deterministic, generator)
-        return (weights[..., None] * actions).sum(dim=1)
+        condition = self.behavior.normalizer(observations)
+        z = self._candidates(condition, deterministic, generator)
+        if self.num_samples > 1:
+            q: Tensor = self.critic.target(condition[:, None], z)
+            z = self._choose(z, q, condition, deterministic, generator)
+        return self.behavior.within_bounds(condition, z.reshape(len(observations), -1))
 
-    def _draw(self, condition: Tensor, same: bool, generator: torch.Generator) -> Tensor:
-        """N actions of the behavior in normalised states (B, 1, S), (B, N, A) in [-1, 1].
+    def _candidates(self, condition: Tensor, same: bool, generator: torch.Generator) -> Tensor:
+        """N actions inside the bounds in normalised states, (B, S) to (B, N, A).
 
         Where all states have the `same` noise, it is followed by its negative: by chance its mean
         would lean to one side, in every state to the same.
@@ -140,12 +150,5 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
         shape = (1, (n + 1) // 2, a) if same else (b, n, a)
         drawn = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
         noise = torch.cat([drawn, -drawn], dim=1)[:, :n].expand(b, n, a) if same else drawn
-        get_solver(self.solver, stochastic=False)
-        z = self.behavior.average.sample(
-            noise.reshape(b * n, a),
-            condition.expand(b, n, -1).flatten(0, 1),
-            solver=self.solver,
-            steps=self.solver_steps,
-            spacing=self.config.spacing,
-        )
-        return self.behavior.within_bounds(condition, z.reshape(b, n, a))
+        z = self._solve(noise.reshape(b * n, a), condition.repeat_interleave(n, dim=0))
+        return self.behavior.inside(condition[:, None], z.reshape(b, n, a))

@@ -23,6 +23,7 @@ from qgpo.schedule import SCHEDULES
 from qgpo.solver import SOLVERS, SPACINGS, STOCHASTIC
 
 TrustPower = Annotated[float, Range(0.0, 1e3)]
+CRITICS = ("support", "implicit", "agreement")
 LAST_STAGE = "no stage before the last one reads it"
 
 
@@ -60,7 +61,10 @@ class GuidedPolicyConfig:
     support_solver_steps: int = 15
     """solver steps for support actions"""
 
-    # Critic: in-support Q-learning
+    # Critic
+    critic: Annotated[str, OneOf(CRITICS)] = "support"
+    """how actions are ranked: support (in-support Q-learning, the paper's), implicit (implicit
+    Q-learning) or agreement (what both say, where they have one sign)"""
     critic_hidden: tuple[int, ...] = (256, 256, 256)
     """layers of each Q network"""
     critic_activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
@@ -84,7 +88,10 @@ class GuidedPolicyConfig:
     beta_q: NotNegative = 1.0
     """inverse temperature of the softmax value in the critic's target"""
     expectile: Expectile = 0.7
-    """of the expectile value; 0.5 is the mean, 1 the maximum"""
+    """of the expectile value and of implicit Q-learning's; 0.5 is the mean, 1 the maximum"""
+    implicit_actions: Annotated[int, Range(0, 1_000_000)] = 0
+    """support actions per state and step over which implicit Q-learning takes V; 0: the dataset's
+    own action"""
     critic_lambda: Fraction = 0.0
     """lambda of the returns that the critic regresses on; 0 is the one-step target"""
     target_every: Period = 1000
@@ -114,9 +121,10 @@ class GuidedPolicyConfig:
     """w; 1 is the policy mu exp(beta Q) (but for tilt_limit and trust_power), 0 imitation"""
     guidance_bound: Annotated[float | None, LAST_STAGE] = None
     """largest |w sigma grad f| / |eps| while acting; none: no bound"""
-    deterministic_action: Annotated[str, OneOf(("ode", "mean")), LAST_STAGE] = "ode"
-    """what predict(deterministic=True) returns: ode, the solver's answer to zero noise, or mean,
-    the policy's mean action (one evaluation)"""
+    deterministic_action: Annotated[str, OneOf(("ode", "mean", "mode")), LAST_STAGE] = "ode"
+    """what predict(deterministic=True) returns: ode, the solver's answer to zero noise; mean, the
+    policy's mean action (one evaluation); or mode, the mean of its samples where they are densest
+    (the solver's answers to 16 noises, always the same)"""
     solver: Annotated[str, OneOf(sorted(set(SOLVERS) - STOCHASTIC))] = "dpm_solver_2m"
     """solver of the reverse process: dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (ot)"""
     solver_steps: Annotated[int, LAST_STAGE] = 15
@@ -126,6 +134,11 @@ class GuidedPolicyConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.critic == "agreement" and self.q_unit != "spread":
+            raise ValueError(
+                f"critic='agreement' has no unit of reward: q_unit={self.q_unit!r}, expected "
+                "'spread'"
+            )
 
 
 LAPTOP: dict[str, Any] = {

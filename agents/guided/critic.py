@@ -1,106 +1,64 @@
-"""The critic part: Q by in-support Q-learning, and tables of it for the last stage.
+"""What every critic part gives the family: Q of a state's support actions, and energies of it.
 
-Values are softmax or expectile over a state's support actions, targets one step or lambda-returns
-along the episodes (formulas: qgpo/critic.py).
+critic="support"    in-support Q-learning, the paper's          support_critic.py
+critic="implicit"   implicit Q-learning                         implicit_critic.py
+critic="agreement"  what both say, where they agree in sign     agreement.py
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from functools import partial
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qgpo.agents.core.batches import Batches, take
-from qgpo.agents.core.training import Training
+from qgpo.agents.core.training import Training, half_cosine
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.support import ROWS_PER_CHUNK, Support
-from qgpo.critic import (
-    critic_loss,
-    in_support_expectile,
-    in_support_value,
-    lambda_returns,
-    polyak_update,
-    td_target,
-)
 from qgpo.diffusion import Metrics
 from qgpo.networks import TwinQ
 
 
-class SupportCritic:
-    """Two heads and their targets; Q sees actions in the behavior's coordinates.
+class Critic(ABC):
+    """Q sees actions in the behavior's coordinates.
 
     There the actions that a state's behavior takes differ by about one, however narrow it is.
     """
 
+    name = "critic"
+    """of the network that it learns; that of the stage, unless it is one of several critics"""
+
     def __init__(self, behavior: Behavior, support: Support, training: Training) -> None:
-        c = behavior.config
-        self.config = c
+        self.config = behavior.config
         self.behavior, self.support = behavior, support
         self.training = training
-        dims = behavior.observation_dim, behavior.action_dim
-        network = TwinQ(
-            *dims, c.critic_hidden, c.critic_layer_norm, c.critic_activation, c.critic_baseline
-        )
-        self.network = training.add_trained("critic", network)
-        self.target = training.add_copy("critic_target", network)
+
+    @property
+    @abstractmethod
+    def networks(self) -> tuple[str, ...]:
+        """Names under which its networks are registered."""
+
+    @abstractmethod
+    def update(self, data: Batches, step: int) -> Metrics:
+        """One step of the stage."""
+
+    @abstractmethod
+    def table_of_q(self, data: Batches) -> Tensor:
+        """Q of every support action, (R, M)."""
+
+    @property
+    @abstractmethod
+    def target(self) -> nn.Module:
+        """Q as one network: normalised states (..., S), actions (..., A) to (...).
+
+        Raises RuntimeError where there is none.
+        """
 
     def train(self, data: Batches) -> None:
-        """Regress Q on in-support targets."""
-        c, training = self.config, self.training
-        tables = training.tables
-
-        def loss(step: int) -> tuple[Tensor, Metrics]:
-            if c.critic_lambda > 0.0 and (step % c.target_every == 0 or "returns" not in tables):
-                tables["returns"] = self._lambda_targets(data, c.critic_lambda if step else 1.0)
-            index = training.draw(len(data), c.critic_batch_size)
-            rows = take(data.state_index, index)
-            if c.critic_lambda > 0.0:
-                targets = tables["returns"][index]
-            else:
-                next_values = self._value(self._support_q(data, rows + 1))
-                terminations = take(data.terminations, index).float()
-                targets = td_target(data.rewards[index], terminations, next_values, c.gamma)
-            condition = self.behavior.normalizer(data.observations(rows))
-            with torch.no_grad():
-                z = self.behavior.whitening.encode(condition, data.scaled_actions(index))
-            return critic_loss(self.network, condition, z, targets)
-
-        def after(step: int) -> None:
-            polyak_update(self.network, self.target, c.tau)
-
-        rate, decays = c.critic_learning_rate, c.learning_rate_decay
-        training.minimize("critic", c.critic_steps, loss, rate, decays, after)
-
-    def _lambda_targets(self, data: Batches, lambda_: float) -> Tensor:
-        """lambda-returns of every transition with today's in-support values, (N,)."""
-        chunks = self.table_of_q(data).split(ROWS_PER_CHUNK)
-        values = torch.cat([self._value(chunk) for chunk in chunks]).to(data.device)
-        next_values, gamma = values[1:][data.state_index], self.config.gamma
-        return lambda_returns(
-            data.rewards, data.terminations, data.last_steps, next_values, gamma, lambda_
-        )
-
-    def _value(self, q: Tensor) -> Tensor:
-        """V(s) from Q of the support actions, (..., M) to (...)."""
-        if self.config.critic_value == "expectile":
-            return in_support_expectile(q, self.config.expectile)
-        return in_support_value(q, self.config.beta_q)
-
-    @torch.no_grad()
-    def _support_q(self, data: Batches, rows: Tensor) -> Tensor:
-        """Target Q of the support actions of those states, (B,) to (B, M)."""
-        z = take(self.training.tables["support"], rows)
-        q: Tensor = self.target(self.behavior.normalizer(data.observations(rows))[:, None], z)
-        return q
-
-    # For the last stage -------------------------------------------------------------------
-
-    def table_of_q(self, data: Batches) -> Tensor:
-        """Target Q of every support action, (R, M)."""
-        table = data.table((len(data.states), self.config.support_actions))
-        rows = torch.arange(len(table), device=data.device)
-        for chunk in rows.split(self.support.states_per_chunk):
-            table[chunk[0] : chunk[-1] + 1] = self._support_q(data, chunk)
-        return table
+        """The whole stage."""
+        self.training.run_stage("critic", self.config.critic_steps, partial(self.update, data))
 
     def scale(self, q: Tensor) -> Tensor:
         """The unit of Q in beta Q: typical standard deviation over support actions, or 1."""
@@ -124,3 +82,42 @@ class SupportCritic:
                 spread = chunk.std(dim=-1, keepdim=True)
                 chunk *= torch.clamp(limit / spread.clamp(min=1e-9), max=1.0)
         return q
+
+    # For the critics ----------------------------------------------------------------------
+
+    def _learning_rate(self, step: int) -> float:
+        c = self.config
+        return half_cosine(
+            c.critic_learning_rate, step, c.critic_steps, decays=c.learning_rate_decay
+        )
+
+    def _make_twin_q(self, baseline: bool) -> TwinQ:
+        c, behavior = self.config, self.behavior
+        return TwinQ(
+            behavior.observation_dim,
+            behavior.action_dim,
+            c.critic_hidden,
+            c.critic_layer_norm,
+            c.critic_activation,
+            baseline,
+        )
+
+    @torch.no_grad()
+    def _encoded_actions(self, data: Batches, index: Tensor, condition: Tensor) -> Tensor:
+        """The dataset's actions of those transitions, in the behavior's coordinates, (B, A)."""
+        return self.behavior.whitening.encode(condition, data.scaled_actions(index))
+
+    @torch.no_grad()
+    def _support_q(self, network: nn.Module, data: Batches, rows: Tensor) -> Tensor:
+        """That network's Q of the support actions of those states, (B,) to (B, M)."""
+        z = take(self.training.tables["support"], rows)
+        q: Tensor = network(self.behavior.normalizer(data.observations(rows))[:, None], z)
+        return q
+
+    def _table(self, network: nn.Module, data: Batches) -> Tensor:
+        """That network's Q of all support actions, (R, M)."""
+        table = data.table((len(data.states), self.config.support_actions))
+        rows = torch.arange(len(table), device=data.device)
+        for chunk in rows.split(self.support.states_per_chunk):
+            table[chunk[0] : chunk[-1] + 1] = self._support_q(network, data, chunk)
+        return table

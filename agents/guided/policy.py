@@ -3,7 +3,7 @@
 1. whitening  a Gaussian policy whose residuals the diffusion models (optional)    behavior.py
 2. behavior   a diffusion model of mu(a|s), by denoising                           behavior.py
 3. support    M actions from it for every observation                              support.py
-4. critic     in-support Q-learning over those actions                             critic.py
+4. critic     Q, which ranks those actions                                         critic.py
 5. ...        an agent's own stage, which tilts the behavior by exp(beta Q)        the agent's file
 act           solve the reverse process from noise
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Collection
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +29,27 @@ from qgpo.agents.core.training import Training, set_generator
 from qgpo.agents.guided import adoption
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.config import GuidedPolicyConfig
-from qgpo.agents.guided.critic import SupportCritic
+from qgpo.agents.guided.critics import make_critic
 from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
+from qgpo.density import mode_of_samples
 from qgpo.diffusion import Diffusion, GuidanceGradient
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import check_finite
 from qgpo.schedule import make_schedule
 from qgpo.solver import get_solver, time_grid
 
+SAMPLES_OF_MODE = 16
+"""noises whose answers the deterministic action `mode` is taken from"""
 GuidedConfigT = TypeVar("GuidedConfigT", bound=GuidedPolicyConfig)
+
+
+class Guiding(TypedDict):
+    """How `Diffusion.sample` and `Diffusion.mean` are guided."""
+
+    guidance: GuidanceGradient | None
+    guidance_scale: float
+    guidance_bound: float | None
 
 
 class InverseTemperature(nn.Module):
@@ -93,7 +104,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         time_grid(schedule, c.solver_steps, c.spacing)
         self.behavior = Behavior(c, self.training, observation_dim, action_dim)
         self.support = Support(self.behavior, self.training, self._support_source)
-        self.critic = SupportCritic(self.behavior, self.support, self.training)
+        self.critic = make_critic(self.behavior, self.support, self.training)
         self._build_last()
 
     # Training: the stages that all share -----------------------------------------------------
@@ -129,7 +140,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         self.support.generate(data)
 
     def train_critic(self, dataset: OfflineDataset) -> None:
-        """Stage 4: Q by regression on in-support targets."""
+        """Stage 4: Q, by the configured critic."""
         data = self._with_support(dataset)
         self.critic.train(data)
         adoption.keep_states(self.training)
@@ -188,7 +199,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """Support, returns, and the states from which the support is drawn again."""
         c, progress = self.config, self.progress
         drawn = progress["support"] > 0 and not self.is_trained
-        by_returns = c.critic_lambda > 0.0 and 0 < progress["critic"] < c.critic_steps
+        in_critic = c.critic != "implicit" and 0 < progress["critic"] < c.critic_steps
+        by_returns = c.critic_lambda > 0.0 and in_critic
         return {
             "support": Table((None, c.support_actions, self.behavior.action_dim)),
             "returns": Table((None,), needed=by_returns),
@@ -233,7 +245,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         self._reset()
         data = self.prepare(dataset)
         training = self.training
-        adoption.copy_networks(training, donor, with_critic)
+        adoption.copy_networks(training, donor, self.critic.networks if with_critic else None)
         if not with_critic:
             training.stage, training.num_timesteps = "behavior", self.behavior_timesteps
             seed = training.seed + training.num_timesteps
@@ -267,27 +279,48 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """Solve the reverse process with guidance, (B, S) to actions (B, A) in [-1, 1]."""
-        c = self.config
         condition = self.behavior.normalizer(observations)
-        shape = (len(observations), self.behavior.action_dim)
+        z = self._deterministic(condition) if deterministic else self._sample(condition)
+        return self.behavior.within_bounds(condition, z)
+
+    def _deterministic(self, condition: Tensor) -> Tensor:
+        """The configured deterministic action in normalised states, (B, S) to (B, A)."""
+        b, a = len(condition), self.behavior.action_dim
+        choice = self.config.deterministic_action
+        if choice == "mean":
+            model, guided = self._acting(condition)
+            return model.mean(condition, a, **guided)
+        if choice == "ode":
+            return self._solve(torch.zeros(b, a, device=self.device), condition)
+        generator = torch.Generator().manual_seed(self.training.seed)
+        noise = torch.randn(SAMPLES_OF_MODE, a, generator=generator).to(self.device)
+        repeated = condition.repeat_interleave(SAMPLES_OF_MODE, dim=0)
+        z = self._solve(noise.repeat(b, 1), repeated)
+        return mode_of_samples(z.reshape(b, SAMPLES_OF_MODE, a))
+
+    def _sample(self, condition: Tensor) -> Tensor:
+        """A sample of the policy in each normalised state, (B, S) to (B, A)."""
+        noise = self._prediction_normal(len(condition), self.behavior.action_dim)
+        return self._solve(noise, condition)
+
+    def _solve(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """The solver's answers to noise (B, A) in normalised states (B, S), (B, A)."""
+        model, guided = self._acting(condition)
+        get_solver(self.solver, stochastic=False)
+        return model.sample(
+            noise,
+            condition,
+            solver=self.solver,
+            steps=self.solver_steps,
+            spacing=self.config.spacing,
+            **guided,
+        )
+
+    def _acting(self, condition: Tensor) -> tuple[Diffusion, Guiding]:
+        """The model that acts in those states, and how it is guided."""
         model, gradient = self._guided(self.guidance_scale, condition)
-        guided: Any = {
+        return model, {
             "guidance": gradient,
             "guidance_scale": self.guidance_scale,
-            "guidance_bound": c.guidance_bound,
+            "guidance_bound": self.config.guidance_bound,
         }
-        if deterministic and c.deterministic_action == "mean":
-            z = model.mean(condition, shape[1], **guided)
-        else:
-            zeros = torch.zeros(shape, device=self.device)
-            noise = zeros if deterministic else self._prediction_normal(*shape)
-            get_solver(self.solver, stochastic=False)
-            z = model.sample(
-                noise,
-                condition,
-                solver=self.solver,
-                steps=self.solver_steps,
-                spacing=c.spacing,
-                **guided,
-            )
-        return self.behavior.within_bounds(condition, z)

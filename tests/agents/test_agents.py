@@ -13,7 +13,7 @@ from gymnasium import spaces
 from qgpo import QGPO
 from qgpo.agents.core.config import longer
 from qgpo.agents.core.training import NonFiniteError, average, half_cosine
-from qgpo.agents.guided.critic import SupportCritic
+from qgpo.agents.guided.support_critic import SupportCritic
 
 UNEVEN = spaces.Box(
     np.array([-2.0, 0.0], np.float32), np.array([0.5, 3.0], np.float32), dtype=np.float32
@@ -185,7 +185,7 @@ def test_the_guidance_scale_may_be_set_before_there_are_data():
     assert agent.guidance_scale == 2.0
 
 
-@pytest.mark.parametrize(("choice", "answers"), [("mean", 1), ("ode", 3)])
+@pytest.mark.parametrize(("choice", "answers"), [("mean", 1), ("ode", 3), ("mode", 3)])
 def test_the_deterministic_action_is_the_solver_s_or_the_mean(choice, answers):
     agent = train(replace(WHITENED, deterministic_action=choice))
     seen = set()
@@ -194,15 +194,33 @@ def test_the_deterministic_action_is_the_solver_s_or_the_mean(choice, answers):
     assert len(seen) == answers
 
 
+def test_the_mode_is_a_deterministic_action_of_the_observation_and_the_seed():
+    agent = train(replace(WHITENED, deterministic_action="mode"))
+    observations = np.random.default_rng(0).normal(size=(4, 3))
+    found = agent.predict(observations, deterministic=True)[0]
+    agent.predict(observations)
+    alone = [agent.predict(row, deterministic=True)[0] for row in observations]
+    np.testing.assert_allclose(found, alone, atol=1e-6)
+
+
 def test_a_nan_loss_stops_with_stage_and_step():
     agent = QGPO(replace(PAPER_LIKE, critic_learning_rate=math.inf), device="cpu")
     with pytest.raises(NonFiniteError, match=r"critic/\w+ is (nan|inf).*stage 'critic'"):
         agent.learn(make_dataset(), log_interval=1)
 
 
-@pytest.mark.parametrize("critic_lambda", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "critic",
+    [
+        {"critic_lambda": 0.0},
+        {"critic_lambda": 0.1},
+        {"critic": "implicit"},
+        {"critic": "implicit", "implicit_actions": 2},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("terminated", [True, False])
-def test_critic_learns_the_known_values_of_two_states(terminated, critic_lambda):
+def test_critic_learns_the_known_values_of_two_states(terminated, critic):
     # state -1, reward 0, state 0, reward 1, end in state 1 (never left, so never learned)
     n, gamma = 100, 0.5
     dataset = make_dataset(
@@ -218,11 +236,11 @@ def test_critic_learns_the_known_values_of_two_states(terminated, critic_lambda)
         critic_steps=500,
         critic_batch_size=64,
         critic_learning_rate=3e-3,
-        critic_lambda=critic_lambda,
         target_every=25,
         tau=0.1,
         gamma=gamma,
         reward_tuning="none",
+        **critic,
     )
     agent = train(config, dataset)
     states = agent.behavior.normalizer(torch.tensor([[-1.0], [0.0], [1.0]]))

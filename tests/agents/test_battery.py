@@ -6,6 +6,7 @@ import pytest
 from agent_tester import CHECKS, Subject
 from factory import (
     AEPO_CONFIGS,
+    AGREEMENT,
     BEST_OF_N_CONFIGS,
     CONFIGS,
     QIPO_CONFIGS,
@@ -33,6 +34,8 @@ SUBJECTS = {
             guidance: replace(WHITENED, guidance=guidance, beta=0.1, guidance_bound=1.0)
             for guidance in ("dps", "qgf")
         },
+        "implicit": replace(WHITENED, critic="implicit", implicit_actions=2),
+        "agreement": AGREEMENT,
     },
     "AEPO": AEPO_CONFIGS,
     "QIPO": QIPO_CONFIGS,

@@ -118,7 +118,9 @@ def test_the_support_critic_regresses_on_such_returns(monkeypatch):
             found.append(scope["self"].tables["returns"].tolist())
         return len(found) < 3
 
-    monkeypatch.setattr("qgpo.agents.guided.critic.SupportCritic._value", lambda _, q: values(q))
+    monkeypatch.setattr(
+        "qgpo.agents.guided.support_critic.SupportCritic._value", lambda _, q: values(q)
+    )
     agent.learn(labelled(), note)
     assert found == [WHOLE, WHOLE, HALF]
 
@@ -137,7 +139,7 @@ ONE_STEP_AGENTS = {
 
 @pytest.mark.parametrize("agent_class", ONE_STEP_AGENTS)
 def test_every_agent_bootstraps_by_such_targets(agent_class, monkeypatch):
-    module = "qgpo.agents.guided.critic" if agent_class is QGPO else agent_class.__module__
+    module = "qgpo.agents.guided.support_critic" if agent_class is QGPO else agent_class.__module__
     seen = set()
 
     def target(rewards, terminations, next_values, gamma):

@@ -121,6 +121,28 @@ CASES = [
     ),
     Case(
         MAKE,
+        "an unknown critic",
+        ValueError,
+        "critic='iql', expected one of ['agreement', 'implicit', 'support']",
+        config(critic="iql"),
+    ),
+    Case(
+        MAKE,
+        "an agreement of critics in units of reward",
+        ValueError,
+        "critic='agreement' has no unit of reward: q_unit='reward', expected 'spread'",
+        config(critic="agreement", q_unit="reward"),
+    ),
+    Case(
+        MAKE,
+        "an agreement of critics where one Q is differentiated",
+        ValueError,
+        "guidance='dps' differentiates one Q, and critic='agreement' has two: choose "
+        "critic='support' or critic='implicit'",
+        config(critic="agreement", q_unit="spread", guidance="dps"),
+    ),
+    Case(
+        MAKE,
         "an unknown prediction",
         ValueError,
         "prediction='score', expected one of […]",
@@ -174,6 +196,14 @@ CASES = [
         ValueError,
         "num_samples=0, expected in [1, 100000]",
         lambda: BestOfNConfig(num_samples=0),
+    ),
+    Case(
+        MAKE,
+        "an agreement of critics where drawn actions are ranked",
+        ValueError,
+        "critic='agreement' is known of support actions alone, not of those that are drawn while "
+        "acting: choose critic='support' or critic='implicit'",
+        lambda: BestOfNConfig(critic="agreement", q_unit="spread"),
     ),
     Case(
         MAKE,

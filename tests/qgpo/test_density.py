@@ -10,7 +10,14 @@ from gymnasium import spaces
 
 from qgpo import QGPO
 from qgpo.agents.core.batches import Batches
-from qgpo.density import FARTHEST, MOST_SPARSE, REFERENCES, Trust, sampling_weights
+from qgpo.density import (
+    FARTHEST,
+    MOST_SPARSE,
+    REFERENCES,
+    Trust,
+    mode_of_samples,
+    sampling_weights,
+)
 
 INTERVAL = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
@@ -191,3 +198,34 @@ def test_the_gaussian_policy_learns_from_what_is_drawn():
             )
         found.append(float(torch.mean((mean - 0.5) ** 2)))
     assert found[1] < 0.5 * found[0]
+
+
+def test_the_mode_of_two_heaps_is_the_mean_of_the_larger_one():
+    # three at 0.9, 1 and 1.1, two at -1: the width is the first quartile of ten distances, 0.1
+    samples = torch.tensor([[[-1.0], [0.9], [1.0], [-1.0], [1.1]]])
+    torch.testing.assert_close(mode_of_samples(samples), torch.tensor([[1.0]]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [1, 6])
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 100.0])
+def test_the_mode_of_one_heap_is_nearly_its_mean_in_every_unit(dim, spread):
+    generator = torch.Generator().manual_seed(0)
+    samples = 5.0 + spread * torch.randn(200, 16, dim, generator=generator)
+    error = (mode_of_samples(samples) - 5.0).square().mean().sqrt() / spread
+    one, mean = 1.0, 16**-0.5
+    assert mean * 0.9 < float(error) < 0.5 * one
+
+
+@pytest.mark.parametrize("k", [1, 2, 16])
+def test_the_mode_of_equal_samples_is_that_sample(k):
+    samples = torch.tensor([0.3, -0.7]).expand(4, k, 2)
+    torch.testing.assert_close(mode_of_samples(samples), samples[:, 0])
+
+
+def test_a_mode_never_lies_between_two_narrow_heaps():
+    generator = torch.Generator().manual_seed(1)
+    sides = torch.where(torch.rand(500, 16, 1, generator=generator) < 0.6, 1.0, -1.0)
+    samples = sides * torch.tensor([1.0, 0.0]) + 0.1 * torch.randn(500, 16, 2, generator=generator)
+    found = mode_of_samples(samples)[:, 0]
+    assert float(found.abs().min()) > 0.8
+    assert float(((found > 0) == (sides.sum(dim=1).squeeze(-1) > 0)).float().mean()) > 0.9

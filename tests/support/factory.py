@@ -72,6 +72,7 @@ PAPER_LIKE = replace(
     solver_steps=3,
 )
 CONFIGS = {"whitened": WHITENED, "paper-like": PAPER_LIKE}
+AGREEMENT = replace(WHITENED, critic="agreement", q_unit="spread", beta=1.0)
 AEPO_CONFIGS = {
     guidance: AEPOConfig(**asdict(replace(WHITENED, guidance=guidance, beta=0.1)))
     for guidance in ("aepo", "analytic")
@@ -83,6 +84,9 @@ QIPO_DIFFUSION = QIPOConfig(
 SIR_CONFIGS = {
     "mean": SIRConfig(**{**SHARED, "beta": 1.0}, num_samples=4, trust_power=2.0),
     "ode": SIRConfig(**{**SHARED, "deterministic_action": "ode"}, num_samples=2),
+    "implicit": SIRConfig(
+        **{**SHARED, "critic": "implicit", "deterministic_action": "mode"}, num_samples=3
+    ),
 }
 BEST_OF_N_CONFIGS = {
     "whitened": BestOfNConfig(**SHARED, num_samples=4),

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from agent_tester import StopAfter
-from factory import CONFIGS, WHITENED, make_dataset, same_parameters
+from factory import AGREEMENT, CONFIGS, WHITENED, make_dataset, same_parameters
 from stable_baselines3.common.callbacks import BaseCallback
 
 from qgpo import QGPO
@@ -69,6 +70,19 @@ def test_resumed_training_equals_uninterrupted_training(name, stop, uninterrupte
         resumed.predict(OBSERVATIONS, deterministic=True)[0],
         expected.predict(OBSERVATIONS, deterministic=True)[0],
     )
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_two_critics_resume_as_one_does(steps):
+    config = replace(AGREEMENT, implicit_actions=2)
+    whole = QGPO(config, seed=2, device="cpu").learn(make_dataset())
+    agent = QGPO(config, seed=2, device="cpu")
+    agent.learn(make_dataset(), lambda scope, _: scope["self"].progress["critic"] < steps)
+    agent.save("interrupted")
+    resumed = QGPO.load("interrupted", device="cpu")
+    resumed.learn(make_dataset(), reset_num_timesteps=False)
+    assert same_parameters(resumed.get_parameters(), whole.get_parameters())
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from factory import (
     AEPO_CONFIGS,
+    AGREEMENT,
     BEST_OF_N_CONFIGS,
     QIPO_CONFIGS,
     SIR_CONFIGS,
@@ -28,6 +29,8 @@ AGENTS = {
     "mse": lambda: QGPO(WHITENED, guidance="mse", seed=2, device="cpu"),
     "dps": lambda: QGPO(WHITENED, guidance="dps", seed=2, device="cpu"),
     "qgf": lambda: QGPO(WHITENED, guidance="qgf", seed=2, device="cpu"),
+    "agreement": lambda: QGPO(AGREEMENT, seed=2, device="cpu"),
+    "agreement mse": lambda: QGPO(AGREEMENT, guidance="mse", seed=2, device="cpu"),
     "AEPO": lambda: AEPO(AEPO_CONFIGS["aepo"], seed=2, device="cpu"),
     "QIPO": lambda: QIPO(QIPO_CONFIGS["diffusion"], seed=2, device="cpu"),
     "SIR": lambda: SIR(SIR_CONFIGS["mean"], seed=2, device="cpu"),
@@ -76,6 +79,7 @@ def same_agents(first, second):
         ("cep", "SIR"),
         ("SIR", "BestOfN"),
         ("BestOfN", "cep"),
+        ("agreement", "agreement mse"),
     ],
 )
 def test_adopting_equals_training_from_scratch(donor, name, scratch):

@@ -71,7 +71,7 @@ def made(agent_class, behavior, q, n, **changes):
     config = replace(kinds[agent_class], **{**PLAIN, "num_samples": n, **changes})
     agent = agent_class(config, seed=3, device="cpu")
     agent.prepare(make_dataset())
-    agent.behavior.average, agent.critic.target = Given(behavior), Value(q)
+    agent.behavior.average, agent.critic._target = Given(behavior), Value(q)
     return agent
 
 
@@ -121,6 +121,13 @@ def test_the_deterministic_action_of_mean_is_that_of_the_tilted_policy():
     agent = made(SIR, three, value_of_three, 20_000, deterministic_action="mean")
     found = agent.predict(np.zeros(3), deterministic=True)[0].item()
     assert found == pytest.approx(float((tilted(VALUES) * ACTIONS).sum()), abs=0.01)
+
+
+def test_the_deterministic_action_of_mode_is_where_the_tilted_policy_is_densest():
+    # exp(Q) makes the second of the three actions the most frequent one, 0.69 of all
+    agent = made(SIR, three, value_of_three, 400, deterministic_action="mode")
+    found = agent.predict(np.zeros((2, 3)), deterministic=True)[0][:, 0]
+    assert found.tolist() == pytest.approx([0.1, 0.1], abs=0.05)
 
 
 @pytest.mark.parametrize("n", [2, 7, 32])
@@ -197,7 +204,7 @@ def test_each_observation_has_its_own_best_action(deterministic):
 
 def test_sir_of_a_large_beta_is_the_best_of_n():
     best = made(BestOfN, gaussian, linear, 50)
-    for kind in ("mean", "ode"):
+    for kind in ("mean", "ode", "mode"):
         sir = made(SIR, gaussian, linear, 50, beta=1e6, deterministic_action=kind)
         found, expected = (a.act(torch.zeros(2, 3), deterministic=True) for a in (sir, best))
         torch.testing.assert_close(found, expected)
@@ -236,7 +243,7 @@ def test_without_a_choice_both_act_as_the_behavior(scale, n, deterministic, fami
 
 
 @pytest.mark.parametrize("agent_class", [SIR, BestOfN])
-@pytest.mark.parametrize("kind", ["mean", "ode"])
+@pytest.mark.parametrize("kind", ["mean", "ode", "mode"])
 def test_deterministic_actions_depend_on_the_observation_and_the_seed_alone(agent_class, kind):
     agent = made(agent_class, gaussian, linear, 3, deterministic_action=kind)
     observations = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

@@ -105,7 +105,7 @@ def with_behavior(agent, behavior, q):
     agent.set_parameters({name: parameters[name] for name in names}, exact_match=False)
     agent.tables.update({name: table.clone() for name, table in behavior.tables.items()})
     agent.progress.update(behavior.progress)
-    agent.critic.target = GivenQ(agent, q)
+    agent.critic._target = GivenQ(agent, q)
     return agent
 
 

@@ -52,21 +52,29 @@ class Trace(BaseCallback):
 
 @pytest.mark.parametrize(
     "config",
-    [WHITENED, replace(WHITENED, critic_lambda=0.0), PAPER_LIKE],
-    ids=["lambda", "0", "paper"],
+    [
+        WHITENED,
+        replace(WHITENED, critic_lambda=0.0),
+        PAPER_LIKE,
+        replace(WHITENED, critic="implicit"),
+        replace(WHITENED, critic="implicit", implicit_actions=2),
+    ],
+    ids=["lambda", "0", "paper", "implicit", "implicit-support"],
 )
-def test_a_step_of_the_critic_executes_at_most_six_files(config):
+def test_a_step_of_the_critic_executes_at_most_seven_files(config):
     trace = Trace(2)
     QGPO(config, device="cpu").learn(make_dataset(), trace)
+    update = f"agents/guided/{config.critic}_critic.py"
     assert trace.files <= {
         "agents/core/training.py",  # the loop and the optimizer step
-        "agents/guided/critic.py",  # the update
+        update,
+        "agents/guided/critic.py",  # what critics share: actions in the behavior's coordinates
         "qgpo/critic.py",  # the loss
         "agents/core/batches.py",
         "qgpo/networks.py",
         "qgpo/normalization.py",
     }
-    assert {"agents/core/training.py", "agents/guided/critic.py", "qgpo/critic.py"} <= trace.files
+    assert {"agents/core/training.py", update, "qgpo/critic.py"} <= trace.files
 
 
 def test_stages_are_public_and_in_their_true_order():
