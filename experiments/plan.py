@@ -274,7 +274,9 @@ def _check_donor(cell: Cell, others: list[Cell]) -> None:
         )
     for one in (cell, donor):
         if one.headline_scale is None:
-            raise PlanError(f"{of}: a {one.agent} shares no stages, expected QGPO, AEPO or QIPO")
+            raise PlanError(
+                f"{of}: a {one.agent} shares no stages, expected QGPO, AEPO, QIPO, SIR or BestOfN"
+            )
     different = different_field(cell.config, donor.config)
     if different is not None:
         name, wanted, found = different

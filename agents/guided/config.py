@@ -22,6 +22,7 @@ from qgpo.networks import ACTIVATIONS
 from qgpo.schedule import SCHEDULES
 from qgpo.solver import SOLVERS, SPACINGS, STOCHASTIC
 
+TrustPower = Annotated[float, Range(0.0, 1e3)]
 CRITICS = ("support", "implicit", "agreement")
 LAST_STAGE = "no stage before the last one reads it"
 
@@ -107,8 +108,9 @@ class GuidedPolicyConfig:
     a state's support actions)"""
     tilt_limit: Annotated[float | None, LAST_STAGE] = None
     """largest standard deviation of beta Q over a state's support actions; beta is lowered in
-    states that exceed it (by cep, mse, emse and QIPO, whose iterates share it; dps, analytic and
-    aepo, which take beta Q itself, lower it in all states by the typical standard deviation)"""
+    states that exceed it (by cep, mse, emse and QIPO, whose iterates share it; by SIR, over its
+    candidates; dps, qgf, analytic and aepo, which take beta Q itself, lower it in all states by
+    the typical standard deviation)"""
 
     # All stages
     learning_rate_decay: bool = False

@@ -7,7 +7,8 @@
 5. ...        an agent's own stage, which tilts the behavior by exp(beta Q)        the agent's file
 act           solve the reverse process from noise
 
-QGPO, AEPO and QIPO differ in the fifth stage and in what the solver sees while acting.
+QGPO, AEPO and QIPO differ in the fifth stage and in what the solver sees while acting; SIR and
+BestOfN choose among actions of the behavior (candidates.py).
 """
 
 from __future__ import annotations
@@ -241,7 +242,9 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """
         if not isinstance(other, GuidedPolicy):
             name = other.name if isinstance(other, OfflineAgent) else type(other).__name__
-            raise TypeError(f"cannot adopt from a {name}, expected a QGPO, AEPO or QIPO agent")
+            raise TypeError(
+                f"cannot adopt from a {name}, expected a QGPO, AEPO, QIPO, SIR or BestOfN agent"
+            )
         with usual_torch(), self.training.turn.training():
             self._settle(dataset)
             with_critic = adoption.check_donor(self, other, dataset)

@@ -137,7 +137,7 @@ CASES = [
         "adopt",
         "from an agent outside the family",
         TypeError,
-        "cannot adopt from a BC, expected a QGPO, AEPO or QIPO agent",
+        "cannot adopt from a BC, expected a QGPO, AEPO, QIPO, SIR or BestOfN agent",
         lambda: agent().adopt(BC(device="cpu"), make_dataset()),  # type: ignore[arg-type]
     ),
 ]

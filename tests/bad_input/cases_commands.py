@@ -168,8 +168,8 @@ CASES = [
         CLI,
         "train: adopting by an agent outside the family",
         SystemExit,
-        "error: a BC agent cannot adopt from 'other': only QGPO, AEPO and QIPO share stages; leave "
-        "adopt away",
+        "error: a BC agent cannot adopt from 'other': only QGPO, AEPO, QIPO, SIR and "
+        "BestOfN share stages; leave adopt away",
         train("--agent", "BC", "--adopt", "other"),
     ),
     Case(

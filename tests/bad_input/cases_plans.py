@@ -275,6 +275,6 @@ CASES = [
         "adopting by an agent outside the family",
         'agent = "QGPO"\noverrides = { guidance = "mse" }',
         'agent = "BC"',
-        f"{DONOR}'first': a BC shares no stages, expected QGPO, AEPO or QIPO",
+        f"{DONOR}'first': a BC shares no stages, expected QGPO, AEPO, QIPO, SIR or BestOfN",
     ),
 ]

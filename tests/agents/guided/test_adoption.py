@@ -10,14 +10,16 @@ import torch
 from factory import (
     AEPO_CONFIGS,
     AGREEMENT,
+    BEST_OF_N_CONFIGS,
     QIPO_CONFIGS,
+    SIR_CONFIGS,
     WHITENED,
     make_dataset,
     mapped,
     same_parameters,
 )
 
-from qgpo import AEPO, QGPO, QIPO
+from qgpo import AEPO, QGPO, QIPO, SIR, BestOfN
 from qgpo.agents.core.callbacks import EveryStep
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -26,10 +28,13 @@ AGENTS = {
     "cep": lambda: QGPO(WHITENED, seed=2, device="cpu"),
     "mse": lambda: QGPO(WHITENED, guidance="mse", seed=2, device="cpu"),
     "dps": lambda: QGPO(WHITENED, guidance="dps", seed=2, device="cpu"),
+    "qgf": lambda: QGPO(WHITENED, guidance="qgf", seed=2, device="cpu"),
     "agreement": lambda: QGPO(AGREEMENT, seed=2, device="cpu"),
     "agreement mse": lambda: QGPO(AGREEMENT, guidance="mse", seed=2, device="cpu"),
     "AEPO": lambda: AEPO(AEPO_CONFIGS["aepo"], seed=2, device="cpu"),
     "QIPO": lambda: QIPO(QIPO_CONFIGS["diffusion"], seed=2, device="cpu"),
+    "SIR": lambda: SIR(SIR_CONFIGS["mean"], seed=2, device="cpu"),
+    "BestOfN": lambda: BestOfN(BEST_OF_N_CONFIGS["whitened"], seed=2, device="cpu"),
 }
 
 
@@ -67,9 +72,13 @@ def same_agents(first, second):
     [
         ("cep", "mse"),
         ("cep", "dps"),
+        ("cep", "qgf"),
         ("cep", "AEPO"),
         ("cep", "QIPO"),
         ("QIPO", "cep"),
+        ("cep", "SIR"),
+        ("SIR", "BestOfN"),
+        ("BestOfN", "cep"),
         ("agreement", "agreement mse"),
     ],
 )
@@ -132,7 +141,7 @@ def other_task():
     return make_dataset(rewards=rewards, terminations=done, id="test/made/other-task-v0")
 
 
-@pytest.mark.parametrize("name", ["cep", "AEPO", "QIPO"])
+@pytest.mark.parametrize("name", ["cep", "AEPO", "QIPO", "SIR"])
 def test_another_task_adopts_what_needs_no_rewards(name, scratch):
     scratch["cep"].save("donor")
     agent = AGENTS[name]().adopt(QGPO.load("donor", device="cpu"), other_task())
