@@ -236,9 +236,9 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             QGPO(guidance="mse").adopt(agent, dataset).learn(dataset, reset_num_timesteps=False)
 
         trains the last stage only and equals a training from scratch, bit for bit on the CPU.
-        Where the other one learned another task from the same states and actions, the support is
-        drawn and the critic is trained, too. Raises ValueError where configuration, seed or data
-        make the first stages differ.
+        Where the other one has another support or critic, or learned another task from the same
+        states and actions, the support is drawn and the critic is trained, too. Raises ValueError
+        where configuration, seed or data make the behavior differ.
         """
         if not isinstance(other, GuidedPolicy):
             name = other.name if isinstance(other, OfflineAgent) else type(other).__name__

@@ -124,6 +124,27 @@ def test_what_only_the_last_stage_and_acting_read_may_differ(scratch):
     assert same_parameters(agent.get_parameters(), expected.get_parameters())
 
 
+OTHER_CRITICS = {
+    "another kind": {"critic": "implicit"},
+    "two critics": {"critic": "agreement", "q_unit": "spread", "beta": 1.0},
+    "another target": {"critic_lambda": 0.5, "gamma": 0.9},
+    "other rewards": {"reward_tuning": "none"},
+    "another support": {"support_actions": 4, "solver": "ddim"},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_CRITICS)
+def test_another_critic_is_trained_on_the_behavior_that_is_adopted(changes, scratch):
+    config = replace(WHITENED, **OTHER_CRITICS[changes])
+    scratch["cep"].save("donor")
+    agent = QGPO(config, seed=2, device="cpu")
+    agent.adopt(QGPO.load("donor", device="cpu"), make_dataset())
+    assert list(agent.progress.values()) == [3, 5, 0, 0, 0]
+    agent.save("adopted")
+    agent = QGPO.load("adopted", device="cpu").learn(make_dataset(), reset_num_timesteps=False)
+    assert same_agents(agent, QGPO(config, seed=2, device="cpu").learn(make_dataset()))
+
+
 def test_the_message_says_which_data_are_whose(scratch):
     other = make_dataset(seed=1)
     fingerprints = f"{make_dataset().fingerprint}, dataset '{other.id}' has {other.fingerprint}"
