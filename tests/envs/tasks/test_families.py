@@ -156,6 +156,7 @@ def test_data_without_environment_are_played_in_the_row_s():
     assert dataset.normalized_score(1.0) is None
 
 
+@pytest.mark.filterwarnings("ignore:.*not for max_episode_steps=7")
 def test_a_dataset_s_own_evaluation_environment_is_played():
     spec = gym.spec("Pendulum-v1")
     shorter = dataclasses.replace(spec, max_episode_steps=7)
