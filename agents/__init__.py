@@ -8,8 +8,12 @@ from qgpo.agents.aepo import AEPO as AEPO
 from qgpo.agents.aepo import AEPOConfig as AEPOConfig
 from qgpo.agents.bc import BC as BC
 from qgpo.agents.bc import BCConfig as BCConfig
+from qgpo.agents.best_of_n import BestOfN as BestOfN
+from qgpo.agents.best_of_n import BestOfNConfig as BestOfNConfig
 from qgpo.agents.core.agent import OfflineAgent as OfflineAgent
 from qgpo.agents.core.callbacks import EvaluationCallback as EvaluationCallback
+from qgpo.agents.core.config import longer as longer
+from qgpo.agents.core.speed import within_minutes as within_minutes
 from qgpo.agents.diffusion_ql import DiffusionQL as DiffusionQL
 from qgpo.agents.diffusion_ql import DiffusionQLConfig as DiffusionQLConfig
 from qgpo.agents.energy_guided import EnergyGuidedConfig as EnergyGuidedConfig
@@ -30,5 +34,7 @@ from qgpo.agents.rebrac import ReBRAC as ReBRAC
 from qgpo.agents.rebrac import ReBRACConfig as ReBRACConfig
 from qgpo.agents.registry import AGENTS as AGENTS
 from qgpo.agents.registry import load_agent as load_agent
+from qgpo.agents.sir import SIR as SIR
+from qgpo.agents.sir import SIRConfig as SIRConfig
 from qgpo.agents.td3bc import TD3BC as TD3BC
 from qgpo.agents.td3bc import TD3BCConfig as TD3BCConfig

@@ -67,7 +67,7 @@ class EnergyGuidedConfig:
     beta: Annotated[float, Range(-1e9, 1e9)] = 1.0
     """inverse temperature of p ~ q exp(-beta E)"""
     guidance: str = "cep"
-    """how f_t is obtained: cep, mse, emse, dps, analytic, aepo or weighted"""
+    """how f_t is obtained: cep, mse, emse, dps, qgf, analytic, aepo or weighted"""
     guidance_options: dict[str, bool | int | float | str] = field(default_factory=dict)
     """what that guidance lets choose, by name; its file in qgpo/guidance lists its options"""
     schedule: str = "cosine"
@@ -513,7 +513,7 @@ class EnergyGuidedDiffusion:
     ) -> Self:
         """Read a file. Raises CheckpointError when it is damaged or holds something else.
 
-        `energy` is needed where a guidance differentiates a callable (`dps`, `analytic`).
+        `energy` is needed where a guidance differentiates a callable (`dps`, `qgf`, `analytic`).
         """
         device = choose_device(device)  # not the file's fault
         source = checkpoint.with_suffix(path)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
@@ -24,12 +24,11 @@ from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Steps
-from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
+from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig, TrustPower
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
-from qgpo.density import REFERENCES, STATES_FOR_MEDIAN, Trust
+from qgpo.density import Trust
 from qgpo.diffusion import Diffusion, GuidanceGradient
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.fields import Range
 from qgpo.guidance import (
     GUIDANCES,
     GuidanceParts,
@@ -50,11 +49,12 @@ class QGPOConfig(GuidedPolicyConfig):
     """Hyperparameters of QGPO; the defaults are the authors' (the `paper` preset)."""
 
     guidance: str = "cep"
-    """how f_t is obtained: cep (the paper's), mse, emse, dps, analytic or aepo"""
+    """how f_t is obtained: cep (the paper's), mse, emse, dps, qgf, analytic or
+    aepo"""
     guidance_options: dict[str, bool | int | float | str] = field(default_factory=dict)
     """what that guidance lets choose, by name, for example order 2 covariance moment (analytic and
     aepo); each guidance's file in qgpo/guidance lists its options"""
-    trust_power: Annotated[float, Range(0.0, 1e3)] = 0.0
+    trust_power: TrustPower = 0.0
     """lower the guidance scale in states where data are sparse, farther from the nearest one than
     the median, by (median / distance)^trust_power; 0: one scale for all states"""
     energy_hidden: tuple[int, ...] = (256, 256, 256, 256)
@@ -151,6 +151,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             make_energy_network=network,
             make_diffusion=behavior.make_diffusion,
             energy=self._scaled_energy,
+            nearest=self._inside,
             preconditioned=c.energy_preconditioned,
             options=c.guidance_options,
         )
@@ -162,13 +163,15 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             self.trust = self.training.add("trust", trust)
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
-        """f_0 = beta Q(s, a) at the nearest action inside the bounds, (B, A), (B, S) to (B,)."""
+        """f_0 = beta Q(s, a) at actions inside the bounds, (B, A), (B, S) to (B,)."""
         assert condition is not None
-        actions = self.behavior.within_bounds(condition, z)
-        q: Tensor = self.critic.target(
-            condition, self.behavior.whitening.encode(condition, actions)
-        )
+        q: Tensor = self.critic.target(condition, z)
         return self.temperature.beta * q
+
+    def _inside(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """The nearest actions inside the bounds, in the behavior's coordinates, (B, A)."""
+        assert condition is not None
+        return self.behavior.inside(condition, z)
 
     @property
     def last_timesteps(self) -> int:
@@ -187,7 +190,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         c, energy, training = self.config, self.energy, self.training
         q = self.critic.table_of_q(data)
         self.temperature.beta.copy_(self._inverse_temperature(q))
-        self._fit_trust(data)
+        if c.trust_power:
+            self.behavior.fit_trust(self.trust, data)
         energies = self.critic.scaled_energies(q, self.temperature.beta)
         self._prepare_guidance(data, energies)
 
@@ -214,19 +218,6 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         if self.energy.needs_energy and c.tilt_limit is not None:
             beta = torch.minimum(beta, c.tilt_limit / q.std(dim=-1).mean().clamp(min=1e-9))
         return beta
-
-    def _fit_trust(self, data: Batches) -> None:
-        if not self.config.trust_power:
-            return
-        rows = self.behavior.shuffled_rows(data)
-        kept = rows[torch.arange(REFERENCES, device=self.device) % len(rows)]
-        others = rows[-STATES_FOR_MEDIAN:]
-        episodes = data.episodes()
-        self.trust.fit(
-            self.behavior.condition(data, kept),
-            self.behavior.condition(data, others),
-            episodes[others][:, None] == episodes[kept],
-        )
 
     def _prepare_guidance(self, data: Batches, energies: Tensor) -> None:
         """Constants of the guidance, from the whole table.

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from qgpo.agents.aepo import AEPO
 from qgpo.agents.bc import BC
+from qgpo.agents.best_of_n import BestOfN
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.checkpoint import CheckpointError, named, read_header, with_suffix
 from qgpo.agents.diffusion_ql import DiffusionQL
@@ -22,12 +23,13 @@ from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
 from qgpo.agents.rebrac import ReBRAC
 from qgpo.agents.sb3_baselines import BASELINES
+from qgpo.agents.sir import SIR
 from qgpo.agents.td3bc import TD3BC
 from qgpo.envs.data.dataset import OfflineDataset
 
 AGENTS: dict[str, type[OfflineAgent[Any]]] = {
     agent.name: agent
-    for agent in (QGPO, AEPO, QIPO, BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL)
+    for agent in (QGPO, AEPO, QIPO, SIR, BestOfN, BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL)
 }
 KNOWN = {**AGENTS, **BASELINES}
 """all that a plan may name and a file may hold"""
@@ -63,8 +65,8 @@ def check_adopts(agent: type[OfflineAgent[Any]], path: Path) -> None:
     """Raise ValueError for an agent that shares no stages with others."""
     if not issubclass(agent, GuidedPolicy):
         raise ValueError(
-            f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO and QIPO "
-            "share stages; leave adopt away"
+            f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO, QIPO, SIR and "
+            "BestOfN share stages; leave adopt away"
         )
 
 

@@ -198,6 +198,7 @@ class OnlineSAC(SB3Agent):
     name: ClassVar[str] = "sb3:online-sac"
     presets: ClassVar[dict[str, SB3Config]] = ONLINE_PRESETS
     stages: ClassVar[tuple[str, ...]] = ("online",)
+    even_steps: ClassVar[bool] = False  # up to `learning_starts` they only play
 
     @property
     def environment_steps(self) -> int:

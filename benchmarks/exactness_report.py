@@ -27,6 +27,7 @@ COLORS = {
     "mse": "#dd6b20",
     "emse": "#b7791f",
     "dps": "#c53030",
+    "qgf": "#97266d",
     "analytic": "#805ad5",
     "analytic2": "#b794f4",
 }

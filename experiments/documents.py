@@ -4,7 +4,8 @@ config.json, written when a run starts
 
     format_version      2
     label               name in tables: the plan's, or the agent's
-    preset, longer      the row of hyperparameters that the configuration starts from
+    preset, longer      the row of hyperparameters that the configuration starts from; of a run that
+                        was given minutes, longer is what they came to
     overrides           fields that have other values than that row has for the dataset
     measured            what decides the result: agent, config (all fields), dataset, seed,
                         guidance_scales, tune_guidance, n_episodes, deterministic, env_id

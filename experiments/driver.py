@@ -11,6 +11,7 @@ and written even where they cannot be printed.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import signal
 import sys
@@ -23,6 +24,8 @@ import torch
 from qgpo.agents import OfflineAgent
 from qgpo.agents.core.callbacks import EveryStep, SaveCheckpoint
 from qgpo.agents.core.checkpoint import CheckpointWriteError
+from qgpo.agents.core.config import longer
+from qgpo.agents.core.speed import measure_speed
 from qgpo.agents.core.training import on_signals, until_done
 from qgpo.agents.guided import GuidanceTuning, is_guided
 from qgpo.agents.registry import adopt_from, agent_class
@@ -141,12 +144,17 @@ def _now() -> dict[str, float]:
 class Run:
     """A run: its experiment and folder, its agent and dataset, and what it has cost.
 
-    Making one loads the dataset and builds the agent. Raises ValueError where agent, dataset and
-    environment do not fit.
+    Making one loads the dataset and builds the agent. With `minutes`, which is for new runs, the
+    experiment becomes `longer` first, so that training takes about so long on this machine. Raises
+    ValueError where agent, dataset and environment do not fit, or minutes are too few.
     """
 
     def __init__(
-        self, experiment: Experiment[Any], folder: RunFolder, allow_other_dataset: bool = False
+        self,
+        experiment: Experiment[Any],
+        folder: RunFolder,
+        allow_other_dataset: bool = False,
+        minutes: float | None = None,
     ) -> None:
         self.experiment, self.folder = experiment, folder
         self.allow_other_dataset = allow_other_dataset
@@ -157,7 +165,18 @@ class Run:
         self.dataset = load_dataset(
             experiment.dataset_id, experiment.download, experiment.storage, experiment.progress_bar
         )
+        if minutes is not None:
+            self.experiment = self.within(minutes)
         self.agent = self.new_agent()
+
+    def within(self, minutes: float) -> Experiment[Any]:
+        """The experiment with as many times its steps as are trained in so many minutes, here."""
+        experiment = self.experiment
+        make, config = agent_class(experiment.agent), experiment.config
+        speed = measure_speed(make, config, self.dataset, experiment.device)
+        factor = speed.factor(minutes)
+        print(f"{minutes:g} minutes: {factor:g} times the preset's steps ({speed})", flush=True)
+        return dataclasses.replace(experiment, longer=factor, config=longer(config, factor))
 
     def new_agent(self) -> OfflineAgent[Any]:
         """The agent before training, or with the stages that it adopts."""

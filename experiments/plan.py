@@ -21,8 +21,9 @@
 Each combination is a cell. An agent's table may have `datasets` and `seeds` of its own. A
 configuration is the preset, then what the dataset's family changes of it, then `longer`, then the
 overrides: what `train.py` trains with these flags. `adopt` is the label of an agent further up: its
-cell of the same dataset and seed gives the stages before the last one, once it is finished. The
-result is that of a training from scratch, in less time.
+cell of the same dataset and seed gives the stages before the last one, once it is finished; or the
+behavior alone, where the two have different critics. The result is that of a training from scratch,
+in less time.
 
 Tasks of OGBench whose trajectories are the same share whitening and behavior: with `adopt_dataset`,
 one of the datasets, its cell of the agent `adopt`, which may be the agent itself, gives these
@@ -274,11 +275,13 @@ def _check_donor(cell: Cell, others: list[Cell]) -> None:
         )
     for one in (cell, donor):
         if one.headline_scale is None:
-            raise PlanError(f"{of}: a {one.agent} shares no stages, expected QGPO, AEPO or QIPO")
+            raise PlanError(
+                f"{of}: a {one.agent} shares no stages, expected QGPO, AEPO, QIPO, SIR or BestOfN"
+            )
     different = different_field(cell.config, donor.config)
     if different is not None:
         name, wanted, found = different
         raise PlanError(
-            f"{of} has {name} = {found!r} and this agent {wanted!r}, which decides the stages "
-            "before the last: give both the same, or leave adopt away"
+            f"{of} has {name} = {found!r} and this agent {wanted!r}, which decides the "
+            "behavior: give both the same, or leave adopt away"
         )

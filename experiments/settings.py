@@ -39,8 +39,8 @@ class Experiment(Generic[ConfigT]):
     """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded; or a task of
     OGBench (ogbench/cube-single-play-singletask-task2-v0)"""
     agent: str = "QGPO"
-    """the agent, by its name in the registry: QGPO, AEPO, QIPO, BC, TD3BC, ReBRAC, IQL,
-    DiffusionQL, FQL, IFQL"""
+    """the agent, by its name in the registry: QGPO, AEPO, QIPO, SIR, BestOfN, BC, TD3BC,
+    ReBRAC, IQL, DiffusionQL, FQL, IFQL"""
     label: str = ""
     """name in tables; default the agent's"""
     preset: str = "laptop"
@@ -53,8 +53,8 @@ class Experiment(Generic[ConfigT]):
     """seed of initialisation, batches, noise and evaluation"""
     adopt: Path | None = None
     """train the last stage only: take the others from the agent in this run folder or checkpoint
-    (QGPO, AEPO and QIPO with the same seed, data and settings of those stages). Of an agent for
-    another task of the same trajectories (OGBench), take the stages before the critic"""
+    (QGPO, AEPO, QIPO, SIR and BestOfN with the same seed, data and settings of those stages). Of
+    an agent for another task of the same trajectories (OGBench), take those before the critic"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
     threads: Annotated[int, THREADS] = 0

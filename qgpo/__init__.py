@@ -9,9 +9,12 @@ from qgpo.agents import IQL as IQL
 from qgpo.agents import PRESETS as PRESETS
 from qgpo.agents import QGPO as QGPO
 from qgpo.agents import QIPO as QIPO
+from qgpo.agents import SIR as SIR
 from qgpo.agents import TD3BC as TD3BC
 from qgpo.agents import AEPOConfig as AEPOConfig
 from qgpo.agents import BCConfig as BCConfig
+from qgpo.agents import BestOfN as BestOfN
+from qgpo.agents import BestOfNConfig as BestOfNConfig
 from qgpo.agents import DiffusionQL as DiffusionQL
 from qgpo.agents import DiffusionQLConfig as DiffusionQLConfig
 from qgpo.agents import EnergyGuidedConfig as EnergyGuidedConfig
@@ -24,6 +27,7 @@ from qgpo.agents import QGPOConfig as QGPOConfig
 from qgpo.agents import QIPOConfig as QIPOConfig
 from qgpo.agents import ReBRAC as ReBRAC
 from qgpo.agents import ReBRACConfig as ReBRACConfig
+from qgpo.agents import SIRConfig as SIRConfig
 from qgpo.agents import TD3BCConfig as TD3BCConfig
 from qgpo.agents import load_agent as load_agent
 from qgpo.envs import Evaluation as Evaluation

@@ -48,7 +48,7 @@ MODULES = {
     "agents.presets": "agents agents.qipo agents.qgpo agents.guided.config agents.core.config",
     "agents.runs": "experiments.folder",
     "agents.stages": "agents.core.training",
-    "agents.support_critic": "agents.guided.support agents.guided.critic",
+    "agents.support_critic": "agents.guided.support agents.guided.support_critic",
     "agents.training": "agents.core.training agents.core.batches",
     "envs.bundled": "envs.store.bundled envs.rollouts.sb3_policies",
     "envs.collection": "envs.rollouts.collecting envs.rollouts.protocols envs",

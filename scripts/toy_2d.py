@@ -42,6 +42,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mse": ("MSE", {"guidance": "mse"}),
     "emse": ("E-MSE", {"guidance": "emse"}),
     "dps": ("DPS", {"guidance": "dps"}),
+    "qgf": ("QGF", {"guidance": "qgf"}),
     "analytic": ("analytic 1st", {"guidance": "analytic"}),
     "analytic2": (
         "analytic 2nd",

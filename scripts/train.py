@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from qgpo.agents import AGENTS, QGPO
+from qgpo.agents.core.speed import check_minutes
 from qgpo.agents.core.training import NonFiniteError
 from qgpo.commands import command
 from qgpo.envs.play.scores import EvaluationError, scale_label
@@ -36,7 +37,11 @@ class Args(Experiment[ConfigT]):
     """Train an offline agent, then evaluate it at each guidance scale."""
 
     run_dir: Path | None = None
-    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, the preset with -x4 if longer"""
+    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, the preset with -x4 if longer,
+    with -10min for minutes"""
+    minutes: float | None = None
+    """train for about so long on this machine: its speed is measured for some seconds, which makes
+    `longer`, and all steps are scaled, those of --config, too. Evaluation comes afterwards"""
     resume: Path | None = None
     """continue the run in this folder from its checkpoint; settings are the run's unless given"""
     allow_other_dataset: bool = False
@@ -53,9 +58,35 @@ class Args(Experiment[ConfigT]):
     @property
     def folder(self) -> RunFolder:
         """Where the run is kept."""
-        preset = self.preset if self.longer == 1.0 else f"{self.preset}-x{self.longer:g}"
+        preset = self.preset
+        if self.minutes is not None:
+            preset += f"-{self.minutes:g}min"
+        elif self.longer != 1.0:
+            preset += f"-x{self.longer:g}"
         name = f"{self.dataset_id}-{self.agent}-{preset}-s{self.seed}".replace("/", "-")
         return RunFolder(self.resume or self.run_dir or Path("runs") / name)
+
+    @property
+    def to_measure(self) -> float | None:
+        """The minutes of a new run; one that is resumed is as long as it was."""
+        return self.minutes if self.resume is None else None
+
+    def check(self) -> None:
+        """Also raise ValueError for minutes that cannot be."""
+        super().check()
+        if self.to_measure is None:
+            return
+        check_minutes(self.to_measure)
+        if self.longer != 1.0:
+            raise ValueError(
+                f"minutes={self.minutes:g} and longer={self.longer:g}: each decides the number of "
+                "steps; give one of them"
+            )
+        if self.adopt is not None:
+            raise ValueError(
+                f"minutes={self.minutes:g} and adopt={str(self.adopt)!r}: the stages that are "
+                "adopted are as long as they were; give one of them"
+            )
 
 
 @dataclass
@@ -91,7 +122,7 @@ def parse(argv: list[str]) -> Args[Any]:
                 f"--adopt {args.adopt} cannot be combined with --resume: the run in "
                 f"{choice.resume} has in its own checkpoint what it adopted"
             )
-        for name in ("agent", "preset", "longer", "seed", "config"):
+        for name in ("agent", "preset", "longer", "minutes", "seed", "config"):
             if getattr(args, name) != getattr(default, name):
                 raise SystemExit(
                     f"--{name} cannot change when a run is resumed: {choice.resume} has "
@@ -179,7 +210,7 @@ def main(args: Args[Any]) -> None:
     with one_line(*errors, stopped=again):
         args.check()
         refuse(args)
-        run = Run(args, folder, allow_other_dataset=args.allow_other_dataset)
+        run = Run(args, folder, args.allow_other_dataset, args.to_measure)
         with folder.locked():
             refuse(args)  # meanwhile another one may have begun
             project = args.wandb_project if args.track else None

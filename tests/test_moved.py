@@ -42,6 +42,7 @@ WITHDRAWN = {
     "qgpo.solver.ORDERS": "is a column of qgpo.solver.SOLVERS",
     "qgpo.agents.acting.Acting": PART,
     "qgpo.agents.adoption.LAST_STAGE_FIELDS": FIELDS,
+    "qgpo.agents.adoption.SHARED_NETWORKS": "are OF_BEHAVIOR and the networks of the critic",
     "qgpo.agents.adoption.adopt": PART,
     "qgpo.agents.checkpoint.pack_optimizer": PART,
     "qgpo.agents.checkpoint.unpack_optimizer": PART,

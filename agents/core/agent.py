@@ -56,6 +56,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     stages: ClassVar[tuple[str, ...]]
     rate_field: ClassVar[str] = "learning_rate"
     """the field of the configuration that is the agent's `learning_rate`"""
+    even_steps: ClassVar[bool] = True
+    """whether the gradient steps of a stage take the same time from the first to the last"""
 
     env: VecEnv | None
     """for callbacks; learning uses none"""
@@ -217,6 +219,13 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     @abstractmethod
     def total_timesteps(self) -> int:
         """Gradient steps of a whole training."""
+
+    @property
+    def stage_steps(self) -> dict[str, int]:
+        """Gradient steps of each stage in a whole training. An agent of several says which."""
+        if len(self.stages) > 1:
+            raise NotImplementedError(f"{self.name} has several stages, and no stage_steps")
+        return {self.stages[0]: self.total_timesteps}
 
     @property
     def is_trained(self) -> bool:

@@ -32,8 +32,8 @@ def longer(config: ConfigT, factor: float) -> ConfigT:
         QGPO(longer(PRESETS["laptop"], 4))
 
     Stages without steps stay without. What a stage learns from is renewed as many times as
-    before, or a longer training would learn something else. Raises ValueError unless the factor is
-    positive.
+    before, or a longer training would learn something else. `within_minutes` (speed.py) finds the
+    factor for a time. Raises ValueError unless the factor is positive.
     """
     if not 0.0 < factor < math.inf:
         raise ValueError(f"factor={factor}, expected a positive number")

@@ -1,4 +1,6 @@
-"""What the guided family (QGPO, AEPO, QIPO) shares: behavior, support, critic, tuning, adoption.
+"""What the guided family (QGPO, AEPO, QIPO, SIR, BestOfN) shares.
+
+Behavior, support, critic, tuning, adoption; of the last two also how they choose among actions.
 
 The last stage, and how an agent acts, belong in the agent's own file.
 """

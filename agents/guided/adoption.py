@@ -5,9 +5,9 @@ parameters two states of the training generator are kept, at the beginning of th
 and of the last one: from the first the same support is drawn again, with the second the last
 stage continues as if the agent had trained the others itself.
 
-Whitening, behavior and support depend on states and actions alone, not on rewards. Where both
-agents learn from the same trajectories with the rewards of other tasks, these are adopted, and the
-critic is trained.
+Whitening and behavior depend on states and actions alone, not on rewards. Where both agents learn
+from the same trajectories with the rewards of other tasks, or have another support or critic, these
+two are adopted, the support is drawn, and the critic is trained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.training import Training
-from qgpo.agents.guided.config import LAST_STAGE, GuidedPolicyConfig
+from qgpo.agents.guided.config import AFTER_BEHAVIOR, LAST_STAGE, GuidedPolicyConfig
 from qgpo.agents.guided.support import STATE
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import marked
@@ -34,11 +34,18 @@ SUPPORT_STATE, LAST_STATE = "generator/shared/support", "generator/shared/last"
 def different_field(
     first: GuidedPolicyConfig, second: GuidedPolicyConfig
 ) -> tuple[str, Any, Any] | None:
-    """Name and both values of a field that makes the first stages differ, or None."""
-    free = marked(GuidedPolicyConfig, LAST_STAGE)
+    """Name and both values of a field that makes whitening or behavior differ, or None."""
+    return _different(first, second, free=(LAST_STAGE, AFTER_BEHAVIOR))
+
+
+def _different(
+    first: GuidedPolicyConfig, second: GuidedPolicyConfig, free: tuple[str, ...]
+) -> tuple[str, Any, Any] | None:
+    """The same of fields beside which none of the marks `free` is said."""
+    names = {name for mark in free for name in marked(GuidedPolicyConfig, mark)}
     for field in fields(GuidedPolicyConfig):
         values = getattr(first, field.name), getattr(second, field.name)
-        if field.name not in free and values[0] != values[1]:
+        if field.name not in names and values[0] != values[1]:
             return field.name, *values
     return None
 
@@ -83,7 +90,7 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
         name, wanted, found = different
         raise ValueError(
             f"{who}: {name}={found!r}, this {agent.name} has {name}={wanted!r}, which decides the "
-            "stages before the last; give both the same, or train from scratch"
+            "behavior; give both the same, or train from scratch"
         )
     if agent.training.seed != donor.training.seed:
         raise ValueError(
@@ -127,7 +134,7 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
             "files of earlier versions lack it, as does one whose training was stopped at the end "
             "of the critic: train that to the end first, or train from scratch"
         )
-    return same_rewards
+    return same_rewards and _different(agent.config, donor.config, free=(LAST_STAGE,)) is None
 
 
 def copy_networks(training: Training, donor: Training, critic: tuple[str, ...] | None) -> None:

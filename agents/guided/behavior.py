@@ -14,7 +14,14 @@ from torch import Tensor
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.training import Training, average
 from qgpo.agents.guided.config import GuidedPolicyConfig
-from qgpo.density import REFERENCES, ROWS_PER_CHUNK, nearest_distance, sampling_weights
+from qgpo.density import (
+    REFERENCES,
+    ROWS_PER_CHUNK,
+    STATES_FOR_MEDIAN,
+    Trust,
+    nearest_distance,
+    sampling_weights,
+)
 from qgpo.diffusion import Diffusion, Metrics
 from qgpo.networks import MLPNoiseNetwork, UNetMLP
 from qgpo.normalization import Identity, ObservationNormalizer, Whitening
@@ -64,6 +71,10 @@ class Behavior:
     def within_bounds(self, condition: Tensor, z: Tensor) -> Tensor:
         """The nearest actions inside the bounds to z (..., A), in [-1, 1]."""
         return self.whitening.decode(condition, z).clamp(-1.0, 1.0)
+
+    def inside(self, condition: Tensor, z: Tensor) -> Tensor:
+        """The same actions in the coordinates of z."""
+        return self.whitening.encode(condition, self.within_bounds(condition, z))
 
     # Stages -------------------------------------------------------------------------------
 
@@ -117,6 +128,18 @@ class Behavior:
             self.training.stop_if_interrupted("while states were compared with each other")
         weights = sampling_weights(torch.cat(distances), self.config.sparsity_power)
         return take(weights, data.state_index.to(data.device)).double()
+
+    def fit_trust(self, trust: Trust, data: Batches) -> None:
+        """Show it random states of the data, and others for the typical distance."""
+        rows = self.shuffled_rows(data)
+        kept = rows[torch.arange(REFERENCES, device=rows.device) % len(rows)]
+        others = rows[-STATES_FOR_MEDIAN:]
+        episodes = data.episodes()
+        trust.fit(
+            self.condition(data, kept),
+            self.condition(data, others),
+            episodes[others][:, None] == episodes[kept],
+        )
 
     def shuffled_rows(self, data: Batches) -> Tensor:
         """All rows of the data's states, shuffled, (R,): always in the same order."""

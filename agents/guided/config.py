@@ -22,8 +22,10 @@ from qgpo.networks import ACTIVATIONS
 from qgpo.schedule import SCHEDULES
 from qgpo.solver import SOLVERS, SPACINGS, STOCHASTIC
 
+TrustPower = Annotated[float, Range(0.0, 1e3)]
 CRITICS = ("support", "implicit", "agreement")
 LAST_STAGE = "no stage before the last one reads it"
+AFTER_BEHAVIOR = "no stage before the support reads it"
 
 
 @dataclass(frozen=True)
@@ -55,47 +57,47 @@ class GuidedPolicyConfig:
     """standardise observations by the dataset's mean and standard deviation"""
 
     # Support actions
-    support_actions: Annotated[int, Range(2, 1_000_000)] = 16
+    support_actions: Annotated[int, Range(2, 1_000_000), AFTER_BEHAVIOR] = 16
     """M, actions drawn once per observation from the behavior model"""
-    support_solver_steps: int = 15
+    support_solver_steps: Annotated[int, AFTER_BEHAVIOR] = 15
     """solver steps for support actions"""
 
     # Critic
-    critic: Annotated[str, OneOf(CRITICS)] = "support"
+    critic: Annotated[str, OneOf(CRITICS), AFTER_BEHAVIOR] = "support"
     """how actions are ranked: support (in-support Q-learning, the paper's), implicit (implicit
     Q-learning) or agreement (what both say, where they have one sign)"""
-    critic_hidden: tuple[int, ...] = (256, 256, 256)
+    critic_hidden: Annotated[tuple[int, ...], AFTER_BEHAVIOR] = (256, 256, 256)
     """layers of each Q network"""
-    critic_activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
+    critic_activation: Annotated[str, OneOf(ACTIVATIONS), AFTER_BEHAVIOR] = "relu"
     """relu, silu or tanh; a guidance of second order needs a smooth one"""
-    critic_layer_norm: bool = False
+    critic_layer_norm: Annotated[bool, AFTER_BEHAVIOR] = False
     """layer normalisation in the Q networks"""
-    critic_baseline: bool = False
+    critic_baseline: Annotated[bool, AFTER_BEHAVIOR] = False
     """split Q into a V(s) learned by itself and an advantage regressed on what it leaves"""
-    critic_steps: Steps = 500_000
+    critic_steps: Annotated[Steps, AFTER_BEHAVIOR] = 500_000
     """gradient steps of the critic stage"""
-    critic_batch_size: int = 256
+    critic_batch_size: Annotated[int, AFTER_BEHAVIOR] = 256
     """transitions per critic step"""
-    critic_learning_rate: float = 3e-4
+    critic_learning_rate: Annotated[float, AFTER_BEHAVIOR] = 3e-4
     """Adam step size of the critic stage"""
-    gamma: Fraction = 0.99
+    gamma: Annotated[Fraction, AFTER_BEHAVIOR] = 0.99
     """discount"""
-    tau: Rate = 0.005
+    tau: Annotated[Rate, AFTER_BEHAVIOR] = 0.005
     """Polyak rate of the target critic"""
-    critic_value: Annotated[str, OneOf(("softmax", "expectile"))] = "softmax"
+    critic_value: Annotated[str, OneOf(("softmax", "expectile")), AFTER_BEHAVIOR] = "softmax"
     """value of a state from Q of its support actions: softmax (the paper's) or expectile"""
-    beta_q: NotNegative = 1.0
+    beta_q: Annotated[NotNegative, AFTER_BEHAVIOR] = 1.0
     """inverse temperature of the softmax value in the critic's target"""
-    expectile: Expectile = 0.7
+    expectile: Annotated[Expectile, AFTER_BEHAVIOR] = 0.7
     """of the expectile value and of implicit Q-learning's; 0.5 is the mean, 1 the maximum"""
-    implicit_actions: Annotated[int, Range(0, 1_000_000)] = 0
+    implicit_actions: Annotated[int, Range(0, 1_000_000), AFTER_BEHAVIOR] = 0
     """support actions per state and step over which implicit Q-learning takes V; 0: the dataset's
     own action"""
-    critic_lambda: Fraction = 0.0
+    critic_lambda: Annotated[Fraction, AFTER_BEHAVIOR] = 0.0
     """lambda of the returns that the critic regresses on; 0 is the one-step target"""
-    target_every: Period = 1000
+    target_every: Annotated[Period, AFTER_BEHAVIOR] = 1000
     """critic steps between two computations of the lambda-returns (unused at lambda 0)"""
-    reward_tuning: RewardTuning = "locomotion"
+    reward_tuning: Annotated[RewardTuning, AFTER_BEHAVIOR] = "locomotion"
     """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
     returns of unit standard deviation)"""
 
@@ -107,8 +109,9 @@ class GuidedPolicyConfig:
     a state's support actions)"""
     tilt_limit: Annotated[float | None, LAST_STAGE] = None
     """largest standard deviation of beta Q over a state's support actions; beta is lowered in
-    states that exceed it (by cep, mse, emse and QIPO, whose iterates share it; dps, analytic and
-    aepo, which take beta Q itself, lower it in all states by the typical standard deviation)"""
+    states that exceed it (by cep, mse, emse and QIPO, whose iterates share it; by SIR, over its
+    candidates; dps, qgf, analytic and aepo, which take beta Q itself, lower it in all states by
+    the typical standard deviation)"""
 
     # All stages
     learning_rate_decay: bool = False
@@ -123,11 +126,13 @@ class GuidedPolicyConfig:
     """what predict(deterministic=True) returns: ode, the solver's answer to zero noise; mean, the
     policy's mean action (one evaluation); or mode, the mean of its samples where they are densest
     (the solver's answers to 16 noises, always the same)"""
-    solver: Annotated[str, OneOf(sorted(set(SOLVERS) - STOCHASTIC))] = "dpm_solver_2m"
+    solver: Annotated[str, OneOf(sorted(set(SOLVERS) - STOCHASTIC)), AFTER_BEHAVIOR] = (
+        "dpm_solver_2m"
+    )
     """solver of the reverse process: dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (ot)"""
     solver_steps: Annotated[int, LAST_STAGE] = 15
     """solver steps per action"""
-    spacing: Annotated[str, OneOf(SPACINGS)] = "time"
+    spacing: Annotated[str, OneOf(SPACINGS), AFTER_BEHAVIOR] = "time"
     """solver times uniform in time or in log_snr, or karras"""
 
     def __post_init__(self) -> None:

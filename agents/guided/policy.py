@@ -7,7 +7,8 @@
 5. ...        an agent's own stage, which tilts the behavior by exp(beta Q)        the agent's file
 act           solve the reverse process from noise
 
-QGPO, AEPO and QIPO differ in the fifth stage and in what the solver sees while acting.
+QGPO, AEPO and QIPO differ in the fifth stage and in what the solver sees while acting; SIR and
+BestOfN choose among actions of the behavior (candidates.py).
 """
 
 from __future__ import annotations
@@ -177,6 +178,18 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         return self.shared_timesteps + self.last_timesteps
 
     @property
+    def stage_steps(self) -> dict[str, int]:
+        """Gradient steps of each stage; drawing the support has none."""
+        c = self.config
+        return {
+            "whitening": c.whitening_steps,
+            "behavior": c.behavior_steps,
+            "support": 0,
+            "critic": c.critic_steps,
+            self.stages[-1]: self.last_timesteps,
+        }
+
+    @property
     def is_trained(self) -> bool:
         """Whether the last stage has ended."""
         return self.progress[self.stages[-1]] >= self.last_steps
@@ -223,13 +236,15 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             QGPO(guidance="mse").adopt(agent, dataset).learn(dataset, reset_num_timesteps=False)
 
         trains the last stage only and equals a training from scratch, bit for bit on the CPU.
-        Where the other one learned another task from the same states and actions, the support is
-        drawn and the critic is trained, too. Raises ValueError where configuration, seed or data
-        make the first stages differ.
+        Where the other one has another support or critic, or learned another task from the same
+        states and actions, the support is drawn and the critic is trained, too. Raises ValueError
+        where configuration, seed or data make the behavior differ.
         """
         if not isinstance(other, GuidedPolicy):
             name = other.name if isinstance(other, OfflineAgent) else type(other).__name__
-            raise TypeError(f"cannot adopt from a {name}, expected a QGPO, AEPO or QIPO agent")
+            raise TypeError(
+                f"cannot adopt from a {name}, expected a QGPO, AEPO, QIPO, SIR or BestOfN agent"
+            )
         with usual_torch(), self.training.turn.training():
             self._settle(dataset)
             with_critic = adoption.check_donor(self, other, dataset)

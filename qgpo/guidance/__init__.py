@@ -6,6 +6,7 @@ cep        exact: contrastive energy prediction              trained network
 mse        regression on beta e: too weak                    trained network
 emse       regression on e^{beta e}: exact, badly scaled     trained network
 dps        beta e at the posterior mean                      no training
+qgf        gradient of beta e at the posterior mean          no training
 analytic   Gaussian posterior, Taylor series of the energy   no training
 aepo       the same, learned by a network                    trained network
 weighted   exact: weighted regression of p's own model       trained diffusion model
@@ -30,6 +31,7 @@ from qgpo.guidance.cep import cep_loss as cep_loss
 from qgpo.guidance.dps import DPS as DPS
 from qgpo.guidance.emse import EMSE as EMSE
 from qgpo.guidance.mse import MSE as MSE
+from qgpo.guidance.qgf import QGF as QGF
 from qgpo.guidance.weighted import Weighted as Weighted
 from qgpo.guidance.weighted import weighted_gradient as weighted_gradient
 from qgpo.guidance.weighted import weighted_loss as weighted_loss
@@ -39,6 +41,7 @@ GUIDANCES: dict[str, type[Guidance]] = {
     "mse": MSE,
     "emse": EMSE,
     "dps": DPS,
+    "qgf": QGF,
     "analytic": Analytic,
     "aepo": AnalyticNetwork,
     "weighted": Weighted,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -19,6 +20,8 @@ from qgpo.schedule import Schedule
 
 ScaledEnergy = Callable[[Tensor, Tensor | None], Tensor]
 """f_0: clean samples (B, D) and condition (B, C) or None to beta e, (B,); differentiable"""
+Nearest = Callable[[Tensor, Tensor | None], Tensor]
+"""clean samples (B, D) and condition (B, C) or None to the nearest ones inside the data's bounds"""
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """E[x_0 | x_t]: (B, D), (B,), (B, C) to (B, D)"""
 
@@ -50,7 +53,9 @@ class GuidanceParts:
     make_diffusion: Callable[[], Diffusion]
     """a fresh diffusion model, for `weighted`"""
     energy: ScaledEnergy | None = None
-    """for `dps` and `analytic`"""
+    """for `dps`, `qgf` and `analytic`; of samples inside the bounds, where there are any"""
+    nearest: Nearest | None = None
+    """for the same, where the data have bounds"""
     preconditioned: bool = True
     """f = alpha_t times the network"""
     targets: str = "sample"
@@ -62,12 +67,24 @@ class GuidanceParts:
         check_targets(self.targets)
 
     def energy_for(self, guidance: str) -> ScaledEnergy:
-        """The energy. Raises ValueError where there is none."""
+        """The energy of the nearest sample inside the bounds. Raises ValueError without one."""
+        energy = self.unbounded_energy_for(guidance)
+        return energy if self.nearest is None else partial(_energy_inside, energy, self.nearest)
+
+    def unbounded_energy_for(self, guidance: str) -> ScaledEnergy:
+        """The energy as it is given. Raises ValueError where there is none."""
         if self.energy is None:
             raise ValueError(
                 f"guidance={guidance!r} differentiates the energy: a callable is needed"
             )
         return self.energy
+
+
+def _energy_inside(
+    energy: ScaledEnergy, nearest: Nearest, x_0: Tensor, condition: Tensor | None
+) -> Tensor:
+    """The energy of the nearest samples inside the bounds, (B, D) to (B,)."""
+    return energy(nearest(x_0, condition), condition)
 
 
 def read_options(kind: type[OptionsT], options: Mapping[str, Any]) -> OptionsT:

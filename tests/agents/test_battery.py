@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 from agent_tester import CHECKS, Subject
-from factory import AEPO_CONFIGS, AGREEMENT, CONFIGS, QIPO_CONFIGS, WHITENED
+from factory import (
+    AEPO_CONFIGS,
+    AGREEMENT,
+    BEST_OF_N_CONFIGS,
+    CONFIGS,
+    QIPO_CONFIGS,
+    SIR_CONFIGS,
+    WHITENED,
+)
 
 from qgpo.agents import AGENTS
 
@@ -22,12 +30,17 @@ MORE = {
 SUBJECTS = {
     "QGPO": {
         **CONFIGS,
-        "dps": replace(WHITENED, guidance="dps", beta=0.1, guidance_bound=1.0),
+        **{
+            guidance: replace(WHITENED, guidance=guidance, beta=0.1, guidance_bound=1.0)
+            for guidance in ("dps", "qgf")
+        },
         "implicit": replace(WHITENED, critic="implicit", implicit_actions=2),
         "agreement": AGREEMENT,
     },
     "AEPO": AEPO_CONFIGS,
     "QIPO": QIPO_CONFIGS,
+    "SIR": SIR_CONFIGS,
+    "BestOfN": BEST_OF_N_CONFIGS,
     **{
         name: {
             preset: replace(AGENTS[name].presets[preset], steps=11, **SMALL, **more)

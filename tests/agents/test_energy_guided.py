@@ -194,7 +194,7 @@ def test_samples_survive_the_file_and_nothing_is_unpickled(guidance, tmp_path, m
     assert torch.equal(loaded.sample(5), model.sample(5))
 
 
-@pytest.mark.parametrize("guidance", ["dps", "analytic"])
+@pytest.mark.parametrize("guidance", ["dps", "qgf", "analytic"])
 def test_a_differentiated_function_must_be_given_again(guidance, tmp_path):
     model = fitted(replace(TINY, guidance=guidance))
     model.save(tmp_path / "model")

@@ -62,21 +62,14 @@ def of_two_datasets() -> QGPO:
 
 
 WHO = "cannot adopt from this QGPO: "
-DECIDES = "which decides the stages before the last; give both the same, or train from scratch"
+DECIDES = "which decides the behavior; give both the same, or train from scratch"
 CASES = [
     Case(
         "adopt",
-        "another critic",
+        "another behavior",
         ValueError,
-        f"{WHO}critic_lambda=0.9, this QGPO has critic_lambda=0.5, {DECIDES}",
-        adopting(lambda: agent(critic_lambda=0.5)),
-    ),
-    Case(
-        "adopt",
-        "another solver, which draws other support actions",
-        ValueError,
-        f"{WHO}solver='dpm_solver_2m', this QGPO has solver='ddim', {DECIDES}",
-        adopting(lambda: agent(solver="ddim")),
+        f"{WHO}ema_decay=0.999, this QGPO has ema_decay=0.5, {DECIDES}",
+        adopting(lambda: agent(ema_decay=0.5)),
     ),
     Case(
         "adopt",
@@ -137,7 +130,7 @@ CASES = [
         "adopt",
         "from an agent outside the family",
         TypeError,
-        "cannot adopt from a BC, expected a QGPO, AEPO or QIPO agent",
+        "cannot adopt from a BC, expected a QGPO, AEPO, QIPO, SIR or BestOfN agent",
         lambda: agent().adopt(BC(device="cpu"), make_dataset()),  # type: ignore[arg-type]
     ),
 ]

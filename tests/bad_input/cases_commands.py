@@ -12,6 +12,7 @@ from cases import (
     train_over,
 )
 
+from qgpo.agents.core.speed import Speed
 from qgpo.experiments.folder import RunFolderError
 
 CASES = [
@@ -28,6 +29,36 @@ CASES = [
         SystemExit,
         "error: longer=0, expected a positive number",
         train("--longer", "0"),
+    ),
+    Case(
+        CLI,
+        "train: no minutes",
+        SystemExit,
+        "error: minutes=0, expected a positive number of at most 1e+06",
+        train("--minutes", "0"),
+    ),
+    Case(
+        CLI,
+        "train: fewer minutes than one step of every stage takes",
+        ValueError,
+        "minutes=0.1, expected at least 0.501 here: 30 s of the training do not depend on the "
+        "number of steps, and every stage has one",
+        lambda: Speed(30.0, {"critic": 60.0}, {"critic": 0.01}).factor(0.1),
+    ),
+    Case(
+        CLI,
+        "train: minutes and times the steps",
+        SystemExit,
+        "error: minutes=10 and longer=4: each decides the number of steps; give one of them",
+        train("--minutes", "10", "--longer", "4"),
+    ),
+    Case(
+        CLI,
+        "train: minutes and stages of another run",
+        SystemExit,
+        "error: minutes=10 and adopt='run': the stages that are adopted are as long as they were; "
+        "give one of them",
+        train("--minutes", "10", "--adopt", "run"),
     ),
     Case(
         CLI,
@@ -137,8 +168,8 @@ CASES = [
         CLI,
         "train: adopting by an agent outside the family",
         SystemExit,
-        "error: a BC agent cannot adopt from 'other': only QGPO, AEPO and QIPO share stages; leave "
-        "adopt away",
+        "error: a BC agent cannot adopt from 'other': only QGPO, AEPO, QIPO, SIR and "
+        "BestOfN share stages; leave adopt away",
         train("--agent", "BC", "--adopt", "other"),
     ),
     Case(

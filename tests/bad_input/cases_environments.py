@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from gymnasium.wrappers import NormalizeObservation
 
 from qgpo import evaluate, load_dataset
+from qgpo.envs.play.snapshots import check_restorable
 from qgpo.envs.store.local import folder_of
 from qgpo.envs.tasks.arguments import SpecError
 from qgpo.experiments import documents
@@ -38,6 +39,22 @@ def spec(**changes: Any) -> EnvSpec:
 def trained(changed: EnvSpec) -> Callable[[], Any]:
     """train.py on a dataset of that environment."""
     return lambda: train("--dataset-id", recorded(changed.to_json()), "--n-episodes", "1")()
+
+
+class Hiding(gym.Env[Any, Any]):
+    """Counts its steps in an object of its own."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self) -> None:
+        self.counter = iter(range(1000))
+
+    def reset(self, **_: Any) -> Any:
+        return np.zeros(1), {}
+
+    def step(self, action: Any) -> Any:
+        return np.array([next(self.counter)]), 0.0, False, False, {}
 
 
 def without_spaces() -> None:
@@ -156,6 +173,15 @@ CASES = [
         "environment 'visual-scene-singletask-task1-v0' is not played: its observations are "
         "images, and agents here see vectors: play in scene-singletask-task1-v0",
         lambda: evaluate(agent(), "visual-scene-singletask-task1-v0"),
+    ),
+    Case(
+        PLAY,
+        "a state is to be restored in an environment that hides it",
+        ValueError,
+        "environment 'Hiding' cannot be set to a state: step 1 after it was restored is another "
+        "one. It keeps what is neither a plain attribute nor in a MuJoCo simulation (supported are "
+        "MuJoCo, classic control, Gymnasium-Robotics' and OGBench's environments)",
+        lambda: check_restorable(Hiding(), Hiding()),
     ),
     Case(
         CLI,

@@ -134,8 +134,8 @@ CASES = [
         FILE,
         "a newer format",
         CheckpointError,
-        "'agent.zip' has format version 3, this qgpo reads up to 2: upgrade qgpo",
-        lambda: loaded(header(format_version=3)),
+        "'agent.zip' has format version 4, this qgpo reads up to 3: upgrade qgpo",
+        lambda: loaded(header(format_version=4)),
     ),
     Case(
         FILE,

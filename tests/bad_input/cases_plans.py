@@ -257,11 +257,11 @@ CASES = [
         "agents the same datasets and seeds",
     ),
     refused(
-        "adopting another critic",
+        "adopting another behavior",
         'guidance = "mse"',
-        'guidance = "mse", beta_q = 1.0',
-        f"{DONOR}'first' has beta_q = 20.0 and this agent 1.0, which decides the stages before the "
-        "last: give both the same, or leave adopt away",
+        'guidance = "mse", ema_decay = 0.5',
+        f"{DONOR}'first' has ema_decay = 0.999 and this agent 0.5, which decides the behavior: "
+        "give both the same, or leave adopt away",
     ),
     refused(
         "adopting from another task of other data",
@@ -275,6 +275,6 @@ CASES = [
         "adopting by an agent outside the family",
         'agent = "QGPO"\noverrides = { guidance = "mse" }',
         'agent = "BC"',
-        f"{DONOR}'first': a BC shares no stages, expected QGPO, AEPO or QIPO",
+        f"{DONOR}'first': a BC shares no stages, expected QGPO, AEPO, QIPO, SIR or BestOfN",
     ),
 ]

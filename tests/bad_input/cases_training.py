@@ -26,10 +26,12 @@ from factory import (
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from qgpo import QGPO, EnergyGuidedDiffusion, Ensemble, IQLConfig
+from qgpo import QGPO, BestOfNConfig, EnergyGuidedDiffusion, Ensemble, IQLConfig
+from qgpo.agents import within_minutes
 from qgpo.agents.core.callbacks import EvaluationCallback, SaveCheckpoint
 from qgpo.agents.core.parameters import ParameterError
 from qgpo.agents.core.training import NonFiniteError
+from qgpo.agents.sb3_baselines import OnlineSAC
 
 
 def other_evaluations() -> None:
@@ -41,6 +43,21 @@ def other_evaluations() -> None:
 
 
 CASES = [
+    Case(
+        MAKE,
+        "no minutes",
+        ValueError,
+        "minutes=nan, expected a finite number",
+        lambda: within_minutes(QGPO, "laptop", make_dataset(), math.nan),
+    ),
+    Case(
+        MAKE,
+        "minutes for an agent whose first steps are faster",
+        ValueError,
+        "agent='sb3:online-sac': its first steps take less time than those that follow, so minutes "
+        "cannot be measured; choose its number of steps",
+        lambda: within_minutes(OnlineSAC, "laptop", make_dataset(), 10),
+    ),
     Case(
         MAKE,
         "an unknown preset",
@@ -189,6 +206,21 @@ CASES = [
         ValueError,
         "guidance_options has 'order', expected some of ['labels']",
         config(guidance_options={"order": 2}),
+    ),
+    Case(
+        MAKE,
+        "no candidates to choose from",
+        ValueError,
+        "num_samples=0, expected in [1, 100000]",
+        lambda: BestOfNConfig(num_samples=0),
+    ),
+    Case(
+        MAKE,
+        "an agreement of critics where drawn actions are ranked",
+        ValueError,
+        "critic='agreement' is known of support actions alone, not of those that are drawn while "
+        "acting: choose critic='support' or critic='implicit'",
+        lambda: BestOfNConfig(critic="agreement", q_unit="spread"),
     ),
     Case(
         MAKE,

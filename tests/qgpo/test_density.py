@@ -81,7 +81,7 @@ def test_far_from_the_data_the_agent_acts_by_the_behavior():
     assert not np.array_equal(act(always, 3.0, far), act(always, 0.0, far))
 
 
-@pytest.mark.parametrize("guidance", ["dps", "aepo"])
+@pytest.mark.parametrize("guidance", ["dps", "qgf", "aepo"])
 def test_where_beta_is_one_number_the_limit_holds_for_the_typical_state(guidance):
     dataset = make_dataset(lengths=(40, 40))
     config = replace(

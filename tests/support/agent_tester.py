@@ -248,7 +248,9 @@ def check_metrics_carry_stage_timestep_and_gradient_norm(subject: Subject) -> No
     agent.set_logger(Logger(None, [recorder]))
     agent.learn(make_dataset(), log_interval=2)
     energy = getattr(agent, "energy", None)
-    without_gradients = {"support"} | ({"energy"} if energy and not energy.trainable else set())
+    without_gradients = {"support", "choice"} | (
+        {"energy"} if energy and not energy.trainable else set()
+    )
     for step, row in recorder.rows:
         assert row["time/total_timesteps"] == step
         names = [n for n in row if not n.startswith("time/")]

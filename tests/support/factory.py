@@ -17,7 +17,15 @@ from hub import Hub
 from minari import MinariDataset
 from minari.data_collector import EpisodeBuffer
 
-from qgpo import PRESETS, AEPOConfig, OfflineDataset, QIPOConfig, load_dataset
+from qgpo import (
+    PRESETS,
+    AEPOConfig,
+    BestOfNConfig,
+    OfflineDataset,
+    QIPOConfig,
+    SIRConfig,
+    load_dataset,
+)
 from qgpo.agents.guided.config import GuidedPolicyConfig
 from qgpo.envs.store.local import datasets_root
 
@@ -73,6 +81,19 @@ SHARED = {field.name: getattr(WHITENED, field.name) for field in fields(GuidedPo
 QIPO_DIFFUSION = QIPOConfig(
     **{**SHARED, "beta": 1.0}, policy_steps=5, policy_batch_size=4, renew_every=2
 )
+SIR_CONFIGS = {
+    "mean": SIRConfig(**{**SHARED, "beta": 1.0}, num_samples=4, trust_power=2.0),
+    "ode": SIRConfig(**{**SHARED, "deterministic_action": "ode"}, num_samples=2),
+    "implicit": SIRConfig(
+        **{**SHARED, "critic": "implicit", "deterministic_action": "mode"}, num_samples=3
+    ),
+}
+BEST_OF_N_CONFIGS = {
+    "whitened": BestOfNConfig(**SHARED, num_samples=4),
+    "flow": BestOfNConfig(
+        **{**SHARED, "schedule": "ot", "prediction": "flow", "solver": "euler"}, num_samples=3
+    ),
+}
 QIPO_CONFIGS = {
     "diffusion": QIPO_DIFFUSION,
     "flow": replace(QIPO_DIFFUSION, schedule="ot", prediction="flow", solver="euler"),

@@ -10,14 +10,16 @@ import torch
 from factory import (
     AEPO_CONFIGS,
     AGREEMENT,
+    BEST_OF_N_CONFIGS,
     QIPO_CONFIGS,
+    SIR_CONFIGS,
     WHITENED,
     make_dataset,
     mapped,
     same_parameters,
 )
 
-from qgpo import AEPO, QGPO, QIPO
+from qgpo import AEPO, QGPO, QIPO, SIR, BestOfN
 from qgpo.agents.core.callbacks import EveryStep
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -26,10 +28,13 @@ AGENTS = {
     "cep": lambda: QGPO(WHITENED, seed=2, device="cpu"),
     "mse": lambda: QGPO(WHITENED, guidance="mse", seed=2, device="cpu"),
     "dps": lambda: QGPO(WHITENED, guidance="dps", seed=2, device="cpu"),
+    "qgf": lambda: QGPO(WHITENED, guidance="qgf", seed=2, device="cpu"),
     "agreement": lambda: QGPO(AGREEMENT, seed=2, device="cpu"),
     "agreement mse": lambda: QGPO(AGREEMENT, guidance="mse", seed=2, device="cpu"),
     "AEPO": lambda: AEPO(AEPO_CONFIGS["aepo"], seed=2, device="cpu"),
     "QIPO": lambda: QIPO(QIPO_CONFIGS["diffusion"], seed=2, device="cpu"),
+    "SIR": lambda: SIR(SIR_CONFIGS["mean"], seed=2, device="cpu"),
+    "BestOfN": lambda: BestOfN(BEST_OF_N_CONFIGS["whitened"], seed=2, device="cpu"),
 }
 
 
@@ -67,9 +72,13 @@ def same_agents(first, second):
     [
         ("cep", "mse"),
         ("cep", "dps"),
+        ("cep", "qgf"),
         ("cep", "AEPO"),
         ("cep", "QIPO"),
         ("QIPO", "cep"),
+        ("cep", "SIR"),
+        ("SIR", "BestOfN"),
+        ("BestOfN", "cep"),
         ("agreement", "agreement mse"),
     ],
 )
@@ -115,6 +124,27 @@ def test_what_only_the_last_stage_and_acting_read_may_differ(scratch):
     assert same_parameters(agent.get_parameters(), expected.get_parameters())
 
 
+OTHER_CRITICS = {
+    "another kind": {"critic": "implicit"},
+    "two critics": {"critic": "agreement", "q_unit": "spread", "beta": 1.0},
+    "another target": {"critic_lambda": 0.5, "gamma": 0.9},
+    "other rewards": {"reward_tuning": "none"},
+    "another support": {"support_actions": 4, "solver": "ddim"},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_CRITICS)
+def test_another_critic_is_trained_on_the_behavior_that_is_adopted(changes, scratch):
+    config = replace(WHITENED, **OTHER_CRITICS[changes])
+    scratch["cep"].save("donor")
+    agent = QGPO(config, seed=2, device="cpu")
+    agent.adopt(QGPO.load("donor", device="cpu"), make_dataset())
+    assert list(agent.progress.values()) == [3, 5, 0, 0, 0]
+    agent.save("adopted")
+    agent = QGPO.load("adopted", device="cpu").learn(make_dataset(), reset_num_timesteps=False)
+    assert same_agents(agent, QGPO(config, seed=2, device="cpu").learn(make_dataset()))
+
+
 def test_the_message_says_which_data_are_whose(scratch):
     other = make_dataset(seed=1)
     fingerprints = f"{make_dataset().fingerprint}, dataset '{other.id}' has {other.fingerprint}"
@@ -132,7 +162,7 @@ def other_task():
     return make_dataset(rewards=rewards, terminations=done, id="test/made/other-task-v0")
 
 
-@pytest.mark.parametrize("name", ["cep", "AEPO", "QIPO"])
+@pytest.mark.parametrize("name", ["cep", "AEPO", "QIPO", "SIR"])
 def test_another_task_adopts_what_needs_no_rewards(name, scratch):
     scratch["cep"].save("donor")
     agent = AGENTS[name]().adopt(QGPO.load("donor", device="cpu"), other_task())

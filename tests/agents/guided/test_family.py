@@ -22,7 +22,7 @@ from factory import (
 )
 from torch import nn
 
-from qgpo import AEPO, QGPO, QIPO
+from qgpo import AEPO, QGPO, QIPO, SIR, SIRConfig
 from qgpo.agents.guided.config import GuidedPolicyConfig
 from qgpo.agents.guided.support import Support
 
@@ -120,6 +120,10 @@ def mean_action(agent):
     return agent.predict(np.zeros(1), deterministic=True)[0].item()
 
 
+def linear_q(a):
+    return a
+
+
 def test_qgpo_with_all_its_stages_on_a_uniform_behavior():
     # uniform times exp(3 a) on [-1, 1] has mean coth(3) - 1/3 = 0.672
     actions = np.random.default_rng(0).uniform(-1.0, 1.0, 1000)
@@ -137,6 +141,34 @@ def test_every_guidance_is_right_for_a_gaussian_behavior_and_a_linear_q(guidance
     assert mean == pytest.approx(3.0 * SPREAD**2, abs=0.04)
     assert mean_action(agent) == pytest.approx(mean, abs=0.05)
     assert spread == pytest.approx(SPREAD, abs=0.04)
+
+
+def test_qgf_goes_farther_than_the_exact_guidance(behaviors):
+    # sqrt(2) asinh(1) times as far in coordinates in which the behavior is N(0, 1); its one-step
+    # mean is the behavior's moved by beta Q's slope there, the exact one
+    agent = with_behavior(
+        QGPO(LEARNING, guidance="qgf", device="cpu"), behaviors["diffusion"], linear_q
+    )
+    agent.train_energy(gaussian_bandit())
+    mean, spread = acts(agent)
+    exact = 3.0 * SPREAD**2
+    assert mean == pytest.approx(math.sqrt(2.0) * math.asinh(1.0) * exact, abs=0.025)
+    assert mean_action(agent) == pytest.approx(exact, abs=0.03)
+    assert spread == pytest.approx(SPREAD, abs=0.04)
+    assert acts(agent, 0.5)[0] == pytest.approx(mean / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("path", ["diffusion", "flow"])
+def test_sir_samples_what_exact_guidance_does(path, behaviors):
+    changes = {"num_samples": 64, "deterministic_action": "mean"}
+    config = SIRConfig(**{**SHARED, **(FLOW if path == "flow" else {}), **changes})
+    agent = with_behavior(SIR(config, device="cpu"), behaviors[path], linear_q)
+    agent.train_choice(gaussian_bandit())
+    mean, spread = acts(agent)
+    assert mean == pytest.approx(3.0 * SPREAD**2, abs=0.04)
+    assert spread == pytest.approx(SPREAD, abs=0.04)
+    agent.num_samples = 2000
+    assert mean_action(agent) == pytest.approx(mean, abs=0.05)
 
 
 @pytest.mark.parametrize("guidance", ["aepo", "analytic"])

@@ -293,7 +293,7 @@ def test_every_guidance_is_made_by_name_and_has_a_gradient(name):
             guidance.loss(Samples(x, t), torch.Generator())
 
 
-@pytest.mark.parametrize("name", ["dps", "analytic"])
+@pytest.mark.parametrize("name", ["dps", "qgf", "analytic"])
 def test_guidances_that_differentiate_the_energy_want_one(name):
     with pytest.raises(ValueError, match="callable"):
         make_guidance(name, parts(energy=None))

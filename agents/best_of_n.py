@@ -1,0 +1,65 @@
+"""Best of N: the behavior's action with the largest Q among N of them.
+
+1. behavior   a diffusion model of mu(a|s), by denoising
+2. support    M actions from it for every observation
+3. critic     in-support Q-learning over those actions
+4. choice     nothing to do but to measure
+act           draw N actions of mu, take the one with the largest Q
+
+The way in which IDQL (Hansen-Estruch et al. 2023, arXiv 2304.10573) and many others act, here on
+the behavior and critic of a QGPO agent (`adopt`); `IFQL` has a critic of its own. N is the only
+strength: KL(pi || mu) is at most log N - (N - 1) / N (Beirami et al. 2024, arXiv 2401.01879),
+whatever the unit of Q. SIR at a very large beta is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, gain
+from qgpo.agents.guided.config import LAPTOP
+from qgpo.diffusion import Metrics
+
+
+@dataclass(frozen=True)
+class BestOfNConfig(CandidatesConfig):
+    """Hyperparameters of BestOfN: N beside the family's; `beta` and its limits have no use."""
+
+
+class BestOfN(Candidates[BestOfNConfig]):
+    """Takes the best by Q of `num_samples` actions of the behavior.
+
+        agent = QGPO("laptop", seed=0).learn(dataset)
+        best = BestOfN("laptop", seed=0).adopt(agent, dataset)
+        best.learn(dataset, reset_num_timesteps=False)
+
+    `num_samples` may be set at any time (files have the configuration's). `guidance_scale` 0 is
+    the behavior, any positive one the best of N, a negative one the worst.
+    """
+
+    name: ClassVar[str] = "BestOfN"
+    config_class: ClassVar[type[BestOfNConfig]] = BestOfNConfig
+    presets: ClassVar[dict[str, BestOfNConfig]] = {
+        "paper": BestOfNConfig(),
+        "laptop": BestOfNConfig(**LAPTOP),
+    }
+
+    def _measure(self, q: Tensor) -> Metrics:
+        """What the best of M support actions gains over their mean."""
+        best = nn.functional.one_hot(q.argmax(dim=-1), q.shape[-1])
+        return {"gain": gain(q, best)}
+
+    def _choose(
+        self,
+        z: Tensor,
+        q: Tensor,
+        condition: Tensor,
+        deterministic: bool,
+        generator: torch.Generator,
+    ) -> Tensor:
+        best = (q if self.guidance_scale > 0.0 else -q).argmax(dim=-1)
+        return z[torch.arange(len(z), device=z.device), best]

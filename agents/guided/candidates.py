@@ -1,0 +1,154 @@
+"""Acting by choosing among actions of the behavior: what `BestOfN` and `SIR` share.
+
+N actions of the behavior are drawn with guidance off, at the same solver and steps as those of a
+QGPO agent, and one of them (or a mean of some) is taken by its Q. No energy f_t and no gradient is
+needed.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.guided.config import GuidedPolicyConfig
+from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.fields import Range, check_count
+
+STATES_TO_MEASURE = 512
+"""random states of the data whose support actions give the metrics of the last stage"""
+
+
+@dataclass(frozen=True)
+class CandidatesConfig(GuidedPolicyConfig):
+    """What both have beside the family's; N is IDQL's, as in IFQL. `guidance_bound` has no use."""
+
+    num_samples: Annotated[int, Range(1, 100_000)] = 32
+    """N, actions drawn per observation when acting; 1 is imitation"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic == "agreement":
+            raise ValueError(
+                "critic='agreement' is known of support actions alone, not of those that are drawn "
+                "while acting: choose critic='support' or critic='implicit'"
+            )
+
+
+CandidatesConfigT = TypeVar("CandidatesConfigT", bound=CandidatesConfig)
+
+
+def gain(q: Tensor, weights: Tensor) -> Tensor:
+    """How far weights (B, N) raise Q (B, N) above its mean, in its typical standard deviation."""
+    raised = (weights * (q - q.mean(dim=-1, keepdim=True))).sum(dim=-1)
+    return raised.mean() / q.std(dim=-1).mean().clamp(min=1e-9)
+
+
+class Candidates(GuidedPolicy[CandidatesConfigT]):
+    """Chooses among `num_samples` actions of the behavior; a subclass says how.
+
+    `num_samples` may be set once the agent has seen data; files have the configuration's.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "choice")
+
+    # What a subclass says -----------------------------------------------------------------
+
+    @abstractmethod
+    def _choose(
+        self,
+        z: Tensor,
+        q: Tensor,
+        condition: Tensor,
+        deterministic: bool,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The action (B, A) from candidates (B, N, A), their Q (B, N) and the states (B, S).
+
+        States are normalised, actions in the behavior's coordinates.
+        """
+
+    @abstractmethod
+    def _measure(self, q: Tensor) -> Metrics:
+        """What is worth logging, from Q of the support actions of a few states, (B, M)."""
+
+    def _fit_choice(self, data: Batches, q: Tensor) -> None:
+        """Constants of the choice, from the table of Q (R, M)."""
+
+    def _build_last(self) -> None:
+        self.num_samples = self.config.num_samples
+
+    @property
+    def num_samples(self) -> int:
+        """Actions drawn per observation. Raises ValueError where it is set to less than one."""
+        return self._num_samples
+
+    @num_samples.setter
+    def num_samples(self, number: int) -> None:
+        self._num_samples = check_count("num_samples", number)
+
+    # Training -----------------------------------------------------------------------------
+
+    @property
+    def last_timesteps(self) -> int:
+        """None: nothing is learned beside behavior and critic."""
+        return 0
+
+    def _train_last(self, dataset: OfflineDataset) -> None:
+        self.train_choice(dataset)
+
+    def train_choice(self, dataset: OfflineDataset) -> None:
+        """Stage 5: constants and metrics of the choice; one step without a gradient."""
+        data = self._with_support(dataset)
+        q = self.critic.table_of_q(data)
+        self._fit_choice(data, q)
+
+        def measure(step: int) -> Metrics:
+            rows = take(data.state_index, self.training.draw(len(data), STATES_TO_MEASURE))
+            return self._measure(take(q, rows))
+
+        self.training.run_stage("choice", 1, measure, gradient_steps=False)
+
+    # Acting -------------------------------------------------------------------------------
+
+    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
+        return self.behavior.average, None
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """Candidates of the behavior and their choice, (B, S) to actions (B, A) in [-1, 1].
+
+        When `deterministic`, candidates and choice come from noise of the agent's seed, drawn on
+        the CPU: the same for every observation. At guidance scale 0 the behavior acts by itself,
+        as that of every agent of the family.
+        """
+        if self.guidance_scale == 0.0:
+            return super().act(observations, deterministic)
+        generator = self.prediction_generator
+        if deterministic:
+            generator = torch.Generator().manual_seed(self.training.seed)
+        condition = self.behavior.normalizer(observations)
+        z = self._candidates(condition, deterministic, generator)
+        if self.num_samples > 1:
+            q: Tensor = self.critic.target(condition[:, None], z)
+            z = self._choose(z, q, condition, deterministic, generator)
+        return self.behavior.within_bounds(condition, z.reshape(len(observations), -1))
+
+    def _candidates(self, condition: Tensor, same: bool, generator: torch.Generator) -> Tensor:
+        """N actions inside the bounds in normalised states, (B, S) to (B, N, A).
+
+        Where all states have the `same` noise, it is followed by its negative: by chance its mean
+        would lean to one side, in every state to the same.
+        """
+        b, n, a = len(condition), self.num_samples, self.behavior.action_dim
+        shape = (1, (n + 1) // 2, a) if same else (b, n, a)
+        drawn = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+        noise = torch.cat([drawn, -drawn], dim=1)[:, :n].expand(b, n, a) if same else drawn
+        z = self._solve(noise.reshape(b * n, a), condition.repeat_interleave(n, dim=0))
+        return self.behavior.inside(condition[:, None], z.reshape(b, n, a))
