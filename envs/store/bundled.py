@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ class Recipe:
     """draw the policy again about every so many steps; None draws it once per episode"""
     seed: int = 0
     n_steps: int = N_STEPS
+    spread: float = 1.0
+    """standard deviations of the policies' noise are multiplied by it"""
     fingerprint: str | None = None
     """of the dataset that published results were computed from"""
 
@@ -68,6 +71,7 @@ FINGERPRINTS = (
     ("pendulum", "medium", "07a65ce2465f65c0e44721b6cf016c2cba6fbe495617c3d7163b640a7fd6b53e"),
     ("pendulum", "mixed", "e899f1ac339fb94197b06e9c2f22ba60821fccc8f5871d9d7f172618382e0570"),
     ("pendulum", "wide", "c627c1be06020b154169f1591ac9ccd85eaca791069bcb61be82bd3d36307606"),
+    ("pendulum", "modes", "823266590155dbe7c2fa7fc9ec03157b00230d52e23a859cf9fa68cc873f92c4"),
     ("reacher", "simple", "9aff85b51065166606696a28c812a09d8ea6179a11ef1d17a8679c696763235f"),
     ("reacher", "medium", "38269979caac5f597139ef9f0cd194b6e630883ab6ccceba7d668905a0fa5ba1"),
     ("reacher", "mixed", "79cc1eaba72ef726a0171c3f1b20fffed129b17cb66848681ebc12fbbcc8b701"),
@@ -90,6 +94,7 @@ FINGERPRINTS = (
     ("swimmer", "simple", "5069bf362ae89179435b2b02bd870d8185ab9f5c45dc051cc0a6db8284b8b91d"),
     ("swimmer", "medium", "72b646243860835d42aebacb2b3de1c9bb6a74cfcd253e4d2d21061bcccd0612"),
     ("swimmer", "mixed", "197b8901432dc3cdff8d23b86ecfe8d8290ae34378cf0ad158218fc3030f0fe2"),
+    ("swimmer", "modes", "2f3b0e817e029de263642027039526ea33d7b89c667d549ed96fd4aa52438186"),
     ("walker2d", "simple", "148bae9f3791a387dedd33bbe75d9eed1b55abceae72bc324e5cf1aedeccbe4a"),
     ("walker2d", "medium", "9d100546ce60fc9f521fc9f0c22fc946617fff800e820e2428b71ee520baf9af"),
     ("walker2d", "mixed", "50ae429c0950b39947e2702e154aece91e3c374cffebe72ffe4941aa07d23c21"),
@@ -99,18 +104,25 @@ FINGERPRINTS = (
 def make_recipe(task: str, kind: str, fingerprint: str) -> Recipe:
     """How the `kind` of dataset is made in that task's environment.
 
-    Simple and medium are one policy, mixed is both in turns, and every third action of wide,
+    Simple and medium are one policy, mixed is both in turns, modes is mixed with a quarter of the
+    noise, so that the two can be told apart in most states, and every third action of wide,
     about, is drawn uniformly, the others by medium. Raises KeyError for another kind.
     """
     simple, medium, about = f"{task}-simple", f"{task}-medium", TASKS[task]
-    policies, switch_every = {
-        "simple": ((simple,), None),
-        "medium": ((medium,), None),
-        "mixed": ((simple, medium), about.turn),
-        "wide": ((medium, medium, UNIFORM), 1),
+    policies, switch_every, spread = {
+        "simple": ((simple,), None, 1.0),
+        "medium": ((medium,), None, 1.0),
+        "mixed": ((simple, medium), about.turn, 1.0),
+        "modes": ((simple, medium), about.turn, 0.25),
+        "wide": ((medium, medium, UNIFORM), 1, 1.0),
     }[kind]
     return Recipe(
-        about.env_id, policies, switch_every, n_steps=about.n_steps, fingerprint=fingerprint
+        about.env_id,
+        policies,
+        switch_every,
+        n_steps=about.n_steps,
+        spread=spread,
+        fingerprint=fingerprint,
     )
 
 
@@ -134,10 +146,15 @@ def bundled_policy(name: str, action_space: spaces.Box) -> ActorPolicy:
 
 def open_policies(recipe: Recipe, action_space: spaces.Box) -> list[Policy]:
     """The policies of a recipe, in its order."""
-    return [
-        UniformPolicy(action_space) if name == UNIFORM else bundled_policy(name, action_space)
-        for name in recipe.policies
-    ]
+    policies: list[Policy] = []
+    for name in recipe.policies:
+        if name == UNIFORM:
+            policies.append(UniformPolicy(action_space))
+            continue
+        policy = bundled_policy(name, action_space)
+        policy.log_std += math.log(recipe.spread)
+        policies.append(policy)
+    return policies
 
 
 def is_bundled(dataset_id: str) -> bool:
@@ -172,9 +189,15 @@ def ensure(dataset_id: str, progress_bar: bool = True) -> None:
             episodes,
             recipe.env_id,
             "PPO, uniform" if UNIFORM in recipe.policies else "PPO",
-            describe(recipe.policies, recipe.env_id, recipe.seed, recipe.switch_every),
+            description(recipe),
             bundled=True,
         )
+
+
+def description(recipe: Recipe) -> str:
+    """How the data were made, in one or two sentences."""
+    text = describe(recipe.policies, recipe.env_id, recipe.seed, recipe.switch_every)
+    return text if recipe.spread == 1.0 else f"{text} Their noise times {recipe.spread:g}."
 
 
 def is_published(dataset: OfflineDataset) -> bool | None:

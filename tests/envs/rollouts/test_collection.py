@@ -261,8 +261,8 @@ ROLLOUT = """
 from qgpo.envs.store import bundled
 from qgpo.envs.rollouts.collecting import collect
 for task in bundled.TASKS:
-    kind = "wide" if task in ("pendulum", "reacher") else "mixed"
-    recipe = bundled.RECIPES[f"qgpo/{task}/{kind}-v0"]
+    kind = {"pendulum": "modes", "reacher": "wide"}
+    recipe = bundled.RECIPES[f"qgpo/{task}/{kind.get(task, 'mixed')}-v0"]
     episodes = collect(
         recipe.env_id,
         lambda space: bundled.open_policies(recipe, space),
@@ -320,6 +320,21 @@ def test_two_of_three_actions_of_a_wide_recipe_are_the_policy_s(policy_file, mon
         ActorPolicy,
         UniformPolicy,
     ]
+
+
+def test_modes_have_a_quarter_of_the_noise(policy_file, monkeypatch, tmp_path):
+    policy_file("pendulum-simple")
+    policy_file("pendulum-medium", seed=1)
+    monkeypatch.setattr(bundled, "POLICY_FOLDER", tmp_path)
+    space = make_env("Pendulum-v1").action_space
+    mixed, modes = (
+        bundled.open_policies(bundled.make_recipe("pendulum", kind, "0" * 64), space)
+        for kind in ("mixed", "modes")
+    )
+    for loud, quiet in zip(mixed, modes, strict=True):
+        np.testing.assert_allclose(quiet.log_std.exp() / loud.log_std.exp(), 0.25)
+        for name, tensor in quiet.net.state_dict().items():
+            assert torch.equal(tensor, loud.net.state_dict()[name])
     with pytest.raises(KeyError):
         bundled.make_recipe("pendulum", "broad", "0" * 64)
 
