@@ -243,6 +243,15 @@ environments for AntMaze's umaze have the mirror image of these walls"""
 _d4rl = functools.partial(ReferenceScores, source=D4RL)
 
 
+def _measured(low: float, high: float, good: str) -> ReferenceScores:
+    """The mean returns of uniform actions and of a good policy's mean actions.
+
+    `benchmarks/suite.py --references` plays 100 episodes of each, but for what the RL Zoo
+    publishes.
+    """
+    return ReferenceScores(low, high, f"uniform actions, and {good}")
+
+
 def _locomotion(environment: str, reference: ReferenceScores | None = None) -> Family:
     name = environment.lower()
     return Family(
@@ -349,10 +358,18 @@ FAMILIES: tuple[Family, ...] = (
     _locomotion("Humanoid"),
     _locomotion("HumanoidStandup"),
     _locomotion("InvertedPendulum"),
-    _locomotion("InvertedDoublePendulum"),
-    _locomotion("Reacher"),
+    _locomotion(
+        "InvertedDoublePendulum", _measured(47.195, 9276.4, "inverteddoublependulum-expert")
+    ),
+    _locomotion("Reacher", _measured(-42.793, -3.9784, "reacher-expert")),
     _locomotion("Pusher"),
-    _locomotion("Swimmer"),
+    _locomotion("Swimmer", _measured(0.98148, 359.127, "TD3 of the RL Zoo in Swimmer-v3")),
+    Family(
+        name="pendulum",
+        environments=r"Pendulum-v\d+",
+        environment="Pendulum-v1",
+        reference=_measured(-1209.2, -156.995, "SAC of the RL Zoo"),
+    ),
     # OGBench. A robot arm takes about a second to make, and 10 MB of memory.
     _ogbench(
         name="ogbench-mazes",

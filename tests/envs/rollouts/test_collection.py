@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -17,7 +18,8 @@ from minari.storage.datasets_root_dir import get_dataset_path
 
 from qgpo import evaluate, load_dataset
 from qgpo.envs.rollouts.collecting import N_ENVS, collect, collect_vec_env
-from qgpo.envs.rollouts.sb3_policies import load_policy
+from qgpo.envs.rollouts.sb3_policies import ActorPolicy, load_policy
+from qgpo.envs.rollouts.scripted_policies import UniformPolicy
 from qgpo.envs.store import bundled
 from qgpo.envs.store.scratch import LOCKS
 from qgpo.envs.store.writing import write_minari
@@ -186,8 +188,8 @@ def recipe(policy_file, monkeypatch, tmp_path):
     made = bundled.Recipe(
         "Pendulum-v1", ("pendulum-one", "pendulum-two"), switch_every=20, n_steps=N_ENVS * 200
     )
-    monkeypatch.setitem(bundled.RECIPES, "qgpo/pendulum/mixed-v0", made)
-    return "qgpo/pendulum/mixed-v0"
+    monkeypatch.setitem(bundled.RECIPES, "qgpo/pendulum/made-v0", made)
+    return "qgpo/pendulum/made-v0"
 
 
 def test_bundled_dataset_is_made_once_and_is_reproducible(recipe, monkeypatch, tmp_path):
@@ -235,7 +237,7 @@ def test_other_data_under_a_bundled_id_are_warned_about(recipe, monkeypatch):
                 warnings.simplefilter("always")
                 load_dataset(source, storage=storage)
             told = [str(warning.message) for warning in caught]
-            assert any("mixed-v0' in" in t and "not the published one" in t for t in told) is (
+            assert any("made-v0' in" in t and "not the published one" in t for t in told) is (
                 is_warned
             )
 
@@ -245,21 +247,29 @@ def test_published_fingerprints_are_those_of_the_benchmark():
     for document in read_documents(ROOT / "benchmarks" / "bundled").values():
         about = document["dataset"]
         found.setdefault(about["id"], set()).add(about["fingerprint"])
-    assert found == {name: {recipe.fingerprint} for name, recipe in bundled.RECIPES.items()}
+    assert len(found) == 6
+    assert found == {name: {bundled.RECIPES[name].fingerprint} for name in found}
+
+
+def test_every_recipe_has_the_fingerprint_of_its_data():
+    fingerprints = [recipe.fingerprint for recipe in bundled.RECIPES.values()]
+    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in fingerprints)
+    assert len(set(fingerprints)) == len(fingerprints)
 
 
 ROLLOUT = """
 from qgpo.envs.store import bundled
 from qgpo.envs.rollouts.collecting import collect
-for name in ("qgpo/halfcheetah/mixed-v0", "qgpo/hopper/mixed-v0"):
-    recipe = bundled.RECIPES[name]
+for task in bundled.TASKS:
+    kind = {"pendulum": "modes", "reacher": "wide"}
+    recipe = bundled.RECIPES[f"qgpo/{task}/{kind.get(task, 'mixed')}-v0"]
     episodes = collect(
         recipe.env_id,
-        lambda space: [bundled.bundled_policy(policy, space) for policy in recipe.policies],
+        lambda space: bundled.open_policies(recipe, space),
         10,
         recipe.seed,
         switch_every=recipe.switch_every,
-        max_episode_steps=100,
+        max_episode_steps=100 if task in ("halfcheetah", "hopper") else 20,
         progress_bar=False,
     )
     print([float(reward).hex() for episode in episodes for reward in episode.rewards])
@@ -267,6 +277,7 @@ for name in ("qgpo/halfcheetah/mixed-v0", "qgpo/hopper/mixed-v0"):
 
 
 def test_bundled_data_do_not_depend_on_how_the_processor_rounds():
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
     outputs = [
         subprocess.run(
             [sys.executable, "-c", ROLLOUT],
@@ -277,7 +288,12 @@ def test_bundled_data_do_not_depend_on_how_the_processor_rounds():
         ).stdout
         for instructions in (
             {},
-            {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"},
+            {
+                "ATEN_CPU_CAPABILITY": "default",
+                "MKL_CBWR": "COMPATIBLE",
+                "NPY_DISABLE_CPU_FEATURES": " ".join(simd),
+                "OMP_NUM_THREADS": "1",
+            },
         )
     ]
     assert len(outputs[0]) > 10_000
@@ -287,10 +303,40 @@ def test_bundled_data_do_not_depend_on_how_the_processor_rounds():
 def test_every_recipe_names_bundled_policies_of_its_environment():
     for dataset_id, recipe in bundled.RECIPES.items():
         env = make_env(recipe.env_id)
-        for name in recipe.policies:
-            policy = bundled.bundled_policy(name, env.action_space)
-            assert policy.observation_dim == env.observation_space.shape[0], dataset_id
+        for policy in bundled.open_policies(recipe, env.action_space):
+            if not isinstance(policy, UniformPolicy):
+                assert policy.observation_dim == env.observation_space.shape[0], dataset_id
         env.close()
+
+
+def test_two_of_three_actions_of_a_wide_recipe_are_the_policy_s(policy_file, monkeypatch, tmp_path):
+    policy_file("pendulum-medium")
+    monkeypatch.setattr(bundled, "POLICY_FOLDER", tmp_path)
+    recipe = bundled.make_recipe("pendulum", "wide", "0" * 64)
+    assert [
+        type(one) for one in bundled.open_policies(recipe, make_env("Pendulum-v1").action_space)
+    ] == [
+        ActorPolicy,
+        ActorPolicy,
+        UniformPolicy,
+    ]
+
+
+def test_modes_have_a_quarter_of_the_noise(policy_file, monkeypatch, tmp_path):
+    policy_file("pendulum-simple")
+    policy_file("pendulum-medium", seed=1)
+    monkeypatch.setattr(bundled, "POLICY_FOLDER", tmp_path)
+    space = make_env("Pendulum-v1").action_space
+    mixed, modes = (
+        bundled.open_policies(bundled.make_recipe("pendulum", kind, "0" * 64), space)
+        for kind in ("mixed", "modes")
+    )
+    for loud, quiet in zip(mixed, modes, strict=True):
+        np.testing.assert_allclose(quiet.log_std.exp() / loud.log_std.exp(), 0.25)
+        for name, tensor in quiet.net.state_dict().items():
+            assert torch.equal(tensor, loud.net.state_dict()[name])
+    with pytest.raises(KeyError):
+        bundled.make_recipe("pendulum", "broad", "0" * 64)
 
 
 def test_unknown_bundled_policy_lists_the_choices():

@@ -415,7 +415,9 @@ def test_a_limit_that_may_be_outside_of_repeated_steps_is_said(wrap, most):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert evaluate(Swing(), outside.spec, 1).lengths == [20 if most is None else most]
-    assert [str(one.message) for one in told] == [f"Pendulum-v1: {text}" for text in said]
+    messages = [str(one.message) for one in told]
+    others = [text for text in messages if "no normalised scores" not in text]
+    assert others == [f"Pendulum-v1: {text}" for text in said]
     assert evaluate(Swing(), outside, 1).lengths == [20]
 
 
