@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, gain
+from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, Normal, gain
 from qgpo.agents.guided.config import LAPTOP
 from qgpo.diffusion import Metrics
 
@@ -59,7 +59,7 @@ class BestOfN(Candidates[BestOfNConfig]):
         q: Tensor,
         condition: Tensor,
         deterministic: bool,
-        generator: torch.Generator,
+        normal: Normal,
     ) -> Tensor:
         best = (q if self.guidance_scale > 0.0 else -q).argmax(dim=-1)
         return z[torch.arange(len(z), device=z.device), best]
