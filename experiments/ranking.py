@@ -176,10 +176,10 @@ def half_correlations(returns: Array) -> tuple[Array, int]:
 
     0 where one half has no differences; NaN with one repetition.
     """
-    found = [
-        np.nan_to_num(correlations(*(returns[:, :, half].mean(axis=2) for half in halves), SAME))
-        for halves in splits(returns.shape[2])
-    ]
+    found = []
+    for one, other in splits(returns.shape[2]):
+        means = returns[:, :, one].mean(axis=2), returns[:, :, other].mean(axis=2)
+        found.append(np.nan_to_num(correlations(*means, same=SAME)))
     return (np.mean(found, axis=0) if found else np.full(len(returns), np.nan)), len(found)
 
 
@@ -224,7 +224,8 @@ def _ranks(values: Array, same: float = SAME) -> Array:
     largest = np.abs(values).max(axis=1, keepdims=True)
     equal = np.ptp(values, axis=1, keepdims=True) <= same * largest
     ranks = np.asarray(stats.rankdata(np.where(equal, 0.0, values), axis=1), np.float64)
-    return ranks - (values.shape[1] + 1) / 2
+    centered: Array = ranks - (values.shape[1] + 1) / 2
+    return centered
 
 
 def _checked(values: ArrayLike, returns: ArrayLike) -> tuple[Array, Array]:
