@@ -2,7 +2,7 @@
 
 1. behavior   a diffusion model of mu(a|s), by denoising
 2. support    M actions from it for every observation
-3. critic     in-support Q-learning over those actions
+3. critic     Q, as in QGPO
 4. choice     nothing to do but to measure
 act           draw N actions of mu, take the one with the largest Q
 

@@ -2,7 +2,7 @@
 
 1. behavior   a diffusion model of mu(a|s), by denoising
 2. support    M actions from it for every observation
-3. critic     in-support Q-learning over those actions
+3. critic     Q, as in QGPO
 4. choice     beta in the unit of Q, and the states in which the critic is trusted
 act           draw N actions of mu, take one with probability softmax(w beta Q(s, a_i))
 
