@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qgpo.agents.core.checkpoint import read_header
+from qgpo.agents.guided.adoption import same_critic
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.registry import agent_class
 from qgpo.experiments import documents
@@ -97,7 +98,8 @@ class Benchmark:
             agent = agent_class(cell.agent)(cell.config, device="cpu")
             adopted = 0
             if isinstance(agent, GuidedPolicy):
-                critic_too = cell.donor_dataset is None
+                donor = next((c for c in self.cells if c.name == cell.donor), cell)
+                critic_too = cell.donor_dataset is None and same_critic(cell.config, donor.config)
                 adopted = agent.shared_timesteps if critic_too else agent.behavior_timesteps
             seconds *= 1.0 - (timesteps or adopted) / agent.total_timesteps
         return Standing(cell, None, timesteps, seconds, source)

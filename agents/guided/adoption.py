@@ -38,6 +38,11 @@ def different_field(
     return _different(first, second, free=(LAST_STAGE, AFTER_BEHAVIOR))
 
 
+def same_critic(first: GuidedPolicyConfig, second: GuidedPolicyConfig) -> bool:
+    """Whether support and critic are the same, too, where the rewards are."""
+    return _different(first, second, free=(LAST_STAGE,)) is None
+
+
 def _different(
     first: GuidedPolicyConfig, second: GuidedPolicyConfig, free: tuple[str, ...]
 ) -> tuple[str, Any, Any] | None:
@@ -134,7 +139,7 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
             "files of earlier versions lack it, as does one whose training was stopped at the end "
             "of the critic: train that to the end first, or train from scratch"
         )
-    return same_rewards and _different(agent.config, donor.config, free=(LAST_STAGE,)) is None
+    return same_rewards and same_critic(agent.config, donor.config)
 
 
 def copy_networks(training: Training, donor: Training, critic: tuple[str, ...] | None) -> None:
