@@ -2,7 +2,7 @@
 
 1. behavior   a diffusion model of mu(a|s), by denoising
 2. support    M actions from it for every observation
-3. critic     in-support Q-learning over those actions
+3. critic     Q, as in QGPO
 4. choice     nothing to do but to measure
 act           draw N actions of mu, take the one with the largest Q
 
@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, gain
+from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, Normal, gain
 from qgpo.agents.guided.config import LAPTOP
 from qgpo.diffusion import Metrics
 
@@ -59,7 +59,7 @@ class BestOfN(Candidates[BestOfNConfig]):
         q: Tensor,
         condition: Tensor,
         deterministic: bool,
-        generator: torch.Generator,
+        normal: Normal,
     ) -> Tensor:
         best = (q if self.guidance_scale > 0.0 else -q).argmax(dim=-1)
         return z[torch.arange(len(z), device=z.device), best]

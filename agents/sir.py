@@ -2,7 +2,7 @@
 
 1. behavior   a diffusion model of mu(a|s), by denoising
 2. support    M actions from it for every observation
-3. critic     in-support Q-learning over those actions
+3. critic     Q, as in QGPO
 4. choice     beta in the unit of Q, and the states in which the critic is trusted
 act           draw N actions of mu, take one with probability softmax(w beta Q(s, a_i))
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from qgpo.agents.core.batches import Batches
-from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, gain
+from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, Normal, gain
 from qgpo.agents.guided.config import LAPTOP, TrustPower
 from qgpo.agents.guided.policy import SAMPLES_OF_MODE, InverseTemperature
 from qgpo.agents.qgpo import LAPTOP_TRUST
@@ -91,7 +91,7 @@ class SIR(Candidates[SIRConfig]):
         q: Tensor,
         condition: Tensor,
         deterministic: bool,
-        generator: torch.Generator,
+        normal: Normal,
     ) -> Tensor:
         energies = self.guidance_scale * self._energies(q)
         if self.trust is not None:
@@ -100,8 +100,9 @@ class SIR(Candidates[SIRConfig]):
         if kind == "mean":
             return torch.sum(torch.softmax(energies, dim=-1)[..., None] * z, dim=1)
         # the largest of energies + Gumbel noise is a draw from their softmax
-        draws, states = SAMPLES_OF_MODE if kind == "mode" else 1, 1 if deterministic else len(z)
-        waiting = torch.empty(states, draws, z.shape[1], device=generator.device)
-        gumbel = -waiting.exponential_(generator=generator).log().to(q)
+        draws = SAMPLES_OF_MODE if kind == "mode" else 1
+        noise = normal(draws if deterministic else len(z), z.shape[1])
+        gumbel = -torch.log(-torch.special.log_ndtr(noise))
+        gumbel = gumbel if deterministic else gumbel[:, None]
         drawn = (energies[:, None] + gumbel).argmax(dim=-1)[..., None]
         return mode_of_samples(torch.take_along_dim(z, drawn, dim=1))

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from ranking_agents import (
     Unit,
     behavior_of,
+    check_ranks,
     density_of,
     draw_actions,
     load,
@@ -155,6 +156,7 @@ def measure(args: Args, run: Path, stage: Stage) -> Document:
     """Rank the agent of a run folder. Ctrl-C ends it early, with the states that are complete."""
     began, cpu = time.perf_counter(), time.process_time()
     agent = load(run)
+    check_ranks(agent)  # before anything is played
     policy = acting(agent, args.guidance_scale)
     behavior = behavior_of(agent, load(args.behavior) if args.behavior else None)
     env = environment_of(args, agent)

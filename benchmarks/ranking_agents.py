@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ranking_play import Agent, Tail, acting, vectors
 from torch import Tensor
 
-from qgpo.agents import load_agent
+from qgpo.agents import AGENTS, load_agent
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.fql import FQL
@@ -65,12 +65,27 @@ def load(run: Path) -> Agent:
     return agent
 
 
+def check_ranks(agent: Agent) -> None:
+    """Raise ValueError for an agent without one Q to rank actions by."""
+    guided = isinstance(agent, GuidedPolicy)
+    if not guided and not isinstance(agent, TWIN_CRITICS):
+        kinds = (GuidedPolicy, *TWIN_CRITICS)
+        known = [name for name, kind in AGENTS.items() if issubclass(kind, kinds)]
+        raise ValueError(f"a {agent.name} agent has no Q to rank by, expected one of {known}")
+    if guided and agent.config.critic == "agreement":
+        raise ValueError(
+            "critic='agreement' has two Q, and what both say is known of support actions alone: "
+            "measure agents with critic='support' and critic='implicit'"
+        )
+
+
 def values_of(agent: Agent, observations: Tensor, actions: Tensor) -> NDArray[np.float64]:
     """The critic's Q of actions (S, K, A) in states (S, obs), in its own unit: (S, K).
 
     It is the Q by which the agent improves: the mean of both heads in FQL, the smaller target head
     elsewhere. Raises ValueError for agents without one.
     """
+    check_ranks(agent)
     with usual_torch(), torch.no_grad():
         if isinstance(agent, GuidedPolicy):
             condition = agent.behavior.normalizer(observations)[:, None]
@@ -78,11 +93,9 @@ def values_of(agent: Agent, observations: Tensor, actions: Tensor) -> NDArray[np
             q = agent.critic.target(condition, z)
         elif isinstance(agent, FQL):
             q = agent.critic.both(agent.normalizer(observations)[:, None], actions).mean(dim=0)
-        elif isinstance(agent, TWIN_CRITICS):
-            q = agent.critic_target(agent.normalizer(observations)[:, None], actions)
         else:
-            known = ["AEPO", "QGPO", "QIPO", *(kind.name for kind in TWIN_CRITICS)]
-            raise ValueError(f"a {agent.name} agent has no Q to rank by, expected one of {known}")
+            assert isinstance(agent, TWIN_CRITICS)
+            q = agent.critic_target(agent.normalizer(observations)[:, None], actions)
     values: NDArray[np.float64] = q.double().cpu().numpy()
     return values
 
@@ -103,8 +116,8 @@ def behavior_of(agent: Agent, other: Agent | None) -> Agent:
         alone.num_samples = 1
         return alone  # type: ignore[no-any-return]
     raise ValueError(
-        f"a {agent.name} agent has no model of the behavior: name a run of QGPO, AEPO, QIPO, IFQL "
-        "or BC on the same data with --behavior"
+        f"a {agent.name} agent has no model of the behavior: name a run of QGPO, AEPO, QIPO, SIR, "
+        "BestOfN, IFQL or BC on the same data with --behavior"
     )
 
 

@@ -160,14 +160,17 @@ class Run:
         self.allow_other_dataset = allow_other_dataset
         self.evaluations: Evaluations = []
         self.tuning: GuidanceTuning | None = None
+        self.begun = False
+        """whether the folder holds this run, to be resumed"""
         if experiment.threads:
             torch.set_num_threads(experiment.threads)
         self.dataset = load_dataset(
             experiment.dataset_id, experiment.download, experiment.storage, experiment.progress_bar
         )
+        self.agent = self.new_agent()
         if minutes is not None:
             self.experiment = self.within(minutes)
-        self.agent = self.new_agent()
+            self.agent = self.new_agent()
 
     def within(self, minutes: float) -> Experiment[Any]:
         """The experiment with as many times its steps as are trained in so many minutes, here."""
@@ -262,6 +265,7 @@ class Run:
         folder.check_held()
         if not folder.config.exists():
             documents.write(folder.config, started)
+        self.begun = True
         if not folder.checkpoint.exists():
             folder.clock.unlink(missing_ok=True)
             self.clock = Clock(folder, self.agent, experiment.checkpoint_every)

@@ -84,7 +84,7 @@ def rank(values: ArrayLike, returns: ArrayLike) -> Ranking:
     chosen, best = gains_of_choice(q, truth), perfect_gains(played)
     return Ranking(
         correlation=mean_of(r),
-        spearman=mean_of(correlations(_ranks(q), _ranks(truth))),
+        spearman=mean_of(correlations(_ranks(q, SAME_Q), _ranks(truth))),
         reliability=over_states(lambda i: stepped_up(_means(halves[i])), len(q), int(known.sum())),
         corrected=over_states(
             lambda i: attenuated(_means(r[i]), stepped_up(_means(halves[i]))),
@@ -120,27 +120,28 @@ def shares_beaten(chosen: ArrayLike, returns: ArrayLike) -> Array:
 # Within states ----------------------------------------------------------------------------
 
 
-def moments(values: Array, truth: Array) -> Numbers:
+def moments(values: Array, truth: Array, same: float = SAME_Q) -> Numbers:
     """Covariance and both variances of (S, M) within each state, (S,) each.
 
-    Numbers that are equal up to rounding have variance 0, and covariance 0 with everything.
+    Numbers that are equal up to rounding have variance 0, and covariance 0 with everything. `same`
+    is the rounding of the values: by default a critic's.
     """
     centered = []
-    for array, smallest in ((values, SAME_Q), (truth, SAME)):
+    for array, smallest in ((values, same), (truth, SAME)):
         x = array - array.mean(axis=1, keepdims=True)
-        same = np.ptp(array, axis=1) <= smallest * np.abs(array).max(axis=1)
-        centered.append(np.where(same[:, None], 0.0, x))
+        equal = np.ptp(array, axis=1) <= smallest * np.abs(array).max(axis=1)
+        centered.append(np.where(equal[:, None], 0.0, x))
     x, y = centered
     return (x * y).mean(axis=1), (x**2).mean(axis=1), (y**2).mean(axis=1)
 
 
-def correlations(values: Array, truth: Array) -> Array:
-    """Pearson's correlation within each state, (S, M) twice to (S,).
+def correlations(values: Array, truth: Array, same: float = SAME_Q) -> Array:
+    """Pearson's correlation within each state, (S, M) twice to (S,); `same` as in `moments`.
 
     0 where the values are all equal: such a critic orders by chance. NaN where the returns are:
     there is nothing to order.
     """
-    covariance, of_values, of_truth = moments(values, truth)
+    covariance, of_values, of_truth = moments(values, truth, same)
     scale = np.sqrt(of_values) * np.sqrt(of_truth)
     r = np.divide(covariance, scale, out=np.zeros(len(scale)), where=scale > 0.0)
     return np.where(of_truth > 0.0, np.clip(r, -1.0, 1.0), np.nan)
@@ -175,10 +176,10 @@ def half_correlations(returns: Array) -> tuple[Array, int]:
 
     0 where one half has no differences; NaN with one repetition.
     """
-    found = [
-        np.nan_to_num(correlations(returns[:, :, one].mean(axis=2), returns[:, :, other].mean(2)))
-        for one, other in splits(returns.shape[2])
-    ]
+    found = []
+    for one, other in splits(returns.shape[2]):
+        means = returns[:, :, one].mean(axis=2), returns[:, :, other].mean(axis=2)
+        found.append(np.nan_to_num(correlations(*means, same=SAME)))
     return (np.mean(found, axis=0) if found else np.full(len(returns), np.nan)), len(found)
 
 
@@ -213,13 +214,18 @@ def attenuated(correlation: Array, reliability: Array) -> Array:
     return np.where(real, correlation / root, np.nan)
 
 
-def _ranks(values: Array) -> Array:
-    """Ranks (S, M) within each state, ties sharing their mean; equal up to rounding is a tie."""
+def _ranks(values: Array, same: float = SAME) -> Array:
+    """Ranks (S, M) within each state, ties sharing their mean; equal up to rounding is a tie.
+
+    They are centered: the mean of the ranks 1 to M is exact in floating point, whatever the ties.
+    """
     from scipy import stats  # takes half a second to import
 
     largest = np.abs(values).max(axis=1, keepdims=True)
-    same = np.ptp(values, axis=1, keepdims=True) <= SAME * largest
-    return np.asarray(stats.rankdata(np.where(same, 0.0, values), axis=1), np.float64)
+    equal = np.ptp(values, axis=1, keepdims=True) <= same * largest
+    ranks = np.asarray(stats.rankdata(np.where(equal, 0.0, values), axis=1), np.float64)
+    centered: Array = ranks - (values.shape[1] + 1) / 2
+    return centered
 
 
 def _checked(values: ArrayLike, returns: ArrayLike) -> tuple[Array, Array]:
@@ -322,7 +328,6 @@ def _pooled(pairs: Sequence[tuple[Array, Array]]) -> Array:
     products = np.zeros((3, len(pairs[0][0]) if pairs else 1))
     for x, y in pairs:
         a, b = (_ranks(side) / (side.shape[1] - 1) for side in (x, y))
-        a, b = (side - side.mean(axis=1, keepdims=True) for side in (a, b))
         of_both = a.any(axis=1) & b.any(axis=1)
         sums = [(one * other).sum(axis=1) for one, other in ((a, b), (a, a), (b, b))]
         products += of_both * np.array(sums)

@@ -54,7 +54,8 @@ class Experiment(Generic[ConfigT]):
     adopt: Path | None = None
     """train the last stage only: take the others from the agent in this run folder or checkpoint
     (QGPO, AEPO, QIPO, SIR and BestOfN with the same seed, data and settings of those stages). Of
-    an agent for another task of the same trajectories (OGBench), take those before the critic"""
+    an agent with another support or critic, or for another task of the same trajectories
+    (OGBench), take whitening and behavior"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
     threads: Annotated[int, THREADS] = 0

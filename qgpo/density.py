@@ -52,8 +52,8 @@ def mode_of_samples(samples: Tensor) -> Tensor:
 
     The weights are those of a Gaussian kernel at the sample with the largest kernel density: one
     step of mean shift (Fukunaga & Hostetler 1975) from there. Its width is the first quartile of
-    the distances between samples, which lies within a mode wherever the largest has half of the
-    samples. Of one mode it is nearly the mean, of two the mean of the larger one.
+    the distances between samples, which lies within a mode wherever the largest has more than half
+    of the samples. Of one mode it is nearly the mean, of two the mean of the larger one.
     """
     k = samples.shape[1]
     if k < 3:

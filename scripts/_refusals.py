@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def one_line(*more: type[Exception], stopped: str = "") -> Iterator[None]:
+def one_line(*more: type[Exception], stopped: str | Callable[[], str] = "") -> Iterator[None]:
     """Exit with the text of a ValueError, an OSError or one of `more`; a decorator, too.
 
-    After Ctrl-C the line is what the interruption says, or "stopped", and then `stopped`.
+    After Ctrl-C the line is what the interruption says, or "stopped", and then `stopped`: a text,
+    or what gives one at that time.
     """
     refused: tuple[type[Exception], ...] = (ValueError, OSError, *more)
     try:
@@ -20,4 +21,5 @@ def one_line(*more: type[Exception], stopped: str = "") -> Iterator[None]:
     except refused as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt as stop:
-        raise SystemExit(f"\n{str(stop) or 'stopped'}{stopped}") from None
+        then = stopped if isinstance(stopped, str) else stopped()
+        raise SystemExit(f"\n{str(stop) or 'stopped'}{then}") from None

@@ -207,15 +207,16 @@ def main(args: Args[Any]) -> None:
     folder = args.folder
     again = f"; continue with: {command('train', '--resume', folder.path)}"
     errors = (TypeError, RunFolderError, NonFiniteError, EvaluationError)
-    with one_line(*errors, stopped=again):
+    with one_line(*errors, stopped="" if args.resume is None else again):
         args.check()
         refuse(args)
         run = Run(args, folder, args.allow_other_dataset, args.to_measure)
-        with folder.locked():
-            refuse(args)  # meanwhile another one may have begun
-            project = args.wandb_project if args.track else None
-            run.finish(args.verbose, project, args.overwrite and args.resume is None)
-            draw(args, run)
+    resumable = one_line(*errors, stopped=lambda: again if run.begun or args.resume else "")
+    with resumable, folder.locked():
+        refuse(args)  # meanwhile another one may have begun
+        project = args.wandb_project if args.track else None
+        run.finish(args.verbose, project, args.overwrite and args.resume is None)
+        draw(args, run)
 
 
 @any_terminal()

@@ -64,7 +64,7 @@ def upgrade_config(agent: str, config: dict[str, Any], version: int) -> dict[str
     config = {**ADDED_SINCE_1.get(agent, {}), **config}
     if "guidance" not in config:
         return config
-    options = {}
+    options = dict(config.get("guidance_options", {}))
     for name, default in OPTIONS_1.get(config["guidance"], {}).items():
         if config.get(name, default) != default:
             options[name.removeprefix("analytic_").removeprefix("cep_")] = config[name]

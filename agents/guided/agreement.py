@@ -24,6 +24,8 @@ from qgpo.diffusion import Metrics
 class Agreement(Critic):
     """Both learn from the same data, each by itself."""
 
+    tables = 2
+
     def __init__(self, behavior: Behavior, support: Support, training: Training) -> None:
         super().__init__(behavior, support, training)
         self.first = SupportCritic(behavior, support, training)

@@ -8,7 +8,9 @@ needed.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, TypeVar
 
 import torch
@@ -42,6 +44,8 @@ class CandidatesConfig(GuidedPolicyConfig):
 
 
 CandidatesConfigT = TypeVar("CandidatesConfigT", bound=CandidatesConfig)
+Normal = Callable[..., Tensor]
+"""standard normal noise of a shape, whose last axis but one is the batch's (or n times as long)"""
 
 
 def gain(q: Tensor, weights: Tensor) -> Tensor:
@@ -67,11 +71,11 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
         q: Tensor,
         condition: Tensor,
         deterministic: bool,
-        generator: torch.Generator,
+        normal: Normal,
     ) -> Tensor:
         """The action (B, A) from candidates (B, N, A), their Q (B, N) and the states (B, S).
 
-        States are normalised, actions in the behavior's coordinates.
+        States are normalised, actions in the behavior's coordinates. Further noise is `normal`'s.
         """
 
     @abstractmethod
@@ -130,25 +134,33 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
         """
         if self.guidance_scale == 0.0:
             return super().act(observations, deterministic)
-        generator = self.prediction_generator
+        normal: Normal = self._prediction_normal
         if deterministic:
             generator = torch.Generator().manual_seed(self.training.seed)
+            normal = partial(_normal_on, self.device, generator)
         condition = self.behavior.normalizer(observations)
-        z = self._candidates(condition, deterministic, generator)
+        z = self._candidates(condition, deterministic, normal)
         if self.num_samples > 1:
             q: Tensor = self.critic.target(condition[:, None], z)
-            z = self._choose(z, q, condition, deterministic, generator)
+            z = self._choose(z, q, condition, deterministic, normal)
         return self.behavior.within_bounds(condition, z.reshape(len(observations), -1))
 
-    def _candidates(self, condition: Tensor, same: bool, generator: torch.Generator) -> Tensor:
+    def _candidates(self, condition: Tensor, same: bool, normal: Normal) -> Tensor:
         """N actions inside the bounds in normalised states, (B, S) to (B, N, A).
 
         Where all states have the `same` noise, it is followed by its negative: by chance its mean
         would lean to one side, in every state to the same.
         """
         b, n, a = len(condition), self.num_samples, self.behavior.action_dim
-        shape = (1, (n + 1) // 2, a) if same else (b, n, a)
-        drawn = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
-        noise = torch.cat([drawn, -drawn], dim=1)[:, :n].expand(b, n, a) if same else drawn
-        z = self._solve(noise.reshape(b * n, a), condition.repeat_interleave(n, dim=0))
+        if same:
+            drawn = normal((n + 1) // 2, a)
+            noise = torch.cat([drawn, -drawn])[:n].repeat(b, 1)
+        else:
+            noise = normal(b * n, a)
+        z = self._solve(noise, condition.repeat_interleave(n, dim=0))
         return self.behavior.inside(condition[:, None], z.reshape(b, n, a))
+
+
+def _normal_on(device: torch.device, generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal noise of the generator, brought to the device."""
+    return torch.randn(shape, generator=generator, device=generator.device).to(device)

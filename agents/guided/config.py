@@ -142,6 +142,11 @@ class GuidedPolicyConfig:
                 f"critic='agreement' has no unit of reward: q_unit={self.q_unit!r}, expected "
                 "'spread'"
             )
+        if self.critic != "support" and self.implicit_actions > self.support_actions:
+            raise ValueError(
+                f"implicit_actions={self.implicit_actions}, expected at most "
+                f"support_actions={self.support_actions}: there are no more"
+            )
 
 
 LAPTOP: dict[str, Any] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class Critic(ABC):
 
     name = "critic"
     """of the network that it learns; that of the stage, unless it is one of several critics"""
+    tables: ClassVar[int] = 1
+    """of Q, (R, M), that `table_of_q` fills at a time"""
 
     def __init__(self, behavior: Behavior, support: Support, training: Training) -> None:
         self.config = behavior.config

@@ -111,7 +111,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     def _train(self, dataset: OfflineDataset) -> None:
         if not self.is_trained:
-            self.support.check_space(self.prepare(dataset))  # before the hours of two stages
+            data = self.prepare(dataset)
+            self.support.check_space(data, self.critic.tables)  # before the hours of two stages
             self.train_whitening(dataset)
             self.train_behavior(dataset)
             self.generate_support(dataset)

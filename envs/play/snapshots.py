@@ -100,9 +100,9 @@ def check_restorable(env: gym.Env[Any, Any], other: gym.Env[Any, Any], seed: int
     before the state is saved, and a few from it: in the one, restored in the other, and restored in
     the one. Observations, rewards and ends have to be equal bit for bit.
     """
-    rng = np.random.default_rng(seed)
-    space: Any = env.action_space
-    actions = [rng.uniform(space.low, space.high).astype(space.dtype) for _ in range(20)]
+    space = copy.deepcopy(env.action_space)
+    space.seed(seed)
+    actions = [space.sample() for _ in range(20)]
     env.reset(seed=seed)
     for action in actions[STEPS_TO_CHECK:]:
         if _ends(env.step(action)):

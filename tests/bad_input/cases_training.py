@@ -152,6 +152,13 @@ CASES = [
     ),
     Case(
         MAKE,
+        "more support actions in a step than there are",
+        ValueError,
+        "implicit_actions=17, expected at most support_actions=16: there are no more",
+        config(critic="implicit", support_actions=16, implicit_actions=17),
+    ),
+    Case(
+        MAKE,
         "an agreement of critics where one Q is differentiated",
         ValueError,
         "guidance='dps' differentiates one Q, and critic='agreement' has two: choose "

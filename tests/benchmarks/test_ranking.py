@@ -11,7 +11,17 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from factory import AEPO_CONFIGS, QIPO_CONFIGS, ROOT, WHITENED, make_dataset, write_buffers
+from factory import (
+    AEPO_CONFIGS,
+    AGREEMENT,
+    BEST_OF_N_CONFIGS,
+    QIPO_CONFIGS,
+    ROOT,
+    SIR_CONFIGS,
+    WHITENED,
+    make_dataset,
+    write_buffers,
+)
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
@@ -149,9 +159,13 @@ def test_noise_is_common_to_a_group_whatever_its_shape(part, shape):
     assert not torch.equal(groups[..., 0, 0, :, :], groups[..., 1, 0, :, :])
 
 
-@pytest.mark.parametrize("name", ["IFQL", "DiffusionQL", "IQL"])
+OF_FAMILY = {"SIR": SIR_CONFIGS["mean"], "BestOfN": BEST_OF_N_CONFIGS["whitened"]}
+
+
+@pytest.mark.parametrize("name", ["IFQL", "DiffusionQL", "IQL", *OF_FAMILY])
 def test_agents_with_other_noise_play_with_it(part, name):
-    agent = trained(name, replace(AGENTS[name].presets["laptop"], **SMALL), action_space=TORQUES)
+    config = OF_FAMILY.get(name) or replace(AGENTS[name].presets["laptop"], **SMALL)
+    agent = trained(name, config, action_space=TORQUES)
     envs = [gym.make("Pendulum-v1") for _ in range(3)]
     actions = np.full((1, 3, 1), 0.5, np.float32)
     how = follow(part, agent)
@@ -256,6 +270,7 @@ def test_every_agent_with_values(part):
     agents = [
         trained("AEPO", AEPO_CONFIGS["aepo"]),
         trained("QIPO", QIPO_CONFIGS["flow"]),
+        *(trained(name, config) for name, config in OF_FAMILY.items()),
         *(one_stage(name) for name in ("IQL", "IFQL", "FQL", "ReBRAC", "TD3BC")),
     ]
     values_of = part("ranking_agents").values_of
@@ -409,9 +424,10 @@ def test_runs_and_files_that_are_none(part, run, tmp_path):
     cli = part("ranking").cli
     with pytest.raises(SystemExit, match=r"error: --run nowhere: no checkpoint.zip in it"):
         cli(["--run", "nowhere", "--out", "o.json"])
-    (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(SystemExit, match=r"other.json is no file of ranking.py"):
-        cli(["--run", str(run), "--out", str(tmp_path / "other.json")])
+    for other in ([], {"format_version": 1}, {"format_version": 1, "runs": "no"}):
+        (tmp_path / "other.json").write_text(json.dumps(other))
+        with pytest.raises(SystemExit, match=r"other.json is no file of ranking.py"):
+            cli(["--run", str(run), "--out", str(tmp_path / "other.json")])
     (run / "half").mkdir()
     agent = QGPO(WHITENED, device="cpu")
     agent.train_behavior(make_dataset())
@@ -430,6 +446,15 @@ def saved_run(tmp_path, agent):
 def few(part, folder, **changes):
     one = {"states": 2, "actions": 2, "guided_samples": 1, "n_envs": 5, "horizon": 2}
     return arguments(part, folder, **{**one, "data": False, **changes})
+
+
+def test_an_agent_without_one_q_is_refused_before_anything_is_played(part, tmp_path, monkeypatch):
+    spec = replace(gym.spec("Pendulum-v1"), max_episode_steps=12)
+    agent = trained("QGPO", AGREEMENT, action_space=TORQUES, env_spec=spec)
+    args = few(part, saved_run(tmp_path, agent))
+    monkeypatch.setattr(part("ranking"), "find_starts", None)
+    with pytest.raises(SystemExit, match="error: critic='agreement' has two Q"):
+        part("ranking").cli(["--run", str(args.run[0]), "--no-data", "--out", str(args.out)])
 
 
 def test_a_maze(part, tmp_path):

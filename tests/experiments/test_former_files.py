@@ -91,3 +91,12 @@ def test_what_is_no_document_is_named(tmp_path):
         Path("some.json").write_text(text)
         with pytest.raises(DocumentError, match=r"some.json .* move it away"):
             documents.read(Path("some.json"))
+
+
+def test_options_are_kept_where_a_version_is_not_said():
+    """The cells of packed tables say none."""
+    options = {"order": 2}
+    config = vars(QGPOConfig(guidance="analytic", guidance_options=options))
+    measured = {"agent": "QGPO", "config": config}
+    upgraded = documents.upgrade({"measured": measured}, Path("cell"))["measured"]["config"]
+    assert upgraded["guidance_options"] == options

@@ -84,6 +84,15 @@ def test_a_constant_critic_orders_by_chance():
     assert found.slope == Estimate(None, None, 10)
     rounded = 300.0 + 1e-5 * np.random.default_rng(0).normal(size=(10, 16))  # float32's last digit
     assert rank(rounded, returns).correlation.value == 0.0
+    assert rank(rounded, returns).spearman.value == 0.0
+
+
+def test_returns_are_as_exact_in_one_half_as_in_the_other():
+    # effects of actions a ten-millionth of the returns: too small for a critic, not for the truth
+    effects = 1e-4 * np.random.default_rng(0).normal(size=(10, 5, 1))
+    found = rank(effects[..., 0], 1000.0 + effects.repeat(2, axis=2))
+    assert found.correlation.value == pytest.approx(1.0)
+    assert found.reliability.value == found.corrected.value == pytest.approx(1.0)
 
 
 def test_states_in_which_actions_do_not_matter_are_left_out():
@@ -175,6 +184,10 @@ def test_rank_correlation_pools_within_groups():
 def test_rank_correlation_without_differences():
     assert rank_correlation([]) == Estimate(None, None, 0)
     assert rank_correlation([([1.0], [2.0])]) == Estimate(None, None, 0)
-    assert rank_correlation([([1.0, 1.0, 1.0], [2.0, 3.0, 4.0])]).value is None
+    same, order = np.full(10, 0.3), np.arange(10.0)
+    for equal in (same, same[:3], same[:6]):
+        assert rank_correlation([(equal, order[: len(equal)])]).value is None
+    alone, both = rank_correlation([(order, order)]), [(order, order), (same, order)]
+    assert rank_correlation(both).value == alone.value  # it contributes nothing
     with pytest.raises(ValueError, match="as many finite numbers"):
         rank_correlation([([1.0, 2.0], [1.0])])

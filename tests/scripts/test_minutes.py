@@ -113,6 +113,35 @@ def stopped(*_):
     raise KeyboardInterrupt("stopped here")
 
 
+def test_only_a_run_that_has_begun_promises_to_be_continued(monkeypatch):
+    args = [*GIVEN, *TINY, "--run-dir", "run", "--minutes", "2.5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "measure_speed", stopped)
+        with pytest.raises(SystemExit, match=r"^\nstopped here$"):
+            train.main(train.parse(args))
+    assert not Path("run").exists()
+    monkeypatch.setattr(Run, "train", stopped)
+    with pytest.raises(SystemExit, match=r"stopped here; continue with: .*--resume run$"):
+        train.main(train.parse(args))
+    monkeypatch.setattr(Run, "new_agent", stopped)
+    with pytest.raises(SystemExit, match=r"stopped here; continue with: .*--resume run$"):
+        train.main(train.parse(["--resume", "run"]))
+    with pytest.raises(SystemExit, match=r"^\nstopped here$"):  # not the former run
+        train.main(train.parse([*args, "--overwrite"]))
+
+
+def test_what_cannot_run_is_refused_before_it_is_measured(monkeypatch):
+    monkeypatch.setattr(driver, "measure_speed", None)
+    monkeypatch.setattr(driver, "check_environment", refused)
+    played = ["--n-episodes", "1", "--env-id", "Pendulum-v1", "--minutes", "2"]
+    with pytest.raises(SystemExit, match="error: no such environment"):
+        train.main(train.parse([*GIVEN, *TINY, *played]))
+
+
+def refused(*_):
+    raise ValueError("no such environment")
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_new_run_in_the_same_folder_measures_if_it_may_begin(overwrite, monkeypatch):
     args = [*GIVEN, *TINY, "--run-dir", "run"]

@@ -16,8 +16,8 @@ from qgpo.agents import AGENTS, QGPO, QIPO, longer, within_minutes
 from qgpo.agents.core import speed
 from qgpo.agents.core.speed import Speed, measure_speed
 from qgpo.agents.core.training import Training
-from qgpo.agents.guided.critic import SupportCritic
 from qgpo.agents.guided.support import Support
+from qgpo.agents.guided.support_critic import SupportCritic
 from qgpo.agents.registry import KNOWN
 from qgpo.agents.sb3_baselines import OnlineSAC
 
@@ -160,7 +160,8 @@ def test_every_agent_is_measured(name):
     found = measure_speed(KNOWN[name], config, make_dataset(), "cpu", Ticks())
     agent = KNOWN[name](config, device="cpu")
     assert sum(agent.stage_steps.values()) == agent.total_timesteps
-    assert set(found.steps) == set(found.stages) == set(agent.stages) - {"support"}
+    without_gradients = {"support", "choice"}
+    assert set(found.steps) == set(found.stages) == set(agent.stages) - without_gradients
     assert sum(found.stages.values()) == pytest.approx(0.1 * agent.total_timesteps)
 
 

@@ -169,6 +169,14 @@ def test_a_generator_of_a_wrapper():
     check_restorable(*envs)
 
 
+@pytest.mark.parametrize("low", [0.0, -np.inf])
+def test_actions_without_bounds_are_tried_too(low):
+    walks = [Walk(), Walk()]
+    for walk in walks:
+        walk.action_space = spaces.Box(low, np.inf, (1,))
+    check_restorable(*walks)
+
+
 def test_what_keeps_its_state_elsewhere_is_refused_by_name():
     with pytest.raises(ValueError, match="environment 'Walk' cannot be set to a state: step 1 "):
         check_restorable(Walk(hidden=True), Walk(hidden=True))
