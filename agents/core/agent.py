@@ -432,6 +432,11 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         """Standard normal noise of `predict`."""
         return torch.randn(shape, generator=self.prediction_generator, device=self.device)
 
+    def _fixed_normal(self, *shape: int) -> Tensor:
+        """Standard normal noise of the agent's seed, drawn on the CPU: the same at every call."""
+        generator = torch.Generator().manual_seed(self.training.seed)
+        return torch.randn(shape, generator=generator).to(self.device)
+
     predict = Acts.predict
     seed_predictions = Acts.seed_predictions
 

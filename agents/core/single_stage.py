@@ -111,11 +111,6 @@ class SingleStageAgent(OfflineAgent[ConfigT]):
         c = self.config
         return half_cosine(c.learning_rate, step, c.steps, c.learning_rate_decay)
 
-    def _fixed_normal(self, *shape: int) -> Tensor:
-        """Standard normal noise of the agent's seed, drawn on the CPU: the same at every call."""
-        generator = torch.Generator().manual_seed(self.training.seed)
-        return torch.randn(shape, generator=generator).to(self.device)
-
     @torch.no_grad()
     def _gaussian_action(
         self, policy: GaussianPolicy, observations: Tensor, deterministic: bool

@@ -305,8 +305,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             return model.mean(condition, a, **guided)
         if choice == "ode":
             return self._solve(torch.zeros(b, a, device=self.device), condition)
-        generator = torch.Generator().manual_seed(self.training.seed)
-        noise = torch.randn(SAMPLES_OF_MODE, a, generator=generator).to(self.device)
+        noise = self._fixed_normal(SAMPLES_OF_MODE, a)
         repeated = condition.repeat_interleave(SAMPLES_OF_MODE, dim=0)
         z = self._solve(noise.repeat(b, 1), repeated)
         return mode_of_samples(z.reshape(b, SAMPLES_OF_MODE, a))

@@ -30,17 +30,13 @@ MORE = {
 SUBJECTS = {
     "QGPO": {
         **CONFIGS,
-        **{
-            guidance: replace(WHITENED, guidance=guidance, beta=0.1, guidance_bound=1.0)
-            for guidance in ("dps", "qgf")
-        },
-        "implicit": replace(WHITENED, critic="implicit", implicit_actions=2),
+        "qgf": replace(WHITENED, guidance="qgf", beta=0.1, guidance_bound=1.0),
         "agreement": AGREEMENT,
     },
     "AEPO": AEPO_CONFIGS,
     "QIPO": QIPO_CONFIGS,
-    "SIR": SIR_CONFIGS,
-    "BestOfN": BEST_OF_N_CONFIGS,
+    "SIR": {name: SIR_CONFIGS[name] for name in ("mean", "implicit")},
+    "BestOfN": {"whitened": BEST_OF_N_CONFIGS["whitened"]},
     **{
         name: {
             preset: replace(AGENTS[name].presets[preset], steps=11, **SMALL, **more)

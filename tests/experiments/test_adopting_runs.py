@@ -184,10 +184,8 @@ def test_workers_start_a_cell_when_its_donor_has_ended(plan):
 @pytest.mark.usefixtures("data")
 def test_a_cell_with_another_critic_adopts_the_behavior_alone(plan, capsys):
     plan.write_text(PLAN.replace(as_toml(guidance="mse"), as_toml(critic="implicit")))
-    first, second = cells = in_turn(read_plan(plan))
-    benchmark = Benchmark(cells, Path("runs"), Path("results"))
-    assert benchmark.run([first], lambda _: None, workers=1) == []
-    done = benchmark.standings()[0]
+    first, second = in_turn(read_plan(plan))
+    donor = run_cell(first, Path("runs"))
     estimated = dataclasses.replace(second, estimate_minutes=60.0)
     left = Benchmark([first, estimated], Path("runs"), Path("results")).standings()[1]
     assert left.seconds == pytest.approx(3600.0 * 10 / 18)  # of 18 steps 8 are adopted
@@ -196,7 +194,7 @@ def test_a_cell_with_another_critic_adopts_the_behavior_alone(plan, capsys):
     assert "whitening, behavior (8 of 18 steps)" in capsys.readouterr().out
     alone = dataclasses.replace(second, label="alone", donor_label=None)
     assert without_times(result) == without_times(run_cell(alone, Path("others")))
-    ours, theirs = (one["training"]["stage_seconds"] for one in (result, done.result))
+    ours, theirs = (one["training"]["stage_seconds"] for one in (result, donor))
     assert list(ours) == ["whitening", "behavior", "support", "critic", "energy"]
     for stage in ("whitening", "behavior"):
         assert ours[stage] == theirs[stage]
