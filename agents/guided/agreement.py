@@ -1,8 +1,7 @@
 """Two critics of different kinds, and of their advantages what both say.
 
-In-support Q-learning with lambda-returns is careful and coarse; implicit Q-learning sees one
-action's effect, and can be wrong where data are few. Their errors have little in common, so that
-agreement is evidence. Not from a paper.
+In-support Q-learning with lambda-returns averages over what follows an action; implicit Q-learning
+looks one step ahead. The idea is that they err in different places. Not from a paper.
 """
 
 from __future__ import annotations

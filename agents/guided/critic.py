@@ -28,8 +28,6 @@ class Critic(ABC):
     There the actions that a state's behavior takes differ by about one, however narrow it is.
     """
 
-    name = "critic"
-    """of the network that it learns; that of the stage, unless it is one of several critics"""
     tables: ClassVar[int] = 1
     """of Q, (R, M), that `table_of_q` fills at a time"""
 
@@ -43,14 +41,6 @@ class Critic(ABC):
     def networks(self) -> tuple[str, ...]:
         """Names under which its networks are registered."""
 
-    @abstractmethod
-    def update(self, data: Batches, step: int) -> Metrics:
-        """One step of the stage."""
-
-    @abstractmethod
-    def table_of_q(self, data: Batches) -> Tensor:
-        """Q of every support action, (R, M)."""
-
     @property
     @abstractmethod
     def target(self) -> nn.Module:
@@ -58,6 +48,14 @@ class Critic(ABC):
 
         Raises RuntimeError where there is none.
         """
+
+    @abstractmethod
+    def update(self, data: Batches, step: int) -> Metrics:
+        """One step of the stage."""
+
+    @abstractmethod
+    def table_of_q(self, data: Batches) -> Tensor:
+        """Q of every support action, (R, M)."""
 
     def train(self, data: Batches) -> None:
         """The whole stage."""
@@ -86,24 +84,48 @@ class Critic(ABC):
                 chunk *= torch.clamp(limit / spread.clamp(min=1e-9), max=1.0)
         return q
 
-    # For the critics ----------------------------------------------------------------------
 
-    def _learning_rate(self, step: int) -> float:
+class TwinCritic(Critic):
+    """One Q with two heads, and its slowly moving target; a subclass says how it learns."""
+
+    def __init__(
+        self, behavior: Behavior, support: Support, training: Training, name: str = "critic"
+    ) -> None:
+        super().__init__(behavior, support, training)
         c = self.config
-        return half_cosine(
-            c.critic_learning_rate, step, c.critic_steps, decays=c.learning_rate_decay
-        )
-
-    def _make_twin_q(self, baseline: bool) -> TwinQ:
-        c, behavior = self.config, self.behavior
-        return TwinQ(
+        network = TwinQ(
             behavior.observation_dim,
             behavior.action_dim,
             c.critic_hidden,
             c.critic_layer_norm,
             c.critic_activation,
-            baseline,
+            c.critic_baseline,
         )
+        self.name = name
+        self.network = training.add_trained(name, network)
+        self._target = training.add_copy(f"{name}_target", network)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Q and the slowly moving Q."""
+        return self.name, f"{self.name}_target"
+
+    @property
+    def target(self) -> nn.Module:
+        """The slowly moving Q."""
+        return self._target
+
+    def table_of_q(self, data: Batches) -> Tensor:
+        """Target Q of every support action, (R, M)."""
+        table = data.table((len(data.states), self.config.support_actions))
+        rows = torch.arange(len(table), device=data.device)
+        for chunk in rows.split(self.support.states_per_chunk):
+            table[chunk[0] : chunk[-1] + 1] = self._support_q(data, chunk)
+        return table
+
+    def _learning_rate(self, step: int) -> float:
+        c = self.config
+        return half_cosine(c.critic_learning_rate, step, c.critic_steps, c.learning_rate_decay)
 
     @torch.no_grad()
     def _encoded_actions(self, data: Batches, index: Tensor, condition: Tensor) -> Tensor:
@@ -111,16 +133,8 @@ class Critic(ABC):
         return self.behavior.whitening.encode(condition, data.scaled_actions(index))
 
     @torch.no_grad()
-    def _support_q(self, network: nn.Module, data: Batches, rows: Tensor) -> Tensor:
-        """That network's Q of the support actions of those states, (B,) to (B, M)."""
+    def _support_q(self, data: Batches, rows: Tensor) -> Tensor:
+        """Target Q of the support actions of those states, (B,) to (B, M)."""
         z = take(self.training.tables["support"], rows)
-        q: Tensor = network(self.behavior.normalizer(data.observations(rows))[:, None], z)
+        q: Tensor = self.target(self.behavior.normalizer(data.observations(rows))[:, None], z)
         return q
-
-    def _table(self, network: nn.Module, data: Batches) -> Tensor:
-        """That network's Q of all support actions, (R, M)."""
-        table = data.table((len(data.states), self.config.support_actions))
-        rows = torch.arange(len(table), device=data.device)
-        for chunk in rows.split(self.support.states_per_chunk):
-            table[chunk[0] : chunk[-1] + 1] = self._support_q(network, data, chunk)
-        return table

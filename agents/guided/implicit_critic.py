@@ -8,30 +8,26 @@ are drawn anew in every step: then V is the in-support expectile, as a network.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.training import Training
 from qgpo.agents.guided.behavior import Behavior
-from qgpo.agents.guided.critic import Critic
+from qgpo.agents.guided.critic import TwinCritic
 from qgpo.agents.guided.support import Support
 from qgpo.critic import critic_loss, expectile_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
 from qgpo.networks import mlp
 
 
-class ImplicitCritic(Critic):
-    """Two heads, their targets, and V."""
+class ImplicitCritic(TwinCritic):
+    """Q with V beside it."""
 
     def __init__(
-        self, behavior: Behavior, support: Support, training: Training, name: str = Critic.name
+        self, behavior: Behavior, support: Support, training: Training, name: str = "critic"
     ) -> None:
-        super().__init__(behavior, support, training)
-        self.name = name
+        super().__init__(behavior, support, training, name)
         c = self.config
-        network = self._make_twin_q(c.critic_baseline)
-        self.network = training.add_trained(name, network)
-        self._target = training.add_copy(f"{name}_target", network)
         sizes = [behavior.observation_dim, *c.critic_hidden, 1]
         value = mlp(sizes, c.critic_activation, c.critic_layer_norm)
         self.value = training.add_trained(f"{name}_value", value)
@@ -39,12 +35,7 @@ class ImplicitCritic(Critic):
     @property
     def networks(self) -> tuple[str, ...]:
         """Q, the slowly moving Q, and V."""
-        return self.name, f"{self.name}_target", f"{self.name}_value"
-
-    @property
-    def target(self) -> nn.Module:
-        """The slowly moving Q."""
-        return self._target
+        return *super().networks, f"{self.name}_value"
 
     def update(self, data: Batches, step: int) -> Metrics:
         """One step of V, then of Q towards the new V, as the authors' code does."""
@@ -91,7 +82,3 @@ class ImplicitCritic(Critic):
         """V, (B, S) to (B,)."""
         values: Tensor = self.value(condition)
         return values.squeeze(-1)
-
-    def table_of_q(self, data: Batches) -> Tensor:
-        """Target Q of every support action, (R, M)."""
-        return self._table(self.target, data)

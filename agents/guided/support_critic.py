@@ -7,13 +7,11 @@ along the episodes (formulas: qgpo/critic.py).
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
-from qgpo.agents.core.training import Training
-from qgpo.agents.guided.behavior import Behavior
-from qgpo.agents.guided.critic import Critic
-from qgpo.agents.guided.support import ROWS_PER_CHUNK, Support
+from qgpo.agents.guided.critic import TwinCritic
+from qgpo.agents.guided.support import ROWS_PER_CHUNK
 from qgpo.critic import (
     critic_loss,
     in_support_expectile,
@@ -25,24 +23,8 @@ from qgpo.critic import (
 from qgpo.diffusion import Metrics
 
 
-class SupportCritic(Critic):
-    """Two heads and their targets."""
-
-    def __init__(self, behavior: Behavior, support: Support, training: Training) -> None:
-        super().__init__(behavior, support, training)
-        network = self._make_twin_q(self.config.critic_baseline)
-        self.network = training.add_trained(self.name, network)
-        self._target = training.add_copy(f"{self.name}_target", network)
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        """Q and the slowly moving Q."""
-        return self.name, f"{self.name}_target"
-
-    @property
-    def target(self) -> nn.Module:
-        """The slowly moving Q."""
-        return self._target
+class SupportCritic(TwinCritic):
+    """In-support Q-learning."""
 
     def update(self, data: Batches, step: int) -> Metrics:
         """Regress Q on in-support targets."""
@@ -55,7 +37,7 @@ class SupportCritic(Critic):
         if c.critic_lambda > 0.0:
             targets = tables["returns"][index]
         else:
-            next_values = self._value(self._support_q(self.target, data, rows + 1))
+            next_values = self._value(self._support_q(data, rows + 1))
             terminations = take(data.terminations, index).float()
             targets = td_target(data.rewards[index], terminations, next_values, c.gamma)
         condition = self.behavior.normalizer(data.observations(rows))
@@ -79,7 +61,3 @@ class SupportCritic(Critic):
         if self.config.critic_value == "expectile":
             return in_support_expectile(q, self.config.expectile)
         return in_support_value(q, self.config.beta_q)
-
-    def table_of_q(self, data: Batches) -> Tensor:
-        """Target Q of every support action, (R, M)."""
-        return self._table(self.target, data)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bandits import bandit
 from factory import AGREEMENT, WHITENED, make_dataset
 from torch import nn
 
@@ -27,19 +28,6 @@ LEARNING = replace(
     reward_tuning="none",
     support_actions=64,
 )
-
-
-def bandit(actions):
-    """One state, a reward that is the action, and the end."""
-    n = len(actions)
-    return make_dataset(
-        (1,) * n,
-        observation_dim=1,
-        terminated=[True] * n,
-        states=np.zeros((2 * n, 1), np.float32),
-        actions=np.asarray(actions, np.float32)[:, None],
-        rewards=np.asarray(actions, np.float32),
-    )
 
 
 def with_critic(config, data, support=None):
@@ -68,13 +56,13 @@ def test_every_critic_has_a_name():
 
 def test_v_is_the_expectile_over_the_datasets_actions():
     # 0.9 (1 - v)^2 = 0.1 (1 + v)^2 on [-1, 1]: v = 1/2
-    agent = with_critic(LEARNING, bandit(UNIFORM))
+    agent = with_critic(LEARNING, bandit(UNIFORM, UNIFORM))
     assert value(agent) == pytest.approx(0.5, abs=0.06)
 
 
 def test_v_is_the_expectile_over_support_actions_where_they_are_asked_for():
     # of -1/2 (three times in four) and 1/2: 0.9 (1/2 - v) = 3 * 0.1 (1/2 + v), v = 1/4
-    data = bandit(UNIFORM)
+    data = bandit(UNIFORM, UNIFORM)
     config = replace(LEARNING, implicit_actions=8)
     probe = QGPO(config, device="cpu")
     probe.train_whitening(data)

@@ -12,6 +12,7 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 import torch
+from bandits import bandit
 from factory import (
     AEPO_CONFIGS,
     QIPO_CONFIGS,
@@ -53,23 +54,12 @@ SHARED = {field.name: getattr(LEARNING, field.name) for field in fields(GuidedPo
 FLOW = {"schedule": "ot", "prediction": "flow"}
 
 
-def bandit(actions):
-    n = len(actions)
-    return make_dataset(
-        (1,) * n,
-        observation_dim=1,
-        terminated=[True] * n,
-        states=np.zeros((2 * n, 1), np.float32),
-        actions=actions[:, None].astype(np.float32),
-        rewards=actions.astype(np.float32),
-    )
-
-
 def gaussian_bandit():
     """Quantiles of N(0, SPREAD^2), so that the data have no sampling error."""
     levels = (torch.arange(600).double() + 0.5) / 600
     actions = SPREAD * torch.special.ndtri(levels).numpy()
-    return bandit(actions[np.random.default_rng(0).permutation(600)])
+    actions = actions[np.random.default_rng(0).permutation(600)]
+    return bandit(actions, actions)
 
 
 class GivenQ(nn.Module):
@@ -127,7 +117,7 @@ def linear_q(a):
 def test_qgpo_with_all_its_stages_on_a_uniform_behavior():
     # uniform times exp(3 a) on [-1, 1] has mean coth(3) - 1/3 = 0.672
     actions = np.random.default_rng(0).uniform(-1.0, 1.0, 1000)
-    agent = QGPO(LEARNING, device="cpu").learn(bandit(actions))
+    agent = QGPO(LEARNING, device="cpu").learn(bandit(actions, actions))
     assert acts(agent, 0.0)[0] == pytest.approx(0.0, abs=0.12)
     assert acts(agent, 1.0)[0] == pytest.approx(1 / math.tanh(3.0) - 1 / 3.0, abs=0.1)
 
