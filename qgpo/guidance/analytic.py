@@ -25,9 +25,9 @@ from torch import Tensor
 from qgpo.diffusion import Metrics, diffuse
 from qgpo.fields import OneOf
 from qgpo.guidance.base import (
+    ClampOptions,
     Denoiser,
     Guidance,
-    GuidanceOptions,
     GuidanceParts,
     Samples,
     flat_condition,
@@ -43,7 +43,7 @@ _LARGEST_CURVATURE = 0.9
 
 
 @dataclass(frozen=True)
-class AnalyticOptions(GuidanceOptions):
+class AnalyticOptions(ClampOptions):
     """How the closed form is made."""
 
     order: Annotated[int, OneOf((1, 2))] = 1
@@ -55,8 +55,6 @@ class AnalyticOptions(GuidanceOptions):
     the posterior mean, which needs no derivative of the denoiser"""
     damped: bool = True
     """limit the variance term to where one posterior standard deviation changes f by 1"""
-    clamp: float | None = None
-    """bound on the posterior mean's coordinates before the energy sees it"""
 
 
 def variance_table(
@@ -156,8 +154,7 @@ class Analytic(Guidance):
         x_t = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
         m = self.denoise(x_t, t, condition)
         covariance = self._covariance(x_t, t, m)
-        if self.options.clamp is not None:
-            m = m.clamp(-self.options.clamp, self.options.clamp)
+        m = self.options.clamped(m)
         if not m.requires_grad:
             m = m.requires_grad_()
         f_0 = self.energy(m, condition)

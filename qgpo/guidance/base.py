@@ -36,6 +36,18 @@ class GuidanceOptions:
         check_fields(self)
 
 
+@dataclass(frozen=True)
+class ClampOptions(GuidanceOptions):
+    """Where a guidance evaluates the energy."""
+
+    clamp: float | None = None
+    """bound on the denoised sample's coordinates before the energy sees it"""
+
+    def clamped(self, x_0: Tensor) -> Tensor:
+        """The nearest sample within that bound, (B, D)."""
+        return x_0 if self.clamp is None else x_0.clamp(-self.clamp, self.clamp)
+
+
 OptionsT = TypeVar("OptionsT")
 
 

@@ -7,27 +7,17 @@ narrow (small t); wrong where it is wide, and for several modes the mean lies wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from qgpo.guidance.base import Guidance, GuidanceOptions, GuidanceParts
-
-
-@dataclass(frozen=True)
-class DPSOptions(GuidanceOptions):
-    """What the energy is evaluated at."""
-
-    clamp: float | None = None
-    """bound on the denoised sample's coordinates before the energy sees it"""
+from qgpo.guidance.base import ClampOptions, Guidance, GuidanceParts
 
 
 class DPS(Guidance):
     """f_0 at the denoised sample, clamped to the data's bounds if `clamp` is given."""
 
-    Options = DPSOptions
+    Options = ClampOptions
     needs_energy = True
-    options: DPSOptions
+    options: ClampOptions
 
     def __init__(self, parts: GuidanceParts) -> None:
         super().__init__(parts)
@@ -35,7 +25,5 @@ class DPS(Guidance):
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The value beta e(E[x_0 | x_t]): (B, D), (B,), (B, C) to (B,)."""
-        x_0 = self.denoise(x_t, t, condition)
-        if self.options.clamp is not None:
-            x_0 = x_0.clamp(-self.options.clamp, self.options.clamp)
+        x_0 = self.options.clamped(self.denoise(x_t, t, condition))
         return self.energy(x_0, condition)

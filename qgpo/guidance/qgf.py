@@ -23,28 +23,18 @@ the data's covariance times the gradient, as with exact guidance; the paper has 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from qgpo.guidance.base import Guidance, GuidanceOptions, GuidanceParts
-
-
-@dataclass(frozen=True)
-class QGFOptions(GuidanceOptions):
-    """Where the gradient is taken."""
-
-    clamp: float | None = None
-    """bound on the denoised sample's coordinates before the energy sees it"""
+from qgpo.guidance.base import ClampOptions, Guidance, GuidanceParts
 
 
 class QGF(Guidance):
     """The gradient of f_0 at the denoised sample, inside the data's bounds where they are known."""
 
-    Options = QGFOptions
+    Options = ClampOptions
     needs_energy = True
-    options: QGFOptions
+    options: ClampOptions
 
     def __init__(self, parts: GuidanceParts) -> None:
         super().__init__(parts)
@@ -54,9 +44,7 @@ class QGF(Guidance):
     def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """What is added to the score, (B, D), (B,), (B, C) to (B, D); no gradient of any f."""
         with torch.no_grad():
-            x_0 = self.denoise(x_t, t, condition)
-            if self.options.clamp is not None:
-                x_0 = x_0.clamp(-self.options.clamp, self.options.clamp)
+            x_0 = self.options.clamped(self.denoise(x_t, t, condition))
             if self.nearest is not None:
                 x_0 = self.nearest(x_0, condition)
         with torch.enable_grad():
