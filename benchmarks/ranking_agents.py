@@ -18,12 +18,13 @@ from qgpo.agents import AGENTS, load_agent
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.fql import FQL
+from qgpo.agents.guided.behavior import fit_trust
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.ifql import IFQL
 from qgpo.agents.iql import IQL
 from qgpo.agents.rebrac import ReBRAC
 from qgpo.agents.td3bc import TD3BC
-from qgpo.density import REFERENCES, STATES_FOR_MEDIAN, Trust, nearest_distance
+from qgpo.density import Trust, nearest_distance
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.experiments.folder import RunFolder
 from qgpo.normalization import ObservationNormalizer
@@ -191,15 +192,11 @@ def density_of(data: Batches, observations: Tensor) -> NDArray[np.float64]:
 
     References and median are those of `qgpo.density.Trust`, in standardised coordinates.
     """
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randperm(len(data.states), generator=generator)
-    kept, others = rows[torch.arange(REFERENCES) % len(rows)], rows[-STATES_FOR_MEDIAN:]
     normalizer = ObservationNormalizer(data.states.shape[1])
     normalizer.fit(data.states)
-    episodes = data.episodes().cpu()
     trust = Trust(data.states.shape[1], 1.0)
-    same = episodes[others][:, None] == episodes[kept]
-    trust.fit(normalizer(data.states[kept]), normalizer(data.states[others]), same)
+    rows = torch.randperm(len(data.states), generator=torch.Generator().manual_seed(0))
+    fit_trust(trust, data, normalizer, rows)
     distances = nearest_distance(normalizer(observations), trust.references)
     relative: NDArray[np.float64] = (distances / trust.median).double().numpy()
     return relative

@@ -131,15 +131,7 @@ class Behavior:
 
     def fit_trust(self, trust: Trust, data: Batches) -> None:
         """Show it random states of the data, and others for the typical distance."""
-        rows = self.shuffled_rows(data)
-        kept = rows[torch.arange(REFERENCES, device=rows.device) % len(rows)]
-        others = rows[-STATES_FOR_MEDIAN:]
-        episodes = data.episodes()
-        trust.fit(
-            self.condition(data, kept),
-            self.condition(data, others),
-            episodes[others][:, None] == episodes[kept],
-        )
+        fit_trust(trust, data, self.normalizer, self.shuffled_rows(data))
 
     def shuffled_rows(self, data: Batches) -> Tensor:
         """All rows of the data's states, shuffled, (R,): always in the same order."""
@@ -153,3 +145,20 @@ class Behavior:
         """
         u = cumulative.new_empty(batch_size).uniform_(generator=self.training.generator)
         return torch.searchsorted(cumulative, u * cumulative[-1])
+
+
+def fit_trust(
+    trust: Trust, data: Batches, normalizer: ObservationNormalizer, shuffled: Tensor
+) -> None:
+    """Show a trust states of the data: the first of the shuffled rows, and the last ones.
+
+    The first are those that others are compared with; the last give the typical distance.
+    """
+    kept = shuffled[torch.arange(REFERENCES, device=shuffled.device) % len(shuffled)]
+    others = shuffled[-STATES_FOR_MEDIAN:]
+    episodes = data.episodes()
+    trust.fit(
+        normalizer(data.observations(kept)),
+        normalizer(data.observations(others)),
+        episodes[others][:, None] == episodes[kept],
+    )
