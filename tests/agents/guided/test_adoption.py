@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -19,8 +19,10 @@ from factory import (
     same_parameters,
 )
 
-from qgpo import AEPO, QGPO, QIPO, SIR, BestOfN
+from qgpo import AEPO, QGPO, QIPO, SIR, BestOfN, QGPOConfig
 from qgpo.agents.core.callbacks import EveryStep
+from qgpo.agents.guided.config import AFTER_BEHAVIOR, LAST_STAGE
+from qgpo.fields import marked
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -143,6 +145,36 @@ def test_another_critic_is_trained_on_the_behavior_that_is_adopted(changes, scra
     agent.save("adopted")
     agent = QGPO.load("adopted", device="cpu").learn(make_dataset(), reset_num_timesteps=False)
     assert same_agents(agent, QGPO(config, seed=2, device="cpu").learn(make_dataset()))
+
+
+READ: set[str] = set()
+
+
+class Watched(QGPOConfig):
+    """A configuration that notes which of its fields are read."""
+
+    def __getattribute__(self, name):
+        READ.add(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("changes", [{}, *OTHER_CRITICS.values()], ids=str)
+def test_no_stage_reads_a_field_that_is_said_to_matter_only_later(changes):
+    config = replace(WHITENED, **changes)
+    agent = QGPO(Watched(**{f.name: getattr(config, f.name) for f in fields(config)}), device="cpu")
+    data = make_dataset()
+    agent.prepare(data)
+    late = set(marked(QGPOConfig, LAST_STAGE))
+    later = late | set(marked(QGPOConfig, AFTER_BEHAVIOR))
+    READ.clear()
+    agent.train_whitening(data)
+    agent.train_behavior(data)
+    assert "behavior_steps" in READ
+    assert later & READ == set()
+    agent.generate_support(data)
+    agent.train_critic(data)
+    assert {"support_actions", "tau"} <= READ
+    assert late & READ == set()
 
 
 def test_the_message_says_which_data_are_whose(scratch):
