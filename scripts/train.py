@@ -24,7 +24,6 @@ from qgpo.experiments import documents
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder, RunFolderError
 from qgpo.experiments.preflight import check_new
-from qgpo.experiments.run_figure import draw_run, read_metrics
 from qgpo.experiments.settings import Experiment, choose_config
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
@@ -187,13 +186,15 @@ def refuse(args: Args[Any]) -> None:
 
 def draw(args: Args[Any], run: Run) -> None:
     """The picture in the run folder. Raises ValueError where there is none."""
+    from qgpo.experiments import run_figure  # matplotlib takes half a second to import
+
     folder = run.folder
     folder.check_held()
     played = [(scale_label(scale), evaluation) for scale, evaluation in run.evaluations]
     title = f"{args.agent} ({args.preset}, seed {args.seed}) on {run.dataset.id}"
     try:
-        metrics = read_metrics(folder.metrics)
-        draw_run(folder.report, title, metrics, run.dataset.episode_returns, played)
+        metrics = run_figure.read_metrics(folder.metrics)
+        run_figure.draw_run(folder.report, title, metrics, run.dataset.episode_returns, played)
     except Exception as error:  # whatever it is, training and scores are not lost
         raise ValueError(
             f"picture {folder.report} could not be drawn ({type(error).__name__}: {error}); "

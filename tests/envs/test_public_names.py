@@ -20,3 +20,11 @@ def test_nothing_slow_is_imported_before_it_is_used():
     code = f"import sys, qgpo.envs; print([m for m in {SLOW} if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_a_training_that_draws_nothing_yet_imports_no_matplotlib():
+    code = (
+        "import sys, qgpo.scripts.train, qgpo.scripts.evaluate; print('matplotlib' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert output.stdout.strip() == "False"

@@ -76,7 +76,7 @@ def data(monkeypatch) -> None:
     """A small dataset with Pendulum's spaces; nobody plays in Pendulum, or draws (seconds)."""
     mapped(make_dataset(action_space=spaces.Box(-2.0, 2.0, (1,), np.float32)), DATASET)
     monkeypatch.setattr("qgpo.experiments.driver.evaluate_scales", playing(7.0, 8.0, 9.0))
-    monkeypatch.setattr(train, "draw_run", lambda *_: None)
+    monkeypatch.setattr("qgpo.experiments.run_figure.draw_run", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def scores(path: Path) -> dict[float, list[float]]:
 
 @pytest.mark.parametrize("error", [full, lambda *_: 1 / 0, lambda *_: [].pop()])
 def test_a_picture_that_fails_loses_no_scores(error, folder, monkeypatch, capsys):
-    monkeypatch.setattr(train, "draw_run", error)
+    monkeypatch.setattr("qgpo.experiments.run_figure.draw_run", error)
     with pytest.raises(SystemExit, match=r"error: picture run.report\.png could not be drawn"):
         resume()
     assert "w = 1 (guided)" in capsys.readouterr().out

@@ -211,7 +211,7 @@ def check_mapped_data_give_the_same(subject: Subject) -> None:
     assert from_files.fingerprint == data.fingerprint
     assert same_agents(subject.trained(from_files, seed=2), expected)
     steps = sum(expected.progress.values())
-    for stop in range(1, steps, max(1, steps // 7)):
+    for stop in range(1, steps, max(1, steps // 3)):
         subject.trained(from_files, seed=2, callback=StopAfter(stop)).save("interrupted")
         resumed = subject.agent_class.load("interrupted", device="cpu")
         resumed.learn(from_files, reset_num_timesteps=False)

@@ -245,7 +245,7 @@ def test_one_that_exists_needs_neither_the_package_nor_a_folder_to_write_in(monk
 def test_a_process_that_fails_says_why():
     parts = Parts(folder_of("parts"), Procedure("pointmaze-none", "stitch", LENGTH, 0.5), 0)
     with pytest.raises(WorkerError, match=r"ended early: .*pointmaze-none"):
-        list(ogbench_players.played(parts, [0, 1], 2))
+        list(ogbench_players.played(parts, [0, 1], 1))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a signal ends a process")
@@ -287,7 +287,7 @@ def test_a_script_needs_no_guard_and_nothing_is_printed(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(
         "from qgpo.envs.store.generating import generate, name_to_generate\n"
-        "name = name_to_generate('scene-play', steps=20)\n"
+        "name = name_to_generate('cube-single-play', steps=20)\n"
         "print(generate(name, 2, length=10, progress_bar=False).total_steps)\n",
         encoding="utf-8",
     )

@@ -108,7 +108,7 @@ def test_samples_move_by_the_closed_form_on_every_schedule(schedule, spread):
             guidance=qgf(model).gradient,
             guidance_scale=w,
             solver="heun",
-            steps=300,
+            steps=100,
             spacing="log_snr",
         )
         for w in (0.0, 0.5)
