@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from qgpo.schedule import Schedule
 
@@ -293,6 +294,95 @@ class TwinQ(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The smaller of the two, shape (...)."""
         return self.both(observations, actions).amin(dim=0)
+
+
+class BatchedMLP(nn.Module):
+    """H MLPs of the same sizes as one batched product: (H, B, sizes[0]) to (H, B, sizes[-1]).
+
+    They start like H of `mlp`, normalised (where asked for) before every activation.
+    """
+
+    def __init__(
+        self, heads: int, sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.activation = _activation(activation)
+        pairs = list(pairwise(sizes))
+        starts = [torch.empty(heads, i, o).uniform_(-1.0, 1.0) / math.sqrt(i) for i, o in pairs]
+        self.weights = nn.ParameterList(starts)
+        starts = [torch.empty(heads, 1, o).uniform_(-1.0, 1.0) / math.sqrt(i) for i, o in pairs]
+        self.biases = nn.ParameterList(starts)
+        normalised = [o for _, o in pairs[:-1]] if layer_norm else []
+        self.gains = nn.ParameterList(torch.ones(heads, 1, o) for o in normalised)
+        self.shifts = nn.ParameterList(torch.zeros(heads, 1, o) for o in normalised)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of all heads."""
+        last = len(self.weights) - 1
+        for i, (bias, weight) in enumerate(zip(self.biases, self.weights, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if i < last and len(self.gains):
+                x = functional.layer_norm(x, x.shape[-1:])
+                x = torch.addcmul(self.shifts[i], x, self.gains[i])
+            if i < last:
+                x = self.activation(x)
+        return x
+
+
+class HeadsOfQ(nn.Module):
+    """Q of H heads; as one function it is their mean.
+
+    With `baseline`, each is its own V_h(s) + A_h(s, a), as in TwinQ. A `linear` advantage is
+    g_h(s) . a: of a state's actions it knows a direction alone.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        layer_norm: bool = False,
+        activation: str = "relu",
+        baseline: bool = True,
+        linear: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads, self.linear = heads, linear
+        layers = partial(BatchedMLP, heads, activation=activation, layer_norm=layer_norm)
+        of_state, of_both = observation_dim, observation_dim + action_dim
+        sizes = [of_state, *hidden, action_dim] if linear else [of_both, *hidden, 1]
+        self.advantage = layers(sizes)
+        self.value = layers([observation_dim, *hidden, 1]) if baseline else None
+
+    def baseline(self, observations: Tensor) -> Tensor:
+        """V_h, or 0 without a baseline: a batch per head (H, B, S) to (H, B)."""
+        if self.value is None:
+            return observations.new_zeros(observations.shape[:-1])
+        return torch.squeeze(self.value(observations), dim=-1)
+
+    def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """A_h of J actions in each state: (H, B, S), (H, B, J, A) to (H, B, J)."""
+        if self.linear:
+            direction: Tensor = self.advantage(observations)
+            return (actions @ direction[..., None]).squeeze(-1)
+        j = actions.shape[-2]
+        observations = observations[:, :, None].expand(-1, -1, j, -1)
+        rows: Tensor = self.advantage(join(observations, actions).flatten(1, 2))
+        return rows.reshape(self.heads, -1, j)
+
+    def every(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_h of J actions in each state: (H, B, S), (H, B, J, A) to (H, B, J)."""
+        return self.baseline(observations)[..., None] + self.advantages(observations, actions)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The heads' mean: (..., S), (..., A) to (...)."""
+        shape = torch.broadcast_shapes(observations.shape[:-1], actions.shape[:-1])
+        s = observations.expand(*shape, -1).reshape(1, -1, observations.shape[-1])
+        a = actions.expand(*shape, -1).reshape(1, -1, 1, actions.shape[-1])
+        q = self.every(s.expand(self.heads, -1, -1), a.expand(self.heads, -1, -1, -1))
+        mean: Tensor = q.mean(dim=0).reshape(shape)
+        return mean
 
 
 def gelu_twin_q(

@@ -23,7 +23,7 @@ from qgpo.schedule import SCHEDULES
 from qgpo.solver import SOLVERS, SPACINGS, STOCHASTIC
 
 TrustPower = Annotated[float, Range(0.0, 1e3)]
-CRITICS = ("support", "implicit", "agreement")
+CRITICS = ("support", "implicit", "agreement", "stacked")
 LAST_STAGE = "no stage before the last one reads it"
 AFTER_BEHAVIOR = "no stage before the support reads it"
 
@@ -65,7 +65,8 @@ class GuidedPolicyConfig:
     # Critic
     critic: Annotated[str, OneOf(CRITICS), AFTER_BEHAVIOR] = "support"
     """how actions are ranked: support (in-support Q-learning, the paper's), implicit (implicit
-    Q-learning) or agreement (what both say, where they have one sign)"""
+    Q-learning), agreement (what both say, where they have one sign) or stacked (critics of three
+    kinds, weighted by what they say of episodes that they have not seen)"""
     critic_hidden: Annotated[tuple[int, ...], AFTER_BEHAVIOR] = (256, 256, 256)
     """layers of each Q network"""
     critic_activation: Annotated[str, OneOf(ACTIVATIONS), AFTER_BEHAVIOR] = "relu"

@@ -3,6 +3,7 @@
 critic="support"    in-support Q-learning, the paper's          support_critic.py
 critic="implicit"   implicit Q-learning                         implicit_critic.py
 critic="agreement"  what both say, where they agree in sign     agreement.py
+critic="stacked"    three kinds, weighted by episodes unseen    stacked_critic.py, learners.py
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ class Critic(ABC):
     def train(self, data: Batches) -> None:
         """The whole stage."""
         self.training.run_stage("critic", self.config.critic_steps, partial(self.update, data))
+
+    def _learning_rate(self, step: int) -> float:
+        c = self.config
+        return half_cosine(c.critic_learning_rate, step, c.critic_steps, c.learning_rate_decay)
 
     def scale(self, q: Tensor) -> Tensor:
         """The unit of Q in beta Q: typical standard deviation over support actions, or 1."""
@@ -122,10 +127,6 @@ class TwinCritic(Critic):
         for chunk in rows.split(self.support.states_per_chunk):
             table[chunk[0] : chunk[-1] + 1] = self._support_q(data, chunk)
         return table
-
-    def _learning_rate(self, step: int) -> float:
-        c = self.config
-        return half_cosine(c.critic_learning_rate, step, c.critic_steps, c.learning_rate_decay)
 
     @torch.no_grad()
     def _encoded_actions(self, data: Batches, index: Tensor, condition: Tensor) -> Tensor:

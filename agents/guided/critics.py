@@ -7,6 +7,7 @@ from qgpo.agents.guided.agreement import Agreement
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.critic import Critic
 from qgpo.agents.guided.implicit_critic import ImplicitCritic
+from qgpo.agents.guided.stacked_critic import StackedCritic
 from qgpo.agents.guided.support import Support
 from qgpo.agents.guided.support_critic import SupportCritic
 
@@ -14,6 +15,7 @@ BY_NAME: dict[str, type[Critic]] = {
     "support": SupportCritic,
     "implicit": ImplicitCritic,
     "agreement": Agreement,
+    "stacked": StackedCritic,
 }
 
 

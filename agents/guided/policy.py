@@ -30,6 +30,7 @@ from qgpo.agents.guided import adoption
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.config import GuidedPolicyConfig
 from qgpo.agents.guided.critics import make_critic
+from qgpo.agents.guided.folds import FOLDS
 from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
 from qgpo.density import mode_of_samples
@@ -213,10 +214,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         c, progress = self.config, self.progress
         drawn = progress["support"] > 0 and not self.is_trained
         in_critic = c.critic != "implicit" and 0 < progress["critic"] < c.critic_steps
-        by_returns = c.critic_lambda > 0.0 and in_critic
+        by_returns = (c.critic_lambda > 0.0 or c.critic == "stacked") and in_critic
+        shape = (None, FOLDS) if c.critic == "stacked" else (None,)
         return {
             "support": Table((None, c.support_actions, self.behavior.action_dim)),
-            "returns": Table((None,), needed=by_returns),
+            "returns": Table(shape, needed=by_returns),
             STATE: GeneratorState(needed=drawn and "support" not in found),
             adoption.SUPPORT_STATE: GeneratorState(),
             adoption.LAST_STATE: GeneratorState(may_be_empty=True),

@@ -1,0 +1,176 @@
+"""What a stacked critic is made of: Q learned in one way, by two heads from the two folds.
+
+returns    lambda-returns of in-support values; the advantage is linear in the action
+implicit   implicit Q-learning
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.training import Training
+from qgpo.agents.guided.behavior import Behavior
+from qgpo.agents.guided.folds import FOLDS, FoldedBatch
+from qgpo.critic import (
+    expectile_loss,
+    in_support_expectile,
+    in_support_value,
+    lambda_returns,
+    polyak_update,
+    td_target,
+)
+from qgpo.diffusion import Metrics
+from qgpo.networks import BatchedMLP, HeadsOfQ
+
+RETURNS = "returns"
+"""name of the table (N, H) of lambda-returns"""
+STATES_PER_CHUNK = 128
+"""whose support actions are asked about at a time"""
+
+
+class Learner(ABC):
+    """Two heads, each trained on its fold, and their slowly moving copy."""
+
+    def __init__(
+        self, name: str, behavior: Behavior, training: Training, baseline: bool, linear: bool
+    ) -> None:
+        self.config, self.behavior, self.training = behavior.config, behavior, training
+        self.name = name
+        c = self.config
+        self.network = training.add_trained(
+            name,
+            HeadsOfQ(
+                FOLDS,
+                behavior.observation_dim,
+                behavior.action_dim,
+                c.critic_hidden,
+                c.critic_layer_norm,
+                c.critic_activation,
+                baseline,
+                linear,
+            ),
+        )
+        self.target = training.add_copy(f"{name}_target", self.network)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names under which its networks are registered."""
+        return self.name, f"{self.name}_target"
+
+    @abstractmethod
+    def update(self, data: Batches, batch: FoldedBatch, step: int, rate: float) -> Metrics:
+        """One optimizer step of all heads."""
+
+    def _condition(self, data: Batches, rows: Tensor) -> Tensor:
+        return self.behavior.condition(data, rows)
+
+    @torch.no_grad()
+    def q_of_support(self, data: Batches, rows: Tensor) -> Tensor:
+        """Every head's Q of the support actions of those states, (B,) to (H, B, M)."""
+        z = take(self.training.tables["support"], rows)
+        return self.q(self._condition(data, rows), z)
+
+    @torch.no_grad()
+    def q(self, condition: Tensor, z: Tensor) -> Tensor:
+        """Every head's Q of J actions per state, (B, S), (B, J, A) to (H, B, J)."""
+        repeated = condition.expand(FOLDS, *condition.shape)
+        return self.target.every(repeated, z.expand(FOLDS, *z.shape))
+
+
+class Returns(Learner):
+    """Lambda-returns of in-support values (as in support_critic.py), for each fold its own.
+
+    They are noisy: what follows an action says more of the next ten. An advantage that is linear
+    in the action has less to fit it with than a free one, and ranks unseen episodes better.
+    """
+
+    def __init__(self, name: str, behavior: Behavior, training: Training) -> None:
+        super().__init__(name, behavior, training, baseline=True, linear=True)
+
+    def update(self, data: Batches, batch: FoldedBatch, step: int, rate: float) -> Metrics:
+        """V_h towards the returns, A_h towards what V_h leaves."""
+        c, training = self.config, self.training
+        if step % c.target_every == 0 or RETURNS not in training.tables:
+            training.tables[RETURNS] = self._returns(data, c.critic_lambda if step else 1.0)
+        targets = training.tables[RETURNS].T.gather(1, batch.transitions)
+        baseline = self.network.baseline(batch.condition)
+        advantages = self.network.advantages(batch.condition, batch.actions).squeeze(-1)
+        value_loss = torch.mean((baseline - targets) ** 2)
+        loss = torch.mean((baseline.detach() + advantages - targets) ** 2)
+        norm = training.optimize(self.name, FOLDS * (loss + value_loss), rate)
+        polyak_update(self.network, self.target, c.tau)
+        return {"loss": loss, "value_loss": value_loss, "q": baseline.mean(), "grad_norm": norm}
+
+    @torch.no_grad()
+    def values(self, data: Batches) -> tuple[Tensor, Tensor]:
+        """Every head's in-support value of all states, and its mean over the support: (H, R)."""
+        values, means = [], []
+        for rows in torch.arange(len(data.states), device=data.device).split(STATES_PER_CHUNK):
+            q = self.q_of_support(data, rows)
+            values.append(self._value(q))
+            means.append(q.mean(dim=-1))
+        return torch.cat(values, dim=1), torch.cat(means, dim=1)
+
+    def returns_of(self, data: Batches, values: Tensor, lambda_: float) -> Tensor:
+        """Lambda-returns of every transition for values (R,), (N,)."""
+        next_values = values[1:][data.state_index.to(values.device)]
+        return lambda_returns(
+            data.rewards,
+            data.terminations,
+            data.last_steps,
+            next_values,
+            self.config.gamma,
+            lambda_,
+        )
+
+    def _returns(self, data: Batches, lambda_: float) -> Tensor:
+        columns = [self.returns_of(data, head, lambda_) for head in self.values(data)[0]]
+        return torch.stack(columns, dim=1)
+
+    def _value(self, q: Tensor) -> Tensor:
+        if self.config.critic_value == "expectile":
+            return in_support_expectile(q, self.config.expectile)
+        return in_support_value(q, self.config.beta_q)
+
+
+class Implicit(Learner):
+    """Implicit Q-learning (as in implicit_critic.py), for each fold its own Q and V."""
+
+    def __init__(self, name: str, behavior: Behavior, training: Training) -> None:
+        super().__init__(name, behavior, training, baseline=False, linear=False)
+        c = self.config
+        sizes = [behavior.observation_dim, *c.critic_hidden, 1]
+        value = BatchedMLP(FOLDS, sizes, c.critic_activation, c.critic_layer_norm)
+        self.value = training.add_trained(f"{name}_value", value)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Q, the slowly moving Q, and V."""
+        return *super().networks, f"{self.name}_value"
+
+    def update(self, data: Batches, batch: FoldedBatch, step: int, rate: float) -> Metrics:
+        """One step of V, then of Q towards the new V."""
+        c, training = self.config, self.training
+        with torch.no_grad():
+            q = self.target.every(batch.condition, batch.actions).squeeze(-1)
+        differences = q - self._values(batch.condition)
+        value_loss = expectile_loss(differences, c.expectile)
+        training.optimize(f"{self.name}_value", FOLDS * value_loss, rate)
+        with torch.no_grad():
+            states = self._condition(data, batch.rows.flatten() + 1)
+            terminations = take(data.terminations, batch.transitions).float()
+            values = self._values(states.unflatten(0, batch.rows.shape))
+            targets = td_target(data.rewards[batch.transitions], terminations, values, c.gamma)
+        predicted = self.network.every(batch.condition, batch.actions).squeeze(-1)
+        loss = torch.mean((predicted - targets) ** 2)
+        norm = training.optimize(self.name, FOLDS * loss, rate)
+        polyak_update(self.network, self.target, c.tau)
+        return {"loss": loss, "expectile_loss": value_loss, "q": q.mean(), "grad_norm": norm}
+
+    def _values(self, condition: Tensor) -> Tensor:
+        """V_h, a batch per head: (H, B, S) to (H, B)."""
+        return torch.squeeze(self.value(condition), dim=-1)

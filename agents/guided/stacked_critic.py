@@ -1,0 +1,193 @@
+"""Critics of several kinds, weighted by what they say of episodes that they have not seen.
+
+Every learner has two heads, one for each half of the episodes. A head's advantages are compared
+with the lambda-returns of the other half (cross-fitting). Learners that say nothing of them have
+no weight; where none says anything, Q is the same for all actions and nothing is guided. The
+weights are of stacked regression (Breiman 1996); that they weigh critics is not from a paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.training import Training
+from qgpo.agents.guided.behavior import Behavior
+from qgpo.agents.guided.critic import Critic
+from qgpo.agents.guided.folds import FOLDS, Folds
+from qgpo.agents.guided.learners import STATES_PER_CHUNK, Implicit, Learner, Returns
+from qgpo.agents.guided.support import Support
+from qgpo.diffusion import Metrics
+from qgpo.stacking import Slope, grouped_slope, stacked_weights
+
+SIGNIFICANT = 2.0
+"""standard errors by which a learner's slope must exceed 0"""
+MOST_TRANSITIONS = 100_000
+"""that weigh the learners: whole episodes, the first of a random order"""
+
+
+class Weights(nn.Module):
+    """What each learner is worth, (J,); the last of the J + 1 slopes is that of the whole."""
+
+    weights: Tensor
+    slopes: Tensor
+    errors: Tensor
+    correlations: Tensor
+    measured: Tensor
+
+    def __init__(self, learners: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(learners))
+        for name in ("slopes", "errors", "correlations"):
+            self.register_buffer(name, torch.zeros(learners + 1))
+        self.register_buffer("measured", torch.zeros(()))
+
+    def set(self, weights: Tensor, slopes: Sequence[Slope]) -> None:
+        """Keep what was measured."""
+        self.weights.copy_(weights)
+        self.slopes.copy_(torch.tensor([s.slope for s in slopes]))
+        self.errors.copy_(torch.tensor([s.error for s in slopes]))
+        self.correlations.copy_(torch.tensor([s.correlation for s in slopes]))
+        self.measured.fill_(1.0)
+
+
+class StackedQ(nn.Module):
+    """Q of the whole: normalised states (..., S), actions (..., A) to (...)."""
+
+    def __init__(self, parts: Sequence[nn.Module], stack: Weights) -> None:
+        super().__init__()
+        self.parts, self.stack = nn.ModuleList(parts), stack
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The weighted sum of the learners that have a weight."""
+        weights = self.stack.weights.tolist()
+        kept = [(w, part) for w, part in zip(weights, self.parts, strict=True) if w > 0.0]
+        q = actions.sum(dim=-1) * 0.0  # of this shape, and differentiable
+        for weight, part in kept:
+            q = q + weight * part(observations, actions)
+        return q
+
+
+class StackedCritic(Critic):
+    """The learners, side by side."""
+
+    def __init__(self, behavior: Behavior, support: Support, training: Training) -> None:
+        super().__init__(behavior, support, training)
+        self.outcomes = Returns("critic", behavior, training)
+        self.learners: dict[str, Learner] = {
+            "returns": self.outcomes,
+            "implicit": Implicit("implicit_critic", behavior, training),
+        }
+        self.stack = training.add("critic_weights", Weights(len(self.learners)))
+        self._target = StackedQ([part.target for part in self.learners.values()], self.stack)
+        self._folds: tuple[Batches, Folds] | None = None
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Those of the learners, and their weights."""
+        names = [name for learner in self.learners.values() for name in learner.networks]
+        return *names, "critic_weights"
+
+    @property
+    def target(self) -> nn.Module:
+        """Q as one network."""
+        return self._target
+
+    def folds(self, data: Batches) -> Folds:
+        """The two halves of those data."""
+        if self._folds is None or self._folds[0] is not data:
+            self._folds = data, Folds(data, self.behavior, self.training.seed)
+        return self._folds[1]
+
+    def update(self, data: Batches, step: int) -> Metrics:
+        """One step of each learner."""
+        rate = self._learning_rate(step)
+        batch = self.folds(data).draw(self.training, self.config.critic_batch_size)
+        metrics: Metrics = {}
+        for name, learner in self.learners.items():
+            prefix = "" if learner is self.outcomes else f"{name}_"
+            updated = learner.update(data, batch, step, rate)
+            metrics.update({f"{prefix}{key}": value for key, value in updated.items()})
+        return metrics
+
+    def train(self, data: Batches) -> None:
+        """Train the learners, then weigh them."""
+        before = self.training.progress["critic"]
+        super().train(data)
+        if self.training.progress["critic"] > before or not self.stack.measured:
+            self.stack.set(*self.weigh(data))
+
+    def table_of_q(self, data: Batches) -> Tensor:
+        """Q of every support action, less a function of the state, (R, M)."""
+        table = data.table((len(data.states), self.config.support_actions))
+        weights = self.stack.weights.tolist()
+        for rows in torch.arange(len(table), device=data.device).split(STATES_PER_CHUNK):
+            chunk = table[rows[0] : rows[-1] + 1]
+            for weight, learner in zip(weights, self.learners.values(), strict=True):
+                if weight > 0.0:
+                    q = learner.q_of_support(data, rows).mean(dim=0)
+                    chunk += weight * (q - q.mean(dim=-1, keepdim=True)).to(chunk.device)
+        return table
+
+    # Weights ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def weigh(self, data: Batches) -> tuple[Tensor, list[Slope]]:
+        """Weights (J,) of the learners, and slopes of held-out outcomes: each one's, the whole's.
+
+        An outcome is a transition's lambda-return less the state's value, both by the values of
+        the fold in which the transition is; an advantage is that of the head of the other fold.
+        """
+        folds = self.folds(data)
+        index = self._judges(folds)
+        own, groups = folds.fold[index], folds.groups[index]
+        outcomes = self._outcomes(data, index, own)
+        advantages = self._held_out(data, index, 1 - own)
+        slopes = [grouped_slope(a, outcomes, groups) for a in advantages]
+        kept = [j for j, slope in enumerate(slopes) if slope.t > SIGNIFICANT]
+        weights = torch.zeros(len(advantages), dtype=torch.float64, device=advantages.device)
+        if kept:
+            weights[kept] = stacked_weights(advantages[kept], outcomes)
+        whole = (weights[:, None] * advantages).sum(dim=0)
+        return weights, [*slopes, grouped_slope(whole, outcomes, groups)]
+
+    def _judges(self, folds: Folds) -> Tensor:
+        """Transitions that weigh: all, or whole groups of them in a random order, (K,)."""
+        generator = torch.Generator().manual_seed(self.training.seed)
+        order = torch.randperm(int(folds.groups[-1]) + 1, generator=generator)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        sizes = torch.bincount(folds.groups.cpu(), minlength=len(order))[order].cumsum(0)
+        groups = max(2, int((sizes <= MOST_TRANSITIONS).sum()))
+        kept = place.to(folds.groups.device)[folds.groups] < groups
+        return torch.nonzero(kept).squeeze(1)
+
+    def _outcomes(self, data: Batches, index: Tensor, fold: Tensor) -> Tensor:
+        """Lambda-returns of those transitions less the state's value, by their own fold, (K,)."""
+        values, means = self.outcomes.values(data)
+        lambda_, rows = self.config.critic_lambda, take(data.state_index, index)
+        of_heads = torch.stack(
+            [
+                self.outcomes.returns_of(data, values[head], lambda_)[index] - means[head][rows]
+                for head in range(FOLDS)
+            ]
+        )
+        return of_heads.gather(0, fold[None]).squeeze(0)
+
+    def _held_out(self, data: Batches, index: Tensor, head: Tensor) -> Tensor:
+        """Advantages of the actions that were taken, by the given heads, (J, K)."""
+        parts = []
+        for chunk, heads in zip(
+            index.split(STATES_PER_CHUNK), head.split(STATES_PER_CHUNK), strict=True
+        ):
+            rows = take(data.state_index, chunk)
+            condition = self.behavior.condition(data, rows)
+            support = take(self.training.tables["support"], rows)
+            actions = torch.cat([take(self.folds(data).actions, chunk)[:, None], support], dim=1)
+            q = torch.stack([part.q(condition, actions) for part in self.learners.values()])
+            advantage = q[..., 0] - q[..., 1:].mean(dim=-1)
+            parts.append(advantage.gather(1, heads.expand(len(q), 1, -1)).squeeze(1))
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,52 @@
+"""The two halves of the episodes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from factory import make_dataset
+
+from qgpo import QGPO
+from qgpo.agents.guided.folds import Folds
+
+
+def folds(lengths, seed=0):
+    agent = QGPO(seed=seed, device="cpu")
+    data = agent.prepare(make_dataset(lengths))
+    return Folds(data, agent.behavior, seed), agent
+
+
+def test_every_episode_is_in_one_half():
+    found, _ = folds((3, 1, 4, 2, 5, 6, 2))
+    episodes = torch.arange(7).repeat_interleave(torch.tensor([3, 1, 4, 2, 5, 6, 2]))
+    assert torch.equal(found.groups, episodes)
+    sides = [set(episodes[m].tolist()) for m in found.members]
+    assert sides[0] | sides[1] == set(range(7))
+    assert not sides[0] & sides[1]
+    assert {len(side) for side in sides} == {3, 4}
+
+
+def test_the_halves_depend_on_the_seed_alone():
+    lengths = (2,) * 40
+    first, again, other = folds(lengths)[0], folds(lengths)[0], folds(lengths, seed=1)[0]
+    assert torch.equal(first.fold, again.fold)
+    assert not torch.equal(first.fold, other.fold)
+
+
+@pytest.mark.parametrize("lengths", [(50,), (30, 30, 3)])
+def test_few_episodes_are_cut_into_stretches(lengths):
+    found, _ = folds(lengths)
+    assert int(found.groups.max()) == 19
+    assert bool((found.groups.diff() >= 0).all())
+    assert abs(len(found.members[0]) - len(found.members[1])) < 10
+
+
+def test_one_transition_is_in_both():
+    found, agent = folds((1,))
+    assert found.draw(agent.training, 3).transitions.tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_each_head_draws_from_its_half():
+    found, agent = folds((5, 5, 5, 5, 5))
+    drawn = found.draw(agent.training, 500).transitions
+    assert [set(row.tolist()) for row in drawn] == [set(m.tolist()) for m in found.members]
