@@ -76,11 +76,6 @@ class QGPOConfig(GuidedPolicyConfig):
         if issubclass(guidance_class(self.guidance), Weighted):
             choices = sorted(n for n, kind in GUIDANCES.items() if not issubclass(kind, Weighted))
             raise ValueError(f"guidance={self.guidance!r}, expected one of {choices}; QIPO has it")
-        if self.critic == "agreement" and guidance_class(self.guidance).needs_energy:
-            raise ValueError(
-                f"guidance={self.guidance!r} differentiates one Q, and critic='agreement' has two: "
-                "choose critic='support' or critic='implicit'"
-            )
 
 
 LAPTOP_ENERGY: dict[str, Any] = {
@@ -239,8 +234,10 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
     # Acting -------------------------------------------------------------------------------
 
-    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient]:
+    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
         """The behavior model, and the gradient of f_t times the trust in each state."""
+        if not self.critic.ranks:
+            return self.behavior.average, None
         if not self.config.trust_power or scale == 0.0:
             return self.behavior.average, self.energy.gradient
         trust: Tensor = self.trust(condition)[:, None]

@@ -73,11 +73,6 @@ def check_ranks(agent: Agent) -> None:
         kinds = (GuidedPolicy, *TWIN_CRITICS)
         known = [name for name, kind in AGENTS.items() if issubclass(kind, kinds)]
         raise ValueError(f"a {agent.name} agent has no Q to rank by, expected one of {known}")
-    if guided and agent.config.critic == "agreement":
-        raise ValueError(
-            "critic='agreement' has two Q, and what both say is known of support actions alone: "
-            "measure agents with critic='support' and critic='implicit'"
-        )
 
 
 def values_of(agent: Agent, observations: Tensor, actions: Tensor) -> NDArray[np.float64]:

@@ -23,6 +23,8 @@ benchmark's <results>/<cell>.json: the same without args, and
     evaluations         guidance_scale, env_id, returns, lengths, seeds, cut, mean, interval, score,
                         score_interval, reference, successes
     guidance_tuning     scales, returns, left_data, best; only where the scale was tuned
+    verdict             confirmed, correlation, standard_errors, weights, text: whether guidance can
+                        be trusted on these data; only where the critic knows
 
 Documents of version 1 are read as if they were of version 2.
 """

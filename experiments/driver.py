@@ -27,7 +27,7 @@ from qgpo.agents.core.checkpoint import CheckpointWriteError
 from qgpo.agents.core.config import longer
 from qgpo.agents.core.speed import measure_speed
 from qgpo.agents.core.training import on_signals, until_done
-from qgpo.agents.guided import GuidanceTuning, is_guided
+from qgpo.agents.guided import GuidanceTuning, GuidedPolicy, Verdict, is_guided
 from qgpo.agents.registry import adopt_from, agent_class
 from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales
@@ -337,6 +337,8 @@ class Run:
         if agent.training.interrupted:  # after the last step
             raise KeyboardInterrupt("stopped when the training had ended")
         print(f"trained in {self.clock.seconds['wall_seconds']:.0f} s", flush=True)
+        if self.verdict is not None:
+            print(f"guidance: {self.verdict}", flush=True)
 
     def _close_logger(self) -> None:
         """Write what was logged last; training does not depend on it."""
@@ -378,6 +380,11 @@ class Run:
         """Write the checkpoint, where the folder is still ours."""
         self.folder.check_held()
         self.agent.save(self.folder.checkpoint)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether guidance can be trusted on these data, where the critic knows."""
+        return self.agent.verdict if isinstance(self.agent, GuidedPolicy) else None
 
     def tune(self) -> None:
         """Choose the guidance scale from the data, if asked for; the checkpoint keeps it."""
@@ -437,6 +444,7 @@ class Run:
             "evaluation_seconds": round(seconds, 2),
             "evaluations": documents.evaluations_to_json(self.evaluations),
             **tuning,
+            **({} if self.verdict is None else {"verdict": self.verdict.as_dict()}),
             **ended,
         }
         folder.check_held()

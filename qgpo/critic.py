@@ -52,18 +52,6 @@ def expectile_loss(differences: Tensor, expectile: float) -> Tensor:
     return torch.mean(weights * differences**2)
 
 
-def agreed_advantages(first: Tensor, second: Tensor) -> Tensor:
-    """What two critics' Q over the same actions (..., M) agree on: advantages, (..., M).
-
-    An advantage is Q minus its mean over the actions. Where both have one sign it is the smaller
-    of the two, else 0. Q and any multiple of Q agree on the smaller multiple.
-    """
-    a = first - first.mean(dim=-1, keepdim=True)
-    b = second - second.mean(dim=-1, keepdim=True)
-    agreed = torch.minimum(a.abs(), b.abs()) * torch.sign(a)
-    return torch.where(a * b > 0.0, agreed, torch.zeros_like(agreed))
-
-
 def td_target(rewards: Tensor, terminations: Tensor, next_values: Tensor, gamma: float) -> Tensor:
     """One step: r + gamma (1 - terminated) V(s'); a truncation does not cut it. Shapes (B,)."""
     return rewards + gamma * (1.0 - terminations) * next_values

@@ -5,6 +5,8 @@ Behavior, support, critic, tuning, adoption; of the last two also how they choos
 The last stage, and how an agent acts, belong in the agent's own file.
 """
 
+from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import GuidanceTuning, Guided, is_guided
+from qgpo.agents.guided.verdict import Verdict
 
-__all__ = ["GuidanceTuning", "Guided", "is_guided"]
+__all__ = ["GuidanceTuning", "Guided", "GuidedPolicy", "Verdict", "is_guided"]

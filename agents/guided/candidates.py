@@ -34,14 +34,6 @@ class CandidatesConfig(GuidedPolicyConfig):
     num_samples: Annotated[int, Range(1, 100_000)] = 32
     """N, actions drawn per observation when acting; 1 is imitation"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.critic == "agreement":
-            raise ValueError(
-                "critic='agreement' is known of support actions alone, not of those that are drawn "
-                "while acting: choose critic='support' or critic='implicit'"
-            )
-
 
 CandidatesConfigT = TypeVar("CandidatesConfigT", bound=CandidatesConfig)
 Normal = Callable[..., Tensor]

@@ -23,7 +23,7 @@ from qgpo.schedule import SCHEDULES
 from qgpo.solver import SOLVERS, SPACINGS, STOCHASTIC
 
 TrustPower = Annotated[float, Range(0.0, 1e3)]
-CRITICS = ("support", "implicit", "agreement", "stacked")
+CRITICS = ("support", "implicit", "stacked")
 LAST_STAGE = "no stage before the last one reads it"
 AFTER_BEHAVIOR = "no stage before the support reads it"
 
@@ -65,8 +65,8 @@ class GuidedPolicyConfig:
     # Critic
     critic: Annotated[str, OneOf(CRITICS), AFTER_BEHAVIOR] = "support"
     """how actions are ranked: support (in-support Q-learning, the paper's), implicit (implicit
-    Q-learning), agreement (what both say, where they have one sign) or stacked (critics of three
-    kinds, weighted by what they say of episodes that they have not seen)"""
+    Q-learning) or stacked (both kinds, weighted by what they say of episodes that they have not
+    seen)"""
     critic_hidden: Annotated[tuple[int, ...], AFTER_BEHAVIOR] = (256, 256, 256)
     """layers of each Q network"""
     critic_activation: Annotated[str, OneOf(ACTIVATIONS), AFTER_BEHAVIOR] = "relu"
@@ -138,12 +138,7 @@ class GuidedPolicyConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.critic == "agreement" and self.q_unit != "spread":
-            raise ValueError(
-                f"critic='agreement' has no unit of reward: q_unit={self.q_unit!r}, expected "
-                "'spread'"
-            )
-        if self.critic != "support" and self.implicit_actions > self.support_actions:
+        if self.critic == "implicit" and self.implicit_actions > self.support_actions:
             raise ValueError(
                 f"implicit_actions={self.implicit_actions}, expected at most "
                 f"support_actions={self.support_actions}: there are no more"

@@ -2,15 +2,13 @@
 
 critic="support"    in-support Q-learning, the paper's          support_critic.py
 critic="implicit"   implicit Q-learning                         implicit_critic.py
-critic="agreement"  what both say, where they agree in sign     agreement.py
-critic="stacked"    three kinds, weighted by episodes unseen    stacked_critic.py, learners.py
+critic="stacked"    both kinds, weighted by unseen episodes     stacked_critic.py, learners.py
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +26,6 @@ class Critic(ABC):
 
     There the actions that a state's behavior takes differ by about one, however narrow it is.
     """
-
-    tables: ClassVar[int] = 1
-    """of Q, (R, M), that `table_of_q` fills at a time"""
 
     def __init__(self, behavior: Behavior, support: Support, training: Training) -> None:
         self.config = behavior.config
@@ -57,6 +52,11 @@ class Critic(ABC):
     @abstractmethod
     def table_of_q(self, data: Batches) -> Tensor:
         """Q of every support action, (R, M)."""
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it tells a state's actions apart; where it does not, nothing is guided."""
+        return True
 
     def train(self, data: Batches) -> None:
         """The whole stage."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qgpo.agents.core.training import Training
-from qgpo.agents.guided.agreement import Agreement
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.critic import Critic
 from qgpo.agents.guided.implicit_critic import ImplicitCritic
@@ -14,7 +13,6 @@ from qgpo.agents.guided.support_critic import SupportCritic
 BY_NAME: dict[str, type[Critic]] = {
     "support": SupportCritic,
     "implicit": ImplicitCritic,
-    "agreement": Agreement,
     "stacked": StackedCritic,
 }
 

@@ -33,6 +33,7 @@ from qgpo.agents.guided.critics import make_critic
 from qgpo.agents.guided.folds import FOLDS
 from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
+from qgpo.agents.guided.verdict import Verdict, verdict_of
 from qgpo.density import mode_of_samples
 from qgpo.diffusion import Diffusion, GuidanceGradient
 from qgpo.envs.data.dataset import OfflineDataset
@@ -113,7 +114,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     def _train(self, dataset: OfflineDataset) -> None:
         if not self.is_trained:
             data = self.prepare(dataset)
-            self.support.check_space(data, self.critic.tables)  # before the hours of two stages
+            self.support.check_space(data)  # before the hours of two stages
             self.train_whitening(dataset)
             self.train_behavior(dataset)
             self.generate_support(dataset)
@@ -274,6 +275,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         set_generator(training.generator, states[adoption.LAST_STATE], seed)
 
     tune_guidance = tune_guidance
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether the data say that guidance can be trusted; None where the critic cannot know."""
+        return verdict_of(self.critic) if self.is_trained else None
 
     @property
     def guidance_scale(self) -> float:

@@ -96,6 +96,11 @@ class StackedCritic(Critic):
         """Q as one network."""
         return self._target
 
+    @property
+    def ranks(self) -> bool:
+        """Whether unseen episodes confirmed a learner."""
+        return bool(self.stack.weights.any())
+
     def folds(self, data: Batches) -> Folds:
         """The two halves of those data."""
         if self._folds is None or self._folds[0] is not data:

@@ -44,11 +44,11 @@ class Support:
         """States whose actions are drawn in one call."""
         return max(1, ROWS_PER_CHUNK // self.config.support_actions)
 
-    def check_space(self, data: Batches, tables_of_q: int) -> None:
+    def check_space(self, data: Batches) -> None:
         """Raise DiskFullError where the table, and the critic's of the same rows, do not fit."""
         if "support" not in self.training.tables:
             shape = (len(data.states), self.config.support_actions)
-            data.check_tables((*shape, data.actions.shape[-1]), *[shape] * tables_of_q)
+            data.check_tables((*shape, data.actions.shape[-1]), shape)
 
     def chunks(self, data: Batches) -> int:
         """Steps of the stage."""

@@ -6,11 +6,11 @@ import pytest
 from agent_tester import CHECKS, Subject
 from factory import (
     AEPO_CONFIGS,
-    AGREEMENT,
     BEST_OF_N_CONFIGS,
     CONFIGS,
     QIPO_CONFIGS,
     SIR_CONFIGS,
+    STACKED,
     WHITENED,
 )
 
@@ -34,7 +34,7 @@ SUBJECTS = {
     "QGPO": {
         **CONFIGS,
         "qgf": replace(WHITENED, guidance="qgf", beta=0.1, guidance_bound=1.0),
-        "agreement": AGREEMENT,
+        "stacked": STACKED,
     },
     "AEPO": AEPO_CONFIGS,
     "QIPO": QIPO_CONFIGS,

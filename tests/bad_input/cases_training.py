@@ -140,15 +140,8 @@ CASES = [
         MAKE,
         "an unknown critic",
         ValueError,
-        "critic='iql', expected one of ['agreement', 'implicit', 'support']",
+        "critic='iql', expected one of ['implicit', 'stacked', 'support']",
         config(critic="iql"),
-    ),
-    Case(
-        MAKE,
-        "an agreement of critics in units of reward",
-        ValueError,
-        "critic='agreement' has no unit of reward: q_unit='reward', expected 'spread'",
-        config(critic="agreement", q_unit="reward"),
     ),
     Case(
         MAKE,
@@ -156,14 +149,6 @@ CASES = [
         ValueError,
         "implicit_actions=17, expected at most support_actions=16: there are no more",
         config(critic="implicit", support_actions=16, implicit_actions=17),
-    ),
-    Case(
-        MAKE,
-        "an agreement of critics where one Q is differentiated",
-        ValueError,
-        "guidance='dps' differentiates one Q, and critic='agreement' has two: choose "
-        "critic='support' or critic='implicit'",
-        config(critic="agreement", q_unit="spread", guidance="dps"),
     ),
     Case(
         MAKE,
@@ -220,14 +205,6 @@ CASES = [
         ValueError,
         "num_samples=0, expected in [1, 100000]",
         lambda: BestOfNConfig(num_samples=0),
-    ),
-    Case(
-        MAKE,
-        "an agreement of critics where drawn actions are ranked",
-        ValueError,
-        "critic='agreement' is known of support actions alone, not of those that are drawn while "
-        "acting: choose critic='support' or critic='implicit'",
-        lambda: BestOfNConfig(critic="agreement", q_unit="spread"),
     ),
     Case(
         MAKE,

@@ -13,7 +13,6 @@ import pytest
 import torch
 from factory import (
     AEPO_CONFIGS,
-    AGREEMENT,
     BEST_OF_N_CONFIGS,
     QIPO_CONFIGS,
     ROOT,
@@ -446,15 +445,6 @@ def saved_run(tmp_path, agent):
 def few(part, folder, **changes):
     one = {"states": 2, "actions": 2, "guided_samples": 1, "n_envs": 5, "horizon": 2}
     return arguments(part, folder, **{**one, "data": False, **changes})
-
-
-def test_an_agent_without_one_q_is_refused_before_anything_is_played(part, tmp_path, monkeypatch):
-    spec = replace(gym.spec("Pendulum-v1"), max_episode_steps=12)
-    agent = trained("QGPO", AGREEMENT, action_space=TORQUES, env_spec=spec)
-    args = few(part, saved_run(tmp_path, agent))
-    monkeypatch.setattr(part("ranking"), "find_starts", None)
-    with pytest.raises(SystemExit, match="error: critic='agreement' has two Q"):
-        part("ranking").cli(["--run", str(args.run[0]), "--no-data", "--out", str(args.out)])
 
 
 def test_a_maze(part, tmp_path):

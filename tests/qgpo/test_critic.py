@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from qgpo.critic import (
-    agreed_advantages,
     critic_loss,
     expectile_loss,
     in_support_expectile,
@@ -31,22 +30,6 @@ def test_in_support_value_limits(beta_q, expected):
     value = in_support_value(q, beta_q)
     assert value.shape == (3, 2)
     torch.testing.assert_close(value, torch.full((3, 2), expected))
-
-
-def test_critics_agree_on_the_smaller_advantage_of_one_sign():
-    first = torch.tensor([[5.0, 6.0, 10.0], [1.0, 1.0, 1.0]])  # advantages -2, -1, 3 and none
-    second = torch.tensor([[-1.0, 1.5, 1.0], [-4.0, 0.0, 4.0]])  # advantages -1.5, 1, 0.5
-    agreed = agreed_advantages(first, second)
-    torch.testing.assert_close(agreed, torch.tensor([[-1.5, 0.0, 0.5], [0.0, 0.0, 0.0]]))
-    torch.testing.assert_close(agreed_advantages(second, first), agreed)
-
-
-def test_a_critic_agrees_with_itself_and_not_with_its_opposite():
-    q = torch.tensor([[0.0, 2.0, 7.0]])
-    advantages = torch.tensor([[-3.0, -1.0, 4.0]])
-    torch.testing.assert_close(agreed_advantages(q, q), advantages)
-    torch.testing.assert_close(agreed_advantages(q, 10.0 * q + 5.0), advantages)
-    torch.testing.assert_close(agreed_advantages(q, -q), torch.zeros(1, 3))
 
 
 def test_target_is_cut_on_termination_only():

@@ -72,7 +72,7 @@ PAPER_LIKE = replace(
     solver_steps=3,
 )
 CONFIGS = {"whitened": WHITENED, "paper-like": PAPER_LIKE}
-AGREEMENT = replace(WHITENED, critic="agreement", q_unit="spread", beta=1.0)
+STACKED = replace(WHITENED, critic="stacked", q_unit="spread", beta=1.0)
 AEPO_CONFIGS = {
     guidance: AEPOConfig(**asdict(replace(WHITENED, guidance=guidance, beta=0.1)))
     for guidance in ("aepo", "analytic")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from factory import (
     AEPO_CONFIGS,
-    AGREEMENT,
     BEST_OF_N_CONFIGS,
     QIPO_CONFIGS,
     SIR_CONFIGS,
+    STACKED,
     WHITENED,
     make_dataset,
     mapped,
@@ -31,8 +31,8 @@ AGENTS = {
     "mse": lambda: QGPO(WHITENED, guidance="mse", seed=2, device="cpu"),
     "dps": lambda: QGPO(WHITENED, guidance="dps", seed=2, device="cpu"),
     "qgf": lambda: QGPO(WHITENED, guidance="qgf", seed=2, device="cpu"),
-    "agreement": lambda: QGPO(AGREEMENT, seed=2, device="cpu"),
-    "agreement mse": lambda: QGPO(AGREEMENT, guidance="mse", seed=2, device="cpu"),
+    "stacked": lambda: QGPO(STACKED, seed=2, device="cpu"),
+    "stacked mse": lambda: QGPO(STACKED, guidance="mse", seed=2, device="cpu"),
     "AEPO": lambda: AEPO(AEPO_CONFIGS["aepo"], seed=2, device="cpu"),
     "QIPO": lambda: QIPO(QIPO_CONFIGS["diffusion"], seed=2, device="cpu"),
     "SIR": lambda: SIR(SIR_CONFIGS["mean"], seed=2, device="cpu"),
@@ -81,7 +81,7 @@ def same_agents(first, second):
         ("cep", "SIR"),
         ("SIR", "BestOfN"),
         ("BestOfN", "cep"),
-        ("agreement", "agreement mse"),
+        ("stacked", "stacked mse"),
     ],
 )
 def test_adopting_equals_training_from_scratch(donor, name, scratch):
@@ -128,7 +128,7 @@ def test_what_only_the_last_stage_and_acting_read_may_differ(scratch):
 
 OTHER_CRITICS = {
     "another kind": {"critic": "implicit"},
-    "two critics": {"critic": "agreement", "q_unit": "spread", "beta": 1.0},
+    "two critics": {"critic": "stacked", "q_unit": "spread", "beta": 1.0},
     "another target": {"critic_lambda": 0.5, "gamma": 0.9},
     "other rewards": {"reward_tuning": "none"},
     "another support": {"support_actions": 4, "solver": "ddim"},

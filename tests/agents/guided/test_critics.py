@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from bandits import bandit
-from factory import AGREEMENT, WHITENED, make_dataset
-from torch import nn
+from factory import WHITENED
 
 from qgpo import QGPO
 from qgpo.agents.guided.config import CRITICS
@@ -71,60 +69,3 @@ def test_v_is_the_expectile_over_support_actions_where_they_are_asked_for():
     support = probe.behavior.whitening.encode(condition, actions).detach()
     agent = with_critic(config, data, support)
     assert value(agent) == pytest.approx(0.25, abs=0.06)
-
-
-class Known(nn.Module):
-    """A Q of the coordinate z."""
-
-    def __init__(self, q):
-        super().__init__()
-        self.q = q
-
-    def forward(self, condition, z):
-        return self.q(z).squeeze(-1)
-
-
-@pytest.mark.parametrize(
-    ("second", "expected"),
-    [
-        pytest.param(lambda z: 10.0 * z + 3.0, lambda z: z, id="a multiple"),
-        pytest.param(lambda z: -z, lambda z: 0.0 * z, id="the opposite"),
-        pytest.param(lambda z: z.abs(), None, id="another"),
-    ],
-)
-def test_the_agreement_has_the_units_of_both(second, expected):
-    data = make_dataset()
-    agent = with_critic(AGREEMENT, data)
-    agent.critic.first._target = Known(lambda z: 5.0 * z)
-    agent.critic.second._target = Known(second)
-    support = agent.tables["support"]
-    support.copy_(torch.randn(support.shape, generator=torch.Generator().manual_seed(0)))
-    z = support.squeeze(-1)
-    table = agent.critic.table_of_q(agent.prepare(data))
-    advantages = (z - z.mean(-1, keepdim=True)) / z.std(-1).mean()
-    assert float(agent.critic.scale(table)) == 1.0
-    if expected is not None:
-        torch.testing.assert_close(table, expected(advantages))
-        return
-    absolute = z.abs()
-    other = (absolute - absolute.mean(-1, keepdim=True)) / absolute.std(-1).mean()
-    same = advantages * other > 0.0
-    assert 0 < int(same.sum()) < same.numel()
-    assert torch.equal(table != 0.0, same)
-    smaller = torch.minimum(advantages.abs(), other.abs()) * advantages.sign()
-    torch.testing.assert_close(table[same], smaller[same])
-
-
-def test_an_agreement_is_no_network():
-    agent = with_critic(AGREEMENT, make_dataset())
-    with pytest.raises(RuntimeError, match="no common Q"):
-        _ = agent.critic.target
-
-
-def test_both_critics_learn_and_say_so():
-    agent = QGPO(AGREEMENT, device="cpu")
-    agent.training.history = {stage: [] for stage in agent.stages}
-    agent.learn(make_dataset(), log_interval=1)
-    row = agent.training.history["critic"][-1]
-    assert {"loss", "grad_norm", "implicit_loss", "implicit_expectile_loss"} <= set(row)
-    assert all(math.isfinite(number) for number in row.values())

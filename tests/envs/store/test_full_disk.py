@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factory import AGREEMENT, CONFIGS, make_dataset, mapped, numbered_episodes, write_buffers
+from factory import CONFIGS, make_dataset, mapped, numbered_episodes, write_buffers
 from minari.data_collector import EpisodeBuffer
 
 from qgpo import QGPO, load_dataset
@@ -155,25 +155,6 @@ def test_training_from_a_map_asks_for_its_tables_first(monkeypatch):
     monkeypatch.setattr("qgpo.agents.guided.policy.GuidedPolicy.train_whitening", None)
     with pytest.raises(disk.DiskFullError, match=r"tables of the training.*support_actions"):
         QGPO(CONFIGS["whitened"], device="cpu").learn(dataset)
-
-
-def test_two_critics_ask_for_two_tables(monkeypatch):
-    dataset = mapped(make_dataset())
-    rows, m, floats = len(dataset.states), AGREEMENT.support_actions, dataset.actions.shape[1] + 1
-    monkeypatch.setattr(disk, "free_bytes", lambda folder: 4 * rows * m * floats)
-    monkeypatch.setattr("qgpo.agents.guided.policy.GuidedPolicy.train_whitening", trains)
-    with pytest.raises(TrainsError):
-        QGPO(CONFIGS["whitened"], device="cpu").learn(dataset)
-    with pytest.raises(disk.DiskFullError, match=r"tables of the training"):
-        QGPO(AGREEMENT, device="cpu").learn(dataset)
-
-
-class TrainsError(Exception):
-    pass
-
-
-def trains(*_):
-    raise TrainsError
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the free space is compared")

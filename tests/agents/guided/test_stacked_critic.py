@@ -1,0 +1,134 @@
+"""The stacked critic: what each learner says, and how much the other half believes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from bandits import bandit
+from factory import STACKED, make_dataset
+
+from qgpo import QGPO
+
+UNIFORM = np.random.default_rng(0).permutation(np.linspace(-1.0, 1.0, 400))
+LEARNING = replace(
+    STACKED,
+    critic_hidden=(32, 32),
+    critic_steps=300,
+    critic_batch_size=128,
+    critic_learning_rate=3e-3,
+    target_every=100,
+    expectile=0.5,
+    tau=0.05,
+    reward_tuning="none",
+    support_actions=16,
+)
+
+
+def trained(data, config=LEARNING, seed=0):
+    """An agent that has been trained up to its critic."""
+    agent = QGPO(config, seed=seed, device="cpu")
+    agent.train_behavior(data)
+    agent.generate_support(data)
+    agent.train_critic(data)
+    return agent
+
+
+def with_rewards(rewards):
+    return bandit(UNIFORM, rewards)
+
+
+@pytest.fixture(scope="module")
+def confident():
+    """Reward 2a with noise."""
+    noise = np.random.default_rng(1).normal(size=400)
+    return trained(with_rewards(2.0 * UNIFORM + 0.5 * noise))
+
+
+def test_q_is_calibrated_where_the_other_half_confirms_it(confident):
+    stack = confident.critic.stack
+    assert float(stack.slopes[-1] / stack.errors[-1]) > 10.0
+    assert float(stack.correlations[-1]) == pytest.approx(2 / math.sqrt(3) / 1.258, abs=0.05)
+    condition = torch.zeros(5, 1)
+    actions = torch.linspace(-0.8, 0.8, 5)[:, None]
+    z = confident.behavior.whitening.encode(condition, actions)
+    with torch.no_grad():
+        q = confident.critic.target(condition, z)
+    torch.testing.assert_close(q - q.mean(), 2.0 * actions[:, 0], atol=0.25, rtol=0.0)
+
+
+def test_the_table_is_q_of_the_support_less_its_mean(confident):
+    data = confident._batches
+    table = confident.critic.table_of_q(data)
+    condition = confident.behavior.condition(data, torch.arange(len(table)))[:, None]
+    with torch.no_grad():
+        q = confident.critic.target(condition, confident.tables["support"])
+    torch.testing.assert_close(table, q - q.mean(-1, keepdim=True), atol=1e-5, rtol=1e-5)
+
+
+def test_noise_has_no_weight_and_guides_nobody():
+    noise = with_rewards(np.random.default_rng(2).normal(size=400))
+    agent = trained(noise)
+    stack = agent.critic.stack
+    assert float(stack.measured) == 1.0
+    assert stack.weights.tolist() == [0.0, 0.0]
+    assert not bool(agent.critic.table_of_q(agent._batches).any())
+    agent.train_energy(noise)
+    agent.guidance_scale = 5.0
+    guided = agent.predict(np.zeros((4, 1)), deterministic=True)[0]
+    agent.guidance_scale = 0.0
+    imitated = agent.predict(np.zeros((4, 1)), deterministic=True)[0]
+    np.testing.assert_array_equal(guided, imitated)
+
+
+def test_a_head_has_not_seen_the_other_half():
+    rewards = 2.0 * UNIFORM
+    first = trained(with_rewards(rewards), replace(LEARNING, critic_steps=20))
+    fold = first.critic.folds(first._batches).fold.numpy()
+    changed = np.where(fold == 0, rewards, np.random.default_rng(3).normal(size=400))
+    second = trained(with_rewards(changed), replace(LEARNING, critic_steps=20))
+    assert np.array_equal(fold, second.critic.folds(second._batches).fold.numpy())
+    for name in ("critic", "critic_target", "implicit_critic", "implicit_critic_value"):
+        pairs = list(
+            zip(first.networks[name].parameters(), second.networks[name].parameters(), strict=True)
+        )
+        assert all(torch.equal(a[0], b[0]) for a, b in pairs)
+        assert not all(torch.equal(a[1], b[1]) for a, b in pairs)
+
+
+def test_a_learner_that_says_nothing_is_left_out(confident):
+    learners = confident.critic.learners
+    held_out = confident.critic._held_out
+    confident.critic._held_out = lambda *args: held_out(*args) * torch.tensor([[1.0], [-1.0]])
+    try:
+        weights, slopes = confident.critic.weigh(confident._batches)
+    finally:
+        del confident.critic._held_out
+    assert len(slopes) == len(learners) + 1
+    assert weights[1] == 0.0 < weights[0]
+    assert slopes[-1].slope == pytest.approx(1.0)
+
+
+def test_weights_are_measured_once_training_has_ended_and_are_kept(tmp_path):
+    data = make_dataset()
+    agent = QGPO(STACKED, device="cpu")
+    agent.learn(data, lambda scope, _: scope["self"].progress["critic"] < 3)
+    assert float(agent.critic.stack.measured) == 0.0
+    agent.learn(data, reset_num_timesteps=False)
+    assert float(agent.critic.stack.measured) == 1.0
+    agent.save(tmp_path / "agent.zip")
+    loaded = QGPO.load(tmp_path / "agent.zip", device="cpu")
+    for name, value in agent.critic.stack.state_dict().items():
+        assert torch.equal(loaded.critic.stack.state_dict()[name], value)
+
+
+def test_both_learners_say_how_they_learn():
+    agent = QGPO(STACKED, device="cpu")
+    agent.training.history = {stage: [] for stage in agent.stages}
+    agent.learn(make_dataset(), log_interval=1)
+    row = agent.training.history["critic"][-1]
+    assert {"loss", "value_loss", "implicit_loss", "implicit_expectile_loss"} <= set(row)
+    assert all(math.isfinite(number) for number in row.values())
