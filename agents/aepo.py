@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qgpo.agents.guided.config import LAPTOP
+from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT
 from qgpo.agents.qgpo import LAPTOP_ENERGY, QGPO, QGPOConfig
 
 
@@ -49,4 +49,5 @@ class AEPO(QGPO):
     presets: ClassVar[dict[str, QGPOConfig]] = {
         "paper": AEPOConfig(),
         "laptop": AEPOConfig(**{**LAPTOP, **LAPTOP_ENERGY, "energy_steps": 1_000}),
+        "laptop-support": AEPOConfig(**{**LAPTOP_SUPPORT, **LAPTOP_ENERGY, "energy_steps": 1_000}),
     }

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, Normal, gain
-from qgpo.agents.guided.config import LAPTOP
+from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT
 from qgpo.diffusion import Metrics
 
 
@@ -46,6 +46,7 @@ class BestOfN(Candidates[BestOfNConfig]):
     presets: ClassVar[dict[str, BestOfNConfig]] = {
         "paper": BestOfNConfig(),
         "laptop": BestOfNConfig(**LAPTOP),
+        "laptop-support": BestOfNConfig(**LAPTOP_SUPPORT),
     }
 
     def _measure(self, q: Tensor) -> Metrics:

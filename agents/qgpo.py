@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Steps
-from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig, TrustPower
+from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, GuidedPolicyConfig, TrustPower
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import Trust
 from qgpo.diffusion import Diffusion, GuidanceGradient
@@ -96,6 +96,7 @@ LAPTOP_TRUST: dict[str, Any] = {
 PRESETS: dict[str, QGPOConfig] = {
     "paper": QGPOConfig(),
     "laptop": QGPOConfig(**{**LAPTOP, **LAPTOP_ENERGY, **LAPTOP_TRUST}),
+    "laptop-support": QGPOConfig(**{**LAPTOP_SUPPORT, **LAPTOP_ENERGY, **LAPTOP_TRUST}),
 }
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Period, Steps
 from qgpo.agents.core.training import average
-from qgpo.agents.guided.config import LAPTOP, GuidedPolicyConfig
+from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.data.dataset import OfflineDataset
@@ -66,6 +66,8 @@ QIPO_PRESETS: dict[str, QIPOConfig] = {
     "paper-flow": QIPOConfig(**FLOW),
     "laptop": QIPOConfig(**{**LAPTOP, **LAPTOP_POLICY}),
     "laptop-flow": QIPOConfig(**{**LAPTOP, **LAPTOP_POLICY, **FLOW}),
+    "laptop-support": QIPOConfig(**{**LAPTOP_SUPPORT, **LAPTOP_POLICY}),
+    "laptop-flow-support": QIPOConfig(**{**LAPTOP_SUPPORT, **LAPTOP_POLICY, **FLOW}),
 }
 
 

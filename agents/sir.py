@@ -25,7 +25,7 @@ from torch import Tensor
 
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, Normal, gain
-from qgpo.agents.guided.config import LAPTOP, TrustPower
+from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, TrustPower
 from qgpo.agents.guided.policy import SAMPLES_OF_MODE, InverseTemperature
 from qgpo.agents.qgpo import LAPTOP_TRUST
 from qgpo.density import Trust, mode_of_samples
@@ -58,6 +58,7 @@ class SIR(Candidates[SIRConfig]):
     presets: ClassVar[dict[str, SIRConfig]] = {
         "paper": SIRConfig(),
         "laptop": SIRConfig(**{**LAPTOP, **LAPTOP_TRUST}),
+        "laptop-support": SIRConfig(**{**LAPTOP_SUPPORT, **LAPTOP_TRUST}),
     }
 
     def _build_last(self) -> None:

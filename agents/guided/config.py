@@ -157,11 +157,13 @@ LAPTOP: dict[str, Any] = {
     "normalize_observations": True,
     "support_actions": 16,
     "support_solver_steps": 6,
+    "critic": "stacked",
     "critic_hidden": (256, 256),
     "critic_layer_norm": True,
-    "critic_baseline": True,
-    "critic_steps": 6_000,
-    "critic_learning_rate": 2e-3,
+    "critic_steps": 12_000,
+    "critic_learning_rate": 1e-3,
+    "tau": 0.01,
+    "expectile": 0.9,
     "critic_lambda": 0.9,
     "target_every": 2_000,
     "reward_tuning": "unit",
@@ -173,3 +175,13 @@ LAPTOP: dict[str, Any] = {
     "solver_steps": 8,
 }
 """of every laptop preset of the family"""
+LAPTOP_SUPPORT: dict[str, Any] = {
+    **LAPTOP,
+    "critic": "support",
+    "critic_baseline": True,
+    "critic_steps": 6_000,
+    "critic_learning_rate": 2e-3,
+    "tau": GuidedPolicyConfig.tau,
+    "expectile": GuidedPolicyConfig.expectile,
+}
+"""of every laptop-support preset: what laptop was before it had the stacked critic"""

@@ -219,7 +219,7 @@ ANTMAZES = r"AntMaze_(UMaze|Open|Medium|Large)(_Diverse_GR?)?-v[45]"
 # dataset; ours stays at 1, the exact one.
 ANTMAZE: Settings = {
     "paper": {"support_actions": 32, "reward_tuning": "antmaze", "beta_q": 20.0},
-    "laptop": {"support_actions": 32},
+    "laptop-support": {"support_actions": 32},
 }
 # Not in the paper: sparse rewards are not scaled to a spread of 1000. OGBench's are -1 and 0
 # already, and its trajectories are no episodes of a task, so that their returns are no scale.
@@ -227,7 +227,10 @@ SPARSE: Settings = {"paper": {"reward_tuning": "antmaze"}}
 COUNTED: Settings = {"paper": {"reward_tuning": "none"}}
 # Chosen by returns on zoo/halfcheetah/medium-expert-v0; no other dataset gained from it
 # (docs/ablations.md).
-TWO_GAITS: Settings = {"laptop": {"sparsity_power": 2.0}}
+TWO_GAITS: Settings = {
+    "laptop": {"sparsity_power": 2.0},
+    "laptop-support": {"sparsity_power": 2.0},
+}
 
 U_MAZE = [
     [1, 1, 1, 1, 1],
