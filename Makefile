@@ -35,7 +35,7 @@ test: $(INSTALLED) ## formatting, lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 docs: $(INSTALLED) ## the site, into build/site; open its index.html
-	-$(BIN)/python docs/_site/katex.py
+	-$(BIN)/python docs/_site/fetch.py
 	$(BIN)/mkdocs build --strict --quiet
 
 format: $(INSTALLED) ## format the code and repair what lint can repair

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from measured import BASELINES, DATASETS, LONGER, MINUTES, OURS, TUNED, Column, Measurements, Scale
 from page_tables import OGBENCH, ogbench_cells
-from tables import GROUPS, SCALES, best_within_ten_minutes
+from tables import FIXED, GROUPS, POWERS, SCALES, best_within_ten_minutes
 
 from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
 from qgpo.experiments.result_figures import tidy
@@ -130,10 +130,11 @@ def draw_minutes(measurements: Measurements) -> Figure:
     return figure
 
 
-def draw_scales(measurements: Measurements) -> Figure:
+def draw_scales(measurements: Measurements, datasets: tuple[str, ...] = DATASETS) -> Figure:
     """Return over the guidance scale, a panel per dataset, a line per ensemble of three."""
-    figure = Figure(figsize=(WIDTH, 11.0), layout="constrained")
-    for axis, dataset in zip(figure.subplots(5, 2).flat, measurements.data, strict=True):
+    rows = len(datasets) // 2
+    figure = Figure(figsize=(WIDTH, 0.8 + 2.1 * rows), layout="constrained")
+    for axis, dataset in zip(figure.subplots(rows, 2).flat, datasets, strict=True):
         for agent in measurements.together["QGPO", dataset]:
             played = {w: agent.at(w) for w in SCALES}
             means = {w: returns.mean() for w, returns in played.items() if returns is not None}
@@ -148,6 +149,44 @@ def draw_scales(measurements: Measurements) -> Figure:
         "dotted: mean of the data)",
         fontsize=10,
     )
+    return figure
+
+
+def draw_harm(measurements: Measurements) -> Figure:
+    """The same on the two sets on which the best scale is small."""
+    return draw_scales(measurements, ("qgpo/hopper/medium-v0", "qgpo/hopper/mixed-v0"))
+
+
+def draw_row(measurements: Measurements) -> Figure:
+    """Return over the guidance scale on halfcheetah medium-expert, a line per power."""
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axis = figure.subplots()
+    scales = (0.0, *FIXED)
+    for i, (power, color) in enumerate(zip(POWERS, (GRAY, GREEN, BLUE), strict=True)):
+        groups = [measurements.group(True, POWERS[power], DATASETS[0], w) for w in scales]
+        x = np.array(scales) + 0.02 * (i - 1)
+        for place, group in zip(x, groups, strict=True):
+            axis.plot([place] * 2, group.interval, color=color, lw=5, alpha=0.35)
+        label = f"power {power}, {len(groups[0])} ensembles"
+        axis.plot(x, [group.mean for group in groups], "o-", color=color, lw=2, ms=4, label=label)
+    axis.axhline(measurements.data[DATASETS[0]], color="black", ls=":", lw=1.2, label="the data")
+    axis.legend(fontsize=9, frameon=False)
+    tidy(axis, "both", "guidance scale w", "mean return and 95 % interval")
+    return figure
+
+
+def draw_speed(measurements: Measurements) -> Figure:
+    """Milliseconds for one action, a bar per agent."""
+    path = Path(__file__).parent / "latency.json"
+    measured = json.loads(path.read_text(encoding="utf-8"))["batch_sizes"]["1"]
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    axis = figure.subplots()
+    for y, (_, row) in enumerate(measured.items()):
+        axis.barh(y, row["milliseconds"], color=BLUE, alpha=0.8, height=0.6)
+        axis.text(row["milliseconds"], y, f" {row['milliseconds']:.1f}", va="center", fontsize=9)
+    axis.set_yticks(range(len(measured)), list(measured), fontsize=10)
+    axis.invert_yaxis()
+    tidy(axis, "x", "milliseconds for one sampled action, one thread")
     return figure
 
 

@@ -124,6 +124,9 @@ def pictures(measurements: Measurements) -> list[Picture]:
         ("docs/together.png", ("ten-minutes",), figures.draw_together),
         ("docs/minutes.png", ("by-time",), figures.draw_minutes),
         ("docs/scales.png", ("three-together-scales", "each-ensemble"), figures.draw_scales),
+        ("docs/harm.png", ("three-together-scales", "each-ensemble"), figures.draw_harm),
+        ("docs/rare_states.png", ("with-and-without-row",), figures.draw_row),
+        ("docs/speed.png", ("latency",), figures.draw_speed),
         ("docs/ogbench.png", ("ogbench",), figures.draw_ogbench),
     )
     drawn = [Picture(path, shows, partial(draw, measurements)) for path, shows, draw in every]

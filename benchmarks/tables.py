@@ -60,6 +60,8 @@ GROUPS = {
     "all": slice(None),
 }
 """kinds of datasets, as parts of DATASETS"""
+POWERS = {"0": "QGPO, uniform", "1": "QGPO, sparse", "2": "QGPO"}
+"""labels of agents by sparsity_power on halfcheetah medium-expert"""
 FELL, WEAKER = 2_000.0, 8_000.0
 """returns on halfcheetah medium-expert below which an episode fell or ran in the weaker gait"""
 
@@ -217,7 +219,7 @@ def with_and_without_row(measurements: Measurements) -> str:
     """QGPO on halfcheetah medium-expert by sparsity_power, and how many episodes went wrong."""
     columns: tuple[Scale, ...] = (0.0, *FIXED, "tuned")
     rows = []
-    for power, label in (("0", "QGPO, uniform"), ("1", "QGPO, sparse"), ("2", "QGPO")):
+    for power, label in POWERS.items():
         alone = [measurements.group(False, label, DATASETS[0], w) for w in columns]
         three = [measurements.group(True, label, DATASETS[0], w) for w in columns]
         counts = []

@@ -93,7 +93,9 @@ def test_a_tag_builds_both_distributions_of_its_version():
     assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML reads `on` as a truth value
     steps = [step.get("run", "") for step in workflow["jobs"]["build"]["steps"]]
     assert "python -m build" in steps
-    assert f'__version__ = "{__version__}"' in (ROOT / "qgpo/__init__.py").read_text()
+    assert f'__version__ = "{__version__}"' in (ROOT / "qgpo/__init__.py").read_text(
+        encoding="utf-8"
+    )
     assert any("qgpo/__init__.py" in step for step in steps)
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'dynamic = ["version"]' in project

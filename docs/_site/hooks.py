@@ -3,7 +3,7 @@
 - Links to files outside docs/ lead to pages that show these files.
 - Notebooks become pages.
 - The package is put together as users import it, for the API pages.
-- Pages and pictures need nothing from the network: `make docs` fetches KaTeX before.
+- Pages and pictures need nothing from the network: `make docs` runs fetch.py before.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "bash", ".json": "json"}
+NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 LONGEST = 60_000
 """letters of a file that is shown"""
 
@@ -112,7 +113,7 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
                 wanted[address(target)] = target
                 queue += [target] if target.suffix == ".md" else []
     for name, path in sorted(wanted.items()):
-        files.append(File.generated(config, name, content=shown(path)))
+        files.append(File.generated(config, name, content=NOT_SEARCHED + shown(path)))
     return files
 
 

@@ -25,7 +25,9 @@ def test_the_pages_have_what_was_measured(pages):
     found = [str(path.relative_to(ROOT)) for path in pages.differing(args, write=False)]
     assert found == [], "python benchmarks/pages.py writes them"
     marks = [
-        mark for page in pages.documents(ROOT) for mark in pages.MARK.findall(page.read_text())
+        mark
+        for page in pages.documents(ROOT)
+        for mark in pages.MARK.findall(page.read_text(encoding="utf-8"))
     ]
     assert len(marks) > 80
 
