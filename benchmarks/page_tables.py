@@ -129,14 +129,16 @@ def ogbench() -> str:
 
 
 def pointmaze() -> str:
-    """Successes and steps to the goal, a row per maze."""
+    """Successes and mean steps, a row per maze."""
     rows = []
-    for name, document in read_documents(HERE / "pointmaze").items():
-        row = [name.removesuffix("-s0"), f"{len(document['dataset']['returns'])}"]
+    for document in read_documents(HERE / "pointmaze").values():
+        data = document["dataset"]
+        row = [f"`{data['id']}`", f"{100.0 * np.mean(data['returns']):.0f} %"]
         for e in sorted(document["evaluations"], key=lambda e: e["guidance_scale"]):
-            row.append(f"{np.mean(e['lengths']):.1f}")
+            success, steps = 100.0 * np.mean(e["returns"]), np.mean(e["lengths"])
+            row.append(f"{success:.0f} % in {steps:.1f} steps")
         rows.append(row)
-    return table(["maze", "episodes of data", "steps, w = 0", "steps, w = 1"], rows)
+    return table(["", "the data", "w = 0", "**w = 1**"], rows)
 
 
 def peers() -> str:
@@ -167,6 +169,37 @@ def latency() -> str:
         ]
         rows.append([name, *cells])
     return table(["", *batches], rows)
+
+
+def two_digits(x: float) -> str:
+    """A number with two digits, or all of those before the point."""
+    return f"{x:.0f}" if x >= 10.0 else f"{x:.1f}" if x >= 1.0 else f"{x:.2f}"
+
+
+def gpu() -> str:
+    """Milliseconds per step on both devices, a row per preset and stage."""
+    measured = read_json("gpu.json")
+    rows = []
+    for preset, of in measured["training"].items():
+        for stage, row in of["stages"].items():
+            times = [two_digits(row[f"{device}_milliseconds"]) for device in ("cpu", "cuda")]
+            rows.append([f"`{preset}`: {stage}", *times, two_digits(row["ratio"])])
+        hours = [of["hours"][device] for device in ("cpu", "cuda")]
+        whole = [f"{h:.1f} hours" if h > 1.0 else f"{60.0 * h:.1f} minutes" for h in hours]
+        rows.append([f"`{preset}`: **all**", *whole, two_digits(of["ratio"])])
+    for n, row in measured["acting"].items():
+        times = [two_digits(row[f"{device}_milliseconds"]) for device in ("cpu", "cuda")]
+        rows.append([f"`laptop`: `predict` of {n}", *times, two_digits(row["ratio"])])
+    return table(["", "CPU", "GPU", "CPU / GPU"], rows)
+
+
+def parity() -> str:
+    """Largest relative difference of losses and gradients, a row per agent and loss."""
+    rows = [
+        [row["agent"], row["loss"], *(f"{row['largest'][of]:.1e}" for of in ("loss", "gradient"))]
+        for row in read_json("parity.json")["float32"]["losses"]
+    ]
+    return table(["agent", "loss", "its value", "its gradient"], rows)
 
 
 def demo() -> str:
@@ -242,6 +275,8 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "pointmaze": pointmaze(),
         "peers": peers(),
         "latency": latency(),
+        "gpu": gpu(),
+        "parity": parity(),
         "demo": demo(),
         **dict(exactness()),
     }
