@@ -72,7 +72,7 @@ def check_drawable(agent: object) -> None:
     """Raise ValueError for an agent of which there is no picture."""
     if not isinstance(agent, GuidedPolicy):
         raise ValueError(
-            f"a picture of a {type(agent).__name__} cannot be drawn: expected one run of QGPO, "
+            f"no picture can be drawn of {type(agent).__name__}: expected one run of QGPO, "
             "AEPO, QIPO, SIR or BestOfN"
         )
     if agent.config.critic == "agreement":
