@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format clean
+.PHONY: help demo test docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,10 @@ test: $(INSTALLED) ## formatting, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+docs: $(INSTALLED) ## the site, into build/site; open its index.html
+	-$(BIN)/python docs/_site/fetch.py
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(INSTALLED) ## format the code and repair what lint can repair
 	$(BIN)/ruff format .

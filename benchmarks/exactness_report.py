@@ -101,11 +101,11 @@ def sweeps(data: dict[str, Any]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def draw(path: Path, data: dict[str, Any]) -> None:
+def draw(data: dict[str, Any]) -> Figure:
     """Per beta, the error of every guidance over t beside the size of the exact guidance."""
     betas = list(data["betas"])
-    figure = Figure(figsize=(5.0 * len(betas), 5.0), layout="constrained")
-    axes = figure.subplots(1, len(betas), squeeze=False)[0]
+    figure = Figure(figsize=(6.8, 4.2 * len(betas)), layout="constrained")
+    axes = figure.subplots(len(betas), 1, squeeze=False)[:, 0]
     for axis, beta in zip(axes, betas, strict=True):
         methods = data["betas"][beta]["methods"]
         drawn = [name for name in COLORS if name in methods]
@@ -125,15 +125,15 @@ def draw(path: Path, data: dict[str, Any]) -> None:
         axis.set_title(f"beta = {beta}", fontsize=10)
         axis.set_xlabel("t")
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2)
-    axes[0].set_ylabel(r"rms $\sigma_t \|\nabla f - \nabla f^*\|$ under $p_t$")
+        axis.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axis.set_ylabel(r"rms $\sigma_t \|\nabla f - \nabla f^*\|$ under $p_t$")
     dim = data["args"]["dim"]
     figure.suptitle(
         f"Error of the guidance over t, eight Gaussians in {dim} dimensions\n(dotted: size of the "
         "exact guidance)",
         fontsize=10,
     )
-    save(figure, path)
+    return figure
 
 
 def main(args: Args) -> None:
@@ -144,7 +144,7 @@ def main(args: Args) -> None:
     for part in (table(data), solvers(data), sweeps(data)):
         if part:
             print(part + "\n")
-    draw(args.figure, data)
+    save(draw(data), args.figure)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The tables of README.md and docs/results.md, in Markdown, from the measured returns.
+"""Comparisons of agents, in Markdown, from the measured returns.
 
-    python benchmarks/tables.py
+    python benchmarks/tables.py       # prints them; pages.py writes them into the pages
 
 A number is the mean over agents and episodes; in brackets the 95 % bootstrap interval over both,
-behind it the number of agents (trainings, or ensembles) where it is not the usual one. Below each
-table are the datasets on which QGPO's interval lies above those of the table's baselines, of all
+behind it the number of agents (trainings, or ensembles) where it is not the usual one. Verdicts
+list the datasets on which QGPO's interval lies above those of the table's baselines, of all
 baselines that took at most ten minutes of two cores (alone, together or trained longer), and of all
 baselines; and those on which QGPO's mean is below the data's, or below that of its imitation
 (w = 0), with the interval of the difference in the same episodes.
@@ -44,6 +44,24 @@ UNTOUCHED = 4
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 FIXED = (0.5, 1.0, 1.5, 2.0)
 """scales that were played everywhere"""
+KINDS = (
+    "is clear of this table's baselines",
+    "is clear of every use of ten minutes",
+    "is clear of every use",
+    "is below the data",
+    "is below its w = 0",
+)
+"""what is said of a column of QGPO on a dataset; clear: the interval lies above the others'"""
+GROUPS = {
+    "medium-expert": slice(0, 2),
+    "medium": slice(2, 4),
+    "mixed": slice(4, 6),
+    "one policy": slice(-UNTOUCHED, None),
+    "all": slice(None),
+}
+"""kinds of datasets, as parts of DATASETS"""
+POWERS = {"0": "QGPO, uniform", "1": "QGPO, sparse", "2": "QGPO"}
+"""labels of agents by sparsity_power on halfcheetah medium-expert"""
 FELL, WEAKER = 2_000.0, 8_000.0
 """returns on halfcheetah medium-expert below which an episode fell or ran in the weaker gait"""
 
@@ -64,11 +82,12 @@ def entry(group: Group, usual: int) -> str:
 
 def comparison(
     measurements: Measurements, choose: Choose, columns: tuple[Column, ...], usual: int
-) -> str:
-    """A row per dataset, a column per agent, and what follows from it."""
+) -> tuple[str, str]:
+    """A row per dataset, a column per agent; and a table of what follows from it."""
     rows = []
     scores: dict[str, list[float]] = {name: [] for name in ("data", *(c[0] for c in columns))}
-    verdicts: dict[str, list[str]] = {}
+    ours = [name for name, label, _ in columns if label == "QGPO"]
+    verdicts: dict[str, list[str]] = {f"{name} {verdict}": [] for name in ours for verdict in KINDS}
     for dataset, of_data in measurements.data.items():
         groups = {name: choose(label, dataset, scale) for name, label, scale in columns}
         rows.append([short(dataset), f"{of_data:.0f}"])
@@ -80,13 +99,13 @@ def comparison(
             complete = all(len(groups[baseline]) >= usual for baseline, _, _ in BASELINES)
             if label == "QGPO" and len(groups[name]) >= usual and complete:
                 for verdict, where in judged(measurements, dataset, groups, name):
-                    verdicts.setdefault(verdict, []).append(where)
+                    verdicts[f"{name} {verdict}"].append(where)
     for title, last in (("normalised mean", 0), ("of the last four", -UNTOUCHED)):
         complete_columns = [len(values) == len(measurements.data) for values in scores.values()]
         means = zip(scores.values(), complete_columns, strict=True)
         rows.append([title, *(f"{np.mean(v[last:]):.1f}" if c else "-" for v, c in means)])
-    notes = "".join(f"- {what}, {len(d)}: {', '.join(d)}\n" for what, d in sorted(verdicts.items()))
-    return f"{table(['', *scores], rows)}\n\n{notes}"
+    judgements = [[what, f"{len(where)}", ", ".join(where)] for what, where in verdicts.items()]
+    return table(["", *scores], rows), table(["", "sets", "which"], judgements)
 
 
 def judged(
@@ -95,25 +114,22 @@ def judged(
     """Verdicts on QGPO's column of that name for a dataset, each with the place to list."""
     group, imitation = groups[name], groups["QGPO, w = 0"]
     low, _ = group.interval
-    highs = {
-        "the table's": [groups[baseline].interval[1] for baseline, _, _ in BASELINES],
-        "all of ten minutes": [
-            use.group.interval[1]
-            for use in measurements.uses(dataset)
-            if use.seconds <= TEN_MINUTES
-        ],
-        "all": [use.group.interval[1] for use in measurements.uses(dataset)],
-    }
+    uses = measurements.uses(dataset)
+    highs = (
+        [groups[baseline].interval[1] for baseline, _, _ in BASELINES],
+        [use.group.interval[1] for use in uses if use.seconds <= TEN_MINUTES],
+        [use.group.interval[1] for use in uses],
+    )
     verdicts = [
-        (f"{name} is clear of {which}", dataset) for which in highs if low > max(highs[which])
+        (kind, short(dataset)) for kind, of in zip(KINDS, highs, strict=False) if low > max(of)
     ]
     if group.mean < measurements.data[dataset]:
-        verdicts.append((f"{name} is below the data", dataset))
+        verdicts.append((KINDS[3], short(dataset)))
     if group.mean < imitation.mean:
         differences = np.array(group.returns) - np.array(imitation.returns)
         low, high = hierarchical_bootstrap(list(differences))
         text = f"{differences.mean():.0f} [{low:.0f}, {high:.0f}]"
-        verdicts.append((f"{name} is below its w = 0", f"{dataset} ({text})"))
+        verdicts.append((KINDS[4], f"{short(dataset)} ({text})"))
     return verdicts
 
 
@@ -137,23 +153,29 @@ def each_ensemble(measurements: Measurements) -> str:
     return table(["", "seeds", "chosen", *(f"w = {w:g}" for w in SCALES)], rows)
 
 
-def losses_of_choices(measurements: Measurements) -> str:
-    """Normalised points that a choice of scale loses, halved and upper, a row per dataset."""
+def losses_of_choices(measurements: Measurements) -> dict[str, str]:
+    """Normalised points that a choice of scale loses, a row per dataset: both estimates, and each.
+
+    The lower estimate is the halved loss.
+    """
     choices: dict[str, Scale] = {"tuned": "tuned", **{f"w = {w:g}": w for w in FIXED}}
-    rows, lost = [], []
+    names, lost = [], []
     for dataset in measurements.data:
         if agents := measurements.together.get(("QGPO", dataset)):
+            names.append(short(dataset))
             by_choice = [[agent.losses(w) for agent in agents] for w in choices.values()]
             lost.append(np.mean(by_choice, axis=1))
-            rows.append(
-                [short(dataset), *(f"{lower:.1f}, {upper:.1f}" for upper, lower in lost[-1])]
-            )
-    means = [f"{lower:.1f}, {upper:.1f}" for upper, lower in np.mean(lost, axis=0)]
-    return table(["", *choices], [*rows, ["mean", *means]])
+    rows = [*zip(names, lost, strict=True), ("mean", np.mean(lost, axis=0))]
+    texts = {
+        "losses-of-choices": [[n, *(f"{low:.1f}, {up:.1f}" for up, low in x)] for n, x in rows],
+        "losses-of-choices-upper": [[n, *(f"{up:.1f}" for up, _ in x)] for n, x in rows],
+        "losses-of-choices-lower": [[n, *(f"{low:.1f}" for _, low in x)] for n, x in rows],
+    }
+    return {name: table(["", *choices], text) for name, text in texts.items()}
 
 
-def by_time(measurements: Measurements) -> str:
-    """Three, ten and thirty minutes on the sets where all were measured, three rows per dataset."""
+def by_time(measurements: Measurements) -> tuple[str, str]:
+    """Three, ten and thirty minutes on the sets where all were measured; and the means alone."""
     columns = (*BASELINES, *((f"w = {w:g}", "QGPO", w) for w in (0.0, *FIXED)), *TUNED)
     rows = []
     names = [d for d in measurements.data if ("QGPO" + LONGER, d) in measurements.together]
@@ -167,10 +189,13 @@ def by_time(measurements: Measurements) -> str:
                 if group:
                     scores[i, j, k] = measurements.score(dataset, group.mean)
             rows.append(row)
-    for minutes, means in zip(MINUTES, scores.mean(axis=0), strict=True):
-        texts = ["-" if np.isnan(mean) else f"{mean:.1f}" for mean in means]
-        rows.append(["normalised mean", f"{minutes}", *texts])
-    return table(["(data)", "minutes", *(name for name, _, _ in columns)], rows)
+    means = []
+    for minutes, mean in zip(MINUTES, scores.mean(axis=0), strict=True):
+        texts = ["-" if np.isnan(x) else f"{x:.1f}" for x in mean]
+        means.append([f"{minutes}", *texts])
+        rows.append(["normalised mean", *means[-1]])
+    titles = [name for name, _, _ in columns]
+    return table(["(data)", "minutes", *titles], rows), table(["minutes", *titles], means)
 
 
 def best_uses(measurements: Measurements) -> str:
@@ -194,7 +219,7 @@ def with_and_without_row(measurements: Measurements) -> str:
     """QGPO on halfcheetah medium-expert by sparsity_power, and how many episodes went wrong."""
     columns: tuple[Scale, ...] = (0.0, *FIXED, "tuned")
     rows = []
-    for power, label in (("0", "QGPO, uniform"), ("1", "QGPO, sparse"), ("2", "QGPO")):
+    for power, label in POWERS.items():
         alone = [measurements.group(False, label, DATASETS[0], w) for w in columns]
         three = [measurements.group(True, label, DATASETS[0], w) for w in columns]
         counts = []
@@ -204,56 +229,87 @@ def with_and_without_row(measurements: Measurements) -> str:
             counts.append(f"{fell}, {below - fell} of {len(returns)}")
         rows += [
             [f"power {power}, {len(alone[0])} agents", *(entry(g, len(g)) for g in alone)],
-            [f"{len(three[0])} ensembles", *(entry(g, len(g)) for g in three)],
-            ["fell, weaker gait", *counts],
+            [f"power {power}, {len(three[0])} ensembles", *(entry(g, len(g)) for g in three)],
+            [f"power {power}, fell, weaker gait", *counts],
         ]
-    return table(["", "w = 0", *(f"{w:g}" for w in FIXED), "tuned"], rows)
+    return table(["", "w = 0", *(f"w = {w:g}" for w in FIXED), "tuned"], rows)
 
 
-def seconds_of_training(measurements: Measurements) -> str:
-    """Mean CPU-seconds on the bundled data, by agent and processor."""
-    seconds: dict[tuple[str, str], list[float]] = {}
-    for (label, dataset), agents in measurements.alone.items():
-        for agent in agents if dataset.startswith("qgpo/") else []:
-            seconds.setdefault((label, agent.processor), []).append(agent.cpu_seconds)
-    lines = [f"- {', '.join(key)}: {np.mean(seconds[key]):.0f}" for key in sorted(seconds)]
-    return "\n".join(lines)
+def best_within_ten_minutes(measurements: Measurements) -> Choose:
+    """Three QGPO together, and each baseline as it does best with that time."""
 
-
-def sections(measurements: Measurements) -> dict[str, str]:
-    """All tables by their titles."""
-
-    def best_within_ten_minutes(label: str, dataset: str, scale: Scale) -> Group:
+    def choose(label: str, dataset: str, scale: Scale) -> Group:
         if label == "QGPO":
             return measurements.group(True, label, dataset, scale)
         return measurements.best_group(label, dataset)
 
+    return choose
+
+
+def summary(measurements: Measurements, choose: Choose) -> str:
+    """Normalised means of the agents, a row per kind of dataset."""
+    scores = {"the data": [measurements.score(d, x) for d, x in measurements.data.items()]}
+    for name, label, scale in (*BASELINES, *OURS[1:], *TUNED):
+        means = {d: choose(label, d, scale).mean for d in measurements.data}
+        scores[name] = [measurements.score(d, x) for d, x in means.items()]
+    rows = []
+    for kind, part in GROUPS.items():
+        number = len(scores["the data"][part])
+        means = [f"{np.mean(of_agent[part]):.1f}" for of_agent in scores.values()]
+        rows.append([f"{kind}, {number} sets", *means])
+    return table(["", *scores], rows)
+
+
+def seconds_of_training(measurements: Measurements) -> tuple[str, str]:
+    """Mean CPU-seconds on the bundled data by agent and processor; and by agent on the fastest."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for (label, dataset), agents in measurements.alone.items():
+        for agent in agents if dataset.startswith("qgpo/") else []:
+            seconds.setdefault((label, agent.processor), []).append(agent.cpu_seconds)
+    means = {key: np.mean(values) for key, values in sorted(seconds.items())}
+    fastest: dict[str, float] = {}
+    for (label, _), mean in means.items():
+        fastest[label] = min(mean, fastest.get(label, mean))
+    return (
+        table(
+            ["", "processor", "CPU-seconds"], [[*key, f"{mean:.0f}"] for key, mean in means.items()]
+        ),
+        table(["", "CPU-seconds"], [[label, f"{mean:.0f}"] for label, mean in fastest.items()]),
+    )
+
+
+def sections(measurements: Measurements) -> dict[str, str]:
+    """All tables by their names."""
+    best = best_within_ten_minutes(measurements)
     alone, together = partial(measurements.group, False), partial(measurements.group, True)
+    made = {
+        "one-training": comparison(measurements, alone, (*BASELINES, *OURS), 3),
+        "three-together": comparison(measurements, together, (*BASELINES, *OURS, *TUNED), 1),
+        "ten-minutes": comparison(measurements, best, (*BASELINES, *OURS, *TUNED), 0),
+    }
+    timed, means = by_time(measurements)
+    seconds, fastest = seconds_of_training(measurements)
     return {
-        "One training": comparison(measurements, alone, (*BASELINES, *OURS), 3),
-        "Three trainings together": comparison(
-            measurements, together, (*BASELINES, *OURS, *TUNED), 1
-        ),
-        "Ten minutes": comparison(
-            measurements, best_within_ten_minutes, (*BASELINES, *OURS, *TUNED), 0
-        ),
-        "Each baseline's best use of ten minutes": best_uses(measurements),
-        "One training, QGPO at every scale": at_every_scale(measurements, False, 3),
-        "Together, QGPO at every scale": at_every_scale(measurements, True, 1),
-        "Each ensemble": each_ensemble(measurements),
-        "What a choice loses to the best scale, normalised points, halved and upper estimate": (
-            losses_of_choices(measurements)
-        ),
-        "Three, ten and thirty minutes": by_time(measurements),
-        "Halfcheetah medium-expert, with and without its row": with_and_without_row(measurements),
-        "CPU-seconds of training, bundled data": seconds_of_training(measurements),
+        **{name: compared for name, (compared, _) in made.items()},
+        **{f"{name}-verdicts": verdicts for name, (_, verdicts) in made.items()},
+        "ten-minutes-summary": summary(measurements, best),
+        "best-uses": best_uses(measurements),
+        "one-training-scales": at_every_scale(measurements, False, 3),
+        "three-together-scales": at_every_scale(measurements, True, 1),
+        "each-ensemble": each_ensemble(measurements),
+        **losses_of_choices(measurements),
+        "by-time": timed,
+        "by-minutes": means,
+        "with-and-without-row": with_and_without_row(measurements),
+        "seconds": seconds,
+        "seconds-by-agent": fastest,
     }
 
 
 def main(source: Source) -> None:
     """Print."""
-    for title, text in sections(Measurements(source)).items():
-        print(f"## {title}\n\n{text}\n")
+    for name, text in sections(Measurements(source)).items():
+        print(f"## {name}\n\n{text}\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ and written even where they cannot be printed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import signal
@@ -135,6 +136,12 @@ def _read_clock(path: Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise DocumentError(f"{path} cannot be read ({error!r}): move it away") from error
     return saved
+
+
+def say(line: str) -> None:
+    """Print it, where that is possible: training does not depend on it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, flush=True)
 
 
 def _now() -> dict[str, float]:
@@ -353,6 +360,7 @@ class Run:
         at = "in stage {0.stage!r} at timestep {0.num_timesteps}"
         every = experiment.checkpoint_every
         saving = SaveCheckpoint(folder.checkpoint, every)
+        agent.training.tell = say
         try:
             agent.learn(
                 self.dataset,

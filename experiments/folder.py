@@ -7,6 +7,8 @@ clock.json         what training has cost up to that checkpoint
 evaluation.json    the same as config.json, with times and the raw returns per guidance scale;
                    evaluation-2.json and so on where other evaluations were asked for later
 report.png         learning curves and returns, by train.py
+agent.png          a picture of the trained agent, by evaluate.py --picture
+data.png           a picture of its data, likewise
 log.txt            what a benchmark's worker printed
 
 Other files in the folder are somebody else's and stay.
@@ -72,6 +74,8 @@ class RunFolder:
         self.unfinished = path / "evaluation-unfinished.json"
         """what an evaluation that did not come to its end had played"""
         self.report = path / "report.png"
+        self.picture, self.picture_of_data = path / "agent.png", path / "data.png"
+        """of the trained agent and its data, by evaluate.py --picture"""
         self.trial = path / ".trial.zip"
         """a checkpoint that is deleted at once"""
         self.log = path / "log.txt"
@@ -195,7 +199,7 @@ class RunFolder:
         """What a run writes under a fixed name, beside its log; config.json comes last."""
         return [
             *(self.checkpoint, self.metrics, self.clock, self.evaluation, self.evaluation_1),
-            *(self.unfinished, self.report, self.config),
+            *(self.unfinished, self.report, self.picture, self.picture_of_data, self.config),
         ]
 
     def named(self) -> list[Path]:

@@ -151,7 +151,7 @@ def combine_datasets(ids: Ids, dataset_id: str, progress_bar: bool = True) -> No
 def show_dataset(
     id: tyro.conf.Positional[str], output: Path | None = None, overwrite: bool = False
 ) -> None:
-    """Summarise a dataset, and draw its returns, lengths, rewards and actions.
+    """Summarise a dataset, and draw its returns, lengths, rewards, actions and states.
 
     Args:
         id: dataset id

@@ -29,7 +29,7 @@ from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.commands import command
-from qgpo.envs import load_dataset
+from qgpo.envs import OfflineDataset, load_dataset
 from qgpo.envs.play.evaluation import evaluate_scales, reference_within
 from qgpo.envs.play.scores import scale_label, score_table
 from qgpo.envs.play.video import (
@@ -102,6 +102,10 @@ class Args:
     """write a clip of the first episode at the last scale: a .gif or .mp4"""
     video_seconds: Annotated[float, Range(0.1, 10.0)] = 10.0
     """longest clip, in the environment's seconds, 10 at most"""
+    picture: bool = False
+    """draw agent.png into the run folder: return over w with the choice, how much the critic
+    distinguishes actions, trust, and what it expects along an episode; and data.png, of the data.
+    Of one run of a guided agent"""
     overwrite: bool = False
     """replace --output and --video where they exist, instead of refusing"""
     progress_bar: bool = True
@@ -246,8 +250,8 @@ def play(
     env: Played,
     reference: ReferenceScores | None,
     scales: Scales,
-    keep: Callable[[Evaluations, Document], None],
-) -> None:
+    keep: Callable[[Evaluations, Document], Evaluations],
+) -> Evaluations:
     """Every scale and its evaluation.
 
     What ends it early, Ctrl-C or the environment, is raised when `keep` has kept the others.
@@ -264,18 +268,19 @@ def play(
         warn_of_cuts=False,  # the table says how many
         progress_bar=args.progress_bar,
     )
-    play_and_keep(played, scales, keep)
+    return play_and_keep(played, scales, keep)
 
 
 def keep_in(
     output: Path, replace: bool, about: Document, evaluations: Evaluations, ended: Document
-) -> None:
-    """Print and write the scores; a name that is taken meanwhile gets a number."""
+) -> Evaluations:
+    """Print and write the scores, and return them; a name that is taken gets a number."""
     document = {**about, **ended, "evaluations": documents.evaluations_to_json(evaluations)}
     written = show_and_write(
         lambda: show(evaluations, ended), lambda: write(output, replace, document)
     )
     print(f"returns: {written}", flush=True)
+    return evaluations
 
 
 def show(evaluations: Evaluations, ended: Document) -> None:
@@ -296,6 +301,36 @@ def write(output: Path, replace: bool, document: Document) -> Path:
             f"returns could not be written ({error}): the scores are those above"
         ) from error
     return output
+
+
+def check_picture(agent: Player) -> None:
+    """Refuse, before anything is played, an agent of which no picture can be drawn."""
+    from qgpo.experiments.agent_figure import check_drawable as check_pictured
+
+    try:
+        check_pictured(agent)
+    except ValueError as error:
+        raise ValueError(f"--picture: {error}") from error
+
+
+def draw(
+    args: Args, folder: RunFolder, agent: Agent, env: Played, evaluations: Evaluations, tuning: Any
+) -> None:
+    """Draw the pictures of the agent and of its data into the run folder."""
+    from qgpo.envs.data.figure import draw_dataset
+    from qgpo.experiments.agent_figure import draw_agent
+
+    assert isinstance(agent, GuidedPolicy)
+    dataset = dataset_of(args, folder, agent)
+    draw_dataset(folder.picture_of_data, dataset)
+    draw_agent(folder.picture, agent, dataset, env, args.seed, evaluations, tuning)
+    print(f"pictures: {folder.picture}, {folder.picture_of_data}", flush=True)
+
+
+def dataset_of(args: Args, folder: RunFolder, agent: Agent) -> OfflineDataset:
+    """The dataset of a run, held as it was in training unless told otherwise."""
+    storage = args.storage or saved_args(folder).get("storage", "memory")
+    return load_dataset(str(agent.dataset_id), storage=storage, progress_bar=args.progress_bar)
 
 
 def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:
@@ -349,15 +384,16 @@ def main(args: Args) -> None:
     if args.video is not None:
         check_drawable(env, args.seed)
     output = check_files(args, folders)
+    if args.picture:
+        check_picture(agent)
     agents = [introduce(*both, env) for both in zip(folders, members, strict=True)]
     if not alone:
         print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
     tuned: Document = {}
+    tuning = None
     if args.tune_guidance and is_guided(agent):
-        bar, trained = args.progress_bar, saved_args(folders[0])
-        storage = args.storage or trained.get("storage", "memory")
-        dataset = load_dataset(str(members[0].dataset_id), storage=storage, progress_bar=bar)
-        tuning = agent.tune_guidance(dataset, progress_bar=bar)
+        dataset = dataset_of(args, folders[0], members[0])
+        tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
         print(tuning)
         tuned["guidance_tuning"] = tuning.as_dict()
         scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
@@ -374,9 +410,11 @@ def main(args: Args) -> None:
     }
     keep = functools.partial(keep_in, output, args.overwrite and args.output is not None, about)
     with on_signals(signal.default_int_handler):
-        play(args, agent, members[0], env, reference, scales, keep)
+        played = play(args, agent, members[0], env, reference, scales, keep)
     if args.video is not None:
         film(args, args.video, agent, env, scales[-1])
+    if args.picture:
+        draw(args, folders[0], members[0], env, played, tuning)
 
 
 @any_terminal()

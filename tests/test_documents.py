@@ -88,6 +88,19 @@ def test_the_workflow_runs_the_two_commands_on_three_systems():
     assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
 
 
+def test_a_tag_builds_both_distributions_of_its_version():
+    workflow = read_yaml(".github/workflows/release.yml")
+    assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML reads `on` as a truth value
+    steps = [step.get("run", "") for step in workflow["jobs"]["build"]["steps"]]
+    assert "python -m build" in steps
+    assert f'__version__ = "{__version__}"' in (ROOT / "qgpo/__init__.py").read_text(
+        encoding="utf-8"
+    )
+    assert any("qgpo/__init__.py" in step for step in steps)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in project
+
+
 def test_hooks_are_tools_of_the_environment():
     repositories = read_yaml(".pre-commit-config.yaml")["repos"]
     assert [repository["repo"] for repository in repositories] == ["local"]

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,16 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 ASK_TO_STOP = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 TO_RESUME = "save(path), and later load(path).learn(dataset, reset_num_timesteps=False) to go on"
+
+
+MATTERS = {
+    "excess": "excess cross entropy",
+    "mse": "squared error of the mean",
+    "actor_loss": "loss of the policy",
+    "loss": "loss",
+    "q": "mean Q",
+}
+"""metrics by which a stage is judged when it ends, the most telling one first, in words"""
 
 
 class TrainingStoppedError(Exception):
@@ -71,6 +82,8 @@ class Training:
         self.log_interval = 1000
         self.callback: BaseCallback | None = None
         self.progress_bar: bool | None = False
+        self.tell: Callable[[str], None] | None = None
+        """gets one line when a stage ends; without it, the line goes where a bar is shown"""
         self.interrupted = False
         self.saved: str | None = None
         """the last checkpoint, for messages"""
@@ -97,7 +110,7 @@ class Training:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the callback and the logger, which hold open files."""
-        return {**self.__dict__, "callback": None, "logger": self.silent}
+        return {**self.__dict__, "callback": None, "logger": self.silent, "tell": None}
 
     # Networks -----------------------------------------------------------------------------
 
@@ -188,7 +201,9 @@ class Training:
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}  # not every step has every metric
         what, done = f"{position} {stage:9s}", self.progress[stage]
-        with progress(total, what, self.progress_bar, initial=done, mininterval=0.5) as bar:
+        began, means = time.monotonic(), dict[str, float]()
+        bar = progress(total, what, self.progress_bar, initial=done, mininterval=0.5, leave=False)
+        with bar:
             for step in range(done, total):
                 metrics = update(step)
                 self.progress[stage] = step + 1
@@ -205,6 +220,12 @@ class Training:
                     sums, counts = {}, {}
                 self._call_back(gradient_steps)
                 self.stop_if_interrupted(f"after step {step + 1} of stage {stage!r}")
+        if done < total:
+            line = stage_line(what, total - done, time.monotonic() - began, means)
+            if self.tell is not None:
+                self.tell(line)
+            elif not bar.disable:
+                print(line, file=sys.stderr)
 
     def _call_back(self, gradient_step: bool) -> None:
         """Tell the callback of a step. Raises TrainingStoppedError where it asks to stop."""
@@ -327,6 +348,15 @@ def set_generator(generator: torch.Generator, state: Tensor, seed: int) -> None:
         generator.set_state(state)
     else:  # other numbers of the same distribution
         generator.manual_seed(seed)
+
+
+def stage_line(what: str, steps: int, seconds: float, means: dict[str, float]) -> str:
+    """What is said of a stage that has ended: its name, its time and the metric that matters."""
+    minutes, rest = divmod(round(seconds), 60)
+    took = f"{seconds:.1f} s" if seconds < 60 else f"{minutes} min {rest} s"
+    line = f"{what} {steps:,} steps in {took}"
+    name = next((name for name in MATTERS if name in means), None)
+    return line if name is None else f"{line}, {MATTERS[name]} {means[name]:.4g}"
 
 
 def half_cosine(rate: float, step: int, total: int, decays: bool = True) -> float:

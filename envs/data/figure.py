@@ -15,6 +15,8 @@ from qgpo.envs.text import readable, wrap
 from qgpo.files import replacing
 
 ACTION_BINS = 41
+NEIGHBORS, PAIRS = 5_000, 1_000
+"""states among which neighbors are searched, and pairs that are compared"""
 BLUE, ORANGE, GRAY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
 STYLE: Any = {
     "axes.titlesize": 10,
@@ -39,6 +41,54 @@ def action_shares(dataset: OfflineDataset, n_bins: int = ACTION_BINS) -> NDArray
         for j, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True))
     ]
     return np.stack(counts) / len(dataset)
+
+
+def action_differences(
+    dataset: OfflineDataset,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Root mean square differences of actions, (K,) each: of neighboring states, of any two.
+
+    The neighbor of a state is the nearest one of another episode among NEIGHBORS states, in
+    standardised coordinates. Where neighbors act alike there is nothing to choose from.
+    """
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.permutation(len(dataset))[:NEIGHBORS])
+    states = _standardised(np.asarray(dataset.observations[rows], np.float64))
+    low, high = dataset.action_space.low, dataset.action_space.high
+    actions = 2.0 * (np.asarray(dataset.actions[rows], np.float64) - low) / (high - low) - 1.0
+    episodes = np.searchsorted(dataset.episode_starts, rows, side="right")
+    asked = rng.permutation(len(rows))[:PAIRS]
+    squares = (states**2).sum(axis=1)
+    distances = squares[asked][:, None] + squares - 2.0 * states[asked] @ states.T
+    same = episodes[asked][:, None] == episodes
+    if same.all():  # of a single episode, other rows of it
+        same = asked[:, None] == np.arange(len(rows))
+    nearest = np.where(same, np.inf, distances).argmin(axis=1)
+    others = rng.permutation(asked)
+    near, far = (
+        np.sqrt(((actions[asked] - actions[other]) ** 2).mean(axis=1))
+        for other in (nearest, others)
+    )
+    return near, far
+
+
+def principal_components(dataset: OfflineDataset) -> tuple[NDArray[np.float64], float]:
+    """States along two directions, (K, 2), and which part of the variance that is."""
+    rows = np.sort(np.random.default_rng(0).permutation(len(dataset))[: 4 * NEIGHBORS])
+    states = _standardised(np.asarray(dataset.observations[rows], np.float64))
+    values, directions = np.linalg.eigh(states.T @ states)
+    points = np.zeros((len(states), 2))
+    found = states @ directions[:, ::-1][:, :2]
+    points[:, : found.shape[1]] = found
+    return points, float(values[::-1][:2].sum() / max(float(values.sum()), 1e-300))
+
+
+def _standardised(states: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Zero mean and unit variance in each dimension; constant ones are 0."""
+    away = states - states.mean(axis=0)
+    deviation = away.std(axis=0)
+    scaled: NDArray[np.float64] = away / np.where(deviation > 0.0, deviation, 1.0)
+    return scaled
 
 
 def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
@@ -66,15 +116,21 @@ def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
 
 
 def draw_dataset(path: Path, dataset: OfflineDataset) -> None:
-    """Draw returns, lengths, rewards and actions of a dataset, with its summary above them."""
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    """Draw a dataset, with its summary above.
+
+    Returns, lengths, rewards, actions, how much the actions of neighboring states differ, and
+    where the states lie.
+    """
+    figure = Figure(figsize=(11, 11), layout="constrained")
     with mpl.rc_context(STYLE):
-        grid = figure.add_gridspec(3, 2, height_ratios=(0.72, 1.4, 1.4))
+        grid = figure.add_gridspec(4, 2, height_ratios=(0.72, 1.4, 1.4, 1.4))
         _write_summary(figure.add_subplot(grid[0, :]), dataset)
         _draw_returns(figure.add_subplot(grid[1, 0]), dataset)
         _draw_lengths(figure.add_subplot(grid[1, 1]), dataset)
         _draw_rewards(figure.add_subplot(grid[2, 0]), dataset)
         _draw_actions(figure.add_subplot(grid[2, 1]), dataset)
+        _draw_spread(figure.add_subplot(grid[3, 0]), dataset)
+        _draw_coverage(figure.add_subplot(grid[3, 1]), dataset)
         figure.suptitle(wrap(dataset.id, 80), fontsize=13, weight="bold")
         save(figure, path)
 
@@ -148,6 +204,33 @@ def _draw_actions(axis: Any, dataset: OfflineDataset) -> None:
     axis.set(title="Actions, each within its bounds", ylabel="dimension")
     axis.grid(visible=False)
     axis.figure.colorbar(image, ax=axis, pad=0.01, label="% of transitions")
+
+
+def _draw_spread(axis: Any, dataset: OfflineDataset) -> None:
+    """Differences of actions in neighboring states, beside those in any two states."""
+    near, far = action_differences(dataset)
+    bins = np.linspace(0.0, max(float(far.max()), float(near.max()), 1e-6), 51)
+    for differences, color, label in ((far, GRAY, "any two"), (near, BLUE, "neighbors")):
+        middle = f"{label}, median {readable(float(np.median(differences)))}"
+        axis.hist(differences, bins=bins, color=color, alpha=0.6, label=middle)
+    axis.set(
+        title="Difference of the actions in two states",
+        xlabel="root mean square, bounds at -1 and 1",
+        ylabel="pairs of states",
+    )
+    axis.legend()
+
+
+def _draw_coverage(axis: Any, dataset: OfflineDataset) -> None:
+    """States along their two principal components."""
+    points, share = principal_components(dataset)
+    image = axis.hexbin(*points.T, gridsize=45, bins="log", cmap="Blues", mincnt=1)
+    axis.set(
+        title=f"States, two directions with {100 * share:.0f} % of their variance",
+        xticks=[],
+        yticks=[],
+    )
+    axis.figure.colorbar(image, ax=axis, pad=0.01, label="states (logarithmic)")
 
 
 def _bins(values: NDArray[Any]) -> NDArray[np.float64]:

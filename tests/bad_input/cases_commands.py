@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 from cases import (
     CLI,
     Case,
     held_folder,
     play,
+    saved,
     train,
     train_in_run,
     train_over,
@@ -14,6 +17,12 @@ from cases import (
 
 from qgpo.agents.core.speed import Speed
 from qgpo.experiments.folder import RunFolderError
+
+
+def picture_of_two() -> None:
+    shutil.copy(saved(), "other.zip")
+    play("--run", "agent.zip", "other.zip", "--env-id", "test/Walk-v0", "--picture")()
+
 
 CASES = [
     Case(
@@ -243,6 +252,14 @@ CASES = [
         SystemExit,
         "error: environment 'Pendulum-v1' does not fit the agent: …",
         play("--env-id", "Pendulum-v1"),
+    ),
+    Case(
+        CLI,
+        "evaluate: a picture of several agents",
+        SystemExit,
+        "error: --picture: no picture can be drawn of Ensemble: expected one run of QGPO, "
+        "AEPO, QIPO, SIR or BestOfN",
+        picture_of_two,
     ),
     Case(
         CLI,

@@ -61,13 +61,14 @@ def document() -> str:
         "`CheckpointWriteError` (a full disk) is an `OSError`; command lines end with exit code 1",
         "and the message alone.",
         "This page is made by the command at the top of `tests/bad_input/test_bad_input.py`.",
-        "",
-        "| where | what | exception | message |",
-        "|---|---|---|---|",
     ]
-    for case in CASES:
-        message = case.message.replace("|", "\\|")
-        lines.append(f"| {case.where} | {case.what} | `{case.error.__name__}` | {message} |")
+    places = dict.fromkeys(case.where for case in CASES)
+    for place in places:
+        lines += ["", f"## {place}", "", "| what | exception | message |", "|---|---|---|"]
+        for case in CASES:
+            if case.where == place:
+                message = case.message.replace("|", "\\|")
+                lines.append(f"| {case.what} | `{case.error.__name__}` | {message} |")
     return "\n".join(lines) + "\n"
 
 

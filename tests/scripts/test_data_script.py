@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ from commands import SCRIPTS, run
 from factory import MAIN, make_dataset, numbered_episodes, write_buffers
 from factory import REMOTE_ID as ID
 
-from qgpo.envs.data.figure import action_shares, draw_dataset, summary
+from qgpo.envs.data.figure import (
+    action_differences,
+    action_shares,
+    draw_dataset,
+    principal_components,
+    summary,
+)
 from qgpo.envs.store.local import folder_of, local_ids
 from qgpo.scripts import data as script
 
@@ -195,3 +202,22 @@ def test_the_command_line_as_it_is_started(hub, tmp_path):
     done = run("data", "download", ID, cwd=tmp_path, data=folder_of(""), **environment)
     assert done.stdout.startswith(f"{ID}: 2 episodes")
     assert "100%" in done.stderr
+
+
+def test_neighbors_that_act_alike_differ_less_than_any_two_states():
+    data = make_dataset(lengths=(200, 200))
+    alike = replace(data, actions=np.tanh(np.asarray(data.observations[:, :1], np.float32)))
+    near, far = action_differences(alike)
+    assert np.median(near) < 0.5 * np.median(far)
+    near, far = action_differences(data)
+    assert abs(np.median(near) - np.median(far)) < 0.15
+
+
+def test_two_directions_hold_a_plane_and_no_more():
+    data = make_dataset(lengths=(300, 300), observation_dim=4)
+    states = np.asarray(data.states).copy()
+    states[:, 2], states[:, 3] = states[:, 0] + states[:, 1], 1.0
+    points, share = principal_components(replace(data, states=states))
+    assert points.shape[1] == 2
+    assert share == pytest.approx(1.0)
+    assert principal_components(data)[1] < 0.7

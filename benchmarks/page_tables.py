@@ -1,0 +1,284 @@
+"""Tables of pages beside those of tables.py: single agents, OGBench, exactness, speed."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import exactness_report
+import numpy as np
+from measured import DATASETS, Agent, Group, Measurements, Scale
+from tables import entry, short
+
+from qgpo.experiments.packing import read_documents
+from qgpo.experiments.report import table
+from qgpo.experiments.results import read_run
+from qgpo.experiments.statistics import hierarchical_bootstrap
+
+HERE = Path(__file__).parent
+ZOO = DATASETS[:4]
+FAMILY = {
+    "QGPO (`cep`)": "QGPO, beta 10",
+    "`mse`": "QGPO, MSE",
+    "`dps`": "QGPO, DPS",
+    "AEPO": "AEPO",
+    "QIPO, diffusion": "QIPO diffusion",
+    "QIPO, flow": "QIPO flow",
+}
+"""guidances beside each other, and the labels of their cells"""
+NAIVE = {
+    "Diffusion-QL": "Diffusion-QL",
+    "TD3+BC, settings of its paper": "TD3+BC, paper settings",
+    "SB3's TD3, offline": "naive offline TD3",
+    "SB3's SAC, offline": "naive offline SAC",
+}
+OGBENCH: tuple[tuple[str, str, Scale], ...] = (
+    ("BC", "BC", None),
+    ("IQL", "IQL", None),
+    ("ReBRAC", "ReBRAC", None),
+    ("IFQL, best of 32", "best of 32 (IFQL)", None),
+    ("FQL", "FQL", None),
+    ("QGPO, w = 0", "QGPO", 0.0),
+    ("QGPO, w = 1", "QGPO", 1.0),
+    ("QGPO, implicit critic, w = 1", "QGPO, implicit critic", 1.0),
+)
+PUBLISHED = {"IQL": 83, "ReBRAC": 91, "IFQL, best of 32": 95, "FQL": 96}
+"""arXiv 2502.02538: ten times the data, twenty times the updates, larger networks"""
+AGENTS = ("BC", "TD3+BC", "IQL", "Diffusion-QL", "naive offline TD3", "naive offline SAC")
+"""labels that have a table of their own"""
+
+
+def read_json(name: str) -> Any:
+    """A committed result, packed or not."""
+    path = HERE / name
+    content = path.read_bytes()
+    return json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
+
+
+def normalised(measurements: Measurements, means: list[float]) -> str:
+    """Mean score over the zoo's datasets."""
+    scores = [measurements.score(d, mean) for d, mean in zip(ZOO, means, strict=True)]
+    return f"{np.mean(scores):.1f}"
+
+
+def on_the_zoo(measurements: Measurements, labels: dict[str, str], scale: Scale) -> str:
+    """Mean and interval of single trainings on the zoo's datasets, a row per agent."""
+    header = ["", *(short(dataset) for dataset in ZOO), "normalised mean", "CPU-seconds"]
+    of_data = [measurements.data[dataset] for dataset in ZOO]
+    rows = [["data", *(f"{x:.0f}" for x in of_data), normalised(measurements, of_data), ""]]
+    for name, label in labels.items():
+        groups = [measurements.group(False, label, dataset, scale) for dataset in ZOO]
+        agents = [agent for dataset in ZOO for agent in measurements.alone[label, dataset]]
+        seconds = f"{np.mean([agent.cpu_seconds for agent in agents]):.0f}"
+        means = normalised(measurements, [group.mean for group in groups])
+        rows.append([name, *(entry(group, 3) for group in groups), means, seconds])
+    return table(header, rows)
+
+
+def of_one_agent(measurements: Measurements, label: str) -> str:
+    """What trainings with that label returned, a row per dataset."""
+    rows = []
+    for dataset, of_data in measurements.data.items():
+        if agents := measurements.alone.get((label, dataset)):
+            group = measurements.group(False, label, dataset, None)
+            each = ", ".join(f"{returns.mean():.0f}" for returns in group.returns)
+            seconds = f"{np.mean([agent.cpu_seconds for agent in agents]):.0f}"
+            mean = entry(group, len(group))
+            rows.append([short(dataset), f"{of_data:.0f}", mean, each, seconds])
+    return table(["", "data", "mean return", "each training", "CPU-seconds"], rows)
+
+
+def ogbench_agents() -> dict[tuple[str, int], list[Agent]]:
+    """Trainings on cube-single by label and task."""
+    agents: dict[tuple[str, int], list[Agent]] = {}
+    for name, document in read_documents(HERE / "ogbench").items():
+        run = read_run(document, name)
+        task = int(run.dataset.rpartition("task")[2].partition("-")[0])
+        agents.setdefault((run.label, task), []).append(Agent.from_run(run))
+    return agents
+
+
+def ogbench_cells() -> dict[tuple[str, int, Scale], Group]:
+    """Successes on cube-single by label, task and guidance scale."""
+    agents = ogbench_agents()
+    return {
+        (label, task, scale): Group(agents[label, task], scale)
+        for _, label, scale in OGBENCH
+        for task in (1, 2)
+    }
+
+
+def ogbench() -> str:
+    """Successes on cube-single, in percent, a row per agent."""
+    agents, cells = ogbench_agents(), ogbench_cells()
+    rows = []
+    for name, label, scale in OGBENCH:
+        row = [name]
+        for task in (2, 1):
+            group = cells[label, task, scale]
+            low, high = group.interval
+            each = ", ".join(f"{won.mean():.0f}" for won in group.returns)
+            row.append(f"{group.mean:.0f} [{low:.0f}, {high:.0f}] ({each})")
+        seconds = [agent.cpu_seconds for task in (1, 2) for agent in agents[label, task]]
+        row += [f"{np.mean(seconds):.0f}", f"{PUBLISHED.get(name, '-')}"]
+        rows.append(row)
+    return table(["", "task 2", "task 1", "CPU-seconds", "published"], rows)
+
+
+def pointmaze() -> str:
+    """Successes and mean steps, a row per maze."""
+    rows = []
+    for document in read_documents(HERE / "pointmaze").values():
+        data = document["dataset"]
+        row = [f"`{data['id']}`", f"{100.0 * np.mean(data['returns']):.0f} %"]
+        for e in sorted(document["evaluations"], key=lambda e: e["guidance_scale"]):
+            success, steps = 100.0 * np.mean(e["returns"]), np.mean(e["lengths"])
+            row.append(f"{success:.0f} % in {steps:.1f} steps")
+        rows.append(row)
+    return table(["", "the data", "w = 0", "**w = 1**"], rows)
+
+
+def peers() -> str:
+    """Three baselines here and in CORL, a row per agent."""
+    rows = []
+    results = read_json("peers.json")
+    for agent in dict.fromkeys(row["agent"] for row in results):
+        cells, seconds = [], []
+        for code in ("ours", "CORL"):
+            of = [row for row in results if row["agent"] == agent and row["code"] == code]
+            returns = [np.array(row["returns"]) for row in of]
+            low, high = hierarchical_bootstrap(returns)
+            each = ", ".join(f"{r.mean():.0f}" for r in returns)
+            cells.append(f"{np.mean(returns):.0f} [{low:.0f}, {high:.0f}] ({each})")
+            seconds.append(f"{np.mean([row['cpu_seconds'] for row in of]):.0f}")
+        rows.append([agent, *cells, " and ".join(seconds)])
+    return table(["", "ours", "CORL's", "CPU-seconds"], rows)
+
+
+def latency() -> str:
+    """Milliseconds of `predict`, a row per agent."""
+    batches = read_json("latency.json")["batch_sizes"]
+    rows = []
+    for name in batches["1"]:
+        cells = [
+            f"{of[name]['milliseconds']:.1f} ({of[name]['over_qgpo']:.2f})"
+            for of in batches.values()
+        ]
+        rows.append([name, *cells])
+    return table(["", *batches], rows)
+
+
+def two_digits(x: float) -> str:
+    """A number with two digits, or all of those before the point."""
+    return f"{x:.0f}" if x >= 10.0 else f"{x:.1f}" if x >= 1.0 else f"{x:.2f}"
+
+
+def gpu() -> str:
+    """Milliseconds per step on both devices, a row per preset and stage."""
+    measured = read_json("gpu.json")
+    rows = []
+    for preset, of in measured["training"].items():
+        for stage, row in of["stages"].items():
+            times = [two_digits(row[f"{device}_milliseconds"]) for device in ("cpu", "cuda")]
+            rows.append([f"`{preset}`: {stage}", *times, two_digits(row["ratio"])])
+        hours = [of["hours"][device] for device in ("cpu", "cuda")]
+        whole = [f"{h:.1f} hours" if h > 1.0 else f"{60.0 * h:.1f} minutes" for h in hours]
+        rows.append([f"`{preset}`: **all**", *whole, two_digits(of["ratio"])])
+    for n, row in measured["acting"].items():
+        times = [two_digits(row[f"{device}_milliseconds"]) for device in ("cpu", "cuda")]
+        rows.append([f"`laptop`: `predict` of {n}", *times, two_digits(row["ratio"])])
+    return table(["", "CPU", "GPU", "CPU / GPU"], rows)
+
+
+def parity() -> str:
+    """Largest relative difference of losses and gradients, a row per agent and loss."""
+    rows = [
+        [row["agent"], row["loss"], *(f"{row['largest'][of]:.1e}" for of in ("loss", "gradient"))]
+        for row in read_json("parity.json")["float32"]["losses"]
+    ]
+    return table(["agent", "loss", "its value", "its gradient"], rows)
+
+
+def demo() -> str:
+    """What `make demo` printed."""
+    document = read_json("demo.json")
+    returns = [("data", np.array(document["dataset"]["returns"]))]
+    for e in document["evaluations"]:
+        returns.append((f"w = {e['guidance_scale']:g}", np.array(e["returns"])))
+    rows = []
+    for name, values in returns:
+        low, high = hierarchical_bootstrap([values])
+        rows.append([name, f"{values.mean():.0f}", f"[{low:.0f}, {high:.0f}]", f"{len(values)}"])
+    return table(["", "mean return", "95 % interval", "episodes"], rows)
+
+
+def errors_over_time(data: dict[str, Any]) -> str:
+    """Relative error of each guidance at single times, a row per method."""
+    methods = {k: v for k, v in data["methods"].items() if "errors" in v}
+    times = next(iter(methods.values()))["times"]
+    chosen = [int(np.argmin(np.abs(np.array(times) - t))) for t in np.arange(0.0, 0.91, 0.1)]
+    rows = []
+    for name, row in methods.items():
+        relative = [row["errors"][i] / row["sizes"][i] for i in chosen]
+        rows.append([exactness_report.LABELS[name], *(f"{100 * x:.0f} %" for x in relative)])
+    return table(["t", *(f"{times[i]:.2g}" for i in chosen)], rows)
+
+
+def toy() -> str:
+    """Distance to exact samples, a row per problem."""
+    problems = read_json("results/toy_2d_beta10.json")["problems"]
+    names = list(next(iter(problems.values()))["methods"])
+    rows, ratios = [], []
+    for problem, entry_ in problems.items():
+        floor = entry_["two_exact_sets"]
+        distances = [entry_["methods"][name]["sw2"] for name in names]
+        ratios.append([distance / floor for distance in distances])
+        cells = [f"{d:.3f} ({r:.1f}x)" for d, r in zip(distances, ratios[-1], strict=True)]
+        rows.append([problem, f"{floor:.3f}", *cells])
+    means = np.exp(np.log(ratios).mean(axis=0))
+    rows.append(["geometric mean", "1.0x", *(f"{mean:.1f}x" for mean in means)])
+    header = ["", "two exact sets", *(exactness_report.LABELS[name] for name in names)]
+    return table(header, rows)
+
+
+def errors_by_method(data: dict[str, Any]) -> str:
+    """Guidance error, a row per method, a column per beta."""
+    betas = data["betas"]
+    rows = []
+    for method in next(iter(betas.values()))["methods"]:
+        errors = [entry_["methods"][method]["guidance_error"] for entry_ in betas.values()]
+        rows.append([exactness_report.LABELS[method], *(f"{100 * x:.1f} %" for x in errors)])
+    return table(["", *(f"beta {beta}" for beta in betas)], rows)
+
+
+def exactness() -> Iterator[tuple[str, str]]:
+    """Names and tables of the exactness measurements."""
+    two = read_json("results/exactness_2d.json.xz")
+    yield "exactness-2d", exactness_report.table(two)
+    yield "exactness-2d-by-method", errors_by_method(two)
+    yield "exactness-solvers", exactness_report.solvers(two)
+    yield "exactness-sweeps", exactness_report.sweeps(two)
+    yield "exactness-times", errors_over_time(two["betas"]["3"])
+    yield "exactness-8d", exactness_report.table(read_json("results/exactness_8d.json.xz"))
+    yield "exactness-toy", toy()
+
+
+def more_sections(measurements: Measurements) -> dict[str, str]:
+    """All tables by their names."""
+    made = {
+        "guidances": on_the_zoo(measurements, FAMILY, 1.0),
+        "others": on_the_zoo(measurements, NAIVE, None),
+        "ogbench": ogbench(),
+        "pointmaze": pointmaze(),
+        "peers": peers(),
+        "latency": latency(),
+        "gpu": gpu(),
+        "parity": parity(),
+        "demo": demo(),
+        **dict(exactness()),
+    }
+    made |= {f"agent {label}": of_one_agent(measurements, label) for label in AGENTS}
+    return made

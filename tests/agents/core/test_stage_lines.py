@@ -1,0 +1,36 @@
+"""When a stage ends, one line says its name, its time and the metric that matters."""
+
+from __future__ import annotations
+
+import pytest
+from factory import WHITENED, make_dataset
+
+from qgpo import QGPO
+from qgpo.agents.core.training import stage_line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "means", "expected"),
+    [
+        (3.21, {"loss": 2.0, "excess": 0.125}, "3.2 s, excess cross entropy 0.125"),
+        (3.21, {"loss": 2.0, "mse": 0.5}, "3.2 s, squared error of the mean 0.5"),
+        (179.6, {"loss": 2.0, "q": 7.0}, "3 min 0 s, loss 2"),
+        (61.0, {}, "1 min 1 s"),
+    ],
+)
+def test_a_line_has_time_and_what_matters(seconds, means, expected):
+    assert stage_line("1/5 critic", 2000, seconds, means) == f"1/5 critic 2,000 steps in {expected}"
+
+
+def test_each_stage_is_told_once(capsys):
+    agent, dataset, lines = QGPO(WHITENED, seed=0), make_dataset(), []
+    agent.training.tell = lines.append
+    agent.learn(dataset)
+    assert [line.split()[1] for line in lines] == list(agent.stages)
+    agent.learn(dataset, reset_num_timesteps=False)  # there is nothing left to do
+    assert len(lines) == len(agent.stages)
+    agent.training.tell = None
+    agent.learn(dataset)
+    assert capsys.readouterr() == ("", "")  # as silent as Stable-Baselines3
+    agent.learn(dataset, progress_bar=True)
+    assert "1/5 whitening" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""The picture of a trained agent shows what its critic says, in the environment's units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from factory import AGREEMENT, WHITENED, make_dataset
+from gymnasium import spaces
+
+from qgpo import BC, QGPO
+from qgpo.envs.play.scores import summarize
+from qgpo.experiments import agent_figure
+
+SHORT = replace(gymnasium.spec("Pendulum-v1"), max_episode_steps=6)
+TORQUE = spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_dataset(lengths=(9, 8, 7), action_space=TORQUE)
+
+
+@pytest.fixture(scope="module")
+def agent(dataset):
+    torch.set_num_threads(1)
+    config = replace(WHITENED, trust_power=4.0, reward_tuning="unit")
+    return QGPO(config, seed=0).learn(dataset)
+
+
+def test_q_is_read_in_the_units_of_the_environment(agent, dataset):
+    critic = agent_figure.Critic(agent, dataset)
+    raw = torch.tensor(dataset.rewards)
+    tuned = critic.scale * raw + critic.shift
+    torch.testing.assert_close(tuned, critic.data.rewards, atol=1e-5, rtol=1e-5)
+    observations = agent_figure.some_states(critic.data, 4)
+    actions = torch.zeros(4, 1, 1)
+    before = critic.q(observations, actions)
+    critic.scale *= 2.0
+    np.testing.assert_allclose(critic.q(observations, actions), before / 2.0)
+
+
+def test_an_episode_has_its_discounted_returns(agent, dataset, monkeypatch):
+    course = agent_figure.follow(agent_figure.Critic(agent, dataset), SHORT, seed=3)
+    rewards = []
+    env = gymnasium.make(SHORT)
+    observation, _ = env.reset(seed=3)
+    for _ in range(6):
+        action, _ = agent.predict(observation, deterministic=True)
+        observation, reward, *_ = env.step(action)
+        rewards.append(reward)
+    expected = [sum(agent.gamma**k * r for k, r in enumerate(rewards[t:])) for t in range(6)]
+    np.testing.assert_allclose(course.followed, expected, rtol=1e-6)
+    assert course.expected.shape == course.distances.shape == (6,)
+
+
+def test_a_picture_is_drawn_and_leaves_the_agent_as_it_was(agent, dataset, tmp_path):
+    state = agent.prediction_generator.get_state()
+    played = summarize("Pendulum-v1", [-10.0, -20.0], [6, 6], [0, 1], 0, None)
+    path = tmp_path / "agent.png"
+    agent_figure.draw_agent(path, agent, dataset, SHORT, 0, [(None, played), (0.0, played)])
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert torch.equal(agent.prediction_generator.get_state(), state)
+
+
+@pytest.mark.parametrize("other", [BC("laptop"), QGPO(AGREEMENT)])
+def test_agents_without_one_q_are_refused(other):
+    with pytest.raises(ValueError, match=r"expected one run of QGPO|critic='agreement'"):
+        agent_figure.check_drawable(other)
