@@ -75,8 +75,6 @@ def check_drawable(agent: object) -> None:
             f"no picture can be drawn of {type(agent).__name__}: expected one run of QGPO, "
             "AEPO, QIPO, SIR or BestOfN"
         )
-    if agent.config.critic == "agreement":
-        raise ValueError("critic='agreement' has two Q: a picture needs 'support' or 'implicit'")
 
 
 class Critic:

@@ -328,6 +328,12 @@ class BatchedMLP(nn.Module):
                 x = self.activation(x)
         return x
 
+    def mean_of_heads(self, x: Tensor) -> Tensor:
+        """The heads' mean for the same inputs: (..., sizes[0]) to (..., sizes[-1])."""
+        rows = x.reshape(1, -1, x.shape[-1]).expand(len(self.weights[0]), -1, -1)
+        mean: Tensor = self(rows).mean(dim=0)
+        return mean.reshape(*x.shape[:-1], -1)
+
 
 class HeadsOfQ(nn.Module):
     """Q of H heads; as one function it is their mean.
@@ -375,14 +381,22 @@ class HeadsOfQ(nn.Module):
         """Q_h of J actions in each state: (H, B, S), (H, B, J, A) to (H, B, J)."""
         return self.baseline(observations)[..., None] + self.advantages(observations, actions)
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The heads' mean: (..., S), (..., A) to (...)."""
+    def mean_baseline(self, observations: Tensor) -> Tensor:
+        """The mean of V_h: (..., S) to (...)."""
+        rows = observations.reshape(1, -1, observations.shape[-1]).expand(self.heads, -1, -1)
+        return self.baseline(rows).mean(dim=0).reshape(observations.shape[:-1])
+
+    def mean_advantage(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The mean of A_h: (..., S), (..., A) to (...)."""
         shape = torch.broadcast_shapes(observations.shape[:-1], actions.shape[:-1])
         s = observations.expand(*shape, -1).reshape(1, -1, observations.shape[-1])
         a = actions.expand(*shape, -1).reshape(1, -1, 1, actions.shape[-1])
-        q = self.every(s.expand(self.heads, -1, -1), a.expand(self.heads, -1, -1, -1))
-        mean: Tensor = q.mean(dim=0).reshape(shape)
-        return mean
+        every = self.advantages(s.expand(self.heads, -1, -1), a.expand(self.heads, -1, -1, -1))
+        return every.mean(dim=0).reshape(shape)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The heads' mean: (..., S), (..., A) to (...)."""
+        return self.mean_baseline(observations) + self.mean_advantage(observations, actions)
 
 
 def gelu_twin_q(

@@ -55,19 +55,22 @@ class Weights(nn.Module):
 
 
 class StackedQ(nn.Module):
-    """Q of the whole: normalised states (..., S), actions (..., A) to (...)."""
+    """Q of the whole: V of the returns, and each learner's advantage times its weight."""
 
-    def __init__(self, parts: Sequence[nn.Module], stack: Weights) -> None:
+    def __init__(self, returns: Returns, implicit: Implicit, stack: Weights) -> None:
         super().__init__()
-        self.parts, self.stack = nn.ModuleList(parts), stack
+        self.returns, self.implicit = returns.target, implicit.target
+        self.implicit_value, self.stack = implicit.value, stack
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The weighted sum of the learners that have a weight."""
-        weights = self.stack.weights.tolist()
-        kept = [(w, part) for w, part in zip(weights, self.parts, strict=True) if w > 0.0]
-        q = actions.sum(dim=-1) * 0.0  # of this shape, and differentiable
-        for weight, part in kept:
-            q = q + weight * part(observations, actions)
+        """Normalised states (..., S), actions (..., A) to (...)."""
+        of_returns, of_implicit = self.stack.weights.tolist()
+        q = self.returns.mean_baseline(observations) + 0.0 * actions.sum(dim=-1)
+        if of_returns > 0.0:
+            q = q + of_returns * self.returns.mean_advantage(observations, actions)
+        if of_implicit > 0.0:
+            value = self.implicit_value.mean_of_heads(observations).squeeze(-1)
+            q = q + of_implicit * (self.implicit.mean_advantage(observations, actions) - value)
         return q
 
 
@@ -77,12 +80,10 @@ class StackedCritic(Critic):
     def __init__(self, behavior: Behavior, support: Support, training: Training) -> None:
         super().__init__(behavior, support, training)
         self.outcomes = Returns("critic", behavior, training)
-        self.learners: dict[str, Learner] = {
-            "returns": self.outcomes,
-            "implicit": Implicit("implicit_critic", behavior, training),
-        }
+        implicit = Implicit("implicit_critic", behavior, training)
+        self.learners: dict[str, Learner] = {"returns": self.outcomes, "implicit": implicit}
         self.stack = training.add("critic_weights", Weights(len(self.learners)))
-        self._target = StackedQ([part.target for part in self.learners.values()], self.stack)
+        self._target = StackedQ(self.outcomes, implicit, self.stack)
         self._folds: tuple[Batches, Folds] | None = None
 
     @property

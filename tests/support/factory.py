@@ -36,7 +36,7 @@ MAIN = "remote/numbered-v0/data/main_data.hdf5"
 UNIT_BOX = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 WHITENED = replace(
-    PRESETS["laptop"],
+    PRESETS["laptop-support"],
     behavior_hidden=(8, 8),
     behavior_steps=5,
     behavior_batch_size=8,
