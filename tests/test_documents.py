@@ -66,6 +66,30 @@ def test_a_dead_link_is_found(tmp_path):
     assert dead_links(document) == ["gone.md", "#title", "agents/nowhere.py"]
 
 
+AGENT_PAGES = [p for p in ROOT.glob("docs/agents/*.md") if p.name not in ("index.md", "sb3.md")]
+RESULT_PAGES = [p for p in ROOT.glob("docs/results/*.md") if p.name != "choices.md"]
+
+
+@pytest.mark.parametrize("page", AGENT_PAGES, ids=lambda path: path.stem)
+def test_pages_of_agents_have_the_same_sections(page):
+    titles = re.findall(r"^## (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    parts = ["The idea", "The equations", "Logged metrics", "Differences from", "Results"]
+    places = [next(i for i, t in enumerate(titles) if t.startswith(part)) for part in parts]
+    assert places == sorted(places)
+    assert titles[-1] == "Commands"
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize("page", RESULT_PAGES, ids=lambda path: path.stem)
+def test_pages_of_results_have_claim_picture_table_caveats_and_command(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert text.splitlines()[0].endswith("?")
+    parts = [r"^\*\*", r"^!\[", r"^\| ", r"^## (Keep in mind|Why)", r"^## Repeat it"]
+    places = [re.search(part, text, re.MULTILINE).start() for part in parts]
+    assert places == sorted(places)
+
+
 def test_the_changelog_has_this_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", text, re.MULTILINE)
