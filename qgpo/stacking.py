@@ -64,3 +64,13 @@ def stacked_weights(regressors: Tensor, outcome: Tensor) -> Tensor:
             best, weights = explained, torch.zeros_like(weights)
             weights[kept] = solved
     return weights
+
+
+def of_the_mean(slope: float, heads: int) -> float:
+    """What to multiply the weights of one head by for the mean of so many.
+
+    A head is the truth plus an error of its own, so that its slope is its reliability (that of
+    slopes above 1 counts as 1), and the mean's is k s / (1 + (k - 1) s) (Spearman 1910, Brown
+    1910).
+    """
+    return heads / (1.0 + (heads - 1) * min(slope, 1.0))

@@ -21,7 +21,7 @@ from qgpo.agents.guided.folds import FOLDS, Folds
 from qgpo.agents.guided.learners import STATES_PER_CHUNK, Implicit, Learner, Returns
 from qgpo.agents.guided.support import Support
 from qgpo.diffusion import Metrics
-from qgpo.stacking import Slope, grouped_slope, stacked_weights
+from qgpo.stacking import Slope, grouped_slope, of_the_mean, stacked_weights
 
 SIGNIFICANT = 2.0
 """standard errors by which a learner's slope must exceed 0"""
@@ -98,6 +98,22 @@ class StackedCritic(Critic):
         return self._target
 
     @property
+    def reliability(self) -> float:
+        """Share of the differences among a state's actions that unseen episodes confirm."""
+        return min(1.0, float(self.stack.weights.sum()))
+
+    def scale(self, q: Tensor) -> Tensor:
+        """In units of the spread, what is not confirmed tilts nothing.
+
+        At beta = 1 the typical standard deviation of beta Q over a state's actions is the
+        reliability.
+        """
+        unit = super().scale(q)
+        if self.config.q_unit == "reward" or not self.ranks:
+            return unit
+        return unit / self.reliability
+
+    @property
     def ranks(self) -> bool:
         """Whether unseen episodes confirmed a learner."""
         return bool(self.stack.weights.any())
@@ -158,7 +174,8 @@ class StackedCritic(Critic):
         if kept:
             weights[kept] = stacked_weights(advantages[kept], outcomes)
         whole = (weights[:, None] * advantages).sum(dim=0)
-        return weights, [*slopes, grouped_slope(whole, outcomes, groups)]
+        of_mean = weights * of_the_mean(float(weights.sum()), FOLDS)
+        return of_mean, [*slopes, grouped_slope(whole, outcomes, groups)]
 
     def _judges(self, folds: Folds) -> Tensor:
         """Transitions that weigh: all, or whole groups of them in a random order, (K,)."""

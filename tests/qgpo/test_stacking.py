@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from qgpo.stacking import grouped_slope, stacked_weights
+from qgpo.stacking import grouped_slope, of_the_mean, stacked_weights
 
 
 def noise(*shape, seed=0):
@@ -52,3 +52,16 @@ def test_copies_share_a_weight_and_opposites_have_none():
     copies = stacked_weights(torch.stack([a, a]), 2.0 * a)
     assert float(copies.sum()) == pytest.approx(2.0)
     assert stacked_weights(-a[None], a).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("heads", "error"), [(2, 0.5), (2, 2.0), (4, 1.0)])
+def test_the_mean_of_heads_has_the_slope_of_spearman_and_brown(heads, error):
+    truth = noise(20_000)
+    every = truth + error * noise(heads, 20_000, seed=1)
+    outcome = truth + 3.0 * noise(20_000, seed=2)
+    groups = torch.arange(20_000)
+    single = grouped_slope(every[0], outcome, groups)
+    mean = grouped_slope(every.mean(0), outcome, groups)
+    assert mean.slope == pytest.approx(
+        single.slope * of_the_mean(single.slope, heads), abs=4.0 * mean.error
+    )

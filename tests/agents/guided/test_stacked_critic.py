@@ -69,6 +69,21 @@ def test_the_table_is_q_of_the_support_less_its_mean(confident):
     torch.testing.assert_close(table, q - q.mean(-1, keepdim=True), atol=1e-5, rtol=1e-5)
 
 
+def test_what_is_not_confirmed_tilts_less(confident):
+    q = confident.critic.table_of_q(confident._batches)
+    full = confident.critic.scale(q)
+    stack = confident.critic.stack
+    weights = stack.weights.clone()
+    assert 0.9 < confident.critic.reliability <= 1.0
+    try:
+        stack.weights *= 0.25 / weights.sum()
+        assert confident.critic.reliability == pytest.approx(0.25)
+        torch.testing.assert_close(confident.critic.scale(q), q.std(-1).mean() / 0.25)
+    finally:
+        stack.weights.copy_(weights)
+    torch.testing.assert_close(full * confident.critic.reliability, q.std(-1).mean())
+
+
 def test_noise_has_no_weight_and_guides_nobody():
     noise = with_rewards(np.random.default_rng(2).normal(size=400))
     agent = trained(noise)
