@@ -31,7 +31,7 @@ class Slope:
 def grouped_slope(regressor: Tensor, outcome: Tensor, groups: Tensor) -> Slope:
     """Of (N,) outcomes on (N,) values; `groups` (N,) numbers what is not independent.
 
-    The error is the cluster-robust one (Liang & Zeger 1986) without a small-sample factor.
+    The error is the cluster-robust one (Liang & Zeger 1986), times G / (G - 1) for G groups.
     """
     a, y = regressor.double(), outcome.double()
     a, y = a - a.mean(), y - y.mean()
@@ -41,9 +41,11 @@ def grouped_slope(regressor: Tensor, outcome: Tensor, groups: Tensor) -> Slope:
     slope = torch.sum(a * y) / squares
     scores = torch.zeros(int(groups.max()) + 1, dtype=torch.float64, device=a.device)
     scores.index_add_(0, groups, a * (y - slope * a))
+    kept = len(torch.unique(groups))
+    few = kept / (kept - 1) if kept > 1 else float("inf")
     norm = (squares * torch.sum(y * y)).sqrt()
     correlation = torch.sum(a * y) / norm.clamp(min=1e-300)
-    return Slope(float(slope), float(scores.norm() / squares), float(correlation))
+    return Slope(float(slope), few * float(scores.norm() / squares), float(correlation))
 
 
 def stacked_weights(regressors: Tensor, outcome: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from qgpo.agents.core.training import Training
 from qgpo.agents.guided.behavior import Behavior
 
 FOLDS = 2
-FEWEST_EPISODES = 4
+FEWEST_EPISODES = 10
 """below which the transitions are cut into BLOCKS stretches in place of episodes"""
 BLOCKS = 20
 

@@ -17,13 +17,14 @@ def folds(lengths, seed=0):
 
 
 def test_every_episode_is_in_one_half():
-    found, _ = folds((3, 1, 4, 2, 5, 6, 2))
-    episodes = torch.arange(7).repeat_interleave(torch.tensor([3, 1, 4, 2, 5, 6, 2]))
+    lengths = (3, 1, 4, 2, 5, 6, 2, 1, 1, 2, 3)
+    found, _ = folds(lengths)
+    episodes = torch.arange(11).repeat_interleave(torch.tensor(lengths))
     assert torch.equal(found.groups, episodes)
     sides = [set(episodes[m].tolist()) for m in found.members]
-    assert sides[0] | sides[1] == set(range(7))
+    assert sides[0] | sides[1] == set(range(11))
     assert not sides[0] & sides[1]
-    assert {len(side) for side in sides} == {3, 4}
+    assert {len(side) for side in sides} == {5, 6}
 
 
 def test_the_halves_depend_on_the_seed_alone():
@@ -47,6 +48,6 @@ def test_one_transition_is_in_both():
 
 
 def test_each_head_draws_from_its_half():
-    found, agent = folds((5, 5, 5, 5, 5))
+    found, agent = folds((5,) * 10)
     drawn = found.draw(agent.training, 500).transitions
     assert [set(row.tolist()) for row in drawn] == [set(m.tolist()) for m in found.members]
