@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factory import WHITENED, make_dataset, mapped, subprocess_environment
+from factory import STACKED, WHITENED, make_dataset, mapped, subprocess_environment
 from gymnasium import spaces
 
 from qgpo.agents.core.callbacks import SaveCheckpoint
@@ -132,6 +132,16 @@ def test_a_tuned_scale_is_evaluated_beside_those_of_the_plan(monkeypatch):
     assert [e["guidance_scale"] for e in result["evaluations"]] == [0.0, 1.0, 2.0]
     assert result["guidance_tuning"]["best"] == 2.0
     assert result["headline_scale"] == 1.0  # chosen before anything was seen
+
+
+@pytest.mark.usefixtures("data")
+def test_the_verdict_is_shown_and_kept(capsys):
+    changes = {"config": STACKED, "guidance_scales": (0.0,), "n_episodes": 1}
+    train.main(train.Args(**{**vars(EXPERIMENT), **changes}, run_dir=Path("stacked")))
+    verdict = read(Path("stacked", "evaluation.json"))["verdict"]
+    assert set(verdict) == {"confirmed", "correlation", "standard_errors", "weights", "text"}
+    assert set(verdict["weights"]) == {"returns", "implicit"}
+    assert f"guidance: {verdict['text']}" in capsys.readouterr().out
 
 
 def test_asking_whether_a_folder_is_locked_refuses_nobody():
