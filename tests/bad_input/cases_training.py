@@ -62,14 +62,14 @@ CASES = [
         MAKE,
         "an unknown preset",
         ValueError,
-        "preset='huge', expected one of ['laptop', 'paper'] or a QGPOConfig",
+        "preset='huge', expected one of ['laptop', 'laptop-support', 'paper'] or a QGPOConfig",
         lambda: QGPO("huge"),
     ),
     Case(
         MAKE,
         "a configuration of another type",
         TypeError,
-        "config is a dict, expected a preset's name ['laptop', 'paper'] or a QGPOConfig",
+        "config is a dict, expected a preset's name ['laptop', 'laptop-support', 'paper'] or a QGPOConfig",
         lambda: QGPO({"beta": 3.0}),
     ),
     Case(
