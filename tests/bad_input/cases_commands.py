@@ -29,7 +29,8 @@ CASES = [
         CLI,
         "train: an unknown preset",
         SystemExit,
-        "error: preset='huge', expected one of ['laptop', 'laptop-support', 'paper'] or a QGPOConfig",
+        "error: preset='huge', expected one of ['laptop', 'laptop-support', 'paper'] or a "
+        "QGPOConfig",
         train("--preset", "huge"),
     ),
     Case(

@@ -69,7 +69,8 @@ CASES = [
         MAKE,
         "a configuration of another type",
         TypeError,
-        "config is a dict, expected a preset's name ['laptop', 'laptop-support', 'paper'] or a QGPOConfig",
+        "config is a dict, expected a preset's name ['laptop', 'laptop-support', 'paper'] or a "
+        "QGPOConfig",
         lambda: QGPO({"beta": 3.0}),
     ),
     Case(
