@@ -24,8 +24,8 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt typings/link.py
 	$(BIN)/python typings/link.py
 	touch $@
 
-demo: $(INSTALLED) ## train and evaluate an agent on the bundled data, into runs/demo
-	$(BIN)/python scripts/train.py --dataset-id qgpo/halfcheetah/mixed-v0 --preset laptop \
+demo: $(INSTALLED) ## train and evaluate an agent on bundled data, with three quarters of the steps
+	$(BIN)/python scripts/train.py --dataset-id qgpo/halfcheetah/mixed-v0 --preset laptop --longer 0.75 \
 		--seed 0 --run-dir runs/demo --overwrite --n-episodes 50 --guidance-scales 0 1 2 4
 
 test: $(INSTALLED) ## formatting, lint, types, tests
