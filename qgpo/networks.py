@@ -33,6 +33,8 @@ TANH_GELU = "gelu_tanh"
 """GELU by its tanh approximation (arXiv 1606.08415, section 2), which is Flax's default"""
 FLAX_EPSILON = 1e-6
 """added to the variance by Flax's LayerNorm"""
+UNET_WIDTHS = (512, 256, 128)
+"""of the CEP authors' behavior network"""
 LOG_STD_RANGE = (-5.0, 2.0)
 """bounds of a Gaussian policy's log standard deviation (IQL's code)"""
 
@@ -138,15 +140,18 @@ class UNetMLP(nn.Module):
 
     def __init__(self, dim: int, condition_dim: int) -> None:
         super().__init__()
+        wide, half, narrow = UNET_WIDTHS
         self.time = nn.Sequential(FourierFeatures(32, 30.0), nn.Linear(32, 32))
         self.condition = nn.Sequential(nn.Linear(condition_dim, 32), nn.SiLU())
         self.embedding = nn.Sequential(nn.Linear(64, 128), nn.SiLU(), nn.Linear(128, 128))
         self.down = nn.ModuleList(
-            _ResidualBlock(i, o, 128) for i, o in ((dim, 512), (512, 256), (256, 128))
+            _ResidualBlock(i, o, 128) for i, o in ((dim, wide), (wide, half), (half, narrow))
         )
-        self.middle = _ResidualBlock(128, 128, 128)
-        self.up = nn.ModuleList(_ResidualBlock(i, o, 128) for i, o in ((256, 256), (512, 512)))
-        self.output = nn.Linear(1024, dim)
+        self.middle = _ResidualBlock(narrow, narrow, 128)
+        self.up = nn.ModuleList(
+            _ResidualBlock(i, o, 128) for i, o in ((2 * narrow, half), (2 * half, wide))
+        )
+        self.output = nn.Linear(2 * wide, dim)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """(B, D), (B,), (B, C) to (B, D)."""

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gymnasium as gym
 import hypothesis
 import pytest
 import torch
@@ -13,11 +14,20 @@ from factory import CONFIGS, REMOTE_ID, publish
 from hub import ORGANISATION, Hub
 from safetensors.torch import save_file
 
+import qgpo.networks
 from qgpo import QGPOConfig
 
 if hasattr(signal, "SIGHUP"):  # `nohup make test` ignores it, and a training respects that
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # for the fixtures of modules too: other threads, other last digits
+TRUE_WIDTHS = qgpo.networks.UNET_WIDTHS
+qgpo.networks.UNET_WIDTHS = (8, 4, 2)  # a checkpoint with the true ones has 26 MB
+
+
+@pytest.fixture
+def true_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's network as users get it."""
+    monkeypatch.setattr("qgpo.networks.UNET_WIDTHS", TRUE_WIDTHS)
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +38,18 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without their picture, which takes longer than all else of them."""
+    monkeypatch.setattr("qgpo.experiments.run_figure.draw_run", lambda *_: None)
+
+
+@pytest.fixture
+def short_pendulum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes of Pendulum-v1 end after five steps instead of 200."""
+    monkeypatch.setattr(gym.spec("Pendulum-v1"), "max_episode_steps", 5)
 
 
 @pytest.fixture(params=sorted(CONFIGS))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from commands import run_in_a_copy
 from factory import ROOT, subprocess_environment
 
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -28,6 +29,19 @@ config = agent.config_class(steps=11, batch_size=8, hidden=(8, 8))
 for check in CHECKS.values():
     check(Subject(agent, config))
 """
+FORGET = f"""
+import pathlib, sys, typing
+
+TESTS = pathlib.Path({str(ROOT / "tests")!r})
+for name, module in [*sys.modules.items()]:
+    file = pathlib.Path(getattr(module, "__file__", None) or "nowhere")
+    if name.split(".")[0] == "qgpo" or (name != "__main__" and file.is_relative_to(TESTS)):
+        del sys.modules[name]
+sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__module__.startswith("qgpo.")]
+for clear in typing._cleanups:  # Annotated[float, Range(0, 1)] would have the Range of before
+    clear()
+"""
+"""the package and the tests' support are imported anew, from the path"""
 
 
 class Block(NamedTuple):
@@ -64,15 +78,13 @@ class House(NamedTuple):
         return self.site / path if room == "qgpo" else self.site / "qgpo" / path
 
     def run(self, code: str) -> None:
+        """In a process that has imported what the package needs, and nothing of this checkout."""
         support = ROOT / "tests" / "support"
         path = {"PYTHONPATH": os.pathsep.join([str(self.site), str(support)])}
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=self.site.parent,
-            env=subprocess_environment(PYTHONSAFEPATH="1", **path),
-            capture_output=True,
-            text=True,
-        )
+        environment = subprocess_environment(PYTHONSAFEPATH="1", **path)
+        script = self.site.parent / "usage.py"
+        script.write_text(FORGET + code, encoding="utf-8")
+        done = run_in_a_copy([str(script)], self.site.parent, environment)
         assert done.returncode == 0, done.stdout + done.stderr
 
 

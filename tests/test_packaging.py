@@ -198,16 +198,25 @@ def test_new_folders_are_found(tmp_path):
     assert {"qgpo/agents/novel/deeper/module.py", "qgpo/laboratory/module.py"} <= files
 
 
-def test_an_installed_wheel_trains(installed, outside):
-    place = run(installed.python, "-c", TRAINING, cwd=outside).splitlines()[-1]
+@pytest.fixture(scope="module")
+def used(installed, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What is printed by a process that trains with the wheel and asks every command for help."""
+    code, folder = TRAINING + COMMANDS, tmp_path_factory.mktemp("outside")
+    return run(installed.python, "-c", code, *scripts(), cwd=folder).splitlines()
+
+
+def scripts() -> list[str]:
+    return [f"qgpo.scripts.{p.stem}" for p in sorted((ROOT / "scripts").glob("[!_]*.py"))]
+
+
+def test_an_installed_wheel_trains(installed, used):
+    place = used[0]
     assert Path(place).is_relative_to(installed.python.parents[1].resolve())
 
 
-def test_every_command_of_an_installed_wheel_runs(installed, outside):
-    scripts = [f"qgpo.scripts.{p.stem}" for p in sorted((ROOT / "scripts").glob("[!_]*.py"))]
-    commands = run(installed.python, "-c", COMMANDS, *scripts, cwd=outside).splitlines()[-1]
-    names = commands.removeprefix("commands: ").split()
-    assert len(names) == len(scripts)
+def test_every_command_of_an_installed_wheel_runs(installed, used, outside):
+    names = used[-1].removeprefix("commands: ").split()
+    assert len(names) == len(scripts())
     assert all(installed.script(name).is_file() for name in names)
     assert "--dataset-id" in run(installed.script("qgpo-train"), "--help", cwd=outside)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,12 @@ def versions() -> dict[str, str]:
 
     Those that are here only where they are installed are not named elsewhere.
     """
+    return dict(_found())
+
+
+@functools.cache
+def _found() -> dict[str, str]:
+    """The versions when a process first asks: reading them takes half as long as a small file."""
     installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from agent_tester import Subject
 from cases import register_walk
 from factory import WHITENED, make_dataset
 from gymnasium import spaces
@@ -29,9 +30,14 @@ def dataset():
     return make_dataset(lengths=(12, 9, 11))
 
 
+@pytest.fixture(autouse=True)
+def _small_networks(monkeypatch):
+    monkeypatch.setattr("qgpo.dynamics.HIDDEN", (16, 16))
+
+
 @pytest.fixture
 def members(dataset):
-    return [QGPO(WHITENED, seed=seed, device="cpu").learn(dataset) for seed in range(3)]
+    return [Subject(QGPO, WHITENED).copied(seed, dataset) for seed in range(3)]
 
 
 def constant(dataset, *actions):
@@ -272,7 +278,9 @@ def test_evaluate_tunes_the_scale_on_the_data_of_the_runs(members, dataset, fold
 
     monkeypatch.setattr(evaluate_script, "load_dataset", load_dataset)
     monkeypatch.setattr(
-        Ensemble, "tune_guidance", partialmethod(tune_guidance, rollouts=2, steps=5)
+        Ensemble,
+        "tune_guidance",
+        partialmethod(tune_guidance, scales=(0.0, 2.0), rollouts=2, steps=5),
     )
     about = play(*folders, tune_guidance=True, guidance_scale=(0.25,))
     assert asked == [(dataset.id, "memory")]

@@ -4,6 +4,8 @@ import importlib
 import subprocess
 import sys
 
+import pytest
+
 from qgpo import envs
 
 SLOW = ("matplotlib", "imageio", "gymnasium_robotics", "huggingface_hub", "mujoco", "filelock")
@@ -16,15 +18,20 @@ def test_functions_are_not_hidden_by_folders_of_the_same_name():
         assert callable(getattr(envs, name))
 
 
-def test_nothing_slow_is_imported_before_it_is_used():
-    code = f"import sys, qgpo.envs; print([m for m in {SLOW} if m in sys.modules])"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert output.stdout.strip() == "[]"
-
-
-def test_a_training_that_draws_nothing_yet_imports_no_matplotlib():
+@pytest.fixture(scope="module")
+def imported():
+    """Which slow modules a new process has imported, with the environments and with scripts."""
     code = (
-        "import sys, qgpo.scripts.train, qgpo.scripts.evaluate; print('matplotlib' in sys.modules)"
+        f"import sys, qgpo.envs; print([m for m in {SLOW} if m in sys.modules]); "
+        "import qgpo.scripts.train, qgpo.scripts.evaluate; print('matplotlib' in sys.modules)"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert output.stdout.strip() == "False"
+    return output.stdout.splitlines()
+
+
+def test_nothing_slow_is_imported_before_it_is_used(imported):
+    assert imported[0] == "[]"
+
+
+def test_a_training_that_draws_nothing_yet_imports_no_matplotlib(imported):
+    assert imported[1:] == ["False"]

@@ -68,7 +68,7 @@ def plan(tmp_path) -> Path:
 
 
 @pytest.fixture
-def data() -> None:
+def data(undrawn, short_pendulum) -> None:
     """A small dataset with Pendulum's spaces."""
     mapped(make_dataset(action_space=TORQUES), DATASET)
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import run_anew, run_in_a_copy
+from commands import REST, Started, resting, run_in_a_copy, wait_until
 from factory import (
     ROOT,
     WHITENED,
@@ -29,17 +30,18 @@ from qgpo.experiments import documents
 from qgpo.experiments.benchmark import Benchmark
 from qgpo.experiments.documents import DocumentError
 from qgpo.experiments.plan import in_turn, read_plan
-from qgpo.experiments.workers import run_cell
+from qgpo.experiments.workers import run_cell, run_logged
 
 DATASET = "test/pendulum/tiny-v0"
-LONGER = dataclasses.replace(WHITENED, behavior_steps=2500, critic_steps=20)
+LONGER = dataclasses.replace(WHITENED, behavior_steps=40, critic_steps=20)
 TINY = {k: v for k, v in dataclasses.asdict(LONGER).items() if v is not None}  # as TOML has it
-PLAN = f"""
+HEAD = f"""
 datasets = ["{DATASET}"]
 seeds = [0, 1]
 n_episodes = 2
-checkpoint_every = 100
-
+checkpoint_every = 10
+"""
+PLAN = f"""{HEAD}
 [[agents]]
 label = "tiny"
 agent = "QGPO"
@@ -47,6 +49,8 @@ guidance_scales = [0, 1, 2]
 estimate_minutes = 3
 overrides = {json.dumps(TINY).replace('": ', '" = ')}
 """
+SECONDS_LONG = PLAN.replace('"behavior_steps" = 40', '"behavior_steps" = 2500')
+SECONDS_LONG = SECONDS_LONG.replace("checkpoint_every = 10", "checkpoint_every = 100")
 BASELINE = """
 [[agents]]
 agent = "sb3:offline-td3"
@@ -113,18 +117,36 @@ def run(plan: Path, *more: str, data: Path, code: int = 0, **environment: str):
     return done
 
 
+def run_here(cells, root, workers, report):
+    """In place of `run_locally`: no process is started."""
+    for cell in cells:
+        report(run_logged(cell, root))
+
+
+def measure(text: str, folder: Path, data: Path) -> Path:
+    """Run that plan in the folder."""
+    plan = folder / "plan.toml"
+    plan.write_text(text)
+    cells = in_turn(read_plan(plan))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(data))
+        patch.setattr("qgpo.experiments.benchmark.run_locally", run_here)
+        benchmark = Benchmark(cells, folder / "runs" / "plan", folder / "plan")
+        assert benchmark.run(cells, lambda outcome: None) == []
+    return folder
+
+
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory, data) -> Path:
-    """The folder of a plan that was run: two good agents, one without data."""
-    plan = tmp_path_factory.mktemp("measured") / "plan.toml"
-    plan.write_text(PLAN + BASELINE + BROKEN)
-    done = run(plan, "--workers", "2", data=data, code=1)
-    assert "1 of 4 cells failed" in done.stderr
-    assert "qgpo-absent-v0-broken-s0: ValueError: dataset 'qgpo/absent-v0'" in done.stderr
-    log = Path("runs/plan/qgpo-absent-v0-broken-s0/log.txt")
-    assert str(log) in done.stderr
-    assert "Traceback" in (plan.parent / log).read_text()
-    return plan.parent
+    """The folder of a plan that was run: two agents, three trainings."""
+    return measure(PLAN + BASELINE, tmp_path_factory.mktemp("measured"), data)
+
+
+@pytest.fixture(scope="session")
+def measured_long(tmp_path_factory, data) -> Path:
+    """That of two trainings of some seconds."""
+    pytest.importorskip("ray", reason="the cluster extra is not installed")
+    return measure(SECONDS_LONG, tmp_path_factory.mktemp("measured"), data)
 
 
 def test_a_plan_is_all_combinations_seed_by_seed(plan):
@@ -137,7 +159,7 @@ def test_a_plan_is_all_combinations_seed_by_seed(plan):
     ]
     assert cells[0].name == TINY_S0
     first, second = cells[:2]
-    assert first.config == dataclasses.replace(WHITENED, behavior_steps=2500, critic_steps=20)
+    assert first.config == LONGER
     assert first.guidance_scales == (0.0, 1.0, 2.0)
     assert (first.headline_scale, second.headline_scale) == (1.0, None)
     assert second.config.hidden == (8,)
@@ -153,9 +175,9 @@ def test_results_hold_raw_returns_configuration_times_and_versions(measured):
     assert [e["guidance_scale"] for e in result["evaluations"]] == [0.0, 1.0, 2.0]
     assert [len(e["returns"]) for e in result["evaluations"]] == [2, 2, 2]
     assert result["evaluations"][0]["seeds"] == [10_001, 10_002]
-    assert result["measured"]["config"]["behavior_steps"] == 2500
+    assert result["measured"]["config"]["behavior_steps"] == 40
     assert result["measured"]["seed"] == 1
-    assert result["training"]["timesteps"] == 3 + 2500 + 20 + 4
+    assert result["training"]["timesteps"] == 3 + 40 + 20 + 4
     assert result["training"]["wall_seconds"] > 0.0
     assert result["training"]["cpu_seconds"] > 0.0
     assert len(result["dataset"]["fingerprint"]) == 64
@@ -246,13 +268,6 @@ def test_more_scales_of_a_finished_training_are_evaluated_from_its_checkpoint(
     assert result["training"] == former["training"]
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 180
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert path.exists()
-
-
 def descendants(pid: int) -> list[int]:
     """Its processes and theirs."""
     files = Path(f"/proc/{pid}/task").glob("*/children")
@@ -280,40 +295,42 @@ def as_in_a_terminal() -> None:
 def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data, tmp_path):
     plan = tmp_path / "plan.toml"
     plan.write_text(PLAN)
-    process = subprocess.Popen(
-        arguments(plan, "--workers", "2"),
-        cwd=tmp_path,
-        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=as_in_a_terminal,
-    )
-    checkpoints = [Path("runs", "plan", name, "checkpoint.zip") for name in (TINY_S0, TINY_S1)]
-    for checkpoint in checkpoints:
-        wait_for(tmp_path / checkpoint)
-    killed, interrupted = descendants(process.pid)
-    os.kill(interrupted, signal.SIGSTOP)  # or it may be finished before it is asked to stop
+    (tmp_path / "site").mkdir()  # every new process imports this
+    only_workers = f"import sys\nif 'qgpo.experiments.workers' in sys.orig_argv: {REST.format(25)}"
+    (tmp_path / "site" / "sitecustomize.py").write_text(only_workers)
+    path = {"PYTHONPATH": str(tmp_path / "site"), "MINARI_DATASETS_PATH": str(data)}
+    command = arguments(plan, "--workers", "2")[1:]
+    process = Started(command, tmp_path, subprocess_environment(**path))
+    wait_until(lambda: len(resting(tmp_path)) == 2)
+    killed, interrupted = resting(tmp_path)
+    assert sorted(descendants(process.pid)) == sorted([killed, interrupted])
     os.kill(killed, signal.SIGKILL)
-    while "[1/2" not in (line := process.stdout.readline()):
-        assert process.poll() is None
-    assert "FAILED: its process was ended by SIGKILL" in line
-    process.send_signal(signal.SIGINT)
-    os.kill(interrupted, signal.SIGCONT)
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 1
+    wait_until(lambda: "[1/2" in process.printed()[0])
+    assert "FAILED: its process was ended by SIGKILL" in process.printed()[0]
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 1
+    _, errors = process.printed()
     assert "Traceback" not in errors, errors
     assert "stopped with checkpoints" in errors
     assert f"--plan {plan}" in errors
-    done = run(plan, "--workers", "2", data=data)
-    assert "goes on from" in done.stdout
-    assert same_results(tmp_path, measured)
+    done = run(plan, "--dry-run", data=data)
+    assert sorted(re.findall(r"goes on from (\d+)", done.stdout)) == ["20", "25"]
+    assert same_results(measure(PLAN, tmp_path, data), measured)
+
+
+def test_a_worker_that_fails_says_why(plan, data):
+    plan.write_text(HEAD + BROKEN)
+    done = run(plan, data=data, code=1)
+    assert "1 of 1 cells failed" in done.stderr
+    assert "qgpo-absent-v0-broken-s0: ValueError: dataset 'qgpo/absent-v0'" in done.stderr
+    log = Path("runs/plan/qgpo-absent-v0-broken-s0/log.txt")
+    assert str(log) in done.stderr
+    assert "Traceback" in (plan.parent / log).read_text()
 
 
 def started_on_ray(plan: Path, data: Path) -> tuple[subprocess.Popen[str], list[int]]:
     """The benchmark on a local Ray cluster with a first checkpoint, and its workers."""
-    pytest.importorskip("ray", reason="the cluster extra is not installed")
-    plan.write_text(PLAN)
+    plan.write_text(SECONDS_LONG)
     process = subprocess.Popen(
         arguments(plan, "--ray-address", "local"),
         cwd=plan.parent,
@@ -323,26 +340,26 @@ def started_on_ray(plan: Path, data: Path) -> tuple[subprocess.Popen[str], list[
         text=True,
         preexec_fn=as_in_a_terminal,
     )
-    wait_for(plan.parent / "runs" / "plan" / TINY_S0 / "checkpoint.zip")
+    wait_until((plan.parent / "runs" / "plan" / TINY_S0 / "checkpoint.zip").exists)
     names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)}
     workers = [pid for pid, name in names.items() if name.startswith(b"ray::run_logged")]
     assert workers
     return process, workers
 
 
-def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(measured, data, tmp_path):
+def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(measured_long, data, tmp_path):
     process, workers = started_on_ray(tmp_path / "plan.toml", data)
-    wait_for(tmp_path / "runs" / "plan" / TINY_S1 / "checkpoint.zip")
+    wait_until((tmp_path / "runs" / "plan" / TINY_S1 / "checkpoint.zip").exists)
     os.kill(workers[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     logs = [p.read_text() for p in (tmp_path / "runs" / "plan").glob("*/log.txt")]
     assert sum(log.count("episodes, to ") for log in logs) == 3
-    assert same_results(tmp_path, measured)
+    assert same_results(tmp_path, measured_long)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured, data, tmp_path):
+def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured_long, data, tmp_path):
     plan = tmp_path / "plan.toml"
     process, workers = started_on_ray(plan, data)
     for pid in workers:  # or they may be finished before they are asked to stop
@@ -358,13 +375,13 @@ def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured, data, 
     assert not (tmp_path / "plan" / f"{TINY_S0}.json").exists()
     done = run(plan, "--workers", "2", data=data)
     assert "goes on from" in done.stdout
-    assert same_results(tmp_path, measured)
+    assert same_results(tmp_path, measured_long)
 
 
 def test_ray_that_is_not_installed_is_named(plan, data, tmp_path):
     (tmp_path / "ray.py").write_text("raise ImportError")
     more = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     environment = subprocess_environment(MINARI_DATASETS_PATH=str(data), **more)
-    done = run_anew(arguments(plan, "--ray-address", "auto")[1:], tmp_path, environment)
+    done = run_in_a_copy(arguments(plan, "--ray-address", "auto")[1:], tmp_path, environment)
     assert done.returncode == 1
     assert "pip install ray" in done.stderr

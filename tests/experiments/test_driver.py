@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Started, wait_until
 from factory import STACKED, WHITENED, make_dataset, mapped, subprocess_environment
 from gymnasium import spaces
 
@@ -38,7 +37,7 @@ EXPERIMENT: Experiment = Experiment(
 
 
 @pytest.fixture
-def data() -> None:
+def data(undrawn, short_pendulum) -> None:
     """A small dataset with Pendulum's spaces."""
     torques = spaces.Box(-2.0, 2.0, (1,), np.float32)
     mapped(make_dataset(action_space=torques), DATASET)
@@ -167,7 +166,7 @@ def test_asking_whether_a_folder_is_locked_refuses_nobody():
 
 
 HOLD = """
-import sys, time
+import time
 from pathlib import Path
 from qgpo.experiments.folder import RunFolder
 
@@ -178,14 +177,10 @@ with RunFolder(Path("run")).locked():
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD],
-        cwd=tmp_path,
-        env=subprocess_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "held\n"
+    script = tmp_path / "hold.py"
+    script.write_text(HOLD)
+    process = Started([str(script)], tmp_path, subprocess_environment())
+    wait_until(lambda: process.printed()[0] == "held\n")
     folder = RunFolder(tmp_path / "run")
     assert folder.is_locked
     with pytest.raises(RunFolderError, match="another process is training"), folder.locked():

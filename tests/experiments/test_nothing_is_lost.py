@@ -71,22 +71,30 @@ def playing(*values):
     return play
 
 
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory) -> Path:
+    """A folder with a small dataset with Pendulum's spaces."""
+    folder = tmp_path_factory.mktemp("datasets") / "minari"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder))
+        mapped(make_dataset(action_space=spaces.Box(-2.0, 2.0, (1,), np.float32)), DATASET)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def data(monkeypatch) -> None:
-    """A small dataset with Pendulum's spaces; nobody plays in Pendulum, or draws (seconds)."""
-    mapped(make_dataset(action_space=spaces.Box(-2.0, 2.0, (1,), np.float32)), DATASET)
+def data(datasets, monkeypatch, undrawn) -> None:
+    """A copy of that dataset; nobody plays in Pendulum, or draws (seconds)."""
+    shutil.copytree(datasets, "minari")
     monkeypatch.setattr("qgpo.experiments.driver.evaluate_scales", playing(7.0, 8.0, 9.0))
-    monkeypatch.setattr("qgpo.experiments.run_figure.draw_run", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained(datasets, tmp_path_factory) -> Path:
     """A run folder whose training is finished and that nobody has evaluated."""
     root = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(root / "minari"))
+        patch.setenv("MINARI_DATASETS_PATH", str(datasets))
         patch.setattr("qgpo.experiments.driver.evaluate_scales", playing(RuntimeError("later")))
-        mapped(make_dataset(action_space=spaces.Box(-2.0, 2.0, (1,), np.float32)), DATASET)
         with pytest.raises(RuntimeError, match="later"):
             train.main(dataclasses.replace(ARGS, run_dir=root / "run"))
     return root / "run"

@@ -27,6 +27,7 @@ def n_parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.usefixtures("true_widths")
 def test_behavior_network_of_the_paper_has_the_papers_size():
     network = UNetMLP(dim=6, condition_dim=17)
     assert n_parameters(network) == 1_634_278

@@ -49,7 +49,7 @@ class Ticks:
 
 
 @pytest.fixture(autouse=True)
-def data(monkeypatch):
+def data(monkeypatch, undrawn):
     """A small dataset with Pendulum's spaces, on a machine of known speed."""
     torques = spaces.Box(-2.0, 2.0, (1,), np.float32)
     mapped(make_dataset(action_space=torques), DATASET)

@@ -5,14 +5,24 @@ import dataclasses
 import importlib
 import inspect
 import json
+import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DATASET, QUICK, SCRIPTS, STEPS, TINY, arguments, run
+from commands import (
+    DATASET,
+    QUICK,
+    SCRIPTS,
+    STEPS,
+    TINY,
+    Started,
+    arguments,
+    resting,
+    run,
+    wait_until,
+)
 from factory import ROOT, WHITENED, same_parameters, subprocess_environment
 
 from qgpo import QGPO, load_agent, load_dataset
@@ -64,7 +74,7 @@ def finished(tmp_path_factory, data) -> Path:
     """A run folder of a training that nothing disturbed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     where = ["--dataset-id", DATASET, "--run-dir", str(folder), "--n-episodes", "2"]
-    done = run("train", *where, *QUICK, *TINY, cwd=folder.parent, data=data)
+    done = run("train", *where, *QUICK, *TINY, cwd=folder.parent, data=data, anew=True)
     assert "w = 0 (imitation)" in done.stdout
     assert "w = 1 (guided)" in done.stdout
     assert "data  " in done.stdout
@@ -170,29 +180,27 @@ def test_tracking_offline_writes_a_folder(tmp_path, data):
     assert (tmp_path / "run" / "report.png").exists()
 
 
+def resting_after(step: int, *flags: str, cwd: Path, data: Path) -> Started:
+    """A training that rests after that step."""
+    environment = subprocess_environment(MINARI_DATASETS_PATH=str(data))
+    process = Started(arguments("train", *flags)[1:], cwd, environment, rests_after=step)
+    wait_until(lambda: resting(cwd))
+    return process
+
+
 def test_an_interrupted_run_resumes_to_the_same_parameters(finished, tmp_path, data):
     folder = tmp_path / "run"
     where = ["--dataset-id", DATASET, "--run-dir", str(folder), "--n-episodes", "0"]
-    often = ["--checkpoint-every", "100"]
-    process = subprocess.Popen(
-        arguments("train", *where, *often, *QUICK, *TINY),
-        cwd=tmp_path,
-        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (folder / "checkpoint.zip").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1, errors
+    process = resting_after(25, *where, *QUICK, *TINY, cwd=tmp_path, data=data)
+    os.kill(process.pid, signal.SIGINT)
+    code = process.wait()
+    _, errors = process.printed()
+    assert code == 1, errors
     assert "--resume" in errors
     assert "Traceback" not in errors
     interrupted = QGPO.load(folder / "checkpoint.zip", device="cpu")
     expected = QGPO.load(finished / "checkpoint.zip", device="cpu")
-    assert 0 < interrupted.num_timesteps < expected.num_timesteps
+    assert interrupted.num_timesteps == 25 < expected.num_timesteps
     run("train", "--resume", str(folder), *QUICK, "--n-episodes", "0", cwd=tmp_path, data=data)
     resumed = QGPO.load(folder / "checkpoint.zip", device="cpu")
     assert resumed.num_timesteps == expected.num_timesteps
@@ -206,31 +214,15 @@ def test_a_resumed_run_is_as_long_as_it_was(finished):
     assert train.parse(["--resume", str(finished), "--longer", "1"]).longer == 1.0
 
 
-def kill_after_a_checkpoint(folder: Path, flags: list[str], data: Path) -> int:
-    """Train, and kill once a checkpoint is there; the timestep that it holds."""
-    process = subprocess.Popen(
-        arguments("train", "--run-dir", str(folder), *flags),
-        cwd=folder.parent,
-        env=subprocess_environment(MINARI_DATASETS_PATH=str(data)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not (folder / "checkpoint.zip").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+def test_a_killed_run_resumes_with_all_its_settings_into_one_metrics_file(finished, tmp_path, data):
+    settings = ["--n-episodes", "3", "--guidance-scales", "0.5", "--log-interval", "5"]
+    folder = tmp_path / "run"
+    where = ["--dataset-id", DATASET, "--checkpoint-every", "12", "--run-dir", str(folder)]
+    # the last checkpoint is that of step 36, and metrics of step 38 are there
+    process = resting_after(40, *where, *settings, *QUICK, *TINY, cwd=tmp_path, data=data)
     process.kill()
     process.wait()
-    return QGPO.load(folder / "checkpoint.zip", device="cpu").num_timesteps
-
-
-def test_a_killed_run_resumes_with_all_its_settings_into_one_metrics_file(finished, tmp_path, data):
-    settings = ["--n-episodes", "3", "--guidance-scales", "0.5", "--log-interval", "50"]
-    where = ["--dataset-id", DATASET, "--checkpoint-every", "120"]
-    total = WHITENED.whitening_steps + sum(STEPS.values())
-    for attempt in range(4):  # on a busy machine the training may end before it is killed
-        folder = tmp_path / f"run{attempt}"
-        if kill_after_a_checkpoint(folder, [*where, *settings, *QUICK, *TINY], data) < total:
-            break
+    assert QGPO.load(folder / "checkpoint.zip", device="cpu").num_timesteps == 36
     done = run("train", "--resume", str(folder), "--n-episodes", "2", cwd=tmp_path, data=data)
     assert "w = 0.5 (guided)" in done.stdout
     evaluation = json.loads((folder / "evaluation.json").read_text())["evaluations"]
@@ -245,8 +237,8 @@ def test_a_killed_run_resumes_with_all_its_settings_into_one_metrics_file(finish
         rows = list(csv.DictReader(file))
     places = [(row["time/stage"], int(row["time/stage_steps"])) for row in rows]
     behavior = [n for stage, n in places if stage == "behavior"]
-    assert behavior == list(range(50, STEPS["behavior_steps"] + 1, 50))
-    assert [n for stage, n in places if stage == "energy"] == [50, 100]
+    assert behavior == list(range(5, STEPS["behavior_steps"] + 1, 5))
+    assert [n for stage, n in places if stage == "energy"] == [5, 10, STEPS["energy_steps"]]
     assert places.count(("whitening", WHITENED.whitening_steps)) == 1
 
 
@@ -289,6 +281,7 @@ def test_agents_without_guidance_train_from_the_command_line(name, tmp_path, dat
     assert evaluation["guidance_scale"] is None
     assert len(evaluation["returns"]) == 2
     assert (tmp_path / "run" / "report.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr("qgpo.experiments.run_figure.draw_run", lambda *_: None)  # once is enough
     train.main(train.parse(["--resume", str(tmp_path / "run"), *QUICK]))
     assert load_agent(tmp_path / "run" / "checkpoint.zip", device="cpu").name == name
 
@@ -338,7 +331,8 @@ def test_collecting_with_a_wrong_policy_is_refused(policy, tmp_path):
 def test_evaluation_of_a_run(finished, tmp_path, data):
     flags = ["--run", str(finished), "--guidance-scale", "0", "1", "--n-episodes", "2"]
     flags += ["--seed", "10000", "--output", "out.json", "--device", "cpu", "--no-progress-bar"]
-    run("evaluate", *flags, "--threads", "2", cwd=tmp_path, data=data, anew=True)
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"}  # a thread that waits does not spin
+    run("evaluate", *flags, "--threads", "2", cwd=tmp_path, data=data, anew=True, **environment)
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["threads"] == 2
     found = written["evaluations"]

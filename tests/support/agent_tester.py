@@ -5,8 +5,9 @@ Each check is a function of a `Subject`; `test_battery.py` runs them over AGENTS
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from qgpo import OfflineDataset
 from qgpo.agents import OfflineAgent, load_agent
 from qgpo.agents.core.callbacks import EvaluationCallback, EveryStep
 from qgpo.agents.core.training import TrainingStoppedError
+from qgpo.agents.guided import support
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 UNEVEN = spaces.Box(
@@ -57,16 +59,28 @@ class Subject:
     ) -> OfflineAgent[Any]:
         return self.make(seed).learn(dataset or make_dataset(), **more)
 
+    def copied(self, seed: int = 0, dataset: OfflineDataset | None = None) -> OfflineAgent[Any]:
+        """What `trained` gives, trained once for all tests and copied for each."""
+        data = make_dataset() if dataset is None else dataset
+        who = self.agent_class, repr(self.config), seed
+        key = *who, data.fingerprint, repr(data.action_space), support.ROWS_PER_CHUNK
+        if key not in _TRAINED:
+            _TRAINED[key] = self.trained(data, seed=seed)
+        return copy.deepcopy(_TRAINED[key])
+
+
+_TRAINED: dict[tuple[Any, ...], OfflineAgent[Any]] = {}
+
 
 class Walk(gym.Env):
-    """Three numbers, actions of the made datasets, five steps."""
+    """Three numbers, actions of the made datasets, three steps."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.left = 5
+        self.left = 3
         return self.np_random.normal(size=3).astype(np.float32), {}
 
     def step(self, action):
@@ -125,6 +139,23 @@ def same_agents(first: OfflineAgent[Any], second: OfflineAgent[Any]) -> bool:
     )
 
 
+def stopped_after(
+    stops: Iterable[int], agent: OfflineAgent[Any], data: OfflineDataset
+) -> OfflineAgent[Any]:
+    """One training that is stopped, written and read after each of those steps.
+
+    What one of the files has lost is not there in the end.
+    """
+    done = 0
+    for stop in sorted(set(stops)):
+        agent.learn(data, StopAfter(stop - done), reset_num_timesteps=False)
+        agent.save("interrupted")
+        agent = type(agent).load("interrupted", device="cpu")
+        done = sum(agent.progress.values())
+        assert done == stop
+    return agent.learn(data, reset_num_timesteps=False)
+
+
 def check_fit(subject: Subject) -> None:
     agent = subject.trained()
     assert agent.num_timesteps == agent.total_timesteps > 0
@@ -150,7 +181,7 @@ def check_actions_have_the_space_s_shape_and_bounds(subject: Subject) -> None:
 
 
 def check_single_and_batched_observations_agree(subject: Subject) -> None:
-    agent = subject.trained()
+    agent = subject.copied()
     batch, _ = agent.predict(OBSERVATIONS, deterministic=True)
     for observation, action in zip(OBSERVATIONS, batch, strict=True):
         found = agent.predict(observation, deterministic=True)[0]
@@ -159,7 +190,7 @@ def check_single_and_batched_observations_agree(subject: Subject) -> None:
 
 
 def check_deterministic_prediction_repeats_and_sampled_varies(subject: Subject) -> None:
-    agent = subject.trained()
+    agent = subject.copied()
     observations = np.zeros((8, 3))
     central = agent.predict(observations, deterministic=True)[0]
     assert np.array_equal(central, agent.predict(observations, deterministic=True)[0])
@@ -173,7 +204,7 @@ def check_deterministic_prediction_repeats_and_sampled_varies(subject: Subject) 
 
 
 def check_predictions_survive_the_file(subject: Subject) -> None:
-    agent = subject.trained(seed=1)
+    agent = subject.copied()
     agent.save("agent")
     for loaded in (
         subject.agent_class.load("agent", device="cpu"),
@@ -194,50 +225,43 @@ def check_predictions_survive_the_file(subject: Subject) -> None:
 
 
 def check_resumed_equals_uninterrupted(subject: Subject) -> None:
-    expected = subject.trained(seed=2)
+    expected = subject.copied(seed=2)
     steps = sum(expected.progress.values())
-    for stop in sorted({1, steps // 4, steps // 2, 3 * steps // 4, steps - 1, steps}):
-        subject.trained(seed=2, callback=StopAfter(stop)).save("interrupted")
-        resumed = subject.agent_class.load("interrupted", device="cpu")
-        assert sum(resumed.progress.values()) == stop
-        resumed.learn(make_dataset(), reset_num_timesteps=False)
-        assert same_agents(resumed, expected), f"stopped after {stop} steps"
+    stops = [1, steps // 4, steps // 2, 3 * steps // 4, steps - 1, steps]
+    assert same_agents(stopped_after(stops, subject.make(2), make_dataset()), expected)
 
 
 def check_mapped_data_give_the_same(subject: Subject) -> None:
     data = make_dataset()
-    expected = subject.trained(data, seed=2)
+    expected = subject.copied(seed=2)
     from_files = mapped(data)
     assert from_files.fingerprint == data.fingerprint
     assert same_agents(subject.trained(from_files, seed=2), expected)
     steps = sum(expected.progress.values())
-    for stop in range(1, steps, max(1, steps // 3)):
-        subject.trained(from_files, seed=2, callback=StopAfter(stop)).save("interrupted")
-        resumed = subject.agent_class.load("interrupted", device="cpu")
-        resumed.learn(from_files, reset_num_timesteps=False)
-        assert same_agents(resumed, expected), f"stopped after {stop} steps"
+    stops = range(1, steps, max(1, steps // 3))
+    assert same_agents(stopped_after(stops, subject.make(2), from_files), expected)
 
 
 def check_same_seed_same_parameters(subject: Subject) -> None:
-    first = subject.trained(seed=3)
+    first = subject.copied(seed=2)
     torch.manual_seed(99)
     before = torch.random.get_rng_state()
-    second = subject.trained(seed=3)
+    second = subject.trained(seed=2)
     assert torch.equal(before, torch.random.get_rng_state())
     assert same_agents(first, second)
     assert np.array_equal(first.predict(OBSERVATIONS)[0], second.predict(OBSERVATIONS)[0])
-    other = subject.trained(seed=4)
+    other = subject.copied()
     assert not same_parameters(first.get_parameters(), other.get_parameters())
 
 
 def check_learning_anew_repeats_the_first_time(subject: Subject) -> None:
-    agent = subject.trained()
+    agent = subject.copied()
     agent.learn(make_dataset())
-    assert same_agents(agent, subject.trained())
+    assert same_agents(agent, subject.copied())
 
 
 def check_parameters_can_be_taken_and_given(subject: Subject) -> None:
-    agent, other = subject.trained(seed=0), subject.trained(seed=1)
+    agent, other = subject.copied(seed=0), subject.copied(seed=2)
     other.set_parameters(agent.get_parameters())
     assert same_parameters(agent.get_parameters(), other.get_parameters())
 
@@ -271,16 +295,14 @@ def check_checkpoint_callback(subject: Subject) -> None:
 
 def check_callback_lists_and_every_n_timesteps(subject: Subject) -> None:
     for wrap in (CallbackList, list):
-        counts = [Count(), Count()]
-        agent = subject.trained(callback=wrap(counts))
+        counts, fourth = [Count(), Count()], Count()
+        agent = subject.trained(callback=wrap([*counts, EveryNTimesteps(4, fourth)]))
         for count in counts:
             assert (count.started, count.ended) == (1, 1)
             assert count.steps == list(range(1, agent.total_timesteps + 1))
             assert count.n_calls == agent.num_timesteps
             assert count.model is agent
-    count = Count()
-    subject.trained(callback=EveryNTimesteps(n_steps=4, callback=count))
-    assert count.steps == list(range(4, agent.total_timesteps + 1, 4))
+        assert fourth.steps == list(range(4, agent.total_timesteps + 1, 4))
 
 
 def check_functions_in_a_list_and_logging_by_callback(subject: Subject) -> None:
@@ -330,7 +352,7 @@ def check_our_evaluation_without_an_environment(subject: Subject) -> None:
     assert set(found) == {"timesteps", "results", "ep_lengths"}
     assert found["timesteps"] == sorted(found["timesteps"])
     assert np.shape(found["results"]) == (len(found["timesteps"]), 2)
-    assert set(np.ravel(found["ep_lengths"])) == {5}
+    assert set(np.ravel(found["ep_lengths"])) == {3}
     assert subject.agent_class.load("best/best_model", device="cpu").num_timesteps > 0
     assert agent.num_timesteps == agent.total_timesteps
     stopped = subject.trained(callback=callback(-1e9))
@@ -345,16 +367,16 @@ def check_our_evaluation_without_an_environment(subject: Subject) -> None:
 
 
 def check_sb3_s_evaluate_policy(subject: Subject) -> None:
-    agent = subject.trained()
+    agent = subject.copied()
     rewards, lengths = evaluate_policy(
         agent, DummyVecEnv([Walk, Walk]), 4, return_episode_rewards=True, warn=False
     )
     assert len(rewards) == 4
-    assert set(lengths) == {5}
+    assert set(lengths) == {3}
 
 
 def check_moves_between_devices(subject: Subject) -> None:
-    agent = subject.trained()
+    agent = subject.copied()
     agent.save("agent")
     expected = agent.predict(OBSERVATIONS, deterministic=True)[0]
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:

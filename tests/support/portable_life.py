@@ -90,9 +90,11 @@ def interrupt_and_resume(dataset: str) -> None:
     from factory import same_parameters
 
     from qgpo import BC
+    from qgpo.experiments import run_figure
 
     whole, broken = Path("whole"), Path("broken")
     train("--dataset-id", dataset, "--run-dir", str(whole), *FLAGS)
+    run_figure.draw_run = lambda *_: None  # once is enough
     update = BC.update
 
     def interrupted(self: Any, batch: Any, step: int) -> Any:

@@ -24,10 +24,18 @@ def trained():
     return QGPO(PAPER_LIKE, seed=1, device="cpu").learn(make_dataset())
 
 
+@pytest.fixture(scope="module")
+def content(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "agent.zip"
+    trained.save(path)
+    return path.read_bytes()
+
+
 @pytest.fixture
-def saved(trained, tmp_path):
-    trained.save(tmp_path / "agent")
-    return tmp_path / "agent.zip"
+def saved(content, tmp_path):
+    path = tmp_path / "agent.zip"
+    path.write_bytes(content)
+    return path
 
 
 @pytest.mark.parametrize("name", ["agent", "agent.zip"])
@@ -90,6 +98,7 @@ def test_other_data_are_refused_on_resume(saved):
     agent.learn(make_dataset(seed=5))
 
 
+@pytest.mark.usefixtures("true_widths")
 def test_spaces_survive_exactly(tmp_path):
     box = spaces.Box(
         np.array([-2.0, 0.1], np.float32), np.array([0.5, 3.3], np.float32), dtype=np.float32

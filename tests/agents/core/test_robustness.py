@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from agent_tester import StopAfter, same_agents
+from commands import run_in_a_copy
 from factory import ROOT, WHITENED, make_dataset, same_parameters, subprocess_environment
 
 from qgpo import QGPO
@@ -70,15 +70,11 @@ agent.learn(make_dataset(), [ConvertCallback(fill), SaveCheckpoint(Path("agent.z
 """
 
 
-def test_a_write_that_fails_half_way_leaves_the_former_checkpoint(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FILL],
-        cwd=tmp_path,
-        env=subprocess_environment(PYTHONPATH=str(ROOT / "tests" / "support")),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def test_a_write_that_fails_half_way_leaves_the_former_checkpoint(tmp_path, tmp_path_factory):
+    script = tmp_path_factory.mktemp("script") / "fill.py"
+    script.write_text(FILL)
+    environment = subprocess_environment(PYTHONPATH=str(ROOT / "tests" / "support"))
+    done = run_in_a_copy([str(script)], tmp_path, environment)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert "CheckpointWriteError" in last

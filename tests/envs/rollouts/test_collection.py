@@ -3,8 +3,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import minari
 import numpy as np
 import pytest
 import torch
+from commands import run_anew, run_in_a_copy
 from factory import ROOT
 from minari.storage.datasets_root_dir import get_dataset_path
 
@@ -276,26 +275,22 @@ for task in bundled.TASKS:
 """
 
 
-def test_bundled_data_do_not_depend_on_how_the_processor_rounds():
+def test_bundled_data_do_not_depend_on_how_the_processor_rounds(tmp_path):
     simd = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", ROLLOUT],
-            env={**os.environ, **instructions},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for instructions in (
-            {},
-            {
-                "ATEN_CPU_CAPABILITY": "default",
-                "MKL_CBWR": "COMPATIBLE",
-                "NPY_DISABLE_CPU_FEATURES": " ".join(simd),
-                "OMP_NUM_THREADS": "1",
-            },
-        )
+    script = tmp_path / "rollout.py"
+    script.write_text(ROLLOUT)
+    other = {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+        "NPY_DISABLE_CPU_FEATURES": " ".join(simd),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = [
+        run_in_a_copy([str(script)], tmp_path, dict(os.environ)),
+        run_anew([str(script)], tmp_path, {**os.environ, **other}),
     ]
+    assert [one.returncode for one in done] == [0, 0], done
+    outputs = [one.stdout for one in done]
     assert len(outputs[0]) > 10_000
     assert outputs[0] == outputs[1]
 
