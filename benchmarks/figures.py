@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from broad_tables import HALVES, Broad, score
 from matplotlib.figure import Figure
 from measured import BASELINES, DATASETS, LONGER, MINUTES, OURS, TUNED, Column, Measurements, Scale
 from page_tables import OGBENCH, ogbench_cells
@@ -33,6 +34,7 @@ STYLES: dict[str, tuple[str, str]] = {
     "BC": ("#a0aec0", "o"),
     "TD3+BC": ("#718096", "s"),
     "IQL": ("#2d3748", "^"),
+    "QGPO, w = 0": (GREEN, "o"),
     "**QGPO, w = 1**": (BLUE, "D"),
     "**QGPO, tuned**": (ORANGE, "D"),
 }
@@ -206,6 +208,41 @@ def draw_ogbench(measurements: Measurements) -> Figure:
         axis.set_title(f"cube-single, task {task}", fontsize=10)
         axis.set_xlim(-3.0, 103.0)
         tidy(axis, "x", "success, %")
+    return figure
+
+
+def draw_broad(_: Measurements) -> Figure:
+    """Scores on one set of every task, a panel per half of the suite."""
+    played = Broad()
+    sets = {half: played.sets(half) for half in HALVES}
+    rows = [len(sets[half]) for half in HALVES]
+    figure = Figure(figsize=(WIDTH, 0.34 * sum(rows) + 1.4), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True, height_ratios=rows)
+    for axis, half in zip(panels, HALVES, strict=True):
+        for i, one in enumerate(sets[half]):
+            if one.id in played.data:
+                x = score(one, played.data[one.id], False)
+                axis.scatter([x], [i], color="black", marker="|", s=130, label="data", zorder=2)
+            for j, (title, label, scale) in enumerate(played.columns):
+                group = played.group(one, label, scale)
+                if group is None:
+                    continue
+                color, marker = STYLES[title]
+                place = i + 0.13 * (j - (len(played.columns) - 1) / 2)
+                low, high = (score(one, x, group.by_success) for x in group.interval)
+                axis.plot([low, high], [place, place], color=color, linewidth=1)
+                x, name = score(one, group.mean, group.by_success), title.strip("*")
+                axis.scatter([x], [place], color=color, marker=marker, s=26, label=name, zorder=3)
+        axis.set_yticks(range(len(sets[half])), [one.task for one in sets[half]])
+        axis.invert_yaxis()
+        axis.set_title(half, loc="left")
+        tidy(axis, "x")
+    panels[-1].set_xlabel("normalised score, or success in percent")
+    handles, labels = panels[-1].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(
+        list(unique.values()), list(unique), ncols=3, loc="outside lower center", frameon=False
+    )
     return figure
 
 

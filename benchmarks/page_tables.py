@@ -10,6 +10,7 @@ from typing import Any
 
 import exactness_report
 import numpy as np
+from broad_tables import broad
 from measured import DATASETS, Agent, Group, Measurements, Scale
 from tables import entry, short
 
@@ -279,6 +280,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "parity": parity(),
         "demo": demo(),
         **dict(exactness()),
+        **broad(),
     }
     made |= {f"agent {label}": of_one_agent(measurements, label) for label in AGENTS}
     return made
