@@ -65,48 +65,55 @@ class EnergyGuidedConfig:
     """What an EnergyGuidedDiffusion is made of."""
 
     beta: Annotated[float, Range(-1e9, 1e9)] = 1.0
-    """inverse temperature of p ~ q exp(-beta E)"""
+    """inverse temperature of p ~ q exp(-beta E): larger values concentrate p on low energies, 0 is
+    q"""
     guidance: str = "cep"
-    """how f_t is obtained: cep, mse, emse, dps, qgf, analytic, aepo or weighted"""
+    """kind of guidance: cep (the paper's, exact), mse, emse, dps, qgf, analytic, aepo or
+    weighted"""
     guidance_options: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """what that guidance lets choose, by name; its file in qgpo/guidance lists its options"""
+    """options of the guidance, by name; the file of each guidance in qgpo/guidance lists its
+    options"""
     schedule: str = "cosine"
-    """noise schedule: cosine, linear (both variance preserving) or ot"""
+    """noise schedule: cosine, linear (both variance-preserving), or ot (straight path of flow
+    matching)"""
     prediction: str = "velocity"
-    """what the data model's network predicts: velocity, noise, or flow (only on ot)"""
+    """output of the data model's network: velocity, noise, or flow (only with schedule ot)"""
     hidden: tuple[int, ...] = (192, 192, 192)
-    """layers of the data model"""
+    """hidden layer sizes of the data model"""
     data_steps: OptionalSteps = 4_000
     """gradient steps of the data model"""
     data_learning_rate: NotNegative = 3e-3
-    """its first Adam step size"""
+    """initial Adam step size of the data model"""
     energy_hidden: tuple[int, ...] = (128, 128, 128)
-    """layers of f, and of the clean energy where one is learned"""
+    """hidden layer sizes of f, and of the clean energy if it is learned"""
     guidance_steps: OptionalSteps = 3_000
     """gradient steps of f, or of the weighted model"""
     guidance_learning_rate: NotNegative = 5e-3
-    """its first Adam step size"""
+    """initial Adam step size of f, or of the weighted model"""
     contrast: int = 512
-    """K, samples compared with each other at one noise level"""
+    """K, number of samples that are contrasted with each other at one noise level: more are slower
+    and more exact"""
     groups: int = 4
-    """such groups in one gradient step, each with its own noise level"""
+    """number of such groups per gradient step, each with its own noise level"""
     targets: str = "sample"
-    """sample, or posterior: targets averaged over the group's posterior, which takes most of their
-    variance away (unconditional models in few dimensions)"""
+    """training targets: sample (the paper's), or posterior (averaged over the posterior of the
+    group, which removes most of their variance; for unconditional models in few dimensions)"""
     preconditioned: bool = True
-    """f = alpha_t times its network"""
+    """multiply the output of the network for f by alpha_t"""
     sharpness: float = 12.0
-    """scale of the networks' inputs: how fine the features are that they learn first"""
+    """scale of the networks' inputs: with larger values they learn finer features first"""
     ema_decay: Fraction = 0.999
-    """decay of the averaged weights that are sampled from"""
+    """decay of the averaged weights from which samples are drawn: larger averages over more steps,
+    0 uses the last weights"""
     guidance_bound: float | None = None
-    """largest |w sigma grad f| / |eps| while sampling; none: no bound"""
+    """largest |w sigma grad f| / |eps| while sampling: smaller values limit the guidance more.
+    none: no bound"""
     solver: str = "dpm_solver_2m"
-    """solver unless `sample` is given another"""
+    """ODE solver, if `sample` is given no other one"""
     solver_steps: int = 25
-    """its steps"""
+    """solver steps per sample: more are slower and more exact"""
     spacing: str = "log_snr"
-    """its time grid: time, log_snr or karras"""
+    """times of the solver steps: uniform in time, uniform in log_snr, or karras"""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -65,21 +65,21 @@ class Cell(Experiment[Any]):
     """
 
     donor_label: str | None = None
-    """label of the agent whose cell gives the stages before the last"""
+    """label of the agent whose cell provides the stages before the last"""
     donor_dataset: str | None = None
-    """dataset of that cell, where it is another task; then it gives the stages before the critic"""
+    """dataset of that cell, if it is another task; then it provides the stages before the critic"""
     gpus: Annotated[float, AT_LEAST_0] = 0.0
-    """share of a GPU that the cell asks of a Ray cluster"""
+    """fraction of a GPU to reserve on a Ray cluster"""
     n_episodes: Annotated[int, AT_LEAST_1] = 50
-    """evaluation episodes per scale; a cell without any has no result"""
+    """evaluation episodes per guidance scale; at least one, because a cell needs a result"""
     estimate_minutes: Annotated[float | None, AT_LEAST_0] = None
-    """training (from scratch) and evaluation, as the plan's author expects them"""
+    """expected minutes for training from scratch and evaluation"""
     threads: Annotated[int, THREADS] = 1
     """torch threads on the CPU"""
     checkpoint_every: Annotated[int, AT_LEAST_1] = 2_000
     """steps between two checkpoints"""
     progress_bar: bool = False
-    """nobody watches"""
+    """off, because cells run in the background"""
 
     @property
     def key(self) -> tuple[str, str, int]:

@@ -1,4 +1,4 @@
-"""Train an agent on a Minari dataset, evaluate it, and keep everything in a run folder.
+"""Train an agent on a Minari dataset, evaluate it, and store everything in a run folder.
 
 python scripts/train.py --dataset-id qgpo/halfcheetah/mixed-v0 --preset laptop --seed 0
 """
@@ -36,23 +36,26 @@ class Args(Experiment[ConfigT]):
     """Train an offline agent, then evaluate it at each guidance scale."""
 
     run_dir: Path | None = None
-    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, the preset with -x4 if longer,
-    with -10min for minutes"""
+    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, where -x4 (with --longer 4) or
+    -10min (with --minutes 10) follows the preset"""
     minutes: float | None = None
-    """train for about so long on this machine: its speed is measured for some seconds, which makes
-    `longer`, and all steps are scaled, those of --config, too. Evaluation comes afterwards"""
+    """train for about this many minutes on this machine. Its speed is measured for some seconds,
+    which gives the factor --longer on all gradient steps, including those set with --config.
+    Evaluation is not included"""
     resume: Path | None = None
-    """continue the run in this folder from its checkpoint; settings are the run's unless given"""
+    """run folder: continue this run from its checkpoint, with the settings of the run unless flags
+    change them"""
     allow_other_dataset: bool = False
-    """let --resume go on with other data than the run began with"""
+    """with --resume, allow data that differ from those with which the run began"""
     overwrite: bool = False
-    """delete a former run in the run folder instead of refusing; what no run wrote stays"""
+    """if the run folder contains a run, delete it instead of stopping with an error; files that no
+    run wrote stay"""
     verbose: bool = False
     """print every row of metrics"""
     track: bool = False
     """send configuration, metrics and scores to Weights & Biases (WANDB_MODE=offline works)"""
     wandb_project: str = "qgpo"
-    """project for --track"""
+    """Weights & Biases project for --track"""
 
     @property
     def folder(self) -> RunFolder:

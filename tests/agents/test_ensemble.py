@@ -243,8 +243,8 @@ def play(*runs, **changes):
 def test_evaluate_plays_several_runs_together(deterministic, members, folders, capsys):
     about = play(*folders, guidance_scale=(0.0, 2.0), deterministic=deterministic)
     shown = capsys.readouterr().out
-    how = "the mean of their actions" if deterministic else "each action is one of theirs, by lot"
-    assert f"these 3 act together: {how}" in shown
+    how = "the mean of their actions" if deterministic else "each action from a random member"
+    assert f"ensemble of these 3: {how}" in shown
     assert "note" not in shown
     assert [one["checkpoint"] for one in about["members"]] == [
         str(folder / "checkpoint.zip") for folder in folders
@@ -303,9 +303,9 @@ def test_evaluate_names_the_runs_that_are_not_complete(dataset, folders, capsys)
     stopped.save(folders[1] / "checkpoint.zip")
     play(*folders)
     out = capsys.readouterr().out
-    assert out.count("it is not complete") == 2
-    assert "stage 'behavior' at timestep 8 of 18: it is not complete" in out
-    assert "stage 'training' at timestep 2 of 4: it is not complete" in out
+    assert out.count("training is not complete") == 2
+    assert "not complete: it stopped in stage 'behavior' at timestep 8 of 18\n" in out
+    assert "not complete: it stopped in stage 'training' at timestep 2 of 4\n" in out
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ CASES = [
         CLI,
         "data: a picture that exists",
         SystemExit,
-        "error: test-a-v0.png exists: choose another --output, or replace it by --overwrite",
+        "error: test-a-v0.png exists: choose another --output, or replace it with --overwrite",
         show_over,
     ),
     Case(

@@ -208,10 +208,10 @@ def test_finished_cells_are_skipped_and_estimates_come_from_them(measured, data)
     lines = done.stdout.splitlines()
     assert lines[1].split()[:2] == [TINY_S0, "finished"]
     assert "mean of 2 finished" in lines[3]
-    assert "2 finished, 1 to do" in lines[-1]
+    assert "2 finished, 1 to run" in lines[-1]
     plan.write_text(PLAN + BASELINE)
     done = run(plan, data=data)
-    assert "3 finished, 0 to do" in done.stdout
+    assert "3 finished, 0 to run" in done.stdout
     assert before == {p: p.stat().st_mtime_ns for p in (measured / "plan").iterdir()}
 
 

@@ -121,7 +121,7 @@ def test_combine(capsys):
 def test_show_writes_the_picture_and_the_summary(capsys):
     write("test/a-v0")
     Path("test-a-v0.png").touch()
-    assert "replace it by --overwrite" in refused("show", "test/a-v0")
+    assert "replace it with --overwrite" in refused("show", "test/a-v0")
     call("show", "test/a-v0", "--overwrite")
     text = capsys.readouterr().out
     assert "5 transitions, 2 episodes" in text
@@ -161,7 +161,7 @@ def test_generate_makes_trajectories_and_says_how_to_train_on_them(processes, ca
 
     call("generate", f"{made}-v0", "--processes", "1")
     assert processes == [3]
-    assert capsys.readouterr().out.startswith(f"{made}-v0 exists already: nothing is generated\n")
+    assert capsys.readouterr().out.startswith(f"{made}-v0 already exists: nothing is generated\n")
     call("generate", "pointmaze-medium-stitch", "--steps", "500", "--seed", "2", "--processes", "1")
     assert processes == [3, 1]
     assert local_ids() == [f"{made}-seed2-v0", f"{made}-v0"]
@@ -177,7 +177,7 @@ def test_generate_refuses_with_one_line_and_says_how_to_go_on(processes, monkeyp
 
     monkeypatch.setattr("qgpo.envs.store.generating.played", stop)
     stopped = refused("generate", "pointmaze-medium-stitch")
-    assert "the same command goes on from the trajectories that are finished" in stopped
+    assert "run the same command again to continue after the finished trajectories" in stopped
     assert local_ids() == []
 
 
