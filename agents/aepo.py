@@ -32,7 +32,8 @@ class AEPOConfig(QGPOConfig):
         super().__post_init__()
         if self.guidance not in ("aepo", "analytic"):
             raise ValueError(
-                f"guidance={self.guidance!r}, expected one of ['aepo', 'analytic']; QGPO has others"
+                f"guidance={self.guidance!r}, expected one of ['aepo', 'analytic']; use QGPO "
+                "for others"
             )
 
 

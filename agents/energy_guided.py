@@ -278,7 +278,9 @@ class EnergyGuidedDiffusion:
         a loss is not finite, and within another training of this model.
         """
         if energy is None:
-            raise ValueError(f"energy=None, expected {ENERGY}; fit_data(data) learns q alone")
+            raise ValueError(
+                f"energy=None, expected {ENERGY}; use fit_data(data) to train the model of q only"
+            )
         with self.training.turn.training():
             prepared = self._prepare(data, energy, condition, resume)
             with self._running(progress_bar, callback):
@@ -405,8 +407,8 @@ class EnergyGuidedDiffusion:
             converted = numbers(self.name, name, array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{name} is a {type(value).__name__} that is no array of numbers ({error}), "
-                f"expected {expected}"
+                f"{name} is a {type(value).__name__}, which is not an array of numbers "
+                f"({error}), expected {expected}"
             ) from error
         rounding = Rounding()
         if converted.ndim > 0:
@@ -423,7 +425,9 @@ class EnergyGuidedDiffusion:
         digest.update(labels.cpu().numpy().tobytes())
         started = any(self.progress[stage] for stage in ("energy", "guidance"))
         if started and self.fingerprint != digest.hexdigest():
-            raise ValueError("training began on other data or another energy: fit without resume")
+            raise ValueError(
+                "training began with other data or another energy: call fit without resume"
+            )
         self.fingerprint = digest.hexdigest()
 
     def _fit_data(self, data: Data) -> None:

@@ -61,9 +61,9 @@ class Ensemble:
                 )
             first.set_spaces(member.observation_space, member.action_space, f"member {i}")
             if member.adapter != first.adapter:
-                raise ValueError(f"member {i} reads Dict observations in another way than member 0")
+                raise ValueError(f"member {i} reads Dict observations differently from member 0")
             if not member.action_scale.agrees_with(first.action_scale):
-                raise ValueError(f"member {i} scales actions by other data than member 0")
+                raise ValueError(f"member {i} scales actions by another range than member 0")
         self.device = first.device
         self.seed = first.seed
         self.observation_space, self.action_space = first.observation_space, first.action_space
@@ -78,7 +78,7 @@ class Ensemble:
     def load(cls, paths: Iterable[str | Path], device: torch.device | str = "auto") -> Self:
         """The agents of these files together; raises what `load_agent` does, too."""
         if isinstance(paths, str | Path):
-            raise TypeError(f"paths={str(paths)!r} is one file, expected a list of them")
+            raise TypeError(f"paths={str(paths)!r} is one file, expected a list of files")
         return cls([load_agent(path, device=device) for path in paths])
 
     # What tune_guidance asks --------------------------------------------------------------
@@ -146,7 +146,7 @@ class Ensemble:
             own = member.observation_space
             if own is None or own.shape != self.observation_space.shape:
                 raise RuntimeError(
-                    f"member {i} has learned in other spaces since: make a new Ensemble"
+                    f"member {i} was trained again, in other spaces: make a new Ensemble"
                 )
         actors = [_with_noise_of(member, self.prediction_generator) for member in self.members]
         actions = torch.stack([actor.act(observations, deterministic) for actor in actors])

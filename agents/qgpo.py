@@ -77,7 +77,9 @@ class QGPOConfig(GuidedPolicyConfig):
         check_guidance(self.guidance, self.guidance_options)
         if issubclass(guidance_class(self.guidance), Weighted):
             choices = sorted(n for n, kind in GUIDANCES.items() if not issubclass(kind, Weighted))
-            raise ValueError(f"guidance={self.guidance!r}, expected one of {choices}; QIPO has it")
+            raise ValueError(
+                f"guidance={self.guidance!r}, expected one of {choices}; use QIPO for it"
+            )
 
 
 LAPTOP_ENERGY: dict[str, Any] = {

@@ -65,8 +65,8 @@ def check_adopts(agent: type[OfflineAgent[Any]], path: Path) -> None:
     """Raise ValueError for an agent that shares no stages with others."""
     if not issubclass(agent, GuidedPolicy):
         raise ValueError(
-            f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO, QIPO, SIR and "
-            "BestOfN share stages; leave adopt away"
+            f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO, QIPO, SIR "
+            "and BestOfN share stages; remove adopt"
         )
 
 

@@ -35,9 +35,8 @@ def check_new(folder: RunFolder, overwrite: bool) -> None:
         folder.check_clear()
     elif in_the_way := [path.name for path in folder.named()]:
         raise ValueError(
-            f"{folder.path} holds {', '.join(in_the_way)} but no config.json that says of which "
-            "run: move that away (a checkpoint is played wherever it is), or choose "
-            "another --run-dir"
+            f"{folder.path} holds {', '.join(in_the_way)} but no config.json of a run: move it "
+            "away (a checkpoint can be evaluated in any folder), or choose another --run-dir"
         )
 
 
@@ -53,8 +52,9 @@ def check_same_agent(
     for name in (wanted | found).keys() - {"guidance_scale"}:
         if wanted.get(name) != found.get(name):
             raise DocumentError(
-                f"{folder.checkpoint} is another training's: it has {name} = {found.get(name)!r}, "
-                f"this run {wanted.get(name)!r}; move it away, or choose another run folder"
+                f"{folder.checkpoint} belongs to another training: it has {name} = "
+                f"{found.get(name)!r}, this run {wanted.get(name)!r}; move it away, or choose "
+                "another run folder"
             )
 
 

@@ -77,8 +77,8 @@ def check(args: Args) -> None:
         raise ValueError(f"--policy: expected one or more files or names of {policies()}")
     if args.vecnormalize and len(args.vecnormalize) != len(args.policy):
         raise ValueError(
-            f"--vecnormalize {' '.join(args.vecnormalize)}: expected as many as policies, "
-            f"{len(args.policy)}, with - for those that were trained without"
+            f"--vecnormalize {' '.join(args.vecnormalize)}: expected one for each policy, "
+            f"{len(args.policy)} in all, with - for policies without VecNormalize"
         )
     check_new_id(args.dataset_id)
 
@@ -90,7 +90,7 @@ def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: st
     """
     known = [*policies(), "uniform", "waypoints"]
     if name in known and statistics != "-":
-        raise ValueError(f"--vecnormalize {statistics}: {name} was trained without, expected -")
+        raise ValueError(f"--vecnormalize {statistics}: {name} has no VecNormalize, expected -")
     if name not in known and not Path(name).is_file():
         raise ValueError(
             f"--policy {name}: expected an SB3 model .zip, a .safetensors snapshot, uniform, "

@@ -182,7 +182,9 @@ def saved_args(folder: RunFolder) -> Document:
         return {}
     args = documents.read(folder.config).get("args")
     if not isinstance(args, dict):
-        raise ValueError(f"{folder.config} is no run's document (args={args!r}): move it away")
+        raise ValueError(
+            f"{folder.config} is not a document of a run (args={args!r}): move it away"
+        )
     return args
 
 
@@ -194,7 +196,7 @@ def choose_env(
     learned_in = {in_words(one.env_spec) for one in members if one.env_spec is not None}
     if len(learned_in) > 1 and args.env_id is None:
         raise ValueError(
-            f"the runs' datasets are of different environments {sorted(learned_in)}: choose one "
+            f"the runs' datasets have different environments {sorted(learned_in)}: choose one "
             "with --env-id"
         )
     env_id = args.env_id or id_of_run(folder)
@@ -292,7 +294,7 @@ def keep_in(
 def show(evaluations: Evaluations, ended: Document) -> None:
     """Print the scores."""
     if ended:
-        print("the evaluation did not come to its end; so far:")
+        print("the evaluation was not completed; results so far:")
     print(score_table([(scale_label(scale), played) for scale, played in evaluations]), flush=True)
 
 
@@ -304,7 +306,7 @@ def write(output: Path, replace: bool, document: Document) -> Path:
         documents.write(output, document)
     except OSError as error:
         raise OSError(
-            f"returns could not be written ({error}): the scores are those above"
+            f"returns could not be written ({error}): the scores are printed above"
         ) from error
     return output
 

@@ -81,13 +81,13 @@ class Args(Experiment[ConfigT]):
         check_minutes(self.to_measure)
         if self.longer != 1.0:
             raise ValueError(
-                f"minutes={self.minutes:g} and longer={self.longer:g}: each decides the number of "
-                "steps; give one of them"
+                f"minutes={self.minutes:g} and longer={self.longer:g}: both set the number of "
+                "steps; give only one of them"
             )
         if self.adopt is not None:
             raise ValueError(
-                f"minutes={self.minutes:g} and adopt={str(self.adopt)!r}: the stages that are "
-                "adopted are as long as they were; give one of them"
+                f"minutes={self.minutes:g} and adopt={str(self.adopt)!r}: adopted stages keep "
+                "their number of steps; give only one of them"
             )
 
 
@@ -122,13 +122,13 @@ def parse(argv: list[str]) -> Args[Any]:
         if args.adopt != default.adopt:
             raise SystemExit(
                 f"--adopt {args.adopt} cannot be combined with --resume: the run in "
-                f"{choice.resume} has in its own checkpoint what it adopted"
+                f"{choice.resume} already contains the adopted stages"
             )
         for name in ("agent", "preset", "longer", "minutes", "seed", "config"):
             if getattr(args, name) != getattr(default, name):
                 raise SystemExit(
                     f"--{name} cannot change when a run is resumed: {choice.resume} has "
-                    f"{getattr(default, name)}; for another one start a new run in another "
+                    f"{getattr(default, name)}; for another value, start a new run in another "
                     "--run-dir"
                 )
     return args
@@ -175,9 +175,9 @@ def refuse(args: Args[Any]) -> None:
     """A run is never mixed with another one, nor with what no run made."""
     folder = args.folder
     if args.run_dir is not None and not args.run_dir.name:
-        raise ValueError(f"--run-dir {str(args.run_dir)!r}: expected a folder of its own")
+        raise ValueError(f"--run-dir {str(args.run_dir)!r}: expected a separate folder for the run")
     if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"--run-dir {folder.path} is a file, expected a folder, or none yet")
+        raise ValueError(f"--run-dir {folder.path} is a file, expected a folder or a new name")
     if args.adopt is not None and args.adopt.resolve().is_relative_to(folder.path.resolve()):
         raise ValueError(
             f"--adopt {args.adopt} is in the run folder {folder.path}, which a new run replaces: "

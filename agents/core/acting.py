@@ -85,24 +85,25 @@ def _as_array(
 ) -> NDArray[np.float32]:
     if isinstance(observation, tuple):
         raise ValueError(
-            "predict() was given a tuple, by mixing Gym API and SB3's VecEnv API perhaps: "
-            "`env.reset()` of Gymnasium returns (observation, info), pass only the observation"
+            "predict() was given a tuple: you are probably mixing Gym API and SB3's VecEnv "
+            "API. Gymnasium's `env.reset()` returns (observation, info); pass only the "
+            "observation"
         )
     if isinstance(observation, Mapping):
         if adapter is None:
             raise ValueError(
-                "observation is a dict that is no array of numbers (it has parts "
-                f"{sorted(map(str, observation))}; make it the vector that the data were recorded "
-                "as, with gymnasium.wrappers.FlattenObservation(env), which joins the parts in the "
-                "order of the Dict space, or with an ObservationWrapper of your own); expected "
-                f"shape {shape} or (n, {shape[0]})"
+                "observation is a dict, which is not an array of numbers (it has parts "
+                f"{sorted(map(str, observation))}; convert it to the vector in the data, with "
+                "gymnasium.wrappers.FlattenObservation(env), which joins the parts in the "
+                "order of the Dict space, or with your own ObservationWrapper); expected shape "
+                f"{shape} or (n, {shape[0]})"
             )
         observation = adapter.flatten(observation)
     try:
         array = numbers("observation", "its values", observation)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"observation is a {type(observation).__name__} that is no array of numbers "
+            f"observation is a {type(observation).__name__}, which is not an array of numbers "
             f"({error}); expected shape {shape} or (n, {shape[0]})"
         ) from error
     if array.ndim not in (1, 2) or array.shape[-1:] != shape:
@@ -122,5 +123,6 @@ def _check_actions(name: str, actions: NDArray[np.float32], observations: Tensor
         column = int(np.abs(row).argmax())
         raise ValueError(
             f"the action of this {name} is not finite for observation {wrong[0]}: its largest "
-            f"value is {row[column]:g}, in column {column}; expected values as in the data"
+            f"value is {row[column]:g}, in column {column}; expected observations like those in "
+            "the data"
         )

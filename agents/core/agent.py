@@ -121,8 +121,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     @config.setter
     def config(self, _: object) -> None:
         raise AttributeError(
-            f"config cannot be set: networks and files follow from it; make a new agent, "
-            f"{self.name}(config), with dataclasses.replace(agent.config, …)"
+            "config cannot be changed, because networks and files depend on it; make a new "
+            f"agent, {self.name}(config), with dataclasses.replace(agent.config, …)"
         )
 
     @property
@@ -268,7 +268,9 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         """Use this logger. Raises TypeError for what is none."""
         if not isinstance(logger, Logger):
             kind = "class" if isinstance(logger, type) else type(logger).__name__
-            raise TypeError(f"logger is a {kind}, expected one of stable_baselines3's configure()")
+            raise TypeError(
+                f"logger is a {kind}, expected a logger from stable_baselines3's configure()"
+            )
         self.training.logger, self._own_logger = logger, True
 
     def dump_logs(self) -> None:
@@ -361,10 +363,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             return self._batches
         if self.dataset_fingerprint not in (None, dataset.fingerprint):
             raise ValueError(
-                f"training stands at timestep {self.num_timesteps} on dataset "
-                f"{self.dataset_id!r}; {dataset.id!r} holds other data. Resume with the previous "
-                "dataset, go on with this one by allow_other_dataset=True, or start again with "
-                "reset_num_timesteps=True"
+                f"training has reached timestep {self.num_timesteps} on dataset "
+                f"{self.dataset_id!r}; {dataset.id!r} holds other data. Resume with the "
+                "previous dataset, continue on this one with allow_other_dataset=True, or "
+                "start again with reset_num_timesteps=True"
             )
         if self._built_for_env:
             self._reset()
@@ -563,8 +565,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if about["agent"] != getattr(cls, "name", None):
             if not hasattr(cls, "name"):
                 raise TypeError(
-                    f"{cls.__name__} is no agent of its own: load_agent(path) finds the class that "
-                    f"wrote a file, {about['agent']!r} here"
+                    f"{cls.__name__} is an abstract class: load_agent(path) finds the class "
+                    f"that wrote a file, {about['agent']!r} here"
                 )
             raise CheckpointError(
                 f"{checkpoint.named(source)} holds a {about['agent']!r} agent, load it with that "
@@ -612,8 +614,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         named = {cls.rate_field if k == "learning_rate" else k: v for k, v in values.items()}
         if unknown := sorted(set(map(str, named)) - fields - set(header.OPTIONAL)):
             warnings.warn(
-                f"custom_objects: {unknown} are neither fields of {cls.config_class.__name__} nor "
-                f"{' or '.join(header.OPTIONAL)}; they change nothing",
+                f"custom_objects: {unknown} are neither fields of {cls.config_class.__name__} "
+                f"nor {' or '.join(header.OPTIONAL)}; they have no effect",
                 stacklevel=3,
             )
         own = {name: value for name, value in named.items() if name in fields}

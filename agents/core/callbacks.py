@@ -192,7 +192,7 @@ def _make(
     if max_episode_steps is None and own_limit is None:
         max_episode_steps = FALLBACK_LIMIT
         warnings.warn(
-            f"{env} states no step limit: episodes are cut after {FALLBACK_LIMIT} steps "
+            f"{env} has no step limit: episodes are truncated after {FALLBACK_LIMIT} steps "
             "(max_episode_steps)",
             stacklevel=2,
         )

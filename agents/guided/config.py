@@ -156,7 +156,7 @@ class GuidedPolicyConfig:
         if self.critic == "implicit" and self.implicit_actions > self.support_actions:
             raise ValueError(
                 f"implicit_actions={self.implicit_actions}, expected at most "
-                f"support_actions={self.support_actions}: there are no more"
+                f"support_actions={self.support_actions}: each state has only that many"
             )
 
 

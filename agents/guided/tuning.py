@@ -264,7 +264,7 @@ def tune_guidance(
     if rollouts < 2 or steps < 1:
         raise ValueError(f"rollouts={rollouts}, steps={steps}, expected at least 2 and 1")
     if not agent.is_trained:
-        raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
+        raise RuntimeError(f"this {agent.name} has not finished training: call learn(dataset)")
     before: Any = agent.guidance_scale
     data = agent.prepare(dataset)
     generator = torch.Generator(agent.device).manual_seed(agent.seed)

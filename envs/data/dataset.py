@@ -402,7 +402,9 @@ def _check_shapes(data: OfflineDataset) -> None:
             raise ValueError(f"dataset {data.id!r}: {name} has type {dtype}, expected bool")
     starts = data.episode_starts
     if e == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= n:
-        raise ValueError(f"dataset {data.id!r}: episode_starts must rise from 0, got {starts[:5]}")
+        raise ValueError(
+            f"dataset {data.id!r}: episode_starts must increase strictly from 0, got {starts[:5]}"
+        )
 
 
 def _check_values(data: OfflineDataset) -> None:

@@ -116,8 +116,8 @@ def evaluate(
                 _play(player, envs, episodes, on_step)
     if episodes.cut and warn_of_cuts:
         warnings.warn(
-            f"{episodes.cut} of {n_episodes} episodes of {episodes.env_id} did not end by "
-            "themselves and were cut at the step limit (max_episode_steps)",
+            f"{episodes.cut} of {n_episodes} episodes of {episodes.env_id} did not terminate "
+            "and were truncated at the step limit (max_episode_steps)",
             stacklevel=2,
         )
     return episodes.evaluation()
@@ -208,8 +208,8 @@ class _Episodes:
         family = find_family(env_id=env_id)
         if family.success and reference is not None:
             raise ValueError(
-                f"reference={reference}: episodes of {self.env_id} are scored by their success, "
-                "not by their returns; leave it away"
+                f"reference={reference}: episodes of {self.env_id} are scored by success, not "
+                "by returns; remove it"
             )
         self.compares = not family.success or (spec is not None and family.other_task(spec) is None)
         self.reference = reference or family.scores({}, spec)
@@ -375,8 +375,8 @@ def reference_within(
     if reference is None or max_episode_steps is None or max_episode_steps >= (limit or math.inf):
         return reference
     warnings.warn(
-        f"{env.id}: no normalised scores, the reference returns are for episodes of {limit} steps, "
-        f"and max_episode_steps={max_episode_steps}",
+        f"{env.id}: no normalised scores, because the reference returns are for episodes of "
+        f"{limit} steps, and max_episode_steps={max_episode_steps}",
         stacklevel=3,
     )
     return None

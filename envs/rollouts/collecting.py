@@ -126,7 +126,9 @@ class _Policies:
             raise ValueError("make_policies returned no policies, expected at least one")
         for policy in policies:
             if not isinstance(policy, Predicts | Policy):
-                raise TypeError(f"{policy!r} is no policy, expected one with predict() or act()")
+                raise TypeError(
+                    f"{policy!r} is not a policy, expected an object with predict() or act()"
+                )
             if isinstance(policy, SeedsPredictions):
                 policy.seed_predictions(seed)
             if isinstance(policy, Predicts):
@@ -218,10 +220,10 @@ def collect_vec_env(
                     playing[i] = _begin(observations[i])
     if not any(ends):
         warnings.warn(
-            f"in all {len(ends)} episodes of {type(raw.unwrapped).__name__} the last observation "
-            "is the first one of the next episode: an environment that uses its observation array "
-            "again loses its last observation there, and the recorded one is wrong. Let the "
-            "environment return copies, or use a DummyVecEnv",
+            f"in all {len(ends)} episodes of {type(raw.unwrapped).__name__} the last "
+            "observation equals the first one of the next episode: the environment reuses its "
+            "observation array, so its last observation is lost and the recorded one is wrong. "
+            "Return copies from the environment, or use a DummyVecEnv",
             stacklevel=2,
         )
     return finished
@@ -320,15 +322,15 @@ def _unwrap(vec_env: VecEnv) -> tuple[VecEnv, VecNormalize | None]:
     raw = vec_env if normalize is None else normalize.venv
     if unwrap_vec_normalize(raw) is not None:
         raise ValueError(
-            f"a VecNormalize lies inside {type(vec_env).__name__}: it has to be the outermost "
-            "wrapper, so that what it normalises can be recorded as it was"
+            f"a VecNormalize is inside {type(vec_env).__name__}: it must be the outermost "
+            "wrapper, so that unnormalised observations and rewards can be recorded"
         )
     check_spaces(raw.observation_space, raw.action_space, "the vector environment")
     for spec in raw.get_attr("spec"):
         if spec is not None and spec.max_episode_steps is None:
             raise ValueError(
-                f"environment {spec.id!r} has no step limit, so that episodes may never end; make "
-                "it with one: gymnasium.make(id, max_episode_steps=1000)"
+                f"environment {spec.id!r} has no step limit, so episodes may never end; set "
+                "one: gymnasium.make(id, max_episode_steps=1000)"
             )
     return raw, normalize
 

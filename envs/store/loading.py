@@ -135,9 +135,9 @@ class _Reader:
         if family is UNKNOWN:
             vector = "" if adapter is None else f"observations are the vector of {adapter}; "
             warnings.warn(
-                f"{of} is of no known family: {vector}rewards and episodes are used as recorded, "
-                "agents play in the environment that it names, and scores are raw returns unless "
-                "its metadata have reference scores",
+                f"{of} belongs to no known family: {vector}rewards and episodes are used as "
+                "recorded, agents play in the environment that it names, and scores are raw "
+                "returns unless its metadata have reference scores",
                 stacklevel=3,
             )
         if spec is None and family.environment in gym.registry:

@@ -56,7 +56,7 @@ class Member:
         self.shape: tuple[int, ...] = shape
         self.dtype: np.dtype[Any] = dtype
         if dtype.kind not in "biuf" or dtype.itemsize > 8:
-            raise NpzError(f"{name} holds no numbers, its type is {dtype}")
+            raise NpzError(f"{name} contains no numbers, its type is {dtype}")
         if not shape or (by_column and len(shape) > 1) or min(shape) < 0:
             raise NpzError(f"{name} has shape {shape}, expected rows")
         self.nbytes = math.prod(shape) * dtype.itemsize

@@ -207,15 +207,15 @@ def _download(name: Name, utils: Any, folder: Path, progress_bar: bool) -> Path:
                 raise disk.not_written(error, what, folder, ADVICE) from error
             if not path.exists():
                 raise RemoteError(
-                    f"the download of {url} broke off ({type(error).__name__}: {error}). Start it "
+                    f"the download of {url} failed ({type(error).__name__}: {error}). Run it "
                     f"again. {_instead(name)}"
                 ) from error
     found = path.stat().st_size
     if (size and found != size) or not zipfile.is_zipfile(path):
         path.unlink()
         raise RemoteError(
-            f"of {url}, {found} of {size or 'unknown'} bytes arrived, which are no whole npz file. "
-            f"Start it again. {_instead(name)}"
+            f"of {url}, {found} of {size or 'unknown'} bytes arrived, which are not a complete "
+            f"npz file. Run it again. {_instead(name)}"
         )
     return path
 

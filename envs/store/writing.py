@@ -49,13 +49,13 @@ def check_new_id(dataset_id: str, bundled: bool = False) -> None:
         )
     if dataset_id.startswith("qgpo/") and not bundled:
         raise ValueError(
-            f"dataset id {dataset_id!r}: ids under qgpo/ are the bundled datasets'; choose another "
-            "namespace, for example mine/"
+            f"dataset id {dataset_id!r}: ids under qgpo/ are reserved for the bundled datasets; "
+            "choose another namespace, for example mine/"
         )
     if dataset_id.startswith(f"{PUBLISHED}/") and not bundled:
         raise ValueError(
-            f"dataset id {dataset_id!r}: ids under {PUBLISHED}/ are those of OGBench's published "
-            "data; choose another namespace, for example mine/"
+            f"dataset id {dataset_id!r}: ids under {PUBLISHED}/ are reserved for OGBench's "
+            "published data; choose another namespace, for example mine/"
         )
     target = folder_of(dataset_id)
     if target.exists():
@@ -113,7 +113,7 @@ def add_dataset(made: Path, dataset_id: str, replace: bool = False) -> Path | No
     """
     target, previous = folder_of(dataset_id), _previous(dataset_id)
     if target.exists() and not replace:
-        raise ValueError(f"dataset {dataset_id!r} appeared in {target} while it was written")
+        raise ValueError(f"dataset {dataset_id!r} was created in {target} while it was written")
     namespace = parse_dataset_id(dataset_id)[0]
     if namespace is not None and namespace not in list_local_namespaces():
         create_namespace(namespace)

@@ -167,7 +167,7 @@ def test_an_ensemble_is_trained_when_its_last_member_is(members, dataset):
     unfinished.train_critic(dataset)
     together = Ensemble([members[0], unfinished])
     assert not together.is_trained
-    with pytest.raises(RuntimeError, match="this Ensemble is not trained to the end"):
+    with pytest.raises(RuntimeError, match="this Ensemble has not finished training"):
         together.tune_guidance(dataset)
     unfinished.train_energy(dataset)
     assert together.is_trained
@@ -191,7 +191,7 @@ def test_dict_observations_are_read_as_the_members_do():
 def test_members_that_read_dict_observations_differently_are_refused():
     orders = (["a", "b"], ["b", "a"])
     agents = [dict_agent(ObservationAdapter.choose(DICT, order, "it")) for order in orders]
-    with pytest.raises(ValueError, match="member 1 reads Dict observations in another way"):
+    with pytest.raises(ValueError, match="member 1 reads Dict observations differently"):
         Ensemble(agents)
 
 

@@ -231,7 +231,7 @@ def test_a_checkpoint_of_other_data_is_not_evaluated_on_todays(data, plan, tmp_p
     agent.prepare(make_dataset(observation_dim=3))
     agent.dataset_fingerprint = "0" * 64
     agent.save(tmp_path / "runs" / cell.name / "checkpoint.zip")
-    with pytest.raises(DocumentError, match=r"learned from other data than 'test/pen"):
+    with pytest.raises(DocumentError, match=r"trained on other data than the present 'test/pen"):
         run_cell(cell, tmp_path / "runs")
 
 

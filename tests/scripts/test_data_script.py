@@ -104,7 +104,7 @@ def test_download_check_and_repair(hub, capsys):
 def test_a_failed_download_is_one_line(hub):
     hub.spoils[MAIN] = 2
     text = refused("download", ID, "--no-progress-bar")
-    assert text.startswith(f"error: dataset {ID!r}: data/main_data.hdf5 arrived twice")
+    assert text.startswith(f"error: dataset {ID!r}: data/main_data.hdf5 were downloaded twice")
     assert refused("download") == "error: no dataset id given, expected at least one"
 
 
@@ -127,7 +127,7 @@ def test_show_writes_the_picture_and_the_summary(capsys):
     assert "5 transitions, 2 episodes" in text
     assert "mean 153, min 2, median 153, max 304" in text  # 0.5 + 1.5; 100.5 + … + 102.5
     assert Path("test-a-v0.png").read_bytes().startswith(b"\x89PNG")
-    assert "ends in .png" in refused("show", "test/a-v0", "--output", "picture.txt")
+    assert "ending in .png" in refused("show", "test/a-v0", "--output", "picture.txt")
 
 
 @pytest.fixture

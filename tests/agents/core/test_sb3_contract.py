@@ -74,7 +74,7 @@ def test_an_agent_with_an_environment_acts_and_is_saved(make, config, env):
     assert later.policy is None
     later.set_env(env(), force_reset=True)
     assert later.predict(ZEROS, deterministic=True)[0] == action
-    with pytest.raises(RuntimeError, match="knows no spaces yet"):
+    with pytest.raises(RuntimeError, match="has no spaces yet"):
         make(config, device="cpu").save("nothing")
 
 

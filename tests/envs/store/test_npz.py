@@ -79,11 +79,14 @@ def header(text):
 
 STATED = "{'descr': '%s', 'fortran_order': %s, 'shape': %s}"
 BAD = {
-    "pickles": (as_npy(np.array([Trap()] * 6, object)), "a holds no numbers, its type is object"),
-    "text": (as_npy(np.array(["x"] * 6)), "a holds no numbers, its type is <U1"),
-    "compounds": (as_npy(np.zeros(6, "f4,f4")), "a holds no numbers"),
-    "complex numbers": (as_npy(np.zeros(6, complex)), "a holds no numbers"),
-    "long doubles": (as_npy(np.zeros(6, np.longdouble)), "a holds no numbers"),
+    "pickles": (
+        as_npy(np.array([Trap()] * 6, object)),
+        "a contains no numbers, its type is object",
+    ),
+    "text": (as_npy(np.array(["x"] * 6)), "a contains no numbers, its type is <U1"),
+    "compounds": (as_npy(np.zeros(6, "f4,f4")), "a contains no numbers"),
+    "complex numbers": (as_npy(np.zeros(6, complex)), "a contains no numbers"),
+    "long doubles": (as_npy(np.zeros(6, np.longdouble)), "a contains no numbers"),
     "a single value": (as_npy(np.float64(1.0)), r"a has shape \(\), expected rows"),
     "columns": (as_npy(np.asfortranarray(ROWS["a"])), r"a has shape \(6, 2\), expected rows"),
     "other rows": (as_npy(ROWS["a"][:5]), "b has 6 rows, others have 5"),
