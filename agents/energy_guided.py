@@ -142,7 +142,7 @@ class EnergyGuidedDiffusion:
         model = EnergyGuidedDiffusion(EnergyGuidedConfig(beta=3.0), seed=0)
         samples = model.fit(data, energy).sample(1000)
 
-    `energy` is a callable on samples or an array of one value per sample, lower is better.
+    `energy` is a function of samples, or an array with one value per sample. Lower is better.
     """
 
     name: ClassVar[str] = "EnergyGuidedDiffusion"
@@ -267,15 +267,16 @@ class EnergyGuidedDiffusion:
         callback: Callback | None = None,
         resume: bool = False,
     ) -> Self:
-        """Learn q from data (N, D) and the guidance towards low energy.
+        """Learn q from data (N, D), and the guidance towards low energy.
 
-        `energy` is a differentiable callable, or one value per sample (N,). A callable gets torch
-        tensors (B, D) in the data's own units and returns (B,); with `condition` (N, C), which
-        makes it a model of p(x|c), it is called with (B, D) and (B, C). `callback(model)` runs
-        after every step; False stops. A bar shows the time left, by default where stderr is a
-        terminal. With `resume`, training continues where the model (or its file) stands, as if
-        never stopped. Raises ValueError for data or energies that do not fit, RuntimeError where
-        a loss is not finite, and within another training of this model.
+        `energy` is a differentiable function, or an array with one value per sample (N,). A
+        function receives torch tensors (B, D) in the units of the data and returns (B,). With
+        `condition` (N, C) this is a model of p(x|c), and the function receives (B, D) and (B, C).
+        `callback(model)` is called after every step; training stops if it returns False. A
+        progress bar is shown by default if stderr is a terminal. With `resume`, training continues
+        from the current state of the model, with the same result as an uninterrupted one. Raises
+        ValueError for unsuitable data or energies, and RuntimeError if a loss is not finite or if
+        this model is already being trained.
         """
         if energy is None:
             raise ValueError(
@@ -309,9 +310,9 @@ class EnergyGuidedDiffusion:
         return training.running(ConvertCallback(on_step), self, {})
 
     def with_guidance(self, config: EnergyGuidedConfig) -> EnergyGuidedDiffusion:
-        """A new model that keeps this one's q; call `fit(..., resume=True)` on the same data.
+        """Return a new model with the same q; then call `fit(..., resume=True)` on the same data.
 
-        The two configurations may differ in everything but the data model.
+        The two configurations must have the same settings of the data model.
         """
         fields = ("schedule", "prediction", "hidden", "data_steps", "sharpness")
         for name in fields:
@@ -522,9 +523,9 @@ class EnergyGuidedDiffusion:
         energy: Energy | None = None,
         device: torch.device | str = "auto",
     ) -> Self:
-        """Read a file. Raises CheckpointError when it is damaged or holds something else.
+        """Read a file. Raises CheckpointError if it is damaged or holds something else.
 
-        `energy` is needed where a guidance differentiates a callable (`dps`, `qgf`, `analytic`).
+        `energy` is needed if the guidance differentiates the energy (`dps`, `qgf`, `analytic`).
         """
         device = choose_device(device)  # not the file's fault
         source = checkpoint.with_suffix(path)
@@ -563,12 +564,12 @@ class EnergyGuidedDiffusion:
         spacing: str | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Samples (n, D) of q exp(-beta E), one per condition (n, C) in conditional models.
+        """Draw samples (n, D) from q exp(-beta E), one per condition (n, C) in conditional models.
 
-        The guidance scale w multiplies grad f: 0 samples q and takes no gradient, 1 is exact,
-        other values are a heuristic. Without a generator, the model's own (seeded) one is used.
-        Raises RuntimeError before the training, ValueError for wrong arguments and where samples
-        are not finite.
+        The guidance scale w multiplies grad f: 0 samples q without a gradient, 1 is exact, and
+        other values are a heuristic. The default generator is the model's own (seeded) one.
+        Raises RuntimeError before training, and ValueError for wrong arguments or if samples are
+        not finite.
         """
         n = None if n is None else check_count("n", n, low=0)
         scale = check_finite("guidance_scale", guidance_scale)

@@ -21,19 +21,19 @@ from qgpo.fields import check_finite
 
 
 class Ensemble:
-    """Trained agents of any kind that act together.
+    """Several trained agents of any class that act as one.
 
         together = Ensemble([QGPO("laptop", seed=seed).learn(dataset) for seed in range(3)])
         print(together.tune_guidance(dataset))
         print(evaluate(together, dataset))
 
-    Their policies are mixed in equal parts: a deterministic action is the mean of the members', a
-    sampled one that of a member drawn at random for every observation. Members that
-    learned from the same data differ by their seeds alone; the mean varies less. The
-    members are saved one by one; `load` reads several files.
+    A deterministic action is the mean of the members' deterministic actions. A sampled action
+    comes from one member, drawn at random for every observation. Save the members one by one;
+    `load` reads several files.
 
-    Raises TypeError for what is no agent, ValueError without members and for members that know no
-    spaces yet, are on different devices, or have different spaces or parts of a Dict observation.
+    Raises TypeError for objects that are not agents. Raises ValueError without members, and for
+    members that are not trained, are on different devices, or have different spaces or parts of a
+    Dict observation.
     """
 
     name: ClassVar[str] = "Ensemble"
@@ -76,7 +76,7 @@ class Ensemble:
 
     @classmethod
     def load(cls, paths: Iterable[str | Path], device: torch.device | str = "auto") -> Self:
-        """The agents of these files together; raises what `load_agent` does, too."""
+        """Read one agent from each file; also raises the errors of `load_agent`."""
         if isinstance(paths, str | Path):
             raise TypeError(f"paths={str(paths)!r} is one file, expected a list of files")
         return cls([load_agent(path, device=device) for path in paths])

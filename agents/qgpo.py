@@ -110,11 +110,11 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         agent = QGPO("laptop", seed=0).learn(load_dataset("qgpo/halfcheetah/mixed-v0"))
         action, _ = agent.predict(observation)
 
-    `guidance` is short for that field of the configuration. `guidance_scale` may be set at any
-    time, `solver` and `solver_steps` once the agent has seen data.
+    `guidance` replaces that field of the configuration. `guidance_scale` may be changed at any
+    time, and `solver` and `solver_steps` after the agent has seen data.
 
-    `env` is an environment for callbacks that want one (learning uses none), `device` a torch
-    device or auto, `verbose` 1 prints metrics, `tensorboard_log` is a folder for their curves.
+    `env` is an environment for callbacks (learning does not use it). `device` is a torch device or
+    auto. `verbose=1` prints metrics. `tensorboard_log` is a folder for TensorBoard events.
     """
 
     name: ClassVar[str] = "QGPO"

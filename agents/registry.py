@@ -47,10 +47,10 @@ def load_agent(
     env: gym.Env[Any, Any] | VecEnv | str | None = None,
     device: torch.device | str = "auto",
 ) -> OfflineAgent[Any]:
-    """Read a checkpoint of any agent or baseline; its class follows from the file.
+    """Read a checkpoint of any agent or baseline; the file names the class.
 
-    Raises CheckpointError where the file is damaged or names an agent that is not known.
-    With `env`, its spaces are checked against the agent's.
+    Raises CheckpointError if the file is damaged or names an unknown agent. If `env` is given, its
+    spaces must match the agent's.
     """
     source = with_suffix(path)
     name = read_header(source)["agent"]

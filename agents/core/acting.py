@@ -47,17 +47,18 @@ class Acts(Protocol):
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
-        """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
+        """Return an action (A,) for an observation (S,), or actions (B, A) for (B, S).
 
-        They have the dtype of the space.
+        Actions lie in the action space and have its dtype.
 
-        What learned from Dict observations takes the environment's Dicts, single or as arrays
-        with a leading axis, as well as the vectors that its `adapter` makes of them. `state` is
-        returned as given and `episode_start` ignored (no memory). `deterministic` makes the action
-        a function of the observation alone; otherwise it is sampled.
+        An agent that was trained on Dict observations accepts Dicts of the environment, single or
+        batched (arrays with a leading axis), and the vectors that its `adapter` makes of them.
+        `state` is returned unchanged and `episode_start` is ignored, because agents have no
+        memory. With `deterministic` the action is a function of the observation; otherwise it is
+        sampled.
 
-        Raises RuntimeError before training, ValueError for what is no finite observation of the
-        space, and for one so far from all data that the action is not finite.
+        Raises RuntimeError before training. Raises ValueError for observations that are not finite
+        or not in the space, and for those so far from the data that the action is not finite.
         """
         if self.observation_space is None or self.action_scale is None:
             raise RuntimeError(

@@ -93,14 +93,15 @@ def within_minutes(
     minutes: float,
     device: str = "auto",
 ) -> ConfigT:
-    """The configuration with as many times its steps as `learn` does in so many minutes.
+    """Return the configuration with its steps scaled so that `learn` takes about `minutes`.
 
         config = within_minutes(QGPO, "laptop", dataset, minutes=10)
         agent = QGPO(config).learn(dataset)
 
-    This machine is measured for some seconds, so the answer differs from call to call: what repeats
-    a training is its configuration. A preset's name has the settings of the dataset's family.
-    Raises ValueError as `Speed.factor` and `measure_speed` do.
+    The speed of this machine is measured for some seconds, so the result differs from call to
+    call. To repeat a training, reuse its configuration. If `config` is the name of a preset, the
+    settings of the dataset's family are applied. Raises ValueError if the time is too short or not
+    a positive number, and for agents whose speed cannot be measured.
     """
     check_minutes(minutes)
     if isinstance(config, str):

@@ -54,21 +54,21 @@ def collect(
     max_episode_steps: int | None = None,
     progress_bar: bool = True,
 ) -> list[EpisodeBuffer]:
-    """At least `n_steps` steps of complete episodes, with one policy drawn at random per episode.
+    """Record at least `n_steps` steps of complete episodes; each draws one policy at random.
 
-    With `switch_every`, the policy is drawn again about every so many steps (by chance at each
-    step), so that all policies visit the same states. Agents with SB3's `predict` are policies,
-    too; each keeps its memory of all episodes. An id is played by the rules of its family
-    (a maze ends at the goal), a spec as it is. Episodes that are open when the steps
-    are reached are played to their end, because dropping them would favor short ones.
+    With `switch_every`, the policy is drawn again about every `switch_every` steps (at random in
+    each step), so that all policies visit the same states. Objects with SB3's `predict` are
+    accepted as policies. An id is played by the rules of its family (a maze ends at the goal), and
+    a spec unchanged. Episodes that are unfinished after `n_steps` are played to their end, because
+    dropping them would favor short ones.
 
-    The result is reproducible from the seed on one machine. One torch thread is used: several
-    threads round sums differently, and a simulator amplifies that. Policies that round their
-    actions, such as an ActorPolicy, give the same episodes on all machines with the same MuJoCo
-    and the same mathematics in the C library. Raises ValueError for numbers below 1 and for
-    actions that cannot be learned from, TypeError for what is no policy, and CollectionError,
-    which holds the episodes that have ended, where the environment raises an exception or returns
-    what is not finite in float32, and where a policy raises one after the first of them.
+    The result is reproducible from the seed on one machine. It uses one torch thread, because
+    several threads round sums differently, and a simulator amplifies such differences. Policies
+    that round their actions, such as an ActorPolicy, give the same episodes on all machines with
+    the same MuJoCo and the same C math library. Raises ValueError for numbers below 1 and
+    unsupported action spaces, and TypeError for objects that are not policies. Raises
+    CollectionError, which holds the finished episodes, if the environment or a policy raises an
+    exception, or if the environment returns values that are not finite in float32.
     """
     n_steps, seed = check_count("n_steps", n_steps), check_seed(seed)
     deterministic = check_flag("deterministic", deterministic)
@@ -169,17 +169,16 @@ def collect_vec_env(
     deterministic: bool = False,
     progress_bar: bool = True,
 ) -> list[EpisodeBuffer]:
-    """At least `n_steps` steps of complete episodes of an SB3 agent, for `write_minari`.
+    """Record at least `n_steps` steps of complete episodes of an SB3 agent, for `write_minari`.
 
-    A recurrent agent gets its state and the starts of episodes, as in SB3's evaluate_policy.
-    A VecNormalize has to be the outermost wrapper. The agent then sees normalized observations,
-    as in its training; the environment's own observations and rewards are recorded, and the
-    statistics do not change. The last observation of an episode is the one before the automatic
-    reset. An episode that a time limit ended is truncated, not terminated. Episodes that are
-    open when the steps are reached are played to their end. Raises ValueError for spaces that
-    cannot be learned from, for other wrappers around a VecNormalize, and for environments
-    without a step limit, and CollectionError where `collect` does; warns where an agent that
-    learned from a dataset would see normalized observations.
+    A recurrent agent receives its state and the episode starts, as in SB3's evaluate_policy.
+    A VecNormalize must be the outermost wrapper. The agent then sees normalised observations, as
+    in its training. Unnormalised observations and rewards are recorded, and the statistics do not
+    change. The last observation of an episode is the one before the automatic reset. An episode
+    that ends at a time limit is truncated, not terminated. Episodes that are unfinished after
+    `n_steps` are played to their end. Raises ValueError for unsupported spaces, for other wrappers
+    around a VecNormalize, and for environments without a step limit. Raises CollectionError as
+    `collect` does. Warns if an agent of this package would see normalised observations.
     """
     n_steps, seed = check_count("n_steps", n_steps), check_seed(seed)
     deterministic = check_flag("deterministic", deterministic)

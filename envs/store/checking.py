@@ -50,8 +50,8 @@ class Report:
 def check_dataset(dataset_id: str) -> Report:
     """Check files, episodes, every value, the environment and the reference scores.
 
-    Trajectories of OGBench are checked as their default task labels them. Nothing is downloaded or
-    changed. Raises ValueError where no such dataset is here.
+    Trajectories of OGBench are checked with the rewards of their default task. Nothing is
+    downloaded or changed. Raises ValueError if there is no such local dataset.
     """
     name = name_of(dataset_id)
     stored = dataset_id if name is None else name.trajectories.id

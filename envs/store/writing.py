@@ -216,11 +216,11 @@ def write_minari(
     eval_env: EnvSpec | None = None,
     bundled: bool = False,
 ) -> None:
-    """Store episodes as a local Minari dataset, complete or not at all.
+    """Store episodes as a local Minari dataset, either completely or not at all.
 
-    `eval_env` is the environment in which agents play, if it is another than the recorded one.
-    Raises ValueError where `check_new_id` does, and OSError where the disk does not take the
-    dataset (DiskFullError where it has too little space): the episodes are then as they were.
+    `eval_env` is the evaluation environment, if it differs from the recorded one. Raises
+    ValueError if the id is malformed, reserved or taken, and OSError if the dataset cannot be
+    written (DiskFullError if there is too little space). The episodes are unchanged then.
     """
     env = make_env(as_played(env_id))
     check_episodes(dataset_id, episodes, env)

@@ -214,7 +214,7 @@ def refusal(env_id: str) -> str:
     if match["kind"]:
         return f"that is the name of a dataset: use {instead}"
     if match["single"]:
-        return f"there is no such task: play in {instead}"
+        return f"there is no such task: use {instead}"
     return (
         "its goal changes in every episode, and agents do not observe it: use one of its "
         f"tasks, {instead}"
