@@ -53,7 +53,7 @@ Callback = Callable[["EnergyGuidedDiffusion"], bool | None]
 
 STAGES = ("data", "energy", "guidance")
 LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
-TO_RESUME = "save(path), and later load(path).fit(data, energy, resume=True) to go on"
+TO_RESUME = "to continue later: save(path), then load(path).fit(data, energy, resume=True)"
 ENERGY = "a callable, or an array of one value per sample"
 ROWS_PER_CALL = 16_384
 EXACT = (torch.float32, torch.float16, torch.bfloat16)

@@ -140,7 +140,7 @@ class RunFolder:
                     f"another process is training in {self.path}: wait for it, or choose another "
                     "--run-dir"
                 ) from None
-            print(f"{self.path} is held by another process: waiting for it", flush=True)
+            print(f"{self.path} is in use by another process: waiting", flush=True)
             lock = self._wait()
         try:
             self._held = self._identity()

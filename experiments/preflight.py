@@ -76,8 +76,8 @@ def check_environment(env: str | EnvSpec, agent: OfflineAgent[Any], seed: int) -
         except Exception as error:  # whatever somebody's environment raises
             name = env if isinstance(env, str) else env.id
             raise ValueError(
-                f"environment {name!r} cannot be played ({type(error).__name__}: {error}): repair "
-                "it, or skip evaluation with --n-episodes 0"
+                f"environment {name!r} cannot be used for evaluation ({type(error).__name__}: "
+                f"{error}): repair it, or skip the evaluation with --n-episodes 0"
             ) from error
 
 

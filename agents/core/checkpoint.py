@@ -138,7 +138,7 @@ def _write(target: Target, text: str, checkpoint: Checkpoint) -> None:
         raise CheckpointWriteError(
             error.errno,
             f"checkpoint {named(target)} could not be written ({error}); {previous}. Free some "
-            "space or choose another folder, then go on from the last checkpoint",
+            "space or choose another folder, then continue from the last checkpoint",
         ) from error
 
 

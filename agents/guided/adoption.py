@@ -114,8 +114,8 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
         unknown = (
             ""
             if donor.trajectory_fingerprint
-            else " (its file, of an earlier version, does not say whether states and actions are "
-            "the same)"
+            else " (its file is of an earlier version and does not say whether states and "
+            "actions are the same)"
         )
         raise ValueError(
             f"{who}: it was trained on {donor.dataset_id!r} with fingerprint "

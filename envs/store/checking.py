@@ -107,15 +107,16 @@ def _maps(opened: MinariDataset, dataset: OfflineDataset) -> Iterator[Finding]:
     for folder in sorted(data.parent.glob("memmap*")):
         index = memmap.read_index(folder)
         if index is None:
-            text = (
-                f"{folder} is incomplete or of an earlier version: it is made anew when it is used"
-            )
+            text = f"{folder} is incomplete or of an earlier version: it is rebuilt at the next use"
             yield Finding("memory map", None, text)
             continue
         files = files_in(data)
         wrong = memmap.damage(folder, index, files, in_full=True)
         if set(wrong) <= {*files, *index["source"]} and wrong:
-            text = f"{folder.name} is of other data ({', '.join(wrong)}): it is made anew when used"
+            text = (
+                f"{folder.name} is of other data ({', '.join(wrong)}): it is rebuilt at the "
+                "next use"
+            )
             yield Finding("memory map", None, text)
             continue
         if folder.name == own and index["fingerprint"] != dataset.fingerprint:

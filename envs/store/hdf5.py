@@ -104,7 +104,7 @@ def check_size(of: str, declared: int, path: Path) -> None:
     if declared > most:
         raise ColumnError(
             f"{of}: {path.name} states {declared / 1e6:.0f} MB of numbers in "
-            f"{path.stat().st_size / 1e6:.3g} MB, more than data compress to"
+            f"{path.stat().st_size / 1e6:.3g} MB, which compression cannot explain"
         )
 
 

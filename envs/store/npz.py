@@ -101,7 +101,7 @@ class Archive:
         most = LEAST_BYTES + MOST_UNPACKED * self.path.stat().st_size
         if self.nbytes > most:
             raise NpzError(
-                f"it states {self.nbytes / 1e6:.0f} MB of numbers, more than its size unpacks to"
+                f"it states {self.nbytes / 1e6:.0f} MB of numbers, which its size cannot contain"
             )
         for name, member in self.members.items():
             if member.shape[0] != self.rows:

@@ -52,9 +52,9 @@ EXAMPLES = {
     GENERATED: f"{GENERATED}/cube-single-play-100k-singletask-task2-v0",
 }
 REFUSED = (
-    (r"visual-.*", "its observations are images, agents here learn from vectors"),
+    (r"visual-.*", "its observations are images, but agents learn from vectors"),
     (r"powderworld-.*", "its observations are images and its actions are discrete"),
-    (r".*-oraclerep(-.*)?", "it is for agents that are given goals, which those here are not"),
+    (r".*-oraclerep(-.*)?", "it is for goal-conditioned agents, which this package does not have"),
     (r".*-v(?!0$)\d+", "the version of all sets is v0"),
     (r".*-singletask-task(?![1-5]-v0$).*", "tasks are task1 to task5"),
 )

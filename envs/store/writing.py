@@ -203,7 +203,7 @@ def _check_finite(of: str, name: str, values: NDArray[np.float32]) -> None:
     if len(odd) > 0:
         raise ValueError(
             f"{of}, step {odd[0][0]}: {name} has value {values[tuple(odd[0])]}, expected finite "
-            "numbers; leave that episode out"
+            "numbers; remove that episode"
         )
 
 

@@ -101,9 +101,9 @@ CASES = [
         "other rewards, adopted from a file of an earlier version",
         ValueError,
         f"{WHO}it was trained on 'test/made/by-hand-v0' with fingerprint …, dataset "
-        "'test/made/by-hand-v0' has … (its file, of an earlier version, does not say whether "
-        "states and actions are the same); adopt from an agent that was trained on this "
-        "dataset, or train from scratch",
+        "'test/made/by-hand-v0' has … (its file is of an earlier version and does not say "
+        "whether states and actions are the same); adopt from an agent that was trained on "
+        "this dataset, or train from scratch",
         of_an_earlier_version,
     ),
     Case(

@@ -83,9 +83,9 @@ CASES = [
         LOAD,
         "images of OGBench",
         ValueError,
-        "dataset 'ogbench/visual-scene-play-singletask-v0' cannot be read (its observations are "
-        "images, agents here learn from vectors): expected a task of trajectories with vectors, "
-        "such as 'ogbench/cube-single-play-singletask-task2-v0'",
+        "dataset 'ogbench/visual-scene-play-singletask-v0' cannot be read (its observations "
+        "are images, but agents learn from vectors): expected a task of trajectories with "
+        "vectors, such as 'ogbench/cube-single-play-singletask-task2-v0'",
         lambda: load_dataset("ogbench/visual-scene-play-singletask-v0"),
     ),
     Case(

@@ -314,7 +314,7 @@ def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data,
     assert "stopped with checkpoints" in errors
     assert f"--plan {plan}" in errors
     done = run(plan, "--dry-run", data=data)
-    assert sorted(re.findall(r"goes on from (\d+)", done.stdout)) == ["20", "25"]
+    assert sorted(re.findall(r"continues from (\d+)", done.stdout)) == ["20", "25"]
     assert same_results(measure(PLAN, tmp_path, data), measured)
 
 
@@ -374,7 +374,7 @@ def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured_long, d
     assert "stopped with checkpoints" in output
     assert not (tmp_path / "plan" / f"{TINY_S0}.json").exists()
     done = run(plan, "--workers", "2", data=data)
-    assert "goes on from" in done.stdout
+    assert "continues from" in done.stdout
     assert same_results(tmp_path, measured_long)
 
 

@@ -113,7 +113,7 @@ def test_what_holds_no_rows_of_numbers_is_refused(what, path):
 def test_numbers_that_no_file_of_that_size_holds_are_refused(path, monkeypatch):
     monkeypatch.setattr(npz, "LEAST_BYTES", 10_000)
     np.savez_compressed(path, a=np.zeros((300_000, 2)), b=np.zeros(300_000))
-    with pytest.raises(NpzError, match="states 7 MB of numbers, more than its size unpacks to"):
+    with pytest.raises(NpzError, match="states 7 MB of numbers, which its size cannot contain"):
         read(path)
 
 

@@ -82,9 +82,9 @@ def test_ids_have_their_family_and_their_environment(dataset_id, env_id):
 @pytest.mark.parametrize(
     ("rest", "why"),
     [
-        ("visual-cube-single-play-singletask-task2-v0", "its observations are images, agents"),
+        ("visual-cube-single-play-singletask-task2-v0", "its observations are images, but agents"),
         ("powderworld-easy-play-v0", "images and its actions are discrete"),
-        ("cube-single-play-oraclerep-v0", "for agents that are given goals"),
+        ("cube-single-play-oraclerep-v0", "it is for goal-conditioned agents"),
         ("cube-single-play-singletask-task6-v0", "tasks are task1 to task5"),
         ("cube-single-play-singletask-task02", "tasks are task1 to task5"),
         ("cube-single-play-100k-singletask-task2-v0", "ids of generated data, under ogbench-gen"),
