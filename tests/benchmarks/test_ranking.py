@@ -295,7 +295,7 @@ def test_who_the_behavior_is(part):
     with pytest.raises(ValueError, match=r"a IQL agent has no model of the behavior: .*--behavior"):
         behavior_of(iql, None)
     other = trained(action_space=TORQUES)
-    with pytest.raises(ValueError, match="scales actions by another range"):
+    with pytest.raises(ValueError, match="scales actions by other data"):
         behavior_of(iql, other)
 
 

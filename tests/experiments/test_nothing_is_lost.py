@@ -226,7 +226,8 @@ def test_an_odd_evaluation_is_refused_before_anything_is_played(change, folder, 
     folder.evaluation.write_text(json.dumps(about))
     monkeypatch.setattr("qgpo.experiments.driver.evaluate_scales", lambda *_, **__: 1 / 0)
     with pytest.raises(
-        SystemExit, match=r"run.evaluation\.json is not the evaluation of a run.*move it away"
+        SystemExit,
+        match=r"run.evaluation\.json is not (the evaluation|a document) of a run.*move it away",
     ):
         resume()
 

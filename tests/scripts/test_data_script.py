@@ -115,7 +115,9 @@ def test_combine(capsys):
     assert capsys.readouterr().out.startswith("mine/both-v0: 3 episodes, 9 steps\ntrain on it:")
     assert "mine/both-v0" in local_ids()
     ours = ("--dataset-id", "qgpo/hopper/both-v0")
-    assert "bundled datasets'" in refused("combine", "test/a-v0", "test/b-v0", *ours)
+    assert "reserved for the bundled datasets" in refused(
+        "combine", "test/a-v0", "test/b-v0", *ours
+    )
 
 
 def test_show_writes_the_picture_and_the_summary(capsys):

@@ -166,7 +166,7 @@ def test_a_new_run_in_the_same_folder_measures_if_it_may_begin(overwrite, monkey
         (["--minutes", "inf"], "minutes=inf, expected a finite number"),
         (["--minutes", "0.5"], "minutes=0.5, expected at least 0.504 here: 30 s of the training"),
         (["--minutes", "2", "--longer", "4"], "minutes=2 and longer=4: both set"),
-        (["--minutes", "2", "--adopt", "there"], "minutes=2 and adopt='there': the stages"),
+        (["--minutes", "2", "--adopt", "there"], "minutes=2 and adopt='there': adopted stages"),
     ],
 )
 def test_minutes_that_cannot_be_are_refused(flags, message):

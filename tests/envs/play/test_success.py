@@ -174,7 +174,9 @@ def test_another_step_limit_is_another_task():
 
 
 def test_reference_returns_are_refused():
-    with pytest.raises(ValueError, match=r"reference=.*episodes of .*Wins-v0 are scored by their"):
+    with pytest.raises(
+        ValueError, match=r"reference=.*episodes of .*Wins-v0 are scored by success"
+    ):
         evaluate(Zero(), WINS, 1, reference=ReferenceScores(-3.0, 0.0, "by hand"))
 
 

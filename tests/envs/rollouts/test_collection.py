@@ -236,7 +236,7 @@ def test_other_data_under_a_bundled_id_are_warned_about(recipe, monkeypatch):
                 warnings.simplefilter("always")
                 load_dataset(source, storage=storage)
             told = [str(warning.message) for warning in caught]
-            assert any("made-v0' in" in t and "not the published one" in t for t in told) is (
+            assert any("made-v0' in" in t and "differs from the published" in t for t in told) is (
                 is_warned
             )
 

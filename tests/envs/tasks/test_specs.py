@@ -429,7 +429,7 @@ def test_a_limit_that_may_be_outside_of_repeated_steps_is_said(wrap, most):
         (WrapperSpec("Mine", "mine.wrappers:Mine", {}), "Mine (mine.wrappers:Mine)"),
         (WrapperSpec("Monitor", "mine.wrappers:Monitor", {}), "Monitor (mine.wrappers:Monitor)"),
         (gym.wrappers.NormalizeObservation.wrapper_spec(), "its statistics are not recorded"),
-        (WrapperSpec(**{**RESCALED, "kwargs": None}), "cannot be made again"),
+        (WrapperSpec(**{**RESCALED, "kwargs": None}), "cannot be recreated"),
         (
             WrapperSpec(**{**RESCALED, "kwargs": {"low": 1}}),
             "whose arguments are not accepted here",
