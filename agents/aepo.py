@@ -25,13 +25,15 @@ class AEPOConfig(QGPOConfig):
     """Hyperparameters of AEPO: QGPO's, with the analytic energy by default."""
 
     guidance: str = "aepo"
-    """aepo (a network learns the analytic energy) or analytic (no network)"""
+    """aepo (a network learns the analytic energy) or analytic (the analytic energy is evaluated
+    while acting)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.guidance not in ("aepo", "analytic"):
             raise ValueError(
-                f"guidance={self.guidance!r}, expected one of ['aepo', 'analytic']; QGPO has others"
+                f"guidance={self.guidance!r}, expected one of ['aepo', 'analytic']; use QGPO "
+                "for others"
             )
 
 

@@ -26,26 +26,29 @@ class DiffusionQLConfig(CriticConfig):
     """Hyperparameters of Diffusion-QL; the defaults are the authors' for hopper-medium-expert."""
 
     steps: Steps = 2_000_000
-    """updates, each on one batch"""
+    """gradient steps, each on one batch"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """layers of every network"""
+    """hidden layer sizes of every network"""
     diffusion_steps: int = 5
-    """N, steps of the denoising chain"""
+    """N, number of steps of the denoising chain: more are slower and represent the data better"""
     eta: NotNegative = 1.0
-    """weight of the normalised Q against the denoising loss; 0 is pure imitation"""
+    """weight of the normalised Q relative to the denoising loss: larger values rely more on Q, 0 is
+    pure imitation"""
     max_grad_norm: float = 5.0
-    """largest norm of a gradient; longer ones are shortened to it"""
+    """gradients with a larger norm are clipped to this norm"""
     ema_decay: Decay = 0.995
-    """decay of the averaged policy that proposes actions for the critic's target"""
+    """decay of the averaged policy that proposes actions for the critic's target: larger averages
+    over more updates"""
     ema_every: int = 5
-    """updates per update of the averaged policy"""
+    """gradient steps per update of the averaged policy"""
     ema_start: Annotated[int, Range(0, 10**12)] = 1000
-    """updates before the averaged policy begins to follow"""
+    """gradient steps before the first update of the averaged policy"""
     target_candidates: int = 1
-    """actions per next state, the best of which the target takes (the authors' max-Q backup, 10
-    on most AntMazes)"""
+    """number of actions per next state, of which the critic's target uses the best (the authors'
+    max-Q backup, 10 on most AntMazes); 1: no maximum"""
     candidates: int = 50
-    """actions drawn per observation when acting, one of which is chosen by Q"""
+    """number of actions drawn per observation when acting, of which one is chosen by Q: more are
+    slower and rely more on Q"""
 
 
 DIFFUSION_QL_PRESETS: dict[str, DiffusionQLConfig] = {

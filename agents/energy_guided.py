@@ -53,7 +53,7 @@ Callback = Callable[["EnergyGuidedDiffusion"], bool | None]
 
 STAGES = ("data", "energy", "guidance")
 LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
-TO_RESUME = "save(path), and later load(path).fit(data, energy, resume=True) to go on"
+TO_RESUME = "to continue later: save(path), then load(path).fit(data, energy, resume=True)"
 ENERGY = "a callable, or an array of one value per sample"
 ROWS_PER_CALL = 16_384
 EXACT = (torch.float32, torch.float16, torch.bfloat16)
@@ -65,48 +65,55 @@ class EnergyGuidedConfig:
     """What an EnergyGuidedDiffusion is made of."""
 
     beta: Annotated[float, Range(-1e9, 1e9)] = 1.0
-    """inverse temperature of p ~ q exp(-beta E)"""
+    """inverse temperature of p ~ q exp(-beta E): larger values concentrate p on low energies, 0 is
+    q"""
     guidance: str = "cep"
-    """how f_t is obtained: cep, mse, emse, dps, qgf, analytic, aepo or weighted"""
+    """kind of guidance: cep (the paper's, exact), mse, emse, dps, qgf, analytic, aepo or
+    weighted"""
     guidance_options: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """what that guidance lets choose, by name; its file in qgpo/guidance lists its options"""
+    """options of the guidance, by name; the file of each guidance in qgpo/guidance lists its
+    options"""
     schedule: str = "cosine"
-    """noise schedule: cosine, linear (both variance preserving) or ot"""
+    """noise schedule: cosine, linear (both variance-preserving), or ot (straight path of flow
+    matching)"""
     prediction: str = "velocity"
-    """what the data model's network predicts: velocity, noise, or flow (only on ot)"""
+    """output of the data model's network: velocity, noise, or flow (only with schedule ot)"""
     hidden: tuple[int, ...] = (192, 192, 192)
-    """layers of the data model"""
+    """hidden layer sizes of the data model"""
     data_steps: OptionalSteps = 4_000
     """gradient steps of the data model"""
     data_learning_rate: NotNegative = 3e-3
-    """its first Adam step size"""
+    """initial Adam step size of the data model"""
     energy_hidden: tuple[int, ...] = (128, 128, 128)
-    """layers of f, and of the clean energy where one is learned"""
+    """hidden layer sizes of f, and of the clean energy if it is learned"""
     guidance_steps: OptionalSteps = 3_000
     """gradient steps of f, or of the weighted model"""
     guidance_learning_rate: NotNegative = 5e-3
-    """its first Adam step size"""
+    """initial Adam step size of f, or of the weighted model"""
     contrast: int = 512
-    """K, samples compared with each other at one noise level"""
+    """K, number of samples that are contrasted with each other at one noise level: more are slower
+    and more exact"""
     groups: int = 4
-    """such groups in one gradient step, each with its own noise level"""
+    """number of such groups per gradient step, each with its own noise level"""
     targets: str = "sample"
-    """sample, or posterior: targets averaged over the group's posterior, which takes most of their
-    variance away (unconditional models in few dimensions)"""
+    """training targets: sample (the paper's), or posterior (averaged over the posterior of the
+    group, which removes most of their variance; for unconditional models in few dimensions)"""
     preconditioned: bool = True
-    """f = alpha_t times its network"""
+    """multiply the output of the network for f by alpha_t"""
     sharpness: float = 12.0
-    """scale of the networks' inputs: how fine the features are that they learn first"""
+    """scale of the networks' inputs: with larger values they learn finer features first"""
     ema_decay: Fraction = 0.999
-    """decay of the averaged weights that are sampled from"""
+    """decay of the averaged weights from which samples are drawn: larger averages over more steps,
+    0 uses the last weights"""
     guidance_bound: float | None = None
-    """largest |w sigma grad f| / |eps| while sampling; none: no bound"""
+    """largest |w sigma grad f| / |eps| while sampling: smaller values limit the guidance more.
+    none: no bound"""
     solver: str = "dpm_solver_2m"
-    """solver unless `sample` is given another"""
+    """ODE solver, if `sample` is given no other one"""
     solver_steps: int = 25
-    """its steps"""
+    """solver steps per sample: more are slower and more exact"""
     spacing: str = "log_snr"
-    """its time grid: time, log_snr or karras"""
+    """times of the solver steps: uniform in time, uniform in log_snr, or karras"""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -135,7 +142,7 @@ class EnergyGuidedDiffusion:
         model = EnergyGuidedDiffusion(EnergyGuidedConfig(beta=3.0), seed=0)
         samples = model.fit(data, energy).sample(1000)
 
-    `energy` is a callable on samples or an array of one value per sample, lower is better.
+    `energy` is a function of samples, or an array with one value per sample. Lower is better.
     """
 
     name: ClassVar[str] = "EnergyGuidedDiffusion"
@@ -260,18 +267,21 @@ class EnergyGuidedDiffusion:
         callback: Callback | None = None,
         resume: bool = False,
     ) -> Self:
-        """Learn q from data (N, D) and the guidance towards low energy.
+        """Learn q from data (N, D), and the guidance towards low energy.
 
-        `energy` is a differentiable callable, or one value per sample (N,). A callable gets torch
-        tensors (B, D) in the data's own units and returns (B,); with `condition` (N, C), which
-        makes it a model of p(x|c), it is called with (B, D) and (B, C). `callback(model)` runs
-        after every step; False stops. A bar shows the time left, by default where stderr is a
-        terminal. With `resume`, training continues where the model (or its file) stands, as if
-        never stopped. Raises ValueError for data or energies that do not fit, RuntimeError where
-        a loss is not finite, and within another training of this model.
+        `energy` is a differentiable function, or an array with one value per sample (N,). A
+        function receives torch tensors (B, D) in the units of the data and returns (B,). With
+        `condition` (N, C) this is a model of p(x|c), and the function receives (B, D) and (B, C).
+        `callback(model)` is called after every step; training stops if it returns False. A
+        progress bar is shown by default if stderr is a terminal. With `resume`, training continues
+        from the current state of the model, with the same result as an uninterrupted one. Raises
+        ValueError for unsuitable data or energies, and RuntimeError if a loss is not finite or if
+        this model is already being trained.
         """
         if energy is None:
-            raise ValueError(f"energy=None, expected {ENERGY}; fit_data(data) learns q alone")
+            raise ValueError(
+                f"energy=None, expected {ENERGY}; use fit_data(data) to train the model of q only"
+            )
         with self.training.turn.training():
             prepared = self._prepare(data, energy, condition, resume)
             with self._running(progress_bar, callback):
@@ -300,9 +310,9 @@ class EnergyGuidedDiffusion:
         return training.running(ConvertCallback(on_step), self, {})
 
     def with_guidance(self, config: EnergyGuidedConfig) -> EnergyGuidedDiffusion:
-        """A new model that keeps this one's q; call `fit(..., resume=True)` on the same data.
+        """Return a new model with the same q; then call `fit(..., resume=True)` on the same data.
 
-        The two configurations may differ in everything but the data model.
+        The two configurations must have the same settings of the data model.
         """
         fields = ("schedule", "prediction", "hidden", "data_steps", "sharpness")
         for name in fields:
@@ -398,8 +408,8 @@ class EnergyGuidedDiffusion:
             converted = numbers(self.name, name, array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{name} is a {type(value).__name__} that is no array of numbers ({error}), "
-                f"expected {expected}"
+                f"{name} is a {type(value).__name__}, which is not an array of numbers "
+                f"({error}), expected {expected}"
             ) from error
         rounding = Rounding()
         if converted.ndim > 0:
@@ -416,7 +426,9 @@ class EnergyGuidedDiffusion:
         digest.update(labels.cpu().numpy().tobytes())
         started = any(self.progress[stage] for stage in ("energy", "guidance"))
         if started and self.fingerprint != digest.hexdigest():
-            raise ValueError("training began on other data or another energy: fit without resume")
+            raise ValueError(
+                "training began with other data or another energy: call fit without resume"
+            )
         self.fingerprint = digest.hexdigest()
 
     def _fit_data(self, data: Data) -> None:
@@ -511,9 +523,9 @@ class EnergyGuidedDiffusion:
         energy: Energy | None = None,
         device: torch.device | str = "auto",
     ) -> Self:
-        """Read a file. Raises CheckpointError when it is damaged or holds something else.
+        """Read a file. Raises CheckpointError if it is damaged or holds something else.
 
-        `energy` is needed where a guidance differentiates a callable (`dps`, `qgf`, `analytic`).
+        `energy` is needed if the guidance differentiates the energy (`dps`, `qgf`, `analytic`).
         """
         device = choose_device(device)  # not the file's fault
         source = checkpoint.with_suffix(path)
@@ -552,12 +564,12 @@ class EnergyGuidedDiffusion:
         spacing: str | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Samples (n, D) of q exp(-beta E), one per condition (n, C) in conditional models.
+        """Draw samples (n, D) from q exp(-beta E), one per condition (n, C) in conditional models.
 
-        The guidance scale w multiplies grad f: 0 samples q and takes no gradient, 1 is exact,
-        other values are a heuristic. Without a generator, the model's own (seeded) one is used.
-        Raises RuntimeError before the training, ValueError for wrong arguments and where samples
-        are not finite.
+        The guidance scale w multiplies grad f: 0 samples q without a gradient, 1 is exact, and
+        other values are a heuristic. The default generator is the model's own (seeded) one.
+        Raises RuntimeError before training, and ValueError for wrong arguments or if samples are
+        not finite.
         """
         n = None if n is None else check_count("n", n, low=0)
         scale = check_finite("guidance_scale", guidance_scale)

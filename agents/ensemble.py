@@ -21,19 +21,19 @@ from qgpo.fields import check_finite
 
 
 class Ensemble:
-    """Trained agents of any kind that act together.
+    """Several trained agents of any class that act as one.
 
         together = Ensemble([QGPO("laptop", seed=seed).learn(dataset) for seed in range(3)])
         print(together.tune_guidance(dataset))
         print(evaluate(together, dataset))
 
-    Their policies are mixed in equal parts: a deterministic action is the mean of the members', a
-    sampled one that of a member drawn at random for every observation. Members that
-    learned from the same data differ by their seeds alone; the mean varies less. The
-    members are saved one by one; `load` reads several files.
+    A deterministic action is the mean of the members' deterministic actions. A sampled action
+    comes from one member, drawn at random for every observation. Save the members one by one;
+    `load` reads several files.
 
-    Raises TypeError for what is no agent, ValueError without members and for members that know no
-    spaces yet, are on different devices, or have different spaces or parts of a Dict observation.
+    Raises TypeError for objects that are not agents. Raises ValueError without members, and for
+    members that are not trained, are on different devices, or have different spaces or parts of a
+    Dict observation.
     """
 
     name: ClassVar[str] = "Ensemble"
@@ -61,9 +61,9 @@ class Ensemble:
                 )
             first.set_spaces(member.observation_space, member.action_space, f"member {i}")
             if member.adapter != first.adapter:
-                raise ValueError(f"member {i} reads Dict observations in another way than member 0")
+                raise ValueError(f"member {i} reads Dict observations differently from member 0")
             if not member.action_scale.agrees_with(first.action_scale):
-                raise ValueError(f"member {i} scales actions by other data than member 0")
+                raise ValueError(f"member {i} scales actions by another range than member 0")
         self.device = first.device
         self.seed = first.seed
         self.observation_space, self.action_space = first.observation_space, first.action_space
@@ -76,9 +76,9 @@ class Ensemble:
 
     @classmethod
     def load(cls, paths: Iterable[str | Path], device: torch.device | str = "auto") -> Self:
-        """The agents of these files together; raises what `load_agent` does, too."""
+        """Read one agent from each file; also raises the errors of `load_agent`."""
         if isinstance(paths, str | Path):
-            raise TypeError(f"paths={str(paths)!r} is one file, expected a list of them")
+            raise TypeError(f"paths={str(paths)!r} is one file, expected a list of files")
         return cls([load_agent(path, device=device) for path in paths])
 
     # What tune_guidance asks --------------------------------------------------------------
@@ -146,7 +146,7 @@ class Ensemble:
             own = member.observation_space
             if own is None or own.shape != self.observation_space.shape:
                 raise RuntimeError(
-                    f"member {i} has learned in other spaces since: make a new Ensemble"
+                    f"member {i} was trained again, in other spaces: make a new Ensemble"
                 )
         actors = [_with_noise_of(member, self.prediction_generator) for member in self.members]
         actions = torch.stack([actor.act(observations, deterministic) for actor in actors])

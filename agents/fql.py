@@ -26,15 +26,17 @@ class FQLConfig(CriticConfig):
     """Hyperparameters of FQL; the defaults are the authors' (the `paper` preset)."""
 
     hidden: tuple[int, ...] = (512, 512, 512, 512)
-    """layers of every network"""
+    """hidden layer sizes of every network"""
     alpha: NotNegative = 10.0
-    """weight of the distillation against Q; the authors tune it for every environment"""
+    """weight of the distillation relative to Q: larger values imitate more. The authors tune it for
+    every environment"""
     normalize_q_loss: bool = False
-    """divide Q by its mean absolute value in the policy's loss, so that alpha has no unit"""
+    """divide Q by its mean absolute value in the policy's loss, so that alpha does not depend on
+    the scale of rewards"""
     q_agg: Annotated[str, OneOf(("mean", "min"))] = "mean"
-    """what the critic's target takes of the two target Qs"""
+    """how the critic's target combines the two target Qs: mean, or min (more pessimistic)"""
     flow_steps: Annotated[int, Range(1, 1000)] = 10
-    """Euler steps of the flow that is distilled"""
+    """Euler steps of the flow that is distilled: more are slower and more exact"""
 
 
 FQL_PRESETS: dict[str, FQLConfig] = {

@@ -26,13 +26,15 @@ class IFQLConfig(CriticConfig):
     """Hyperparameters of IFQL; the defaults are those of FQL's authors (the `paper` preset)."""
 
     hidden: tuple[int, ...] = (512, 512, 512, 512)
-    """layers of every network"""
+    """hidden layer sizes of every network"""
     expectile: Expectile = 0.9
-    """the expectile of Q that V is; 0.5 is the behavior's value, towards 1 the best in the data"""
+    """V is this expectile of Q: 0.5 is the value of the behavior, larger values approach the best
+    action in the data"""
     num_samples: Annotated[int, Range(1, 100_000)] = 32
-    """actions drawn per observation when acting, of which the best by Q is taken; 1 is imitation"""
+    """number of actions drawn per observation when acting, of which the one with the highest Q is
+    taken: more are slower and rely more on Q, 1 is imitation"""
     flow_steps: Annotated[int, Range(1, 1000)] = 10
-    """Euler steps from noise to an action"""
+    """Euler steps per action: more are slower and more exact"""
 
 
 IFQL_PRESETS: dict[str, IFQLConfig] = {

@@ -25,14 +25,16 @@ class IQLConfig(CriticConfig):
     """Hyperparameters of IQL; the defaults are the authors' for locomotion (`paper`)."""
 
     learning_rate_decay: bool = True
-    """lower the policy's learning rate to zero along a half cosine"""
+    """lower the policy's learning rate to zero along half a cosine"""
     reward_tuning: RewardTuning = "locomotion"
-    """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
-    returns of unit standard deviation)"""
+    """scaling of rewards for the critic: none, locomotion, antmaze, or unit (discounted returns
+    have unit standard deviation)"""
     expectile: Expectile = 0.7
-    """the expectile of Q that V is; 0.5 is the behavior's value, towards 1 the best in the data"""
+    """V is this expectile of Q: 0.5 is the value of the behavior, larger values approach the best
+    action in the data"""
     beta: NotNegative = 3.0
-    """inverse temperature of the advantage weights; 0 is imitation"""
+    """inverse temperature of the advantage weights exp(beta advantage): larger values rely more on
+    Q, 0 is imitation"""
     advantage_clip: float = 100.0
     """largest advantage weight"""
 

@@ -49,20 +49,22 @@ class QGPOConfig(GuidedPolicyConfig):
     """Hyperparameters of QGPO; the defaults are the authors' (the `paper` preset)."""
 
     guidance: str = "cep"
-    """how f_t is obtained: cep (the paper's), mse, emse, dps, qgf, analytic or
-    aepo"""
+    """kind of guidance: cep (the paper's, exact), mse, emse, dps, qgf, analytic or aepo"""
     guidance_options: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """what that guidance lets choose, by name, for example order 2 covariance moment (analytic and
-    aepo); each guidance's file in qgpo/guidance lists its options"""
+    """options of the guidance, by name, for example order 2 covariance moment (analytic and aepo);
+    the file of each guidance in qgpo/guidance lists its options"""
     trust_power: TrustPower = 0.0
-    """lower the guidance scale in states where data are sparse, farther from the nearest one than
-    the median, by (median / distance)^trust_power; 0: one scale for all states"""
+    """lower the guidance scale in states that are farther from the nearest state in the data than
+    the median, by the factor (median / distance)^trust_power: larger values lower it more, 0 uses
+    one scale in all states"""
     energy_hidden: tuple[int, ...] = (256, 256, 256, 256)
-    """layers of the energy network"""
+    """hidden layer sizes of the energy network"""
     energy_time_scale: float = 30.0
-    """frequency scale of the energy network's time features"""
+    """frequency scale of the energy network's time features: larger values resolve finer
+    differences in time"""
     energy_preconditioned: bool = False
-    """scale the energy network's output by alpha_t: its error is not amplified near t = 1"""
+    """multiply the output of the energy network by alpha_t, so that its error is not amplified near
+    t = 1"""
     energy_steps: Steps = 1_000_000
     """gradient steps of the energy stage"""
     energy_batch_size: int = 256
@@ -75,7 +77,9 @@ class QGPOConfig(GuidedPolicyConfig):
         check_guidance(self.guidance, self.guidance_options)
         if issubclass(guidance_class(self.guidance), Weighted):
             choices = sorted(n for n, kind in GUIDANCES.items() if not issubclass(kind, Weighted))
-            raise ValueError(f"guidance={self.guidance!r}, expected one of {choices}; QIPO has it")
+            raise ValueError(
+                f"guidance={self.guidance!r}, expected one of {choices}; use QIPO for it"
+            )
 
 
 LAPTOP_ENERGY: dict[str, Any] = {
@@ -106,11 +110,11 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         agent = QGPO("laptop", seed=0).learn(load_dataset("qgpo/halfcheetah/mixed-v0"))
         action, _ = agent.predict(observation)
 
-    `guidance` is short for that field of the configuration. `guidance_scale` may be set at any
-    time, `solver` and `solver_steps` once the agent has seen data.
+    `guidance` replaces that field of the configuration. `guidance_scale` may be changed at any
+    time, and `solver` and `solver_steps` after the agent has seen data.
 
-    `env` is an environment for callbacks that want one (learning uses none), `device` a torch
-    device or auto, `verbose` 1 prints metrics, `tensorboard_log` is a folder for their curves.
+    `env` is an environment for callbacks (learning does not use it). `device` is a torch device or
+    auto. `verbose=1` prints metrics. `tensorboard_log` is a folder for TensorBoard events.
     """
 
     name: ClassVar[str] = "QGPO"

@@ -39,7 +39,8 @@ class QIPOConfig(GuidedPolicyConfig):
     """Hyperparameters of QIPO; the defaults are those of published code (the `paper` preset)."""
 
     support_actions: Annotated[int, Range(2, 1_000_000)] = 64
-    """M, actions per observation among which the weights are shared out"""
+    """M, number of weighted actions per observation: more are slower, and represent the policy
+    better"""
     policy_steps: Steps = 98_000
     """gradient steps of the policy stage"""
     policy_batch_size: int = 256
@@ -47,9 +48,10 @@ class QIPOConfig(GuidedPolicyConfig):
     policy_learning_rate: float = 3e-4
     """Adam step size of the policy stage"""
     renew_every: Period = 10_000
-    """policy steps between two renewals of the support by the policy itself"""
+    """policy steps between two renewals of the support with actions of the policy"""
     largest_beta: float = 30.0
-    """no renewal beyond this effective beta; the l-th renewal makes it (l + 1) beta"""
+    """limit of the effective beta, which is (l + 1) beta after the l-th renewal; renewals stop
+    before they exceed it"""
 
 
 LAPTOP_POLICY: dict[str, Any] = {

@@ -28,19 +28,22 @@ class ReBRACConfig(CriticConfig):
     """Hyperparameters of ReBRAC; the defaults are those of FQL's authors (the `paper` preset)."""
 
     hidden: tuple[int, ...] = (512, 512, 512, 512)
-    """layers of every network"""
+    """hidden layer sizes of every network"""
     layer_norm: bool = True
-    """normalise the critic's hidden layers"""
+    """layer normalisation in the critic's hidden layers"""
     alpha_actor: NotNegative = 0.1
-    """weight of imitation beside the normalised Q, chosen per task: 0.003 to 1"""
+    """weight of imitation relative to the normalised Q, to be chosen per task (0.003 to 1): larger
+    values imitate more"""
     alpha_critic: NotNegative = 0.01
-    """cost of a target action's squared distance from the data's, in the rewards' unit"""
+    """penalty in the critic's target per squared distance of the target action from the next action
+    in the data, in the unit of Q: larger values imitate more"""
     policy_delay: int = 2
-    """critic updates per update of the policy and of the targets"""
+    """critic updates per update of the policy and of the target networks"""
     policy_noise: NotNegative = 0.2
-    """standard deviation of the noise on the target policy's action, and on sampled ones"""
+    """standard deviation of the noise on the target policy's action and on sampled actions, for
+    actions in [-1, 1]"""
     noise_clip: NotNegative = 0.5
-    """bound of that noise"""
+    """bound on the absolute value of that noise"""
 
 
 REBRAC_PRESETS: dict[str, ReBRACConfig] = {

@@ -47,10 +47,10 @@ def load_agent(
     env: gym.Env[Any, Any] | VecEnv | str | None = None,
     device: torch.device | str = "auto",
 ) -> OfflineAgent[Any]:
-    """Read a checkpoint of any agent or baseline; its class follows from the file.
+    """Read a checkpoint of any agent or baseline; the file names the class.
 
-    Raises CheckpointError where the file is damaged or names an agent that is not known.
-    With `env`, its spaces are checked against the agent's.
+    Raises CheckpointError if the file is damaged or names an unknown agent. If `env` is given, its
+    spaces must match the agent's.
     """
     source = with_suffix(path)
     name = read_header(source)["agent"]
@@ -65,8 +65,8 @@ def check_adopts(agent: type[OfflineAgent[Any]], path: Path) -> None:
     """Raise ValueError for an agent that shares no stages with others."""
     if not issubclass(agent, GuidedPolicy):
         raise ValueError(
-            f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO, QIPO, SIR and "
-            "BestOfN share stages; leave adopt away"
+            f"a {agent.name} agent cannot adopt from {str(path)!r}: only QGPO, AEPO, QIPO, SIR "
+            "and BestOfN share stages; remove adopt"
         )
 
 

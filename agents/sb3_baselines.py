@@ -42,19 +42,19 @@ class SB3Config:
     """Hyperparameters of SAC and TD3; what is not here is Stable-Baselines3's default."""
 
     steps: Steps = 1_000_000
-    """gradient steps; online, steps of the environment"""
+    """gradient steps; for online agents, environment steps"""
     hidden: tuple[int, ...] = (256, 256)
-    """layers of actor and critics"""
+    """hidden layer sizes of actor and critics"""
     batch_size: int = 256
-    """transitions per step"""
+    """transitions per gradient step"""
     learning_rate: float = 3e-4
     """Adam step size of all optimizers"""
     gamma: Fraction = 0.99
-    """discount"""
+    """discount factor"""
     tau: Rate = 0.005
-    """Polyak rate of the targets"""
+    """Polyak rate of the target networks"""
     learning_starts: int = 10_000
-    """random steps before learning; online only"""
+    """random environment steps before learning; only for online agents"""
 
     def __post_init__(self) -> None:
         check_fields(self)

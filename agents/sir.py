@@ -37,7 +37,8 @@ class SIRConfig(CandidatesConfig):
     """Hyperparameters of SIR: QGPO's, with N in place of an energy stage."""
 
     trust_power: TrustPower = 0.0
-    """lower the guidance scale in states where data are sparse, as in QGPO; 0: one for all"""
+    """lower the guidance scale in states where data are sparse, as in QGPO: larger values lower it
+    more, 0 uses one scale in all states"""
 
 
 class SIR(Candidates[SIRConfig]):

@@ -21,17 +21,19 @@ class TD3BCConfig(CriticConfig):
     """Hyperparameters of TD3+BC; the defaults are the authors' (the `paper` preset)."""
 
     normalize_observations: bool = True
-    """standardise observations by the dataset's mean and standard deviation"""
+    """standardise observations with the dataset's mean and standard deviation"""
     alpha: NotNegative = 2.5
-    """weight of the normalised Q against imitation; 0 is pure imitation"""
+    """weight of the normalised Q relative to imitation: larger values rely more on Q, 0 is pure
+    imitation"""
     policy_delay: int = 2
-    """critic updates per update of the policy and of the targets"""
+    """critic updates per update of the policy and of the target networks"""
     policy_noise: NotNegative = 0.2
-    """standard deviation of the noise on the target policy's action"""
+    """standard deviation of the noise on the target policy's action, for actions in [-1, 1]"""
     noise_clip: NotNegative = 0.5
-    """bound of that noise"""
+    """bound on the absolute value of that noise"""
     exploration_noise: NotNegative = 0.1
-    """standard deviation of the noise on actions that are sampled (not deterministic)"""
+    """standard deviation of the noise on sampled actions (deterministic=False), for actions in [-1,
+    1]"""
 
 
 TD3BC_PRESETS: dict[str, TD3BCConfig] = {

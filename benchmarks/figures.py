@@ -89,7 +89,7 @@ def draw_together(measurements: Measurements) -> Figure:
         axis.set_yticks(range(len(lines)), [name for name, _, _ in lines])
         tidy(axis, "x")
     figure.suptitle(
-        "Ten minutes of two cores, each baseline in its best use:\nmean return and 95 % interval "
+        "Ten minutes on two cores, each baseline used in its best way:\nmean return, 95 % interval "
         "(n agents or ensembles; dotted: mean of the data)",
         fontsize=10,
     )
@@ -120,12 +120,12 @@ def draw_minutes(measurements: Measurements) -> Figure:
         axis.set_title(dataset.removesuffix("-v0"), fontsize=9)
         axis.set_xticks(range(len(MINUTES)), [f"{minutes}" for minutes in MINUTES])
         axis.set_xlim(-0.4, len(MINUTES) - 0.6)
-        tidy(axis, "y", "minutes of two cores, about", "mean return")
+        tidy(axis, "y", "minutes on two cores (approximate)", "mean return")
     handles, legends = axes[0].get_legend_handles_labels()
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": 3}
     figure.legend(handles, legends, fontsize=8, frameon=False, **place)
     figure.suptitle(
-        "One training, three together, three of four times the steps together:\n"
+        "One training, ensemble of three, ensemble of three with four times the steps:\n"
         "mean return and 95 % interval",
         fontsize=10,
     )

@@ -2,8 +2,8 @@
 
     python benchmarks/tables.py       # prints them; pages.py writes them into the pages
 
-A number is the mean over agents and episodes; in brackets the 95 % bootstrap interval over both,
-behind it the number of agents (trainings, or ensembles) where it is not the usual one. Verdicts
+A number is the mean over agents and episodes. Brackets hold the 95 % bootstrap interval over both,
+followed by the number of agents (trainings, or ensembles) if it is not the usual one. Verdicts
 list the datasets on which QGPO's interval lies above those of the table's baselines, of all
 baselines that took at most ten minutes of two cores (alone, together or trained longer), and of all
 baselines; and those on which QGPO's mean is below the data's, or below that of its imitation
@@ -45,13 +45,14 @@ SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 FIXED = (0.5, 1.0, 1.5, 2.0)
 """scales that were played everywhere"""
 KINDS = (
-    "is clear of this table's baselines",
-    "is clear of every use of ten minutes",
-    "is clear of every use",
+    "is above this table's baselines",
+    "is above all baselines within ten minutes",
+    "is above all measured baselines",
     "is below the data",
     "is below its w = 0",
 )
-"""what is said of a column of QGPO on a dataset; clear: the interval lies above the others'"""
+"""what is said of a column of QGPO on a dataset; above: its interval lies above the others'
+intervals; below: its mean is below the other's mean"""
 GROUPS = {
     "medium-expert": slice(0, 2),
     "medium": slice(2, 4),
@@ -100,12 +101,12 @@ def comparison(
             if label == "QGPO" and len(groups[name]) >= usual and complete:
                 for verdict, where in judged(measurements, dataset, groups, name):
                     verdicts[f"{name} {verdict}"].append(where)
-    for title, last in (("normalised mean", 0), ("of the last four", -UNTOUCHED)):
+    for title, last in (("normalised mean", 0), ("normalised mean, last four", -UNTOUCHED)):
         complete_columns = [len(values) == len(measurements.data) for values in scores.values()]
         means = zip(scores.values(), complete_columns, strict=True)
         rows.append([title, *(f"{np.mean(v[last:]):.1f}" if c else "-" for v, c in means)])
     judgements = [[what, f"{len(where)}", ", ".join(where)] for what, where in verdicts.items()]
-    return table(["", *scores], rows), table(["", "sets", "which"], judgements)
+    return table(["", *scores], rows), table(["", "sets", "datasets"], judgements)
 
 
 def judged(
@@ -195,7 +196,8 @@ def by_time(measurements: Measurements) -> tuple[str, str]:
         means.append([f"{minutes}", *texts])
         rows.append(["normalised mean", *means[-1]])
     titles = [name for name, _, _ in columns]
-    return table(["(data)", "minutes", *titles], rows), table(["minutes", *titles], means)
+    first = "dataset (mean return in the data)"
+    return table([first, "minutes", *titles], rows), table(["minutes", *titles], means)
 
 
 def best_uses(measurements: Measurements) -> str:

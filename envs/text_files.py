@@ -25,7 +25,7 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            raise ValueError(f"{path.name} is no regular file")
+            raise ValueError(f"{path.name} is not a regular file")
         with open(path, "rb") as file:
             content = file.read(most + 1)
     except FileNotFoundError:
@@ -82,5 +82,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(name: str) -> float:
     if name == "NaN":
-        raise ValueError("NaN is no number")
+        raise ValueError("NaN is not a number")
     return math.inf if name == "Infinity" else -math.inf

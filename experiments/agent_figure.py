@@ -199,10 +199,12 @@ def _draw_returns(
     )
     means = [returns.mean() for _, returns in played]
     errors = [1.96 * returns.std() / np.sqrt(len(returns)) for _, returns in played]
-    axis.errorbar([w for w, _ in played], means, errors, color=BLUE, marker="o", label="played")
+    axis.errorbar(
+        [w for w, _ in played], means, errors, color=BLUE, marker="o", label="environment"
+    )
     if tuning is not None:
         imagined = tuning.returns.mean(axis=1)
-        axis.plot(tuning.scales, imagined, color=ORANGE, ls="--", marker=".", label="imagined")
+        axis.plot(tuning.scales, imagined, color=ORANGE, ls="--", marker=".", label="simulated")
         best = tuning.scales.index(tuning.best)
         style: dict[str, Any] = {"ms": 12, "mfc": "none", "color": ORANGE, "mew": 2}
         axis.plot(tuning.best, imagined[best], "o", label="chosen", **style)
@@ -228,7 +230,7 @@ def _draw_ranking(axis: Any, beliefs: Beliefs) -> None:
     axis.set(
         title="How much the critic distinguishes the actions of a state",
         xlabel="standard deviation of Q among 16 actions of the behavior",
-        ylabel="states of the data",
+        ylabel="states in the data",
     )
     axis.legend()
 
@@ -246,7 +248,7 @@ def _draw_trust(axis: Any, agent: Agent, beliefs: Beliefs, course: Course) -> No
     axis.set_xscale("log")
     axis.set(
         title="Where it plays, and how far guidance is lowered there",
-        xlabel="distance to the nearest state of the data, in medians",
+        xlabel="distance to the nearest state in the data, in medians",
         ylabel="share of states",
     )
     power = getattr(agent.config, "trust_power", 0.0)
@@ -254,7 +256,7 @@ def _draw_trust(axis: Any, agent: Agent, beliefs: Beliefs, course: Course) -> No
         other = axis.twinx()
         x = np.geomspace(low, high, 200)
         other.plot(x, np.minimum(1.0, x**-power), color=ORANGE, lw=2)
-        other.set_ylabel("part of the guidance that is left", color=ORANGE, fontsize=9)
+        other.set_ylabel("factor on the guidance scale", color=ORANGE, fontsize=9)
         other.set_ylim(0.0, 1.05)
         other.grid(visible=False)
     axis.legend(loc="center left")
@@ -262,8 +264,8 @@ def _draw_trust(axis: Any, agent: Agent, beliefs: Beliefs, course: Course) -> No
 
 def _draw_course(axis: Any, course: Course) -> None:
     """What the critic expected at each step of an episode, and what followed."""
-    axis.plot(course.expected, color=BLUE, lw=1.2, label="expected: Q of the action")
-    axis.plot(course.followed, color=ORANGE, lw=1.2, label="followed: discounted return")
+    axis.plot(course.expected, color=BLUE, lw=1.2, label="Q of the action")
+    axis.plot(course.followed, color=ORANGE, lw=1.2, label="discounted return that followed")
     axis.set(
         title=f"One episode, {len(course.followed)} steps",
         xlabel="step",

@@ -41,7 +41,7 @@ class Standing(NamedTuple):
         """For the table."""
         if self.result is not None:
             return "finished"
-        return f"goes on from {self.timesteps}" if self.timesteps else "new"
+        return f"continues from {self.timesteps}" if self.timesteps else "new"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def evaluations_from_json(entries: list[Document]) -> Evaluations:
         may_be_none = [n for n in (entry["guidance_scale"], values["score"]) if n is not None]
         for number in (values["mean"], values["cut"], low, high, *entry["returns"], *may_be_none):
             if type(number) not in (int, float):
-                raise TypeError(f"{number!r} is no number")
+                raise TypeError(f"{number!r} is not a number")
             float(number)
         if values["successes"] is not None:
             check_successes(values["successes"], len(entry["returns"]))
@@ -177,9 +177,11 @@ def read_config(path: Path) -> Document:
         good = isinstance(measured["dataset"], str) and type(measured["seed"]) is int
         good = good and isinstance(document["args"], dict)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise DocumentError(f"{path} is no run's config.json ({error!r})") from error
+        raise DocumentError(f"{path} is not the config.json of a run ({error!r})") from error
     if not good:
-        raise DocumentError(f"{path} is no run's config.json: dataset, seed or args are missing")
+        raise DocumentError(
+            f"{path} is not the config.json of a run: dataset, seed or args are missing"
+        )
     return document
 
 
@@ -190,9 +192,13 @@ def read_result(path: Path) -> Document:
         evaluations_from_json(document["evaluations"])
         good = isinstance(document.get("training") or {}, dict)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DocumentError(f"{path} is no run's evaluation ({error!r}): move it away") from error
+        raise DocumentError(
+            f"{path} is not the evaluation of a run ({error!r}): move it away"
+        ) from error
     if not good:
-        raise DocumentError(f"{path} is no run's evaluation (training says no times): move it away")
+        raise DocumentError(
+            f"{path} is not the evaluation of a run (training says no times): move it away"
+        )
     return document
 
 
@@ -225,7 +231,9 @@ def upgrade(document: Document, path: Path) -> Document:
     try:
         return _upgrade(document)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise DocumentError(f"{path} is no run's document ({error!r}): move it away") from error
+        raise DocumentError(
+            f"{path} is not a document of a run ({error!r}): move it away"
+        ) from error
 
 
 def _upgrade(document: Document) -> Document:

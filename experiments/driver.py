@@ -234,7 +234,7 @@ class Run:
         started = {**described, "args": as_json(self.experiment)}
         tracked = None if wandb_project is None else self.track(wandb_project, started)
         if overwrite and (kept := folder.clear()):
-            print(f"kept in {folder.path}, because no run wrote it: {', '.join(kept)}")
+            print(f"kept in {folder.path}, because it was not written by a run: {', '.join(kept)}")
         self.begin(started)
         former = documents.read_results(folder)
         self.train(verbose)
@@ -292,11 +292,11 @@ class Run:
         learned_from = self.agent.dataset_fingerprint
         if learned_from not in (None, dataset.fingerprint) and not self.allow_other_dataset:
             raise DocumentError(
-                f"{folder.checkpoint} learned from other data than {dataset.id!r} has now "
-                f"({learned_from}, not {dataset.fingerprint}): move that folder away, or go on "
-                "with these data by --allow-other-dataset"
+                f"{folder.checkpoint} was trained on other data than the present {dataset.id!r} "
+                f"({learned_from}, not {dataset.fingerprint}): move that folder away, or continue "
+                "with the present data with --allow-other-dataset"
             )
-        print(f"going on from timestep {self.agent.num_timesteps}", flush=True)
+        print(f"continuing from timestep {self.agent.num_timesteps}", flush=True)
 
     def is_result(self, document: Document) -> bool:
         """Whether the document is the evaluation of this agent that is asked for."""
@@ -321,8 +321,8 @@ class Run:
             )
         except (wandb.Error, ImportError, OSError) as error:
             raise ValueError(
-                f"--track: Weights & Biases cannot begin ({error}); log in with `wandb login`, set "
-                "WANDB_MODE=offline, or leave --track away"
+                f"--track: Weights & Biases cannot start ({error}); log in with `wandb login`, "
+                "set WANDB_MODE=offline, or remove --track"
             ) from error
 
     def train(self, verbose: bool) -> None:
@@ -342,7 +342,7 @@ class Run:
             finally:
                 self._close_logger()
         if agent.training.interrupted:  # after the last step
-            raise KeyboardInterrupt("stopped when the training had ended")
+            raise KeyboardInterrupt("stopped after the training")
         print(f"trained in {self.clock.seconds['wall_seconds']:.0f} s", flush=True)
         if self.verdict is not None:
             print(f"guidance: {self.verdict}", flush=True)
@@ -438,7 +438,7 @@ class Run:
         """Show and write what was played since `began`; returns the document."""
         self.evaluations = evaluations
         seconds = time.monotonic() - began
-        note = "the evaluation did not come to its end; so far:" if ended else ""
+        note = "the evaluation was not completed; results so far:" if ended else ""
         return show_and_write(lambda: self.show(note), lambda: self.write(seconds, ended))
 
     def write(self, seconds: float, ended: Document) -> Document:
@@ -465,11 +465,11 @@ class Run:
                 folder.unfinished.unlink(missing_ok=True)
         except OSError as error:
             raise OSError(
-                f"{path} could not be written ({error}): the scores are those above; make room, "
-                "and resume the run to evaluate it again"
+                f"{path} could not be written ({error}): the scores are printed above; free "
+                "some space, and resume the run to evaluate it again"
             ) from error
         if path not in (folder.unfinished, folder.evaluation):
-            print(f"{folder.evaluation} stays as it is; this one: {path}", flush=True)
+            print(f"{folder.evaluation} is unchanged; the new evaluation is in {path}", flush=True)
         return documents.read(path)
 
     def show(self, note: str = "") -> None:

@@ -140,7 +140,7 @@ class RunFolder:
                     f"another process is training in {self.path}: wait for it, or choose another "
                     "--run-dir"
                 ) from None
-            print(f"{self.path} is held by another process: waiting for it", flush=True)
+            print(f"{self.path} is in use by another process: waiting", flush=True)
             lock = self._wait()
         try:
             self._held = self._identity()
@@ -167,8 +167,8 @@ class RunFolder:
         """
         if self._held not in (None, self._identity()):
             raise RunFolderError(
-                f"{self.path} was removed or moved while this process worked in it: it stops, and "
-                "writes nothing to what is there now"
+                f"{self.path} was removed or moved while this process was using it: the process "
+                "stops without writing anything"
             )
 
     def check_regular(self) -> None:
@@ -176,8 +176,8 @@ class RunFolder:
         for path in (*self._names(), self.log):
             if path.exists() and not path.is_file():
                 raise RunFolderError(
-                    f"{path} is no file, which no run makes: move it away, or choose another "
-                    "--run-dir"
+                    f"{path} is not a file, and was not made by a run: move it away, or choose "
+                    "another --run-dir"
                 )
 
     def _wait(self) -> BaseFileLock:
@@ -224,8 +224,8 @@ class RunFolder:
         for path in self._written():
             if path.is_symlink() or not path.is_file():
                 raise RunFolderError(
-                    f"{path} is a {'link' if path.is_symlink() else 'folder'}, which no run "
-                    "makes: move it away, or choose another --run-dir"
+                    f"{path} is a {'link' if path.is_symlink() else 'folder'}, which was not "
+                    "made by a run: move it away, or choose another --run-dir"
                 )
 
     def clear(self) -> list[str]:

@@ -125,7 +125,7 @@ def _text(value: Any) -> str:
     """A name, a version or a number on one line. Raises ValueError for other values."""
     text = " ".join(str(value).split()) if isinstance(value, str | int | float | None) else ""
     if not isinstance(value, str | int | float | None) or not text.isprintable():
-        raise ValueError(f"{brief(value)} is no text that can be printed")
+        raise ValueError(f"{brief(value)} is not printable text")
     if len(text) > MOST_LETTERS:
         raise ValueError(f"{brief(value)} has {len(text)} letters, at most {MOST_LETTERS}")
     return text
@@ -134,7 +134,7 @@ def _text(value: Any) -> str:
 def _name(value: Any) -> str:
     """A text that is not empty. Raises ValueError."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{brief(value)} is no name")
+        raise ValueError(f"{brief(value)} is not a name")
     return _text(value)
 
 
@@ -151,7 +151,7 @@ def _seconds(value: Any) -> float:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**64:
-        raise ValueError(f"{brief(value)} is no seed and no number of steps")
+        raise ValueError(f"{brief(value)} is neither a seed nor a number of steps")
     return value
 
 
@@ -196,5 +196,5 @@ def _successes(evaluations: list[Document]) -> dict[float | None, NDArray[np.boo
 def _returns(values: Any) -> NDArray[np.float64]:
     """Returns (n,) that are finite. Raises ValueError."""
     if not isinstance(values, list):
-        raise ValueError(f"returns {brief(values)} are no list of numbers")
+        raise ValueError(f"returns {brief(values)} are not a list of numbers")
     return np.array([_number(value, "return") for value in values], dtype=np.float64)

@@ -178,7 +178,7 @@ def _unpacked(packed: bytes) -> str:
     stream = lzma.LZMADecompressor(memlimit=MOST_MEMORY)
     content = stream.decompress(packed, max_length=most)
     if not stream.eof or stream.unused_data:
-        raise ValueError(f"{EPISODES} is no single table, or unpacks to more than {most} bytes")
+        raise ValueError(f"{EPISODES} is not a single table, or unpacks to more than {most} bytes")
     return content.decode()
 
 

@@ -65,21 +65,21 @@ class Cell(Experiment[Any]):
     """
 
     donor_label: str | None = None
-    """label of the agent whose cell gives the stages before the last"""
+    """label of the agent whose cell provides the stages before the last"""
     donor_dataset: str | None = None
-    """dataset of that cell, where it is another task; then it gives the stages before the critic"""
+    """dataset of that cell, if it is another task; then it provides the stages before the critic"""
     gpus: Annotated[float, AT_LEAST_0] = 0.0
-    """share of a GPU that the cell asks of a Ray cluster"""
+    """fraction of a GPU to reserve on a Ray cluster"""
     n_episodes: Annotated[int, AT_LEAST_1] = 50
-    """evaluation episodes per scale; a cell without any has no result"""
+    """evaluation episodes per guidance scale; at least one, because a cell needs a result"""
     estimate_minutes: Annotated[float | None, AT_LEAST_0] = None
-    """training (from scratch) and evaluation, as the plan's author expects them"""
+    """expected minutes for training from scratch and evaluation"""
     threads: Annotated[int, THREADS] = 1
     """torch threads on the CPU"""
     checkpoint_every: Annotated[int, AT_LEAST_1] = 2_000
     """steps between two checkpoints"""
     progress_bar: bool = False
-    """nobody watches"""
+    """off, because cells run in the background"""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -125,7 +125,7 @@ def read_plan(path: Path) -> list[Cell]:
         for table in tables:
             cells += _cells({**data, **table})
             if len(cells) > MOST_CELLS:
-                raise PlanError(f"it has more than {MOST_CELLS} cells: make several plans of it")
+                raise PlanError(f"it has more than {MOST_CELLS} cells: split it into several plans")
         _check_names(cells)
         for i, cell in enumerate(cells):
             if cell.donor_label is not None:
@@ -179,10 +179,10 @@ def _check_names(cells: list[Cell]) -> None:
         if other is cell:
             continue
         if other.name == cell.name:
-            raise PlanError(f"{cell.name} is there twice: give the agents different labels")
+            raise PlanError(f"{cell.name} occurs twice: give the agents different labels")
         raise PlanError(
-            f"{cell.name} and {other.name} are one name where case does not count: give the agents "
-            "different labels"
+            f"{cell.name} and {other.name} are the same name on file systems that ignore case: "
+            "give the agents different labels"
         )
 
 
@@ -227,8 +227,8 @@ def _cell(table: dict[str, Any], dataset: str, seed: int) -> Cell:
         return cell
     if scales and headline not in scales:
         raise ValueError(
-            f"guidance_scales={list(scales)} lacks the configured scale {headline:g}, which is the "
-            "headline; add it, or set overrides = { guidance_scale = ... }"
+            f"guidance_scales={list(scales)} lacks the configured scale {headline:g}, which is "
+            "the main result; add it, or set overrides = { guidance_scale = ... }"
         )
     return dataclasses.replace(cell, guidance_scales=tuple(map(float, scales or (headline,))))
 
@@ -244,8 +244,8 @@ def _donor(label: Any, dataset_id: Any, own_label: Any, own_dataset: str) -> dic
     trajectories = _trajectories(dataset_id), _trajectories(own_dataset)
     if label is None or None in trajectories or trajectories[0] != trajectories[1]:
         raise ValueError(
-            f"adopt_dataset={brief(dataset_id)} for dataset {own_dataset!r}, expected another task "
-            "of OGBench with the same trajectories, and adopt, the label of an agent"
+            f"adopt_dataset={brief(dataset_id)} for dataset {own_dataset!r}, expected another "
+            "OGBench task on the same trajectories, together with adopt, the label of an agent"
         )
     return {"donor_label": label, "donor_dataset": dataset_id}
 
@@ -265,7 +265,7 @@ def _check_donor(cell: Cell, others: list[Cell]) -> None:
     own = cell.donor_dataset is None
     labels = list(dict.fromkeys(c.label for c in others if c.label != cell.label or not own))
     if cell.donor_label not in labels:
-        raise PlanError(f"{of}, expected the label of an agent further up, one of {labels}")
+        raise PlanError(f"{of}, expected the label of an earlier agent, one of {labels}")
     donor = next((c for c in others if c.name == cell.donor), None)
     if donor is None:
         dataset_id = cell.donor_dataset or cell.dataset_id
@@ -282,6 +282,6 @@ def _check_donor(cell: Cell, others: list[Cell]) -> None:
     if different is not None:
         name, wanted, found = different
         raise PlanError(
-            f"{of} has {name} = {found!r} and this agent {wanted!r}, which decides the "
-            "behavior: give both the same, or leave adopt away"
+            f"{of} has {name} = {found!r} and this agent {wanted!r}, which determines the "
+            "behavior: use the same value for both, or remove adopt"
         )

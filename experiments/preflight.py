@@ -35,9 +35,8 @@ def check_new(folder: RunFolder, overwrite: bool) -> None:
         folder.check_clear()
     elif in_the_way := [path.name for path in folder.named()]:
         raise ValueError(
-            f"{folder.path} holds {', '.join(in_the_way)} but no config.json that says of which "
-            "run: move that away (a checkpoint is played wherever it is), or choose "
-            "another --run-dir"
+            f"{folder.path} holds {', '.join(in_the_way)} but no config.json of a run: move it "
+            "away (a checkpoint can be evaluated in any folder), or choose another --run-dir"
         )
 
 
@@ -53,8 +52,9 @@ def check_same_agent(
     for name in (wanted | found).keys() - {"guidance_scale"}:
         if wanted.get(name) != found.get(name):
             raise DocumentError(
-                f"{folder.checkpoint} is another training's: it has {name} = {found.get(name)!r}, "
-                f"this run {wanted.get(name)!r}; move it away, or choose another run folder"
+                f"{folder.checkpoint} belongs to another training: it has {name} = "
+                f"{found.get(name)!r}, this run {wanted.get(name)!r}; move it away, or choose "
+                "another run folder"
             )
 
 
@@ -76,8 +76,8 @@ def check_environment(env: str | EnvSpec, agent: OfflineAgent[Any], seed: int) -
         except Exception as error:  # whatever somebody's environment raises
             name = env if isinstance(env, str) else env.id
             raise ValueError(
-                f"environment {name!r} cannot be played ({type(error).__name__}: {error}): repair "
-                "it, or skip evaluation with --n-episodes 0"
+                f"environment {name!r} cannot be used for evaluation ({type(error).__name__}: "
+                f"{error}): repair it, or skip the evaluation with --n-episodes 0"
             ) from error
 
 

@@ -179,7 +179,7 @@ def draw_time(results: Results) -> Figure:
 
 def draw_scales(results: Results) -> Figure:
     """Return or success over the guidance scale, per dataset: seeds thin, their mean bold."""
-    title = "Guidance scale (circle: headline, star: best w online, not a headline, dashed: data)"
+    title = "Guidance scale (circle: configured w, star: best w by online returns, dashed: data)"
     figure, axes = _panels(results.datasets, 3.0, title)
     for dataset, axis in axes.items():
         for label in results.labels:

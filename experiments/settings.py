@@ -36,56 +36,58 @@ class Experiment(Generic[ConfigT]):
     """One training and its evaluation."""
 
     dataset_id: str = "qgpo/halfcheetah/mixed-v0"
-    """Minari dataset: bundled (qgpo/…), local (MINARI_DATASETS_PATH) or downloaded; or a task of
-    OGBench (ogbench/cube-single-play-singletask-task2-v0)"""
+    """Minari dataset: bundled (qgpo/…), local (in MINARI_DATASETS_PATH) or downloaded; or an
+    OGBench task (ogbench/cube-single-play-singletask-task2-v0)"""
     agent: str = "QGPO"
-    """the agent, by its name in the registry: QGPO, AEPO, QIPO, SIR, BestOfN, BC, TD3BC,
-    ReBRAC, IQL, DiffusionQL, FQL, IFQL"""
+    """name of the agent: QGPO, AEPO, QIPO, SIR, BestOfN, BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL
+    or IFQL"""
     label: str = ""
-    """name in tables; default the agent's"""
+    """name of the agent in tables; default --agent"""
     preset: str = "laptop"
-    """row of hyperparameters that the --config flags start from: laptop or paper (QIPO also
-    laptop-flow and paper-flow)"""
+    """set of hyperparameters, which --config flags override: laptop (minutes on two CPU cores),
+    paper (the authors' settings) or another preset of the agent (laptop-support, laptop-flow,
+    paper-flow)"""
     longer: float = 1.0
-    """times the preset's gradient steps in every stage: 4 takes four times as long; what the
-    critic learns from is renewed as many times as before"""
+    """factor on the gradient steps of every stage: 4 trains four times as long. The number of
+    renewals of the critic's targets does not change"""
     seed: Annotated[int, SEED] = 0
     """seed of initialisation, batches, noise and evaluation"""
     adopt: Path | None = None
-    """train the last stage only: take the others from the agent in this run folder or checkpoint
-    (QGPO, AEPO, QIPO, SIR and BestOfN with the same seed, data and settings of those stages). Of
-    an agent with another support or critic, or for another task of the same trajectories
-    (OGBench), take whitening and behavior"""
+    """run folder or checkpoint of a trained agent: take all stages but the last one from it, and
+    train only the last stage. For QGPO, AEPO, QIPO, SIR and BestOfN with the same seed, data and
+    settings of these stages. If the support, the critic or the OGBench task differs, only whitening
+    and behavior are taken"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
     threads: Annotated[int, THREADS] = 0
-    """torch threads on the CPU; 0 leaves torch's choice"""
+    """torch threads on the CPU; 0 keeps torch's default"""
     download: bool = True
-    """fetch the dataset from Minari's remote if it is not local"""
+    """download the dataset from Minari's remote if it is not local"""
     storage: Storage = "memory"
-    """memory, or memmap for datasets larger than memory (converted once, beside Minari's data)"""
+    """memory, or memmap for datasets that are larger than memory (converted once, next to Minari's
+    files)"""
     guidance_scales: tuple[float, ...] = ()
-    """scales evaluated at the end, for agents with guidance; default 0 (imitation) and the
-    configured scale"""
+    """guidance scales w to evaluate after training, for agents with guidance; default 0 (imitation)
+    and the configured scale"""
     tune_guidance: bool = False
-    """choose the guidance scale after training, by episodes in a model learned from the dataset,
-    and evaluate it too"""
+    """after training, choose the guidance scale with simulated episodes in a model learned from the
+    dataset, and evaluate it too"""
     n_episodes: Annotated[int, AT_LEAST_0] = 50
-    """evaluation episodes per scale (100 for AntMaze and PointMaze unless given); 0 skips
+    """evaluation episodes per guidance scale (default 100 for AntMaze and PointMaze); 0 skips the
     evaluation"""
     env_id: str | None = None
-    """environment for evaluation, by default the dataset's. module:Id imports the module first; the
-    dataset's own id is then played with the arguments of its recording"""
+    """Gymnasium id of the evaluation environment; default the dataset's environment. module:Id
+    imports the module first. The id of the dataset's environment keeps the recorded arguments"""
     deterministic: bool = True
     """evaluate deterministic actions instead of sampled ones"""
     log_interval: Annotated[int, AT_LEAST_1] = 500
     """gradient steps between two rows of metrics"""
     checkpoint_every: Annotated[int, AT_LEAST_1] = 5000
-    """steps between two checkpoints"""
+    """gradient steps between two checkpoints"""
     progress_bar: bool = True
-    """show stages and time left"""
+    """show the stages and the remaining time"""
     config: ConfigT = field(default_factory=QGPOConfig)  # type: ignore[assignment]
-    """the agent's hyperparameters, starting from the preset"""
+    """hyperparameters of the agent; the defaults are those of the preset"""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

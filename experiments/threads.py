@@ -43,6 +43,6 @@ def advice(asked: int) -> str | None:
         return None
     what = f"{threads} torch threads" if asked else f"{threads} torch threads (torch's choice)"
     return (
-        f"note: {what} on {cores:g} cores, of which other work keeps {busy:.1f} busy: trainings "
-        "beside each other are many times faster with --threads 1 each"
+        f"note: {what} on {cores:g} cores, of which other work keeps {busy:.1f} busy: parallel "
+        "trainings are many times faster with --threads 1 each"
     )

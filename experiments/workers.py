@@ -227,7 +227,7 @@ async def _started(folder: RunFolder, root: Path, gate: asyncio.Semaphore, cell:
     """One cell in a process with a session of its own, so that Ctrl-C reaches only us."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if folder.is_locked:
-        print(f"{cell.name} is held by another process: waiting for it", flush=True)
+        print(f"{cell.name} is in use by another process: waiting", flush=True)
     while folder.is_locked:
         await asyncio.sleep(POLL_SECONDS)
     async with gate:

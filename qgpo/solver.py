@@ -204,8 +204,8 @@ def get_solver(name: str, schedule: Schedule | None = None, stochastic: bool = T
         solver.check(schedule)
     if solver.stochastic and not stochastic:
         raise ValueError(
-            f"solver={name!r} draws noise, where samples must be a function of their first noise; "
-            f"expected one of {sorted(set(SOLVERS) - STOCHASTIC)}"
+            f"solver={name!r} draws noise at every step, but samples must be a function of the "
+            f"initial noise; expected one of {sorted(set(SOLVERS) - STOCHASTIC)}"
         )
     return solver
 

@@ -1,4 +1,4 @@
-"""Measure agents x datasets x seeds as a plan says; finished cells are skipped, others resumed.
+"""Run all agents x datasets x seeds of a plan; finished cells are skipped, others are resumed.
 
 python scripts/benchmark.py --plan benchmarks/locomotion.toml --workers 2
 """
@@ -31,15 +31,16 @@ class Args:
     plan: Path
     """TOML file with agents, datasets, seeds and guidance scales"""
     workers: Annotated[int, AT_LEAST_1] = 2
-    """cells at a time on this machine, one torch thread each"""
+    """number of cells that run in parallel on this machine, with one torch thread each"""
     ray_address: str | None = None
-    """run on a Ray cluster instead: auto, its address, or local for one on this machine"""
+    """run on a Ray cluster instead: auto, the address of the cluster, or local for a cluster on
+    this machine"""
     runs: Path | None = None
-    """folder of run folders (checkpoints, logs); default runs/<plan>"""
+    """folder for run folders (checkpoints, logs); default runs/<plan>"""
     results: Path | None = None
-    """folder of raw returns, one JSON per cell; default <plan> without .toml"""
+    """folder for raw returns, one JSON file per cell; default the plan's path without .toml"""
     dry_run: bool = False
-    """only print what would be done"""
+    """only print which cells would run"""
 
 
 def table(standings: list[Standing], workers: int) -> str:
@@ -51,10 +52,10 @@ def table(standings: list[Standing], workers: int) -> str:
         lines.append(f"{s.cell.name:{width}s}  {s.state:20s}  {minutes:>7s}  {s.source}")
     left = [s for s in standings if s.result is None]
     known = [s.seconds for s in left if s.seconds is not None]
-    total = f"{sum(known) / 60 / workers:.0f} minutes with {workers} at a time"
+    total = f"{sum(known) / 60 / workers:.0f} minutes with {workers} in parallel"
     if len(known) < len(left):
-        total += f", and {len(left) - len(known)} cells of unknown length"
-    lines.append(f"{len(standings) - len(left)} finished, {len(left)} to do: {total}")
+        total += f", plus {len(left) - len(known)} cells of unknown duration"
+    lines.append(f"{len(standings) - len(left)} finished, {len(left)} to run: {total}")
     return "\n".join(lines)
 
 
@@ -93,7 +94,7 @@ def main(args: Args) -> None:
     try:
         failed = benchmark.run(cells, report, args.workers, args.ray_address)
     except KeyboardInterrupt:
-        again = f"go on with: {command('benchmark', *sys.argv[1:])}"
+        again = f"continue with: {command('benchmark', *sys.argv[1:])}"
         at = f"{ended} of {len(cells)} cells ended"
         raise KeyboardInterrupt(f"stopped with checkpoints, {at}; {again}") from None
     print(f"results: {results}")

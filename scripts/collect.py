@@ -1,4 +1,4 @@
-"""Roll policies out and store the episodes as a Minari dataset to learn from.
+"""Record episodes of one or more policies, and store them as a Minari dataset.
 
 python scripts/collect.py --env-id Hopper-v5 --policy sac_hopper.zip \
     --dataset-id mine/hopper/medium-v0 --n-steps 100000
@@ -46,26 +46,28 @@ class Args:
     env_id: str
     """Gymnasium id of the environment"""
     policy: tuple[str, ...]
-    """SB3 model .zip (SAC, TQC, TD3, DDPG, PPO, A2C with an MLP), .safetensors snapshot of an
-    actor, the name of a bundled policy, uniform (random actions) or waypoints (a noisy walk
-    through a PointMaze); several take turns. Nothing is unpickled"""
+    """SB3 model .zip (SAC, TQC, TD3, DDPG, PPO or A2C with an MLP), .safetensors snapshot of an
+    actor, name of a bundled policy, uniform (random actions) or waypoints (follows the shortest
+    path through a PointMaze, with noise). With several, each episode draws one of them. Nothing is
+    unpickled"""
     dataset_id: str
     """id of the new dataset, for example mine/hopper/medium-v0"""
     vecnormalize: tuple[str, ...] = ()
-    """file that VecNormalize.save wrote beside each model, in the order of the policies, - for a
-    policy that was trained without; default none. Only the numbers in it are read"""
+    """files of VecNormalize.save, one for each policy in the same order, - for a policy without
+    VecNormalize; default none. Only the numbers in the files are read"""
     n_steps: Annotated[int, AT_LEAST_1] = 100_000
     """environment steps; the last episode is played to its end"""
     switch_every: Annotated[int | None, AT_LEAST_1] = None
-    """draw the policy again about every so many steps; default once per episode"""
+    """with several policies, draw the policy again about every this many steps; default once per
+    episode"""
     seed: Annotated[int, SEED] = 0
-    """seed of resets, actions and turns"""
+    """seed of resets, actions and the choice of policies"""
     deterministic: bool = False
-    """the policies' mean actions instead of sampled ones"""
+    """record the policies' mean actions instead of sampled ones"""
     max_episode_steps: Annotated[int | None, AT_LEAST_1] = None
-    """cut episodes after so many steps; default the environment's own limit"""
+    """truncate episodes after this many steps; default the limit of the environment"""
     progress_bar: bool = True
-    """show steps and time left"""
+    """show steps and the remaining time"""
 
 
 def check(args: Args) -> None:
@@ -75,8 +77,8 @@ def check(args: Args) -> None:
         raise ValueError(f"--policy: expected one or more files or names of {policies()}")
     if args.vecnormalize and len(args.vecnormalize) != len(args.policy):
         raise ValueError(
-            f"--vecnormalize {' '.join(args.vecnormalize)}: expected as many as policies, "
-            f"{len(args.policy)}, with - for those that were trained without"
+            f"--vecnormalize {' '.join(args.vecnormalize)}: expected one for each policy, "
+            f"{len(args.policy)} in all, with - for policies without VecNormalize"
         )
     check_new_id(args.dataset_id)
 
@@ -88,7 +90,7 @@ def open_policy(name: str, statistics: str, action_space: spaces.Box, env_id: st
     """
     known = [*policies(), "uniform", "waypoints"]
     if name in known and statistics != "-":
-        raise ValueError(f"--vecnormalize {statistics}: {name} was trained without, expected -")
+        raise ValueError(f"--vecnormalize {statistics}: {name} has no VecNormalize, expected -")
     if name not in known and not Path(name).is_file():
         raise ValueError(
             f"--policy {name}: expected an SB3 model .zip, a .safetensors snapshot, uniform, "

@@ -1,10 +1,10 @@
-"""Evaluate a trained agent at one or several guidance scales, and draw a clip of it.
+"""Evaluate a trained agent at one or several guidance scales, and record a video of it.
 
 python scripts/evaluate.py --run runs/demo --guidance-scale 0 1 --video demo.gif
 python scripts/evaluate.py --run runs/demo runs/qgpo-halfcheetah-mixed-v0-QGPO-laptop-s1 \
     --tune-guidance
 
-Several runs are played together, as one agent that takes the mean of their actions.
+Several runs are evaluated as one ensemble, which takes the mean of their actions.
 """
 
 from __future__ import annotations
@@ -59,57 +59,63 @@ Agent = OfflineAgent[Any]
 Player = Agent | Ensemble
 Played = str | EnvSpec
 Scales = tuple[float | None, ...]
-MIXED = {True: "the mean of their actions", False: "each action is one of theirs, by lot"}
+MIXED = {True: "the mean of their actions", False: "each action from a random member"}
 
 
 @dataclass
 class Args:
-    """Evaluate an agent from a run folder or a checkpoint, or several that act together."""
+    """Evaluate an agent from a run folder or a checkpoint, or several agents as an ensemble."""
 
     run: tuple[Path, ...]
-    """run folder (with checkpoint.zip), or a checkpoint .zip; several act together, by the mean of
-    their actions (sampled ones: each is one of theirs, by lot)"""
+    """run folder (with checkpoint.zip) or checkpoint .zip. Several are evaluated as one ensemble:
+    it takes the mean of the members' deterministic actions, or a sampled action of a random
+    member"""
     env_id: str | None = None
-    """environment; default the one of the run, which is its dataset's. module:Id imports the module
-    first; the dataset's own id is then played with the arguments of its recording"""
+    """Gymnasium id of the environment; default the run's environment, which is its dataset's.
+    module:Id imports the module first. The id of the dataset's environment keeps the recorded
+    arguments"""
     guidance_scale: tuple[float, ...] = ()
-    """scales to evaluate; default the configured one"""
+    """guidance scales w to evaluate; default the configured scale"""
     tune_guidance: bool = False
-    """choose the scale from the run's dataset alone and evaluate it, too; the run keeps its own"""
+    """choose a guidance scale from the run's dataset alone and evaluate it, too; the run's
+    checkpoint does not change"""
     storage: Storage | None = None
-    """how to hold that dataset, memory or memmap; default as it was trained (files: memory)"""
+    """how to hold the dataset for --tune-guidance and --picture: memory or memmap; default as in
+    training (for checkpoint files: memory)"""
     solver: str | None = None
-    """dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (only ot); default the configured one"""
+    """ODE solver: dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (only for the schedule ot);
+    default the configured solver"""
     solver_steps: Annotated[int | None, AT_LEAST_1] = None
-    """solver steps per action; default as configured. Solver and steps make no difference to
-    deterministic actions that are the policy's mean (deterministic_action), which need neither"""
+    """solver steps per action: more are slower and more exact; default as configured. Solver and
+    steps have no effect on deterministic actions with deterministic_action mean"""
     n_episodes: Annotated[int | None, AT_LEAST_1] = None
-    """episodes per scale; default 50, and 100 for AntMaze and PointMaze"""
+    """episodes per guidance scale; default 50, and 100 for AntMaze and PointMaze"""
     seed: Annotated[int, SEED] = 10_000
-    """seed of the first episode, the others count up; training uses 10000 + its own seed"""
+    """seed of the first episode; each further episode adds 1. The evaluation after training uses
+    10000 + the training seed"""
     deterministic: bool = True
-    """deterministic actions instead of sampled ones"""
+    """evaluate deterministic actions instead of sampled ones"""
     max_episode_steps: Annotated[int | None, AT_LEAST_1] = None
-    """cut episodes after so many steps; default the environment's own limit"""
+    """truncate episodes after this many steps; default the limit of the environment"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
     threads: Annotated[int, THREADS] = 0
-    """torch threads on the CPU; 0 leaves torch's choice. Beside other work 1 is fastest"""
+    """torch threads on the CPU; 0 keeps torch's default. On a busy machine 1 is fastest"""
     output: Path | None = None
-    """JSON of raw returns, lengths, seeds and successes; default evaluation-<time>.json in the run
-    folder, for several evaluation-together-<time>.json in the first"""
+    """JSON file for raw returns, lengths, seeds and successes; default evaluation-<time>.json in
+    the run folder, or for several runs evaluation-together-<time>.json in the first one"""
     video: Path | None = None
-    """write a clip of the first episode at the last scale: a .gif or .mp4"""
+    """write a video of the first episode at the last guidance scale to this file: a .gif or .mp4"""
     video_seconds: Annotated[float, Range(0.1, 10.0)] = 10.0
-    """longest clip, in the environment's seconds, 10 at most"""
+    """maximum length of the video, in seconds of the environment's time; at most 10"""
     picture: bool = False
-    """draw agent.png into the run folder: return over w with the choice, how much the critic
-    distinguishes actions, trust, and what it expects along an episode; and data.png, of the data.
-    Of one run of a guided agent"""
+    """draw agent.png into the run folder (return over w with the chosen scale, differences in Q
+    between actions, trust, and Q along an episode), and data.png with the dataset. For one run of a
+    guided agent"""
     overwrite: bool = False
-    """replace --output and --video where they exist, instead of refusing"""
+    """replace existing files of --output and --video instead of stopping with an error"""
     progress_bar: bool = True
-    """show steps, episodes and time left"""
+    """show steps, episodes and the remaining time"""
 
 
 def check(args: Args) -> None:
@@ -176,7 +182,9 @@ def saved_args(folder: RunFolder) -> Document:
         return {}
     args = documents.read(folder.config).get("args")
     if not isinstance(args, dict):
-        raise ValueError(f"{folder.config} is no run's document (args={args!r}): move it away")
+        raise ValueError(
+            f"{folder.config} is not a document of a run (args={args!r}): move it away"
+        )
     return args
 
 
@@ -188,7 +196,7 @@ def choose_env(
     learned_in = {in_words(one.env_spec) for one in members if one.env_spec is not None}
     if len(learned_in) > 1 and args.env_id is None:
         raise ValueError(
-            f"the runs' datasets are of different environments {sorted(learned_in)}: choose one "
+            f"the runs' datasets have different environments {sorted(learned_in)}: choose one "
             "with --env-id"
         )
     env_id = args.env_id or id_of_run(folder)
@@ -286,7 +294,7 @@ def keep_in(
 def show(evaluations: Evaluations, ended: Document) -> None:
     """Print the scores."""
     if ended:
-        print("the evaluation did not come to its end; so far:")
+        print("the evaluation was not completed; results so far:")
     print(score_table([(scale_label(scale), played) for scale, played in evaluations]), flush=True)
 
 
@@ -298,7 +306,7 @@ def write(output: Path, replace: bool, document: Document) -> Path:
         documents.write(output, document)
     except OSError as error:
         raise OSError(
-            f"returns could not be written ({error}): the scores are those above"
+            f"returns could not be written ({error}): the scores are printed above"
         ) from error
     return output
 
@@ -341,8 +349,8 @@ def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:
     )
     if not agent.is_trained:
         print(
-            f"note: training stopped in stage {agent.stage!r} at timestep "
-            f"{agent.num_timesteps} of {agent.total_timesteps}: it is not complete"
+            f"note: training is not complete: it stopped in stage {agent.stage!r} at timestep "
+            f"{agent.num_timesteps} of {agent.total_timesteps}"
         )
     settings: Document = dict.fromkeys(("guidance_scale", "solver", "solver_steps"))
     if isinstance(agent, GuidedPolicy):
@@ -364,7 +372,7 @@ def film(args: Args, video: Path, agent: Player, env: Played, scale: float | Non
     frames, rate = record(agent, env, args.video_seconds, args.seed, args.deterministic)
     write_clip(video, frames, rate)
     label = "" if scale is None else f"{scale_label(scale)}: "
-    print(f"clip: {video} ({label}{len(frames)} frames, {len(frames) / rate:.1f} s)")
+    print(f"video: {video} ({label}{len(frames)} frames, {len(frames) / rate:.1f} s)")
 
 
 @one_line(RuntimeError)
@@ -388,7 +396,7 @@ def main(args: Args) -> None:
         check_picture(agent)
     agents = [introduce(*both, env) for both in zip(folders, members, strict=True)]
     if not alone:
-        print(f"these {len(members)} act together: {MIXED[args.deterministic]}")
+        print(f"ensemble of these {len(members)}: {MIXED[args.deterministic]}")
     tuned: Document = {}
     tuning = None
     if args.tune_guidance and is_guided(agent):

@@ -1,4 +1,4 @@
-"""Tables and pictures of what scripts/benchmark.py measured, in Markdown and HTML.
+"""Write tables and pictures of the results of scripts/benchmark.py, as Markdown and HTML.
 
 python scripts/report.py --results benchmarks/locomotion --plan benchmarks/locomotion.toml
 """
@@ -25,16 +25,18 @@ class Args:
     """Report a benchmark."""
 
     results: tuple[Path, ...]
-    """folders with results: one JSON per cell, packed tables, or both"""
+    """folders with results: one JSON file per cell, packed tables, or both"""
     plan: Path | None = None
-    """plan that lists the expected cells; default all combinations of the measured ones"""
+    """plan that lists the expected cells; default all combinations of agents, datasets and seeds in
+    the results"""
     output: Path | None = None
-    """folder for report.md, report.html and pictures; default report/ in the first of --results"""
+    """folder for report.md, report.html and pictures; default report/ in the first folder of
+    --results"""
     title: str | None = None
-    """title of the report; default the folders' names"""
+    """title of the report; default the names of the folders"""
     pack: bool = False
-    """first move the JSON of each cell into its folder's tables, episodes.csv.xz and
-    provenance.json"""
+    """first move the JSON files of the cells into the packed tables of their folder,
+    episodes.csv.xz and provenance.json"""
 
 
 @one_line()
@@ -52,7 +54,7 @@ def main(args: Args) -> None:
     title = args.title or f"Benchmark: {', '.join(folder.name for folder in args.results)}"
     write_report(output, results, title)
     n, missing = len(results.expected), len(results.missing)
-    print(f"{n - missing} of {n} cells are there; report: {output / 'report.html'}")
+    print(f"{n - missing} of {n} cells have results; report: {output / 'report.html'}")
     if wrong := [*unpacked, *(f"left out: {why}" for why in results.skipped)]:
         raise SystemExit("error: " + "\n".join(wrong))
 

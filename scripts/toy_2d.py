@@ -1,9 +1,9 @@
-"""The two-dimensional study: guidances on the six problems, with distances.
+"""Compare kinds of guidance on six two-dimensional problems, by distances to exact samples.
 
 python scripts/toy_2d.py --betas 3 --output runs/toy_2d
 
-Writes, per beta, samples_beta3.png (the paper's figure with numbers under each panel),
-table_beta3.md and results_beta3.json, and per problem maps_<problem>_beta3.png (f_t over t).
+For each beta it writes samples_beta3.png (the paper's figure with numbers under each panel),
+table_beta3.md and results_beta3.json, and for each problem maps_<problem>_beta3.png (f_t over t).
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ class Args:
     """Compare guidances on two-dimensional problems."""
 
     problems: tuple[str, ...] = tuple(TOY_PROBLEMS)
-    """the problems, of six"""
+    """which of the six problems to run"""
     methods: tuple[str, ...] = tuple(METHODS)
-    """the guidances"""
+    """kinds of guidance to compare"""
     betas: tuple[float, ...] = (3.0,)
-    """inverse temperatures; the data model is shared between them"""
+    """inverse temperatures: larger ones concentrate p on low energies. All share one data model"""
     n_data: int = 200_000
-    """points to learn from"""
+    """number of points to learn from"""
     n_samples: int = 10_000
-    """samples compared"""
+    """number of samples per method for the distances"""
     data_steps: int = 1_000
     """gradient steps of the data model"""
     cep_steps: int = 800
@@ -80,17 +80,18 @@ class Args:
     other_steps: int = 500
     """gradient steps of the other guidances"""
     targets: str = "posterior"
-    """posterior: training targets averaged over the batch's posterior; sample: the paper's"""
+    """training targets: posterior (averaged over the posterior of the batch, less variance) or
+    sample (the paper's)"""
     solver: str = "dpm_solver_2m"
     """solver of the reverse process"""
     solver_steps: int = 50
-    """steps of the solver"""
+    """solver steps per sample: more are slower and more exact"""
     workers: int = 2
-    """processes, one torch thread each"""
+    """number of processes, with one torch thread each"""
     seed: int = 0
     """seed of data, networks and samples"""
     output: Path = Path("runs/toy_2d")
-    """folder for figures and tables"""
+    """folder for pictures and tables"""
 
 
 class Comparison(NamedTuple):

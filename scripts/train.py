@@ -1,4 +1,4 @@
-"""Train an agent on a Minari dataset, evaluate it, and keep everything in a run folder.
+"""Train an agent on a Minari dataset, evaluate it, and store everything in a run folder.
 
 python scripts/train.py --dataset-id qgpo/halfcheetah/mixed-v0 --preset laptop --seed 0
 """
@@ -36,23 +36,26 @@ class Args(Experiment[ConfigT]):
     """Train an offline agent, then evaluate it at each guidance scale."""
 
     run_dir: Path | None = None
-    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, the preset with -x4 if longer,
-    with -10min for minutes"""
+    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, where -x4 (with --longer 4) or
+    -10min (with --minutes 10) follows the preset"""
     minutes: float | None = None
-    """train for about so long on this machine: its speed is measured for some seconds, which makes
-    `longer`, and all steps are scaled, those of --config, too. Evaluation comes afterwards"""
+    """train for about this many minutes on this machine. Its speed is measured for some seconds,
+    which gives the factor --longer on all gradient steps, including those set with --config.
+    Evaluation is not included"""
     resume: Path | None = None
-    """continue the run in this folder from its checkpoint; settings are the run's unless given"""
+    """run folder: continue this run from its checkpoint, with the settings of the run unless flags
+    change them"""
     allow_other_dataset: bool = False
-    """let --resume go on with other data than the run began with"""
+    """with --resume, allow data that differ from those with which the run began"""
     overwrite: bool = False
-    """delete a former run in the run folder instead of refusing; what no run wrote stays"""
+    """if the run folder contains a run, delete it instead of stopping with an error; files that no
+    run wrote stay"""
     verbose: bool = False
     """print every row of metrics"""
     track: bool = False
     """send configuration, metrics and scores to Weights & Biases (WANDB_MODE=offline works)"""
     wandb_project: str = "qgpo"
-    """project for --track"""
+    """Weights & Biases project for --track"""
 
     @property
     def folder(self) -> RunFolder:
@@ -78,13 +81,13 @@ class Args(Experiment[ConfigT]):
         check_minutes(self.to_measure)
         if self.longer != 1.0:
             raise ValueError(
-                f"minutes={self.minutes:g} and longer={self.longer:g}: each decides the number of "
-                "steps; give one of them"
+                f"minutes={self.minutes:g} and longer={self.longer:g}: both set the number of "
+                "steps; give only one of them"
             )
         if self.adopt is not None:
             raise ValueError(
-                f"minutes={self.minutes:g} and adopt={str(self.adopt)!r}: the stages that are "
-                "adopted are as long as they were; give one of them"
+                f"minutes={self.minutes:g} and adopt={str(self.adopt)!r}: adopted stages keep "
+                "their number of steps; give only one of them"
             )
 
 
@@ -119,13 +122,13 @@ def parse(argv: list[str]) -> Args[Any]:
         if args.adopt != default.adopt:
             raise SystemExit(
                 f"--adopt {args.adopt} cannot be combined with --resume: the run in "
-                f"{choice.resume} has in its own checkpoint what it adopted"
+                f"{choice.resume} already contains the adopted stages"
             )
         for name in ("agent", "preset", "longer", "minutes", "seed", "config"):
             if getattr(args, name) != getattr(default, name):
                 raise SystemExit(
                     f"--{name} cannot change when a run is resumed: {choice.resume} has "
-                    f"{getattr(default, name)}; for another one start a new run in another "
+                    f"{getattr(default, name)}; for another value, start a new run in another "
                     "--run-dir"
                 )
     return args
@@ -172,9 +175,9 @@ def refuse(args: Args[Any]) -> None:
     """A run is never mixed with another one, nor with what no run made."""
     folder = args.folder
     if args.run_dir is not None and not args.run_dir.name:
-        raise ValueError(f"--run-dir {str(args.run_dir)!r}: expected a folder of its own")
+        raise ValueError(f"--run-dir {str(args.run_dir)!r}: expected a separate folder for the run")
     if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"--run-dir {folder.path} is a file, expected a folder, or none yet")
+        raise ValueError(f"--run-dir {folder.path} is a file, expected a folder or a new name")
     if args.adopt is not None and args.adopt.resolve().is_relative_to(folder.path.resolve()):
         raise ValueError(
             f"--adopt {args.adopt} is in the run folder {folder.path}, which a new run replaces: "

@@ -47,17 +47,18 @@ class Acts(Protocol):
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
-        """Actions (A,) for an observation (S,), or (B, A) for (B, S), in the action space.
+        """Return an action (A,) for an observation (S,), or actions (B, A) for (B, S).
 
-        They have the dtype of the space.
+        Actions lie in the action space and have its dtype.
 
-        What learned from Dict observations takes the environment's Dicts, single or as arrays
-        with a leading axis, as well as the vectors that its `adapter` makes of them. `state` is
-        returned as given and `episode_start` ignored (no memory). `deterministic` makes the action
-        a function of the observation alone; otherwise it is sampled.
+        An agent that was trained on Dict observations accepts Dicts of the environment, single or
+        batched (arrays with a leading axis), and the vectors that its `adapter` makes of them.
+        `state` is returned unchanged and `episode_start` is ignored, because agents have no
+        memory. With `deterministic` the action is a function of the observation; otherwise it is
+        sampled.
 
-        Raises RuntimeError before training, ValueError for what is no finite observation of the
-        space, and for one so far from all data that the action is not finite.
+        Raises RuntimeError before training. Raises ValueError for observations that are not finite
+        or not in the space, and for those so far from the data that the action is not finite.
         """
         if self.observation_space is None or self.action_scale is None:
             raise RuntimeError(
@@ -85,24 +86,25 @@ def _as_array(
 ) -> NDArray[np.float32]:
     if isinstance(observation, tuple):
         raise ValueError(
-            "predict() was given a tuple, by mixing Gym API and SB3's VecEnv API perhaps: "
-            "`env.reset()` of Gymnasium returns (observation, info), pass only the observation"
+            "predict() was given a tuple: you are probably mixing Gym API and SB3's VecEnv "
+            "API. Gymnasium's `env.reset()` returns (observation, info); pass only the "
+            "observation"
         )
     if isinstance(observation, Mapping):
         if adapter is None:
             raise ValueError(
-                "observation is a dict that is no array of numbers (it has parts "
-                f"{sorted(map(str, observation))}; make it the vector that the data were recorded "
-                "as, with gymnasium.wrappers.FlattenObservation(env), which joins the parts in the "
-                "order of the Dict space, or with an ObservationWrapper of your own); expected "
-                f"shape {shape} or (n, {shape[0]})"
+                "observation is a dict, which is not an array of numbers (it has parts "
+                f"{sorted(map(str, observation))}; convert it to the vector in the data, with "
+                "gymnasium.wrappers.FlattenObservation(env), which joins the parts in the "
+                "order of the Dict space, or with your own ObservationWrapper); expected shape "
+                f"{shape} or (n, {shape[0]})"
             )
         observation = adapter.flatten(observation)
     try:
         array = numbers("observation", "its values", observation)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"observation is a {type(observation).__name__} that is no array of numbers "
+            f"observation is a {type(observation).__name__}, which is not an array of numbers "
             f"({error}); expected shape {shape} or (n, {shape[0]})"
         ) from error
     if array.ndim not in (1, 2) or array.shape[-1:] != shape:
@@ -122,5 +124,6 @@ def _check_actions(name: str, actions: NDArray[np.float32], observations: Tensor
         column = int(np.abs(row).argmax())
         raise ValueError(
             f"the action of this {name} is not finite for observation {wrong[0]}: its largest "
-            f"value is {row[column]:g}, in column {column}; expected values as in the data"
+            f"value is {row[column]:g}, in column {column}; expected observations like those in "
+            "the data"
         )

@@ -121,8 +121,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     @config.setter
     def config(self, _: object) -> None:
         raise AttributeError(
-            f"config cannot be set: networks and files follow from it; make a new agent, "
-            f"{self.name}(config), with dataclasses.replace(agent.config, …)"
+            "config cannot be changed, because networks and files depend on it; make a new "
+            f"agent, {self.name}(config), with dataclasses.replace(agent.config, …)"
         )
 
     @property
@@ -265,10 +265,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """the SB3 logger (a silent one until `learn` or `set_logger`)"""
 
     def set_logger(self, logger: Logger) -> None:
-        """Use this logger. Raises TypeError for what is none."""
+        """Use this SB3 logger. Raises TypeError for other objects."""
         if not isinstance(logger, Logger):
             kind = "class" if isinstance(logger, type) else type(logger).__name__
-            raise TypeError(f"logger is a {kind}, expected one of stable_baselines3's configure()")
+            raise TypeError(
+                f"logger is a {kind}, expected a logger from stable_baselines3's configure()"
+            )
         self.training.logger, self._own_logger = logger, True
 
     def dump_logs(self) -> None:
@@ -301,18 +303,18 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         progress_bar: bool = False,
         allow_other_dataset: bool = False,
     ) -> Self:
-        """Train on the dataset (or the one of that Minari id) through all stages.
+        """Train all stages on a dataset, or on the dataset with that Minari id.
 
         Timesteps are gradient steps over all stages. `callback` is any SB3 callback, or a function
-        of (locals, globals); returning False (or, as in SB3, nothing) ends training early.
-        TensorBoard's events go to `tensorboard_log/tb_log_name_1`, those of the next training to
-        `_2`. With `reset_num_timesteps=False` training continues where the agent (or the
-        checkpoint it was loaded from) stands, its events in the last folder; on other data than it
-        began with only if `allow_other_dataset`.
-        Ctrl-C and SIGTERM finish the step under way and raise KeyboardInterrupt, with the agent
-        fit to be saved. Raises ValueError for a dataset that does not fit, or another one than
-        training began with, NonFiniteError where a loss or gradient is not finite, RuntimeError
-        within another training of this agent.
+        of (locals, globals). Training ends early if it returns False (or, as in SB3, nothing).
+        TensorBoard events are written to `tensorboard_log/tb_log_name_1`, and those of the next
+        training to `_2`. With `reset_num_timesteps=False` training continues from the current
+        state of the agent (for example from a loaded checkpoint), and appends to the last folder
+        of events. Continuing on different data needs `allow_other_dataset`.
+        Ctrl-C and SIGTERM finish the current step and raise KeyboardInterrupt. The agent can then
+        be saved. Raises ValueError for an unsuitable dataset or different data than before,
+        NonFiniteError if a loss or gradient is not finite, and RuntimeError if this agent is
+        already being trained.
         """
         if not isinstance(dataset, OfflineDataset):
             dataset = load_dataset(dataset)
@@ -361,10 +363,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             return self._batches
         if self.dataset_fingerprint not in (None, dataset.fingerprint):
             raise ValueError(
-                f"training stands at timestep {self.num_timesteps} on dataset "
-                f"{self.dataset_id!r}; {dataset.id!r} holds other data. Resume with the previous "
-                "dataset, go on with this one by allow_other_dataset=True, or start again with "
-                "reset_num_timesteps=True"
+                f"training has reached timestep {self.num_timesteps} on dataset "
+                f"{self.dataset_id!r}; {dataset.id!r} holds other data. Resume with the "
+                "previous dataset, continue on this one with allow_other_dataset=True, or "
+                "start again with reset_num_timesteps=True"
             )
         if self._built_for_env:
             self._reset()
@@ -494,9 +496,9 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     def set_parameters(
         self, parameters: dict[str, dict[str, Any]], exact_match: bool = True
     ) -> None:
-        """Load what `get_parameters` returned; `exact_match` wants every name and every tensor.
+        """Load the result of `get_parameters`; `exact_match` requires all names and tensors.
 
-        Raises ParameterError, which is a ValueError and a RuntimeError, before any is changed.
+        Raises ParameterError (a ValueError and a RuntimeError) before anything is changed.
         """
         load_parameters(self, parameters, exact_match)
         self._built_for_env = False
@@ -516,12 +518,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     ) -> None:
         """Write everything that acting and further training need, atomically.
 
-        A binary file object is written to as it is. `exclude` may name what need not be in a file,
-        `verbose` and `tensorboard_log`; `include` takes names away from it.
+        `path` may be an open binary file. `exclude` may contain `verbose` and `tensorboard_log`,
+        which are then not saved; `include` removes names from `exclude`.
 
-        Raises NonFiniteError where parameters are not finite, CheckpointError where `load` would
-        refuse the file (somebody changed networks or optimizers), CheckpointWriteError where it
-        cannot be written; the previous file is then unchanged.
+        Raises NonFiniteError if parameters are not finite, CheckpointError if `load` would refuse
+        the file (because networks or optimizers were replaced), and CheckpointWriteError if it
+        cannot be written. In all cases the previous file is unchanged.
         """
         target = checkpoint.with_suffix(path)
         about = header.describe(self, exclude, include)
@@ -550,11 +552,11 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         verbose: int | None = None,
         tensorboard_log: str | Path | None = None,
     ) -> Self:
-        """Read a checkpoint. Raises CheckpointError when it is damaged or another agent's.
+        """Read a checkpoint. Raises CheckpointError if it is damaged or of another agent class.
 
-        With `env`, its spaces are checked against the agent's. `custom_objects` replaces what the
-        file says: fields of the configuration, `learning_rate`, `verbose`, `tensorboard_log`; so
-        do the arguments of the latter two names.
+        If `env` is given, its spaces must match the agent's. `custom_objects` replaces values in
+        the file: fields of the configuration, `learning_rate`, `verbose` and `tensorboard_log`.
+        The arguments `verbose` and `tensorboard_log` do the same.
         """
         source = checkpoint.with_suffix(path)
         device = choose_device(device)  # not the file's fault
@@ -563,8 +565,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if about["agent"] != getattr(cls, "name", None):
             if not hasattr(cls, "name"):
                 raise TypeError(
-                    f"{cls.__name__} is no agent of its own: load_agent(path) finds the class that "
-                    f"wrote a file, {about['agent']!r} here"
+                    f"{cls.__name__} is an abstract class: load_agent(path) finds the class "
+                    f"that wrote a file, {about['agent']!r} here"
                 )
             raise CheckpointError(
                 f"{checkpoint.named(source)} holds a {about['agent']!r} agent, load it with that "
@@ -612,8 +614,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         named = {cls.rate_field if k == "learning_rate" else k: v for k, v in values.items()}
         if unknown := sorted(set(map(str, named)) - fields - set(header.OPTIONAL)):
             warnings.warn(
-                f"custom_objects: {unknown} are neither fields of {cls.config_class.__name__} nor "
-                f"{' or '.join(header.OPTIONAL)}; they change nothing",
+                f"custom_objects: {unknown} are neither fields of {cls.config_class.__name__} "
+                f"nor {' or '.join(header.OPTIONAL)}; they have no effect",
                 stacklevel=3,
             )
         own = {name: value for name, value in named.items() if name in fields}

@@ -86,7 +86,7 @@ def _local(file: BinaryIO, offset: int, length: int) -> tuple[str, Member] | Non
     if offset and record[:4] == b"PK\1\2":
         return None
     if len(record) < _LOCAL.size or record[:4] != b"PK\3\4":
-        raise ArchiveError("it is truncated, or no zip")
+        raise ArchiveError("it is truncated, or not a zip file")
     _, _, flags, method, *_, checksum, packed, size, name_size, extra_size = _LOCAL.unpack(record)
     name, extra = file.read(name_size), file.read(extra_size)
     if len(extra) == _ZIP64.size and size == packed == 0xFFFFFFFF:

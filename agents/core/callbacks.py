@@ -66,12 +66,12 @@ class SaveCheckpoint(EveryStep):
 
 
 class EvaluationCallback(EvalCallback):
-    """SB3's EvalCallback for agents that were given no environment.
+    """SB3's EvalCallback for agents without an environment.
 
-    It plays in the environment of a dataset (or any other) and writes the same
-    `evaluations.npz`; `StopTrainingOnRewardThreshold` and the rest work with it. Each evaluation
-    starts from the same seeds. It plays when `num_timesteps` is a multiple of `eval_freq`; a
-    resumed training continues the file. Environments that state no step limit get one.
+    It evaluates in the environment of a dataset, or in any other environment, and writes the same
+    `evaluations.npz`. `StopTrainingOnRewardThreshold` and similar callbacks work with it. Every
+    evaluation uses the same seeds. It evaluates when `num_timesteps` is a multiple of `eval_freq`.
+    A resumed training appends to the file. Environments without a step limit get one.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ def _make(
     if max_episode_steps is None and own_limit is None:
         max_episode_steps = FALLBACK_LIMIT
         warnings.warn(
-            f"{env} states no step limit: episodes are cut after {FALLBACK_LIMIT} steps "
+            f"{env} has no step limit: episodes are truncated after {FALLBACK_LIMIT} steps "
             "(max_episode_steps)",
             stacklevel=2,
         )

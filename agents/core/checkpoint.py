@@ -98,7 +98,7 @@ def write_checkpoint(
         if isinstance(value, Tensor) and not is_finite(value):
             raise NonFiniteError(
                 f"not saved: {name} has NaN or infinite values at timestep "
-                f"{training.num_timesteps}; {named(target)} is as it was. {LIKELY_CAUSES}"
+                f"{training.num_timesteps}; {named(target)} is unchanged. {LIKELY_CAUSES}"
             )
     try:
         text = json.dumps({"format_version": FORMAT_VERSION, **checkpoint.header}, indent=2)
@@ -111,8 +111,8 @@ def write_checkpoint(
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:1000]
         raise CheckpointError(
-            f"not saved, because no file of it could be read again: {reason}; {named(target)} is "
-            "as it was"
+            f"not saved, because the file could not be read back: {reason}; {named(target)} is "
+            "unchanged"
         ) from error
     _write(target, text, checkpoint)
 
@@ -138,7 +138,7 @@ def _write(target: Target, text: str, checkpoint: Checkpoint) -> None:
         raise CheckpointWriteError(
             error.errno,
             f"checkpoint {named(target)} could not be written ({error}); {previous}. Free some "
-            "space or choose another folder, then go on from the last checkpoint",
+            "space or choose another folder, then continue from the last checkpoint",
         ) from error
 
 
@@ -173,7 +173,7 @@ def read_checkpoint(source: Target, tensor_files: tuple[str, ...] = TENSOR_FILES
     except CheckpointError:
         raise
     except ForeignArchiveError as error:
-        raise CheckpointError(f"{named(source)} is no qgpo checkpoint: {error}") from error
+        raise CheckpointError(f"{named(source)} is not a qgpo checkpoint: {error}") from error
     except UNREADABLE as error:
         raise CheckpointError(
             f"checkpoint {named(source)} is damaged ({error}); use an earlier copy"
@@ -203,7 +203,7 @@ def _opened(source: Target) -> Iterator[BinaryIO]:
 def _check_open_file(file: BinaryIO) -> None:
     """Raise ValueError for an open file in which one cannot go back, or that holds text."""
     if isinstance(file, io.TextIOBase) or not file.seekable():
-        raise ValueError(f"{named(file)} is no binary file in which one can seek, expected one")
+        raise ValueError(f"{named(file)} is not a seekable file in binary mode, expected one")
 
 
 @overload
@@ -225,7 +225,7 @@ def with_suffix(path: str | Path | BinaryIO) -> Target:
         )
     path = Path(path)
     if not path.name:
-        raise ValueError(f"path={str(path)!r} names no file, expected one such as 'agent.zip'")
+        raise ValueError(f"path={str(path)!r} is not a file name, expected one such as 'agent.zip'")
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
 
 

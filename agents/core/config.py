@@ -27,13 +27,13 @@ ConfigT = TypeVar("ConfigT")
 
 
 def longer(config: ConfigT, factor: float) -> ConfigT:
-    """The configuration with `factor` times the gradient steps in every stage.
+    """Return the configuration with `factor` times the gradient steps in every stage.
 
-        QGPO(longer(PRESETS["laptop"], 4))
+        QGPO(longer(QGPO.presets["laptop"], 4))
 
-    Stages without steps stay without. What a stage learns from is renewed as many times as
-    before, or a longer training would learn something else. `within_minutes` (speed.py) finds the
-    factor for a time. Raises ValueError unless the factor is positive.
+    Stages with 0 steps keep 0 steps. Training targets are renewed as many times as before, because
+    more renewals would change what is learned. `within_minutes` finds the factor for a given time.
+    Raises ValueError unless the factor is positive.
     """
     if not 0.0 < factor < math.inf:
         raise ValueError(f"factor={factor}, expected a positive number")

@@ -77,13 +77,14 @@ def describe(
     """
     if agent.observation_space is None or agent.action_space is None:
         raise RuntimeError(
-            "nothing to save: this agent knows no spaces yet; call learn(dataset) or set_env"
+            "nothing to save: this agent has no spaces yet; call learn(dataset) or set_env"
         )
     excluded = set(exclude or ()) - set(include or ())
     if unknown := sorted(excluded - set(OPTIONAL)):
         warnings.warn(
-            f"exclude: {unknown} change nothing, expected {' or '.join(OPTIONAL)}: a file holds "
-            "all that acting and further training need, and never environment or data",
+            f"exclude: {unknown} have no effect, expected {' or '.join(OPTIONAL)}: a file "
+            "always holds everything that acting and further training need, and never the "
+            "environment or the data",
             stacklevel=3,
         )
     header: dict[str, Any] = {
@@ -153,7 +154,7 @@ def space_to_json(space: spaces.Box) -> dict[str, Any]:
 def check_storable(space: spaces.Box) -> None:
     """Raise ValueError for a space that could not be read from a file again."""
     if space_from_json(space_to_json(space)) != space:
-        raise ValueError(f"{space} could not be read from a file again")
+        raise ValueError(f"{space} could not be read back from a file")
 
 
 def space_from_json(data: dict[str, Any]) -> spaces.Box:

@@ -36,8 +36,8 @@ def load_parameters(agent: HasParts, parameters: Mapping[str, Any], exact_match:
     """Load what `get_parameters` returned; nothing is loaded where a part does not fit."""
     if not isinstance(parameters, dict):
         raise TypeError(
-            f"parameters is a {type(parameters).__name__}, expected what get_parameters() "
-            "returns; files are read by load(path)"
+            f"parameters is a {type(parameters).__name__}, expected the result of "
+            "get_parameters(); use load(path) to read a file"
         )
     known = parts_of(agent)
     wrong = set(map(str, parameters)) - set(known)
@@ -70,8 +70,8 @@ def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimize
         why = "" if error.__cause__ else f" ({error})"
         n = sum(len(group["params"]) for group in optimizer.param_groups)
         raise ParameterError(
-            f"parameters of {name!r} are no state of that optimizer{why}, expected 'state' and "
-            f"'param_groups' for its {n} parameters, as get_parameters() returns them"
+            f"parameters of {name!r} are not a state of that optimizer{why}, expected 'state' "
+            f"and 'param_groups' for its {n} parameters, as get_parameters() returns them"
         ) from error
 
 

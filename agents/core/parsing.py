@@ -47,7 +47,7 @@ def read_json(content: bytes) -> dict[str, Any]:
         raise ValueError(f"its JSON has {len(content)} bytes, expected at most {MOST_JSON}")
     found = json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_constant)
     if not isinstance(found, dict):
-        raise ValueError("its JSON is no object")
+        raise ValueError("its JSON is not an object")
     return found
 
 
@@ -190,6 +190,6 @@ class Within(TorchFunctionMode):
             self.left -= max(func(*args, **shape, device="meta").nbytes, LEAST)
             if self.left < 0:
                 raise CheckpointError(
-                    "its configuration and spaces ask for larger networks than it holds"
+                    "its configuration and spaces need larger networks than the file holds"
                 )
         return func(*args, **kwargs)

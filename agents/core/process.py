@@ -106,8 +106,8 @@ class Turn:
 def _held(lock: threading.Lock) -> Iterator[None]:
     if not lock.acquire(blocking=False):
         raise RuntimeError(
-            "this agent is training already, in another thread or around this callback: wait for "
-            "its end, or train a copy (copy.deepcopy)"
+            "this agent is already being trained, in another thread or by the learn() that "
+            "runs this callback: wait until it has finished, or train a copy (copy.deepcopy)"
         )
     try:
         yield

@@ -291,17 +291,17 @@ def _check_state(name: str, state: Tensor, kind: GeneratorState) -> None:
     """A state of a CPU's generator is looked through, then tried; a GPU's is a seed and a place."""
     lengths = (CPU_STATE, CUDA_STATE, *([0] if kind.may_be_empty else []))
     if state.dtype != torch.uint8 or state.dim() != 1 or len(state) not in lengths:
-        raise CheckpointError(f"{name!r} is {_kind(state)}, which is no generator's state")
+        raise CheckpointError(f"{name!r} is {_kind(state)}, which is not a generator state")
     if len(state) != CPU_STATE:
         return
     if not _is_written_by_torch(state):
-        raise CheckpointError(f"{name!r} is no generator's state")
+        raise CheckpointError(f"{name!r} is not a generator state")
     generator = torch.Generator()
     generator.set_state(state)
     same = torch.equal(generator.get_state(), state)
     uniform = torch.rand(8, generator=generator)
     if not same or bool((uniform == uniform[0]).all()):
-        raise CheckpointError(f"{name!r} is no generator's state")
+        raise CheckpointError(f"{name!r} is not a generator state")
 
 
 def _is_written_by_torch(state: Tensor) -> bool:

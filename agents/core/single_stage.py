@@ -26,17 +26,17 @@ class SingleStageConfig:
     """Fields of every agent of one stage; a subclass changes a default where its paper does."""
 
     steps: Steps = 1_000_000
-    """updates, each on one batch"""
+    """gradient steps, each on one batch"""
     batch_size: int = 256
-    """transitions per update"""
+    """transitions per gradient step"""
     learning_rate: float = 3e-4
     """Adam step size of every network"""
     learning_rate_decay: bool = False
-    """lower the policy's learning rate to zero along a half cosine"""
+    """lower the policy's learning rate to zero along half a cosine"""
     hidden: tuple[int, ...] = (256, 256)
-    """layers of every network"""
+    """hidden layer sizes of every network"""
     normalize_observations: bool = False
-    """standardise observations by the dataset's mean and standard deviation"""
+    """standardise observations with the dataset's mean and standard deviation"""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,12 +47,12 @@ class CriticConfig(SingleStageConfig):
     """Fields of those with a critic."""
 
     gamma: Fraction = 0.99
-    """discount"""
+    """discount factor; larger values weight later rewards more"""
     tau: Rate = 0.005
-    """Polyak rate of the target networks"""
+    """Polyak rate of the target networks; larger values make them follow faster"""
     reward_tuning: RewardTuning = "none"
-    """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
-    returns of unit standard deviation)"""
+    """scaling of rewards for the critic: none, locomotion, antmaze, or unit (discounted returns
+    have unit standard deviation)"""
 
 
 ConfigT = TypeVar("ConfigT", bound=SingleStageConfig)

@@ -54,7 +54,7 @@ class Speed:
 
     def __str__(self) -> str:
         stages = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in self.stages.items())
-        return f"the preset's take {stages}, and {self.fixed:.3g} s do not depend on them"
+        return f"the preset's steps take {stages}; {self.fixed:.3g} s do not depend on steps"
 
     @property
     def least(self) -> float:
@@ -70,8 +70,9 @@ class Speed:
         if 60.0 * minutes < self.least:
             least = math.ceil(self.least / 60.0 * 1000.0) / 1000.0
             raise ValueError(
-                f"minutes={minutes:g}, expected at least {least:g} here: {self.fixed:.3g} s of the "
-                "training do not depend on the number of steps, and every stage has one"
+                f"minutes={minutes:g}, expected at least {least:g} here: {self.fixed:.3g} s of "
+                "the training do not depend on the number of steps, and every stage needs at "
+                "least one step"
             )
         whole = max(sum(self.stages.values()), 1e-9)
         return float(f"{max((60.0 * minutes - self.fixed) / whole, 1e-9):.3g}")
@@ -92,14 +93,15 @@ def within_minutes(
     minutes: float,
     device: str = "auto",
 ) -> ConfigT:
-    """The configuration with as many times its steps as `learn` does in so many minutes.
+    """Return the configuration with its steps scaled so that `learn` takes about `minutes`.
 
         config = within_minutes(QGPO, "laptop", dataset, minutes=10)
         agent = QGPO(config).learn(dataset)
 
-    This machine is measured for some seconds, so the answer differs from call to call: what repeats
-    a training is its configuration. A preset's name has the settings of the dataset's family.
-    Raises ValueError as `Speed.factor` and `measure_speed` do.
+    The speed of this machine is measured for some seconds, so the result differs from call to
+    call. To repeat a training, reuse its configuration. If `config` is the name of a preset, the
+    settings of the dataset's family are applied. Raises ValueError if the time is too short or not
+    a positive number, and for agents whose speed cannot be measured.
     """
     check_minutes(minutes)
     if isinstance(config, str):
@@ -122,8 +124,8 @@ def measure_speed(
     """
     if not agent.even_steps:
         raise ValueError(
-            f"agent={agent.name!r}: its first steps take less time than those that follow, so "
-            "minutes cannot be measured; choose its number of steps"
+            f"agent={agent.name!r}: its first steps take less time than later ones, so minutes "
+            "cannot be measured; set its number of steps instead"
         )
     whole = agent(config, device=device).stage_steps
     few, some, more = (_first(dataset, n) for n in (FEW_ROWS, SOME_ROWS, MORE_ROWS))

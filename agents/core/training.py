@@ -37,7 +37,9 @@ LIKELY_CAUSES = (
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 ASK_TO_STOP = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-TO_RESUME = "save(path), and later load(path).learn(dataset, reset_num_timesteps=False) to go on"
+TO_RESUME = (
+    "to continue later: save(path), then load(path).learn(dataset, reset_num_timesteps=False)"
+)
 
 
 MATTERS = {

@@ -94,18 +94,19 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
     if different is not None:
         name, wanted, found = different
         raise ValueError(
-            f"{who}: {name}={found!r}, this {agent.name} has {name}={wanted!r}, which decides the "
-            "behavior; give both the same, or train from scratch"
+            f"{who}: {name}={found!r}, this {agent.name} has {name}={wanted!r}, which "
+            "determines the behavior; use the same value for both, or train from scratch"
         )
     if agent.training.seed != donor.training.seed:
         raise ValueError(
             f"{who}: it was trained with seed={donor.training.seed}, this {agent.name} has "
-            f"seed={agent.training.seed}; adopt from one of the same seed, or train from scratch"
+            f"seed={agent.training.seed}; adopt from an agent with the same seed, or train from "
+            "scratch"
         )
     done, steps = donor.training.progress["critic"], donor.config.critic_steps
     if done < steps:
         raise ValueError(
-            f"{who}: its critic has {done} of {steps} steps; train it to the end first: "
+            f"{who}: its critic has {done} of {steps} steps; finish its training first: "
             "learn(dataset, reset_num_timesteps=False)"
         )
     same_rewards = donor.dataset_fingerprint == dataset.fingerprint
@@ -113,13 +114,14 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
         unknown = (
             ""
             if donor.trajectory_fingerprint
-            else " (its file, of an earlier version, does not say whether states and actions are "
-            "the same)"
+            else " (its file is of an earlier version and does not say whether states and "
+            "actions are the same)"
         )
         raise ValueError(
             f"{who}: it was trained on {donor.dataset_id!r} with fingerprint "
-            f"{donor.dataset_fingerprint}, dataset {dataset.id!r} has {dataset.fingerprint}"
-            f"{unknown}; adopt from one that was trained on this dataset, or train from scratch"
+            f"{donor.dataset_fingerprint}, dataset {dataset.id!r} has "
+            f"{dataset.fingerprint}{unknown}; adopt from an agent that was trained on this "
+            "dataset, or train from scratch"
         )
     if not dataset.action_scale.agrees_with(donor.action_scale):
         raise ValueError(
@@ -129,15 +131,15 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
     tables = donor.training.tables
     if tables.get(LAST_STATE, torch.zeros(1)).numel() == 0:
         raise ValueError(
-            f"{who}: its training continued on other data than it began with; adopt from one that "
-            f"was trained on {dataset.id!r} alone, or train from scratch"
+            f"{who}: its training continued on other data than it began with; adopt from an "
+            f"agent that was trained on {dataset.id!r} alone, or train from scratch"
         )
     missing = [name for name in (SUPPORT_STATE, LAST_STATE) if name not in tables]
     if missing:
         raise ValueError(
             f"{who}: it has no {missing[0]!r}, the state from which its support is drawn again; "
-            "files of earlier versions lack it, as does one whose training was stopped at the end "
-            "of the critic: train that to the end first, or train from scratch"
+            "files of earlier versions lack it, and so do files of trainings that stopped at "
+            "the end of the critic stage: finish that training first, or train from scratch"
         )
     return same_rewards and same_critic(agent.config, donor.config)
 

@@ -32,7 +32,8 @@ class CandidatesConfig(GuidedPolicyConfig):
     """What both have beside the family's; N is IDQL's, as in IFQL. `guidance_bound` has no use."""
 
     num_samples: Annotated[int, Range(1, 100_000)] = 32
-    """N, actions drawn per observation when acting; 1 is imitation"""
+    """N, number of candidate actions per observation when acting: more are slower and rely more on
+    Q, 1 is imitation"""
 
 
 CandidatesConfigT = TypeVar("CandidatesConfigT", bound=CandidatesConfig)

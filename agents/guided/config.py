@@ -34,11 +34,13 @@ class GuidedPolicyConfig:
 
     # The diffusion model of the behavior
     schedule: Annotated[str, OneOf(SCHEDULES)] = "linear"
-    """noise schedule: linear (variance preserving, the paper's), cosine or ot"""
+    """noise schedule: linear (variance-preserving, the paper's), cosine, or ot (straight path of
+    flow matching)"""
     prediction: Annotated[str, OneOf(PREDICTIONS)] = "noise"
-    """what the behavior network's output is: noise, velocity, or flow (only on ot)"""
+    """output of the behavior network: noise, velocity, or flow (only with schedule ot)"""
     behavior_hidden: tuple[int, ...] = ()
-    """layers of a plain MLP; empty means the authors' residual U-Net MLP"""
+    """hidden layer sizes of an MLP as behavior network; empty for the authors' residual U-Net
+    MLP"""
     behavior_steps: Steps = 600_000
     """gradient steps of the behavior stage"""
     behavior_batch_size: int = 4096
@@ -46,35 +48,40 @@ class GuidedPolicyConfig:
     behavior_learning_rate: float = 1e-4
     """Adam step size of the behavior stage"""
     ema_decay: Decay = 0.0
-    """decay of the averaged weights that are sampled from; 0 samples the last weights"""
+    """decay of the averaged weights of the behavior model, from which actions are sampled: larger
+    averages over more steps, 0 uses the last weights"""
     whitening_steps: OptionalSteps = 0
-    """gradient steps of a Gaussian policy in whose residuals the diffusion runs; 0: none"""
+    """gradient steps of a Gaussian policy whose residuals the diffusion models; 0: the diffusion
+    models the actions themselves"""
     sparsity_power: Annotated[float, Range(0.0, 16.0)] = 0.0
-    """the Gaussian policy sees states where data are sparse more often: those farther from the
-    nearest one of another episode than the median, (distance / median, at most 4)^sparsity_power
-    times as often; 0: all alike (unused without whitening_steps)"""
+    """larger values train the Gaussian policy more often on states where data are sparse. A state
+    whose distance to the nearest state of another episode exceeds the median is drawn (distance /
+    median, at most 4)^sparsity_power times as often; 0: all states equally often (no effect without
+    whitening_steps)"""
     normalize_observations: bool = False
-    """standardise observations by the dataset's mean and standard deviation"""
+    """standardise observations with the dataset's mean and standard deviation"""
 
     # Support actions
     support_actions: Annotated[int, Range(2, 1_000_000), AFTER_BEHAVIOR] = 16
-    """M, actions drawn once per observation from the behavior model"""
+    """M, number of actions drawn once per observation from the behavior model: more are slower, and
+    represent the behavior better"""
     support_solver_steps: Annotated[int, AFTER_BEHAVIOR] = 15
-    """solver steps for support actions"""
+    """solver steps per support action: more are slower and more exact"""
 
     # Critic
     critic: Annotated[str, OneOf(CRITICS), AFTER_BEHAVIOR] = "support"
-    """how actions are ranked: support (in-support Q-learning, the paper's), implicit (implicit
-    Q-learning) or stacked (both kinds, weighted by what they say of episodes that they have not
-    seen)"""
+    """how Q is learned: support (in-support Q-learning, the paper's), implicit (implicit
+    Q-learning) or stacked (both, weighted by how well they predict held-out episodes)"""
     critic_hidden: Annotated[tuple[int, ...], AFTER_BEHAVIOR] = (256, 256, 256)
-    """layers of each Q network"""
+    """hidden layer sizes of each Q network"""
     critic_activation: Annotated[str, OneOf(ACTIVATIONS), AFTER_BEHAVIOR] = "relu"
-    """relu, silu or tanh; a guidance of second order needs a smooth one"""
+    """activation of the Q networks: relu, silu or tanh. Guidance of order 2 needs a smooth one
+    (silu or tanh)"""
     critic_layer_norm: Annotated[bool, AFTER_BEHAVIOR] = False
     """layer normalisation in the Q networks"""
     critic_baseline: Annotated[bool, AFTER_BEHAVIOR] = False
-    """split Q into a V(s) learned by itself and an advantage regressed on what it leaves"""
+    """split Q into V(s), learned separately, and an advantage that is trained on the remaining
+    error"""
     critic_steps: Annotated[Steps, AFTER_BEHAVIOR] = 500_000
     """gradient steps of the critic stage"""
     critic_batch_size: Annotated[int, AFTER_BEHAVIOR] = 256
@@ -82,66 +89,74 @@ class GuidedPolicyConfig:
     critic_learning_rate: Annotated[float, AFTER_BEHAVIOR] = 3e-4
     """Adam step size of the critic stage"""
     gamma: Annotated[Fraction, AFTER_BEHAVIOR] = 0.99
-    """discount"""
+    """discount factor; larger values weight later rewards more"""
     tau: Annotated[Rate, AFTER_BEHAVIOR] = 0.005
-    """Polyak rate of the target critic"""
+    """Polyak rate of the target critic; larger values make it follow the critic faster"""
     critic_value: Annotated[str, OneOf(("softmax", "expectile")), AFTER_BEHAVIOR] = "softmax"
-    """value of a state from Q of its support actions: softmax (the paper's) or expectile"""
+    """value of a state, from Q of its support actions: softmax (the paper's) or expectile"""
     beta_q: Annotated[NotNegative, AFTER_BEHAVIOR] = 1.0
-    """inverse temperature of the softmax value in the critic's target"""
+    """inverse temperature of the softmax value in the critic's target, per unit of Q: 0 is the mean
+    of Q over the support actions, larger values approach the maximum"""
     expectile: Annotated[Expectile, AFTER_BEHAVIOR] = 0.7
-    """of the expectile value and of implicit Q-learning's; 0.5 is the mean, 1 the maximum"""
+    """expectile for critic_value expectile and for implicit Q-learning: 0.5 is the mean, larger
+    values approach the maximum"""
     implicit_actions: Annotated[int, Range(0, 1_000_000), AFTER_BEHAVIOR] = 0
-    """support actions per state and step over which implicit Q-learning takes V; 0: the dataset's
-    own action"""
+    """with critic implicit: number of support actions per state, drawn again in every step, over
+    which V is the expectile; 0: V is the expectile over the actions in the dataset"""
     critic_lambda: Annotated[Fraction, AFTER_BEHAVIOR] = 0.0
-    """lambda of the returns that the critic regresses on; 0 is the one-step target"""
+    """lambda of the lambda-returns that are the critic's targets: 0 is the one-step target, larger
+    values use longer returns"""
     target_every: Annotated[Period, AFTER_BEHAVIOR] = 1000
-    """critic steps between two computations of the lambda-returns (unused at lambda 0)"""
+    """critic steps between two computations of the lambda-returns (no effect with critic_lambda
+    0)"""
     reward_tuning: Annotated[RewardTuning, AFTER_BEHAVIOR] = "locomotion"
-    """how rewards are scaled for the critic: none, locomotion, antmaze or unit (discounted
-    returns of unit standard deviation)"""
+    """scaling of rewards for the critic: none, locomotion, antmaze, or unit (discounted returns
+    have unit standard deviation)"""
 
     # The policy mu exp(beta Q)
     beta: Annotated[NotNegative, LAST_STAGE] = 3.0
-    """inverse temperature"""
+    """inverse temperature of the policy mu exp(beta Q), in the unit of q_unit: larger values rely
+    more on Q"""
     q_unit: Annotated[str, OneOf(("reward", "spread")), LAST_STAGE] = "reward"
-    """unit of Q in beta Q: reward (as tuned) or spread (the typical standard deviation of Q over
-    a state's support actions)"""
+    """unit of Q in beta Q: reward (after reward_tuning), or spread (typical standard deviation of Q
+    over the support actions of a state)"""
     tilt_limit: Annotated[float | None, LAST_STAGE] = None
-    """largest standard deviation of beta Q over a state's support actions; beta is lowered in
-    states that exceed it (by cep, mse, emse and QIPO, whose iterates share it; by SIR, over its
-    candidates; dps, qgf, analytic and aepo, which take beta Q itself, lower it in all states by
-    the typical standard deviation)"""
+    """largest standard deviation of beta Q over the support actions of a state; beta is lowered in
+    states that exceed it. QIPO divides the limit among its iterates; SIR applies it to its
+    candidates; dps, qgf, analytic and aepo lower beta equally in all states, by the typical
+    standard deviation. none: no limit"""
 
     # All stages
     learning_rate_decay: bool = False
-    """lower every learning rate to zero along a half cosine"""
+    """lower every learning rate to zero along half a cosine"""
 
     # Acting
     guidance_scale: Annotated[NotNegative, LAST_STAGE] = 1.0
-    """w; 1 is the policy mu exp(beta Q) (but for tilt_limit and trust_power), 0 imitation"""
+    """guidance scale w: 0 is imitation, 1 is the policy mu exp(beta Q) (except for tilt_limit and
+    trust_power), larger values rely more on Q"""
     guidance_bound: Annotated[float | None, LAST_STAGE] = None
-    """largest |w sigma grad f| / |eps| while acting; none: no bound"""
+    """largest |w sigma grad f| / |eps| while acting: smaller values limit the guidance more. none:
+    no bound"""
     deterministic_action: Annotated[str, OneOf(("ode", "mean", "mode")), LAST_STAGE] = "ode"
-    """what predict(deterministic=True) returns: ode, the solver's answer to zero noise; mean, the
-    policy's mean action (one evaluation); or mode, the mean of its samples where they are densest
-    (the solver's answers to 16 noises, always the same)"""
+    """what predict(deterministic=True) returns: ode (the solution of the ODE from zero noise), mean
+    (the mean action of the policy, one network evaluation) or mode (the mean of the samples in the
+    densest mode, from 16 fixed noises)"""
     solver: Annotated[str, OneOf(sorted(set(SOLVERS) - STOCHASTIC)), AFTER_BEHAVIOR] = (
         "dpm_solver_2m"
     )
-    """solver of the reverse process: dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (ot)"""
+    """ODE solver of the reverse process: dpm_solver_2m, dpm_solver_2s, ddim, heun, or euler (only
+    for the schedule ot)"""
     solver_steps: Annotated[int, LAST_STAGE] = 15
-    """solver steps per action"""
+    """solver steps per action: more are slower and more exact"""
     spacing: Annotated[str, OneOf(SPACINGS), AFTER_BEHAVIOR] = "time"
-    """solver times uniform in time or in log_snr, or karras"""
+    """times of the solver steps: uniform in time, uniform in log_snr, or karras"""
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.critic == "implicit" and self.implicit_actions > self.support_actions:
             raise ValueError(
                 f"implicit_actions={self.implicit_actions}, expected at most "
-                f"support_actions={self.support_actions}: there are no more"
+                f"support_actions={self.support_actions}: each state has only that many"
             )
 
 

@@ -235,14 +235,14 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     # Adoption and guidance ----------------------------------------------------------------
 
     def adopt(self, other: OfflineAgent[Any], dataset: OfflineDataset) -> Self:
-        """Start from the first stages of another trained agent of the family.
+        """Take all stages but the last one from another trained agent of QGPO's family.
 
             QGPO(guidance="mse").adopt(agent, dataset).learn(dataset, reset_num_timesteps=False)
 
-        trains the last stage only and equals a training from scratch, bit for bit on the CPU.
-        Where the other one has another support or critic, or learned another task from the same
-        states and actions, the support is drawn and the critic is trained, too. Raises ValueError
-        where configuration, seed or data make the behavior differ.
+        trains the last stage only. The result equals a training from scratch, bit for bit on the
+        CPU. If the other agent has a different support or critic, or was trained on another task
+        with the same states and actions, the support is drawn and the critic trained, too. Raises
+        ValueError if configuration, seed or data imply a different behavior.
         """
         if not isinstance(other, GuidedPolicy):
             name = other.name if isinstance(other, OfflineAgent) else type(other).__name__
@@ -283,7 +283,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     @property
     def guidance_scale(self) -> float:
-        """w: the configuration's until another one is set. Setting raises ValueError for NaN."""
+        """Guidance scale w, initially the configuration's. ValueError if it is set to NaN."""
         return self.config.guidance_scale if self._scale is None else self._scale
 
     @guidance_scale.setter

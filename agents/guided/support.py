@@ -61,8 +61,8 @@ class Support:
         wrong = [name for name, n in rows.items() if name in tables and len(tables[name]) != n]
         if wrong or (STATE in tables and done > self.chunks(data)):
             raise ValueError(
-                f"this agent's tables {wrong or ['support']} are not of these data, though its "
-                "file says so: it is damaged; use an earlier copy"
+                f"this agent's tables {wrong or ['support']} do not fit the dataset that its "
+                "file names: the file is damaged; use an earlier copy"
             )
 
     def generate(self, data: Batches) -> None:

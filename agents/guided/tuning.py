@@ -53,7 +53,7 @@ LONGEST_EPISODE = 1_000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GuidanceTuning:
-    """What `tune_guidance` found. Returns are the model's, good for comparing scales."""
+    """Result of `tune_guidance`. Returns are simulated; use them only to compare scales."""
 
     scales: tuple[float, ...]
     """ascending"""
@@ -64,7 +64,7 @@ class GuidanceTuning:
 
     @property
     def best(self) -> float:
-        """The scale that is chosen."""
+        """The chosen scale."""
         return choose_scale(self.scales, self.returns.mean(axis=1))
 
     def as_dict(self) -> dict[str, Any]:
@@ -242,18 +242,19 @@ def tune_guidance(
     deterministic: bool = True,
     progress_bar: bool | None = None,
 ) -> GuidanceTuning:
-    """Choose `guidance_scale` without an environment; returns the comparison of the scales.
+    """Choose `guidance_scale` from the dataset alone, and return the comparison of the scales.
 
-    The agents' method of that name, and `Ensemble`'s. An ensemble of networks learns the
-    environment's steps from the dataset in `steps` gradient steps; at each of the `scales` the
-    trained agent plays `rollouts` episodes in it, as long as the data's (at most the environment's
-    limit), with `deterministic` actions or sampled ones. The chosen scale becomes the attribute
-    and the configuration's, so files keep it. It takes minutes; a bar shows the time left, by
-    default where stderr is a terminal.
+    It is a method of guided agents and of `Ensemble`. An ensemble of networks learns a model of
+    the environment from the dataset in `steps` gradient steps. At each of the `scales` the agent
+    plays `rollouts` simulated episodes in this model, with `deterministic` or sampled actions. They
+    are as long as the longest episode in the data (at most the environment's limit). The chosen
+    scale is set on the agent and in its configuration, so files keep it. This takes minutes. A
+    progress bar is shown by default if stderr is a terminal.
 
-    Raises RuntimeError before training has ended, AttributeError for an ensemble with agents that
-    have no guidance scale, ValueError for scales outside [0, 1e9], other data than those of the
-    training, or fewer than 2 rollouts, NonFiniteError where the model diverges.
+    Raises RuntimeError before training has finished, and AttributeError for an ensemble with
+    members without a guidance scale. Raises ValueError for scales outside [0, 1e9], for data other
+    than the training data, and for fewer than 2 rollouts. Raises NonFiniteError if the model
+    diverges.
     """
     if not isinstance(dataset, OfflineDataset):
         raise TypeError(
@@ -264,7 +265,7 @@ def tune_guidance(
     if rollouts < 2 or steps < 1:
         raise ValueError(f"rollouts={rollouts}, steps={steps}, expected at least 2 and 1")
     if not agent.is_trained:
-        raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
+        raise RuntimeError(f"this {agent.name} has not finished training: call learn(dataset)")
     before: Any = agent.guidance_scale
     data = agent.prepare(dataset)
     generator = torch.Generator(agent.device).manual_seed(agent.seed)

@@ -35,10 +35,11 @@ ROWS_PER_CHECK = 16384
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OfflineDataset:
-    """N transitions in E episodes, in the order in which they happened.
+    """N transitions in E episodes, in chronological order.
 
-    `states` keeps every observation once, an episode of T steps has T + 1 of them; transition i
-    goes from `states[state_index[i]]` to the row after it. S observation, A action dimension.
+    `states` contains every observation once, so an episode of T steps has T + 1 rows. Transition i
+    leads from `states[state_index[i]]` to the next row. S is the observation dimension, and A the
+    action dimension.
     """
 
     id: str
@@ -104,14 +105,14 @@ class OfflineDataset:
         reference: ReferenceScores | None = None,
         id: str = "arrays",
     ) -> OfflineDataset:
-        """A dataset from flat arrays of N transitions, in the order in which they happened.
+        """Make a dataset from flat arrays of N transitions in chronological order.
 
-        With `next_observations` (N, S), observations are (N, S) too. An episode then ends where it
-        is terminated or truncated; where its next observation differs from the observation of the
-        next row, it is truncated. Without, observations have N + E rows: the final observation of
-        every episode is included. Spaces default to unbounded observations and actions in
-        [-1, 1]. Raises ValueError for shapes and values that do not fit; warns of columns that
-        lose digits in float32, and of rows that are not in their order. The arrays are copied.
+        With `next_observations` (N, S), observations have shape (N, S). An episode ends at a
+        termination or truncation. It is also truncated if a next observation differs from the
+        observation in the next row. Without `next_observations`, observations have N + E rows,
+        which include the final observation of every episode. By default observations are unbounded
+        and actions lie in [-1, 1]. Raises ValueError for wrong shapes and values. Warns of columns
+        that lose precision in float32, and of rows that are out of order. The arrays are copied.
         """
         of, rounding = f"dataset {id!r}", Rounding()
         states = _numbers(of, "observations", observations, 2, rounding)
@@ -167,10 +168,10 @@ class OfflineDataset:
     def concatenate(
         cls, datasets: Sequence[OfflineDataset], id: str | None = None
     ) -> OfflineDataset:
-        """One dataset in memory from several in the same spaces, such as medium and expert.
+        """Join several datasets with the same spaces, such as medium and expert, in memory.
 
-        The environment and the reference scores are kept where all agree. Raises ValueError for
-        none, or other spaces; TypeError for what is no dataset.
+        The environment and the reference scores are kept if they are the same in all datasets.
+        Raises ValueError for an empty list or different spaces, and TypeError for other objects.
         """
         several = isinstance(datasets, Iterable) and not isinstance(datasets, str)
         datasets = list(datasets) if several else [datasets]  # type: ignore[list-item]
@@ -402,7 +403,9 @@ def _check_shapes(data: OfflineDataset) -> None:
             raise ValueError(f"dataset {data.id!r}: {name} has type {dtype}, expected bool")
     starts = data.episode_starts
     if e == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= n:
-        raise ValueError(f"dataset {data.id!r}: episode_starts must rise from 0, got {starts[:5]}")
+        raise ValueError(
+            f"dataset {data.id!r}: episode_starts must increase strictly from 0, got {starts[:5]}"
+        )
 
 
 def _check_values(data: OfflineDataset) -> None:

@@ -33,8 +33,8 @@ def doubts(
             episode = int(np.searchsorted(episode_starts, inside[0], side="right")) - 1
             yield (
                 f"{len(inside)} {name} are inside an episode, first in episode {episode}, step "
-                f"{inside[0] - episode_starts[episode]}: its steps go on behind them. Split "
-                "episodes there, or unset the flags"
+                f"{inside[0] - episode_starts[episode]}: the episode continues after them. "
+                "Split the episode there, or unset the flags"
             )
     ends = np.append(episode_starts[1:], len(rewards)) + 1 + np.arange(len(episode_starts))
     problem = turns(states, ends)
@@ -43,7 +43,7 @@ def doubts(
     largest = max(abs(float(rewards.min())), abs(float(rewards.max())))
     if 0.0 < largest < SMALLEST or largest > LARGEST:
         yield (
-            f"the largest reward is {largest:.3g}: agents that take rewards as they are "
+            f"the largest reward is {largest:.3g}: agents with unscaled rewards "
             f"(reward_tuning='none') expect {SMALLEST:g} to {LARGEST:g}. Change their unit"
         )
 

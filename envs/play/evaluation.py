@@ -58,27 +58,26 @@ def evaluate(
 ) -> Evaluation:
     """Play `n_episodes` episodes and return every episode's return, length and success.
 
-    An id, spec or dataset is played in at most `n_envs` copies (default: as its family has it, 50
-    unless they take long to make) with one batched `predict` per step. An id is played by the
-    rules of its family (a maze ends at the goal), a spec as it is. Episode i starts from
-    `reset(seed=seed + i)`, whatever `n_envs` is. An environment instance is played alone. A
-    VectorEnv is played in its own autoreset mode; only the first episode of each slot can be
-    seeded there, later ones follow from the slot's generator.
+    For an id, spec or dataset, at most `n_envs` copies of the environment run in parallel (default
+    50, or fewer if a copy takes long to make), with one batched `predict` per step. An id is played
+    by the rules of its family (a maze ends at the goal), and a spec unchanged. Episode i starts
+    with `reset(seed=seed + i)` for any `n_envs`. An environment instance is played alone. A
+    VectorEnv is played in its own autoreset mode; only the first episode of each of its
+    environments can be seeded there.
 
-    Actions are `deterministic` by default, as in SB3. Their noise is drawn from the agent's
-    generator for predictions, which is seeded here, never from the one for training. Episodes
-    without an end are cut after `max_episode_steps` (default: the environment's own limit, else
-    1000) and counted in `cut`; `warn_of_cuts` warns of them. Scores are normalised by
-    `reference`, else by the dataset's reference, else by the family's. Where success counts
-    (OGBench), the score is the percentage of episodes whose last step has `info["success"]`. A bar
-    shows the time left, by default where stderr is a terminal.
+    Actions are `deterministic` by default, as in SB3. Noise comes from the agent's prediction
+    generator, which is seeded here, and never from its training generator. Episodes are truncated
+    after `max_episode_steps` (default: the environment's limit, else 1000) and counted in `cut`;
+    `warn_of_cuts` warns of them. Scores are normalised by `reference`, else by the dataset's
+    reference, else by the family's. If success is the score (OGBench), it is the percentage of
+    episodes whose last step has `info["success"]`. A progress bar is shown by default if stderr is
+    a terminal.
 
-    A recurrent agent gets its state and the starts of episodes, as in SB3's evaluate_policy.
-    Raises EvaluationError, which holds the episodes that have ended, where the environment raises
-    an exception, returns NaN or does not say whether an episode succeeded, and where the agent
-    raises one after the first of them. Raises ValueError for environments with another goal in
-    every episode. Warns where an agent that learned from a dataset would see normalized
-    observations.
+    A recurrent agent receives its state and the episode starts, as in SB3's evaluate_policy.
+    Raises EvaluationError, which holds the finished episodes, if the environment raises an
+    exception, returns NaN or does not report success, or if the agent raises an exception after the
+    first finished episode. Raises ValueError for environments whose goal changes in every episode.
+    Warns if an agent of this package would see normalised observations.
     """
     if not isinstance(reference, ReferenceScores | None):
         raise TypeError(
@@ -116,8 +115,8 @@ def evaluate(
                 _play(player, envs, episodes, on_step)
     if episodes.cut and warn_of_cuts:
         warnings.warn(
-            f"{episodes.cut} of {n_episodes} episodes of {episodes.env_id} did not end by "
-            "themselves and were cut at the step limit (max_episode_steps)",
+            f"{episodes.cut} of {n_episodes} episodes of {episodes.env_id} did not terminate "
+            "and were truncated at the step limit (max_episode_steps)",
             stacklevel=2,
         )
     return episodes.evaluation()
@@ -208,8 +207,8 @@ class _Episodes:
         family = find_family(env_id=env_id)
         if family.success and reference is not None:
             raise ValueError(
-                f"reference={reference}: episodes of {self.env_id} are scored by their success, "
-                "not by their returns; leave it away"
+                f"reference={reference}: episodes of {self.env_id} are scored by success, not "
+                "by returns; remove it"
             )
         self.compares = not family.success or (spec is not None and family.other_task(spec) is None)
         self.reference = reference or family.scores({}, spec)
@@ -375,8 +374,8 @@ def reference_within(
     if reference is None or max_episode_steps is None or max_episode_steps >= (limit or math.inf):
         return reference
     warnings.warn(
-        f"{env.id}: no normalised scores, the reference returns are for episodes of {limit} steps, "
-        f"and max_episode_steps={max_episode_steps}",
+        f"{env.id}: no normalised scores, because the reference returns are for episodes of "
+        f"{limit} steps, and max_episode_steps={max_episode_steps}",
         stacklevel=3,
     )
     return None

@@ -117,8 +117,8 @@ def check_restorable(env: gym.Env[Any, Any], other: gym.Env[Any, Any], seed: int
             if not _same(a, b) or len(expected) != len(found):
                 name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
                 raise ValueError(
-                    f"environment {name!r} cannot be set to a state: step {step + 1} after it was "
-                    "restored is another one. It keeps what is neither a plain attribute nor in "
+                    f"environment {name!r} cannot be set to a state: step {step + 1} after "
+                    "restoring differs. Part of its state is neither a plain attribute nor in "
                     "a MuJoCo simulation (supported are MuJoCo, classic control, "
                     "Gymnasium-Robotics' and OGBench's environments)"
                 )

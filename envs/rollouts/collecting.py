@@ -54,21 +54,21 @@ def collect(
     max_episode_steps: int | None = None,
     progress_bar: bool = True,
 ) -> list[EpisodeBuffer]:
-    """At least `n_steps` steps of complete episodes, with one policy drawn at random per episode.
+    """Record at least `n_steps` steps of complete episodes; each draws one policy at random.
 
-    With `switch_every`, the policy is drawn again about every so many steps (by chance at each
-    step), so that all policies visit the same states. Agents with SB3's `predict` are policies,
-    too; each keeps its memory of all episodes. An id is played by the rules of its family
-    (a maze ends at the goal), a spec as it is. Episodes that are open when the steps
-    are reached are played to their end, because dropping them would favor short ones.
+    With `switch_every`, the policy is drawn again about every `switch_every` steps (at random in
+    each step), so that all policies visit the same states. Objects with SB3's `predict` are
+    accepted as policies. An id is played by the rules of its family (a maze ends at the goal), and
+    a spec unchanged. Episodes that are unfinished after `n_steps` are played to their end, because
+    dropping them would favor short ones.
 
-    The result is reproducible from the seed on one machine. One torch thread is used: several
-    threads round sums differently, and a simulator amplifies that. Policies that round their
-    actions, such as an ActorPolicy, give the same episodes on all machines with the same MuJoCo
-    and the same mathematics in the C library. Raises ValueError for numbers below 1 and for
-    actions that cannot be learned from, TypeError for what is no policy, and CollectionError,
-    which holds the episodes that have ended, where the environment raises an exception or returns
-    what is not finite in float32, and where a policy raises one after the first of them.
+    The result is reproducible from the seed on one machine. It uses one torch thread, because
+    several threads round sums differently, and a simulator amplifies such differences. Policies
+    that round their actions, such as an ActorPolicy, give the same episodes on all machines with
+    the same MuJoCo and the same C math library. Raises ValueError for numbers below 1 and
+    unsupported action spaces, and TypeError for objects that are not policies. Raises
+    CollectionError, which holds the finished episodes, if the environment or a policy raises an
+    exception, or if the environment returns values that are not finite in float32.
     """
     n_steps, seed = check_count("n_steps", n_steps), check_seed(seed)
     deterministic = check_flag("deterministic", deterministic)
@@ -126,7 +126,9 @@ class _Policies:
             raise ValueError("make_policies returned no policies, expected at least one")
         for policy in policies:
             if not isinstance(policy, Predicts | Policy):
-                raise TypeError(f"{policy!r} is no policy, expected one with predict() or act()")
+                raise TypeError(
+                    f"{policy!r} is not a policy, expected an object with predict() or act()"
+                )
             if isinstance(policy, SeedsPredictions):
                 policy.seed_predictions(seed)
             if isinstance(policy, Predicts):
@@ -167,17 +169,16 @@ def collect_vec_env(
     deterministic: bool = False,
     progress_bar: bool = True,
 ) -> list[EpisodeBuffer]:
-    """At least `n_steps` steps of complete episodes of an SB3 agent, for `write_minari`.
+    """Record at least `n_steps` steps of complete episodes of an SB3 agent, for `write_minari`.
 
-    A recurrent agent gets its state and the starts of episodes, as in SB3's evaluate_policy.
-    A VecNormalize has to be the outermost wrapper. The agent then sees normalized observations,
-    as in its training; the environment's own observations and rewards are recorded, and the
-    statistics do not change. The last observation of an episode is the one before the automatic
-    reset. An episode that a time limit ended is truncated, not terminated. Episodes that are
-    open when the steps are reached are played to their end. Raises ValueError for spaces that
-    cannot be learned from, for other wrappers around a VecNormalize, and for environments
-    without a step limit, and CollectionError where `collect` does; warns where an agent that
-    learned from a dataset would see normalized observations.
+    A recurrent agent receives its state and the episode starts, as in SB3's evaluate_policy.
+    A VecNormalize must be the outermost wrapper. The agent then sees normalised observations, as
+    in its training. Unnormalised observations and rewards are recorded, and the statistics do not
+    change. The last observation of an episode is the one before the automatic reset. An episode
+    that ends at a time limit is truncated, not terminated. Episodes that are unfinished after
+    `n_steps` are played to their end. Raises ValueError for unsupported spaces, for other wrappers
+    around a VecNormalize, and for environments without a step limit. Raises CollectionError as
+    `collect` does. Warns if an agent of this package would see normalised observations.
     """
     n_steps, seed = check_count("n_steps", n_steps), check_seed(seed)
     deterministic = check_flag("deterministic", deterministic)
@@ -218,10 +219,10 @@ def collect_vec_env(
                     playing[i] = _begin(observations[i])
     if not any(ends):
         warnings.warn(
-            f"in all {len(ends)} episodes of {type(raw.unwrapped).__name__} the last observation "
-            "is the first one of the next episode: an environment that uses its observation array "
-            "again loses its last observation there, and the recorded one is wrong. Let the "
-            "environment return copies, or use a DummyVecEnv",
+            f"in all {len(ends)} episodes of {type(raw.unwrapped).__name__} the last "
+            "observation equals the first one of the next episode: the environment reuses its "
+            "observation array, so its last observation is lost and the recorded one is wrong. "
+            "Return copies from the environment, or use a DummyVecEnv",
             stacklevel=2,
         )
     return finished
@@ -320,15 +321,15 @@ def _unwrap(vec_env: VecEnv) -> tuple[VecEnv, VecNormalize | None]:
     raw = vec_env if normalize is None else normalize.venv
     if unwrap_vec_normalize(raw) is not None:
         raise ValueError(
-            f"a VecNormalize lies inside {type(vec_env).__name__}: it has to be the outermost "
-            "wrapper, so that what it normalises can be recorded as it was"
+            f"a VecNormalize is inside {type(vec_env).__name__}: it must be the outermost "
+            "wrapper, so that unnormalised observations and rewards can be recorded"
         )
     check_spaces(raw.observation_space, raw.action_space, "the vector environment")
     for spec in raw.get_attr("spec"):
         if spec is not None and spec.max_episode_steps is None:
             raise ValueError(
-                f"environment {spec.id!r} has no step limit, so that episodes may never end; make "
-                "it with one: gymnasium.make(id, max_episode_steps=1000)"
+                f"environment {spec.id!r} has no step limit, so episodes may never end; set "
+                "one: gymnasium.make(id, max_episode_steps=1000)"
             )
     return raw, normalize
 

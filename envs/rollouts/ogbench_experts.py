@@ -89,8 +89,8 @@ def why_not(environment: str, kind: str) -> str | None:
         return None
     if environment.startswith(DOWNLOADED):
         return (
-            "cannot be generated here: its experts are trained networks, which are a download of "
-            "OGBench's authors and not in the package ogbench"
+            "cannot be generated here: its experts are trained networks, which OGBench's "
+            "authors offer for download and which are not in the package ogbench"
         )
     return "is none of OGBench's sets whose experts are in the package ogbench"
 

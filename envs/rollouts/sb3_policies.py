@@ -73,8 +73,8 @@ class ActorPolicy(nn.Module):
         self.observation_dim = sizes[0]
         if normalization is not None and len(normalization.mean) != self.observation_dim:
             raise ValueError(
-                f"the policy takes {self.observation_dim} observation dimensions, the statistics "
-                f"are of {len(normalization.mean)}: are they another model's?"
+                f"the policy takes {self.observation_dim} observation dimensions, the "
+                f"statistics are of {len(normalization.mean)}: do they belong to another model?"
             )
         self.double()
 
@@ -126,8 +126,8 @@ def _kind(weights: dict[str, Tensor]) -> tuple[str, str, str]:
     """The kind of policy, and the prefixes of its body and its head ("": none)."""
     if weights.get("log_std", weights.get("actor.log_std", torch.zeros(1))).dim() > 1:
         raise ValueError(
-            "the policy explores by its state (use_sde=True), which is not supported; expected "
-            "one that was trained with use_sde=False"
+            "the policy uses state-dependent exploration (use_sde=True), which is not "
+            "supported; expected one that was trained with use_sde=False"
         )
     if "actor.mu.weight" in weights:
         return "squashed", "actor.latent_pi.", "actor.mu."
@@ -189,8 +189,9 @@ def _check_all_are_used(left: dict[str, Tensor], kind: str) -> None:
     for name in left:
         if name.startswith("actor.") or (kind == "gaussian" and not name.startswith(unused)):
             raise ValueError(
-                f"the policy's actor has {name[:100]!r} beside its layers (a feature extractor, "
-                "say, or a memory), which is not supported; expected an MLP policy"
+                f"the policy's actor has {name[:100]!r} in addition to its layers (for example "
+                "a feature extractor or a recurrent state), which is not supported; expected "
+                "an MLP policy"
             )
 
 

@@ -50,11 +50,11 @@ def read_state(content: bytes) -> dict[str, Tensor]:
     Raises many errors for bytes that are none.
     """
     if not content.startswith(b"PK"):
-        raise ValueError("its weights are no file of torch 1.6 or later: save the model again")
+        raise ValueError("its weights are not a file of torch 1.6 or later: save the model again")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(names) != 1:
-            raise ValueError("its weights are no file that torch.save writes")
+            raise ValueError("its weights are not a file of torch.save")
         root = names[0].removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist():
             order = read_member(archive, f"{root}byteorder", 10)
@@ -63,7 +63,7 @@ def read_state(content: bytes) -> dict[str, Tensor]:
         found = read_pickle(read_member(archive, names[0], len(content)))
         records = found.items if isinstance(found, Inert) else found
         if not isinstance(records, dict) or not all(isinstance(name, str) for name in records):
-            raise ValueError("its weights are no table of tensors")
+            raise ValueError("its weights are not a table of tensors")
         reader = _Storages(archive, f"{root}data/", len(content))
         return {name: reader.tensor(record) for name, record in records.items()}
 

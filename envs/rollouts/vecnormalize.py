@@ -60,9 +60,9 @@ def warn_of_normalized(env: Any) -> None:
     name = normalizer_of(env)
     if name is not None:
         warnings.warn(
-            f"the environment normalizes its observations ({name}); the agent learned from those "
-            "of its dataset and never saw these statistics, so that its actions and returns mean "
-            "little. Give it the environment without that wrapper",
+            f"the environment normalizes its observations ({name}); the agent was trained on "
+            "the observations of its dataset, without these statistics, so its actions and "
+            "returns are not meaningful. Pass the environment without that wrapper",
             stacklevel=3,
         )
 

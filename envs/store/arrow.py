@@ -74,7 +74,7 @@ def _bits(kind: Any, of: str) -> int:
         return int(kind.list_size) * _bits(kind.value_type, of)
     if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
         return int(kind.bit_width)
-    raise ColumnError(f"{of} holds no numbers, its type is {kind}")
+    raise ColumnError(f"{of} contains no numbers, its type is {kind}")
 
 
 def _assembled(column: Any, space: spaces.Space[Any], of: str) -> Any:

@@ -50,8 +50,8 @@ class Report:
 def check_dataset(dataset_id: str) -> Report:
     """Check files, episodes, every value, the environment and the reference scores.
 
-    Trajectories of OGBench are checked as their default task labels them. Nothing is downloaded or
-    changed. Raises ValueError where no such dataset is here.
+    Trajectories of OGBench are checked with the rewards of their default task. Nothing is
+    downloaded or changed. Raises ValueError if there is no such local dataset.
     """
     name = name_of(dataset_id)
     stored = dataset_id if name is None else name.trajectories.id
@@ -107,15 +107,16 @@ def _maps(opened: MinariDataset, dataset: OfflineDataset) -> Iterator[Finding]:
     for folder in sorted(data.parent.glob("memmap*")):
         index = memmap.read_index(folder)
         if index is None:
-            text = (
-                f"{folder} is incomplete or of an earlier version: it is made anew when it is used"
-            )
+            text = f"{folder} is incomplete or of an earlier version: it is rebuilt at the next use"
             yield Finding("memory map", None, text)
             continue
         files = files_in(data)
         wrong = memmap.damage(folder, index, files, in_full=True)
         if set(wrong) <= {*files, *index["source"]} and wrong:
-            text = f"{folder.name} is of other data ({', '.join(wrong)}): it is made anew when used"
+            text = (
+                f"{folder.name} is of other data ({', '.join(wrong)}): it is rebuilt at the "
+                "next use"
+            )
             yield Finding("memory map", None, text)
             continue
         if folder.name == own and index["fingerprint"] != dataset.fingerprint:

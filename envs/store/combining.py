@@ -33,14 +33,14 @@ def combine(
     """
     check_new_id(new_id)
     if len(dataset_ids) < 2:
-        raise ValueError(f"{list(dataset_ids)} to combine, expected at least two datasets")
+        raise ValueError(f"{list(dataset_ids)}, expected at least two datasets to combine")
     of_ogbench = [dataset_id for dataset_id in dataset_ids if name_of(dataset_id) is not None]
     if of_ogbench:
         raise ValueError(
             f"dataset {of_ogbench[0]!r} cannot be combined: OGBench's trajectories are stored "
-            "without rewards, and only ids of its own say which tasks label them. In Python, "
-            "OfflineDataset.concatenate([load_dataset(…), …]) joins tasks; more of the same is "
-            "generated under an id that says how much"
+            "without rewards, and only OGBench ids determine their task. In Python, "
+            "OfflineDataset.concatenate([load_dataset(…), …]) joins tasks. For more steps of "
+            "one set, generate a larger one"
         )
     sources = [open_dataset(name, download, progress_bar) for name in dataset_ids]
     for source in sources:

@@ -84,7 +84,7 @@ def download(dataset_id: str, *, force: bool = False, progress_bar: bool = True)
         kept = add_dataset(made, dataset_id, replace=True)
         if kept is not None:
             warnings.warn(
-                f"dataset {dataset_id!r} was fetched; what was in its place is now in {kept}",
+                f"dataset {dataset_id!r} was downloaded; the previous data are now in {kept}",
                 stacklevel=2,
             )
         return open_local(dataset_id)
@@ -97,7 +97,7 @@ def _from_ogbench(name: Name, force: bool, progress_bar: bool) -> MinariDataset:
     if force and folder.exists():
         made = "generated here" if name.namespace == GENERATED else "made from OGBench's file"
         raise ValueError(
-            f"dataset {stored!r} in {folder} was {made}: delete that folder to have it made again"
+            f"dataset {stored!r} in {folder} was {made}: delete that folder to generate it again"
         )
     ogbench.ensure(name, download=True, progress_bar=progress_bar)
     return open_local(stored)
@@ -118,7 +118,7 @@ def _open_here(dataset_id: str) -> MinariDataset | None:
             return None
         raise ValueError(
             f"dataset {dataset_id!r} in {folder} is incomplete or damaged ({error}). It was not "
-            "downloaded by qgpo and is not replaced: delete that folder, or replace it by "
+            "downloaded by qgpo and is not replaced: delete that folder, or replace it with "
             f"`{command('data', 'download', dataset_id, '--force')}`"
         ) from error
 
@@ -156,9 +156,9 @@ def _fetch(
             raise
         except Exception as error:
             raise RemoteError(
-                f"the download of {dataset_id!r} from {remote_name()} broke off "
-                f"({type(error).__name__}: {error}). Start it again: files that have arrived are "
-                f"kept in {scratch}"
+                f"the download of {dataset_id!r} from {remote_name()} failed "
+                f"({type(error).__name__}: {error}). Run it again: complete files are kept in "
+                f"{scratch}"
             ) from error
         wrong = _differing(scratch / dataset_id, expected)
         if not wrong:
@@ -166,10 +166,11 @@ def _fetch(
         for name in wrong:
             (scratch / dataset_id / name).unlink(missing_ok=True)
     raise RemoteError(
-        f"dataset {dataset_id!r}: {', '.join(wrong)} arrived twice from {remote_name()} "
-        "incomplete or with another checksum than announced; no dataset was changed. The "
-        "remote, a proxy on the way or Hugging Face's cache (HF_HOME) is at fault: try "
-        "again later, or without that cache"
+        f"dataset {dataset_id!r}: {', '.join(wrong)} were downloaded twice from "
+        f"{remote_name()}, both times incomplete or with another checksum than announced; no "
+        "dataset was changed. The cause "
+        "is the remote, a proxy or Hugging Face's cache (HF_HOME): try again later, or without "
+        "that cache"
     )
 
 

@@ -159,7 +159,7 @@ def generate(
         raise ValueError(f"processes={processes}, expected at least 1")
     if name.namespace != ogbench.GENERATED or name.task is not None:
         raise ValueError(
-            f"{name.id!r} is not what is generated, expected trajectories under "
+            f"{name.id!r} cannot be generated, expected trajectories under "
             f"{ogbench.GENERATED}/, as `name_to_generate` makes"
         )
     if not folder_of(name.id).exists():

@@ -73,7 +73,7 @@ def columns_of(
     of = f"{of}, episode {index}"
     group = _open(file, f"episode_{index}", of, "its group")
     if not isinstance(group, h5py.Group):
-        raise ColumnError(f"{of} is no group")
+        raise ColumnError(f"{of} is not a group")
     columns: dict[str, h5py.Dataset] = {}
     for name in names:
         if name == "infos" and name not in group:
@@ -104,7 +104,7 @@ def check_size(of: str, declared: int, path: Path) -> None:
     if declared > most:
         raise ColumnError(
             f"{of}: {path.name} states {declared / 1e6:.0f} MB of numbers in "
-            f"{path.stat().st_size / 1e6:.3g} MB, more than data compress to"
+            f"{path.stat().st_size / 1e6:.3g} MB, which compression cannot explain"
         )
 
 
@@ -177,7 +177,7 @@ def _fault(column: h5py.Dataset, is_info: bool = False) -> str | None:
     kind = column.id.get_type().get_class()
     is_number = kind in (h5t.INTEGER, h5t.FLOAT) or (kind == h5t.ENUM and column.dtype == np.bool_)
     if not is_number and not (is_info and kind == h5t.STRING):
-        return f"holds no numbers, its type is {TYPES.get(kind, f'of class {kind}')}"
+        return f"contains no numbers, its type is {TYPES.get(kind, f'of class {kind}')}"
     shape = column.id.shape
     if not shape and not is_info:
         return "is a single value, expected one for each step"

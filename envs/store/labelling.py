@@ -42,9 +42,9 @@ def refuse_trajectories(name: Name) -> None:
     if name.task is None:
         default, *others = task_ids(name)
         raise ValueError(
-            f"dataset {name.id!r} holds trajectories without rewards, for agents that are given "
-            f"goals, which those here are not: choose one of its tasks, {', '.join(others)}, or "
-            f"{default} (OGBench's default task)"
+            f"dataset {name.id!r} holds trajectories without rewards, for goal-conditioned "
+            "agents, which this package does not have: choose one of its tasks, "
+            f"{', '.join(others)}, or {default} (OGBench's default task)"
         )
 
 
@@ -86,8 +86,8 @@ class Task:
         spec = gym.registry.get(self.name.env_id)
         if spec is None:
             raise ValueError(
-                f"{self.title} needs the package ogbench, which labels it and has its "
-                f"environment {self.name.env_id!r}: {INSTALL}"
+                f"{self.title} needs the package ogbench, which computes its rewards and has "
+                f"its environment {self.name.env_id!r}: {INSTALL}"
             )
         return spec
 

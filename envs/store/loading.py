@@ -51,26 +51,26 @@ def load_dataset(
     storage: Storage = "memory",
     progress_bar: bool = True,
 ) -> OfflineDataset:
-    """Read a Minari dataset, by id or opened.
+    """Read a Minari dataset, given by its id or as a minari.MinariDataset.
 
-    Ids under `qgpo/` are made on first use from the bundled policies (half a minute); a warning
-    says where the result differs from the published data. Other ids are looked up in Minari's
-    local folder (`MINARI_DATASETS_PATH`) and, with `download`, on its remote. An id without a
-    version means the newest local one, or the newest remote one where none is local.
+    Ids under `qgpo/` are generated on first use by bundled policies (half a minute). A warning is
+    given if the result differs from the published data. Other ids are searched in Minari's local
+    folder (`MINARI_DATASETS_PATH`) and, with `download`, on its remote. An id without a version
+    means the newest local version, or the newest remote version if there is no local one.
 
-    `storage="memmap"` is for data larger than memory. On first use they are converted into files
-    beside Minari's, which agents train from without reading them as a whole; the arrays, and what
-    is learned from them, are the same.
+    `storage="memmap"` is for data larger than memory. On first use the dataset is converted to
+    files next to Minari's, and agents read single batches from them. The data and the trained
+    agents are the same.
 
-    A task of OGBench (`ogbench/cube-single-play-singletask-task2-v0`, without a number its default
-    task) labels trajectories that all tasks share: a step that finds the task done terminates, and
-    the trajectory goes on behind it. These are converted from OGBench's own file on first use,
-    which its own loader has put into `~/.ogbench/data` or fetches with `download`; generated ones
-    are under `ogbench-generated/`. Memory-mapped tasks share the files that are the same.
+    For an OGBench task (`ogbench/cube-single-play-singletask-task2-v0`; without a number the
+    default task), the trajectories get the rewards of the task. A step in which the task is solved
+    is a termination, but the trajectory continues. On first use the trajectories are converted from
+    OGBench's file in `~/.ogbench/data`, which is downloaded with `download`. Generated
+    trajectories are under `ogbench-generated/`. Memory-mapped tasks share identical files.
 
-    Dict observations become vectors, and episodes follow the rules of the environment in which
-    agents play, as the dataset's row of `envs/tasks/families.py` states; data without a row cause
-    a warning. Raises ValueError for unknown ids, unsupported spaces and invalid data.
+    Dict observations become vectors, and episodes are read as stated in the dataset's row of
+    `envs/tasks/families.py`. Datasets without a row give a warning. Raises ValueError for unknown
+    ids, unsupported spaces and invalid data.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}, expected one of {list(STORAGES)}")
@@ -135,9 +135,9 @@ class _Reader:
         if family is UNKNOWN:
             vector = "" if adapter is None else f"observations are the vector of {adapter}; "
             warnings.warn(
-                f"{of} is of no known family: {vector}rewards and episodes are used as recorded, "
-                "agents play in the environment that it names, and scores are raw returns unless "
-                "its metadata have reference scores",
+                f"{of} belongs to no known family: {vector}rewards and episodes are used as "
+                "recorded, agents play in the environment that it names, and scores are raw "
+                "returns unless its metadata have reference scores",
                 stacklevel=3,
             )
         if spec is None and family.environment in gym.registry:

@@ -55,7 +55,7 @@ def folder_of(dataset_id: str) -> Path:
     root = os.environ.get(ROOT_VARIABLE)
     if root is not None and (not root.strip() or Path(root).is_file()):
         raise ValueError(
-            f"{ROOT_VARIABLE}={root!r} is no folder, expected one, or no such variable"
+            f"{ROOT_VARIABLE}={root!r} is not a folder: create it, or unset the variable"
         )
     return Path(get_dataset_path(check_name(dataset_id, "dataset id") if dataset_id else ""))
 

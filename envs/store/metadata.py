@@ -90,8 +90,9 @@ def differences(recorded: EnvSpec | None, played: EnvSpec | None) -> Iterator[st
         without = [n for n in names(recorded.additional_wrappers) if n not in _names(played)]
         if without:
             yield (
-                f"it was recorded under {', '.join(without)}, and agents play in an evaluation "
-                "environment without: what they see, do and get there may be something else"
+                f"it was recorded with {', '.join(without)}, but the evaluation environment is "
+                "not wrapped in the same way: observations, actions and rewards may differ "
+                "there"
             )
 
 

@@ -56,7 +56,7 @@ class Member:
         self.shape: tuple[int, ...] = shape
         self.dtype: np.dtype[Any] = dtype
         if dtype.kind not in "biuf" or dtype.itemsize > 8:
-            raise NpzError(f"{name} holds no numbers, its type is {dtype}")
+            raise NpzError(f"{name} contains no numbers, its type is {dtype}")
         if not shape or (by_column and len(shape) > 1) or min(shape) < 0:
             raise NpzError(f"{name} has shape {shape}, expected rows")
         self.nbytes = math.prod(shape) * dtype.itemsize
@@ -101,7 +101,7 @@ class Archive:
         most = LEAST_BYTES + MOST_UNPACKED * self.path.stat().st_size
         if self.nbytes > most:
             raise NpzError(
-                f"it states {self.nbytes / 1e6:.0f} MB of numbers, more than its size unpacks to"
+                f"it states {self.nbytes / 1e6:.0f} MB of numbers, which its size cannot contain"
             )
         for name, member in self.members.items():
             if member.shape[0] != self.rows:

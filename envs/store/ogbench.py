@@ -52,9 +52,9 @@ EXAMPLES = {
     GENERATED: f"{GENERATED}/cube-single-play-100k-singletask-task2-v0",
 }
 REFUSED = (
-    (r"visual-.*", "its observations are images, agents here learn from vectors"),
+    (r"visual-.*", "its observations are images, but agents learn from vectors"),
     (r"powderworld-.*", "its observations are images and its actions are discrete"),
-    (r".*-oraclerep(-.*)?", "it is for agents that are given goals, which those here are not"),
+    (r".*-oraclerep(-.*)?", "it is for goal-conditioned agents, which this package does not have"),
     (r".*-v(?!0$)\d+", "the version of all sets is v0"),
     (r".*-singletask-task(?![1-5]-v0$).*", "tasks are task1 to task5"),
 )
@@ -207,15 +207,15 @@ def _download(name: Name, utils: Any, folder: Path, progress_bar: bool) -> Path:
                 raise disk.not_written(error, what, folder, ADVICE) from error
             if not path.exists():
                 raise RemoteError(
-                    f"the download of {url} broke off ({type(error).__name__}: {error}). Start it "
+                    f"the download of {url} failed ({type(error).__name__}: {error}). Run it "
                     f"again. {_instead(name)}"
                 ) from error
     found = path.stat().st_size
     if (size and found != size) or not zipfile.is_zipfile(path):
         path.unlink()
         raise RemoteError(
-            f"of {url}, {found} of {size or 'unknown'} bytes arrived, which are no whole npz file. "
-            f"Start it again. {_instead(name)}"
+            f"of {url}, {found} of {size or 'unknown'} bytes arrived, which are not a complete "
+            f"npz file. Run it again. {_instead(name)}"
         )
     return path
 

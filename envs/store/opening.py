@@ -54,7 +54,7 @@ def open_dataset(
         where = folder_of(full_id or dataset_id)
         damage = f"dataset {dataset_id!r} in {where} is incomplete or damaged ({error})"
         if full_id in bundled.RECIPES or name is not None:
-            raise ValueError(f"{damage}; delete that folder to make it again") from error
+            raise ValueError(f"{damage}; delete that folder to generate it again") from error
         if not download:
             raise ValueError(
                 f"{damage}; delete that folder, or pass download=True to fetch it again"

@@ -49,13 +49,13 @@ def check_new_id(dataset_id: str, bundled: bool = False) -> None:
         )
     if dataset_id.startswith("qgpo/") and not bundled:
         raise ValueError(
-            f"dataset id {dataset_id!r}: ids under qgpo/ are the bundled datasets'; choose another "
-            "namespace, for example mine/"
+            f"dataset id {dataset_id!r}: ids under qgpo/ are reserved for the bundled datasets; "
+            "choose another namespace, for example mine/"
         )
     if dataset_id.startswith(f"{PUBLISHED}/") and not bundled:
         raise ValueError(
-            f"dataset id {dataset_id!r}: ids under {PUBLISHED}/ are those of OGBench's published "
-            "data; choose another namespace, for example mine/"
+            f"dataset id {dataset_id!r}: ids under {PUBLISHED}/ are reserved for OGBench's "
+            "published data; choose another namespace, for example mine/"
         )
     target = folder_of(dataset_id)
     if target.exists():
@@ -113,7 +113,7 @@ def add_dataset(made: Path, dataset_id: str, replace: bool = False) -> Path | No
     """
     target, previous = folder_of(dataset_id), _previous(dataset_id)
     if target.exists() and not replace:
-        raise ValueError(f"dataset {dataset_id!r} appeared in {target} while it was written")
+        raise ValueError(f"dataset {dataset_id!r} was created in {target} while it was written")
     namespace = parse_dataset_id(dataset_id)[0]
     if namespace is not None and namespace not in list_local_namespaces():
         create_namespace(namespace)
@@ -203,7 +203,7 @@ def _check_finite(of: str, name: str, values: NDArray[np.float32]) -> None:
     if len(odd) > 0:
         raise ValueError(
             f"{of}, step {odd[0][0]}: {name} has value {values[tuple(odd[0])]}, expected finite "
-            "numbers; leave that episode out"
+            "numbers; remove that episode"
         )
 
 
@@ -216,11 +216,11 @@ def write_minari(
     eval_env: EnvSpec | None = None,
     bundled: bool = False,
 ) -> None:
-    """Store episodes as a local Minari dataset, complete or not at all.
+    """Store episodes as a local Minari dataset, either completely or not at all.
 
-    `eval_env` is the environment in which agents play, if it is another than the recorded one.
-    Raises ValueError where `check_new_id` does, and OSError where the disk does not take the
-    dataset (DiskFullError where it has too little space): the episodes are then as they were.
+    `eval_env` is the evaluation environment, if it differs from the recorded one. Raises
+    ValueError if the id is malformed, reserved or taken, and OSError if the dataset cannot be
+    written (DiskFullError if there is too little space). The episodes are unchanged then.
     """
     env = make_env(as_played(env_id))
     check_episodes(dataset_id, episodes, env)

@@ -69,11 +69,11 @@ class ActionScale:
             more = ", …" if far.sum() > NAMED else ""
             first = columns[0]
             warnings.warn(
-                f"{of}: the bounds of action columns {columns}{more} are more than {FAR:.0f} times "
-                f"wider than the data (column {first}: bounds [{space.low[first]:g}, "
+                f"{of}: the bounds of action columns {columns}{more} are more than {FAR:.0f} "
+                f"times wider than the data (column {first}: bounds [{space.low[first]:g}, "
                 f"{space.high[first]:g}], data [{lowest[first]:g}, {highest[first]:g}]). Agents "
                 f"act within the range of the data there, [{low[first]:g}, {high[first]:g}] in "
-                f"column {first}. For another range, state it as the bounds of the action space",
+                f"column {first}. For another range, set it as the bounds of the action space",
                 stacklevel=3,
             )
         low, high = np.where(far, low, space.low), np.where(far, high, space.high)

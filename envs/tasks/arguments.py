@@ -38,9 +38,9 @@ def check_arguments(
         if text is not None:
             raise SpecError(
                 f"environment {of!r} has the argument {name}={value!r}, and {text!r} may name a "
-                "file or code, which is taken from no dataset and no checkpoint. Register an "
-                "environment that has it (gymnasium.register) and name that with --env-id, or "
-                "pass a made environment to evaluate()"
+                "file or code, which is never taken from a dataset or a checkpoint. Register "
+                "an environment that has this argument (gymnasium.register) and name it with "
+                "--env-id, or pass an environment object to evaluate()"
             )
 
 
@@ -48,7 +48,7 @@ def _check_numbers(of: str, name: str, value: Any) -> None:
     """Raise SpecError, which names the argument, for a count or a number out of any reason."""
     for number in _leaves(value):
         if isinstance(number, float) and math.isnan(number):  # ranges may have no end
-            raise SpecError(f"environment {of!r} has the argument {name}={value!r}: no number")
+            raise SpecError(f"environment {of!r} has the argument {name}={value!r}: not a number")
         if isinstance(number, bool) or not isinstance(number, int):
             continue
         least, most = (1, MOST_TIMES) if COUNT.fullmatch(name) else (-LARGEST, LARGEST)

@@ -101,17 +101,17 @@ class Family:
         low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
         if not self.success and (low, high) != (None, None) and not is_scale(low, high):
             yield (
-                f"its metadata have ref_min_score={low!r} and ref_max_score={high!r}, which is no "
-                "scale, and is not used: the first one has to be less than the second"
+                f"its metadata have ref_min_score={low!r} and ref_max_score={high!r}, which are "
+                "ignored: the first must be less than the second"
             )
         if spec is None:
             return
         if self.success and (other := self.other_task(spec)) is not None:
-            yield f"no score, its successes do not compare with the task's: {other}"
+            yield f"no score, because its success rate is not comparable with the task's: {other}"
         if self.reference is not None and self.scores(metadata, spec) is None:
             yield (
-                f"no normalised scores, the reference returns do not hold in its environment: "
-                f"{self.other_task(spec)}"
+                "no normalised scores, because the reference returns do not hold in its "
+                f"environment: {self.other_task(spec)}"
             )
 
     def other_task(self, spec: EnvSpec) -> str | None:

@@ -126,7 +126,7 @@ def check_played(env: str | EnvSpec | None) -> None:
     env_id = env.id if isinstance(env, EnvSpec) else import_named(env)
     refused = find_family(env_id=env_id).refused
     if refused is not None:
-        raise ValueError(f"environment {env_id!r} is not played: {refused(env_id)}")
+        raise ValueError(f"environment {env_id!r} cannot be used: {refused(env_id)}")
 
 
 def to_play(
@@ -181,17 +181,18 @@ def limit_doubts(spec: EnvSpec) -> Iterator[str]:
     if own is not None and (limit is None or limit > own):
         stated = "no step limit" if limit is None else f"a limit of {limit} steps"
         yield (
-            f"its environment has {stated}, {spec.id} is registered with {own}: episodes, and the "
-            "returns of agents that play in it, may be longer than elsewhere"
+            f"its environment has {stated}, {spec.id} is registered with {own}: episodes may be "
+            "longer, and their returns larger, than elsewhere"
         )
     per_step = steps_per_step(spec.additional_wrappers)
     if limit is not None and per_step > 1:
         yield (
             f"its environment has a limit of {limit} steps under "
-            f"{', '.join(names(spec.additional_wrappers))}, and no spec says whether the limit "
-            f"counts the agent's steps or the {per_step} that each of them takes in {spec.id}. "
-            f"The latter is assumed, so that agents play at most {math.ceil(limit / per_step)} "
-            "steps. If a TimeLimit was the outer one, pass the made environment to evaluate()"
+            f"{', '.join(names(spec.additional_wrappers))}, and the spec does not say whether "
+            f"the limit counts the agent's steps or the {per_step} that each of them takes in "
+            f"{spec.id}. The latter is assumed, so agents play at most "
+            f"{math.ceil(limit / per_step)} steps. If a TimeLimit was the outer wrapper, pass "
+            "an environment object to evaluate()"
         )
 
 
@@ -245,9 +246,9 @@ def _with_registered_code(spec: EnvSpec) -> EnvSpec:
     if registered is None:
         raise SpecError(
             f"environment {spec.id!r} cannot be made: it is not registered, and code that a "
-            "dataset or a checkpoint names is never imported. Name the module that registers it "
-            f"yourself with --env-id module:{spec.id}, put its folder on PYTHONPATH, import that "
-            "module before in Python, or train without playing (--n-episodes 0)"
+            "dataset or a checkpoint names is never imported. Name the module that registers "
+            f"it yourself with --env-id module:{spec.id}, put its folder on PYTHONPATH, import "
+            "that module first in Python, or train without evaluation (--n-episodes 0)"
         )
     arguments = without_rendering(spec.kwargs)
     check_arguments(spec.id, arguments, registered.kwargs)
@@ -282,6 +283,6 @@ def _make(env: str | EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[An
         arguments = env.kwargs if isinstance(env, EnvSpec) else {}
         raise ValueError(
             f"environment {env_id!r} cannot be made with the arguments {arguments} "
-            f"({type(error).__name__}: {error}). Name another one with --env-id, or train without "
-            "playing (--n-episodes 0)"
+            f"({type(error).__name__}: {error}). Name another one with --env-id, or train "
+            "without evaluation (--n-episodes 0)"
         ) from error

@@ -89,7 +89,7 @@ class ObservationAdapter:
         Raises ValueError where the observation has parts that are not in the vector.
         """
         if not self.complete:
-            raise ValueError(f"the vector holds {self} alone: the other parts are not in it")
+            raise ValueError(f"the vector holds {self} only: the other parts were left out")
         observation: dict[str, Any] = {}
         ends = np.cumsum([int(np.prod(shape)) for _, shape in self.parts])
         for (path, shape), values in zip(
@@ -170,9 +170,9 @@ def refuse_images(space: gym.Space[Any], of: str) -> None:
     n = len(space.shape) if isinstance(space, spaces.Box) else 0
     if n == 3 or (n == 2 and space.dtype == np.uint8):
         raise ValueError(
-            f"{of} has observations {space}, which are images; vectors are supported. Encode the "
-            "images first (with a pretrained network, say), and build the dataset from the codes "
-            "with OfflineDataset.from_arrays"
+            f"{of} has observations {space}, which are images; only vectors are supported. "
+            "Encode the images first (with a pretrained network, say), and build the dataset "
+            "from the codes with OfflineDataset.from_arrays"
         )
 
 
@@ -186,8 +186,8 @@ def _boxes(space: gym.Space[Any], path: Path, of: str) -> Iterator[tuple[Path, s
         yield path, space
     else:
         raise ValueError(
-            f"{of} has observation part {'/'.join(path)} of {space}; parts that are Boxes are "
-            "supported. Turn it into numbers before recording"
+            f"{of} has observation part {'/'.join(path)} of {space}; only Box parts are "
+            "supported. Convert it to numbers before recording"
         )
 
 

@@ -208,16 +208,16 @@ def refusal(env_id: str) -> str:
         instead = named
     else:
         task = f"{environment}-singletask"
-        instead = f"{task}-task1-v0 to {task}-task5-v0 ({task}-v0 is OGBench's default among them)"
+        instead = f"{task}-task1-v0 to {task}-task5-v0 ({task}-v0 is OGBench's default task)"
     if match["images"]:
-        return f"its observations are images, and agents here see vectors: play in {instead}"
+        return f"its observations are images, and agents need vectors: use {instead}"
     if match["kind"]:
-        return f"that is the name of a dataset: play in {instead}"
+        return f"that is the name of a dataset: use {instead}"
     if match["single"]:
-        return f"there is no such task: play in {instead}"
+        return f"there is no such task: use {instead}"
     return (
-        "each of its episodes has another goal, which agents here are not given: play in a task, "
-        f"{instead}"
+        "its goal changes in every episode, and agents do not observe it: use one of its "
+        f"tasks, {instead}"
     )
 
 

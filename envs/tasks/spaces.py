@@ -26,10 +26,10 @@ def check_spaces(
     refuse_images(observation_space, of)
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
         raise ValueError(
-            f"{of} has observation space {observation_space}; one-dimensional Box observations "
-            "are supported. Datasets with Dict observations are read by load_dataset, and agents "
-            "that learned from them play in their environments; others flatten with "
-            "gymnasium.wrappers.FlattenObservation"
+            f"{of} has observation space {observation_space}; only one-dimensional Box "
+            "observations are supported. load_dataset reads datasets with Dict observations, "
+            "and agents trained on them can act in their environments; otherwise flatten "
+            "observations with gymnasium.wrappers.FlattenObservation"
         )
     return observation_space, action_box
 
@@ -56,15 +56,15 @@ def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
     """The space as a Box with finite bounds. Raises ValueError, which states what is supported."""
     if not isinstance(action_space, spaces.Box):
         raise ValueError(
-            f"{of} has action space {action_space}; continuous actions (a Box with finite "
-            "bounds) are supported. For discrete actions use a method made for them, such as "
-            "discrete CQL"
+            f"{of} has action space {action_space}; only continuous actions (a Box with finite "
+            "bounds) are supported. For discrete actions use another method, such as discrete "
+            "CQL"
         )
     if str(action_space.dtype) not in ACTION_DTYPES:
         raise ValueError(
-            f"{of} has action space {action_space} of {action_space.dtype}; continuous actions "
-            f"(a Box of one of {', '.join(ACTION_DTYPES)}) are supported. Where whole numbers are "
-            "settings of something continuous, declare floats and round in the environment"
+            f"{of} has action space {action_space} of {action_space.dtype}; only continuous "
+            f"actions (a Box of one of {', '.join(ACTION_DTYPES)}) are supported. If integers "
+            "represent a continuous quantity, declare floats and round in the environment"
         )
     if not np.all(np.isfinite(action_space.low)) or not np.all(np.isfinite(action_space.high)):
         raise ValueError(
@@ -84,9 +84,9 @@ def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
     if len(narrow) > 0:
         low, high = float(action_space.low[narrow[0]]), float(action_space.high[narrow[0]])
         raise ValueError(
-            f"{of} has action column {narrow[0]} between {low!r} and {high!r}, which are hardly "
-            "different in float32: record the difference from the lowest action, in a unit in "
-            "which it is about 1"
+            f"{of} has action column {narrow[0]} between {low!r} and {high!r}, which float32 "
+            "can hardly distinguish: record the difference from the lowest action, in a unit "
+            "in which it is about 1"
         )
     return action_space
 

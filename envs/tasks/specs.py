@@ -53,9 +53,9 @@ def spec_to_json(spec: EnvSpec) -> str:
                 json.dumps({name: value})
             except (TypeError, ValueError, RecursionError) as error:
                 raise SpecError(
-                    f"environment {of!r} has the argument {name}={value!r}, which no file can "
-                    f"hold ({error}): register an environment that has it (gymnasium.register), "
-                    "and give that one's spec"
+                    f"environment {of!r} has the argument {name}={value!r}, which cannot be "
+                    f"stored in a file ({error}): register an environment that has this "
+                    "argument (gymnasium.register), and use its spec"
                 ) from error
     fields = {field.name for field in dataclasses.fields(EnvSpec) if field.init}
     plain = {name: value for name, value in dataclasses.asdict(spec).items() if name in fields}
@@ -76,7 +76,7 @@ def check_file_id(env_id: Any, of: str, instead: str) -> None:
         raise SpecError(f"{of}: env_id={env_id!r}, expected an id such as 'Hopper-v5'")
     if ":" in env_id:
         raise SpecError(
-            f"{of}: env_id={env_id!r} names a module, and no module that a file names is "
+            f"{of}: env_id={env_id!r} names a module, and modules named in files are never "
             f"imported: {instead}"
         )
 

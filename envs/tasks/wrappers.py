@@ -130,19 +130,19 @@ def wrap_again(
         if name not in MADE_AGAIN or wrapper.kwargs is None:
             statistics = " (its statistics are not recorded)" if name.startswith("Norm") else ""
             raise SpecError(
-                f"environment {env_id!r} was recorded under the wrapper {wrapper.name} "
-                f"({wrapper.entry_point}), which cannot be made again{statistics}; without it, "
-                "agents would play another environment. Name an environment that has it with "
-                "--env-id, pass a wrapped one to evaluate(), or train without playing "
-                "(--n-episodes 0)"
+                f"environment {env_id!r} was recorded with the wrapper {wrapper.name} "
+                f"({wrapper.entry_point}), which cannot be recreated{statistics}; without it, "
+                "agents would play in a different environment. Name an environment that has "
+                "the wrapper with --env-id, pass a wrapped environment to evaluate(), or train "
+                "without evaluation (--n-episodes 0)"
             )
         try:
             made = MADE_AGAIN[name](made, **wrapper.kwargs)
         except Exception as error:  # a wrapper's own checks are of many types
             raise SpecError(
-                f"environment {env_id!r} was recorded under {wrapper.name}"
-                f"({_text(wrapper.kwargs)}), which it does not take here "
-                f"({type(error).__name__}: {error})"
+                f"environment {env_id!r} was recorded with "
+                f"{wrapper.name}({_text(wrapper.kwargs)}), whose arguments are not accepted "
+                f"here ({type(error).__name__}: {error})"
             ) from error
     return made
 
@@ -163,7 +163,7 @@ def _check_together(recorded: Sequence[WrapperSpec], env_id: str) -> None:
     """Raise SpecError for more wrappers than anybody uses, or for counts that multiply far."""
     if len(recorded) > MOST_WRAPPERS:
         raise SpecError(
-            f"environment {env_id!r} was recorded under {len(recorded)} wrappers, expected at "
+            f"environment {env_id!r} was recorded with {len(recorded)} wrappers, expected at "
             f"most {MOST_WRAPPERS}"
         )
     times = 1
@@ -176,7 +176,7 @@ def _check_together(recorded: Sequence[WrapperSpec], env_id: str) -> None:
             times *= max(1, int(np.max(kwargs[name])))
     if times > LARGEST:
         raise SpecError(
-            f"environment {env_id!r} was recorded under wrappers that together multiply steps or "
+            f"environment {env_id!r} was recorded with wrappers that together multiply steps or "
             f"memory by {times}, expected at most {LARGEST}: {', '.join(names(recorded))}"
         )
 
@@ -192,8 +192,8 @@ def _missing(
     first = recorded[: len(own)]
     if recorded and [(_name(w), w.kwargs) for w in own] != [(_name(w), w.kwargs) for w in first]:
         raise SpecError(
-            f"environment {env_id!r} was recorded under {names(recorded)}, and is registered here "
-            f"under {names(own)}: name the recorded one with --env-id, or train without playing "
-            "(--n-episodes 0)"
+            f"environment {env_id!r} was recorded with {names(recorded)}, and is registered "
+            f"here with {names(own)}: name the recorded one with --env-id, or train without "
+            "evaluation (--n-episodes 0)"
         )
     yield from recorded[len(own) :]

@@ -47,14 +47,16 @@ class AnalyticOptions(ClampOptions):
     """How the closed form is made."""
 
     order: Annotated[int, OneOf((1, 2))] = 1
-    """1 (linear energy around the posterior mean) or 2 (quadratic; needs a smooth energy)"""
+    """1 (linear expansion of the energy around the posterior mean) or 2 (quadratic; needs a smooth
+    energy)"""
     covariance: Annotated[str, OneOf(COVARIANCES)] = "residual"
     """posterior covariance: moment (C1), residual (C2), per_dimension or jacobian (exact)"""
     gradient: Annotated[str, OneOf(GRADIENTS)] = "autograd"
-    """autograd differentiates f through the denoiser; shift takes the closed form's own shift of
-    the posterior mean, which needs no derivative of the denoiser"""
+    """autograd differentiates f through the denoiser; shift uses the closed-form shift of the
+    posterior mean, which needs no derivative of the denoiser"""
     damped: bool = True
-    """limit the variance term to where one posterior standard deviation changes f by 1"""
+    """limit the variance term to the range in which one posterior standard deviation changes f by
+    at most 1"""
 
 
 def variance_table(

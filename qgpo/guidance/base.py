@@ -41,7 +41,8 @@ class ClampOptions(GuidanceOptions):
     """Where a guidance evaluates the energy."""
 
     clamp: float | None = None
-    """bound on the denoised sample's coordinates before the energy sees it"""
+    """bound on the coordinates of the denoised sample before the energy is evaluated; none: no
+    bound"""
 
     def clamped(self, x_0: Tensor) -> Tensor:
         """The nearest sample within that bound, (B, D)."""

@@ -305,7 +305,7 @@ def test_parameters_that_do_not_fit_leave_all_as_they_were(config, wrong):
     before = copy.deepcopy(other.get_parameters())
     parameters = copy.deepcopy(agent.get_parameters())
     parameters["critic.optimizer"] = WRONG_STATES[wrong](parameters)
-    with pytest.raises(ValueError, match=r"'critic\.optimizer' are no state of that optimizer"):
+    with pytest.raises(ValueError, match=r"'critic\.optimizer' are not a state of that optimizer"):
         other.set_parameters(parameters)
     assert same_parameters(other.get_parameters(), before)
 

@@ -342,8 +342,8 @@ def test_a_conditional_model_follows_its_condition():
 
 NOTHING = [
     (None, "energy=None, expected a callable, or an array of one value per sample; fit_data"),
-    ("high", "energy is a str that is no array of numbers"),
-    ([None] * 64, "energy is a list that is no array of numbers"),
+    ("high", "energy is a str, which is not an array of numbers"),
+    ([None] * 64, "energy is a list, which is not an array of numbers"),
     ([], r"energy has shape \(0,\)"),
     (1.0, r"energy has shape \(\)"),
     (lambda x: None, "energy returned NoneType"),
@@ -367,7 +367,7 @@ def test_a_data_model_is_not_resumed_on_no_energy(resume):
         model.fit(data(), None, resume=resume)
     assert model.num_timesteps == TINY.data_steps
     for wrong in ("data", [[None, 1.0]] * 4):
-        with pytest.raises(ValueError, match=r"data is a .* that is no array of numbers"):
+        with pytest.raises(ValueError, match=r"data is a .*, which is not an array of numbers"):
             model.fit(wrong, energy)
 
 
@@ -418,9 +418,9 @@ def test_data_that_lose_digits_draw_a_warning(name):
 )
 def test_what_is_no_real_number_is_refused(wrong):
     model = EnergyGuidedDiffusion(TINY, device="cpu")
-    with pytest.raises(ValueError, match=r"data is a .* that is no array of numbers"):
+    with pytest.raises(ValueError, match=r"data is a .*, which is not an array of numbers"):
         model.fit(wrong, energy)
-    with pytest.raises(ValueError, match=r"energy is a .* that is no array of numbers"):
+    with pytest.raises(ValueError, match=r"energy is a .*, which is not an array of numbers"):
         model.fit(data(), wrong[:, 0])
 
 

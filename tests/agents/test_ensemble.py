@@ -167,7 +167,7 @@ def test_an_ensemble_is_trained_when_its_last_member_is(members, dataset):
     unfinished.train_critic(dataset)
     together = Ensemble([members[0], unfinished])
     assert not together.is_trained
-    with pytest.raises(RuntimeError, match="this Ensemble is not trained to the end"):
+    with pytest.raises(RuntimeError, match="this Ensemble has not finished training"):
         together.tune_guidance(dataset)
     unfinished.train_energy(dataset)
     assert together.is_trained
@@ -191,7 +191,7 @@ def test_dict_observations_are_read_as_the_members_do():
 def test_members_that_read_dict_observations_differently_are_refused():
     orders = (["a", "b"], ["b", "a"])
     agents = [dict_agent(ObservationAdapter.choose(DICT, order, "it")) for order in orders]
-    with pytest.raises(ValueError, match="member 1 reads Dict observations in another way"):
+    with pytest.raises(ValueError, match="member 1 reads Dict observations differently"):
         Ensemble(agents)
 
 
@@ -243,8 +243,8 @@ def play(*runs, **changes):
 def test_evaluate_plays_several_runs_together(deterministic, members, folders, capsys):
     about = play(*folders, guidance_scale=(0.0, 2.0), deterministic=deterministic)
     shown = capsys.readouterr().out
-    how = "the mean of their actions" if deterministic else "each action is one of theirs, by lot"
-    assert f"these 3 act together: {how}" in shown
+    how = "the mean of their actions" if deterministic else "each action from a random member"
+    assert f"ensemble of these 3: {how}" in shown
     assert "note" not in shown
     assert [one["checkpoint"] for one in about["members"]] == [
         str(folder / "checkpoint.zip") for folder in folders
@@ -303,9 +303,9 @@ def test_evaluate_names_the_runs_that_are_not_complete(dataset, folders, capsys)
     stopped.save(folders[1] / "checkpoint.zip")
     play(*folders)
     out = capsys.readouterr().out
-    assert out.count("it is not complete") == 2
-    assert "stage 'behavior' at timestep 8 of 18: it is not complete" in out
-    assert "stage 'training' at timestep 2 of 4: it is not complete" in out
+    assert out.count("training is not complete") == 2
+    assert "not complete: it stopped in stage 'behavior' at timestep 8 of 18\n" in out
+    assert "not complete: it stopped in stage 'training' at timestep 2 of 4\n" in out
 
 
 @pytest.mark.parametrize(

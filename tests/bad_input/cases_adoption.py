@@ -62,7 +62,7 @@ def of_two_datasets() -> QGPO:
 
 
 WHO = "cannot adopt from this QGPO: "
-DECIDES = "which decides the behavior; give both the same, or train from scratch"
+DECIDES = "which determines the behavior; use the same value for both, or train from scratch"
 CASES = [
     Case(
         "adopt",
@@ -75,15 +75,15 @@ CASES = [
         "adopt",
         "another seed",
         ValueError,
-        f"{WHO}it was trained with seed=2, this QGPO has seed=3; adopt from one of the same seed, "
-        "or train from scratch",
+        f"{WHO}it was trained with seed=2, this QGPO has seed=3; adopt from an agent with the "
+        "same seed, or train from scratch",
         adopting(lambda: agent(seed=3)),
     ),
     Case(
         "adopt",
         "an unfinished critic",
         ValueError,
-        f"{WHO}its critic has 2 of 6 steps; train it to the end first: learn(dataset, "
+        f"{WHO}its critic has 2 of 6 steps; finish its training first: learn(dataset, "
         "reset_num_timesteps=False)",
         lambda: agent().adopt(stopped_in("critic", 2), make_dataset()),
     ),
@@ -92,26 +92,26 @@ CASES = [
         "other data",
         ValueError,
         f"{WHO}it was trained on 'test/made/by-hand-v0' with fingerprint …, dataset "
-        "'test/made/by-hand-v0' has …; adopt from one that was trained on this dataset, or train "
-        "from scratch",
+        "'test/made/by-hand-v0' has …; adopt from an agent that was trained on this dataset, "
+        "or train from scratch",
         lambda: agent().adopt(donor(), make_dataset(seed=1)),
     ),
     Case(
         "adopt",
-        "other rewards on states that a file of an earlier version does not name",
+        "other rewards, adopted from a file of an earlier version",
         ValueError,
         f"{WHO}it was trained on 'test/made/by-hand-v0' with fingerprint …, dataset "
-        "'test/made/by-hand-v0' has … (its file, of an earlier version, does not say whether "
-        "states and actions are the same); adopt from one that was trained on this dataset, or "
-        "train from scratch",
+        "'test/made/by-hand-v0' has … (its file is of an earlier version and does not say "
+        "whether states and actions are the same); adopt from an agent that was trained on "
+        "this dataset, or train from scratch",
         of_an_earlier_version,
     ),
     Case(
         "adopt",
-        "a training that went on with other data",
+        "a training that continued with other data",
         ValueError,
-        f"{WHO}its training continued on other data than it began with; adopt from one that was "
-        "trained on 'test/made/by-hand-v0' alone, or train from scratch",
+        f"{WHO}its training continued on other data than it began with; adopt from an agent "
+        "that was trained on 'test/made/by-hand-v0' alone, or train from scratch",
         lambda: agent().adopt(of_two_datasets(), make_dataset(seed=1)),
     ),
     *(
@@ -119,9 +119,9 @@ CASES = [
             "adopt",
             f"a checkpoint without {state}",
             ValueError,
-            f"{WHO}it has no '{state}', the state from which its support is drawn again; files of "
-            "earlier versions lack it, as does one whose training was stopped at the end of the "
-            "critic: train that to the end first, or train from scratch",
+            f"{WHO}it has no '{state}', the state from which its support is drawn again; files "
+            "of earlier versions lack it, and so do files of trainings that stopped at the end "
+            "of the critic stage: finish that training first, or train from scratch",
             without(state),
         )
         for state in (SUPPORT_STATE, LAST_STATE)

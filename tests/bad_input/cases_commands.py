@@ -35,39 +35,39 @@ CASES = [
     ),
     Case(
         CLI,
-        "train: no times the steps",
+        "train: --longer 0",
         SystemExit,
         "error: longer=0, expected a positive number",
         train("--longer", "0"),
     ),
     Case(
         CLI,
-        "train: no minutes",
+        "train: --minutes 0",
         SystemExit,
         "error: minutes=0, expected a positive number of at most 1e+06",
         train("--minutes", "0"),
     ),
     Case(
         CLI,
-        "train: fewer minutes than one step of every stage takes",
+        "train: too few minutes for one step of every stage",
         ValueError,
         "minutes=0.1, expected at least 0.501 here: 30 s of the training do not depend on the "
-        "number of steps, and every stage has one",
+        "number of steps, and every stage needs at least one step",
         lambda: Speed(30.0, {"critic": 60.0}, {"critic": 0.01}).factor(0.1),
     ),
     Case(
         CLI,
-        "train: minutes and times the steps",
+        "train: --minutes together with --longer",
         SystemExit,
-        "error: minutes=10 and longer=4: each decides the number of steps; give one of them",
+        "error: minutes=10 and longer=4: both set the number of steps; give only one of them",
         train("--minutes", "10", "--longer", "4"),
     ),
     Case(
         CLI,
-        "train: minutes and stages of another run",
+        "train: --minutes together with --adopt",
         SystemExit,
-        "error: minutes=10 and adopt='run': the stages that are adopted are as long as they were; "
-        "give one of them",
+        "error: minutes=10 and adopt='run': adopted stages keep their number of steps; give "
+        "only one of them",
         train("--minutes", "10", "--adopt", "run"),
     ),
     Case(
@@ -79,7 +79,7 @@ CASES = [
     ),
     Case(
         CLI,
-        "train: a dataset that is not there",
+        "train: a dataset that does not exist",
         SystemExit,
         "error: dataset 'mine/gone-v0' is not in …",
         train("--dataset-id", "mine/gone-v0", "--no-download"),
@@ -100,28 +100,28 @@ CASES = [
     ),
     Case(
         CLI,
-        "train: a guidance scale that is no number",
+        "train: a guidance scale that is not a number",
         SystemExit,
         "error: guidance_scales=nan, expected a finite number",
         train("--guidance-scales", "0", "nan"),
     ),
     Case(
         CLI,
-        "train: tuning the guidance of an agent without any",
+        "train: --tune-guidance for an agent without guidance",
         SystemExit,
         "error: tune_guidance=True: a TD3BC agent has no guidance_scale",
         train("--agent", "TD3BC", "--tune-guidance"),
     ),
     Case(
         CLI,
-        "train: checkpoints every nothing",
+        "train: --checkpoint-every 0",
         SystemExit,
         "error: checkpoint_every=0, expected an integer of at least 1",
         train("--checkpoint-every", "0"),
     ),
     Case(
         CLI,
-        "train: a folder with a run",
+        "train: a folder that already holds a run",
         SystemExit,
         "error: run already holds a run: continue it with --resume run, replace it with "
         "--overwrite, or choose another --run-dir",
@@ -131,16 +131,16 @@ CASES = [
         CLI,
         "train: replacing a folder whose config.json is another program's",
         SystemExit,
-        "error: other may not be a run folder: other/config.json is no run's config.json (…); "
-        "choose another --run-dir",
+        "error: other may not be a run folder: other/config.json is not the config.json of a "
+        "run (…); choose another --run-dir",
         train_over("config.json", "--overwrite"),
     ),
     Case(
         CLI,
         "train: a folder with a checkpoint and no config.json",
         SystemExit,
-        "error: other holds checkpoint.zip but no config.json that says of which run: move that "
-        "away (a checkpoint is played wherever it is), or choose another --run-dir",
+        "error: other holds checkpoint.zip but no config.json of a run: move it away (a "
+        "checkpoint can be evaluated in any folder), or choose another --run-dir",
         train_over("checkpoint.zip"),
     ),
     Case(
@@ -153,7 +153,7 @@ CASES = [
     ),
     Case(
         CLI,
-        "train: resuming nothing",
+        "train: resuming a run that does not exist",
         SystemExit,
         "--resume nowhere: no run there (config.json is missing)",
         train("--resume", "nowhere"),
@@ -162,43 +162,43 @@ CASES = [
         CLI,
         "train: resuming with another seed",
         SystemExit,
-        "--seed cannot change when a run is resumed: run has 0; for another one start a new run "
-        "in another --run-dir",
+        "--seed cannot change when a run is resumed: run has 0; for another value, start a new "
+        "run in another --run-dir",
         train_in_run("--resume", "run", "--seed", "3"),
     ),
     Case(
         CLI,
         "train: resuming and adopting",
         SystemExit,
-        "--adopt other cannot be combined with --resume: the run in run has in its own checkpoint "
-        "what it adopted",
+        "--adopt other cannot be combined with --resume: the run in run already contains the "
+        "adopted stages",
         train_in_run("--resume", "run", "--adopt", "other"),
     ),
     Case(
         CLI,
         "train: adopting by an agent outside the family",
         SystemExit,
-        "error: a BC agent cannot adopt from 'other': only QGPO, AEPO, QIPO, SIR and "
-        "BestOfN share stages; leave adopt away",
+        "error: a BC agent cannot adopt from 'other': only QGPO, AEPO, QIPO, SIR and BestOfN "
+        "share stages; remove adopt",
         train("--agent", "BC", "--adopt", "other"),
     ),
     Case(
         CLI,
-        "a folder in which another process trains",
+        "a run folder in which another process is training",
         RunFolderError,
         "another process is training in run: wait for it, or choose another --run-dir",
         held_folder,
     ),
     Case(
         CLI,
-        "evaluate: no run",
+        "evaluate: a run that does not exist",
         SystemExit,
         "error: --run nowhere: does not exist; runs under runs: none",
         play("--run", "nowhere"),
     ),
     Case(
         CLI,
-        "evaluate: no run named",
+        "evaluate: --run without a value",
         SystemExit,
         "error: --run: expected a run folder or a checkpoint, or several",
         play("--run"),
@@ -221,8 +221,8 @@ CASES = [
         CLI,
         "evaluate: a solver that draws noise",
         SystemExit,
-        "error: solver='sde_dpm_solver_2m' draws noise, where samples must be a function of their "
-        "first noise; expected one of […]",
+        "error: solver='sde_dpm_solver_2m' draws noise at every step, but samples must be a "
+        "function of the initial noise; expected one of […]",
         play("--run", "nowhere", "--solver", "sde_dpm_solver_2m"),  # before anything is read
     ),
     Case(
@@ -249,7 +249,7 @@ CASES = [
     ),
     Case(
         CLI,
-        "evaluate: an environment of other spaces",
+        "evaluate: an environment with other spaces",
         SystemExit,
         "error: environment 'Pendulum-v1' does not fit the agent: …",
         play("--env-id", "Pendulum-v1"),
@@ -264,7 +264,7 @@ CASES = [
     ),
     Case(
         CLI,
-        "evaluate: no environment known",
+        "evaluate: no known environment",
         SystemExit,
         "error: the agent's dataset 'test/made/by-hand-v0' names no environment: give one with "
         "--env-id",

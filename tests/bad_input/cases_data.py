@@ -27,7 +27,7 @@ from qgpo import OfflineDataset, load_dataset
 from qgpo.envs.store.hdf5 import ColumnError
 from qgpo.envs.store.writing import check_new_id
 
-DISCRETE = "…has action space Discrete(2); continuous actions (a Box with finite bounds) are …"
+DISCRETE = "…has action space Discrete(2); only continuous actions (a Box with finite bounds) are …"
 NUMBERED = "dataset 'test/numbered-v0'"
 
 
@@ -40,7 +40,7 @@ def observed(observations, space):
 CASES = [
     Case(
         LOAD,
-        "an id without version, of which there is none, without download",
+        "an id without a version, no local version, no download",
         ValueError,
         "no version of dataset 'hopper' is in …; ids are 'namespace/name-vN', for example "
         "'mujoco/hopper/medium-v0'. Local datasets: …. Bundled, made on first use: …",
@@ -73,8 +73,8 @@ CASES = [
         LOAD,
         "trajectories of OGBench, which have no rewards",
         ValueError,
-        "dataset 'ogbench/cube-single-play-v0' holds trajectories without rewards, for agents that "
-        "are given goals, which those here are not: choose one of its tasks, "
+        "dataset 'ogbench/cube-single-play-v0' holds trajectories without rewards, for "
+        "goal-conditioned agents, which this package does not have: choose one of its tasks, "
         "ogbench/cube-single-play-singletask-task1-v0, …, or "
         "ogbench/cube-single-play-singletask-v0 (OGBench's default task)",
         lambda: load_dataset("ogbench/cube-single-play-v0"),
@@ -83,9 +83,9 @@ CASES = [
         LOAD,
         "images of OGBench",
         ValueError,
-        "dataset 'ogbench/visual-scene-play-singletask-v0' cannot be read (its observations are "
-        "images, agents here learn from vectors): expected a task of trajectories with vectors, "
-        "such as 'ogbench/cube-single-play-singletask-task2-v0'",
+        "dataset 'ogbench/visual-scene-play-singletask-v0' cannot be read (its observations "
+        "are images, but agents learn from vectors): expected a task of trajectories with "
+        "vectors, such as 'ogbench/cube-single-play-singletask-task2-v0'",
         lambda: load_dataset("ogbench/visual-scene-play-singletask-v0"),
     ),
     Case(
@@ -100,8 +100,8 @@ CASES = [
         LOAD,
         "a new id among OGBench's published ones",
         ValueError,
-        "dataset id 'ogbench/mine-v0': ids under ogbench/ are those of OGBench's published data; "
-        "choose another namespace, for example mine/",
+        "dataset id 'ogbench/mine-v0': ids under ogbench/ are reserved for OGBench's published "
+        "data; choose another namespace, for example mine/",
         lambda: check_new_id("ogbench/mine-v0"),
     ),
     Case(
@@ -114,7 +114,7 @@ CASES = [
     ),
     Case(
         LOAD,
-        "something that is no id",
+        "an object that is not an id",
         TypeError,
         "dataset is a PosixPath, expected a Minari id such as 'qgpo/halfcheetah/mixed-v0' or a "
         "minari.MinariDataset",
@@ -152,46 +152,48 @@ CASES = [
     ),
     Case(
         ARRAYS,
-        "actions that are whole numbers",
+        "integer actions",
         ValueError,
-        "dataset 'arrays' has action space Box(0, 5, (1,), int64) of int64; continuous actions (a "
-        "Box of one of float16, float32, float64) are supported. Where whole numbers are settings "
-        "of something continuous, declare floats and round in the environment",
+        "dataset 'arrays' has action space Box(0, 5, (1,), int64) of int64; only continuous "
+        "actions (a Box of one of float16, float32, float64) are supported. If integers "
+        "represent a continuous quantity, declare floats and round in the environment",
         lambda: arrays(action_space=spaces.Box(0, 5, (1,), np.int64)),
     ),
     Case(
         ARRAYS,
-        "bounds of actions that float32 does not tell apart",
+        "action bounds that float32 cannot distinguish",
         ValueError,
-        "dataset 'arrays' has action column 0 between 1000000.0 and 1000000.01, which are hardly "
-        "different in float32: record the difference from the lowest action, in a unit in which it "
-        "is about 1",
+        "dataset 'arrays' has action column 0 between 1000000.0 and 1000000.01, which float32 "
+        "can hardly distinguish: record the difference from the lowest action, in a unit in "
+        "which it is about 1",
         lambda: arrays(action_space=spaces.Box(1e6, 1e6 + 0.01, (1,), np.float64)),
     ),
     Case(
         LOAD,
-        "observations with a part that is no Box",
+        "observations with a part that is not a Box",
         ValueError,
-        NUMBERED + " has observation part x of Discrete(2); parts that are Boxes are supported. "
-        "Turn it into numbers before recording",
+        NUMBERED
+        + " has observation part x of Discrete(2); only Box parts are supported. Convert it "
+        "to numbers before recording",
         lambda: observed({"x": np.array([0, 1, 1])}, spaces.Dict({"x": spaces.Discrete(2)})),
     ),
     Case(
         LOAD,
         "observations that are images",
         ValueError,
-        NUMBERED + " has observations Box(0, 255, (8, 8, 3), uint8), which are images; vectors are "
-        "supported. Encode the images first (with a pretrained network, say), and build the "
-        "dataset from the codes with OfflineDataset.from_arrays",
+        NUMBERED
+        + " has observations Box(0, 255, (8, 8, 3), uint8), which are images; only vectors "
+        "are supported. Encode the images first (with a pretrained network, say), and "
+        "build the dataset from the codes with OfflineDataset.from_arrays",
         lambda: observed(np.zeros((3, 8, 8, 3), np.uint8), spaces.Box(0, 255, (8, 8, 3), np.uint8)),
     ),
     Case(
         LOAD,
         "observations of several dimensions",
         ValueError,
-        NUMBERED + " has observation space Box(…); one-dimensional Box observations are "
-        "supported. Datasets with Dict observations are read by load_dataset, and agents that "
-        "learned from them play in their environments; others flatten with "
+        NUMBERED + " has observation space Box(…); only one-dimensional Box observations are "
+        "supported. load_dataset reads datasets with Dict observations, and agents trained "
+        "on them can act in their environments; otherwise flatten observations with "
         "gymnasium.wrappers.FlattenObservation",
         lambda: observed(np.zeros((3, 2, 2)), spaces.Box(-1.0, 1.0, (2, 2), np.float64)),
     ),
@@ -220,7 +222,7 @@ CASES = [
     ),
     Case(
         LOAD,
-        "an observation too few",
+        "one observation too few",
         ValueError,
         NUMBERED + ", episode 1: observations has shape (3, 2), expected (4, 2) (T + 1 "
         "observations for T = 3 steps)",
@@ -228,7 +230,7 @@ CASES = [
     ),
     Case(
         LOAD,
-        "an id that leads out of the folder of datasets",
+        "an id outside the dataset folder",
         ValueError,
         "dataset id '../x-v0' is malformed (part '..'); expected 'namespace/name-vN', for …",
         lambda: load_dataset("../x-v0"),
@@ -237,26 +239,26 @@ CASES = [
         LOAD,
         "flags that are text",
         ColumnError,
-        NUMBERED + ", episode 1: terminations holds no numbers, its type is text",
+        NUMBERED + ", episode 1: terminations contains no numbers, its type is text",
         lambda: episodes_with(terminations=[b"False"] * 3),
     ),
     Case(
         LOAD,
-        "rewards in a column",
+        "rewards of shape (N, 1)",
         ValueError,
         NUMBERED + ", episode 1: rewards has shape (3, 1), expected (3,) …",
         lambda: episodes_with(rewards=np.zeros((3, 1))),
     ),
     Case(
         LOAD,
-        "rewards that float32 does not hold",
+        "rewards too large for float32",
         ValueError,
         NUMBERED + ", episode 1: rewards has value 1e+39, which is larger than float32 holds; …",
         lambda: episodes_with(rewards=[0.0, 0.0, 1e39]),
     ),
     Case(
         LOAD,
-        "rewards that become the same number in float32",
+        "rewards that float32 cannot distinguish",
         ValueError,
         "dataset 'arrays': rewards loses digits in float32: …all rewards become 1e+09",
         lambda: arrays(rewards=np.array([1e9, 1e9 + 1.0])),
@@ -270,7 +272,7 @@ CASES = [
     ),
     Case(
         LOAD,
-        "a new id that is taken",
+        "a new id that already exists",
         ValueError,
         "dataset 'test/numbered-v0' already exists in …; choose another version, or delete it "
         "with `minari delete test/numbered-v0`",
@@ -285,7 +287,7 @@ CASES = [
     ),
     Case(
         ARRAYS,
-        "from_arrays: rewards in a column",
+        "from_arrays: rewards of shape (N, 1)",
         ValueError,
         "dataset 'arrays': rewards has shape (2, 1), expected (N,)",
         lambda: arrays(rewards=np.zeros((2, 1))),
@@ -313,7 +315,7 @@ CASES = [
     ),
     Case(
         ARRAYS,
-        "from_arrays: flags that are no flags",
+        "from_arrays: flags with values other than 0 and 1",
         ValueError,
         "dataset 'arrays': truncations has value …2…, expected False or True",
         lambda: arrays(truncations=np.array([0, 2])),
@@ -335,21 +337,21 @@ CASES = [
     ),
     Case(
         ARRAYS,
-        "from_arrays: actions in other units",
+        "from_arrays: actions outside the bounds",
         ValueError,
         "dataset 'arrays': 2 actions lie outside the action space [-1.0, 1.0], first …",
         lambda: arrays(actions=np.full((2, 1), 7.0)),
     ),
     Case(
         ARRAYS,
-        "from_arrays: actions of another number",
+        "from_arrays: actions of another length",
         ValueError,
         "dataset 'arrays': actions has shape (5, 1), expected (2, 1)",
         lambda: arrays(actions=np.zeros((5, 1))),
     ),
     Case(
         ARRAYS,
-        "an action that has no room",
+        "action bounds with low = high",
         ValueError,
         "dataset 'arrays' has action space Box(0.0, 0.0, (1,), float32); expected low < high for "
         "every action",
@@ -357,21 +359,22 @@ CASES = [
     ),
     Case(
         ARRAYS,
-        "episode starts that do not rise",
+        "episode starts that do not increase",
         ValueError,
-        "dataset 'test/made/by-hand-v0': episode_starts must rise from 0, got [ 0 5 5 10]",
+        "dataset 'test/made/by-hand-v0': episode_starts must increase strictly from 0, got [ 0 "
+        "5 5 10]",
         lambda: make_dataset(episode_starts=np.array([0, 5, 5, 10])),
     ),
     Case(
         ARRAYS,
-        "concatenate: nothing",
+        "concatenate: no datasets",
         ValueError,
         "concatenate() was given no datasets, expected at least one",
         lambda: OfflineDataset.concatenate([]),
     ),
     Case(
         ARRAYS,
-        "concatenate: other spaces",
+        "concatenate: different spaces",
         ValueError,
         "datasets 'arrays' and 'test/made/by-hand-v0' cannot be concatenated: observations (1,) "
         "and (3,), actions … and …; expected the same",

@@ -75,14 +75,14 @@ def played_run() -> None:
 CASES = [
     Case(
         LOAD,
-        "an environment that is no spec",
+        "an env_spec that is not a spec",
         SpecError,
         f"dataset '{NAME}': env_spec '{{\"id\": 5}}' cannot be read (id=5, expected a string)",
         lambda: load_dataset(recorded('{"id": 5}')),
     ),
     Case(
         LOAD,
-        "no spaces, and an environment that is not registered",
+        "no spaces, and an unregistered environment",
         SpecError,
         f"dataset '{NAME}' does not state its spaces, and environment 'Gone-v0' cannot be made: it "
         "is not registered, …",
@@ -94,34 +94,35 @@ CASES = [
         SystemExit,
         "error: environment 'Gone-v0' cannot be made: it is not registered, and code that a "
         "dataset or a checkpoint names is never imported. Name the module that registers it "
-        "yourself with --env-id module:Gone-v0, put its folder on PYTHONPATH, import that module "
-        "before in Python, or train without playing (--n-episodes 0)",
+        "yourself with --env-id module:Gone-v0, put its folder on PYTHONPATH, import that "
+        "module first in Python, or train without evaluation (--n-episodes 0)",
         trained(EnvSpec("Gone-v0", entry_point="gone:Env")),
     ),
     Case(
         CLI,
-        "train: the data were recorded under a wrapper of one's own",
+        "train: the data were recorded with a user-defined wrapper",
         SystemExit,
-        "error: environment 'Hopper-v5' was recorded under the wrapper Mine (mine:Mine), which "
-        "cannot be made again; without it, agents would play another environment. Name an "
-        "environment that has it with --env-id, pass a wrapped one to evaluate(), or train without "
-        "playing (--n-episodes 0)",
+        "error: environment 'Hopper-v5' was recorded with the wrapper Mine (mine:Mine), which "
+        "cannot be recreated; without it, agents would play in a different environment. Name "
+        "an environment that has the wrapper with --env-id, pass a wrapped environment to "
+        "evaluate(), or train without evaluation (--n-episodes 0)",
         trained(spec(additional_wrappers=(WrapperSpec("Mine", "mine:Mine", {}),))),
     ),
     Case(
         CLI,
-        "train: the data were recorded under running statistics",
+        "train: the data were recorded with running statistics",
         SystemExit,
-        "error: environment 'Hopper-v5' was recorded under the wrapper NormalizeObservation (…), "
-        "which cannot be made again (its statistics are not recorded); …",
+        "error: environment 'Hopper-v5' was recorded with the wrapper NormalizeObservation "
+        "(…), which cannot be recreated (its statistics are not recorded); …",
         trained(spec(additional_wrappers=(NormalizeObservation.wrapper_spec(epsilon=1e-8),))),
     ),
     Case(
         CLI,
-        "train: an argument that the installed environment does not know",
+        "train: an argument that the installed environment does not accept",
         SystemExit,
-        "error: environment 'Hopper-v5' cannot be made with the arguments {'reset_target': True} "
-        "(TypeError: …). Name another one with --env-id, or train without playing (--n-episodes 0)",
+        "error: environment 'Hopper-v5' cannot be made with the arguments {'reset_target': "
+        "True} (TypeError: …). Name another one with --env-id, or train without evaluation "
+        "(--n-episodes 0)",
         trained(spec(kwargs={"reset_target": True})),
     ),
     Case(
@@ -129,14 +130,14 @@ CASES = [
         "train: an argument that may name a file",
         SystemExit,
         "error: environment 'Hopper-v5' has the argument xml_file='robots/a.xml', and "
-        "'robots/a.xml' may name a file or code, which is taken from no dataset and no checkpoint. "
-        "Register an environment that has it (gymnasium.register) and name that with --env-id, or "
-        "pass a made environment to evaluate()",
+        "'robots/a.xml' may name a file or code, which is never taken from a dataset or a "
+        "checkpoint. Register an environment that has this argument (gymnasium.register) and "
+        "name it with --env-id, or pass an environment object to evaluate()",
         trained(spec(kwargs={"xml_file": "robots/a.xml"})),
     ),
     Case(
         PLAY,
-        "a wrapper's argument without end",
+        "a wrapper argument that is too large",
         SpecError,
         'environment "Hopper-v5\'s wrapper MaxAndSkipObservation" has the argument '
         "skip=1000000000, expected an integer of at most 1000",
@@ -149,46 +150,45 @@ CASES = [
     ),
     Case(
         PLAY,
-        "a dataset whose environment no file can hold",
+        "a dataset whose environment cannot be stored in a file",
         SpecError,
-        "dataset 'test/made/by-hand-v0': environment 'Hopper-v5' has the argument goal=array(…), "
-        "which no file can hold (…): register an environment that has it (gymnasium.register), and "
-        "give that one's spec",
+        "dataset 'test/made/by-hand-v0': environment 'Hopper-v5' has the argument "
+        "goal=array(…), which cannot be stored in a file (…): register an environment that has "
+        "this argument (gymnasium.register), and use its spec",
         lambda: make_dataset(env_spec=spec(kwargs={"goal": np.ones(3)})),
     ),
     Case(
         PLAY,
         "OGBench's environment with another goal in every episode",
         ValueError,
-        "environment 'cube-single-v0' is not played: each of its episodes has another goal, which "
-        "agents here are not given: play in a task, cube-single-singletask-task1-v0 to "
-        "cube-single-singletask-task5-v0 (cube-single-singletask-v0 is OGBench's default among "
-        "them)",
+        "environment 'cube-single-v0' cannot be used: its goal changes in every episode, and "
+        "agents do not observe it: use one of its tasks, cube-single-singletask-task1-v0 to "
+        "cube-single-singletask-task5-v0 (cube-single-singletask-v0 is OGBench's default task)",
         lambda: evaluate(agent(), "cube-single-v0"),
     ),
     Case(
         PLAY,
         "OGBench's environment with images",
         ValueError,
-        "environment 'visual-scene-singletask-task1-v0' is not played: its observations are "
-        "images, and agents here see vectors: play in scene-singletask-task1-v0",
+        "environment 'visual-scene-singletask-task1-v0' cannot be used: its observations are "
+        "images, and agents need vectors: use scene-singletask-task1-v0",
         lambda: evaluate(agent(), "visual-scene-singletask-task1-v0"),
     ),
     Case(
         PLAY,
-        "a state is to be restored in an environment that hides it",
+        "restoring a state in an environment with hidden state",
         ValueError,
-        "environment 'Hiding' cannot be set to a state: step 1 after it was restored is another "
-        "one. It keeps what is neither a plain attribute nor in a MuJoCo simulation (supported are "
+        "environment 'Hiding' cannot be set to a state: step 1 after restoring differs. Part "
+        "of its state is neither a plain attribute nor in a MuJoCo simulation (supported are "
         "MuJoCo, classic control, Gymnasium-Robotics' and OGBench's environments)",
         lambda: check_restorable(Hiding(), Hiding()),
     ),
     Case(
         CLI,
-        "evaluate: OGBench's name of a dataset as an environment",
+        "evaluate: an OGBench dataset name as environment",
         SystemExit,
-        "error: environment 'cube-single-play-singletask-task2-v0' is not played: that is the name "
-        "of a dataset: play in cube-single-singletask-task2-v0",
+        "error: environment 'cube-single-play-singletask-task2-v0' cannot be used: that is the "
+        "name of a dataset: use cube-single-singletask-task2-v0",
         play("--env-id", "cube-single-play-singletask-task2-v0"),
     ),
     Case(
@@ -203,14 +203,14 @@ CASES = [
         CLI,
         "evaluate: a run that names a module",
         SystemExit,
-        "error: config.json: env_id='mine:Env-v0' names a module, and no module that a file names "
-        "is imported: give it yourself, --env-id mine:Env-v0",
+        "error: config.json: env_id='mine:Env-v0' names a module, and modules named in files "
+        "are never imported: give it yourself, --env-id mine:Env-v0",
         played_run,
     ),
     key(
-        "an environment of a module",
+        "an environment id with a module",
         'env_id = "mine:Env-v0"',
-        "a plan: env_id='mine:Env-v0' names a module, and no module that a file names is imported: "
-        "train and evaluate there with --env-id mine:Env-v0",
+        "a plan: env_id='mine:Env-v0' names a module, and modules named in files are never "
+        "imported: train and evaluate there with --env-id mine:Env-v0",
     ),
 ]

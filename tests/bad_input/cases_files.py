@@ -65,46 +65,46 @@ def of_other_rows() -> None:
 
 CASES = [
     Case(
-        MAKE, "a discount above one", ValueError, "gamma=1.5, expected in [0, 1]", config(gamma=1.5)
+        MAKE, "a discount above 1", ValueError, "gamma=1.5, expected in [0, 1]", config(gamma=1.5)
     ),
     Case(
         FILE,
-        "saving an agent that has seen nothing",
+        "saving an agent without spaces",
         RuntimeError,
-        "nothing to save: this agent knows no spaces yet; call learn(dataset) or set_env",
+        "nothing to save: this agent has no spaces yet; call learn(dataset) or set_env",
         lambda: QGPO(PAPER_LIKE, device="cpu").save("agent"),
     ),
     Case(
         FILE,
-        "a file that is not there",
+        "a file that does not exist",
         CheckpointError,
         "checkpoint 'nowhere.zip' does not exist",
         lambda: QGPO.load("nowhere"),
     ),
     Case(
         FILE,
-        "a run folder instead of its file",
+        "a run folder instead of its checkpoint",
         CheckpointError,
         "checkpoint 'run.zip' does not exist; that of the run folder is 'run/checkpoint.zip'",
         a_run_folder,
     ),
     Case(
         FILE,
-        "an empty name",
+        "an empty file name to save",
         ValueError,
-        "path='.' names no file, expected one such as 'agent.zip'",
+        "path='.' is not a file name, expected one such as 'agent.zip'",
         lambda: agent().save(""),
     ),
     Case(
         FILE,
-        "an empty name to load",
+        "an empty file name to load",
         ValueError,
-        "path='.' names no file, expected one such as 'agent.zip'",
+        "path='.' is not a file name, expected one such as 'agent.zip'",
         lambda: load_agent(""),
     ),
     Case(
         FILE,
-        "a good file for a device that is not there",
+        "a device that does not exist",
         ValueError,
         "device='cuda:99' is not available here, expected auto or cpu",
         lambda: QGPO.load(saved(), device="cuda:99"),
@@ -146,14 +146,14 @@ CASES = [
     ),
     Case(
         FILE,
-        "an agent that nobody knows",
+        "an unknown agent",
         CheckpointError,
         "'agent.zip' holds a 'SAC' agent, expected one of […]",
         lambda: load_agent(saved(header(agent="SAC"))),
     ),
     Case(
         FILE,
-        "a configuration of other fields",
+        "a configuration with other fields",
         CheckpointError,
         "checkpoint 'agent.zip' cannot be used: configuration fields differ: unknown ['odd'], "
         "missing […]",
@@ -169,7 +169,7 @@ CASES = [
     ),
     Case(
         FILE,
-        "a tensor of another shape",
+        "a tensor with another shape",
         CheckpointError,
         "checkpoint 'agent.zip' cannot be used: it does not fit its configuration: missing "
         "tensors [], unknown [], of wrong shape ['… instead of (…)']",
@@ -179,14 +179,14 @@ CASES = [
         FILE,
         "an additional member",
         CheckpointError,
-        "'agent.zip' is no qgpo checkpoint: it holds […'data.pkl'…], expected […]",
+        "'agent.zip' is not a qgpo checkpoint: it holds […'data.pkl'…], expected […]",
         lambda: loaded(lambda members: members.update({"data.pkl": b"cos"})),
     ),
     Case(
         FILE,
-        "something behind the zip",
+        "bytes after the zip",
         CheckpointError,
-        "'agent.zip' is no qgpo checkpoint: there is something before, between or after its "
+        "'agent.zip' is not a qgpo checkpoint: there is something before, between or after its "
         "members; use a copy from save()",
         lambda: QGPO.load(commented(saved()), device="cpu"),
     ),
@@ -201,13 +201,13 @@ CASES = [
         FILE,
         "networks that are larger than the file",
         CheckpointError,
-        "checkpoint 'agent.zip' cannot be used: its configuration and spaces ask for larger "
-        "networks than it holds",
+        "checkpoint 'agent.zip' cannot be used: its configuration and spaces need larger "
+        "networks than the file holds",
         lambda: loaded(header(config={**asdict(PAPER_LIKE), "critic_hidden": [30_000, 30_000]})),
     ),
     Case(
         FILE,
-        "a setting that the constructor refuses",
+        "a setting out of range",
         CheckpointError,
         "checkpoint 'agent.zip' cannot be used: gamma=1.5, expected in [0, 1]",
         lambda: loaded(header(config={**asdict(PAPER_LIKE), "gamma": 1.5})),
@@ -221,7 +221,7 @@ CASES = [
     ),
     Case(
         FILE,
-        "a name that is there twice",
+        "a name that occurs twice",
         CheckpointError,
         "checkpoint 'agent.zip' is damaged (its JSON has a name twice); use an earlier copy",
         lambda: loaded(lambda members: members.update({"checkpoint.json": b'{"a": 1, "a": 2}'})),
@@ -237,13 +237,13 @@ CASES = [
         FILE,
         "a table of another size than the data",
         ValueError,
-        "this agent's tables ['support'] are not of these data, though its file says so: it is "
-        "damaged; use an earlier copy",
+        "this agent's tables ['support'] do not fit the dataset that its file names: the file "
+        "is damaged; use an earlier copy",
         of_other_rows,
     ),
     Case(
         FILE,
-        "a space of numbers that no file holds",
+        "a space with an unsupported dtype",
         ValueError,
         "Box(…) has dtype float128, expected one of […]",
         lambda: QGPO(PAPER_LIKE, device="cpu").set_spaces(
@@ -252,14 +252,14 @@ CASES = [
     ),
     Case(
         FILE,
-        "a file that is open for text",
+        "a file opened in text mode",
         ValueError,
-        "open file … is no binary file in which one can seek, expected one",
+        "open file … is not a seekable file in binary mode, expected one",
         lambda: EnergyGuidedDiffusion.load(StringIO(), device="cpu"),
     ),
     Case(
         FILE,
-        "an environment of other spaces",
+        "an environment with other spaces",
         ValueError,
         "the environment has observations (3,) and actions …; this agent was made for (3,) and …",
         lambda: QGPO.load(saved(), env="Pendulum-v1", device="cpu"),
@@ -288,7 +288,7 @@ CASES = [
     ),
     Case(
         PLAY,
-        "something that is no environment",
+        "an object that is not an environment",
         TypeError,
         "env is a int, expected an id such as 'Hopper-v5' or an EnvSpec",
         lambda: evaluate(agent(), 5),
@@ -303,28 +303,28 @@ CASES = [
     ),
     Case(
         PLAY,
-        "something that is no agent",
+        "an object that is not an agent",
         TypeError,
         "agent is a str without predict(), expected an agent",
         lambda: evaluate("agent", "Pendulum-v1"),
     ),
     Case(
         PLAY,
-        "no environments",
+        "n_envs=0",
         ValueError,
         "n_envs=0, expected at least 1",
         lambda: evaluate(agent(), "Pendulum-v1", n_envs=0),
     ),
     Case(
         PLAY,
-        "episodes of no steps",
+        "max_episode_steps=0",
         ValueError,
         "max_episode_steps=0, expected at least 1",
         lambda: evaluate(agent(), "Pendulum-v1", max_episode_steps=0),
     ),
     Case(
         PLAY,
-        "evaluation every nothing",
+        "eval_freq=0",
         ValueError,
         "eval_freq=0, expected an integer of at least 1",
         lambda: EvaluationCallback("Pendulum-v1", eval_freq=0),

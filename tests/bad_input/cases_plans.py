@@ -62,15 +62,15 @@ CASES = [
         "plan 'gone.toml' cannot be read: …No such file or directory…",
         lambda: read_plan(Path("gone.toml")),
     ),
-    refused("no TOML", "seeds", "seeds = ", "plan 'plan.toml' cannot be read: …"),
+    refused("a file that is not TOML", "seeds", "seeds = ", "plan 'plan.toml' cannot be read: …"),
     refused(
-        "no list of agents",
+        "agents that are not a list",
         "[[agents]]",
         "[agents]",
         "plan 'plan.toml' cannot be read: …",
     ),
     refused(
-        "lists in lists without end",
+        "deeply nested lists",
         "seeds = [0, 1]",
         "seeds = " + "[" * 20_000,
         "plan 'plan.toml' cannot be read: plan.toml is not TOML: …",
@@ -82,7 +82,7 @@ CASES = [
         "plan 'plan.toml' cannot be read: plan.toml has a key of more than 32 parts in line …",
     ),
     refused(
-        "more cells than a machine holds",
+        "too many cells",
         "seeds = [0, 1]",
         f"seeds = {list(range(20_000))}",
         f"{OF}1 datasets and 20000 seeds, expected at most 10000 cells",
@@ -95,7 +95,7 @@ CASES = [
         plan(PLAN[PLAN.index("[[agents]]") :] + SECOND, ""),
     ),
     refused(
-        "an agent without class",
+        "an agent without a class",
         'agent = "QGPO"\nguidance',
         "guidance",
         f"{OF}it has no key 'agent', the name of its class",
@@ -119,7 +119,7 @@ CASES = [
         f"{OF}seeds=None, expected a list of integers of at least 0",
     ),
     refused(
-        "datasets that are no list",
+        "datasets that are not a list",
         '["test/made/by-hand-v0"]',
         '"all"',
         f"{OF}datasets='all', expected a list of Minari ids",
@@ -131,32 +131,32 @@ CASES = [
         f"{OF}n_episodes=0, expected an integer of at least 1",
     ),
     refused(
-        "scales without the headline",
+        "guidance scales without the configured scale",
         "[0, 1, 2]",
         "[0, 2]",
-        f"{OF}guidance_scales=[0, 2] lacks the configured scale 1, which is the headline; "
+        f"{OF}guidance_scales=[0, 2] lacks the configured scale 1, which is the main result; "
         "add it, or set overrides = { guidance_scale = ... }",
     ),
     refused(
-        "scales with text",
+        "guidance scales that are text",
         "[0, 1, 2]",
         "[0, 'x']",
         f"{OF}guidance_scales='x', expected a finite number",
     ),
     refused(
-        "scales with a truth value",
+        "guidance scales that are a boolean",
         "[0, 1, 2]",
         "[0, true]",
         f"{OF}guidance_scales=True, expected a finite number",
     ),
     refused(
-        "scales of an agent without guidance",
+        "guidance scales for an agent without guidance",
         'agent = "QGPO"\nguidance_scales = [0, 1, 2]\noverrides = { beta = 2.0 }',
         'agent = "BC"\nguidance_scales = [0, 1, 2]',
         f"{OF}guidance_scales=(0, 1, 2): a BC agent has no guidance_scale",
     ),
     refused("an unknown agent", '"QGPO"', '"QGPS"', f"{OF}agent='QGPS', expected one of […]"),
-    refused("an agent that is no name", '"QGPO"', "5", f"{OF}agent=5, expected a string"),
+    refused("an agent that is not a name", '"QGPO"', "5", f"{OF}agent=5, expected a string"),
     refused(
         "a label of two lines",
         'label = "second"',
@@ -168,8 +168,8 @@ CASES = [
         "labels that differ in case",
         'label = "second"',
         'label = "First"',
-        "plan 'plan.toml': …-First-s0 and …-first-s0 are one name where case does not count: give "
-        "the agents different labels",
+        "plan 'plan.toml': …-First-s0 and …-first-s0 are the same name on file systems that "
+        "ignore case: give the agents different labels",
     ),
     key(
         "an unknown preset", 'preset = "huge"', "preset='huge', expected one of […] or a QGPOConfig"
@@ -187,7 +187,7 @@ CASES = [
         f"{OF}beta=-2.0, expected in [0, 1e+09]",
     ),
     refused(
-        "overrides that are no table",
+        "overrides that are not a table",
         "{ beta = 2.0 }",
         "[1]",
         f"{OF}overrides has [1], expected a table of some of […]",
@@ -198,12 +198,12 @@ CASES = [
         "storage='tape', expected one of ['memory', 'memmap']",
     ),
     key(
-        "an answer in words",
+        "a boolean in words",
         'deterministic = "no"',
         "deterministic='no', expected true or false",
     ),
     key(
-        "a share of a GPU that is none",
+        "a boolean as share of a GPU",
         "gpus = true",
         "gpus=True, expected a finite number of at least 0",
     ),
@@ -213,13 +213,17 @@ CASES = [
         f"threads={10**30}, expected an integer of at least 0 and at most 1024",
     ),
     key(
-        "a share of a GPU beyond all numbers",
+        "a share of a GPU that is too large",
         f"gpus = {10**400}",
         "gpus=1000…, expected a finite number of at least 0 and at most 1e+18",
     ),
-    key("less than no GPU", "gpus = -0.5", "gpus=-0.5, expected a finite number of at least 0"),
     key(
-        "an estimate that is no number",
+        "a negative share of a GPU",
+        "gpus = -0.5",
+        "gpus=-0.5, expected a finite number of at least 0",
+    ),
+    key(
+        "an estimate that is not a number",
         "estimate_minutes = nan",
         "estimate_minutes=nan, expected a finite number of at least 0",
     ),
@@ -228,29 +232,29 @@ CASES = [
         'estimate_minutes = "few"',
         "estimate_minutes='few', expected a finite number of at least 0",
     ),
-    key("a device that is no name", "device = 0", "device=0, expected a string"),
-    key("an environment that is no id", "env_id = 5", "env_id=5, expected a string"),
+    key("a device that is not a name", "device = 0", "device=0, expected a string"),
+    key("an environment that is not an id", "env_id = 5", "env_id=5, expected a string"),
     refused(
-        "a label that is there twice",
+        "a label that occurs twice",
         SECOND,
         PLAN[PLAN.index("[[agents]]") :],
-        "plan 'plan.toml': test-made-by-hand-v0-first-s0 is there twice: give the agents different "
-        "labels",
+        "plan 'plan.toml': test-made-by-hand-v0-first-s0 occurs twice: give the agents "
+        "different labels",
     ),
     refused(
-        "adopting from no label",
+        "adopting from an unknown label",
         'adopt = "first"',
         'adopt = "other"',
-        f"{DONOR}'other', expected the label of an agent further up, one of ['first']",
+        f"{DONOR}'other', expected the label of an earlier agent, one of ['first']",
     ),
     refused(
         "adopting from itself",
         'adopt = "first"',
         'adopt = "second"',
-        f"{DONOR}'second', expected the label of an agent further up, one of ['first']",
+        f"{DONOR}'second', expected the label of an earlier agent, one of ['first']",
     ),
     refused(
-        "adopting from a cell that is not there",
+        "adopting from a cell that does not exist",
         'adopt = "first"',
         'adopt = "first"\nseeds = [2]',
         f"{DONOR}'first' has no cell of dataset 'test/made/by-hand-v0' and seed 2: give both "
@@ -260,16 +264,17 @@ CASES = [
         "adopting another behavior",
         'guidance = "mse"',
         'guidance = "mse", ema_decay = 0.5',
-        f"{DONOR}'first' has ema_decay = 0.999 and this agent 0.5, which decides the behavior: "
-        "give both the same, or leave adopt away",
+        f"{DONOR}'first' has ema_decay = 0.999 and this agent 0.5, which determines the "
+        "behavior: use the same value for both, or remove adopt",
     ),
     refused(
-        "adopting from another task of other data",
+        "adopting from a task on other data",
         'adopt = "first"',
         'adopt = "first"\nadopt_dataset = "ogbench/cube-single-play-singletask-v0"',
-        "plan 'plan.toml': agent 'second': adopt_dataset='ogbench/cube-single-play-singletask-v0' "
-        "for dataset 'test/made/by-hand-v0', expected another task of OGBench with the same "
-        "trajectories, and adopt, the label of an agent",
+        "plan 'plan.toml': agent 'second': "
+        "adopt_dataset='ogbench/cube-single-play-singletask-v0' for dataset "
+        "'test/made/by-hand-v0', expected another OGBench task on the same trajectories, "
+        "together with adopt, the label of an agent",
     ),
     refused(
         "adopting by an agent outside the family",

@@ -13,17 +13,17 @@ from qgpo import QGPO
 CASES = [
     Case(
         PREDICT,
-        "an agent that was not trained",
+        "an untrained agent",
         RuntimeError,
         "this QGPO has not been trained: call learn(dataset), or load a file",
         lambda: QGPO(PAPER_LIKE, device="cpu").predict(np.zeros(3)),
     ),
     Case(
         PREDICT,
-        "what env.reset() returns",
+        "the tuple that env.reset() returns",
         ValueError,
-        "predict() was given a tuple, by mixing Gym API and SB3's VecEnv API perhaps: "
-        "`env.reset()` of Gymnasium returns (observation, info), pass only the observation",
+        "predict() was given a tuple: you are probably mixing Gym API and SB3's VecEnv API. "
+        "Gymnasium's `env.reset()` returns (observation, info); pass only the observation",
         predict((np.zeros(3), {})),
     ),
     Case(
@@ -44,7 +44,8 @@ CASES = [
         PREDICT,
         "a dict",
         ValueError,
-        "observation is a dict that is no array of numbers (…); expected shape (3,) or (n, 3)",
+        "observation is a dict, which is not an array of numbers (…); expected shape (3,) or "
+        "(n, 3)",
         predict({"x": np.zeros(3)}),
     ),
     Case(
@@ -56,37 +57,38 @@ CASES = [
     ),
     Case(
         PREDICT,
-        "an observation beyond all data",
+        "an observation far beyond the data",
         ValueError,
-        "the action of this QGPO is not finite for observation 0: its largest value is -3.3e+38, "
-        "in column 1; expected values as in the data",
+        "the action of this QGPO is not finite for observation 0: its largest value is "
+        "-3.3e+38, in column 1; expected observations like those in the data",
         predict(np.array([0.0, -3.3e38, 3.2e38])),
     ),
     Case(
         PREDICT,
-        "texts",
+        "text",
         ValueError,
-        "observation is a list that is no array of numbers (…); expected shape (3,) or (n, 3)",
+        "observation is a list, which is not an array of numbers (…); expected shape (3,) or "
+        "(n, 3)",
         predict(["1", "2", "3"]),
     ),
     Case(
         PREDICT,
         "masked values",
         ValueError,
-        "observation is a MaskedArray that is no array of numbers (…masked…); expected shape (3,) "
-        "or (n, 3)",
+        "observation is a MaskedArray, which is not an array of numbers (…masked…); expected "
+        "shape (3,) or (n, 3)",
         predict(np.ma.array(np.ones(3), mask=[True, False, False])),
     ),
     Case(
         PREDICT,
-        "a deterministic that is no boolean",
+        "a deterministic that is not a boolean",
         ValueError,
         "deterministic='no', expected True or False",
         lambda: agent().predict(np.zeros(3), deterministic="no"),
     ),
     Case(
         PREDICT,
-        "solver steps that are no integer",
+        "solver steps that are not an integer",
         ValueError,
         "solver steps=2.5, expected an integer of at least 1",
         lambda: predict_with(solver_steps=2.5),
@@ -102,20 +104,20 @@ CASES = [
         PREDICT,
         "a solver that draws noise",
         ValueError,
-        "solver='sde_dpm_solver_2m' draws noise, where samples must be a function of their first "
-        "noise; expected one of […]",
+        "solver='sde_dpm_solver_2m' draws noise at every step, but samples must be a function "
+        "of the initial noise; expected one of […]",
         lambda: predict_with(solver="sde_dpm_solver_2m"),
     ),
     Case(
         PREDICT,
-        "a guidance scale that is no number",
+        "a guidance scale that is not a number",
         ValueError,
         "guidance_scale=nan, expected a finite number",
         lambda: predict_with(guidance_scale=math.nan),
     ),
     Case(
         PREDICT,
-        "no solver steps",
+        "solver_steps=0",
         ValueError,
         "solver steps=0, expected at least 1",
         lambda: predict_with(solver_steps=0),

@@ -89,7 +89,7 @@ CASES = [
     ),
     Case(
         LOAD,
-        "a remote of another kind",
+        "an unsupported kind of remote",
         ValueError,
         "MINARI_REMOTE='farama-minari', expected hf://<organisation> or gcp://<bucket>",
         malformed_remote,
@@ -98,7 +98,7 @@ CASES = [
         WRITE,
         "combine: a single dataset",
         ValueError,
-        "['test/a-v0'] to combine, expected at least two datasets",
+        "['test/a-v0'], expected at least two datasets to combine",
         lambda: combine(written("test/a-v0"), "test/both-v0"),
     ),
     Case(
@@ -111,7 +111,7 @@ CASES = [
     ),
     Case(
         WRITE,
-        "combine: other spaces",
+        "combine: different spaces",
         ValueError,
         "datasets 'test/a-v0' and 'test/b-v0' cannot be combined: action_space … and …; expected "
         "the same",
@@ -128,16 +128,16 @@ CASES = [
         WRITE,
         "collect_vec_env: a normaliser inside another wrapper",
         ValueError,
-        "a VecNormalize lies inside VecMonitor: it has to be the outermost wrapper, so that what "
-        "it normalises can be recorded as it was",
+        "a VecNormalize is inside VecMonitor: it must be the outermost wrapper, so that "
+        "unnormalised observations and rewards can be recorded",
         lambda: collect_vec_env(mock.Mock(), VecMonitor(VecNormalize(vector())), 1, 0),
     ),
     Case(
         WRITE,
         "collect_vec_env: episodes that may never end",
         ValueError,
-        "environment 'Pendulum-v1' has no step limit, so that episodes may never end; make it "
-        "with one: gymnasium.make(id, max_episode_steps=1000)",
+        "environment 'Pendulum-v1' has no step limit, so episodes may never end; set one: "
+        "gymnasium.make(id, max_episode_steps=1000)",
         lambda: collect_vec_env(mock.Mock(), vector(max_episode_steps=-1), 1, 0),
     ),
     Case(
@@ -149,45 +149,45 @@ CASES = [
     ),
     Case(
         CLI,
-        "data: an id that is not there",
+        "data: an id that does not exist",
         SystemExit,
         "error: dataset 'mine/gone-v0' is not in …",
         data("check", "mine/gone-v0"),
     ),
     Case(
         CLI,
-        "data: a picture that exists",
+        "data: a picture that already exists",
         SystemExit,
-        "error: test-a-v0.png exists: choose another --output, or replace it by --overwrite",
+        "error: test-a-v0.png exists: choose another --output, or replace it with --overwrite",
         show_over,
     ),
     Case(
         CLI,
-        "data: a combination under the bundled datasets' name",
+        "data: a combination in the namespace of the bundled datasets",
         SystemExit,
-        "error: dataset id 'qgpo/a-v0': ids under qgpo/ are the bundled datasets'; choose another "
-        "namespace, for example mine/",
+        "error: dataset id 'qgpo/a-v0': ids under qgpo/ are reserved for the bundled datasets; "
+        "choose another namespace, for example mine/",
         data("combine", "test/a-v0", "test/b-v0", "--dataset-id", "qgpo/a-v0"),
     ),
     Case(
         CLI,
-        "collect: a name of the bundled datasets",
+        "collect: an id in the namespace of the bundled datasets",
         SystemExit,
-        "error: dataset id 'qgpo/a-v0': ids under qgpo/ are the bundled datasets'; choose another "
-        "namespace, for example mine/",
+        "error: dataset id 'qgpo/a-v0': ids under qgpo/ are reserved for the bundled datasets; "
+        "choose another namespace, for example mine/",
         collect("--policy", "uniform", "--dataset-id", "qgpo/a-v0"),
     ),
     Case(
         CLI,
-        "collect: fewer statistics than policies",
+        "collect: fewer statistics files than policies",
         SystemExit,
-        "error: --vecnormalize vecnormalize.pkl: expected as many as policies, 2, with - for those "
-        "that were trained without",
+        "error: --vecnormalize vecnormalize.pkl: expected one for each policy, 2 in all, with "
+        "- for policies without VecNormalize",
         collect("--policy", "uniform", "ppo.zip", "--vecnormalize", "vecnormalize.pkl"),
     ),
     Case(
         CLI,
-        "collect: more steps than the disk has space for",
+        "collect: more steps than fit on the disk",
         SystemExit,
         "error: dataset 'mine/a-v0': … MB are needed, … has … MB free: free some space, or set "
         "MINARI_DATASETS_PATH to a folder on another disk",
@@ -195,14 +195,14 @@ CASES = [
     ),
     Case(
         CLI,
-        "collect: statistics for a policy that has none",
+        "collect: statistics for a policy without VecNormalize",
         SystemExit,
-        "error: --vecnormalize vecnormalize.pkl: uniform was trained without, expected -",
+        "error: --vecnormalize vecnormalize.pkl: uniform has no VecNormalize, expected -",
         collect("--policy", "uniform", "--vecnormalize", "vecnormalize.pkl"),
     ),
     Case(
         CLI,
-        "collect: statistics that are not there",
+        "collect: a missing statistics file",
         SystemExit,
         "error: --policy ppo.zip: statistics file 'vecnormalize.pkl' does not exist",
         collect("--policy", "ppo.zip", "--vecnormalize", "vecnormalize.pkl"),

@@ -45,7 +45,7 @@ def other_evaluations() -> None:
 CASES = [
     Case(
         MAKE,
-        "no minutes",
+        "minutes=nan",
         ValueError,
         "minutes=nan, expected a finite number",
         lambda: within_minutes(QGPO, "laptop", make_dataset(), math.nan),
@@ -54,8 +54,8 @@ CASES = [
         MAKE,
         "minutes for an agent whose first steps are faster",
         ValueError,
-        "agent='sb3:online-sac': its first steps take less time than those that follow, so minutes "
-        "cannot be measured; choose its number of steps",
+        "agent='sb3:online-sac': its first steps take less time than later ones, so minutes "
+        "cannot be measured; set its number of steps instead",
         lambda: within_minutes(OnlineSAC, "laptop", make_dataset(), 10),
     ),
     Case(
@@ -82,14 +82,14 @@ CASES = [
     ),
     Case(
         MAKE,
-        "a seed that is no integer",
+        "a seed that is not an integer",
         ValueError,
         "seed=1.5, expected an integer of at least 0 and below 2**63",
         lambda: QGPO(seed=1.5),
     ),
     Case(
         MAKE,
-        "a seed that no generator takes",
+        "a seed that is too large",
         ValueError,
         "seed=9223372036854775808, expected an integer of at least 0 and below 2**63",
         lambda: QGPO(seed=2**63),
@@ -103,7 +103,7 @@ CASES = [
     ),
     Case(
         MAKE,
-        "a device that is not there",
+        "a device that does not exist",
         ValueError,
         "device='cuda:99' is not available here, expected auto or cpu",
         lambda: QGPO(device="cuda:99"),
@@ -127,7 +127,7 @@ CASES = [
         MAKE,
         "an environment with discrete actions",
         ValueError,
-        "the environment has action space Discrete(2); continuous actions …",
+        "the environment has action space Discrete(2); only continuous actions …",
         lambda: QGPO(env="CartPole-v1"),
     ),
     Case(
@@ -146,9 +146,9 @@ CASES = [
     ),
     Case(
         MAKE,
-        "more support actions in a step than there are",
+        "more support actions per step than exist",
         ValueError,
-        "implicit_actions=17, expected at most support_actions=16: there are no more",
+        "implicit_actions=17, expected at most support_actions=16: each state has only that many",
         config(critic="implicit", support_actions=16, implicit_actions=17),
     ),
     Case(
@@ -188,9 +188,9 @@ CASES = [
     ),
     Case(
         MAKE,
-        "a guidance that is another agent",
+        "a guidance that belongs to another agent",
         ValueError,
-        "guidance='weighted', expected one of […]; QIPO has it",
+        "guidance='weighted', expected one of […]; use QIPO for it",
         config(guidance="weighted"),
     ),
     Case(
@@ -202,7 +202,7 @@ CASES = [
     ),
     Case(
         MAKE,
-        "no candidates to choose from",
+        "num_samples=0",
         ValueError,
         "num_samples=0, expected in [1, 100000]",
         lambda: BestOfNConfig(num_samples=0),
@@ -223,14 +223,14 @@ CASES = [
     ),
     Case(
         MAKE,
-        "a learning rate that is no number",
+        "a learning rate that is not a number",
         ValueError,
         "behavior_learning_rate=nan, expected positive",
         config(behavior_learning_rate=math.nan),
     ),
     Case(
         MAKE,
-        "no solver steps",
+        "solver_steps=0",
         ValueError,
         "solver_steps=0, expected positive",
         config(solver_steps=0),
@@ -244,28 +244,28 @@ CASES = [
     ),
     Case(
         MAKE,
-        "an expectile of one",
+        "an expectile of 1",
         ValueError,
         "expectile=1.0, expected in [1e-06, 0.999999]",
         lambda: IQLConfig(expectile=1.0),
     ),
     Case(
         MAKE,
-        "a layer without units",
+        "a hidden layer of size 0",
         ValueError,
         "critic_hidden=(8, 0), expected positive",
         config(critic_hidden=(8, 0)),
     ),
     Case(
         MAKE,
-        "an ensemble of none",
+        "an ensemble without members",
         ValueError,
         "members is empty, expected at least one agent",
         lambda: Ensemble([]),
     ),
     Case(
         MAKE,
-        "an ensemble with an agent that is not trained",
+        "an ensemble with an untrained agent",
         ValueError,
         "member 0 has not been trained: call learn(dataset) first",
         lambda: Ensemble([QGPO(PAPER_LIKE, device="cpu")]),
@@ -279,35 +279,35 @@ CASES = [
     ),
     Case(
         MAKE,
-        "an ensemble of files",
+        "an ensemble made of file names",
         TypeError,
         "member 0 is a str, expected an agent",
         lambda: Ensemble(["agent.zip"]),
     ),
     Case(
         MAKE,
-        "an ensemble from one file",
+        "an ensemble loaded from one file",
         TypeError,
-        "paths='agent.zip' is one file, expected a list of them",
+        "paths='agent.zip' is one file, expected a list of files",
         lambda: Ensemble.load("agent.zip"),
     ),
     Case(
         LEARN,
-        "something that is no dataset",
+        "an object that is not a dataset",
         TypeError,
         "dataset is a int, expected a Minari id such as …",
         lambda: learn(dataset=5),
     ),
     Case(
         LEARN,
-        "a log interval of nothing",
+        "log_interval=0",
         ValueError,
         "log_interval=0, expected an integer of at least 1",
         lambda: learn(log_interval=0),
     ),
     Case(
         LEARN,
-        "no log interval",
+        "log_interval=None",
         ValueError,
         "log_interval=None, expected an integer of at least 1",
         lambda: learn(log_interval=None),
@@ -339,23 +339,25 @@ CASES = [
     ),
     Case(
         LEARN,
-        "a file's name as parameters",
+        "a file name as parameters",
         TypeError,
-        "parameters is a str, expected what get_parameters() returns; files are read by load(path)",
+        "parameters is a str, expected the result of get_parameters(); use load(path) to read "
+        "a file",
         lambda: agent().set_parameters("agent.zip"),
     ),
     Case(
         LEARN,
         "other data on resume",
         ValueError,
-        "training stands at timestep … on dataset 'test/made/by-hand-v0'; 'test/made/by-hand-v0' "
-        "holds other data. Resume with the previous dataset, go on with this one by "
-        "allow_other_dataset=True, or start again with reset_num_timesteps=True",
+        "training has reached timestep … on dataset 'test/made/by-hand-v0'; "
+        "'test/made/by-hand-v0' holds other data. Resume with the previous dataset, continue "
+        "on this one with allow_other_dataset=True, or start again with "
+        "reset_num_timesteps=True",
         lambda: agent().learn(make_dataset(seed=5), reset_num_timesteps=False),
     ),
     Case(
         LEARN,
-        "data of other spaces on resume",
+        "data with other spaces on resume",
         ValueError,
         "test/made/by-hand-v0 has observations (4,) and actions …; this agent was made for (3,) "
         "and …",
@@ -363,7 +365,7 @@ CASES = [
     ),
     Case(
         LEARN,
-        "a loss that explodes",
+        "a diverging loss",
         NonFiniteError,
         "critic/loss is nan at step 2 of stage 'critic' (timestep …). No checkpoint was written "
         "yet. Likely causes: …",
@@ -378,35 +380,35 @@ CASES = [
     ),
     Case(
         LEARN,
-        "checkpoints every nothing",
+        "a checkpoint every 0 steps",
         ValueError,
         "every=0, expected at least 1 step between two checkpoints",
         lambda: SaveCheckpoint(Path("a.zip"), 0),
     ),
     Case(
         LEARN,
-        "parameters of other names",
+        "parameters with other names",
         ParameterError,
         "parameters: unknown ['actor'], missing […], expected […]",
         lambda: agent().set_parameters({"actor": {}}),
     ),
     Case(
         LEARN,
-        "parameters of other shapes",
+        "parameters with other shapes",
         ParameterError,
         "parameters of 'critic' do not fit: … is missing, expected … (wrong: […])",
         lambda: agent().set_parameters({**agent().get_parameters(), "critic": {}}),
     ),
     Case(
         LEARN,
-        "some parameters, of names that the part lacks",
+        "some parameters, with unknown names",
         ParameterError,
         "parameters of 'critic' do not fit: more is (1,), expected not there (wrong: ['more'])",
         lambda: agent().set_parameters({"critic": {"more": torch.zeros(1)}}, exact_match=False),
     ),
     Case(
         LEARN,
-        "evaluations of another number of episodes to go on with",
+        "continuing evaluations with another number of episodes",
         ValueError,
         "n_eval_episodes=3, but '…evaluations.npz', which this training continues, has 2 episodes "
         "in every evaluation; take as many, or choose another log_path, or move the file away",
@@ -416,23 +418,23 @@ CASES = [
         LEARN,
         "parameters of another kind of optimizer",
         ParameterError,
-        "parameters of 'critic.optimizer' are no state of that optimizer, expected 'state' and "
-        "'param_groups' for its … parameters, as get_parameters() returns them",
+        "parameters of 'critic.optimizer' are not a state of that optimizer, expected 'state' "
+        "and 'param_groups' for its … parameters, as get_parameters() returns them",
         lambda: agent().set_parameters({"critic.optimizer": {"lr": 0.1}}, exact_match=False),
     ),
     Case(
         LEARN,
-        "no energy for the general model",
+        "no energy for EnergyGuidedDiffusion",
         ValueError,
-        "energy=None, expected a callable, or an array of one value per sample; fit_data(data) "
-        "learns q alone",
+        "energy=None, expected a callable, or an array of one value per sample; use "
+        "fit_data(data) to train the model of q only",
         lambda: EnergyGuidedDiffusion(device="cpu").fit(torch.zeros(4, 2), None),
     ),
     Case(
         LEARN,
         "tuning the guidance before training",
         RuntimeError,
-        "this QGPO is not trained to the end: call learn(dataset)",
+        "this QGPO has not finished training: call learn(dataset)",
         lambda: QGPO(PAPER_LIKE, device="cpu").tune_guidance(make_dataset()),
     ),
     Case(

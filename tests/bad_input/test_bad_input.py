@@ -53,18 +53,18 @@ def test_there_are_many_and_the_documentation_lists_them():
 def document() -> str:
     """docs/errors.md."""
     lines = [
-        "# What goes wrong, and what is said",
+        "# Error messages",
         "",
-        "Every kind of bad input below is tested for exactly this exception and message; `…` is",
-        "what differs from case to case. `CheckpointError`, `PlanError`, `RemoteError` and",
-        "`SpecError` are `ValueError`s, `NonFiniteError` and `RunFolderError` are `RuntimeError`s,",
-        "`CheckpointWriteError` (a full disk) is an `OSError`; command lines end with exit code 1",
-        "and the message alone.",
-        "This page is made by the command at the top of `tests/bad_input/test_bad_input.py`.",
+        "This page lists error messages for bad input. Each row is tested for exactly this",
+        "exception and message. `…` stands for text that varies. `CheckpointError`, `PlanError`,",
+        "`RemoteError` and `SpecError` are subclasses of `ValueError`. `NonFiniteError` and",
+        "`RunFolderError` are subclasses of `RuntimeError`. `CheckpointWriteError` (a full disk)",
+        "is a subclass of `OSError`. Commands print only the message and end with exit code 1.",
+        "The command at the top of `tests/bad_input/test_bad_input.py` generates this page.",
     ]
     places = dict.fromkeys(case.where for case in CASES)
     for place in places:
-        lines += ["", f"## {place}", "", "| what | exception | message |", "|---|---|---|"]
+        lines += ["", f"## {place}", "", "| bad input | exception | message |", "|---|---|---|"]
         for case in CASES:
             if case.where == place:
                 message = case.message.replace("|", "\\|")

@@ -26,10 +26,10 @@ def sparse(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (fifo, "no regular file"),
-        (device, "no regular file"),
+        (fifo, "not a regular file"),
+        (device, "not a regular file"),
         (sparse, "more than 1000 bytes"),
-        (os.mkdir, "no regular file"),
+        (os.mkdir, "not a regular file"),
     ],
 )
 def test_what_has_no_end_is_not_read(make, message, read, tmp_path):
@@ -46,7 +46,7 @@ def test_what_has_no_end_is_not_read(make, message, read, tmp_path):
         (read_json, b"1" * 5000, "is not JSON"),
         (read_json, b"\xff{}", "is not UTF-8"),
         (read_json, b'[{"a": 1, "b": 2, "a": 3}]', "has the name 'a' twice"),
-        (read_json, b'{"a": {"b": NaN}}', "NaN is no number"),
+        (read_json, b'{"a": {"b": NaN}}', "NaN is not a number"),
         (read_toml, b"a = " + b"[" * 50_000, "is not TOML"),
         (read_toml, b"a = " + b"{b=" * 50_000, "is not TOML"),
         (read_toml, b"a = " + b"1" * 5000, "is not TOML"),

@@ -24,7 +24,7 @@ from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.workers import run_cell
 from qgpo.scripts import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is of no known family:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*belongs to no known family:UserWarning")
 
 DATASET = "test/mapped-v0"
 TORQUES = spaces.Box(-2.0, 2.0, (1,), np.float32)

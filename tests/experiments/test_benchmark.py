@@ -208,10 +208,10 @@ def test_finished_cells_are_skipped_and_estimates_come_from_them(measured, data)
     lines = done.stdout.splitlines()
     assert lines[1].split()[:2] == [TINY_S0, "finished"]
     assert "mean of 2 finished" in lines[3]
-    assert "2 finished, 1 to do" in lines[-1]
+    assert "2 finished, 1 to run" in lines[-1]
     plan.write_text(PLAN + BASELINE)
     done = run(plan, data=data)
-    assert "3 finished, 0 to do" in done.stdout
+    assert "3 finished, 0 to run" in done.stdout
     assert before == {p: p.stat().st_mtime_ns for p in (measured / "plan").iterdir()}
 
 
@@ -231,7 +231,7 @@ def test_a_checkpoint_of_other_data_is_not_evaluated_on_todays(data, plan, tmp_p
     agent.prepare(make_dataset(observation_dim=3))
     agent.dataset_fingerprint = "0" * 64
     agent.save(tmp_path / "runs" / cell.name / "checkpoint.zip")
-    with pytest.raises(DocumentError, match=r"learned from other data than 'test/pen"):
+    with pytest.raises(DocumentError, match=r"trained on other data than the present 'test/pen"):
         run_cell(cell, tmp_path / "runs")
 
 
@@ -314,7 +314,7 @@ def test_killed_and_interrupted_workers_go_on_to_the_same_result(measured, data,
     assert "stopped with checkpoints" in errors
     assert f"--plan {plan}" in errors
     done = run(plan, "--dry-run", data=data)
-    assert sorted(re.findall(r"goes on from (\d+)", done.stdout)) == ["20", "25"]
+    assert sorted(re.findall(r"continues from (\d+)", done.stdout)) == ["20", "25"]
     assert same_results(measure(PLAN, tmp_path, data), measured)
 
 
@@ -374,7 +374,7 @@ def test_a_ray_cluster_that_is_stopped_leaves_checkpoints(sent, measured_long, d
     assert "stopped with checkpoints" in output
     assert not (tmp_path / "plan" / f"{TINY_S0}.json").exists()
     done = run(plan, "--workers", "2", data=data)
-    assert "goes on from" in done.stdout
+    assert "continues from" in done.stdout
     assert same_results(tmp_path, measured_long)
 
 

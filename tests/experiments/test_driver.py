@@ -20,7 +20,7 @@ from qgpo.experiments.settings import Experiment
 from qgpo.experiments.workers import run_cell
 from qgpo.scripts import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is of no known family:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*belongs to no known family:UserWarning")
 
 DATASET = "test/mapped-v0"
 EXPERIMENT: Experiment = Experiment(
@@ -96,7 +96,7 @@ def test_the_clock_counts_every_session(monkeypatch, capsys):
     folder.clock.write_text(json.dumps(first))
     with folder.locked():
         training = Run(EXPERIMENT, folder).finish()["training"]
-    assert "going on from timestep 9" in capsys.readouterr().out
+    assert "continuing from timestep 9" in capsys.readouterr().out
     assert training["stage_seconds"]["behavior"] == {"wall": 100.0, "cpu": 50.0}
     assert list(training["stage_seconds"]) == [*first["stage_seconds"], "energy"]
     assert 100.0 < training["wall_seconds"] < 160.0

@@ -207,7 +207,7 @@ def test_a_report_says_what_was_measured_and_what_is_missing(folder, report):
     before = read_documents(folder)
     printed = report("--results", "cells", "--title", "By hand", "--pack")
     assert "cells: 11 cells packed" in printed
-    assert "11 of 12 cells are there" in printed
+    assert "11 of 12 cells have results" in printed
     assert [path.name for path in folder.glob("*.json")] == [PROVENANCE]
     assert read_documents(folder) == before
     text = (folder / "report" / "report.md").read_text()
@@ -225,7 +225,7 @@ def test_a_report_says_what_was_measured_and_what_is_missing(folder, report):
     # on the first dataset every run of guided is better, on the second two of three
     assert "| guided | plain | 0.83 [" in text
     assert f"| `{FIRST}` | guided | 120 ± 20 (w = 1) | 130 ± 0 (w = 2) |" in text
-    assert "best w online, not a headline" in text
+    assert "best w by online returns (upper bound)" in text
     assert "| guided | 6 | 101 | 90 (6 runs) |" in text
     assert "by hand" in text
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)

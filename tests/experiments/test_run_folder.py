@@ -211,7 +211,7 @@ def test_who_waits_gets_the_folder_when_it_is_free(tmp_path, monkeypatch, capsys
     with RunFolder(tmp_path).locked(wait=True):
         pass
     holder.join()
-    assert "held by another process: waiting" in capsys.readouterr().out
+    assert "in use by another process: waiting" in capsys.readouterr().out
 
 
 def test_a_complete_config_is_read(tmp_path):

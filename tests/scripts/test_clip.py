@@ -31,4 +31,4 @@ def test_the_clip_is_of_the_last_scale(scales, filmed, said, monkeypatch, capsys
     args = evaluate.Args(run=(Path("run"),), video=Path("a.gif"))
     evaluate.film(args, Path("a.gif"), agent, "Hopper-v5", scales[-1])
     assert clips == [filmed]
-    assert capsys.readouterr().out == f"clip: a.gif ({said})\n"
+    assert capsys.readouterr().out == f"video: a.gif ({said})\n"

@@ -104,7 +104,7 @@ def test_download_check_and_repair(hub, capsys):
 def test_a_failed_download_is_one_line(hub):
     hub.spoils[MAIN] = 2
     text = refused("download", ID, "--no-progress-bar")
-    assert text.startswith(f"error: dataset {ID!r}: data/main_data.hdf5 arrived twice")
+    assert text.startswith(f"error: dataset {ID!r}: data/main_data.hdf5 were downloaded twice")
     assert refused("download") == "error: no dataset id given, expected at least one"
 
 
@@ -115,19 +115,21 @@ def test_combine(capsys):
     assert capsys.readouterr().out.startswith("mine/both-v0: 3 episodes, 9 steps\ntrain on it:")
     assert "mine/both-v0" in local_ids()
     ours = ("--dataset-id", "qgpo/hopper/both-v0")
-    assert "bundled datasets'" in refused("combine", "test/a-v0", "test/b-v0", *ours)
+    assert "reserved for the bundled datasets" in refused(
+        "combine", "test/a-v0", "test/b-v0", *ours
+    )
 
 
 def test_show_writes_the_picture_and_the_summary(capsys):
     write("test/a-v0")
     Path("test-a-v0.png").touch()
-    assert "replace it by --overwrite" in refused("show", "test/a-v0")
+    assert "replace it with --overwrite" in refused("show", "test/a-v0")
     call("show", "test/a-v0", "--overwrite")
     text = capsys.readouterr().out
     assert "5 transitions, 2 episodes" in text
     assert "mean 153, min 2, median 153, max 304" in text  # 0.5 + 1.5; 100.5 + … + 102.5
     assert Path("test-a-v0.png").read_bytes().startswith(b"\x89PNG")
-    assert "ends in .png" in refused("show", "test/a-v0", "--output", "picture.txt")
+    assert "ending in .png" in refused("show", "test/a-v0", "--output", "picture.txt")
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def test_generate_makes_trajectories_and_says_how_to_train_on_them(processes, ca
 
     call("generate", f"{made}-v0", "--processes", "1")
     assert processes == [3]
-    assert capsys.readouterr().out.startswith(f"{made}-v0 exists already: nothing is generated\n")
+    assert capsys.readouterr().out.startswith(f"{made}-v0 already exists: nothing is generated\n")
     call("generate", "pointmaze-medium-stitch", "--steps", "500", "--seed", "2", "--processes", "1")
     assert processes == [3, 1]
     assert local_ids() == [f"{made}-seed2-v0", f"{made}-v0"]
@@ -177,7 +179,7 @@ def test_generate_refuses_with_one_line_and_says_how_to_go_on(processes, monkeyp
 
     monkeypatch.setattr("qgpo.envs.store.generating.played", stop)
     stopped = refused("generate", "pointmaze-medium-stitch")
-    assert "the same command goes on from the trajectories that are finished" in stopped
+    assert "run the same command again to continue after the finished trajectories" in stopped
     assert local_ids() == []
 
 

@@ -18,7 +18,7 @@ from qgpo.experiments import driver
 from qgpo.experiments.driver import Run
 from qgpo.scripts import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is of no known family:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*belongs to no known family:UserWarning")
 
 DATASET = "test/mapped-v0"
 GIVEN = ["--dataset-id", DATASET, "--n-episodes", "0", "--device", "cpu", "--no-progress-bar"]
@@ -63,8 +63,8 @@ def config_of(folder: str) -> dict:
 def test_minutes_are_the_steps_that_fill_them(capsys):
     train.main(train.parse([*GIVEN, *TINY, "--minutes", "2.5"]))
     assert (
-        "2.5 minutes: 2 times the preset's steps (the preset's take behavior 40 s, energy 20 s, "
-        "and 30 s do not depend on them)" in capsys.readouterr().out
+        "2.5 minutes: 2 times the preset's steps (the preset's steps take behavior 40 s, energy "
+        "20 s; 30 s do not depend on steps)" in capsys.readouterr().out
     )
     folder = "runs/test-mapped-v0-QGPO-laptop-2.5min-s0"
     about = config_of(folder)
@@ -165,8 +165,8 @@ def test_a_new_run_in_the_same_folder_measures_if_it_may_begin(overwrite, monkey
         (["--minutes", "nan"], "minutes=nan, expected a finite number"),
         (["--minutes", "inf"], "minutes=inf, expected a finite number"),
         (["--minutes", "0.5"], "minutes=0.5, expected at least 0.504 here: 30 s of the training"),
-        (["--minutes", "2", "--longer", "4"], "minutes=2 and longer=4: each decides"),
-        (["--minutes", "2", "--adopt", "there"], "minutes=2 and adopt='there': the stages"),
+        (["--minutes", "2", "--longer", "4"], "minutes=2 and longer=4: both set"),
+        (["--minutes", "2", "--adopt", "there"], "minutes=2 and adopt='there': adopted stages"),
     ],
 )
 def test_minutes_that_cannot_be_are_refused(flags, message):

@@ -55,5 +55,5 @@ def test_a_state_that_torch_does_not_write_is_refused_before_it_is_tried(draws, 
     for name, value in changes.items():
         fields[name] = value
     state = torch.frombuffer(bytearray(fields.tobytes()), dtype=torch.uint8)
-    with pytest.raises(CheckpointError, match="no generator's state"):
+    with pytest.raises(CheckpointError, match="not a generator state"):
         check_tables({"generator/x": state}, KINDS)

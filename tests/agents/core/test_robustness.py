@@ -45,7 +45,7 @@ def test_a_read_only_observation_is_read_without_a_warning(trained):
     ids=["dates", "complex", "large integer", "large", "bytes", "text"],
 )
 def test_what_data_may_not_hold_is_no_observation(observation, trained):
-    with pytest.raises(ValueError, match="is no array of numbers"):
+    with pytest.raises(ValueError, match="is not an array of numbers"):
         trained.predict(observation)
 
 
@@ -146,7 +146,7 @@ def test_parameters_that_are_not_finite_never_replace_a_good_file(tmp_path):
     agent.save("agent")
     before = (tmp_path / "agent.zip").read_bytes()
     next(agent.critic.network.parameters()).data[0] = np.nan
-    with pytest.raises(NonFiniteError, match=r"not saved: critic\..*'agent.zip' is as it was"):
+    with pytest.raises(NonFiniteError, match=r"not saved: critic\..*'agent.zip' is unchanged"):
         agent.save("agent")
     assert (tmp_path / "agent.zip").read_bytes() == before
 

@@ -161,7 +161,9 @@ def test_what_ended_before_a_failure_keeps_its_success():
 
 def test_another_step_limit_is_another_task():
     """An episode that is cut has failed, and neither its success nor the others' are a score."""
-    with pytest.warns(UserWarning, match="no score, its successes.*for 9 steps, not.*steps=1"):
+    with pytest.warns(
+        UserWarning, match="no score, because its success rate.*for 9 steps, not.*steps=1"
+    ):
         result = evaluate(Zero(), WINS, 3, max_episode_steps=1, warn_of_cuts=False)
     assert (result.successes, result.cut) == ([False, True, False], 3)  # as the info says
     assert result.success == pytest.approx(100 / 3)
@@ -172,7 +174,9 @@ def test_another_step_limit_is_another_task():
 
 
 def test_reference_returns_are_refused():
-    with pytest.raises(ValueError, match=r"reference=.*episodes of .*Wins-v0 are scored by their"):
+    with pytest.raises(
+        ValueError, match=r"reference=.*episodes of .*Wins-v0 are scored by success"
+    ):
         evaluate(Zero(), WINS, 1, reference=ReferenceScores(-3.0, 0.0, "by hand"))
 
 

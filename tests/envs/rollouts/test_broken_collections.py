@@ -130,7 +130,7 @@ def test_the_script_keeps_them_in_a_folder_of_their_own(how):
         ({"seed": None}, "seed=None, expected an integer"),
         ({"policies": []}, "returned no policies"),
         ({"policies": Zero()}, "expected a list of policies"),
-        ({"policies": [3]}, "3 is no policy"),
+        ({"policies": [3]}, "3 is not a policy"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(settings, said):

@@ -220,7 +220,7 @@ def test_bundled_dataset_does_not_depend_on_the_folder(recipe, monkeypatch, tmp_
     assert load_dataset(recipe).fingerprint == first.fingerprint
 
 
-@pytest.mark.filterwarnings("ignore:.*is of no known family")
+@pytest.mark.filterwarnings("ignore:.*belongs to no known family")
 def test_other_data_under_a_bundled_id_are_warned_about(recipe, monkeypatch):
     made = load_dataset(recipe)
     part = minari.load_dataset(recipe).filter_episodes(lambda episode: episode.id < 3)
@@ -236,7 +236,7 @@ def test_other_data_under_a_bundled_id_are_warned_about(recipe, monkeypatch):
                 warnings.simplefilter("always")
                 load_dataset(source, storage=storage)
             told = [str(warning.message) for warning in caught]
-            assert any("made-v0' in" in t and "not the published one" in t for t in told) is (
+            assert any("made-v0' in" in t and "differs from the published" in t for t in told) is (
                 is_warned
             )
 

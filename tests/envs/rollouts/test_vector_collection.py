@@ -107,7 +107,7 @@ def test_under_a_normaliser_raw_numbers_are_recorded():
 
 
 def test_a_normaliser_inside_another_wrapper_is_refused():
-    with pytest.raises(ValueError, match="VecNormalize lies inside VecMonitor"):
+    with pytest.raises(ValueError, match="VecNormalize is inside VecMonitor"):
         collect_vec_env(Echo(), VecMonitor(VecNormalize(counting())), 1, 0)
 
 

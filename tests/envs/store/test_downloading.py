@@ -96,7 +96,7 @@ def test_a_file_that_arrives_corrupt_is_fetched_again(hub):
 
 def test_a_remote_that_keeps_delivering_corrupt_files_is_refused(hub):
     hub.spoils[MAIN] = 2
-    with pytest.raises(ValueError, match=r"main_data.hdf5 arrived twice.*checksum"):
+    with pytest.raises(ValueError, match=r"main_data.hdf5 were downloaded twice.*checksum"):
         load_dataset(ID)
     assert local_ids() == []
 
@@ -119,7 +119,7 @@ def half_made():
 
 def test_a_half_made_folder_is_replaced(hub):
     half_made()
-    with pytest.warns(UserWarning, match=r"what was in its place is now in .*numbered-v0-"):
+    with pytest.warns(UserWarning, match=r"the previous data are now in .*numbered-v0-"):
         assert len(load_dataset(ID)) == 5
     assert local_ids() == [ID]
     (kept,) = folder_of(ID).parent.glob(".qgpo-replaced-*")
@@ -129,7 +129,7 @@ def test_a_half_made_folder_is_replaced(hub):
 def test_a_failed_repair_leaves_the_old_folder(hub):
     folder = half_made()
     hub.spoils[MAIN] = 9
-    with pytest.raises(ValueError, match="arrived twice"):
+    with pytest.raises(ValueError, match="downloaded twice"):
         load_dataset(ID)
     assert (folder / "main_data.hdf5").read_bytes() == b"half"
 
@@ -147,7 +147,7 @@ def test_lost_episodes_are_noticed_and_fetched_again(hub):
 
 def test_a_download_that_broke_off_keeps_the_files_that_had_arrived(hub):
     hub.cuts[MAIN] = [1000] * 9
-    with pytest.raises(ValueError, match=r"broke off.*Start it again"):
+    with pytest.raises(ValueError, match=r"failed.*Run it again"):
         load_dataset(ID)
     assert local_ids() == []
     hub.cuts.clear()

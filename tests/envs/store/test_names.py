@@ -177,7 +177,7 @@ def test_a_dataset_of_the_users_own_is_not_fetched_over(hub):
     for use in (load_dataset, download):
         with pytest.raises(ValueError, match=r"made with Minari 0\.1.*is not replaced.*--force"):
             use(REMOTE_ID)
-    with pytest.warns(UserWarning, match="what was in its place is now in") as told:
+    with pytest.warns(UserWarning, match="the previous data are now in") as told:
         assert len(download(REMOTE_ID, force=True)) == 2
     kept = Path(str(told[0].message).rsplit(" ", 1)[1])
     assert (kept / "data" / "metadata.json").exists()

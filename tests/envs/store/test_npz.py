@@ -79,11 +79,14 @@ def header(text):
 
 STATED = "{'descr': '%s', 'fortran_order': %s, 'shape': %s}"
 BAD = {
-    "pickles": (as_npy(np.array([Trap()] * 6, object)), "a holds no numbers, its type is object"),
-    "text": (as_npy(np.array(["x"] * 6)), "a holds no numbers, its type is <U1"),
-    "compounds": (as_npy(np.zeros(6, "f4,f4")), "a holds no numbers"),
-    "complex numbers": (as_npy(np.zeros(6, complex)), "a holds no numbers"),
-    "long doubles": (as_npy(np.zeros(6, np.longdouble)), "a holds no numbers"),
+    "pickles": (
+        as_npy(np.array([Trap()] * 6, object)),
+        "a contains no numbers, its type is object",
+    ),
+    "text": (as_npy(np.array(["x"] * 6)), "a contains no numbers, its type is <U1"),
+    "compounds": (as_npy(np.zeros(6, "f4,f4")), "a contains no numbers"),
+    "complex numbers": (as_npy(np.zeros(6, complex)), "a contains no numbers"),
+    "long doubles": (as_npy(np.zeros(6, np.longdouble)), "a contains no numbers"),
     "a single value": (as_npy(np.float64(1.0)), r"a has shape \(\), expected rows"),
     "columns": (as_npy(np.asfortranarray(ROWS["a"])), r"a has shape \(6, 2\), expected rows"),
     "other rows": (as_npy(ROWS["a"][:5]), "b has 6 rows, others have 5"),
@@ -110,7 +113,7 @@ def test_what_holds_no_rows_of_numbers_is_refused(what, path):
 def test_numbers_that_no_file_of_that_size_holds_are_refused(path, monkeypatch):
     monkeypatch.setattr(npz, "LEAST_BYTES", 10_000)
     np.savez_compressed(path, a=np.zeros((300_000, 2)), b=np.zeros(300_000))
-    with pytest.raises(NpzError, match="states 7 MB of numbers, more than its size unpacks to"):
+    with pytest.raises(NpzError, match="states 7 MB of numbers, which its size cannot contain"):
         read(path)
 
 

@@ -82,9 +82,9 @@ def test_ids_have_their_family_and_their_environment(dataset_id, env_id):
 @pytest.mark.parametrize(
     ("rest", "why"),
     [
-        ("visual-cube-single-play-singletask-task2-v0", "its observations are images, agents"),
+        ("visual-cube-single-play-singletask-task2-v0", "its observations are images, but agents"),
         ("powderworld-easy-play-v0", "images and its actions are discrete"),
-        ("cube-single-play-oraclerep-v0", "for agents that are given goals"),
+        ("cube-single-play-oraclerep-v0", "it is for goal-conditioned agents"),
         ("cube-single-play-singletask-task6-v0", "tasks are task1 to task5"),
         ("cube-single-play-singletask-task02", "tasks are task1 to task5"),
         ("cube-single-play-100k-singletask-task2-v0", "ids of generated data, under ogbench-gen"),
@@ -134,7 +134,7 @@ def test_trajectories_name_the_tasks_that_label_them(files):
 
 
 def test_ids_of_published_data_are_not_given_to_others():
-    with pytest.raises(ValueError, match="ids under ogbench/ are those of OGBench's published"):
+    with pytest.raises(ValueError, match="ids under ogbench/ are reserved for OGBench's published"):
         check_new_id("ogbench/cube-single-play-v1")
     check_new_id(MADE)
 
@@ -194,7 +194,7 @@ BAD = {
         "trajectory 1: qvel has NaN or infinite values",
     ),
     "rows too few": (lambda rows: {"actions": rows["actions"][:-1]}, "actions has 6 rows, others"),
-    "objects": (lambda rows: {"qpos": np.array([{}] * 7)}, "qpos holds no numbers, its type is"),
+    "objects": (lambda rows: {"qpos": np.array([{}] * 7)}, "qpos contains no numbers, its type is"),
     "no states": (lambda rows: {"qpos": None}, "it has no qpos"),
 }
 
@@ -235,9 +235,9 @@ def test_a_damaged_conversion_may_be_made_again(files):
     write_npz(files, f"{MAZE}-v0", maze_rows(*ROWS))
     load(download=False)
     (folder_of(ID) / "data" / "main_data.hdf5").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"damaged.*; delete that folder to make it again"):
+    with pytest.raises(ValueError, match=r"damaged.*; delete that folder to generate it again"):
         load()
-    with pytest.raises(ValueError, match="delete that folder to have it made again"):
+    with pytest.raises(ValueError, match="delete that folder to generate it again"):
         download(ID, force=True)
 
 
@@ -378,7 +378,7 @@ def test_what_only_a_download_brings_says_so(host):
 
 def test_half_a_file_is_no_dataset_and_is_fetched_again(host):
     host.cut = 300
-    with pytest.raises(RemoteError, match=r"300 of \d+ bytes arrived.*Start it again"):
+    with pytest.raises(RemoteError, match=r"300 of \d+ bytes arrived.*Run it again"):
         load()
     assert nothing_is_here()
     host.cut = None
@@ -388,7 +388,7 @@ def test_half_a_file_is_no_dataset_and_is_fetched_again(host):
 def test_a_download_that_stalls_ends(host, monkeypatch):
     monkeypatch.setattr(ogbench, "STALLED_SECONDS", 0.3)
     host.cut, host.stalls = 300, True
-    with pytest.raises(RemoteError, match=r"broke off .*timed out.*Start it again"):
+    with pytest.raises(RemoteError, match=r"failed .*timed out.*Run it again"):
         load()
     assert nothing_is_here()
     host.cut, host.stalls = None, False
@@ -449,7 +449,7 @@ def test_nobody_is_told_to_generate_what_cannot_be_generated(dataset_id, why):
 
 def test_generated_ones_are_not_said_to_be_from_a_file():
     write_generated(maze_rows(*ROWS))
-    with pytest.raises(ValueError, match="was generated here: delete that folder to have it made"):
+    with pytest.raises(ValueError, match="was generated here: delete that folder to generate it"):
         download(MADE, force=True)
 
 

@@ -73,7 +73,7 @@ def test_a_dataset_that_appears_without_the_lock_is_kept_and_said():
             with datasets_root(root):  # Minari itself, in another process
                 write_buffers(numbered_episodes((3,), (True,)), ID)
 
-    with pytest.raises(ValueError, match=r"'test/a-v0' appeared in .* while it was written"):
+    with pytest.raises(ValueError, match=r"'test/a-v0' was created in .* while it was written"):
         both()
     assert len(load_dataset(ID, download=False)) == 3
 

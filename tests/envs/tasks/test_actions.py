@@ -77,13 +77,13 @@ def test_scaling_and_back():
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (box(0, 5, np.int64), "of int64; continuous actions"),
-        (box(0, 255, np.uint8), "of uint8; continuous actions"),
-        (box(0, 1, np.bool_), "of bool; continuous actions"),
+        (box(0, 5, np.int64), "of int64; only continuous actions"),
+        (box(0, 255, np.uint8), "of uint8; only continuous actions"),
+        (box(0, 1, np.bool_), "of bool; only continuous actions"),
         (box(1e6, 1e6 + 0.01, np.float64), "column 0 between 1000000.0 and 1000000.01"),
         (box([-1, 1.0], [1, 1.0 + 1e-5], np.float64), "column 1 between 1.0"),
-        (box(0.0, 1e-40), "hardly different in float32"),
-        (box(-1e-300, 1e-300, np.float64), "hardly different in float32"),
+        (box(0.0, 1e-40), "float32 can hardly distinguish"),
+        (box(-1e-300, 1e-300, np.float64), "float32 can hardly distinguish"),
         (box(0.0, np.inf), r"gymnasium.spaces.Box\(actions.min"),
         (box(-np.inf, 1.0, np.float64), "TransformAction"),
     ],
@@ -180,7 +180,7 @@ def test_members_of_an_ensemble_scale_alike():
     narrow, wide = data([-2, 2, 0], box(-1e6, 1e6)), data([-3, 3, 0], box(-1e6, 1e6))
     with pytest.warns(UserWarning, match="times wider"):
         agents = [QGPO(PAPER_LIKE, device="cpu").learn(d, lambda *_: False) for d in (narrow, wide)]
-    with pytest.raises(ValueError, match="scales actions by other data"):
+    with pytest.raises(ValueError, match="scales actions by another range"):
         Ensemble(agents)
 
 

@@ -121,7 +121,7 @@ def dict_dataset():
 @pytest.mark.parametrize("storage", ["memory", "memmap"])
 def test_unknown_dicts_are_read_whole_with_a_warning(storage):
     source = dict_dataset()
-    assumed = r"of no known family: observations are the vector of down \(1,\), up \(1,\);"
+    assumed = r"belongs to no known family: observations are the vector of down \(1,\), up \(1,\);"
     with pytest.warns(UserWarning, match=assumed):
         dataset = load_dataset(source, storage=storage, progress_bar=False)
     assert dataset.states.tolist() == [[-x, x] for x in (0, 1, 2, 3, 100, 101, 102)]
@@ -147,7 +147,7 @@ def test_a_new_training_forgets_the_dicts_of_the_former():
     assert agent.adapter is not None
     agent.learn(load_dataset(write_buffers(numbered_episodes((4,), (True,)))), lambda *_: False)
     assert agent.adapter is None
-    with pytest.raises(ValueError, match="no array of numbers"):
+    with pytest.raises(ValueError, match="not an array of numbers"):
         agent.predict({"up": np.ones(1), "down": -np.ones(1)})
 
 

@@ -224,28 +224,31 @@ def test_all_other_environments_are_refused():
 @pytest.mark.parametrize(
     ("env_id", "why"),
     [
-        ("cube-single-v0", "another goal, which agents here are not given: play in a task, "
+        ("cube-single-v0", "agents do not observe it: use one of its tasks, "
          "cube-single-singletask-task1-v0 to cube-single-singletask-task5-v0"),
-        ("visual-cube-single-singletask-task2-v0", f"images, .* play in {CUBE}$"),
-        ("visual-scene-v0", "images, .* play in scene-singletask-task1-v0 to"),
-        ("cube-single-play-singletask-task2-v0", f"name of a dataset: play in {CUBE}$"),
-        ("cube-single-play-oraclerep-v0", "name of a dataset: play in cube-single-singletask-"),
-        ("puzzle-4x4-oraclerep-v0", "another goal.* puzzle-4x4-singletask-task1-v0 to"),
-        ("cube-single-singletask-task6-v0", "no such task: play in cube-single-singletask-task1"),
+        ("visual-cube-single-singletask-task2-v0", f"images, .* use {CUBE}$"),
+        ("visual-scene-v0", "images, .* use scene-singletask-task1-v0 to"),
+        ("cube-single-play-singletask-task2-v0", f"name of a dataset: use {CUBE}$"),
+        ("cube-single-play-oraclerep-v0", "name of a dataset: use cube-single-singletask-"),
+        ("puzzle-4x4-oraclerep-v0", "its goal changes.* puzzle-4x4-singletask-task1-v0 to"),
+        ("cube-single-singletask-task6-v0", "no such task: use cube-single-singletask-task1"),
     ],
 )  # fmt: skip
 def test_what_is_no_task_is_refused_with_what_is_one(env_id, why):
-    with pytest.raises(ValueError, match=f"environment '{env_id}' is not played: .*{why}"):
+    with pytest.raises(ValueError, match=f"environment '{env_id}' cannot be used: .*{why}"):
         evaluate(Still(5), env_id, 1)
     with pytest.raises(ValueError, match=why):
         EvaluationCallback(env_id)
 
 
 def test_made_environments_with_any_goal_are_refused():
-    with make_env("pointmaze-medium-v0") as env, pytest.raises(ValueError, match="another goal"):
+    with (
+        make_env("pointmaze-medium-v0") as env,
+        pytest.raises(ValueError, match="its goal changes"),
+    ):
         evaluate(Still(2), env, 1)
     envs = SyncVectorEnv([lambda: make_env("pointmaze-medium-v0")])
-    with pytest.raises(ValueError, match="another goal"):
+    with pytest.raises(ValueError, match="its goal changes"):
         evaluate(Still(2), envs, 1)
 
 
