@@ -52,7 +52,7 @@ class DrawnProblem:
     """(D, D) H"""
 
     def preference(self, x: Tensor, component: Tensor) -> Tensor:
-        """Preferences e of points (N, D) and the components (N,) that they were drawn from, (N,)."""
+        """Values of e at points (N, D) that were drawn from the components (N,), (N,)."""
         x = x.double()
         curved = 0.5 * torch.sum(x * (x @ self.quadratic), dim=-1)
         return self.levels[component] + x @ self.linear + curved
