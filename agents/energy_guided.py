@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.core import checkpoint
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.agents.core.config import Fraction, NotNegative, OptionalSteps
+from qgpo.agents.core.config import Fraction, NotNegative
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import Training, average, choose_device, of_training
 from qgpo.diffusion import Diffusion, Metrics
@@ -58,6 +58,7 @@ LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outlie
 TO_RESUME = "save(path), and later load(path).fit(data, energy, resume=True) to go on"
 ENERGY = "a callable, or an array of one value per sample"
 ROWS_PER_CALL = 16_384
+StepsOrNone = Annotated[int | None, Range(0, 10**12)]
 STEPS_ALONE = {"data": 4_000, "guidance": 3_000}
 STEPS_OF_CORRECTION = {"data": 500, "guidance": 300}
 """gradient steps unless the configuration says another number"""
@@ -83,14 +84,14 @@ class EnergyGuidedConfig:
     """what the data model's network predicts: velocity, noise, or flow (only on ot)"""
     hidden: tuple[int, ...] = (192, 192, 192)
     """layers of the data model"""
-    data_steps: OptionalSteps | None = None
+    data_steps: StepsOrNone = None
     """gradient steps of the data model; none: 500 where it corrects a mixture (`components`), 4,000
     elsewhere"""
     data_learning_rate: NotNegative = 3e-3
     """its first Adam step size"""
     energy_hidden: tuple[int, ...] = (128, 128, 128)
     """layers of f, and of the clean energy where one is learned"""
-    guidance_steps: OptionalSteps | None = None
+    guidance_steps: StepsOrNone = None
     """gradient steps of f, or of the weighted model; none: 300 where there are mixtures, 3,000
     elsewhere"""
     guidance_learning_rate: NotNegative = 5e-3
