@@ -74,6 +74,8 @@ class Args:
     """gradient steps of the other guidances"""
     sharpness: float = 12.0
     """input scale of the networks"""
+    components: int = 32
+    """of the mixtures that networks correct; 0: networks alone"""
     targets: str = "posterior"
     """posterior or sample (the paper's)"""
     threads: int = 1
@@ -254,6 +256,7 @@ def main(args: Args) -> None:
         guidance_steps=args.other_steps,
         targets=args.targets,
         sharpness=args.sharpness,
+        components=args.components,
     )
     began, cpu = time.monotonic(), time.process_time()
     data_model = EnergyGuidedDiffusion(base, seed=args.seed, device="cpu").fit_data(x.float())

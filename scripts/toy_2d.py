@@ -79,6 +79,9 @@ class Args:
     """gradient steps of cep"""
     other_steps: int = 500
     """gradient steps of the other guidances"""
+    components: int = 32
+    """of the mixtures that the networks of the data model, cep and weighted correct; 0: networks
+    alone"""
     targets: str = "posterior"
     """posterior: training targets averaged over the batch's posterior; sample: the paper's"""
     solver: str = "dpm_solver_2m"
@@ -111,6 +114,7 @@ def study(args: Args, problem: str) -> dict[float, Comparison]:
     truth = draw_toy(problem, 1_000_000, seed=args.seed + 1)
     config = EnergyGuidedConfig(
         data_steps=args.data_steps,
+        components=args.components,
         targets=args.targets,
         solver=args.solver,
         solver_steps=args.solver_steps,
