@@ -128,13 +128,17 @@ def several(values: list[float], digits: int, unit: str = "") -> str:
 def drawn(data: dict[str, Any]) -> str:
     """Markdown: the drawn problems of one half, a row per problem and beta."""
     lines = [
-        "| problem (its seed) | beta | guidance error | SW2 / exact | weights / exact | CPU s |",
+        "| problem (its seed) | beta | guidance error | SW2 / exact [flow] "
+        "| weights / exact [flow] | CPU s |",
         "|---|---|---|---|---|---|",
     ]
     for (problem, beta), rows in grouped(data).items():
         errors = several([100 * r["guidance_error"] for r in rows], 1, " %")
-        sw2 = several([r["sw2"] / r["sw2_exact"] for r in rows], 2)
-        weights = several([r["weights_tv"] / r["weights_tv_exact"] for r in rows], 2)
+        sw2, weights = (
+            f"{several([r[key] / r[f'{key}_exact'] for r in rows], 2)} "
+            f"[{np.mean([r[f'{key}_exact_flow'] / r[f'{key}_exact'] for r in rows]):.2f}]"
+            for key in ("sw2", "weights_tv")
+        )
         seconds = np.mean([r["data_cpu"] + r["train_cpu"] for r in rows])
         lines.append(f"| {problem} | {beta:g} | {errors} | {sw2} | {weights} | {seconds:.0f} |")
     return "\n".join(lines)

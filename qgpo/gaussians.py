@@ -132,9 +132,10 @@ class FittedMixture(nn.Module):
         x (N, D), points (N, any), weights (N,).
         """
         points = x if points is None else points
-        j, d, kind = self.components, points.shape[1], {"dtype": torch.float64, "device": x.device}
-        mass, squares = torch.zeros(j, **kind), torch.zeros(j, **kind)
-        first, second = torch.zeros(j, d, **kind), torch.zeros(j, d * d, **kind)
+        j, d = self.components, points.shape[1]
+        empty = torch.zeros(j, dtype=torch.float64, device=x.device)
+        mass, squares = empty, empty.clone()
+        first, second = empty.new_zeros(j, d), empty.new_zeros(j, d * d)
         for rows, posterior in self._posteriors(x):
             if weights is not None:
                 posterior = posterior * weights[rows, None]
