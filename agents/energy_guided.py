@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from qgpo.agents.core import checkpoint
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.agents.core.config import Fraction, NotNegative, OptionalSteps
+from qgpo.agents.core.config import Fraction, NotNegative
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import Training, average, choose_device, of_training
 from qgpo.diffusion import Diffusion, Metrics
 from qgpo.envs.data.columns import Rounding, centred, numbers
-from qgpo.fields import Range, check_count, check_fields, check_finite, check_seed
+from qgpo.fields import OneOf, Range, check_count, check_fields, check_finite, check_seed
+from qgpo.gaussians import CorrectedNetwork, FittedMixture
 from qgpo.guidance import (
     GuidanceParts,
     Samples,
@@ -41,6 +42,7 @@ from qgpo.guidance import (
     make_guidance,
     weighted_loss,
 )
+from qgpo.guidance.base import TARGETS
 from qgpo.networks import NaturalNetwork, join, mlp
 from qgpo.normalization import ObservationNormalizer
 from qgpo.schedule import make_schedule
@@ -56,6 +58,12 @@ LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outlie
 TO_RESUME = "to continue later: save(path), then load(path).fit(data, energy, resume=True)"
 ENERGY = "a callable, or an array of one value per sample"
 ROWS_PER_CALL = 16_384
+StepsOrNone = Annotated[int | None, Range(0, 10**12)]
+STEPS_ALONE = {"data": 4_000, "guidance": 3_000}
+STEPS_OF_CORRECTION = {"data": 500, "guidance": 300}
+"""gradient steps unless the configuration says another number"""
+SIMPLE_DIM = 32
+"""most dimensions in which mixtures with full covariances are fitted, and targets averaged"""
 EXACT = (torch.float32, torch.float16, torch.bfloat16)
 """types of which float32 holds every number"""
 
@@ -80,14 +88,16 @@ class EnergyGuidedConfig:
     """output of the data model's network: velocity, noise, or flow (only with schedule ot)"""
     hidden: tuple[int, ...] = (192, 192, 192)
     """hidden layer sizes of the data model"""
-    data_steps: OptionalSteps = 4_000
-    """gradient steps of the data model"""
+    data_steps: StepsOrNone = None
+    """gradient steps of the data model; none: 500 where it corrects a mixture (`components`), 4,000
+    elsewhere"""
     data_learning_rate: NotNegative = 3e-3
     """initial Adam step size of the data model"""
     energy_hidden: tuple[int, ...] = (128, 128, 128)
     """hidden layer sizes of f, and of the clean energy if it is learned"""
-    guidance_steps: OptionalSteps = 3_000
-    """gradient steps of f, or of the weighted model"""
+    guidance_steps: StepsOrNone = None
+    """gradient steps of f, or of the weighted model; none: 300 where there are mixtures, 3,000
+    elsewhere"""
     guidance_learning_rate: NotNegative = 5e-3
     """initial Adam step size of f, or of the weighted model"""
     contrast: int = 512
@@ -95,9 +105,12 @@ class EnergyGuidedConfig:
     and more exact"""
     groups: int = 4
     """number of such groups per gradient step, each with its own noise level"""
-    targets: str = "sample"
-    """training targets: sample (the paper's), or posterior (averaged over the posterior of the
-    group, which removes most of their variance; for unconditional models in few dimensions)"""
+    targets: Annotated[str, OneOf(("auto", *TARGETS))] = "auto"
+    """sample, or posterior: targets averaged over the group's posterior, which takes most of their
+    variance away (unconditional models in few dimensions); auto: posterior in these"""
+    components: Annotated[int, Range(0, 4096)] = 32
+    """of Gaussian mixtures, fitted to the data and to their energies, that the networks of the data
+    model, cep and weighted correct (unconditional models in up to 32 dimensions); 0: none"""
     preconditioned: bool = True
     """multiply the output of the network for f by alpha_t"""
     sharpness: float = 12.0
@@ -110,7 +123,7 @@ class EnergyGuidedConfig:
     none: no bound"""
     solver: str = "dpm_solver_2m"
     """ODE solver, if `sample` is given no other one"""
-    solver_steps: int = 25
+    solver_steps: int = 50
     """solver steps per sample: more are slower and more exact"""
     spacing: str = "log_snr"
     """times of the solver steps: uniform in time, uniform in log_snr, or karras"""
@@ -184,6 +197,7 @@ class EnergyGuidedDiffusion:
         self.training.history = {stage: [] for stage in STAGES}
         self.fingerprint: str | None = None
         self.dims: tuple[int, int] | None = None
+        self.steps: dict[str, int] = {}
         self._energy: Energy | None = None
         self.sampling_generator.manual_seed(self.seed)
 
@@ -193,14 +207,23 @@ class EnergyGuidedDiffusion:
         """Networks and optimizers; `labelled`: the energy came as labels and may be learned."""
         c, add, add_trained = self.config, self.training.add, self.training.add_trained
         dims, common = (dim, condition_dim), (self.schedule, c.sharpness)
-        make_network = partial(NaturalNetwork, *dims, dim, c.hidden, *common, True)
+        simple = condition_dim == 0 and dim <= SIMPLE_DIM
+        components = c.components if simple else 0
+        self.steps = {**(STEPS_OF_CORRECTION if components else STEPS_ALONE)}
+        for stage, asked in (("data", c.data_steps), ("guidance", c.guidance_steps)):
+            if asked is not None:
+                self.steps[stage] = asked
+        make_model = partial(self._make_diffusion, dims, components)
+        self.targets = c.targets
+        if c.targets == "auto":
+            self.targets = "posterior" if simple else "sample"
         with self.training.building(self._reset):
             self.dims, self._labelled = dims, labelled
             self.normalizer = add("normalizer", ObservationNormalizer(dim))
             self.condition_normalizer = add(
                 "condition_normalizer", ObservationNormalizer(condition_dim)
             )
-            data_model = Diffusion(make_network(), self.schedule, c.prediction)
+            data_model = make_model()
             self.data_model = add_trained("data_model", data_model, "data")
             self.data_model_ema = self.training.add_copy("data_model_ema", data_model)
             clean_energy = mlp([dim + condition_dim, *c.energy_hidden, 1], "silu")
@@ -210,17 +233,31 @@ class EnergyGuidedDiffusion:
                 dim=dim,
                 schedule=self.schedule,
                 denoise=self.data_model_ema.denoise,
-                make_energy_network=partial(NaturalNetwork, *dims, 0, c.energy_hidden, *common),
-                make_diffusion=lambda: Diffusion(make_network(), self.schedule, c.prediction),
+                make_energy_network=partial(
+                    NaturalNetwork, *dims, 0, c.energy_hidden, *common, components > 0
+                ),
+                make_diffusion=make_model,
                 energy=self._scaled_energy,
                 preconditioned=c.preconditioned,
-                targets=c.targets,
+                targets=self.targets,
+                components=components,
                 options=c.guidance_options,
             )
             self.guidance_model = add_trained("guidance", make_guidance(c.guidance, parts))
             copied = make_guidance(c.guidance, parts).requires_grad_(False)
             copied.load_state_dict(self.guidance_model.state_dict())
             self.guidance_ema = add("guidance_ema", copied)
+
+    def _make_diffusion(self, dims: tuple[int, int], components: int) -> Diffusion:
+        """A diffusion model of samples and conditions of those dimensions."""
+        c, dim = self.config, dims[0]
+        network: nn.Module = NaturalNetwork(
+            *dims, dim, c.hidden, self.schedule, c.sharpness, zero_start=True
+        )
+        if components:
+            mixture = FittedMixture(dim, components)
+            network = CorrectedNetwork(network, mixture, self.schedule, c.prediction)
+        return Diffusion(network, self.schedule, c.prediction)
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """f_0 = -beta E of standardised samples and conditions, (B,); differentiable."""
@@ -314,20 +351,20 @@ class EnergyGuidedDiffusion:
 
         The two configurations must have the same settings of the data model.
         """
-        fields = ("schedule", "prediction", "hidden", "data_steps", "sharpness")
+        fields = ("schedule", "prediction", "hidden", "data_steps", "sharpness", "components")
         for name in fields:
             if getattr(config, name) != getattr(self.config, name):
                 raise ValueError(
                     f"{name}={getattr(config, name)!r} belongs to the data model, expected "
                     f"{getattr(self.config, name)!r}"
                 )
-        if self.dims is None or self.progress["data"] < self.config.data_steps:
+        if self.dims is None or self.progress["data"] < self.steps["data"]:
             raise RuntimeError("the data model is not trained yet: call fit_data(data)")
         other = EnergyGuidedDiffusion(config, seed=self.seed, device=self.device)
         other._build(*self.dims, self._labelled)
         for name in ("normalizer", "condition_normalizer", "data_model", "data_model_ema"):
             other.networks[name].load_state_dict(self.networks[name].state_dict())
-        other.progress["data"] = other.training.num_timesteps = config.data_steps
+        other.progress["data"] = other.training.num_timesteps = other.steps["data"]
         return other
 
     @usual_torch()
@@ -434,12 +471,20 @@ class EnergyGuidedDiffusion:
     def _fit_data(self, data: Data) -> None:
         """Stage 1: q, which is the weighted model at beta = 0."""
         zeros = data._replace(energies=torch.zeros_like(data.energies))
+        if self.progress["data"] == 0:
+            self._fit_mixture(data)
         after = partial(average, self.data_model, self.data_model_ema, self.config.ema_decay)
         self._fit_stage("data", zeros, self._data_loss, after)
 
+    def _fit_mixture(self, data: Data) -> None:
+        """What the data model's network corrects."""
+        network = self.data_model.network
+        if isinstance(network, CorrectedNetwork):
+            network.mixture.fit(data.z, torch.Generator(self.device).manual_seed(self.seed))
+            self.data_model_ema.load_state_dict(self.data_model.state_dict())
+
     def _data_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
-        targets, generator = self.config.targets, self.training.generator
-        loss, _ = weighted_loss(self.data_model, *groups, targets, generator)
+        loss, _ = weighted_loss(self.data_model, *groups, self.targets, self.training.generator)
         return loss, {"loss": loss}
 
     def _fit_energy(self, data: Data) -> None:
@@ -465,9 +510,12 @@ class EnergyGuidedDiffusion:
         model, generator = self.guidance_model, self.training.generator
         state = generator.get_state()
         seen = data.rows(slice(ROWS_PER_CALL if model.needs_energy else None))
+        if self.progress["guidance"] == 0:
+            if isinstance(model, Weighted):
+                model.model.load_state_dict(self.data_model_ema.state_dict())
+            model.start(seen)
+            self.guidance_ema.load_state_dict(model.state_dict())
         for guidance in (model, self.guidance_ema):
-            if self.progress["guidance"] == 0 and isinstance(guidance, Weighted):
-                guidance.model.load_state_dict(self.data_model_ema.state_dict())
             generator.set_state(state)
             guidance.prepare(seen, generator)
         generator.set_state(state)
@@ -486,7 +534,7 @@ class EnergyGuidedDiffusion:
         """Minimise a loss over random groups, with about fifty rows of metrics."""
         c, training = self.config, self.training
         is_data = stage == "data"
-        total = c.data_steps if is_data else c.guidance_steps
+        total = self.steps["data" if is_data else "guidance"]
         rate = c.data_learning_rate if is_data else c.guidance_learning_rate
 
         def loss_of_groups(step: int) -> tuple[Tensor, Metrics]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Steps
 from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, GuidedPolicyConfig, TrustPower
+from qgpo.agents.guided.exactness import exactness
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import Trust
 from qgpo.diffusion import Diffusion, GuidanceGradient
@@ -189,7 +190,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         data = self._with_support(dataset)
         c, energy, training = self.config, self.energy, self.training
         q = self.critic.table_of_q(data)
-        self.temperature.beta.copy_(self._inverse_temperature(q))
+        self.temperature.beta.copy_(self.inverse_temperature(q))
         if c.trust_power:
             self.behavior.fit_trust(self.trust, data)
         energies = self.critic.scaled_energies(q, self.temperature.beta)
@@ -211,7 +212,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
                 "energy", 1, lambda _: energy.metrics(groups(), generator), gradient_steps=False
             )
 
-    def _inverse_temperature(self, q: Tensor) -> Tensor:
+    def inverse_temperature(self, q: Tensor) -> Tensor:
         """The factor on Q; `tilt_limit` lowers it here where it is the same in all states."""
         c = self.config
         beta = c.beta / self.critic.scale(q)
@@ -236,6 +237,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         expanded = condition.expand(-1, support.shape[1], -1).flatten(0, 1)
         some = Samples(support.flatten(0, 1), take(energies, rows).flatten(), expanded)
         self.energy.prepare(some, generator)
+
+    exactness = exactness
 
     # Acting -------------------------------------------------------------------------------
 

@@ -1,7 +1,11 @@
-"""Measure exactness on a Gaussian mixture, where f*_t and p are known in closed form.
+"""Measure exactness on Gaussian mixtures, where f*_t and p are known in closed form.
 
+python benchmarks/exactness.py --half validation --seeds 0 1 2 --output validation.json
 python benchmarks/exactness.py --dim 2 --output benchmarks/results/exactness_2d.json.xz
 python benchmarks/exactness.py --dim 8 --output benchmarks/results/exactness_8d.json.xz
+
+With `--half`: the drawn problems of that half, each with default settings, one row per model; what
+the file has already is not measured again. Without it:
 
 The eight-component mixture with e = index / 7. For each beta: the error of every guidance as the
 sampler uses it, over t; distances of 10,000 guided samples to exact ones beside the distance
@@ -16,10 +20,12 @@ import lzma
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
+from exactness_drawn import HALVES, rows_of
+from exactness_measures import distances, noise_floor
 from torch import Tensor
 
 from qgpo import EnergyGuidedConfig, EnergyGuidedDiffusion
@@ -28,19 +34,25 @@ from qgpo.exact import (
     GaussianMixture,
     MixtureNetwork,
     TiltedMixture,
-    component_shares,
     guidance_error,
     ring_of_gaussians,
-    sliced_wasserstein,
     tilt_components,
 )
+from qgpo.files import replacing
 from qgpo.scripts.toy_2d import METHODS
 from qgpo.solver import SOLVERS
 
 
 @dataclass
 class Args:
-    """Exactness on the eight-component mixture."""
+    """Exactness on the drawn problems, or on the eight-component mixture."""
+
+    half: Literal["development", "validation"] | None = None
+    """which half of the drawn problems; none: the eight-component mixture"""
+    problems: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """of the half, by their position in exactness_problems.py"""
+    seeds: tuple[int, ...] = (0,)
+    """of data, networks and samples (drawn problems)"""
 
     dim: int = 2
     """dimension of the samples"""
@@ -62,6 +74,8 @@ class Args:
     """gradient steps of the other guidances"""
     sharpness: float = 12.0
     """input scale of the networks"""
+    components: int = 32
+    """of the mixtures that networks correct; 0: networks alone"""
     targets: str = "posterior"
     """posterior or sample (the paper's)"""
     threads: int = 1
@@ -70,33 +84,6 @@ class Args:
     """seed"""
     output: Path = field(default_factory=lambda: Path("benchmarks/results/exactness.json"))
     """JSON to write, compressed where the name ends in .xz"""
-
-
-def distances(samples: Tensor, exact_sets: list[Tensor], p: GaussianMixture) -> dict[str, Any]:
-    """Mean sliced W2 to the exact sets, and the total variation between component weights."""
-    shares = component_shares(samples, p)
-    return {
-        "sw2": sum(sliced_wasserstein(samples, s) for s in exact_sets) / len(exact_sets),
-        "weights_tv": float(0.5 * torch.sum((shares - p.weights).abs())),
-        "weights": shares.tolist(),
-    }
-
-
-def noise_floor(exact_sets: list[Tensor], p: GaussianMixture) -> dict[str, float]:
-    """The same distances between exact sets, averaged over pairs, and over sets for weights."""
-    pairs = [
-        sliced_wasserstein(exact_sets[i], exact_sets[j])
-        for i in range(len(exact_sets))
-        for j in range(i)
-    ]
-    shares = [component_shares(s, p) for s in exact_sets]
-    tv = [float(0.5 * torch.sum((s - p.weights).abs())) for s in shares]
-    return {
-        "sw2": sum(pairs) / len(pairs),
-        "sw2_largest": max(pairs),
-        "weights_tv": sum(tv) / len(tv),
-        "weights_tv_largest": max(tv),
-    }
 
 
 def solver_table(
@@ -229,9 +216,38 @@ def save(args: Args, result: dict[str, Any]) -> None:
         json.dump({"args": asdict(args), **result}, file, indent=1, default=str)
 
 
+def drawn(args: Args, half: str) -> None:
+    """Add rows of the drawn problems to the file."""
+    rows = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+    done = {(*row["problem"], row["seed"], row["beta"], row["method"]) for row in rows}
+    methods = args.methods if args.methods != tuple(METHODS) else ("cep",)
+    for seed in args.seeds:
+        for position in args.problems:
+            problem = HALVES[half][position]
+            left = [
+                b for b in args.betas if any((*problem, seed, b, m) not in done for m in methods)
+            ]
+            for row in rows_of(half, [position], left, methods, seed) if left else ():
+                rows.append(row)
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(args.output) as file:
+                    file.write((json.dumps({"half": half, "rows": rows}, indent=1) + "\n").encode())
+                print(
+                    f"{problem} seed {seed} beta {row['beta']:g} {row['method']}: "
+                    f"error {100 * row['guidance_error']:.2f} %, "
+                    f"SW2 {row['sw2'] / row['sw2_exact']:.2f}x, "
+                    f"weights {row['weights_tv'] / row['weights_tv_exact']:.2f}x, "
+                    f"{row['data_cpu'] + row['train_cpu']:.0f} CPU-seconds",
+                    flush=True,
+                )
+
+
 def main(args: Args) -> None:
     """Train the data model once, then measure every method at every beta."""
     torch.set_num_threads(args.threads)
+    if args.half is not None:
+        drawn(args, args.half)
+        return
     q = ring_of_gaussians(args.dim)
     x, component = q.sample(args.n_data, torch.Generator().manual_seed(args.seed))
     preference = component.double() / 7.0
@@ -240,6 +256,7 @@ def main(args: Args) -> None:
         guidance_steps=args.other_steps,
         targets=args.targets,
         sharpness=args.sharpness,
+        components=args.components,
     )
     began, cpu = time.monotonic(), time.process_time()
     data_model = EnergyGuidedDiffusion(base, seed=args.seed, device="cpu").fit_data(x.float())

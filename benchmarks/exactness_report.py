@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
@@ -99,6 +100,115 @@ def sweeps(data: dict[str, Any]) -> str:
                 f"{100 * r['guidance_error']:.1f} % |"
             )
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def named(problem: list[Any]) -> str:
+    """A drawn problem: its dimension, kind of energy and seed."""
+    seed, dim, energy = problem
+    return f"{dim}-D, {energy} ({seed})"
+
+
+def grouped(data: dict[str, Any], method: str = "cep") -> dict[tuple[str, float], list[Any]]:
+    """Rows of a method on the drawn problems by problem and beta, one per seed."""
+    cells: dict[tuple[str, float], list[Any]] = {}
+    for row in data["rows"]:
+        if row["method"] == method:
+            cells.setdefault((named(row["problem"]), row["beta"]), []).append(row)
+    return cells
+
+
+def several(values: list[float], digits: int, unit: str = "") -> str:
+    """Their mean and, of several, each."""
+    mean = f"{np.mean(values):.{digits}f}{unit}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({', '.join(f'{value:.{digits}f}' for value in values)})"
+
+
+def drawn(data: dict[str, Any]) -> str:
+    """Markdown: the drawn problems of one half, a row per problem and beta."""
+    lines = [
+        "| problem (its seed) | beta | guidance error | SW2 / exact [flow] "
+        "| weights / exact [flow] | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (problem, beta), rows in grouped(data).items():
+        errors = several([100 * r["guidance_error"] for r in rows], 1, " %")
+        sw2, weights = (
+            f"{several([r[key] / r[f'{key}_exact'] for r in rows], 2)} "
+            f"[{np.mean([r[f'{key}_exact_flow'] / r[f'{key}_exact'] for r in rows]):.2f}]"
+            for key in ("sw2", "weights_tv")
+        )
+        seconds = np.mean([r["data_cpu"] + r["train_cpu"] for r in rows])
+        lines.append(f"| {problem} | {beta:g} | {errors} | {sw2} | {weights} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def limits(data: dict[str, Any]) -> str:
+    """Markdown: what each part of the network alone contributes."""
+    lines = ["| part | guidance error |", "|---|---|"]
+    names = {
+        "closed form": "labels are f\\* itself: the network's own error",
+        "posterior": "posterior labels",
+        "sample": "labels of single samples, the paper's",
+    }
+    for row in data["labels"]:
+        lines.append(f"| {names[row['labels']]}, K = {row['K']} | {100 * row['relative']:.1f} % |")
+    for k, error in data["finite_contrast"].items():
+        lines.append(f"| Eq. 13 alone, one unknown, K = {k} | {100 * error:+.1f} % |")
+    return "\n".join(lines)
+
+
+def sampler(data: dict[str, Any]) -> str:
+    """Markdown: samples under exact guidance, by score and steps."""
+    floor = data["floor"]
+    lines = ["| score, solver steps | SW2 / exact | weights / exact |", "|---|---|---|"]
+    for name, row in data["sampler"].items():
+        cells = [row[key] / floor[key] for key in ("sw2", "weights_tv")]
+        lines.append(f"| {name} | {cells[0]:.2f} | {cells[1]:.2f} |")
+    return "\n".join(lines)
+
+
+def draw_drawn(data: dict[str, Any]) -> Figure:
+    """Relative error over t on every drawn problem, a panel per beta."""
+    cells = grouped(data)
+    betas = sorted({beta for _, beta in cells})
+    figure = Figure(figsize=(3.4 * len(betas), 3.6), layout="constrained")
+    times = np.linspace(0.02, 1.0, len(next(iter(cells.values()))[0]["errors"]))
+    axes = figure.subplots(1, len(betas), squeeze=False, sharey=True)[0]
+    for axis, beta in zip(axes, betas, strict=True):
+        for (problem, of), rows in cells.items():
+            if of != beta:
+                continue
+            sizes = np.array([r["sizes"] for r in rows])
+            errors = np.sqrt((np.array([r["errors"] for r in rows]) ** 2).mean(axis=0))
+            axis.plot(times, 100 * errors / np.sqrt((sizes**2).mean(axis=0).sum()), label=problem)
+        axis.set_title(f"beta = {beta:g}", fontsize=10)
+        axis.set_xlabel("t")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("error, in % of the exact guidance over all t", fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def inside(data: dict[str, Any]) -> str:
+    """Markdown: exactness inside agents."""
+    lines = [
+        "| agent of | guidance | steps | guidance error | distance / resampled | effective share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in data["rows"]:
+        error, distance, share = (
+            row[key] for key in ("guidance_error", "distance", "effective_share")
+        )
+        lines.append(
+            f"| `{row['dataset']}` | {row['guidance']} | {row['steps']} "
+            f"| {100 * error[0]:.1f} % [{100 * error[1]:.1f}, {100 * error[2]:.1f}] "
+            f"| {distance[0]:.2f} [{distance[1]:.2f}, {distance[2]:.2f}] "
+            f"| {100 * share[0]:.0f} % |"
+        )
+    return "\n".join(lines)
 
 
 def draw(data: dict[str, Any]) -> Figure:

@@ -48,6 +48,8 @@ OGBENCH: tuple[tuple[str, str, Scale], ...] = (
 )
 PUBLISHED = {"IQL": 83, "ReBRAC": 91, "IFQL, best of 32": 95, "FQL": 96}
 """arXiv 2502.02538: ten times the data, twenty times the updates, larger networks"""
+VALIDATION = "results/exactness_validation.json"
+"""guidances on the drawn problems"""
 AGENTS = ("BC", "TD3+BC", "IQL", "Diffusion-QL", "naive offline TD3", "naive offline SAC")
 """labels that have a table of their own"""
 
@@ -265,6 +267,11 @@ def exactness() -> Iterator[tuple[str, str]]:
     yield "exactness-times", errors_over_time(two["betas"]["3"])
     yield "exactness-8d", exactness_report.table(read_json("results/exactness_8d.json.xz"))
     yield "exactness-toy", toy()
+    yield "exactness-drawn", exactness_report.drawn(read_json(VALIDATION))
+    limits = read_json("results/exactness_limits.json")
+    yield "exactness-limits", exactness_report.limits(limits)
+    yield "exactness-sampler", exactness_report.sampler(limits)
+    yield "exactness-agents", exactness_report.inside(read_json("results/exactness_agents.json"))
 
 
 def more_sections(measurements: Measurements) -> dict[str, str]:

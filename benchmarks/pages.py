@@ -26,7 +26,7 @@ import figures
 import tyro
 from matplotlib.figure import Figure
 from measured import Measurements, Source
-from page_tables import more_sections, read_json
+from page_tables import VALIDATION, more_sections, read_json
 from PIL import Image
 from tables import sections
 
@@ -131,8 +131,16 @@ def pictures(measurements: Measurements) -> list[Picture]:
         ("docs/broad.png", ("broad-development", "broad-validation"), figures.draw_broad),
     )
     drawn = [Picture(path, shows, partial(draw, measurements)) for path, shows, draw in every]
+
+    def drawn_problems() -> Figure:
+        return exactness_report.draw_drawn(read_json(VALIDATION))
+
     shown = ("exactness-2d", "exactness-times")
-    return [*drawn, Picture("docs/exactness_curves.png", shown, exactness)]
+    return [
+        *drawn,
+        Picture("docs/exactness_curves.png", shown, exactness),
+        Picture("docs/exactness_drawn.png", ("exactness-drawn",), drawn_problems),
+    ]
 
 
 def recorded(path: Path) -> str | None:

@@ -9,6 +9,7 @@ evaluation.json    the same as config.json, with times and the raw returns per g
 report.png         learning curves and returns, by train.py
 agent.png          a picture of the trained agent, by evaluate.py --picture
 data.png           a picture of its data, likewise
+exactness.png      how exact its guidance is, by evaluate.py --exactness
 log.txt            what a benchmark's worker printed
 
 Other files in the folder are somebody else's and stay.
@@ -76,6 +77,8 @@ class RunFolder:
         self.report = path / "report.png"
         self.picture, self.picture_of_data = path / "agent.png", path / "data.png"
         """of the trained agent and its data, by evaluate.py --picture"""
+        self.exactness = path / "exactness.png"
+        """by evaluate.py --exactness"""
         self.trial = path / ".trial.zip"
         """a checkpoint that is deleted at once"""
         self.log = path / "log.txt"
@@ -199,7 +202,8 @@ class RunFolder:
         """What a run writes under a fixed name, beside its log; config.json comes last."""
         return [
             *(self.checkpoint, self.metrics, self.clock, self.evaluation, self.evaluation_1),
-            *(self.unfinished, self.report, self.picture, self.picture_of_data, self.config),
+            *(self.unfinished, self.report, self.picture, self.picture_of_data),
+            *(self.exactness, self.config),
         ]
 
     def named(self) -> list[Path]:

@@ -42,6 +42,18 @@ def check_prediction(prediction: str, schedule: Schedule) -> None:
         )
 
 
+def output_for(prediction: str, x_0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What a network of that prediction has to return for the denoiser to be x_0 (B, D).
+
+    The inverse of `Diffusion.denoise`; alpha and sigma (B, 1).
+    """
+    if prediction == "noise":
+        return (x_t - alpha * x_0) / sigma
+    if prediction == "flow":
+        return (x_t - x_0) / sigma
+    return (alpha * x_t - (alpha**2 + sigma**2) * x_0) / sigma
+
+
 def batch_posterior(x_t: Tensor, t: Tensor, x_0: Tensor, schedule: Schedule) -> Tensor:
     """Posterior log q(x_0 = x_0^j | x_t) where q is uniform over a batch of R points.
 

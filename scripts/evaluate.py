@@ -23,7 +23,7 @@ import torch
 import tyro
 from gymnasium.envs.registration import EnvSpec
 
-from qgpo.agents import Ensemble, OfflineAgent, load_agent
+from qgpo.agents import QGPO, Ensemble, OfflineAgent, load_agent
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
@@ -112,6 +112,9 @@ class Args:
     """draw agent.png into the run folder (return over w with the chosen scale, differences in Q
     between actions, trust, and Q along an episode), and data.png with the dataset. For one run of a
     guided agent"""
+    exactness: bool = False
+    """measure how exact w = 1 is in 64 states of the data, against the agent's own behavior and
+    critic; draws exactness.png into the run folder. Of one run of QGPO or AEPO"""
     overwrite: bool = False
     """replace existing files of --output and --video instead of stopping with an error"""
     progress_bar: bool = True
@@ -335,6 +338,25 @@ def draw(
     print(f"pictures: {folder.picture}, {folder.picture_of_data}", flush=True)
 
 
+def check_exactness(agent: Player) -> None:
+    """Refuse, before anything is measured, an agent without an intermediate energy."""
+    if not isinstance(agent, QGPO):
+        raise ValueError(f"--exactness: expected one run of QGPO or AEPO, not of {agent.name}")
+
+
+def measure_exactness(args: Args, folder: RunFolder, agent: Player) -> Document:
+    """Print and draw how exact the guidance is; the same for JSON."""
+    from qgpo.experiments.exactness_figure import draw_exactness
+
+    assert isinstance(agent, QGPO)
+    dataset = dataset_of(args, folder, agent)
+    found = agent.exactness(dataset, progress_bar=args.progress_bar)
+    print(found)
+    draw_exactness(folder.exactness, f"{agent.name} on {agent.dataset_id}", found)
+    print(f"picture: {folder.exactness}", flush=True)
+    return {"exactness": found.as_dict()}
+
+
 def dataset_of(args: Args, folder: RunFolder, agent: Agent) -> OfflineDataset:
     """The dataset of a run, held as it was in training unless told otherwise."""
     storage = args.storage or saved_args(folder).get("storage", "memory")
@@ -394,6 +416,8 @@ def main(args: Args) -> None:
     output = check_files(args, folders)
     if args.picture:
         check_picture(agent)
+    if args.exactness:
+        check_exactness(agent)
     agents = [introduce(*both, env) for both in zip(folders, members, strict=True)]
     if not alone:
         print(f"ensemble of these {len(members)}: {MIXED[args.deterministic]}")
@@ -405,6 +429,8 @@ def main(args: Args) -> None:
         print(tuning)
         tuned["guidance_tuning"] = tuning.as_dict()
         scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
+    if args.exactness:
+        tuned |= measure_exactness(args, folders[0], agent)
     about = {
         "format_version": documents.FORMAT_VERSION,
         **(agents[0] if alone else {"agent": Ensemble.name, "members": agents}),

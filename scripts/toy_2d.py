@@ -79,6 +79,9 @@ class Args:
     """gradient steps of cep"""
     other_steps: int = 500
     """gradient steps of the other guidances"""
+    components: int = 32
+    """of the mixtures that the networks of the data model, cep and weighted correct; 0: networks
+    alone"""
     targets: str = "posterior"
     """training targets: posterior (averaged over the posterior of the batch, less variance) or
     sample (the paper's)"""
@@ -112,6 +115,7 @@ def study(args: Args, problem: str) -> dict[float, Comparison]:
     truth = draw_toy(problem, 1_000_000, seed=args.seed + 1)
     config = EnergyGuidedConfig(
         data_steps=args.data_steps,
+        components=args.components,
         targets=args.targets,
         solver=args.solver,
         solver_steps=args.solver_steps,

@@ -20,6 +20,21 @@ _ROWS = 256
 """rows per chunk: the posterior matrix of one chunk has this times N entries"""
 
 
+def compare_with_two(
+    gradient: Tensor, first: EmpiricalTilt, second: EmpiricalTilt, x_t: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Squared error of a gradient (B, D) at x_t (B, D), t (B,), and squared size of the exact one.
+
+    Both are sigma_t^2 times what the sampler uses, (B,). The exact gradient is that of two
+    independent finite samples: products of their errors have the mean 0, where the square of one
+    sample's error would count as error of the gradient. Single values may be negative.
+    """
+    a, b = first.gradient(x_t, t), second.gradient(x_t, t)
+    variance = first.schedule.sigma(t) ** 2
+    errors = torch.sum((gradient - a) * (gradient - b), dim=-1)
+    return variance * errors, variance * torch.sum(a * b, dim=-1)
+
+
 @dataclass(frozen=True, eq=False)
 class EmpiricalTilt:
     """The exact f*_t and its gradient for points (N, D) with scaled energies f_0 = beta e (N,)."""

@@ -73,6 +73,8 @@ class GuidanceParts:
     """f = alpha_t times the network"""
     targets: str = "sample"
     """sample, or posterior: labels averaged over the batch's posterior (unconditional only)"""
+    components: int = 0
+    """of the Gaussian mixtures whose f_t the network of `cep` corrects (unconditional only)"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """by name, those of the guidance that is built"""
 
@@ -141,6 +143,9 @@ class Guidance(nn.Module):
         self.denoise = parts.denoise
         self.targets = parts.targets
         self.options = read_options(self.Options, parts.options)
+
+    def start(self, samples: Samples) -> None:
+        """Set what the training begins with: the same for the same samples. Files keep it."""
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Take constants from the training data before any step."""

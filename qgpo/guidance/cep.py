@@ -23,9 +23,20 @@ from torch import Tensor
 
 from qgpo.diffusion import Metrics
 from qgpo.fields import OneOf
-from qgpo.guidance.base import GuidanceOptions, LearnedEnergy, Samples, log_mean_exp_label
+from qgpo.gaussians import FittedTilt
+from qgpo.guidance.base import (
+    GuidanceOptions,
+    GuidanceParts,
+    LearnedEnergy,
+    Samples,
+    log_mean_exp_label,
+    noisy_groups,
+)
+from qgpo.schedule import Schedule
 
 LABELS = ("normalized", "exponential")
+CALLS, GROUPS = 16, (8, 256)
+"""by which mixtures are compared: so often, groups of so many samples"""
 
 
 def cep_loss(
@@ -51,6 +62,41 @@ def cep_loss(
     }
 
 
+def fit_tilt(tilt: FittedTilt, samples: Samples, schedule: Schedule) -> None:
+    """The better one, by its contrastive loss, of mixtures of points and of pairs with energies.
+
+    Always the same one for the same samples.
+    """
+    x_0, f_0 = samples.x_0, samples.scaled_energy
+    losses, states = [], []
+    for paired in (False, True):
+        generator = torch.Generator(x_0.device).manual_seed(0)
+        tilt.fit(x_0, f_0, generator, paired)
+        generator.manual_seed(1)
+        losses.append(_contrast(tilt, samples, schedule, generator))
+        states.append({name: value.clone() for name, value in tilt.state_dict().items()})
+    tilt.load_state_dict(states[losses.index(min(losses))])
+
+
+@torch.no_grad()
+def _contrast(
+    tilt: FittedTilt, samples: Samples, schedule: Schedule, generator: torch.Generator
+) -> float:
+    """Contrastive loss of the mixtures' f_t, with posterior targets."""
+    total = 0.0
+    for _ in range(CALLS):
+        rows = torch.randint(
+            len(samples.x_0), GROUPS, generator=generator, device=samples.x_0.device
+        )
+        x_0, f_0 = samples.x_0[rows], samples.scaled_energy[rows]
+        noisy = noisy_groups(x_0, schedule, "posterior", generator)
+        t = noisy.t.flatten()
+        f = tilt.f(noisy.x_t.flatten(0, 1), schedule.alpha(t), schedule.sigma(t))
+        label = log_mean_exp_label(f_0, noisy.log_posterior)
+        total += float(cep_loss(f.reshape(f_0.shape), label)[0])
+    return total / CALLS
+
+
 @dataclass(frozen=True)
 class CEPOptions(GuidanceOptions):
     """Which of the paper's two forms of the label."""
@@ -65,6 +111,24 @@ class CEP(LearnedEnergy):
     Options = CEPOptions
     options: CEPOptions
     log_normalizer: float | None = None
+
+    def __init__(self, parts: GuidanceParts) -> None:
+        super().__init__(parts)
+        n = parts.components
+        self.tilt = FittedTilt(parts.dim, n) if n else None
+        """mixtures with an f_t in closed form, which the network corrects"""
+
+    def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,)."""
+        f = super().f(x_t, t, condition)
+        if self.tilt is None:
+            return f
+        return f + self.tilt.f(x_t, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def start(self, samples: Samples) -> None:
+        """Fit the mixtures."""
+        if self.tilt is not None:
+            fit_tilt(self.tilt, samples, self.schedule)
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Eq. 12 needs log E_q[e^{beta e}], (N,) to a number."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from qgpo.diffusion import Diffusion, Metrics, batch_posterior, diffuse, uniform_times
+from qgpo.gaussians import CorrectedNetwork
 from qgpo.guidance.base import (
     Denoiser,
     Guidance,
@@ -100,6 +101,11 @@ class Weighted(Guidance):
     def __init__(self, parts: GuidanceParts) -> None:
         super().__init__(parts)
         self.model = parts.make_diffusion()
+
+    def start(self, samples: Samples) -> None:
+        """The mixture that the network corrects becomes that of p."""
+        if isinstance(self.model.network, CorrectedNetwork):
+            self.model.network.mixture.tilt_by(samples.x_0, samples.scaled_energy)
 
     def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Weighted regression of p's own model."""

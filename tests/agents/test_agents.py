@@ -273,7 +273,7 @@ def test_beta_in_units_of_spread_is_what_typical_actions_differ_by():
         tables.append(agent.critic.table_of_q(agent.prepare(dataset)))
         typical = tables[-1].std(dim=-1).mean()
         expected = 2.0 if unit == "reward" else 2.0 / float(typical)
-        assert float(agent._inverse_temperature(tables[-1])) == pytest.approx(expected)
+        assert float(agent.inverse_temperature(tables[-1])) == pytest.approx(expected)
     assert torch.equal(*tables)  # the unit is beta's, not that of the critic's beta_q
 
 

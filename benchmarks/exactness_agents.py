@@ -1,0 +1,83 @@
+"""How exact w = 1 is inside trained agents, against their own behavior and Q.
+
+python benchmarks/exactness_agents.py --runs runs/a runs/b --output agents.json
+
+Each agent as it is; with `--guidances`, also other guidances on its behavior and critic, of which
+only the last stage is trained; with `--steps`, its own guidance trained for other numbers of steps.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from qgpo import QGPO, load_dataset
+from qgpo.agents.guided.exactness import Exactness
+from qgpo.envs import OfflineDataset
+from qgpo.files import replacing
+
+
+@dataclass
+class Args:
+    """Exactness inside agents."""
+
+    runs: tuple[Path, ...]
+    """run folders or checkpoints of QGPO"""
+    guidances: tuple[str, ...] = ()
+    """others to train on the same behavior and critic"""
+    steps: tuple[int, ...] = ()
+    """other numbers of steps of the agent's own guidance"""
+    states: int = 64
+    """states measured"""
+    samples: int = 4096
+    """actions of the behavior in each"""
+    output: Path = Path("benchmarks/results/exactness_agents.json")
+    """JSON to write"""
+
+
+def variants(
+    args: Args, agent: QGPO, dataset: OfflineDataset
+) -> Iterator[tuple[dict[str, Any], QGPO]]:
+    """The agent, and others that share all but its last stage."""
+    c = agent.config
+    yield {"guidance": c.guidance, "steps": c.energy_steps, "trained": True}, agent
+    asked = [replace(c, guidance=name, guidance_options={}) for name in args.guidances]
+    asked += [replace(c, energy_steps=steps) for steps in args.steps]
+    for config in asked:
+        began = time.process_time()
+        other = QGPO(config, seed=agent.seed, device="cpu").adopt(agent, dataset)
+        other.learn(dataset, reset_num_timesteps=False, progress_bar=False)
+        seconds = time.process_time() - began
+        about = {"guidance": config.guidance, "steps": config.energy_steps}
+        yield {**about, "trained": False, "train_cpu": seconds}, other
+
+
+def main(args: Args) -> None:
+    """Measure every agent, and write after each."""
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for run in args.runs:
+        agent = QGPO.load(run / "checkpoint.zip" if run.is_dir() else run, device="cpu")
+        dataset = load_dataset(str(agent.dataset_id), progress_bar=False)
+        for about, one in variants(args, agent, dataset):
+            began = time.process_time()
+            found: Exactness = one.exactness(dataset, args.states, samples=args.samples)
+            seconds = time.process_time() - began
+            rows.append(
+                {"dataset": agent.dataset_id, **about, **found.as_dict(), "measure_cpu": seconds}
+            )
+            print(f"{agent.dataset_id} {about}\n{found}\n{seconds:.0f} CPU-seconds", flush=True)
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(args.output) as file:
+                file.write((json.dumps({"rows": rows}) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
