@@ -27,7 +27,7 @@ from qgpo.agents.core.config import Steps
 from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, GuidedPolicyConfig, TrustPower
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import Trust
-from qgpo.diffusion import Diffusion, GuidanceGradient
+from qgpo.diffusion import Diffusion, GuidanceGradient, is_known
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.guidance import (
     GUIDANCES,
@@ -235,11 +235,13 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
     # Acting -------------------------------------------------------------------------------
 
-    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
+    def _guided(
+        self, scale: float | Tensor, condition: Tensor
+    ) -> tuple[Diffusion, GuidanceGradient | None]:
         """The behavior model, and the gradient of f_t times the trust in each state."""
         if not self.critic.ranks:
             return self.behavior.average, None
-        if not self.config.trust_power or scale == 0.0:
+        if not self.config.trust_power or is_known(scale, 0.0):
             return self.behavior.average, self.energy.gradient
         trust: Tensor = self.trust(condition)[:, None]
 
