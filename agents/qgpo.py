@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -117,6 +118,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     config_class: ClassVar[type[QGPOConfig]] = QGPOConfig
     presets: ClassVar[dict[str, QGPOConfig]] = PRESETS
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
+    one_step: ClassVar[Any]
+    """the agent that `distill` makes; it is of this kind, and names itself here"""
 
     def __init__(
         self,
@@ -232,6 +235,37 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         expanded = condition.expand(-1, support.shape[1], -1).flatten(0, 1)
         some = Samples(support.flatten(0, 1), take(energies, rows).flatten(), expanded)
         self.energy.prepare(some, generator)
+
+    # One step -----------------------------------------------------------------------------
+
+    def distill(
+        self,
+        dataset: OfflineDataset,
+        callback: MaybeCallback = None,
+        log_interval: int = 1000,
+        progress_bar: bool = False,
+        steps: int | None = None,
+    ) -> QGPO:
+        """A OneStepPolicy that acts like this trained agent at today's guidance scale.
+
+        It learns from this agent's actions in states of the dataset, in `steps` gradient steps
+        (default: its configuration's); `callback`, `log_interval` and `progress_bar` are those of
+        `learn`. This agent stays as it is. Raises RuntimeError before training has ended,
+        ValueError for other data than those of the training.
+        """
+        acting = {name: getattr(self, name) for name in ("guidance_scale",)}
+        if self.networks:
+            acting |= {"solver": self.solver, "solver_steps": self.solver_steps}
+        config = self.one_step.config_of(self.config, acting, steps)
+        student = self.one_step(config, seed=self.training.seed, device=self.device)
+        student.verbose, student.tensorboard_log = self.verbose, self.tensorboard_log
+        return student.adopt(self, dataset).learn(
+            dataset,
+            callback,
+            log_interval=log_interval,
+            reset_num_timesteps=False,
+            progress_bar=progress_bar,
+        )
 
     # Acting -------------------------------------------------------------------------------
 

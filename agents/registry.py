@@ -19,6 +19,7 @@ from qgpo.agents.fql import FQL
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.ifql import IFQL
 from qgpo.agents.iql import IQL
+from qgpo.agents.one_step import OneStepPolicy
 from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
 from qgpo.agents.rebrac import ReBRAC
@@ -29,7 +30,10 @@ from qgpo.envs.data.dataset import OfflineDataset
 
 AGENTS: dict[str, type[OfflineAgent[Any]]] = {
     agent.name: agent
-    for agent in (QGPO, AEPO, QIPO, SIR, BestOfN, BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL)
+    for agent in (
+        *(QGPO, AEPO, QIPO, SIR, BestOfN, OneStepPolicy),
+        *(BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL),
+    )
 }
 KNOWN = {**AGENTS, **BASELINES}
 """all that a plan may name and a file may hold"""

@@ -301,7 +301,7 @@ def emit_cast(t: Translation, step: Step) -> list[Value]:
     return [t.graph.cast(x, dtype)]
 
 
-@operator("clone.default", "alias.default", "detach.default", "contiguous.default")
+@operator("clone.default", "conj_physical.default", "contiguous.default")
 def emit_nothing(t: Translation, step: Step) -> list[Value]:
     """The same numbers."""
     return [t.value(step.args[0])]
@@ -584,10 +584,7 @@ def emit_view(t: Translation, step: Step) -> list[Value]:
     x, shape = t.value(step.args[0]), t.shape(step)
     if x.shape == shape:
         return [x]
-    if _kept_first(x, shape):  # equal rows stay thin
-        x = t.graph.thick(x, keep=[0])
-    else:
-        x = t.graph.thick(x)
+    x = t.graph.thick(x, keep=[0] if _kept_first(x, shape) else [])  # equal rows stay thin
     sizes = [-1 if isinstance(size, Size) else size for size in shape]
     if sizes.count(-1) > 1:
         raise ExportError(f"operator {step.name} makes two axes of the batch")
@@ -690,7 +687,10 @@ def emit_remainder(t: Translation, step: Step) -> list[Value]:
 @operator("slice_scatter.default")
 def emit_slice_scatter(t: Translation, step: Step) -> list[Value]:
     """A tensor in which a range along an axis is another one."""
-    around, source, axis, start, end, stride = (*step.args, *(None, 0, 0, None, 1)[len(step.args) - 1 :])[:6]
+    around, source, axis, start, end, stride = (
+        *step.args,
+        *(None, 0, 0, None, 1)[len(step.args) - 1 :],
+    )[:6]
     x, axis = t.value(around), axis % len(t.shape(step))
     size = x.shape[axis]
     if isinstance(size, Size) or stride != 1:

@@ -7,11 +7,11 @@ candidates, the scale of the actions. Noise and guidance scale are inputs.
 
 from __future__ import annotations
 
-import dataclasses
+import importlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -89,7 +89,10 @@ def export_onnx(
             f"this {agent.name} is not trained to the end, and so cannot be exported: call "
             "learn(dataset), or load a file"
         )
-    model = to_model(agent, deterministic)
+    try:
+        model = to_model(agent, deterministic)
+    except ExportError as error:
+        raise ExportError(f"this {agent.name} cannot be exported: {error}") from error
     content = model.SerializeToString()
     compare(agent, content, deterministic)
     write_whole(target, content)
@@ -116,8 +119,8 @@ def check_target(path: str | Path, overwrite: bool) -> Path:
 def check_installed() -> None:
     """Raise ModuleNotFoundError, which says what to install, without the extra."""
     try:
-        import onnx
-        import onnxruntime  # noqa: F401
+        importlib.import_module("onnx")
+        importlib.import_module("onnxruntime")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"exporting needs {error.name}, of the extra 'onnx': pip install 'qgpo[onnx]'",
@@ -149,6 +152,8 @@ def to_model(agent: Exported, deterministic: bool) -> onnx.ModelProto:
         return act_on(agent, given, deterministic)
 
     steps = record(inputs, act)
+    if scale is not None and steps.inputs[SCALE] not in steps.read:
+        scale = None  # nothing is guided
     graph = Graph(OBSERVATION)
     scaled = Translation(steps, graph).run(steps)
     action = to_space(graph, scaled, agent.action_scale)

@@ -8,6 +8,7 @@ sizes of the batch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -34,6 +35,8 @@ AS_THEY_ARE = {
     *(aten.special_log_ndtr.default, aten.var.correction),
 }
 """operators for which ONNX has one of its own, or whose parts would be many"""
+OF_LINALG = {aten.linalg_vector_norm.default}
+"""what can be translated of it"""
 READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
 
 
@@ -87,6 +90,11 @@ class Steps:
     steps: list[Step]
     shapes: dict[int, Shape]
     dtypes: dict[int, torch.dtype]
+
+    @property
+    def read(self) -> set[int]:
+        """Numbers that some step takes."""
+        return {ref.number for step in self.steps for ref in references((step.args, step.kwargs))}
 
 
 def record(make_inputs: Callable[[int], Mapping[str, Tensor]], function: Any) -> Steps:
@@ -147,7 +155,7 @@ class _Recording(TorchDispatchMode):
 
     def __init__(self, inputs: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.table = core_aten_decompositions()
+        self.table = _decompositions()
         self.steps: list[Step] = []
         self.tensors: list[Tensor] = []
         self.aliases: list[Tensor] = []  # kept: a tensor that is gone gives its id to another one
@@ -166,6 +174,8 @@ class _Recording(TorchDispatchMode):
             return func(*args, **kwargs)
         if func in READS:
             raise ExportError("a decision depends on a value that is known only while acting")
+        if "linalg_" in str(func) and func not in OF_LINALG:
+            raise ExportError(f"operator {func} has no translation")
         if func._schema.is_mutable:
             return self._in_place(func, args, kwargs)
         if func in self.table and func not in AS_THEY_ARE:
@@ -201,7 +211,8 @@ class _Recording(TorchDispatchMode):
             raise ExportError(f"operator {func} changes a tensor in place that others share")
         with self:
             out = getattr(getattr(aten, name.removesuffix("_")), overload)(*args, **kwargs)
-        target.copy_(out)
+        with torch.no_grad():  # other memory: what it held may be one of the constants
+            target.set_(out.clone())
         return self._alias(target, of=out)
 
     def _argument(self, x: Any) -> Any:
@@ -211,6 +222,11 @@ class _Recording(TorchDispatchMode):
         if isinstance(x, list | tuple):
             return [self._argument(part) for part in x]
         return x
+
+
+@functools.cache
+def _decompositions() -> Any:
+    return core_aten_decompositions()
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
