@@ -158,7 +158,7 @@ class Ensemble:
         actor._noise = noise
         scales = [guidance_scale] * len(self.members)
         if guidance_scale is not None and guidance_scale.dim():
-            scales = list(guidance_scale)
+            scales = [guidance_scale[i] for i in range(len(self.members))]
         pairs = zip(self.members, scales, strict=True)
         actor.members = tuple(member.acting_on(noise, scale) for member, scale in pairs)
         return actor

@@ -39,7 +39,7 @@ from qgpo.flow import distillation_loss
 from qgpo.networks import FlowNetwork, gelu_mlp
 
 NOISES, SAMPLES, CENTERS = "noises", "samples", "centers"
-"""tables of the teacher's answers: noise and sampled actions (R, J, A), deterministic ones (R, A)"""
+"""tables of the answers: noise and sampled actions (R, J, A), deterministic actions (R, A)"""
 HOW_IT_ACTS = ("guidance_scale", "guidance_bound", "deterministic_action", "solver", "solver_steps")
 """fields in which student and teacher may differ: no parameter of the teacher depends on them"""
 

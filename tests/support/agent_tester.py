@@ -35,6 +35,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from qgpo import OfflineDataset
 from qgpo.agents import OfflineAgent, load_agent
 from qgpo.agents.core.callbacks import EvaluationCallback, EveryStep
+from qgpo.agents.core.export.policy import open_session, scale_of
 from qgpo.agents.core.training import TrainingStoppedError
 from qgpo.agents.guided import support
 
@@ -378,8 +379,6 @@ def check_sb3_s_evaluate_policy(subject: Subject) -> None:
 
 def check_the_exported_file_acts_alike(subject: Subject) -> None:
     pytest.importorskip("onnxruntime")
-    from qgpo.agents.core.export.policy import open_session
-
     agent = subject.copied()
     for deterministic in (True, False):
         path = agent.export_onnx("policy", deterministic, overwrite=True)
@@ -408,7 +407,9 @@ def noise_of(agent: Any, rows: np.ndarray, deterministic: bool) -> dict[str, np.
         drawn.append(noise.reshape(own).movedim(axis, 0).flatten(1))
         return noise
 
-    agent.acting_on(draw).act(torch.as_tensor(rows), deterministic)
+    scale = scale_of(agent)
+    given = None if scale is None else torch.tensor(scale.tolist())
+    agent.acting_on(draw, given).act(torch.as_tensor(rows), deterministic)
     return {"noise": torch.cat(drawn, dim=1).numpy()} if drawn else {}
 
 

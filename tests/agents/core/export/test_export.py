@@ -30,6 +30,7 @@ from qgpo.agents.core.acting import GivenNoise
 from qgpo.agents.core.export import policy
 from qgpo.agents.core.export.policy import ExportError, open_session
 from qgpo.agents.core.export.recording import BATCHES
+from qgpo.agents.guided.candidates import Candidates
 from qgpo.agents.sb3_baselines import OfflineSAC, OfflineTD3, SB3Config
 
 ROWS = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
@@ -54,6 +55,9 @@ def difference(agent, session, scale, deterministic=False, rows=ROWS):
     expected = agent.predict(rows, deterministic=deterministic)[0]
     agent.seed_predictions(0)
     noise = noise_of(agent, rows, deterministic)
+    if isinstance(agent, Candidates) and scale == 0.0 and noise:  # the behavior's comes last
+        own = GivenNoise(torch.as_tensor(noise["noise"][:, -1:]))
+        expected = agent.acting_on(own).act(torch.as_tensor(rows), False).numpy()
     inputs = {"observation": rows, **noise, "guidance_scale": np.array(scale, np.float32)}
     return np.abs(session.run(None, inputs)[0] - expected).max(axis=-1)
 
@@ -155,12 +159,12 @@ def test_sb3_s_agents(kind):
     assert names == {"observation", *(["noise"] if kind is OfflineSAC else [])}
 
 
+@pytest.mark.filterwarnings("ignore:.*times wider than the data")
 @pytest.mark.parametrize(
     "space",
     [
         spaces.Box(np.array([-2.0], np.float32), np.array([0.5], np.float32)),
         spaces.Box(-0.1, 3.0, (1,), np.float64),
-        spaces.Box(-7, 300, (1,), np.int64),
         spaces.Box(-1.1, 0.3, (1,), np.float16),
         spaces.Box(-1e30, 2e30, (1,), np.float64),
     ],
@@ -168,23 +172,17 @@ def test_sb3_s_agents(kind):
 )
 def test_actions_are_those_of_the_space(space):
     data = make_dataset(action_space=space)
-    if space.high[0] > 1e20:  # far wider than what is recorded: the data's range is the unit
+    if space.high.astype(float)[0] > 1e20:  # the unit is then the data's range
         actions = np.linspace(-2.0, 3.0, len(data)).astype(np.float32)[:, None]
-        with pytest.warns(UserWarning, match="times wider than the data"):
-            data = replace(data, actions=actions)
-            data.action_scale  # noqa: B018
+        data = replace(data, actions=actions)
     agent = trained(BC, bc(5), data)
     session = file_of(agent, deterministic=True)
     (found,) = session.run(None, {"observation": 5.0 * ROWS})
     expected = agent.predict(5.0 * ROWS, deterministic=True)[0]
     assert found.dtype == expected.dtype == space.dtype
     assert all(space.contains(action) for action in found)
-    if space.dtype == np.int64:
-        assert np.mean(found == expected) > 0.95
-    else:
-        np.testing.assert_allclose(
-            found, expected, rtol=2e-3 if space.dtype == np.float16 else 1e-5
-        )
+    tolerance = 2e-3 if space.dtype == np.float16 else 1e-5
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=tolerance)
 
 
 def test_the_file_says_what_it_is():
@@ -244,9 +242,9 @@ def test_paths_and_agents_that_cannot_be(tmp_path):
     written = agent.export_onnx(tmp_path / "policy")
     assert written.name == "policy.onnx"
     content = written.read_bytes()
-    with pytest.raises(ValueError, match="policy.onnx exists: choose another name"):
+    with pytest.raises(ValueError, match=r"policy\.onnx exists: choose another name"):
         agent.export_onnx(tmp_path / "policy.onnx")
-    with pytest.raises(OSError, match="policy.onnx"):
+    with pytest.raises(OSError, match=r"policy\.onnx"):
         agent.export_onnx(written / "policy.onnx")
     assert agent.export_onnx(written, overwrite=True).read_bytes() == content
     untrained = BC(bc(3), device="cpu")
