@@ -98,13 +98,12 @@ class OneStepPolicy(QGPO):
     presets: ClassVar[dict[str, QGPOConfig]] = {**ONE_STEP_PRESETS}
     stages: ClassVar[tuple[str, ...]] = (*QGPO.stages, "answers", "distillation")
 
-    config: OneStepConfig  # type: ignore[assignment]
     _acts_as_teacher = False
 
     def _build_last(self) -> None:
         super()._build_last()
         dims = self.behavior.action_dim, self.behavior.observation_dim
-        student = Student(*dims, self.config.student_hidden)
+        student = Student(*dims, self.one_step_config.student_hidden)
         self.student_networks = self.training.add_trained("student", student, "distillation")
 
     @classmethod
@@ -114,6 +113,12 @@ class OneStepPolicy(QGPO):
         """The configuration of a student of that teacher, which acts as `acting` says."""
         student = {**LAPTOP_STUDENT, **({} if steps is None else {"distillation_steps": steps})}
         return OneStepConfig(**{**vars(teacher), **acting, **student})
+
+    @property
+    def one_step_config(self) -> OneStepConfig:
+        """The configuration, of which the last fields are the student's."""
+        assert isinstance(self.config, OneStepConfig)
+        return self.config
 
     # Steps and stages -----------------------------------------------------------------------
 
@@ -125,7 +130,7 @@ class OneStepPolicy(QGPO):
     @property
     def last_timesteps(self) -> int:
         """Gradient steps of the distillation stage."""
-        return self.config.distillation_steps
+        return self.one_step_config.distillation_steps
 
     @property
     def total_timesteps(self) -> int:
@@ -154,7 +159,7 @@ class OneStepPolicy(QGPO):
 
     def ask_teacher(self, dataset: OfflineDataset) -> None:
         """Stage 6: the teacher's actions in states of the dataset. Asks each state once."""
-        data, c = self.prepare(dataset), self.config
+        data, c = self.prepare(dataset), self.one_step_config
         if not self.teacher_is_trained:
             raise RuntimeError("the teacher is not trained to the end: call learn(dataset)")
         rows = self._states(data)
@@ -194,7 +199,7 @@ class OneStepPolicy(QGPO):
 
     def train_student(self, dataset: OfflineDataset) -> None:
         """Stage 7: regression of both networks on the answers."""
-        data, c, tables = self.prepare(dataset), self.config, self.tables
+        data, c, tables = self.prepare(dataset), self.one_step_config, self.tables
         rows = self._states(data)
 
         def loss(step: int) -> tuple[Tensor, Metrics]:
@@ -214,7 +219,7 @@ class OneStepPolicy(QGPO):
 
     def _states(self, data: Batches) -> Tensor:
         """Rows of the states in which the teacher is asked: always the same."""
-        return self.behavior.shuffled_rows(data)[: self.config.answer_states]
+        return self.behavior.shuffled_rows(data)[: self.one_step_config.answer_states]
 
     def _student_samples(self, noise: Tensor, condition: Tensor) -> Tensor:
         samples: Tensor = self.student_networks.samples(noise, None, condition)
@@ -226,7 +231,7 @@ class OneStepPolicy(QGPO):
         if self.teacher_is_trained:
             kinds[STATE] = GeneratorState()
         needed = self.progress["answers"] > 0 and not self.is_trained
-        several = (None, self.config.answers, self.behavior.action_dim)
+        several = (None, self.one_step_config.answers, self.behavior.action_dim)
         kinds[NOISES] = Table(several, needed=needed)
         kinds[SAMPLES] = Table(several, -1.0, 1.0, needed)
         kinds[CENTERS] = Table((None, self.behavior.action_dim), -1.0, 1.0, needed)

@@ -259,13 +259,14 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         config = self.one_step.config_of(self.config, acting, steps)
         student = self.one_step(config, seed=self.training.seed, device=self.device)
         student.verbose, student.tensorboard_log = self.verbose, self.tensorboard_log
-        return student.adopt(self, dataset).learn(
+        learned: QGPO = student.adopt(self, dataset).learn(
             dataset,
             callback,
             log_interval=log_interval,
             reset_num_timesteps=False,
             progress_bar=progress_bar,
         )
+        return learned
 
     # Acting -------------------------------------------------------------------------------
 

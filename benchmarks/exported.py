@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from measured import ROOT
 
 from qgpo import AEPO, QGPO, QIPO, Ensemble, load_agent, load_dataset
 from qgpo.agents import AGENTS, longer
@@ -33,6 +32,7 @@ from qgpo.agents.core.speed import _first
 from qgpo.agents.guided.candidates import Candidates
 from qgpo.files import write_whole
 
+HERE = Path(__file__).parent
 ROUNDS, SECONDS = 10, 0.03
 """of a latency: rounds, and CPU time of each"""
 BOUND = 1e-5
@@ -58,7 +58,7 @@ class Args:
     """in a batch"""
     only: tuple[str, ...] = ()
     """names of the agents to measure; default all"""
-    output: Path = ROOT / "robot" / "exported.json"
+    output: Path = HERE / "robot" / "exported.json"
     """JSON to write; rows of other agents in it are kept"""
 
 

@@ -113,14 +113,13 @@ def main(args: Args) -> None:
         "dataset": dataset.id,
         "fingerprint": dataset.fingerprint,
         "teacher": teacher.describe_policy(),
-        "distillation_steps": student.config.distillation_steps,
+        "distillation_steps": student.one_step_config.distillation_steps,
         "distillation_cpu_seconds": round(seconds, 1),
         "returns": returns,
         "microseconds": {
             who: {name: round(value, 1) for name, value in latencies(agent, observation).items()}
             for who, agent in (("teacher", teacher), ("student", student))
         },
-        "data_mean": float(np.mean(dataset.returns)) if hasattr(dataset, "returns") else None,
         "versions": versions(),
         "processor": processor(),
     }

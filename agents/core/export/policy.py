@@ -83,12 +83,12 @@ def export_onnx(
     """
     deterministic = check_flag("deterministic", deterministic)
     target = check_target(path, check_flag("overwrite", overwrite))
-    check_installed()
     if agent.observation_space is None or agent.action_scale is None or not agent.is_trained:
         raise RuntimeError(
             f"this {agent.name} is not trained to the end, and so cannot be exported: call "
             "learn(dataset), or load a file"
         )
+    check_installed()
     try:
         model = to_model(agent, deterministic)
     except ExportError as error:

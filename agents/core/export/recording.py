@@ -40,6 +40,9 @@ OF_LINALG = {aten.linalg_vector_norm.default}
 READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
 
 
+PLACE = "a number depends on a member's place in the batch"
+
+
 class ExportError(ValueError):
     """A policy that no file can express, or a file that does not act like its agent."""
 
@@ -154,7 +157,7 @@ class _Recording(TorchDispatchMode):
     """Runs operators and writes down those that depend on the inputs."""
 
     def __init__(self, inputs: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.table = _decompositions()
         self.steps: list[Step] = []
         self.tensors: list[Tensor] = []
@@ -265,14 +268,15 @@ def _constant(one: Tensor, two: Tensor) -> Constant:
     shape = _general_shape(one.shape, two.shape)
     for axis, size in enumerate(shape):
         if isinstance(size, Size):
-            one, two = (x.narrow(axis, 0, size.times) if _same(x, axis, size) else None
-                        for x in (one, two))  # fmt: skip
-    if one is None or two is None or not torch.equal(one, two):
-        raise ExportError("a number depends on a member's place in the batch")
+            one, two = _one_member(one, axis, size), _one_member(two, axis, size)
+    if not torch.equal(one, two):
+        raise ExportError(PLACE)
     return Constant(one.cpu(), shape)
 
 
-def _same(tensor: Tensor, axis: int, size: Size) -> bool:
-    """Whether all members of the batch have the same numbers along that axis."""
+def _one_member(tensor: Tensor, axis: int, size: Size) -> Tensor:
+    """What one member of the batch has along that axis, where all have the same numbers."""
     parts = tensor.split(size.times, dim=axis)
-    return all(torch.equal(part, parts[0]) for part in parts)
+    if not all(torch.equal(part, parts[0]) for part in parts):
+        raise ExportError(PLACE)
+    return parts[0]
