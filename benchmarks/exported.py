@@ -33,12 +33,14 @@ from qgpo.agents.guided.candidates import Candidates
 from qgpo.files import write_whole
 
 HERE = Path(__file__).parent
-ROUNDS, SECONDS = 10, 0.03
+ROUNDS, SECONDS = 6, 0.02
 """of a latency: rounds, and CPU time of each"""
 BOUND = 1e-5
-SINGLE = 200
+SINGLE = 100
 """observations that are acted on one by one, too"""
-SCALES = (0.0, 1.0, 2.0)
+SCALES = (0.0, 2.0)
+CANDIDATES = 8
+"""of agents that choose among some: the presets have 1 or 32"""
 OF_QGPO = ("mse", "emse", "dps", "qgf")
 
 
@@ -50,9 +52,9 @@ class Args:
     """run folders or checkpoints of trained agents, which are compared, too"""
     dataset_id: str = "qgpo/halfcheetah/mixed-v0"
     """whose first episodes the others learn from"""
-    rows: int = 2000
+    rows: int = 1000
     """transitions that they learn from"""
-    longer: float = 0.01
+    longer: float = 0.003
     """times the preset's steps"""
     observations: int = 10_000
     """in a batch"""
@@ -66,7 +68,9 @@ def configurations() -> Iterator[tuple[str, type[Any], Any]]:
     """Name, agent and configuration of everything that is trained here."""
     for name, agent in AGENTS.items():
         presets = agent.presets
-        yield name, agent, presets.get("laptop-support", presets["laptop"])
+        config = presets.get("laptop-support", presets["laptop"])
+        few = {n: CANDIDATES for n in ("num_samples", "candidates") if hasattr(config, n)}
+        yield name, agent, replace(config, **few)
     support = QGPO.presets["laptop-support"]
     for guidance in OF_QGPO:
         yield f"QGPO, {guidance}", QGPO, replace(support, guidance=guidance)
