@@ -98,6 +98,7 @@ class OneStepPolicy(QGPO):
     presets: ClassVar[dict[str, QGPOConfig]] = {**ONE_STEP_PRESETS}
     stages: ClassVar[tuple[str, ...]] = (*QGPO.stages, "answers", "distillation")
 
+    fixed_scale: ClassVar[bool] = True
     _acts_as_teacher = False
 
     def _build_last(self) -> None:

@@ -82,7 +82,10 @@ def adopt_from(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) ->
     check_adopts(type(agent), path)
     assert isinstance(agent, GuidedPolicy)
     other = load_agent(path / "checkpoint.zip" if path.is_dir() else path, device=agent.device)
-    agent.adopt(other, dataset)
+    try:
+        agent.adopt(other, dataset)
+    except (TypeError, RuntimeError) as error:  # the file's, here
+        raise ValueError(f"{path}: {error}") from error
     shared = ", ".join(stage for stage in agent.stages[:-1] if agent.progress[stage])
     return (
         f"adopted from the {other.name} in {path}: {shared} ({agent.num_timesteps} of "

@@ -23,7 +23,7 @@ import torch
 import tyro
 from gymnasium.envs.registration import EnvSpec
 
-from qgpo.agents import Ensemble, OfflineAgent, OneStepPolicy, load_agent
+from qgpo.agents import Ensemble, OfflineAgent, load_agent
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
@@ -208,9 +208,7 @@ def configure(args: Args, agent: Player, members: list[Agent]) -> Scales:
     for name in ("guidance_scale", "tune_guidance", "solver", "solver_steps"):
         value = getattr(args, name)
         for member in members if value else []:
-            if isinstance(member, OneStepPolicy) and name in ("solver", "solver_steps"):
-                raise ValueError(f"{name}={value}: a {member.name} agent acts without a solver")
-            if not isinstance(member, GuidedPolicy):
+            if not isinstance(member, GuidedPolicy) or member.fixed_scale:
                 lacking = "guidance_scale" if name == "tune_guidance" else name
                 raise ValueError(f"{name}={value}: a {member.name} agent has no {lacking}")
             if name in ("solver", "solver_steps"):

@@ -58,6 +58,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     stages: ClassVar[tuple[str, ...]]
     rate_field: ClassVar[str] = "learning_rate"
     """the field of the configuration that is the agent's `learning_rate`"""
+    fixed_scale: ClassVar[bool] = False
+    """whether a guidance scale in the configuration cannot be changed after training"""
     even_steps: ClassVar[bool] = True
     """whether the gradient steps of a stage take the same time from the first to the last"""
 
