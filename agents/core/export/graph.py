@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qgpo.agents.core.export.recording import Constant, ExportError, Shape, Size
 
-OPSET = 18
+OPSET = 20
 IR_VERSION = 9
-"""of ONNX 1.14 (2023), which runtimes of that time read"""
+"""those of ONNX 1.15 (2023), which ONNX Runtime reads from 1.17 on"""
 DTYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float64: TensorProto.DOUBLE,

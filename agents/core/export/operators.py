@@ -207,20 +207,17 @@ def emit_silu(t: Translation, step: Step) -> list[Value]:
 
 @operator("gelu.default")
 def emit_gelu(t: Translation, step: Step) -> list[Value]:
-    """By tanh, x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), else by erf."""
+    """By tanh or exactly."""
+    x, how = t.value(step.args[0]), step.kwargs.get("approximate", "none")
+    return [t.by_element("Gelu", t.shape(step), x, approximate=how)]
+
+
+@operator("mish.default")
+def emit_mish(t: Translation, step: Step) -> list[Value]:
+    """X tanh(log(1 + e^x))."""
     x, shape = t.value(step.args[0]), t.shape(step)
-
-    def with_number(kind: str, value: Value, number: float) -> Value:
-        return t.by_element(kind, shape, value, t.value(number))
-
-    if step.kwargs.get("approximate") == "tanh":
-        cube = t.by_element("Mul", shape, t.by_element("Mul", shape, x, x), x)
-        inner = t.by_element("Add", shape, x, with_number("Mul", cube, 0.044715))
-        bent = t.by_element("Tanh", shape, with_number("Mul", inner, math.sqrt(2.0 / math.pi)))
-    else:
-        bent = t.by_element("Erf", shape, with_number("Mul", x, math.sqrt(0.5)))
-    half = with_number("Mul", x, 0.5)
-    return [t.by_element("Mul", shape, half, with_number("Add", bent, 1.0))]
+    soft = t.by_element("Softplus", shape, x)
+    return [t.by_element("Mul", shape, x, t.by_element("Tanh", shape, soft))]
 
 
 @operator("log1p.default")

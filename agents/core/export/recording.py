@@ -33,6 +33,7 @@ AS_THEY_ARE = {
     *(aten.native_layer_norm.default, aten.silu.default, aten.addmm.default),
     *(aten.baddbmm.default, aten.stack.default, aten._softmax.default),
     *(aten.special_log_ndtr.default, aten.var.correction),
+    *(aten.gelu.default, aten.mish.default),
 }
 """operators for which ONNX has one of its own, or whose parts would be many"""
 OF_LINALG = {aten.linalg_vector_norm.default}
@@ -279,4 +280,4 @@ def _one_member(tensor: Tensor, axis: int, size: Size) -> Tensor:
     parts = tensor.split(size.times, dim=axis)
     if not all(torch.equal(part, parts[0]) for part in parts):
         raise ExportError(PLACE)
-    return parts[0]
+    return tensor.narrow(axis, 0, size.times)

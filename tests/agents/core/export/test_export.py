@@ -12,7 +12,6 @@ import torch
 from agent_tester import noise_of
 from factory import (
     AEPO_CONFIGS,
-    BEST_OF_N_CONFIGS,
     PAPER_LIKE,
     QIPO_DIFFUSION,
     SIR_CONFIGS,
@@ -25,7 +24,7 @@ from gymnasium import spaces
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from qgpo import AEPO, BC, QGPO, QIPO, SIR, BestOfN, Ensemble
+from qgpo import AEPO, BC, QGPO, QIPO, SIR, Ensemble
 from qgpo.agents.core.acting import GivenNoise
 from qgpo.agents.core.export import policy
 from qgpo.agents.core.export.policy import ExportError, open_session
@@ -65,20 +64,15 @@ def difference(agent, session, scale, deterministic=False, rows=ROWS):
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
-        (QGPO, replace(WHITENED, guidance="mse")),
         (QGPO, replace(WHITENED, guidance="emse", trust_power=2.0, guidance_bound=0.5)),
         (QGPO, replace(WHITENED, guidance="dps", deterministic_action="ode")),
         (QGPO, replace(PAPER_LIKE, guidance="qgf", beta=0.3)),
         (QGPO, replace(STACKED, guidance="dps")),
         (QGPO, replace(WHITENED, deterministic_action="mode", solver="heun")),
-        (QGPO, replace(WHITENED, deterministic_action="ode", solver="dpm_solver_2s")),
-        (AEPO, replace(ANALYTIC, guidance_options={"covariance": "per_dimension"})),
         (AEPO, replace(ANALYTIC, guidance_options={"gradient": "shift"})),
         (AEPO, replace(ANALYTIC, guidance_options={"covariance": "jacobian"}, solver_steps=1)),
         (QIPO, replace(QIPO_DIFFUSION, guidance_bound=0.1)),
         (SIR, SIR_CONFIGS["mean"]),
-        (SIR, SIR_CONFIGS["ode"]),
-        (BestOfN, BEST_OF_N_CONFIGS["flow"]),
     ],
     ids=lambda value: getattr(value, "guidance", getattr(value, "name", None)),
 )
@@ -86,7 +80,7 @@ def test_every_guidance_at_every_scale_and_both_ways_of_acting(kind, config):
     agent = trained(kind, config)
     for deterministic in (True, False):
         session = file_of(agent, deterministic)
-        for scale in (0.0, 1.0, 2.0):
+        for scale in (0.0, 2.0):
             assert np.mean(difference(agent, session, scale, deterministic) < 1e-5) >= 0.99
         agent.guidance_scale = 1.0
 
