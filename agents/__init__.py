@@ -25,6 +25,8 @@ from qgpo.agents.ifql import IFQL as IFQL
 from qgpo.agents.ifql import IFQLConfig as IFQLConfig
 from qgpo.agents.iql import IQL as IQL
 from qgpo.agents.iql import IQLConfig as IQLConfig
+from qgpo.agents.one_step import OneStepConfig as OneStepConfig
+from qgpo.agents.one_step import OneStepPolicy as OneStepPolicy
 from qgpo.agents.qgpo import PRESETS as PRESETS
 from qgpo.agents.qgpo import QGPO as QGPO
 from qgpo.agents.qgpo import QGPOConfig as QGPOConfig

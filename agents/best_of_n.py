@@ -20,7 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, Normal, gain
+from qgpo.agents.core.acting import Normal
+from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, gain
 from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT
 from qgpo.diffusion import Metrics
 
@@ -62,5 +63,6 @@ class BestOfN(Candidates[BestOfNConfig]):
         deterministic: bool,
         normal: Normal,
     ) -> Tensor:
-        best = (q if self.guidance_scale > 0.0 else -q).argmax(dim=-1)
-        return z[torch.arange(len(z), device=z.device), best]
+        scale = torch.as_tensor(self.guidance_scale, device=q.device)
+        best = torch.where(scale > 0.0, q, -q).argmax(dim=-1)[:, None, None]
+        return torch.take_along_dim(z, best, dim=1).squeeze(1)

@@ -18,7 +18,7 @@ from qgpo.critic import critic_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
 from qgpo.fields import Range
 from qgpo.networks import MLPNoiseNetwork, TwinQ
-from qgpo.policies import DenoisingChain, diffusion_ql_loss
+from qgpo.policies import DenoisingChain, diffusion_ql_loss, gumbel
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,7 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
             noise = self._prediction_normal(self.actor.steps, b * n, self._action_dim)
         actions = self.actor.sample(noise, condition)
         q = self.critic_target(condition, actions).reshape(b, n)
-        if deterministic:
-            chosen = q.argmax(dim=-1)
-        else:
-            weights = torch.softmax(q, dim=-1)
-            chosen = torch.multinomial(weights, 1, generator=self.prediction_generator).squeeze(-1)
-        return actions.reshape(b, n, -1)[torch.arange(b, device=self.device), chosen]
+        if not deterministic:  # the largest of Q + Gumbel noise is a draw from their softmax
+            q = q + gumbel(self._prediction_normal(b, n))
+        chosen = q.argmax(dim=-1)[:, None, None]
+        return torch.take_along_dim(actions.reshape(b, n, -1), chosen, dim=1).squeeze(1)

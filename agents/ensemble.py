@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qgpo.agents.core.acting import Acts
+from qgpo.agents.core.acting import Acts, Normal
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches
+from qgpo.agents.core.export.policy import export_onnx
 from qgpo.agents.guided.tuning import is_guided, tune_guidance
 from qgpo.agents.registry import load_agent
 from qgpo.envs.data.dataset import OfflineDataset
@@ -68,6 +70,7 @@ class Ensemble:
         self.seed = first.seed
         self.observation_space, self.action_space = first.observation_space, first.action_space
         self.action_scale, self.adapter = first.action_scale, first.adapter
+        self.dataset_id, self.env_spec = first.dataset_id, first.env_spec
         self.prediction_generator = torch.Generator(self.device)
         self.seed_predictions(self.seed)
 
@@ -135,8 +138,30 @@ class Ensemble:
 
     # Acting -------------------------------------------------------------------------------
 
+    _noise: Normal | None = None
+    _prediction_normal = Acts._prediction_normal
     predict = Acts.predict
     seed_predictions = Acts.seed_predictions
+
+    export_onnx = export_onnx
+
+    def describe_policy(self) -> dict[str, Any]:
+        """Those of the members, for JSON."""
+        return {"members": [member.describe_policy() for member in self.members]}
+
+    def acting_on(self, noise: Normal | None, guidance_scale: Tensor | None = None) -> Self:
+        """A copy whose members act on that noise and, where it is given, at that scale.
+
+        The scale is one number, or one for each member.
+        """
+        actor = copy.copy(self)
+        actor._noise = noise
+        scales = [guidance_scale] * len(self.members)
+        if guidance_scale is not None and guidance_scale.dim():
+            scales = [guidance_scale[i] for i in range(len(self.members))]
+        pairs = zip(self.members, scales, strict=True)
+        actor.members = tuple(member.acting_on(noise, scale) for member, scale in pairs)
+        return actor
 
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
@@ -152,11 +177,9 @@ class Ensemble:
         actions = torch.stack([actor.act(observations, deterministic) for actor in actors])
         if deterministic:
             return actions.mean(dim=0)
-        shape = (len(observations),)
-        chosen = torch.randint(
-            len(self.members), shape, generator=self.prediction_generator, device=self.device
-        )
-        return actions[chosen, torch.arange(len(observations), device=self.device)]
+        share = 0.5 * (1.0 + torch.erf(math.sqrt(0.5) * self._prediction_normal(len(observations))))
+        chosen = (len(self.members) * share).long().clamp(max=len(self.members) - 1)
+        return torch.take_along_dim(actions, chosen[None, :, None], dim=0).squeeze(0)
 
 
 def _with_noise_of(member: OfflineAgent[Any], generator: torch.Generator) -> OfflineAgent[Any]:

@@ -135,5 +135,5 @@ class IFQL(SingleStageAgent[IFQLConfig]):
         else:
             noise = self._prediction_normal(b * n, self._action_dim)
         actions = flow_actions(self.flow, condition, noise, self.config.flow_steps)
-        best = self.critic(condition, actions).reshape(b, n).argmax(dim=-1)
-        return actions.reshape(b, n, -1)[torch.arange(b, device=self.device), best]
+        best = self.critic(condition, actions).reshape(b, n).argmax(dim=-1)[:, None, None]
+        return torch.take_along_dim(actions.reshape(b, n, -1), best, dim=1).squeeze(1)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, GuidedPolicyConfig
 from qgpo.agents.guided.exactness import exactness
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import Trust
-from qgpo.diffusion import Diffusion, GuidanceGradient
+from qgpo.diffusion import Diffusion, GuidanceGradient, is_known
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.guidance import (
     GUIDANCES,
@@ -122,6 +123,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     config_class: ClassVar[type[QGPOConfig]] = QGPOConfig
     presets: ClassVar[dict[str, QGPOConfig]] = PRESETS
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
+    one_step: ClassVar[Any]
+    """the agent that `distill` makes; it is of this kind, and names itself here"""
 
     def __init__(
         self,
@@ -240,13 +243,47 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
     exactness = exactness
 
+    # One step -----------------------------------------------------------------------------
+
+    def distill(
+        self,
+        dataset: OfflineDataset,
+        callback: MaybeCallback = None,
+        log_interval: int = 1000,
+        progress_bar: bool = False,
+        steps: int | None = None,
+    ) -> QGPO:
+        """A OneStepPolicy that acts like this trained agent at today's guidance scale.
+
+        It learns from this agent's actions in states of the dataset, in `steps` gradient steps
+        (default: its configuration's); `callback`, `log_interval` and `progress_bar` are those of
+        `learn`. This agent stays as it is. Raises RuntimeError before training has ended,
+        ValueError for other data than those of the training.
+        """
+        acting = {name: getattr(self, name) for name in ("guidance_scale",)}
+        if self.networks:
+            acting |= {"solver": self.solver, "solver_steps": self.solver_steps}
+        config = self.one_step.config_of(self.config, acting, steps)
+        student = self.one_step(config, seed=self.training.seed, device=self.device)
+        student.verbose, student.tensorboard_log = self.verbose, self.tensorboard_log
+        learned: QGPO = student.adopt(self, dataset).learn(
+            dataset,
+            callback,
+            log_interval=log_interval,
+            reset_num_timesteps=False,
+            progress_bar=progress_bar,
+        )
+        return learned
+
     # Acting -------------------------------------------------------------------------------
 
-    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
+    def _guided(
+        self, scale: float | Tensor, condition: Tensor
+    ) -> tuple[Diffusion, GuidanceGradient | None]:
         """The behavior model, and the gradient of f_t times the trust in each state."""
         if not self.critic.ranks:
             return self.behavior.average, None
-        if not self.config.trust_power or scale == 0.0:
+        if not self.config.trust_power or is_known(scale, 0.0):
             return self.behavior.average, self.energy.gradient
         trust: Tensor = self.trust(condition)[:, None]
 

@@ -28,7 +28,7 @@ from qgpo.agents.core.config import Period, Steps
 from qgpo.agents.core.training import average
 from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
-from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
+from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics, is_known
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import Range
 from qgpo.guidance import weighted_gradient, weighted_loss
@@ -155,8 +155,17 @@ class QIPO(GuidedPolicy[QIPOConfig]):
 
     # Acting -------------------------------------------------------------------------------
 
-    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
-        if scale == 1.0:
+    def _guided(
+        self, scale: float | Tensor, condition: Tensor
+    ) -> tuple[Diffusion, GuidanceGradient | None]:
+        if is_known(scale, 1.0):
             return self.policy_ema, None
         behavior = self.behavior.average
         return behavior, partial(weighted_gradient, self.policy_ema, behavior.denoise)
+
+    def _bound(self, scale: float | Tensor) -> float | Tensor | None:
+        """None at scale 1, where there is no guidance that it would bound."""
+        bound = super()._bound(scale)
+        if bound is None or not isinstance(scale, Tensor):
+            return bound
+        return torch.where(scale == 1.0, torch.inf, bound)

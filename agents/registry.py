@@ -19,6 +19,7 @@ from qgpo.agents.fql import FQL
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.ifql import IFQL
 from qgpo.agents.iql import IQL
+from qgpo.agents.one_step import OneStepPolicy
 from qgpo.agents.qgpo import QGPO
 from qgpo.agents.qipo import QIPO
 from qgpo.agents.rebrac import ReBRAC
@@ -29,7 +30,10 @@ from qgpo.envs.data.dataset import OfflineDataset
 
 AGENTS: dict[str, type[OfflineAgent[Any]]] = {
     agent.name: agent
-    for agent in (QGPO, AEPO, QIPO, SIR, BestOfN, BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL)
+    for agent in (
+        *(QGPO, AEPO, QIPO, SIR, BestOfN, OneStepPolicy),
+        *(BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL),
+    )
 }
 KNOWN = {**AGENTS, **BASELINES}
 """all that a plan may name and a file may hold"""
@@ -78,7 +82,10 @@ def adopt_from(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) ->
     check_adopts(type(agent), path)
     assert isinstance(agent, GuidedPolicy)
     other = load_agent(path / "checkpoint.zip" if path.is_dir() else path, device=agent.device)
-    agent.adopt(other, dataset)
+    try:
+        agent.adopt(other, dataset)
+    except (TypeError, RuntimeError) as error:  # the file's, here
+        raise ValueError(f"{path}: {error}") from error
     shared = ", ".join(stage for stage in agent.stages[:-1] if agent.progress[stage])
     return (
         f"adopted from the {other.name} in {path}: {shared} ({agent.num_timesteps} of "

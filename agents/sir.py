@@ -23,13 +23,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from qgpo.agents.core.acting import Normal
 from qgpo.agents.core.batches import Batches
-from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, Normal, gain
+from qgpo.agents.guided.candidates import Candidates, CandidatesConfig, gain
 from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, TrustPower
 from qgpo.agents.guided.policy import SAMPLES_OF_MODE, InverseTemperature
 from qgpo.agents.qgpo import LAPTOP_TRUST
 from qgpo.density import Trust, mode_of_samples
 from qgpo.diffusion import Metrics
+from qgpo.policies import gumbel
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class SIR(Candidates[SIRConfig]):
 
     def _energies(self, q: Tensor) -> Tensor:
         """Values beta Q up to a constant per state, within the limit of the tilt, (B, N)."""
-        return self.critic.scaled_energies(q.clone(), self.temperature.beta)
+        return self.critic.tilted(q, self.temperature.beta)
 
     def _measure(self, q: Tensor) -> Metrics:
         """Effective number of M support actions, and what their weights gain, at w = 1."""
@@ -103,8 +105,7 @@ class SIR(Candidates[SIRConfig]):
             return torch.sum(torch.softmax(energies, dim=-1)[..., None] * z, dim=1)
         # the largest of energies + Gumbel noise is a draw from their softmax
         draws = SAMPLES_OF_MODE if kind == "mode" else 1
-        noise = normal(draws if deterministic else len(z), z.shape[1])
-        gumbel = -torch.log(-torch.special.log_ndtr(noise))
-        gumbel = gumbel if deterministic else gumbel[:, None]
-        drawn = (energies[:, None] + gumbel).argmax(dim=-1)[..., None]
+        noise = gumbel(normal(draws if deterministic else len(z), z.shape[1]))
+        noise = noise if deterministic else noise[:, None]
+        drawn = (energies[:, None] + noise).argmax(dim=-1)[..., None]
         return mode_of_samples(torch.take_along_dim(z, drawn, dim=1))

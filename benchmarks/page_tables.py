@@ -174,6 +174,48 @@ def latency() -> str:
     return table(["", *batches], rows)
 
 
+def exported() -> str:
+    """Exported files beside `predict`, a row per agent."""
+    rows = []
+    for name, of in read_json("robot/exported.json")["agents"].items():
+        cells, largest, others = [], 0.0, 0
+        for how in ("deterministic", "sampled"):
+            row = of[how]
+            cells += [f"{row[f'{by}_microseconds']:.0f}" for by in ("predict", "onnx")]
+            for found in row["differences"].values():
+                largest = max(largest, found["largest"], found["largest_single"])
+                others = max(others, found["beyond"])
+        rows.append([f"`{name}`", *cells, f"{largest:.1e}", f"{others}"])
+    header = ["deterministic `predict`", "ONNX", "sampled `predict`", "its ONNX"]
+    return table(["", *header, "largest difference", "other candidate"], rows)
+
+
+def exported_settings() -> str:
+    """What `exported.py` compared."""
+    document = read_json("robot/exported.json")
+    numbers = ("observations", document["observations"]), ("one by one", document["single"])
+    return table(["", "value"], [[name, f"{n}"] for name, n in numbers])
+
+
+def one_step() -> str:
+    """Student beside teacher, a row per dataset and way of acting."""
+    rows = []
+    for path in sorted((HERE / "robot").glob("*-s*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        for how in ("deterministic", "sampled"):
+            cells = []
+            for who in ("teacher", "student"):
+                values = np.array(document["returns"][f"{who}_{how}"])
+                low, high = hierarchical_bootstrap([values])
+                cells.append(f"{values.mean():.0f} [{low:.0f}, {high:.0f}], {len(values)}")
+            times = document["microseconds"]
+            cells += [f"{times[who][f'{how}_predict']:.0f}" for who in ("teacher", "student")]
+            cells += [f"{times[who][f'{how}_onnx']:.0f}" for who in ("teacher", "student")]
+            rows.append([f"{short(document['dataset'])}, {how}", *cells])
+    header = ["teacher: return, episodes", "one step", "teacher: µs of `predict`", "one step: µs"]
+    return table(["", *header, "teacher: µs of ONNX", "one step: µs of ONNX"], rows)
+
+
 def two_digits(x: float) -> str:
     """A number with two digits, or all of those before the point."""
     return f"{x:.0f}" if x >= 10.0 else f"{x:.1f}" if x >= 1.0 else f"{x:.2f}"
@@ -283,6 +325,9 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "pointmaze": pointmaze(),
         "peers": peers(),
         "latency": latency(),
+        "exported": exported(),
+        "exported-settings": exported_settings(),
+        "one-step": one_step(),
         "gpu": gpu(),
         "parity": parity(),
         "demo": demo(),

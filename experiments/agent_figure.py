@@ -70,7 +70,7 @@ class Course:
 
 def check_drawable(agent: object) -> None:
     """Raise ValueError for an agent of which there is no picture."""
-    if not isinstance(agent, GuidedPolicy):
+    if not isinstance(agent, GuidedPolicy) or agent.fixed_scale:
         raise ValueError(
             f"no picture can be drawn of {type(agent).__name__}: expected one run of QGPO, "
             "AEPO, QIPO, SIR or BestOfN"

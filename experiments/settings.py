@@ -102,8 +102,9 @@ class Experiment(Generic[ConfigT]):
 
     @property
     def headline_scale(self) -> float | None:
-        """The configured guidance scale, chosen before any evaluation; None without guidance."""
-        return as_json(self.config).get("guidance_scale")
+        """The configured guidance scale, chosen before any evaluation; None without a choice."""
+        fixed = agent_class(self.agent).fixed_scale
+        return None if fixed else as_json(self.config).get("guidance_scale")
 
     @property
     def measured(self) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from qgpo.agents import Ensemble as Ensemble
 from qgpo.agents import FQLConfig as FQLConfig
 from qgpo.agents import IFQLConfig as IFQLConfig
 from qgpo.agents import IQLConfig as IQLConfig
+from qgpo.agents import OneStepConfig as OneStepConfig
+from qgpo.agents import OneStepPolicy as OneStepPolicy
 from qgpo.agents import QGPOConfig as QGPOConfig
 from qgpo.agents import QIPOConfig as QIPOConfig
 from qgpo.agents import ReBRAC as ReBRAC

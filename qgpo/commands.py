@@ -15,6 +15,7 @@ INSTALLED = {
     "collect": "qgpo-collect",
     "benchmark": "qgpo-benchmark",
     "report": "qgpo-report",
+    "export": "qgpo-export",
     "data": "qgpo-datasets",
     "toy_2d": "qgpo-toy-2d",
 }

@@ -47,6 +47,14 @@ def sampling_weights(distances: Tensor, power: float) -> Tensor:
     return (distances / median).clamp(1.0, MOST_SPARSE) ** power
 
 
+def first_quartile(numbers: Tensor) -> Tensor:
+    """Of the last axis, linear between neighbors: (..., N) to (...)."""
+    place = 0.25 * (numbers.shape[-1] - 1)
+    below = int(place)
+    in_order = numbers.sort(dim=-1).values
+    return in_order[..., below].lerp(in_order[..., below + 1], place - below)
+
+
 def mode_of_samples(samples: Tensor) -> Tensor:
     """The mean of the samples around the densest of them, (B, K, D) to (B, D).
 
@@ -58,13 +66,13 @@ def mode_of_samples(samples: Tensor) -> Tensor:
     k = samples.shape[1]
     if k < 3:
         return samples[:, 0]
-    squared = torch.cdist(samples, samples).square()
+    squared = (samples[:, :, None] - samples[:, None]).square().sum(dim=-1)
     pairs = torch.triu_indices(k, k, 1, device=samples.device)
-    width = torch.quantile(squared[:, pairs[0], pairs[1]], 0.25, dim=-1)
+    width = first_quartile(squared.flatten(1).index_select(1, k * pairs[0] + pairs[1]))
     tiny = torch.finfo(samples.dtype).tiny
     kernel = torch.exp(-0.5 * squared / width.clamp(min=tiny)[:, None, None])
     densest = kernel.sum(dim=-1).argmax(dim=-1)
-    weights = kernel[torch.arange(len(samples), device=samples.device), densest]
+    weights = torch.take_along_dim(kernel, densest[:, None, None], dim=1).squeeze(1)
     weights = weights / weights.sum(dim=-1, keepdim=True)
     return torch.sum(weights[..., None] * samples, dim=1)
 

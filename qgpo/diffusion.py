@@ -31,6 +31,11 @@ def diffuse(x_0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule) -> Tensor
     return schedule.alpha(t)[..., None] * x_0 + schedule.sigma(t)[..., None] * noise
 
 
+def is_known(scale: float | Tensor, number: float) -> bool:
+    """Whether a guidance scale is that number. A tensor may be any: acting is being recorded."""
+    return not isinstance(scale, Tensor) and scale == number
+
+
 def check_prediction(prediction: str, schedule: Schedule) -> None:
     """Raise ValueError for an unknown prediction, or one that does not fit the schedule."""
     if prediction not in PREDICTIONS:
@@ -126,8 +131,8 @@ class Diffusion(nn.Module):
         t: Tensor,
         condition: Tensor | None,
         guidance: GuidanceGradient | None,
-        scale: float,
-        bound: float | None = None,
+        scale: float | Tensor,
+        bound: float | Tensor | None = None,
     ) -> Tensor:
         """E[x_0 | x_t] under p_t ~ q_t e^(scale f_t), shape (B, D); t is (B,) or one time for all.
 
@@ -138,7 +143,7 @@ class Diffusion(nn.Module):
         t = t.expand(len(x_t))
         with torch.no_grad():
             x_0 = self.denoise(x_t, t, condition)
-        if guidance is None or scale == 0.0:
+        if guidance is None or is_known(scale, 0.0):
             return x_0
         alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
         shift = scale * sigma * guidance(x_t, t, condition)
@@ -155,8 +160,8 @@ class Diffusion(nn.Module):
         condition: Tensor | None,
         *,
         guidance: GuidanceGradient | None = None,
-        guidance_scale: float = 0.0,
-        guidance_bound: float | None = None,
+        guidance_scale: float | Tensor = 0.0,
+        guidance_bound: float | Tensor | None = None,
         solver: str = "dpm_solver_2m",
         steps: int = 15,
         spacing: str = "time",
@@ -182,8 +187,8 @@ class Diffusion(nn.Module):
         dim: int,
         *,
         guidance: GuidanceGradient | None = None,
-        guidance_scale: float = 0.0,
-        guidance_bound: float | None = None,
+        guidance_scale: float | Tensor = 0.0,
+        guidance_bound: float | Tensor | None = None,
     ) -> Tensor:
         """E[x_0] of the (guided) distribution, (B, C) to (B, dim), with one evaluation.
 

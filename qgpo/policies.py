@@ -88,6 +88,14 @@ def perturbed(actions: Tensor, noise: Tensor, clip: float) -> Tensor:
     return (actions + noise.clamp(-clip, clip)).clamp(-1.0, 1.0)
 
 
+def gumbel(normal: Tensor) -> Tensor:
+    """Gumbel noise -log(-log u) from standard normal noise, u = Phi(normal); any shape.
+
+    The largest of logits + Gumbel noise is a draw from their softmax (Gumbel 1954).
+    """
+    return -torch.log(-torch.special.log_ndtr(normal))
+
+
 def squared_distance(first: Tensor, second: Tensor) -> Tensor:
     """Summed over the action's dimensions: (..., A) to (...)."""
     return torch.sum((first - second) ** 2, dim=-1)

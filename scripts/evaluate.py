@@ -52,6 +52,7 @@ from qgpo.experiments.settings import AT_LEAST_1, SEED, THREADS, check_types
 from qgpo.fields import Range
 from qgpo.files import check_writable
 from qgpo.scripts._refusals import one_line
+from qgpo.scripts._runs import find_runs
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 from qgpo.solver import get_solver
 
@@ -154,31 +155,6 @@ def check_files(args: Args, folders: list[RunFolder]) -> Path:
     return output
 
 
-def find_run(run: Path) -> RunFolder:
-    """The run folder, whose `checkpoint` is the file to read."""
-    folder = RunFolder(run if run.is_dir() else run.parent)
-    if run.is_file() and run.suffix != ".zip":
-        raise ValueError(f"--run {run}: expected a run folder, or a checkpoint that ends in .zip")
-    if run.is_file():
-        folder.checkpoint = run
-    if not run.exists() or not folder.checkpoint.is_file():
-        root = Path("runs")
-        known = sorted(str(found.parent) for found in root.glob("*/checkpoint.zip"))
-        missing = "no checkpoint.zip in it" if run.exists() else "does not exist"
-        raise ValueError(f"--run {run}: {missing}; runs under {root}: {', '.join(known) or 'none'}")
-    return folder
-
-
-def find_runs(runs: tuple[Path, ...]) -> list[RunFolder]:
-    """The folder of each; a checkpoint that would count twice is refused."""
-    folders: dict[Path, RunFolder] = {}
-    for run in runs:
-        folder = find_run(run)
-        if folders.setdefault(folder.checkpoint.resolve(), folder) is not folder:
-            raise ValueError(f"--run {run}: named twice")
-    return list(folders.values())
-
-
 def saved_args(folder: RunFolder) -> Document:
     """The arguments of the training that left the checkpoint; empty where there are none."""
     if not folder.config.is_file() or folder.checkpoint.name != "checkpoint.zip":
@@ -243,7 +219,7 @@ def configure(args: Args, agent: Player, members: list[Agent]) -> Scales:
     for name in ("guidance_scale", "tune_guidance", "solver", "solver_steps"):
         value = getattr(args, name)
         for member in members if value else []:
-            if not isinstance(member, GuidedPolicy):
+            if not isinstance(member, GuidedPolicy) or member.fixed_scale:
                 lacking = "guidance_scale" if name == "tune_guidance" else name
                 raise ValueError(f"{name}={value}: a {member.name} agent has no {lacking}")
             if name in ("solver", "solver_steps"):

@@ -5,8 +5,9 @@ What acts takes `predict` and `seed_predictions` from the protocol, as methods o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,32 @@ from qgpo.envs.data.columns import numbers
 from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.fields import check_flag, check_seed
+
+Normal: TypeAlias = Callable[..., Tensor]
+"""standard normal noise of a shape, whose last axis but one is the batch's (or n times as long);
+the only axis, where there is one"""
+
+
+class GivenNoise:
+    """Standard normal numbers (B, K), handed out in the order in which acting asks for noise."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+        self.taken = 0
+        """numbers of each member of the batch that were handed out"""
+
+    def __call__(self, *shape: int) -> Tensor:
+        """The next numbers. Raises ValueError where there are too few."""
+        batch, axis = len(self.numbers), max(len(shape) - 2, 0)
+        own = (*shape[:axis], shape[axis] // batch, *shape[axis + 1 :])
+        first, self.taken = self.taken, self.taken + math.prod(own)
+        if self.taken > self.numbers.shape[1]:
+            raise ValueError(
+                f"noise has {self.numbers.shape[1]} numbers for each observation, expected at "
+                f"least {self.taken}"
+            )
+        numbers = self.numbers[:, first : self.taken].reshape(batch, *own)
+        return numbers.movedim(0, axis).reshape(shape)
 
 
 class Acts(Protocol):
@@ -36,8 +63,17 @@ class Acts(Protocol):
     adapter: ObservationAdapter | None
     """makes vectors of an environment's Dict observations"""
 
+    _noise: Normal | None
+    """what is taken in place of the generator's noise, where it is given"""
+
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """(B, S) to actions (B, A) in [-1, 1]."""
+
+    def _prediction_normal(self, *shape: int) -> Tensor:
+        """Standard normal noise of `predict`; the axes are those of `Normal`."""
+        if self._noise is not None:
+            return self._noise(*shape)
+        return torch.randn(shape, generator=self.prediction_generator, device=self.device)
 
     @usual_torch()
     def predict(

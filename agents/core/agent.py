@@ -6,6 +6,7 @@ in `act`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
@@ -23,9 +24,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch import Tensor, nn
 
 from qgpo.agents.core import checkpoint, header, sb3
-from qgpo.agents.core.acting import Acts
+from qgpo.agents.core.acting import Acts, Normal
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.agents.core.export.policy import export_onnx
 from qgpo.agents.core.parameters import load_parameters, parts_of
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.registers import Kinds
@@ -56,6 +58,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     stages: ClassVar[tuple[str, ...]]
     rate_field: ClassVar[str] = "learning_rate"
     """the field of the configuration that is the agent's `learning_rate`"""
+    fixed_scale: ClassVar[bool] = False
+    """whether a guidance scale in the configuration cannot be changed after training"""
     even_steps: ClassVar[bool] = True
     """whether the gradient steps of a stage take the same time from the first to the last"""
 
@@ -430,17 +434,28 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     # Acting -------------------------------------------------------------------------------
 
-    def _prediction_normal(self, *shape: int) -> Tensor:
-        """Standard normal noise of `predict`."""
-        return torch.randn(shape, generator=self.prediction_generator, device=self.device)
+    def acting_on(self, noise: Normal | None, guidance_scale: Tensor | None = None) -> Self:
+        """A copy that acts on that noise; it shares everything else."""
+        actor = copy.copy(self)
+        actor._noise = noise
+        return actor
 
     def _fixed_normal(self, *shape: int) -> Tensor:
         """Standard normal noise of the agent's seed, drawn on the CPU: the same at every call."""
         generator = torch.Generator().manual_seed(self.training.seed)
         return torch.randn(shape, generator=generator).to(self.device)
 
+    _noise: Normal | None = None
+    _prediction_normal = Acts._prediction_normal
     predict = Acts.predict
     seed_predictions = Acts.seed_predictions
+
+    export_onnx = export_onnx
+
+    def describe_policy(self) -> dict[str, Any]:
+        """Name, configuration and seed, for JSON."""
+        about = {"agent": self.name, "seed": self.training.seed}
+        return {**about, "config": dataclasses.asdict(self.config)}  # type: ignore[call-overload]
 
     # SB3's other names --------------------------------------------------------------------
 

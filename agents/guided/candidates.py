@@ -8,7 +8,6 @@ needed.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar, TypeVar
@@ -16,10 +15,11 @@ from typing import Annotated, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from qgpo.agents.core.acting import Normal
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.guided.config import GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy
-from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
+from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics, is_known
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import Range, check_count
 
@@ -37,8 +37,6 @@ class CandidatesConfig(GuidedPolicyConfig):
 
 
 CandidatesConfigT = TypeVar("CandidatesConfigT", bound=CandidatesConfig)
-Normal = Callable[..., Tensor]
-"""standard normal noise of a shape, whose last axis but one is the batch's (or n times as long)"""
 
 
 def gain(q: Tensor, weights: Tensor) -> Tensor:
@@ -114,7 +112,9 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
 
     # Acting -------------------------------------------------------------------------------
 
-    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
+    def _guided(
+        self, scale: float | Tensor, condition: Tensor
+    ) -> tuple[Diffusion, GuidanceGradient | None]:
         return self.behavior.average, None
 
     @torch.no_grad()
@@ -125,7 +125,8 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
         the CPU: the same for every observation. At guidance scale 0 the behavior acts by itself,
         as that of every agent of the family.
         """
-        if self.guidance_scale == 0.0:
+        scale = self.guidance_scale
+        if is_known(scale, 0.0):
             return super().act(observations, deterministic)
         normal: Normal = self._prediction_normal
         if deterministic:
@@ -136,7 +137,10 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
         if self.num_samples > 1:
             q: Tensor = self.critic.target(condition[:, None], z)
             z = self._choose(z, q, condition, deterministic, normal)
-        return self.behavior.within_bounds(condition, z.reshape(len(observations), -1))
+        actions = self.behavior.within_bounds(condition, z.reshape(len(observations), -1))
+        if isinstance(scale, Tensor):
+            return torch.where(scale == 0.0, super().act(observations, deterministic), actions)
+        return actions
 
     def _candidates(self, condition: Tensor, same: bool, normal: Normal) -> Tensor:
         """N actions inside the bounds in normalised states, (B, S) to (B, N, A).

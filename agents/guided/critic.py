@@ -79,15 +79,18 @@ class Critic(ABC):
         lowered until it does not: KL(pi || mu) stays at about limit^2 / 2. Iterates that tilt one
         after the other share the limit.
         """
-        beta = beta.to(q.device)
-        limit = None if self.config.tilt_limit is None else self.config.tilt_limit / iterates
         for chunk in q.split(ROWS_PER_CHUNK):
-            chunk -= chunk.mean(dim=-1, keepdim=True)
-            chunk *= beta
-            if limit is not None:
-                spread = chunk.std(dim=-1, keepdim=True)
-                chunk *= torch.clamp(limit / spread.clamp(min=1e-9), max=1.0)
+            chunk.copy_(self.tilted(chunk, beta.to(q.device), iterates))
         return q
+
+    def tilted(self, q: Tensor, beta: Tensor, iterates: int = 1) -> Tensor:
+        """The same energies of Q (..., M), as another tensor."""
+        energies = (q - q.mean(dim=-1, keepdim=True)) * beta
+        if self.config.tilt_limit is None:
+            return energies
+        spread = energies.std(dim=-1, keepdim=True)
+        limit = self.config.tilt_limit / iterates
+        return energies * torch.clamp(limit / spread.clamp(min=1e-9), max=1.0)
 
 
 class TwinCritic(Critic):

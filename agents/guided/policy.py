@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
+from qgpo.agents.core.acting import Normal
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches, tuned_rewards
 from qgpo.agents.core.process import usual_torch
@@ -50,8 +51,8 @@ class Guiding(TypedDict):
     """How `Diffusion.sample` and `Diffusion.mean` are guided."""
 
     guidance: GuidanceGradient | None
-    guidance_scale: float
-    guidance_bound: float | None
+    guidance_scale: float | Tensor
+    guidance_bound: float | Tensor | None
 
 
 class InverseTemperature(nn.Module):
@@ -73,7 +74,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     """
 
     rate_field: ClassVar[str] = "behavior_learning_rate"
-    _scale: float | None = None
+    _scale: Any = None
+    """a number that was set, or the tensor that stands for any number while acting is recorded"""
 
     # What a subclass says -----------------------------------------------------------------
 
@@ -86,7 +88,9 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """Stage 5, which uses the critic."""
 
     @abstractmethod
-    def _guided(self, scale: float, condition: Tensor) -> tuple[Diffusion, GuidanceGradient | None]:
+    def _guided(
+        self, scale: float | Tensor, condition: Tensor
+    ) -> tuple[Diffusion, GuidanceGradient | None]:
         """The model that acts at a guidance scale in normalised states (B, S); what guides it."""
 
     @property
@@ -338,9 +342,21 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     def _acting(self, condition: Tensor) -> tuple[Diffusion, Guiding]:
         """The model that acts in those states, and how it is guided."""
-        model, gradient = self._guided(self.guidance_scale, condition)
+        scale = self.guidance_scale
+        model, gradient = self._guided(scale, condition)
         return model, {
             "guidance": gradient,
-            "guidance_scale": self.guidance_scale,
-            "guidance_bound": self.config.guidance_bound,
+            "guidance_scale": scale,
+            "guidance_bound": self._bound(scale),
         }
+
+    def _bound(self, scale: float | Tensor) -> float | Tensor | None:
+        """The largest guidance at that scale, beside |eps|; None for no bound."""
+        return self.config.guidance_bound
+
+    def acting_on(self, noise: Normal | None, guidance_scale: Tensor | None = None) -> Self:
+        """A copy that acts on that noise and, where one is given, at that scale."""
+        actor = super().acting_on(noise)
+        if guidance_scale is not None:
+            actor._scale = guidance_scale
+        return actor

@@ -118,8 +118,8 @@ class Guided(Acts, Protocol):
 
 
 def is_guided(agent: object) -> TypeGuard[Guided]:
-    """Whether it has a guidance scale; of an ensemble, whether every member has."""
-    return hasattr(agent, "guidance_scale")
+    """Whether it has a guidance scale to choose; of an ensemble, whether every member has."""
+    return hasattr(agent, "guidance_scale") and not getattr(agent, "fixed_scale", False)
 
 
 def with_neighbors(returns: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -196,7 +196,7 @@ class Analytic(Guidance):
         share = ((t - low) / (high - low)).clamp(0.0, 1.0)[:, None]
         table = self.variances.to(m)
         variance = table[position - 1].lerp(table[position], share.to(m))
-        return torch.diag_embed(variance)
+        return variance[..., None] * torch.eye(variance.shape[-1]).to(variance)
 
 
 def _jacobian(y: Tensor, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import cases_adoption
 import cases_commands
 import cases_data
 import cases_environments
+import cases_export
 import cases_files
 import cases_plans
 import cases_predict
@@ -30,6 +31,7 @@ CASES = [
     *cases_predict.CASES,
     *cases_adoption.CASES,
     *cases_files.CASES,
+    *cases_export.CASES,
     *cases_commands.CASES,
     *cases_plans.CASES,
 ]

@@ -31,7 +31,7 @@ from qgpo.envs.rollouts.collecting import collect
 from qgpo.envs.rollouts.sb3_policies import load_policy
 from qgpo.envs.store.writing import write_minari
 from qgpo.experiments.folder import ContinuedCSV
-from qgpo.scripts import train
+from qgpo.scripts import evaluate, export, train
 
 
 @pytest.fixture(scope="session")
@@ -284,6 +284,30 @@ def test_agents_without_guidance_train_from_the_command_line(name, tmp_path, dat
     monkeypatch.setattr("qgpo.experiments.run_figure.draw_run", lambda *_: None)  # once is enough
     train.main(train.parse(["--resume", str(tmp_path / "run"), *QUICK]))
     assert load_agent(tmp_path / "run" / "checkpoint.zip", device="cpu").name == name
+
+
+def test_a_run_is_distilled_evaluated_and_exported(finished, tmp_path, data, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(data))
+    monkeypatch.setattr("qgpo.experiments.run_figure.draw_run", lambda *_: None)
+    run_dir = str(tmp_path / "run")
+    where = ["--dataset-id", DATASET, "--run-dir", run_dir, "--n-episodes", "2"]
+    student = {"distillation-steps": "4", "student-hidden": "8", "answer-states": "50"}
+    own = [word for name, value in student.items() for word in (f"--config.{name}", value)]
+    agent = ["--agent", "OneStepPolicy", "--adopt", str(finished)]
+    train.main(train.parse([*agent, *where, *QUICK, *TINY, *own]))
+    assert "adopted from the QGPO" in capsys.readouterr().out
+    (evaluation,) = json.loads((tmp_path / "run" / "evaluation.json").read_text())["evaluations"]
+    assert evaluation["guidance_scale"] is None
+    evaluate.main(evaluate.tyro.cli(evaluate.Args, args=["--run", run_dir, "--n-episodes", "2"]))
+    assert "OneStepPolicy from" in capsys.readouterr().out
+    export.main(export.Args((tmp_path / "run",)))
+    assert "output action: tensor(float) of shape ['batch', 1]" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="a OneStepPolicy agent has no guidance_scale"):
+        train.main(train.parse([*agent, *where, *QUICK, *TINY, "--guidance-scales", "0", "1"]))
+    pictured = evaluate.Args((tmp_path / "run",), n_episodes=1, picture=True)
+    with pytest.raises(SystemExit, match="expected one run of QGPO"):
+        evaluate.main(pictured)
 
 
 def test_a_tuned_scale_is_scored_and_kept(tmp_path, data, monkeypatch, capsys):

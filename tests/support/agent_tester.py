@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from factory import make_dataset, mapped, same_parameters
 from gymnasium import spaces
@@ -34,6 +35,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from qgpo import OfflineDataset
 from qgpo.agents import OfflineAgent, load_agent
 from qgpo.agents.core.callbacks import EvaluationCallback, EveryStep
+from qgpo.agents.core.export.policy import open_session, scale_of
 from qgpo.agents.core.training import TrainingStoppedError
 from qgpo.agents.guided import support
 
@@ -272,7 +274,7 @@ def check_metrics_carry_stage_timestep_and_gradient_norm(subject: Subject) -> No
     agent.set_logger(Logger(None, [recorder]))
     agent.learn(make_dataset(), log_interval=2)
     energy = getattr(agent, "energy", None)
-    without_gradients = {"support", "choice"} | (
+    without_gradients = {"support", "choice", "answers"} | (
         {"energy"} if energy and not energy.trainable else set()
     )
     for step, row in recorder.rows:
@@ -373,6 +375,42 @@ def check_sb3_s_evaluate_policy(subject: Subject) -> None:
     )
     assert len(rewards) == 4
     assert set(lengths) == {3}
+
+
+def check_the_exported_file_acts_alike(subject: Subject) -> None:
+    pytest.importorskip("onnxruntime")
+    agent = subject.copied()
+    for deterministic in (True, False):
+        path = agent.export_onnx("policy", deterministic, overwrite=True)
+        session = open_session(str(path))
+        observations = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+        for rows in (observations[:1], observations):
+            agent.seed_predictions(3)
+            expected = agent.predict(rows, deterministic=deterministic)[0]
+            agent.seed_predictions(3)
+            inputs = {"observation": rows, **noise_of(agent, rows, deterministic)}
+            assert {entry.name for entry in session.get_inputs()} == set(inputs)
+            (found,) = session.run(None, inputs)
+            assert found.dtype == expected.dtype
+            near = np.abs(found - expected).max(axis=-1) < 1e-5
+            assert near.mean() >= 1.0 if deterministic else near.mean() >= 0.95
+
+
+def noise_of(agent: Any, rows: np.ndarray, deterministic: bool) -> dict[str, np.ndarray]:
+    """What `predict` draws for those observations from here, as an exported file takes it."""
+    drawn = []
+
+    def draw(*shape: int) -> torch.Tensor:
+        noise = torch.randn(shape, generator=agent.prediction_generator)
+        axis = max(len(shape) - 2, 0)
+        own = (*shape[:axis], len(rows), shape[axis] // len(rows), *shape[axis + 1 :])
+        drawn.append(noise.reshape(own).movedim(axis, 0).flatten(1))
+        return noise
+
+    scale = scale_of(agent)
+    given = None if scale is None else torch.tensor(scale.tolist())
+    agent.acting_on(draw, given).act(torch.as_tensor(rows), deterministic)
+    return {"noise": torch.cat(drawn, dim=1).numpy()} if drawn else {}
 
 
 def check_moves_between_devices(subject: Subject) -> None:

@@ -22,6 +22,7 @@ from qgpo import (
     AEPOConfig,
     BestOfNConfig,
     OfflineDataset,
+    OneStepConfig,
     QIPOConfig,
     SIRConfig,
     load_dataset,
@@ -94,6 +95,14 @@ BEST_OF_N_CONFIGS = {
         **{**SHARED, "schedule": "ot", "prediction": "flow", "solver": "euler"}, num_samples=3
     ),
 }
+ONE_STEP = OneStepConfig(
+    **vars(replace(WHITENED, energy_steps=2)),
+    student_hidden=(8,),
+    answer_states=15,
+    answers=2,
+    distillation_steps=4,
+    distillation_batch_size=8,
+)
 QIPO_CONFIGS = {
     "diffusion": QIPO_DIFFUSION,
     "flow": replace(QIPO_DIFFUSION, schedule="ot", prediction="flow", solver="euler"),

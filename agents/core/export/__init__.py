@@ -1,0 +1,7 @@
+"""A policy as one file of ONNX: recorded, translated operator by operator, and compared.
+
+recording.py   what `act` computes, gradients included, for every size of the batch
+graph.py       an ONNX graph under construction
+operators.py   torch's operators in ONNX
+policy.py      observation, noise and guidance scale to action; metadata; the comparison
+"""
