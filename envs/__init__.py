@@ -1,7 +1,7 @@
 """The world: datasets, rollouts, evaluation, reference scores.
 
-Folders import in this order: `tasks`, `data`, `rollouts`, `store`, `play`; each uses those before
-it. What an agent learns belongs in `qgpo.agents`, what a run writes in `qgpo.experiments`.
+Folders import in this order: `tasks`, `data`, `rollouts`, `store`, `logs`, `play`; each uses those
+before it. What an agent learns belongs in `qgpo.agents`, what a run writes in `qgpo.experiments`.
 """
 
 from qgpo.envs.data.dataset import OfflineDataset as OfflineDataset
