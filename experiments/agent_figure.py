@@ -75,6 +75,11 @@ def check_drawable(agent: object) -> None:
             f"no picture can be drawn of {type(agent).__name__}: expected one run of QGPO, "
             "AEPO, QIPO, SIR or BestOfN"
         )
+    if agent.acts_only:
+        raise ValueError(
+            f"no picture can be drawn of this {agent.name}: it came with the package, without its "
+            "critic; train one with learn(dataset)"
+        )
 
 
 class Critic:

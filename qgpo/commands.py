@@ -16,6 +16,7 @@ INSTALLED = {
     "benchmark": "qgpo-benchmark",
     "report": "qgpo-report",
     "data": "qgpo-datasets",
+    "share": "qgpo-share",
     "toy_2d": "qgpo-toy-2d",
 }
 """by the script's name: the command that is installed for it"""

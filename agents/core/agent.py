@@ -22,13 +22,13 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
 
-from qgpo.agents.core import checkpoint, header, sb3
+from qgpo.agents.core import checkpoint, header, pretrained, sb3
 from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.parameters import load_parameters, parts_of
 from qgpo.agents.core.process import usual_torch
-from qgpo.agents.core.registers import Kinds
+from qgpo.agents.core.registers import Kinds, check_modules
 from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
@@ -75,6 +75,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """the environment that the dataset's agents play in"""
     reference: ReferenceScores | None
     """for normalised scores there"""
+    acts_only: bool
+    """whether it lacks what only training needs, as agents that come with the package do"""
     _batches: Batches | None
     _policy: sb3.Policy | None
     _built_for_env: bool
@@ -392,7 +394,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.observation_space = self.action_space = self.action_scale = self.adapter = None
         self.dataset_id = self.dataset_fingerprint = self.trajectory_fingerprint = None
         self.env_spec = self.reference = self._batches = self._policy = None
-        self._built_for_env = False
+        self._built_for_env = self.acts_only = False
         self.set_random_seed()
 
     def set_spaces(
@@ -524,6 +526,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         cannot be written; the previous file is then unchanged.
         """
         target = checkpoint.with_suffix(path)
+        self.check_whole("cannot be saved")
         about = header.describe(self, exclude, include)
         generators = {"prediction": self.prediction_generator}
         checkpoint.write_checkpoint(
@@ -585,16 +588,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         config, optional = cls._replace(config, optional, replaced)
         with checkpoint.using(source, read):
             agent = cls(config, seed=about["seed"], device=device, **optional)
-            adapter = about.get("observation_adapter")
-            agent.set_spaces(
-                header.space_from_json(about["observation_space"]),
-                header.space_from_json(about["action_space"]),
-                f"checkpoint {checkpoint.named(source)}",
-                ObservationAdapter.from_json(adapter) if adapter else None,
-            )
-            assert agent.action_space is not None
-            scale = about.get("action_scale")
-            agent.action_scale = ActionScale.from_json(agent.action_space, scale)
+            agent._build_as(about, f"checkpoint {checkpoint.named(source)}")
             generators = {"prediction": agent.prediction_generator}
             checkpoint.restore(agent.training, read, generators, agent.table_kinds)
             header.set_data(agent, about["dataset"])
@@ -602,6 +596,63 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if env is not None:
             agent.set_env(env, force_reset)
         return agent
+
+    @classmethod
+    def pretrained(
+        cls,
+        name: str,
+        env: gym.Env[Any, Any] | VecEnv | str | None = None,
+        device: torch.device | str = "auto",
+    ) -> Self:
+        """A trained agent that comes with the package, such as `halfcheetah/mixed`.
+
+            agent = QGPO.pretrained("halfcheetah/mixed")
+            print(evaluate(agent, "HalfCheetah-v5"))
+
+        Its weights are rounded to 8 bits, and it has what acting needs alone: no critic, and so
+        nothing that could be saved, adopted, or trained further. `learn` begins anew. Raises
+        ValueError, with the choices, for other names.
+        """
+        path = pretrained.path_of(cls.name, name)
+        device = choose_device(device)
+        stored = pretrained.read(path)
+        about = stored.header
+        read = checkpoint.Checkpoint(about, {}, {}, {})
+        with checkpoint.using(path, dataclasses.replace(read, modules=stored.tensors)):
+            config = checkpoint.config_from_json(cls.config_class, about["config"])
+            agent = cls(config, seed=about["seed"], device=device)
+            agent._build_as(about, f"trained agent {name!r}")
+            read.modules = stored.fill(agent.training.built)
+            check_modules(agent.training.built, read.modules)
+            agent.networks.load_state_dict(read.modules)
+            agent.progress.update(about["progress"])
+            agent.training.stage = about["stage"]
+            agent.training.num_timesteps = about["num_timesteps"]
+            header.set_data(agent, about["dataset"])
+        agent.acts_only = True
+        if env is not None:
+            agent.set_env(env)
+        return agent
+
+    def check_whole(self, what: str) -> None:
+        """Raise RuntimeError for an agent that `pretrained` gave, which lacks its critic."""
+        if self.acts_only:
+            raise RuntimeError(
+                f"this {self.name} {what}: it came with the package and has what acting needs "
+                "alone. learn(dataset) trains one that is whole"
+            )
+
+    def _build_as(self, about: dict[str, Any], of: str) -> None:
+        """Build the modules for the spaces that a header describes."""
+        adapter = about.get("observation_adapter")
+        self.set_spaces(
+            header.space_from_json(about["observation_space"]),
+            header.space_from_json(about["action_space"]),
+            of,
+            ObservationAdapter.from_json(adapter) if adapter else None,
+        )
+        assert self.action_space is not None
+        self.action_scale = ActionScale.from_json(self.action_space, about.get("action_scale"))
 
     @classmethod
     def _replace(
