@@ -131,7 +131,11 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 def _use(about: dict[str, Any], call: str) -> str:
     lines = [f"from qgpo import evaluate, {call.partition('(')[0]}", "", f"agent = {call}"]
-    lines.append("action, _ = agent.predict(observation, deterministic=True)")
+    if about.get("window") is None:
+        lines.append("action, _ = agent.predict(observation, deterministic=True)")
+    else:
+        lines.append("state = None  # at the start of an episode")
+        lines.append("action, state = agent.predict(observation, state, deterministic=True)")
     if env_id := about["dataset"]["env_id"]:
         lines.append(f"print(evaluate(agent, {json.dumps(env_id)}, n_episodes=10))")
     text = "```python\n" + "\n".join(lines) + "\n```"

@@ -238,6 +238,7 @@ def _describe(
         "guidance_scale": getattr(first.config, "guidance_scale", None),
         "observations": first.observation_space.shape[0],
         "actions": first.action_space.shape[0],
+        "window": None if first.window is None else first.window.to_json(),
         "dataset": {
             "id": first.dataset_id,
             "fingerprint": first.dataset_fingerprint,

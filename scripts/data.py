@@ -161,6 +161,7 @@ def import_recording(
     ends: Ends = "truncated",
     split_gaps: bool = False,
     skip_episodes: tuple[int, ...] = (),
+    one_hot: bool = False,
     low: tuple[float, ...] = (),
     high: tuple[float, ...] = (),
     env_id: str | None = None,
@@ -185,6 +186,7 @@ def import_recording(
         ends: what the end of an episode without a flag is
         split_gaps: end episodes where time stamps have a gap
         skip_episodes: numbers of episodes to leave out
+        one_hot: the action is the number of a choice; make a vector of each
         low: smallest action, one number or one per column
         high: largest action, likewise
         env_id: environment that was recorded, which agents are to play in
@@ -195,7 +197,7 @@ def import_recording(
         raise ValueError("no --dataset-id is given, for example mine/arm-v0 (or --dry-run)")
     several = (observations, actions)
     names = Names(*several, reward, termination, truncation, episode, time, next_observations)
-    log = prepare(read_source(source, names, time_unit), skip_episodes, split_gaps)
+    log = prepare(read_source(source, names, time_unit), skip_episodes, split_gaps, one_hot)
     if no_reward:
         log = dataclasses.replace(log, rewards=None)
     found = findings(log, ends, low, high)

@@ -238,7 +238,9 @@ def configure(args: Args, agent: Player, members: list[Agent]) -> Scales:
             if name in ("solver", "solver_steps"):
                 setattr(member, name, value)
     assert agent.observation_space is not None
-    agent.predict(np.zeros(agent.observation_space.shape))  # refuses what does not fit, now
+    box = agent.observation_space
+    box = box if agent.window is None else agent.window.one_observation(box)
+    agent.predict(np.zeros(box.shape))  # refuses what does not fit, now
     scale = agent.guidance_scale if is_guided(agent) else None
     return args.guidance_scale or (None if isinstance(scale, tuple) else scale,)
 
@@ -330,7 +332,9 @@ def draw(
 def dataset_of(args: Args, folder: RunFolder, agent: Agent) -> OfflineDataset:
     """The dataset of a run, held as it was in training unless told otherwise."""
     storage = args.storage or saved_args(folder).get("storage", "memory")
-    return load_dataset(str(agent.dataset_id), storage=storage, progress_bar=args.progress_bar)
+    several: Any = {} if agent.window is None else agent.window.to_json()
+    bar = args.progress_bar
+    return load_dataset(str(agent.dataset_id), storage=storage, progress_bar=bar, **several)
 
 
 def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:

@@ -37,7 +37,7 @@ class Args(Experiment[ConfigT]):
 
     run_dir: Path | None = None
     """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, the preset with -x4 if longer,
-    with -10min for minutes"""
+    with -10min for minutes, with -h4-c8 for history and chunk"""
     minutes: float | None = None
     """train for about so long on this machine: its speed is measured for some seconds, which makes
     `longer`, and all steps are scaled, those of --config, too. Evaluation comes afterwards"""
@@ -62,6 +62,8 @@ class Args(Experiment[ConfigT]):
             preset += f"-{self.minutes:g}min"
         elif self.longer != 1.0:
             preset += f"-x{self.longer:g}"
+        if (self.history, self.chunk) != (1, 1):
+            preset += f"-h{self.history}-c{self.chunk}"
         name = f"{self.dataset_id}-{self.agent}-{preset}-s{self.seed}".replace("/", "-")
         return RunFolder(self.resume or self.run_dir or Path("runs") / name)
 

@@ -38,6 +38,7 @@ from qgpo.envs.tasks.families import family_settings, find_family
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
+from qgpo.envs.tasks.window import Window
 from qgpo.fields import check_seed, is_integer
 
 ConfigT = TypeVar("ConfigT")
@@ -67,6 +68,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """what -1 and 1 mean there: its bounds, or the range of the data where those are far wider"""
     adapter: ObservationAdapter | None
     """makes vectors of an environment's Dict observations"""
+    window: Window | None
+    """how many observations it sees, and actions it decides, at once; None for one of each"""
     dataset_id: str | None
     dataset_fingerprint: str | None
     trajectory_fingerprint: str | None
@@ -371,10 +374,16 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if self._built_for_env:
             self._reset()
         self._settle(dataset)
+        if len(self.networks) > 0 and dataset.window != self.window:
+            raise ValueError(
+                f"dataset {dataset.id!r} has {dataset.window or Window()}, this agent was made for "
+                f"{self.window or Window()}: load it with the same history and chunk"
+            )
         spaces_of_data = dataset.observation_space, dataset.action_space
-        self.set_spaces(*spaces_of_data, dataset.id, dataset.adapter)
+        self.set_spaces(*spaces_of_data, dataset.id, dataset.adapter, dataset.window)
         if (env := self.env) is not None:
-            self.set_spaces(env.observation_space, env.action_space, "the environment")
+            of_env = env.observation_space, env.action_space
+            self.set_spaces(*of_env, "the environment", of_one_step=True)
         if self.dataset_fingerprint is None and self.num_timesteps == 0:
             self.action_scale = dataset.action_scale
         elif self.dataset_fingerprint is None and self.action_scale is not None:
@@ -392,6 +401,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.training.seed = self._seed
         self.training.reset()
         self.observation_space = self.action_space = self.action_scale = self.adapter = None
+        self.window = None
         self.dataset_id = self.dataset_fingerprint = self.trajectory_fingerprint = None
         self.env_spec = self.reference = self._batches = self._policy = None
         self._built_for_env = self.acts_only = False
@@ -403,14 +413,22 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         action_space: gym.Space[Any],
         of: str,
         adapter: ObservationAdapter | None = None,
+        window: Window | None = None,
+        *,
+        of_one_step: bool = False,
     ) -> None:
         """Build the modules for these spaces, or refuse others than those they were built for.
 
-        `adapter` turns an environment's Dict observations into the vectors of that space.
+        `adapter` turns an environment's Dict observations into the vectors of that space, through
+        `window` several observations are seen and several actions decided at once. Spaces
+        `of_one_step`, as an environment has them, are those of single ones.
         """
         if isinstance(observation_space, spaces.Dict) and self.adapter is not None:
             observation_space = self.adapter.box(observation_space, of)
         observation_box, action_box = check_spaces(observation_space, action_space, of)
+        if of_one_step and self.window is not None:
+            observation_box = self.window.seen(observation_box)
+            action_box = self.window.decided(action_box)
         if self.observation_space is not None and self.action_space is not None:
             same_actions = same_box(action_box, self.action_space)
             if observation_box.shape != self.observation_space.shape or not same_actions:
@@ -425,6 +443,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             header.check_storable(box)  # before hours are spent
         self.observation_space, self.action_space = observation_box, action_box
         self.action_scale, self.adapter = ActionScale.of(action_box), adapter
+        self.window = window
         with self.training.building(self._reset):
             self._build(observation_box.shape[0], action_box.shape[0])
 
@@ -483,7 +502,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         else:
             known = self.observation_space is not None
             of_env = vec_env.observation_space, vec_env.action_space
-            self.set_spaces(*of_env, "the environment", self.adapter if known else adapter)
+            adapter = self.adapter if known else adapter
+            self.set_spaces(*of_env, "the environment", adapter, of_one_step=True)
             self._built_for_env = not known
         vec_env.seed(self.seed)
         self.env = vec_env
@@ -644,12 +664,13 @@ class OfflineAgent(ABC, Generic[ConfigT]):
 
     def _build_as(self, about: dict[str, Any], of: str) -> None:
         """Build the modules for the spaces that a header describes."""
-        adapter = about.get("observation_adapter")
+        adapter, window = about.get("observation_adapter"), about.get("window")
         self.set_spaces(
             header.space_from_json(about["observation_space"]),
             header.space_from_json(about["action_space"]),
             of,
             ObservationAdapter.from_json(adapter) if adapter else None,
+            Window.from_json(window) if window is not None else None,
         )
         assert self.action_space is not None
         self.action_scale = ActionScale.from_json(self.action_space, about.get("action_scale"))

@@ -199,10 +199,13 @@ def _actions(log: Log) -> Iterator[Finding]:
                 "actions",
                 None,
                 f"actions are {len(values)} whole numbers ({values[0]:g} to {values[-1]:g}), "
-                "numbers of choices perhaps. Agents here act in continuous spaces: see the "
-                "tutorial 'Your own logs' for the way out",
+                "numbers of choices perhaps. Agents here act in continuous spaces: --one-hot makes "
+                "a vector of each",
             )
             return
+    if log.is_one_hot:
+        yield Finding("actions", True, f"one of {log.actions.shape[1]} choices in every row")
+        return
     low, high = log.actions.min(axis=0), log.actions.max(axis=0)
     odd = []
     for k, name in enumerate(log.action_names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import minari
@@ -17,6 +18,7 @@ from qgpo.envs.store.checking import Finding
 from qgpo.envs.store.local import folder_of, open_local
 from qgpo.envs.store.storing import size_of, store_episodes
 from qgpo.envs.store.writing import check_new_id, check_space, new_dataset, write_minari
+from qgpo.envs.tasks.one_hot import one_hot
 
 ALGORITHM = "recorded"
 
@@ -47,6 +49,8 @@ def action_box(
                 f"{names}: state wider ones, or clip what was executed"
             )
         return spaces.Box(ends[0].astype(np.float32), ends[1].astype(np.float32)), "as stated"
+    if log.is_one_hot:
+        return spaces.Box(0.0, 1.0, (size,), np.float32), "one number per choice"
     if float(np.abs(log.actions).max()) <= 1.0:
         return spaces.Box(-1.0, 1.0, (size,), np.float32), "all actions are inside"
     smallest, largest = log.actions.min(axis=0), log.actions.max(axis=0)
@@ -58,9 +62,22 @@ def action_box(
     return box, "the range of the data; --low and --high state others"
 
 
-def prepare(log: Log, skip: Sequence[int] = (), split_gaps: bool = False) -> Log:
-    """Without some episodes, and with others ended where time stamps have a gap."""
+def prepare(
+    log: Log, skip: Sequence[int] = (), split_gaps: bool = False, discrete: bool = False
+) -> Log:
+    """Without some episodes, with others ended where time stamps have a gap.
+
+    The choices in a `discrete` action become vectors of 0 and 1. Raises LogError for other numbers.
+    """
     log = log.without(skip) if skip else log
+    if discrete:
+        try:
+            actions = one_hot(log.actions)
+        except ValueError as error:
+            raise LogError(f"{log.of}: --one-hot: {error}") from error
+        name = log.action_names[0]
+        names = tuple(f"{name} is {k}" for k in range(actions.shape[1]))
+        log = dataclasses.replace(log, actions=actions, action_names=names)
     return log.split(gaps(log)) if split_gaps else log
 
 

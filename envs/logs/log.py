@@ -64,6 +64,13 @@ class Log:
         """The last row of every episode."""
         return self.starts + self.lengths - 1
 
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether every action is a vector of zeros with a single 1."""
+        ones = (self.actions == 1.0).sum(axis=1)
+        several = self.actions.shape[1] > 1 and len(self) > 0
+        return bool(several and (ones == 1).all() and (self.actions != 0.0).sum() == len(self))
+
     def flagged(self, name: Literal["terminations", "truncations"]) -> NDArray[np.bool_]:
         """Those flags; False where none are recorded."""
         flags: NDArray[np.bool_] | None = getattr(self, name)
