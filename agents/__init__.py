@@ -28,6 +28,8 @@ from qgpo.agents.ifql import IFQL as IFQL
 from qgpo.agents.ifql import IFQLConfig as IFQLConfig
 from qgpo.agents.iql import IQL as IQL
 from qgpo.agents.iql import IQLConfig as IQLConfig
+from qgpo.agents.offline_evaluation import OfflineEvaluation as OfflineEvaluation
+from qgpo.agents.offline_evaluation import evaluate_offline as evaluate_offline
 from qgpo.agents.qgpo import PRESETS as PRESETS
 from qgpo.agents.qgpo import QGPO as QGPO
 from qgpo.agents.qgpo import QGPOConfig as QGPOConfig

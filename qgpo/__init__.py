@@ -23,12 +23,14 @@ from qgpo.agents import Ensemble as Ensemble
 from qgpo.agents import FQLConfig as FQLConfig
 from qgpo.agents import IFQLConfig as IFQLConfig
 from qgpo.agents import IQLConfig as IQLConfig
+from qgpo.agents import OfflineEvaluation as OfflineEvaluation
 from qgpo.agents import QGPOConfig as QGPOConfig
 from qgpo.agents import QIPOConfig as QIPOConfig
 from qgpo.agents import ReBRAC as ReBRAC
 from qgpo.agents import ReBRACConfig as ReBRACConfig
 from qgpo.agents import SIRConfig as SIRConfig
 from qgpo.agents import TD3BCConfig as TD3BCConfig
+from qgpo.agents import evaluate_offline as evaluate_offline
 from qgpo.agents import load_agent as load_agent
 from qgpo.agents import load_from_folder as load_from_folder
 from qgpo.agents import load_from_hub as load_from_hub
