@@ -39,17 +39,20 @@ LEFT, RIGHT = -1.0, 1.0
 
 
 def chain_step(state, right):
-    """The next state, the reward, and whether the task ends: at the right end, with reward 1."""
+    """The next state, the reward, and whether the task ends: at the right end, with reward 1.
+
+    Going left costs ten times as much as going right.
+    """
     following = min(state + 1, 3) if right else max(state - 1, 0)
     ends = state == 3 and right
-    return following, (1.0 if ends else -0.1), ends
+    return following, (1.0 if ends else -0.1 if right else -1.0), ends
 
 
 def chain_values(p_right):
-    """The value of the four states where the probability of going right is p."""
+    """The value of the four states where the probabilities of going right are these."""
     transition, reward = np.zeros((4, 4)), np.zeros(4)
     for state in range(4):
-        for right, p in ((True, p_right), (False, 1.0 - p_right)):
+        for right, p in ((True, p_right[state]), (False, 1.0 - p_right[state])):
             following, r, ends = chain_step(state, right)
             reward[state] += p * r
             transition[state, following] += p * (not ends)
@@ -85,18 +88,19 @@ def walk():
     return chain()
 
 
-def mean_over_starts(walk, values):
-    starts = walk.observations[walk.episode_starts].argmax(axis=1)
-    return values[starts].mean()
+def at_starts(walk, values):
+    return values[walk.observations[walk.episode_starts].argmax(axis=1)]
 
 
-@pytest.mark.parametrize("p_right", [1.0, 0.0])
+@pytest.mark.parametrize("p_right", [(1, 1, 1, 1), (1, 0, 1, 1)])
 def test_the_value_of_a_deterministic_policy_on_a_chain(walk, p_right):
-    action = RIGHT if p_right else LEFT
-    agent = policy(walk, lambda observations, _: torch.full((len(observations), 1), action))
+    """To the end from everywhere; or to and fro between the first two states for ever."""
+    actions = torch.tensor([[RIGHT if right else LEFT] for right in p_right])
+    agent = policy(walk, lambda observations, _: actions[observations.argmax(dim=-1)])
     found = evaluate_offline(agent, walk, gamma=GAMMA, config=SMALL, **NO_MODEL)
-    exact = mean_over_starts(walk, chain_values(p_right))
-    assert found.value == pytest.approx(exact, abs=0.03)
+    exact = at_starts(walk, chain_values(p_right))
+    assert found.values == pytest.approx(exact, abs=0.1)
+    assert found.value == pytest.approx(exact.mean(), abs=0.05)
     assert found.interval[0] < found.value < found.interval[1]
     assert len(found.values) == walk.n_episodes
 
@@ -113,9 +117,9 @@ def test_the_value_of_a_policy_that_is_sampled(walk):
     found = evaluate_offline(
         agent, walk, gamma=GAMMA, config=config, deterministic=False, **NO_MODEL
     )
-    exact = mean_over_starts(walk, chain_values(0.75))
-    assert found.value == pytest.approx(exact, abs=0.05)
-    assert abs(exact - mean_over_starts(walk, chain_values(1.0))) > 0.1  # it makes a difference
+    exact = at_starts(walk, chain_values([0.75] * 4)).mean()
+    assert found.value == pytest.approx(exact, abs=0.1)
+    assert abs(exact - at_starts(walk, chain_values([1.0] * 4)).mean()) > 0.3  # of the mean action
 
 
 def test_a_termination_ends_value_and_a_cut_does_not():

@@ -17,6 +17,7 @@ import cases_files
 import cases_plans
 import cases_predict
 import cases_remote
+import cases_sharing
 import cases_training
 import pytest
 from cases import register_walk
@@ -32,6 +33,7 @@ CASES = [
     *cases_files.CASES,
     *cases_commands.CASES,
     *cases_plans.CASES,
+    *cases_sharing.CASES,
 ]
 
 
