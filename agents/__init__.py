@@ -21,10 +21,15 @@ from qgpo.agents.energy_guided import EnergyGuidedDiffusion as EnergyGuidedDiffu
 from qgpo.agents.ensemble import Ensemble as Ensemble
 from qgpo.agents.fql import FQL as FQL
 from qgpo.agents.fql import FQLConfig as FQLConfig
+from qgpo.agents.hub import HubError as HubError
+from qgpo.agents.hub import load_from_hub as load_from_hub
+from qgpo.agents.hub import push_to_hub as push_to_hub
 from qgpo.agents.ifql import IFQL as IFQL
 from qgpo.agents.ifql import IFQLConfig as IFQLConfig
 from qgpo.agents.iql import IQL as IQL
 from qgpo.agents.iql import IQLConfig as IQLConfig
+from qgpo.agents.offline_evaluation import OfflineEvaluation as OfflineEvaluation
+from qgpo.agents.offline_evaluation import evaluate_offline as evaluate_offline
 from qgpo.agents.one_step import OneStepConfig as OneStepConfig
 from qgpo.agents.one_step import OneStepPolicy as OneStepPolicy
 from qgpo.agents.qgpo import PRESETS as PRESETS
@@ -36,6 +41,8 @@ from qgpo.agents.rebrac import ReBRAC as ReBRAC
 from qgpo.agents.rebrac import ReBRACConfig as ReBRACConfig
 from qgpo.agents.registry import AGENTS as AGENTS
 from qgpo.agents.registry import load_agent as load_agent
+from qgpo.agents.sharing import load_from_folder as load_from_folder
+from qgpo.agents.sharing import save_to_folder as save_to_folder
 from qgpo.agents.sir import SIR as SIR
 from qgpo.agents.sir import SIRConfig as SIRConfig
 from qgpo.agents.td3bc import TD3BC as TD3BC

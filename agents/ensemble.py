@@ -62,6 +62,8 @@ class Ensemble:
                     "the same device"
                 )
             first.set_spaces(member.observation_space, member.action_space, f"member {i}")
+            if member.window != first.window:
+                raise ValueError(f"member {i} has another history or chunk than member 0")
             if member.adapter != first.adapter:
                 raise ValueError(f"member {i} reads Dict observations differently from member 0")
             if not member.action_scale.agrees_with(first.action_scale):
@@ -71,6 +73,7 @@ class Ensemble:
         self.observation_space, self.action_space = first.observation_space, first.action_space
         self.action_scale, self.adapter = first.action_scale, first.adapter
         self.dataset_id, self.env_spec = first.dataset_id, first.env_spec
+        self.window = first.window
         self.prediction_generator = torch.Generator(self.device)
         self.seed_predictions(self.seed)
 

@@ -218,6 +218,11 @@ class OnlineSAC(SB3Agent):
                 f"dataset {dataset.id!r} names no environment for online SAC to act in: choose "
                 "another dataset"
             )
+        if self.window is not None:
+            raise ValueError(
+                f"dataset {dataset.id!r} has {self.window}: online SAC sees one observation, and "
+                "decides one action, at a time"
+            )
         env = flat(make_env(dataset.env_spec), self.adapter)
         if not self.tables:
             self._make_tables()

@@ -216,6 +216,21 @@ def one_step() -> str:
     return table(["", *header, "teacher: µs of ONNX", "one step: µs of ONNX"], rows)
 
 
+def pretrained() -> str:
+    """Returns of agents in the package by how their weights are stored, a row per agent."""
+    kinds = {"checkpoint": "as trained", "float16": "16 bits", "int8": "8 bits"}
+    rows = []
+    for name, of in read_json("pretrained.json").items():
+        cells = [
+            f"{of[kind]['mean']:.0f} [{of[kind]['interval'][0]:.0f}, {of[kind]['interval'][1]:.0f}]"
+            for kind in kinds
+        ]
+        size = of[{8: "int8", 16: "float16"}[of["bits"]]]["bytes"]
+        w = of["guidance_scale"]
+        rows.append([f"`{name}`", f"{w:g}", *cells, f"{size / 1e3:.0f}"])
+    return table(["agent", "w", *kinds.values(), "kB"], rows)
+
+
 def two_digits(x: float) -> str:
     """A number with two digits, or all of those before the point."""
     return f"{x:.0f}" if x >= 10.0 else f"{x:.1f}" if x >= 1.0 else f"{x:.2f}"
@@ -331,6 +346,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "gpu": gpu(),
         "parity": parity(),
         "demo": demo(),
+        "pretrained": pretrained(),
         **dict(exactness()),
         **broad(),
     }

@@ -1,7 +1,7 @@
 """The world: datasets, rollouts, evaluation, reference scores.
 
-Folders import in this order: `tasks`, `data`, `rollouts`, `store`, `play`; each uses those before
-it. What an agent learns belongs in `qgpo.agents`, what a run writes in `qgpo.experiments`.
+Folders import in this order: `tasks`, `data`, `rollouts`, `store`, `logs`, `play`; each uses those
+before it. What an agent learns belongs in `qgpo.agents`, what a run writes in `qgpo.experiments`.
 """
 
 from qgpo.envs.data.dataset import OfflineDataset as OfflineDataset
@@ -14,6 +14,8 @@ from qgpo.envs.store.checking import check_dataset as check_dataset
 from qgpo.envs.store.loading import load_dataset as load_dataset
 from qgpo.envs.store.local import local_ids as local_ids
 from qgpo.envs.store.writing import write_minari as write_minari
+from qgpo.envs.tasks.one_hot import OneHotActions as OneHotActions
+from qgpo.envs.tasks.one_hot import one_hot as one_hot
 from qgpo.envs.toy import TOY_PROBLEMS as TOY_PROBLEMS
 from qgpo.envs.toy import draw_toy as draw_toy
 from qgpo.envs.toy import make_toy_dataset as make_toy_dataset

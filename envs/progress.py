@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
+
+
+class Bar(Protocol):
+    """What counts steps."""
+
+    def update(self, n: float | None = 1) -> Any:
+        """So many steps more."""
 
 
 def progress(total: int, what: str, shown: bool | None, **settings: Any) -> tqdm[Any]:

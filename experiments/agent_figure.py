@@ -75,6 +75,16 @@ def check_drawable(agent: object) -> None:
             f"no picture can be drawn of {type(agent).__name__}: expected one run of QGPO, "
             "AEPO, QIPO, SIR or BestOfN"
         )
+    if agent.window is not None:
+        raise ValueError(
+            f"no picture can be drawn of this {agent.name}: it has {agent.window}, expected one "
+            "observation and one action at a time"
+        )
+    if agent.acts_only:
+        raise ValueError(
+            f"no picture can be drawn of this {agent.name}: it came with the package, without its "
+            "critic; train one with learn(dataset)"
+        )
 
 
 class Critic:

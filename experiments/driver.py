@@ -172,7 +172,12 @@ class Run:
         if experiment.threads:
             torch.set_num_threads(experiment.threads)
         self.dataset = load_dataset(
-            experiment.dataset_id, experiment.download, experiment.storage, experiment.progress_bar
+            experiment.dataset_id,
+            experiment.download,
+            experiment.storage,
+            experiment.progress_bar,
+            history=experiment.history,
+            chunk=experiment.chunk,
         )
         self.agent = self.new_agent()
         if minutes is not None:
@@ -194,7 +199,7 @@ class Run:
         make = agent_class(experiment.agent)
         agent = make(experiment.config, seed=experiment.seed, device=experiment.device)
         spaces = dataset.observation_space, dataset.action_space
-        agent.set_spaces(*spaces, dataset.id, dataset.adapter)
+        agent.set_spaces(*spaces, dataset.id, dataset.adapter, dataset.window)
         if experiment.n_episodes:
             spec, _ = to_play(experiment.env_id, dataset.env_spec, dataset.reference)
             if spec is None:

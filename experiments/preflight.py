@@ -66,7 +66,8 @@ def check_environment(env: str | EnvSpec, agent: OfflineAgent[Any], seed: int) -
     """
     check_played(env)
     with make_env(as_played(env)) as made:
-        agent.set_spaces(made.observation_space, made.action_space, "the environment")
+        of_env = made.observation_space, made.action_space
+        agent.set_spaces(*of_env, "the environment", of_one_step=True)
         try:
             with quiet_mujoco():
                 made.reset(seed=seed)

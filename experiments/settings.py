@@ -19,6 +19,7 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.store.local import split_version
 from qgpo.envs.tasks.specs import check_file_id
+from qgpo.envs.tasks.window import LONGEST
 from qgpo.fields import MOST, Range, check_seed, rules
 
 ConfigT = TypeVar("ConfigT")
@@ -26,6 +27,7 @@ WORDS = {bool: "true or false", float: "a finite number", int: "an integer", str
 OBVIOUS = 1000
 """a bound from there on is said only to those who are above it"""
 AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
+STEPS_AT_ONCE = Range(1, LONGEST)
 SEED = "what generators start from"
 THREADS = Range(0, 1024)
 """more exhaust what a system allows"""
@@ -66,6 +68,10 @@ class Experiment(Generic[ConfigT]):
     storage: Storage = "memory"
     """memory, or memmap for datasets that are larger than memory (converted once, next to Minari's
     files)"""
+    history: Annotated[int, STEPS_AT_ONCE] = 1
+    """observations that the agent sees at once, for recordings of many steps per second"""
+    chunk: Annotated[int, STEPS_AT_ONCE] = 1
+    """number of actions that the agent decides at once; gamma is then per decision"""
     guidance_scales: tuple[float, ...] = ()
     """guidance scales w to evaluate after training, for agents with guidance; default 0 (imitation)
     and the configured scale"""
@@ -153,7 +159,12 @@ def measured_of(args: dict[str, Any]) -> dict[str, Any]:
     """Of an experiment's JSON, what decides the result."""
     evaluation = ("guidance_scales", "tune_guidance", "n_episodes", "deterministic", "env_id")
     names = ("agent", "config", "seed", *evaluation)
-    return {"dataset": args.get("dataset_id"), **{n: args[n] for n in names if n in args}}
+    windows = {n: args[n] for n in ("history", "chunk") if args.get(n, 1) != 1}
+    return {
+        "dataset": args.get("dataset_id"),
+        **{n: args[n] for n in names if n in args},
+        **windows,
+    }
 
 
 def as_json(data: Any) -> dict[str, Any]:

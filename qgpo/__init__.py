@@ -23,6 +23,7 @@ from qgpo.agents import Ensemble as Ensemble
 from qgpo.agents import FQLConfig as FQLConfig
 from qgpo.agents import IFQLConfig as IFQLConfig
 from qgpo.agents import IQLConfig as IQLConfig
+from qgpo.agents import OfflineEvaluation as OfflineEvaluation
 from qgpo.agents import OneStepConfig as OneStepConfig
 from qgpo.agents import OneStepPolicy as OneStepPolicy
 from qgpo.agents import QGPOConfig as QGPOConfig
@@ -31,7 +32,12 @@ from qgpo.agents import ReBRAC as ReBRAC
 from qgpo.agents import ReBRACConfig as ReBRACConfig
 from qgpo.agents import SIRConfig as SIRConfig
 from qgpo.agents import TD3BCConfig as TD3BCConfig
+from qgpo.agents import evaluate_offline as evaluate_offline
 from qgpo.agents import load_agent as load_agent
+from qgpo.agents import load_from_folder as load_from_folder
+from qgpo.agents import load_from_hub as load_from_hub
+from qgpo.agents import push_to_hub as push_to_hub
+from qgpo.agents import save_to_folder as save_to_folder
 from qgpo.envs import Evaluation as Evaluation
 from qgpo.envs import OfflineDataset as OfflineDataset
 from qgpo.envs import evaluate as evaluate

@@ -17,6 +17,7 @@ INSTALLED = {
     "report": "qgpo-report",
     "export": "qgpo-export",
     "data": "qgpo-datasets",
+    "share": "qgpo-share",
     "toy_2d": "qgpo-toy-2d",
 }
 """by the script's name: the command that is installed for it"""

@@ -1,8 +1,10 @@
-"""List, download, generate, check, combine and show datasets.
+"""List, download, generate, import, check, combine and show datasets.
 
 python scripts/data.py list --prefix mujoco/hopper
 python scripts/data.py download mujoco/hopper/medium
 python scripts/data.py generate ogbench/cube-single-play --steps 100000
+python scripts/data.py import log.csv --dataset-id mine/arm-v0 --observations 'q*' 'dq*' \
+    --actions 'u*' --reward r --episode trial --time t
 python scripts/data.py check mujoco/hopper/medium-v0
 python scripts/data.py combine mujoco/hopper/medium-v0 mujoco/hopper/expert-v0 \
     --dataset-id mine/hopper/medium-expert-v0
@@ -20,8 +22,12 @@ import tyro
 
 from qgpo.commands import command
 from qgpo.envs.data.figure import draw_dataset, summary
+from qgpo.envs.logs.importing import findings, import_log, prepare
+from qgpo.envs.logs.lerobot import is_lerobot, read_lerobot
+from qgpo.envs.logs.log import Ends, Log
+from qgpo.envs.logs.reading import Names, read_log
 from qgpo.envs.store.catalogue import WHERE, Entry, Where, catalogue
-from qgpo.envs.store.checking import check_dataset
+from qgpo.envs.store.checking import Finding, check_dataset
 from qgpo.envs.store.combining import combine
 from qgpo.envs.store.downloading import download
 from qgpo.envs.store.generating import generate, name_to_generate
@@ -130,12 +136,103 @@ def check_datasets(ids: Ids) -> None:
     reports = [check_dataset(name) for name in not_empty(ids)]
     for report in reports:
         print(report.id)
-        for finding in report.findings:
-            mark = {True: "ok", False: "BAD", None: "-"}[finding.ok]
-            print(f"  {mark:4s}{finding.what:12s}{finding.text}")
+        show_findings(report.findings)
     bad = [report.id for report in reports if not report.ok]
     if bad:
         raise SystemExit(f"bad: {', '.join(bad)}")
+
+
+def show_findings(found: Sequence[Finding]) -> None:
+    """A line for each."""
+    for finding in found:
+        mark = {True: "ok", False: "BAD", None: "-"}[finding.ok]
+        print(f"  {mark:4s}{finding.what:12s}{finding.text}")
+
+
+def import_recording(
+    source: tyro.conf.Positional[tuple[Path, ...]],
+    dataset_id: str | None = None,
+    observations: tuple[str, ...] = (),
+    actions: tuple[str, ...] = (),
+    reward: str | None = None,
+    termination: str | None = None,
+    truncation: str | None = None,
+    episode: str | None = None,
+    time: str | None = None,
+    next_observations: tuple[str, ...] = (),
+    time_unit: float = 1.0,
+    ends: Ends = "truncated",
+    split_gaps: bool = False,
+    skip_episodes: tuple[int, ...] = (),
+    one_hot: bool = False,
+    low: tuple[float, ...] = (),
+    high: tuple[float, ...] = (),
+    env_id: str | None = None,
+    no_reward: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Make a dataset of your own recording, once nothing is wrong with it.
+
+    Args:
+        source: files (.npz, .csv, .parquet; each begins an episode), or a folder in LeRobot's
+            format
+        dataset_id: id of the new dataset, for example mine/arm-v0
+        observations: columns that the agent sees, names or patterns such as 'q*', in their order
+        actions: columns of what was executed in that row
+        reward: column of rewards
+        termination: column that is true where the task ended: nothing comes after
+        truncation: column that is true where the recording was cut, by a time limit for example
+        episode: column with the number of the episode; without it flags and files end episodes
+        time: column of time stamps
+        next_observations: columns of what followed, where rows do not follow each other
+        time_unit: seconds of one unit of the time stamps, for example 1e-9
+        ends: what the end of an episode without a flag is
+        split_gaps: end episodes where time stamps have a gap
+        skip_episodes: numbers of episodes to leave out
+        one_hot: the action is the number of a choice; make a vector of each
+        low: smallest action, one number or one per column
+        high: largest action, likewise
+        env_id: environment that was recorded, which agents are to play in
+        no_reward: import without rewards, for imitation alone
+        dry_run: say what would be wrong, and write nothing
+    """
+    if dataset_id is None and not dry_run:
+        raise ValueError("no --dataset-id is given, for example mine/arm-v0 (or --dry-run)")
+    several = (observations, actions)
+    names = Names(*several, reward, termination, truncation, episode, time, next_observations)
+    log = prepare(read_source(source, names, time_unit), skip_episodes, split_gaps, one_hot)
+    if no_reward:
+        log = dataclasses.replace(log, rewards=None)
+    found = findings(log, ends, low, high)
+    print(log.of)
+    show_findings(found)
+    bad = [finding.what for finding in found if finding.ok is False]
+    if bad:
+        raise SystemExit(f"bad: {', '.join(dict.fromkeys(bad))}; nothing was written")
+    if log.rewards is None and not no_reward and not dry_run:
+        raise ValueError(
+            f"{log.of}: no reward column: name one with --reward, or say --no-reward and train BC"
+        )
+    if dry_run or dataset_id is None:
+        return
+    made = import_log(log, dataset_id, env_id=env_id, ends=ends, low=low, high=high)
+    print(f"{made.id}: {made.total_episodes} episodes, {made.total_steps} steps")
+    agent = ("--agent", "BC") if log.rewards is None else ()
+    unplayed = () if env_id is not None else ("--n-episodes", 0)
+    print(f"train on it: {command('train', '--dataset-id', made.id, *agent, *unplayed)}")
+
+
+def read_source(source: tuple[Path, ...], names: Names, time_unit: float) -> Log:
+    """The rows of files, or of a folder in LeRobot's format."""
+    folders = [path for path in source if path.is_dir()]
+    if not folders:
+        return read_log(source, names, time_unit)
+    if len(source) > 1 or not is_lerobot(folders[0]):
+        raise ValueError(
+            f"{folders[0]} is a folder: expected files, or one folder in LeRobot's format (with "
+            "meta/info.json)"
+        )
+    return read_lerobot(folders[0], names)
 
 
 def combine_datasets(ids: Ids, dataset_id: str, progress_bar: bool = True) -> None:
@@ -181,6 +278,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_datasets,
     "download": download_datasets,
     "generate": generate_dataset,
+    "import": import_recording,
     "check": check_datasets,
     "combine": combine_datasets,
     "show": show_dataset,

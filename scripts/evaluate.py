@@ -1,10 +1,12 @@
 """Evaluate a trained agent at one or several guidance scales, and record a video of it.
 
 python scripts/evaluate.py --run runs/demo --guidance-scale 0 1 --video demo.gif
+python scripts/evaluate.py --run runs/demo --offline
 python scripts/evaluate.py --run runs/demo runs/qgpo-halfcheetah-mixed-v0-QGPO-laptop-s1 \
     --tune-guidance
 
-Several runs are evaluated as one ensemble, which takes the mean of their actions.
+Several runs are evaluated as one ensemble, which takes the mean of their actions. --offline
+plays nothing: it estimates, from the run's dataset alone, what the agent is worth.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 import tyro
 from gymnasium.envs.registration import EnvSpec
 
-from qgpo.agents import QGPO, Ensemble, OfflineAgent, load_agent
+from qgpo.agents import QGPO, Ensemble, OfflineAgent, evaluate_offline, load_agent
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
@@ -80,6 +82,9 @@ class Args:
     tune_guidance: bool = False
     """choose a guidance scale from the run's dataset alone and evaluate it, too; the run's
     checkpoint does not change"""
+    offline: bool = False
+    """play nothing: estimate the value of the recorded starts from the run's dataset alone (fitted
+    Q evaluation), and the return in a model that is learned from it. Takes minutes"""
     storage: Storage | None = None
     """how to hold the dataset for --tune-guidance and --picture: memory or memmap; default as in
     training (for checkpoint files: memory)"""
@@ -131,6 +136,11 @@ def check(args: Args) -> None:
         get_solver(args.solver, stochastic=False)
     if args.video is not None:
         check_clip_path(args.video)
+    needs_env: Document = {"video": args.video, "picture": args.picture, "env_id": args.env_id}
+    needs_env |= {"n_episodes": args.n_episodes, "max_episode_steps": args.max_episode_steps}
+    for name, value in needs_env.items():
+        if args.offline and value:
+            raise ValueError(f"--offline plays nothing: leave --{name.replace('_', '-')} away")
     for path in (args.output, args.video):
         if path is not None and path.is_dir():
             raise ValueError(f"{path} is a folder, expected a file name")
@@ -143,7 +153,8 @@ def check(args: Args) -> None:
 def check_files(args: Args, folders: list[RunFolder]) -> Path:
     """Where the returns go; refuses, before anything is played, what could not be written."""
     together = "" if len(folders) == 1 else "-together"
-    name = f"evaluation{together}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    kind = "offline" if args.offline else "evaluation"
+    name = f"{kind}{together}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     output = args.output or folders[0].path / name
     for path in (output, args.video):
         if path is None:
@@ -225,7 +236,9 @@ def configure(args: Args, agent: Player, members: list[Agent]) -> Scales:
             if name in ("solver", "solver_steps"):
                 setattr(member, name, value)
     assert agent.observation_space is not None
-    agent.predict(np.zeros(agent.observation_space.shape))  # refuses what does not fit, now
+    box = agent.observation_space
+    box = box if agent.window is None else agent.window.one_observation(box)
+    agent.predict(np.zeros(box.shape))  # refuses what does not fit, now
     scale = agent.guidance_scale if is_guided(agent) else None
     return args.guidance_scale or (None if isinstance(scale, tuple) else scale,)
 
@@ -336,14 +349,40 @@ def measure_exactness(args: Args, folder: RunFolder, agent: Player) -> Document:
 def dataset_of(args: Args, folder: RunFolder, agent: Agent) -> OfflineDataset:
     """The dataset of a run, held as it was in training unless told otherwise."""
     storage = args.storage or saved_args(folder).get("storage", "memory")
-    return load_dataset(str(agent.dataset_id), storage=storage, progress_bar=args.progress_bar)
+    several: Any = {} if agent.window is None else agent.window.to_json()
+    bar = args.progress_bar
+    return load_dataset(str(agent.dataset_id), storage=storage, progress_bar=bar, **several)
 
 
-def introduce(folder: RunFolder, agent: Agent, env: Played) -> Document:
+def estimate(args: Args, folders: list[RunFolder], members: list[Agent], agent: Player) -> None:
+    """Print and write what the run's dataset says of the agent, at every scale."""
+    scales = configure(args, agent, members)
+    output = check_files(args, folders)
+    about = [introduce(*both) for both in zip(folders, members, strict=True)]
+    dataset = dataset_of(args, folders[0], members[0])
+    if args.tune_guidance and is_guided(agent):
+        tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
+        print(tuning)
+        scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
+    found: list[Document] = []
+    for scale in scales:
+        if scale is not None and is_guided(agent):
+            agent.guidance_scale = scale
+        bar, seed = args.progress_bar, args.seed
+        options: Any = {"deterministic": args.deterministic, "seed": seed, "progress_bar": bar}
+        result = evaluate_offline(agent, dataset, **options)
+        print(f"{scale_label(scale)}\n{result}", flush=True)
+        found.append({"guidance_scale": scale, **result.as_dict()})
+    document = {"format_version": documents.FORMAT_VERSION, "agents": about, "seed": args.seed}
+    document |= {"versions": versions(), "offline": found}
+    print(f"values: {write(output, args.overwrite and args.output is not None, document)}")
+
+
+def introduce(folder: RunFolder, agent: Agent, env: Played | None = None) -> Document:
     """Print which agent it is, and whether its training is complete; the same for JSON."""
     print(
         f"{agent.name} from {folder.checkpoint}, trained on {agent.dataset_id} for "
-        f"{agent.num_timesteps} steps, in {id_of(env)}"
+        f"{agent.num_timesteps} steps" + (f", in {id_of(env)}" if env is not None else "")
     )
     if not agent.is_trained:
         print(
@@ -383,8 +422,11 @@ def main(args: Args) -> None:
         choose_renderer()
     folders = find_runs(args.run)
     members = [load_agent(folder.checkpoint, device=args.device) for folder in folders]
-    env, reference = choose_env(args, folders[0], members)
     alone = len(members) == 1
+    if args.offline:
+        estimate(args, folders, members, members[0] if alone else Ensemble(members))
+        return
+    env, reference = choose_env(args, folders[0], members)
     agent = members[0] if alone else Ensemble(members)
     scales = configure(args, agent, members)
     if args.video is not None:

@@ -36,8 +36,8 @@ class Args(Experiment[ConfigT]):
     """Train an offline agent, then evaluate it at each guidance scale."""
 
     run_dir: Path | None = None
-    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, where -x4 (with --longer 4) or
-    -10min (with --minutes 10) follows the preset"""
+    """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, where -x4 (with --longer 4),
+    -10min (with --minutes 10) or -h4-c8 (with --history 4 --chunk 8) follows the preset"""
     minutes: float | None = None
     """train for about this many minutes on this machine. Its speed is measured for some seconds,
     which gives the factor --longer on all gradient steps, including those set with --config.
@@ -65,6 +65,8 @@ class Args(Experiment[ConfigT]):
             preset += f"-{self.minutes:g}min"
         elif self.longer != 1.0:
             preset += f"-x{self.longer:g}"
+        if (self.history, self.chunk) != (1, 1):
+            preset += f"-h{self.history}-c{self.chunk}"
         name = f"{self.dataset_id}-{self.agent}-{preset}-s{self.seed}".replace("/", "-")
         return RunFolder(self.resume or self.run_dir or Path("runs") / name)
 

@@ -12,7 +12,7 @@ import tyro
 from factory import ROOT
 
 from qgpo.commands import INSTALLED
-from qgpo.scripts import data, train
+from qgpo.scripts import train
 
 COMMAND = re.compile(rf"python scripts/({'|'.join(INSTALLED)})\.py([^\n`&;|]*)")
 FOLDER = re.compile(r"runs/[\w{},.*-]+")
@@ -40,8 +40,8 @@ def braces(text: str) -> list[str]:
 def accept(script: str, words: list[str]) -> None:
     """Parse them as the command does. Raises SystemExit for what it would refuse."""
     module = importlib.import_module(f"qgpo.scripts.{script}")
-    if script == "data":
-        assert words[0] in data.COMMANDS
+    if script in ("data", "share"):
+        assert words[0] in module.COMMANDS
     elif "\u2026" not in " ".join(words):
         tyro.cli(module.Args, args=words)
 

@@ -19,6 +19,7 @@ from qgpo.agents.core.process import usual_torch
 from qgpo.envs.data.columns import numbers
 from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.observations import ObservationAdapter
+from qgpo.envs.tasks.window import Memory, Window
 from qgpo.fields import check_flag, check_seed
 
 Normal: TypeAlias = Callable[..., Tensor]
@@ -62,6 +63,8 @@ class Acts(Protocol):
     """what -1 and 1 mean there"""
     adapter: ObservationAdapter | None
     """makes vectors of an environment's Dict observations"""
+    window: Window | None
+    """how many observations it sees, and actions it decides, at once; None for one of each"""
 
     _noise: Normal | None
     """what is taken in place of the generator's noise, where it is given"""
@@ -87,11 +90,13 @@ class Acts(Protocol):
 
         Actions lie in the action space and have its dtype.
 
-        An agent that was trained on Dict observations accepts Dicts of the environment, single or
-        batched (arrays with a leading axis), and the vectors that its `adapter` makes of them.
-        `state` is returned unchanged and `episode_start` is ignored, because agents have no
-        memory. With `deterministic` the action is a function of the observation; otherwise it is
-        sampled.
+        What learned from Dict observations takes the environment's Dicts, single or as arrays
+        with a leading axis, as well as the vectors that its `adapter` makes of them. `state` is
+        returned as given and `episode_start` ignored (no memory), unless the data were loaded with
+        a `history` or a `chunk`: then an observation is a single one, the action the next of its
+        chunk, and `state` what the last call returned (None at the start of an episode;
+        `episode_start` (B,) says where others begin). `deterministic` makes the action a function
+        of what is observed alone; otherwise it is sampled.
 
         Raises RuntimeError before training. Raises ValueError for observations that are not finite
         or not in the space, and for those so far from the data that the action is not finite.
@@ -101,7 +106,12 @@ class Acts(Protocol):
                 f"this {self.name} has not been trained: call learn(dataset), or load a file"
             )
         deterministic = check_flag("deterministic", deterministic)
-        array = _as_array(observation, self.observation_space.shape, self.adapter)
+        shape = self.observation_space.shape
+        if self.window is not None:
+            shape = self.window.one_observation(self.observation_space).shape
+        array = _as_array(observation, shape, self.adapter)
+        if self.window is not None:
+            return _predict_by_memory(self, array, state, episode_start, deterministic)
         # a copy, because torch warns of arrays that are read-only
         batch = torch.tensor(np.atleast_2d(array), device=self.device)
         if len(batch) == 0:
@@ -115,6 +125,44 @@ class Acts(Protocol):
     def seed_predictions(self, seed: int) -> None:
         """Seed the noise of `predict`; training is not touched."""
         self.prediction_generator.manual_seed(check_seed(seed))
+
+
+def _predict_by_memory(
+    actor: Acts,
+    array: NDArray[np.float32],
+    state: Any,
+    episode_start: Any,
+    deterministic: bool,
+) -> tuple[NDArray[Any], Memory]:
+    """The next actions of the chunks, which are decided anew where one is used up; the memory.
+
+    The memory that was given stays as it was.
+    """
+    window, scale = actor.window, actor.action_scale
+    assert window is not None
+    assert scale is not None
+    rows = np.atleast_2d(array)
+    action_space = window.one_action(scale.space)
+    sizes = len(rows), rows.shape[1], action_space.shape[0]
+    begins = np.zeros(len(rows), np.bool_)
+    if state is None:
+        state, begins = window.begin(*sizes), ~begins
+    elif episode_start is not None:
+        begins = np.broadcast_to(np.asarray(episode_start, np.bool_), begins.shape)
+    history, chunk, left = window.check(state, *sizes)
+    history = np.concatenate([history[:, 1:], rows[:, None]], axis=1)
+    history[begins] = rows[begins, None]
+    left[begins] = 0
+    new = left == 0
+    if new.any():
+        batch = torch.tensor(history[new].reshape(int(new.sum()), -1), device=actor.device)
+        acted = actor.act(batch, deterministic).cpu().numpy()
+        _check_actions(actor.name, acted, batch)
+        chunk[new] = scale.to_space(acted).reshape(-1, window.chunk, sizes[2])
+        left[new] = window.chunk
+    actions = chunk[np.arange(len(rows)), window.chunk - left].astype(action_space.dtype)
+    memory = history, chunk, left - 1
+    return (actions[0] if array.ndim == 1 else actions), memory
 
 
 def _as_array(

@@ -23,14 +23,14 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
 
-from qgpo.agents.core import checkpoint, header, sb3
+from qgpo.agents.core import checkpoint, header, pretrained, sb3
 from qgpo.agents.core.acting import Acts, Normal
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.export.policy import export_onnx
 from qgpo.agents.core.parameters import load_parameters, parts_of
 from qgpo.agents.core.process import usual_torch
-from qgpo.agents.core.registers import Kinds
+from qgpo.agents.core.registers import Kinds, check_modules
 from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
@@ -40,6 +40,7 @@ from qgpo.envs.tasks.families import family_settings, find_family
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
+from qgpo.envs.tasks.window import Window
 from qgpo.fields import check_seed, is_integer
 
 ConfigT = TypeVar("ConfigT")
@@ -71,6 +72,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """what -1 and 1 mean there: its bounds, or the range of the data where those are far wider"""
     adapter: ObservationAdapter | None
     """makes vectors of an environment's Dict observations"""
+    window: Window | None
+    """how many observations it sees, and actions it decides, at once; None for one of each"""
     dataset_id: str | None
     dataset_fingerprint: str | None
     trajectory_fingerprint: str | None
@@ -79,6 +82,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """the environment that the dataset's agents play in"""
     reference: ReferenceScores | None
     """for normalised scores there"""
+    acts_only: bool
+    """whether it lacks what only training needs, as agents that come with the package do"""
     _batches: Batches | None
     _policy: sb3.Policy | None
     _built_for_env: bool
@@ -375,10 +380,16 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if self._built_for_env:
             self._reset()
         self._settle(dataset)
+        if len(self.networks) > 0 and dataset.window != self.window:
+            raise ValueError(
+                f"dataset {dataset.id!r} has {dataset.window or Window()}, this agent was made for "
+                f"{self.window or Window()}: load it with the same history and chunk"
+            )
         spaces_of_data = dataset.observation_space, dataset.action_space
-        self.set_spaces(*spaces_of_data, dataset.id, dataset.adapter)
+        self.set_spaces(*spaces_of_data, dataset.id, dataset.adapter, dataset.window)
         if (env := self.env) is not None:
-            self.set_spaces(env.observation_space, env.action_space, "the environment")
+            of_env = env.observation_space, env.action_space
+            self.set_spaces(*of_env, "the environment", of_one_step=True)
         if self.dataset_fingerprint is None and self.num_timesteps == 0:
             self.action_scale = dataset.action_scale
         elif self.dataset_fingerprint is None and self.action_scale is not None:
@@ -396,9 +407,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.training.seed = self._seed
         self.training.reset()
         self.observation_space = self.action_space = self.action_scale = self.adapter = None
+        self.window = None
         self.dataset_id = self.dataset_fingerprint = self.trajectory_fingerprint = None
         self.env_spec = self.reference = self._batches = self._policy = None
-        self._built_for_env = False
+        self._built_for_env = self.acts_only = False
         self.set_random_seed()
 
     def set_spaces(
@@ -407,14 +419,22 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         action_space: gym.Space[Any],
         of: str,
         adapter: ObservationAdapter | None = None,
+        window: Window | None = None,
+        *,
+        of_one_step: bool = False,
     ) -> None:
         """Build the modules for these spaces, or refuse others than those they were built for.
 
-        `adapter` turns an environment's Dict observations into the vectors of that space.
+        `adapter` turns an environment's Dict observations into the vectors of that space, through
+        `window` several observations are seen and several actions decided at once. Spaces
+        `of_one_step`, as an environment has them, are those of single ones.
         """
         if isinstance(observation_space, spaces.Dict) and self.adapter is not None:
             observation_space = self.adapter.box(observation_space, of)
         observation_box, action_box = check_spaces(observation_space, action_space, of)
+        if of_one_step and self.window is not None:
+            observation_box = self.window.seen(observation_box)
+            action_box = self.window.decided(action_box)
         if self.observation_space is not None and self.action_space is not None:
             same_actions = same_box(action_box, self.action_space)
             if observation_box.shape != self.observation_space.shape or not same_actions:
@@ -429,6 +449,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             header.check_storable(box)  # before hours are spent
         self.observation_space, self.action_space = observation_box, action_box
         self.action_scale, self.adapter = ActionScale.of(action_box), adapter
+        self.window = window
         with self.training.building(self._reset):
             self._build(observation_box.shape[0], action_box.shape[0])
 
@@ -498,7 +519,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         else:
             known = self.observation_space is not None
             of_env = vec_env.observation_space, vec_env.action_space
-            self.set_spaces(*of_env, "the environment", self.adapter if known else adapter)
+            adapter = self.adapter if known else adapter
+            self.set_spaces(*of_env, "the environment", adapter, of_one_step=True)
             self._built_for_env = not known
         vec_env.seed(self.seed)
         self.env = vec_env
@@ -541,6 +563,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         cannot be written. In all cases the previous file is unchanged.
         """
         target = checkpoint.with_suffix(path)
+        self.check_whole("cannot be saved")
         about = header.describe(self, exclude, include)
         generators = {"prediction": self.prediction_generator}
         checkpoint.write_checkpoint(
@@ -602,16 +625,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         config, optional = cls._replace(config, optional, replaced)
         with checkpoint.using(source, read):
             agent = cls(config, seed=about["seed"], device=device, **optional)
-            adapter = about.get("observation_adapter")
-            agent.set_spaces(
-                header.space_from_json(about["observation_space"]),
-                header.space_from_json(about["action_space"]),
-                f"checkpoint {checkpoint.named(source)}",
-                ObservationAdapter.from_json(adapter) if adapter else None,
-            )
-            assert agent.action_space is not None
-            scale = about.get("action_scale")
-            agent.action_scale = ActionScale.from_json(agent.action_space, scale)
+            agent._build_as(about, f"checkpoint {checkpoint.named(source)}")
             generators = {"prediction": agent.prediction_generator}
             checkpoint.restore(agent.training, read, generators, agent.table_kinds)
             header.set_data(agent, about["dataset"])
@@ -619,6 +633,64 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if env is not None:
             agent.set_env(env, force_reset)
         return agent
+
+    @classmethod
+    def pretrained(
+        cls,
+        name: str,
+        env: gym.Env[Any, Any] | VecEnv | str | None = None,
+        device: torch.device | str = "auto",
+    ) -> Self:
+        """A trained agent that comes with the package, such as `halfcheetah/mixed`.
+
+            agent = QGPO.pretrained("halfcheetah/mixed")
+            print(evaluate(agent, "HalfCheetah-v5"))
+
+        Its weights are rounded to 8 bits, and it has what acting needs alone: no critic, and so
+        nothing that could be saved, adopted, or trained further. `learn` begins anew. Raises
+        ValueError, with the choices, for other names.
+        """
+        path = pretrained.path_of(cls.name, name)
+        device = choose_device(device)
+        stored = pretrained.read(path)
+        about = stored.header
+        read = checkpoint.Checkpoint(about, {}, {}, {})
+        with checkpoint.using(path, dataclasses.replace(read, modules=stored.tensors)):
+            config = checkpoint.config_from_json(cls.config_class, about["config"])
+            agent = cls(config, seed=about["seed"], device=device)
+            agent._build_as(about, f"trained agent {name!r}")
+            read.modules = stored.fill(agent.training.built)
+            check_modules(agent.training.built, read.modules)
+            agent.networks.load_state_dict(read.modules)
+            agent.progress.update(about["progress"])
+            agent.training.stage = about["stage"]
+            agent.training.num_timesteps = about["num_timesteps"]
+            header.set_data(agent, about["dataset"])
+        agent.acts_only = True
+        if env is not None:
+            agent.set_env(env)
+        return agent
+
+    def check_whole(self, what: str) -> None:
+        """Raise RuntimeError for an agent that `pretrained` gave, which lacks its critic."""
+        if self.acts_only:
+            raise RuntimeError(
+                f"this {self.name} {what}: it came with the package and has what acting needs "
+                "alone. learn(dataset) trains one that is whole"
+            )
+
+    def _build_as(self, about: dict[str, Any], of: str) -> None:
+        """Build the modules for the spaces that a header describes."""
+        adapter, window = about.get("observation_adapter"), about.get("window")
+        self.set_spaces(
+            header.space_from_json(about["observation_space"]),
+            header.space_from_json(about["action_space"]),
+            of,
+            ObservationAdapter.from_json(adapter) if adapter else None,
+            Window.from_json(window) if window is not None else None,
+        )
+        assert self.action_space is not None
+        self.action_scale = ActionScale.from_json(self.action_space, about.get("action_scale"))
 
     @classmethod
     def _replace(

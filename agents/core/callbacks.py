@@ -137,7 +137,7 @@ class EvaluationCallback(EvalCallback):
 
     def _init_callback(self) -> None:
         played = self.eval_env.observation_space, self.eval_env.action_space
-        self.model.set_spaces(*played, "the evaluation environment")  # type: ignore[attr-defined]
+        self.model.set_spaces(*played, "the evaluation environment", of_one_step=True)  # type: ignore[attr-defined]
         if self.best_model_save_path is not None:
             Path(self.best_model_save_path).mkdir(parents=True, exist_ok=True)
         if self.callback_on_new_best is not None:

@@ -19,6 +19,7 @@ from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.making import spec_from_json, spec_to_json
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.tasks.window import Window
 from qgpo.fields import is_integer
 
 OPTIONAL: dict[str, tuple[type, ...]] = {
@@ -61,6 +62,7 @@ class Described(Protocol):
     action_space: spaces.Box | None
     action_scale: ActionScale | None
     adapter: ObservationAdapter | None
+    window: Window | None
     dataset_id: str | None
     dataset_fingerprint: str | None
     trajectory_fingerprint: str | None
@@ -101,6 +103,8 @@ def describe(
     }
     if agent.adapter is not None:
         header["observation_adapter"] = agent.adapter.to_json()
+    if agent.window is not None:
+        header["window"] = agent.window.to_json()
     if agent.action_scale is not None and not agent.action_scale.is_declared:
         header["action_scale"] = agent.action_scale.to_json()
     reports = {"verbose": agent.verbose, "tensorboard_log": agent.tensorboard_log}

@@ -253,6 +253,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             raise TypeError(
                 f"cannot adopt from a {name}, expected a QGPO, AEPO, QIPO, SIR or BestOfN agent"
             )
+        other.check_whole("cannot be adopted from")
         with usual_torch(), self.training.turn.training():
             self._settle(dataset)
             with_critic = adoption.check_donor(self, other, dataset)

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches, Transitions, take
@@ -28,7 +27,7 @@ from qgpo.agents.core.process import seeded, usual_torch
 from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
 from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset, writeable
-from qgpo.envs.progress import progress
+from qgpo.envs.progress import Bar, progress
 from qgpo.fields import check_finite
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
@@ -152,7 +151,7 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
 
 
 def fit_dynamics(
-    dataset: OfflineDataset, data: Batches, generator: torch.Generator, steps: int, bar: tqdm[Any]
+    dataset: OfflineDataset, data: Batches, generator: torch.Generator, steps: int, bar: Bar
 ) -> tuple[DynamicsEnsemble, float]:
     """The ensemble, and its largest mean disagreement over WINDOW steps of held-out episodes."""
     device = generator.device
@@ -197,7 +196,7 @@ def fit_dynamics(
 
 @torch.no_grad()
 def imagine(
-    agent: Guided,
+    agent: Acts,
     model: DynamicsEnsemble,
     starts: Tensor,
     bounds: tuple[Tensor, Tensor],
@@ -205,7 +204,7 @@ def imagine(
     most_disagreement: float,
     worst_reward: float,
     deterministic: bool,
-    bar: tqdm[Any],
+    bar: Bar,
 ) -> tuple[Tensor, Tensor]:
     """Undiscounted returns (B,) from states (B, S), and whether each episode left the data.
 
@@ -230,6 +229,61 @@ def imagine(
         states = prediction.next_states[member, lanes].clamp(*bounds)
         bar.update()
     return returns, left
+
+
+def horizon_of(dataset: OfflineDataset) -> int:
+    """Steps of an imagined episode: as long as the data's, at most the environment's limit."""
+    limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
+    return min(int(dataset.episode_lengths.max()), limit or LONGEST_EPISODE)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Imagination:
+    """A learned model of the environment, and the states in which its episodes start."""
+
+    model: DynamicsEnsemble
+    starts: Tensor
+    """(rollouts, S)"""
+    bounds: tuple[Tensor, Tensor]
+    """(S,) smallest and largest of the data"""
+    horizon: int
+    most_disagreement: float
+    worst_reward: float
+
+    @classmethod
+    def of(
+        cls,
+        dataset: OfflineDataset,
+        data: Batches,
+        generator: torch.Generator,
+        steps: int,
+        rollouts: int,
+        bar: Bar,
+    ) -> Imagination:
+        """Learn the model in so many gradient steps, and draw the starts."""
+        device = generator.device
+        model, in_data = fit_dynamics(dataset, data, generator, steps, bar)
+        first = torch.as_tensor(writeable(dataset.episode_starts), device=device)
+        lanes = torch.randint(len(first), (rollouts,), generator=generator, device=device)
+        starts = data.observations(take(data.state_index, first[lanes]))
+        low, high = torch.aminmax(data.states, dim=0)
+        worst = min(0.0, float((dataset.episode_returns / dataset.episode_lengths).min()))
+        bounds = low.to(device), high.to(device)
+        return cls(model, starts, bounds, horizon_of(dataset), TOLERANCE * in_data, worst)
+
+    def play(self, agent: Acts, deterministic: bool, bar: Bar) -> tuple[Tensor, Tensor]:
+        """Undiscounted returns (rollouts,) of an agent, and whether each episode left the data."""
+        return imagine(
+            agent,
+            self.model,
+            self.starts,
+            self.bounds,
+            self.horizon,
+            self.most_disagreement,
+            self.worst_reward,
+            deterministic,
+            bar,
+        )
 
 
 @usual_torch()
@@ -269,28 +323,16 @@ def tune_guidance(
     before: Any = agent.guidance_scale
     data = agent.prepare(dataset)
     generator = torch.Generator(agent.device).manual_seed(agent.seed)
-    limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
-    lengths = np.diff([*dataset.episode_starts, len(dataset)])
-    horizon = min(int(lengths.max()), limit or LONGEST_EPISODE)
+    horizon = horizon_of(dataset)
     noise = agent.prediction_generator.get_state()
     with progress(steps + horizon * len(chosen), "guidance scale", progress_bar) as bar:
-        model, in_data = fit_dynamics(dataset, data, generator, steps, bar)
-        most = TOLERANCE * in_data
-        first = torch.as_tensor(writeable(dataset.episode_starts), device=agent.device)
-        lanes = torch.randint(len(first), (rollouts,), generator=generator, device=agent.device)
-        starts = data.observations(take(data.state_index, first[lanes]))
-        low, high = torch.aminmax(data.states, dim=0)
-        bounds = low.to(agent.device), high.to(agent.device)
-        worst_reward = min(0.0, float((dataset.episode_returns / lengths).min()))
+        world = Imagination.of(dataset, data, generator, steps, rollouts, bar)
         results = []
         try:
             for w in chosen:
                 agent.guidance_scale = w
                 agent.prediction_generator.set_state(noise)  # the same for every scale
-                result = imagine(
-                    agent, model, starts, bounds, horizon, most, worst_reward, deterministic, bar
-                )
-                results.append(result)
+                results.append(world.play(agent, deterministic, bar))
         finally:
             agent.guidance_scale = before
             agent.prediction_generator.set_state(noise)

@@ -22,6 +22,7 @@ from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_spaces, same_box
 from qgpo.envs.tasks.specs import check_spec
+from qgpo.envs.tasks.window import Window
 from qgpo.envs.tasks.wrappers import effective
 
 Array = NDArray[np.float32]
@@ -65,6 +66,8 @@ class OfflineDataset:
     details: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     """where the arrays are memory-mapped from, with `load_dataset(..., storage="memmap")`"""
+    window: Window | None = None
+    """how many observations and actions a row has; None for one of each"""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -190,6 +193,7 @@ class OfflineDataset:
                 other.observation_space.shape != first.observation_space.shape
                 or not same_box(other.action_space, first.action_space)
                 or other.adapter != first.adapter
+                or other.window != first.window
             ):
                 raise ValueError(
                     f"datasets {first.id!r} and {other.id!r} cannot be concatenated: observations "
@@ -212,6 +216,7 @@ class OfflineDataset:
             observation_space=first.observation_space,
             action_space=first.action_space,
             adapter=first.adapter,
+            window=first.window,
             env_spec=specs[0] if all(task == tasks[0] for task in tasks) else None,
             reference=first.reference if len({d.reference for d in datasets}) == 1 else None,
         )
@@ -220,6 +225,7 @@ class OfflineDataset:
         returns = self.episode_returns
         size = f"{len(self):,} transitions in {self.n_episodes:,} episodes"
         spaces = f"observations {self.states.shape[1]}, actions {self.actions.shape[1]}"
+        spaces += f" ({self.window})" if self.window is not None else ""
         spread = f"returns {returns.min():.4g} to {returns.max():.4g} (mean {returns.mean():.4g})"
         env = self.env_spec.id if self.env_spec is not None else "no environment named"
         return f"{type(self).__name__}({self.id!r}: {size}, {spaces}, {spread}, {env})"
@@ -340,7 +346,9 @@ def _numbers(of: str, name: str, values: ArrayLike, ndim: int, rounding: Roundin
     array = numbers(of, name, values)
     if array.ndim != ndim:
         expected = "(N,)" if ndim == 1 else "(N, dimensions)"
-        raise ValueError(f"{of}: {name} has shape {array.shape}, expected {expected}")
+        whole = name == "actions" and array.ndim == 1 and np.asarray(values).dtype.kind in "iu"
+        hint = ". Of discrete actions qgpo.envs.one_hot(actions, n) makes vectors" if whole else ""
+        raise ValueError(f"{of}: {name} has shape {array.shape}, expected {expected}{hint}")
     rounding.add(name, values, array)
     return array if array.flags.owndata and array is not values else array.copy()
 
@@ -372,6 +380,7 @@ def _check_types(data: OfflineDataset) -> None:
         "env_spec": (EnvSpec, type(None)),
         "reference": (ReferenceScores, type(None)),
         "details": (dict,),
+        "window": (Window, type(None)),
     }
     for name, types in expected.items():
         value = getattr(data, name)

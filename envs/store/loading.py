@@ -23,6 +23,7 @@ from qgpo.envs.data.dataset import ARRAYS, OfflineDataset, episode_starts
 from qgpo.envs.data.disk import DiskFullError, not_written
 from qgpo.envs.data.doubts import doubts
 from qgpo.envs.data.memmap import Episode
+from qgpo.envs.data.windows import windowed
 from qgpo.envs.store import bundled
 from qgpo.envs.store.episode_rules import RULES
 from qgpo.envs.store.labelling import STATES, Labelled, Task, refuse_trajectories
@@ -35,6 +36,7 @@ from qgpo.envs.store.scratch import remove_abandoned, scratch_folder, target_loc
 from qgpo.envs.tasks.families import UNKNOWN, Family, find_family
 from qgpo.envs.tasks.making import register_package
 from qgpo.envs.tasks.spaces import vector_spaces
+from qgpo.envs.tasks.window import Window
 
 LENGTH = " (T + 1 observations for T = {} steps)"
 STORAGES = ("memory", "memmap")
@@ -50,6 +52,9 @@ def load_dataset(
     download: bool = True,
     storage: Storage = "memory",
     progress_bar: bool = True,
+    *,
+    history: int = 1,
+    chunk: int = 1,
 ) -> OfflineDataset:
     """Read a Minari dataset, given by its id or as a minari.MinariDataset.
 
@@ -68,12 +73,21 @@ def load_dataset(
     OGBench's file in `~/.ogbench/data`, which is downloaded with `download`. Generated
     trajectories are under `ogbench-generated/`. Memory-mapped tasks share identical files.
 
+    With `history` agents see so many observations at once, and with `chunk` they decide so many
+    actions at once, which `predict` hands out one by one (docs/tutorials/fast_logs.md): for
+    recordings of many steps per second. These data are held in memory.
+
     Dict observations become vectors, and episodes are read as stated in the dataset's row of
     `envs/tasks/families.py`. Datasets without a row give a warning. Raises ValueError for unknown
     ids, unsupported spaces and invalid data.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}, expected one of {list(STORAGES)}")
+    if Window.of(history, chunk) is not None and storage != "memory":
+        raise ValueError(
+            f"storage={storage!r} with history={history} and chunk={chunk}: histories and chunks "
+            "are held in memory; leave storage away"
+        )
     if isinstance(dataset, str):
         name = name_of(dataset)
         if name is not None:
@@ -92,7 +106,7 @@ def load_dataset(
         warnings.warn(text, stacklevel=2)
     if reader.is_complete:
         bundled.warn_of_other_data(read)
-    return read
+    return windowed(read, history, chunk)
 
 
 @dataclass(frozen=True)

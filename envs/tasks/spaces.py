@@ -56,9 +56,11 @@ def check_action_space(action_space: gym.Space[Any], of: str) -> spaces.Box:
     """The space as a Box with finite bounds. Raises ValueError, which states what is supported."""
     if not isinstance(action_space, spaces.Box):
         raise ValueError(
-            f"{of} has action space {action_space}; only continuous actions (a Box with finite "
-            "bounds) are supported. For discrete actions use another method, such as discrete "
-            "CQL"
+            f"{of} has action space {action_space}; continuous actions (a Box with finite "
+            "bounds) are supported. The way out of discrete ones: qgpo.envs.one_hot(actions, n) "
+            "makes vectors of n choices, and qgpo.envs.OneHotActions(env) acts by the largest "
+            "number. Where choices are settings of something continuous, record that instead. For "
+            "many choices use a method made for them, such as discrete CQL"
         )
     if str(action_space.dtype) not in ACTION_DTYPES:
         raise ValueError(

@@ -129,6 +129,21 @@ CASES = [
     ),
     Case(
         LOAD,
+        "a history of no observations",
+        ValueError,
+        "history=0, expected an integer from 1 to 1000",
+        lambda: load_dataset("mine/gone-v0", history=0),
+    ),
+    Case(
+        LOAD,
+        "chunks of memory-mapped data",
+        ValueError,
+        "storage='memmap' with history=1 and chunk=4: histories and chunks are held in memory; "
+        "leave storage away",
+        lambda: load_dataset("mine/gone-v0", storage="memmap", chunk=4),
+    ),
+    Case(
+        LOAD,
         "discrete actions",
         ValueError,
         DISCRETE,

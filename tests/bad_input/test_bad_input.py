@@ -18,6 +18,7 @@ import cases_files
 import cases_plans
 import cases_predict
 import cases_remote
+import cases_sharing
 import cases_training
 import pytest
 from cases import register_walk
@@ -34,6 +35,7 @@ CASES = [
     *cases_export.CASES,
     *cases_commands.CASES,
     *cases_plans.CASES,
+    *cases_sharing.CASES,
 ]
 
 

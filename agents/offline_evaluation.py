@@ -1,0 +1,216 @@
+"""What an agent is worth where there is no environment: fitted Q evaluation, and the model's word.
+
+Both are estimates from the data, of an agent that may leave them. The interval says how much the
+value depends on which episodes were recorded. It says nothing about errors of Q.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qgpo.agents.core.acting import Acts
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.fitted_q import FittedQConfig, actions_of, fit_q
+from qgpo.agents.core.process import usual_torch
+from qgpo.agents.guided.tuning import STEPS, Imagination, horizon_of
+from qgpo.critic import lambda_returns
+from qgpo.envs.data.dataset import OfflineDataset, writeable
+from qgpo.envs.data.windows import first_episodes
+from qgpo.envs.play.intervals import bootstrap_interval
+from qgpo.envs.progress import progress
+from qgpo.envs.tasks.spaces import same_box
+from qgpo.envs.text import readable
+from qgpo.fields import check_count, check_flag, check_seed
+
+GAMMA = 0.99
+"""of agents that have none of their own"""
+Interval = tuple[float, float] | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OfflineEvaluation:
+    """What is expected of an agent, from data alone; values are discounted."""
+
+    values: NDArray[np.float64]
+    """(E,) expected discounted return from each recorded start"""
+    data_values: NDArray[np.float64]
+    """(E,) discounted return of the recorded episode from there"""
+    heads_apart: float
+    """mean difference of the two heads of Q there: a hint at its error, and no bound on it"""
+    gamma: float
+    imagined: NDArray[np.float64] | None
+    """(rollouts,) undiscounted returns in the learned model; None where that was left out"""
+    left_data: NDArray[np.bool_] | None
+    """(rollouts,) whether those episodes left the data"""
+    horizon: int
+    """steps of an imagined episode"""
+    deterministic: bool
+
+    @property
+    def value(self) -> float:
+        """Mean over the starts."""
+        return float(self.values.mean())
+
+    @property
+    def interval(self) -> Interval:
+        """95 %, by bootstrap over episodes; None for a single one."""
+        return bootstrap_interval(self.values)
+
+    @property
+    def gain(self) -> float:
+        """By how much the value exceeds that of the recorded episodes, in the mean."""
+        return float((self.values - self.data_values).mean())
+
+    @property
+    def gain_interval(self) -> Interval:
+        """95 %, by bootstrap over episodes, each of which is compared with itself."""
+        return bootstrap_interval(self.values - self.data_values)
+
+    @property
+    def imagined_return(self) -> float | None:
+        """Mean over the rollouts."""
+        return None if self.imagined is None else float(self.imagined.mean())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Means, intervals and every value, for JSON."""
+        return {
+            "gamma": self.gamma,
+            "deterministic": self.deterministic,
+            "value": self.value,
+            "interval": self.interval,
+            "data_value": float(self.data_values.mean()),
+            "gain": self.gain,
+            "gain_interval": self.gain_interval,
+            "heads_apart": self.heads_apart,
+            "imagined_return": self.imagined_return,
+            "imagined_horizon": self.horizon,
+            "left_data": None if self.left_data is None else float(self.left_data.mean()),
+            "values": self.values.tolist(),
+            "data_values": self.data_values.tolist(),
+            "imagined": None if self.imagined is None else self.imagined.tolist(),
+        }
+
+    def __repr__(self) -> str:
+        return f"OfflineEvaluation(value {readable(self.value)} of {len(self.values)} starts)"
+
+    def __str__(self) -> str:
+        episodes = f"{len(self.values)} recorded starts, gamma {self.gamma:g}"
+        lines = [
+            f"expected value   {_with(self.value, self.interval)} ({episodes})",
+            f"of the data      {readable(float(self.data_values.mean()))}",
+            f"gain             {_with(self.gain, self.gain_interval)}",
+            f"heads of Q differ by {readable(self.heads_apart)}",
+        ]
+        if self.imagined is not None and self.left_data is not None:
+            mean = _with(float(self.imagined.mean()), bootstrap_interval(self.imagined))
+            lines.append(
+                f"imagined return  {mean} ({len(self.imagined)} episodes of up to {self.horizon} "
+                f"steps; {self.left_data.mean():.0%} left the data)"
+            )
+        return "\n".join(lines)
+
+
+def _with(mean: float, interval: Interval) -> str:
+    if interval is None:
+        return readable(mean)
+    return f"{readable(mean)} [{readable(interval[0])}, {readable(interval[1])}]"
+
+
+@usual_torch()
+def evaluate_offline(
+    agent: Acts,
+    dataset: OfflineDataset,
+    *,
+    gamma: float | None = None,
+    deterministic: bool = True,
+    config: FittedQConfig | None = None,
+    model_steps: int = STEPS,
+    rollouts: int = 48,
+    seed: int = 0,
+    progress_bar: bool | None = None,
+) -> OfflineEvaluation:
+    """What an agent or an ensemble is worth, without an environment; it takes minutes.
+
+    Fitted Q evaluation learns Q of the agent's deterministic or sampled actions from the dataset,
+    which may be another one than it learned from, in the same spaces. The value is the mean of Q
+    over the states in which recorded episodes start. `gamma` is by default the agent's own, else
+    0.99. Beside it stands the undiscounted return of `rollouts` episodes in an ensemble of networks
+    that learn the environment in `model_steps` gradient steps, as in `tune_guidance`; 0 leaves it
+    out. The same `seed` gives the same numbers; the agent's own noise is not touched.
+
+    Raises RuntimeError before training, ValueError for data in other spaces and for a gamma outside
+    [0, 1), NonFiniteError where Q or the model diverges.
+    """
+    if not isinstance(dataset, OfflineDataset):
+        raise TypeError(f"dataset is a {type(dataset).__name__}, expected an OfflineDataset")
+    config = config or FittedQConfig()
+    deterministic = check_flag("deterministic", deterministic)
+    check_count("rollouts", rollouts)
+    seed = check_seed(seed)
+    if model_steps:
+        check_count("model_steps", model_steps)
+    own = getattr(agent, "gamma", None)
+    gamma = (GAMMA if own is None else float(own)) if gamma is None else float(gamma)
+    if not 0.0 <= gamma < 1.0:
+        raise ValueError(f"gamma={gamma!r}, expected a number in [0, 1)")
+    _check_spaces(agent, dataset)
+
+    device = agent.device
+    data = Batches.of(dataset, device, agent.action_scale)
+    rewards = torch.as_tensor(writeable(dataset.rewards), device=device)
+    noise = agent.prediction_generator.get_state()
+    generator = torch.Generator(device).manual_seed(seed)
+    horizon = horizon_of(dataset)
+    steps = config.first_steps + config.steps + (model_steps + horizon if model_steps else 0)
+    try:
+        agent.prediction_generator.manual_seed(seed)
+        with progress(steps, "offline evaluation", progress_bar) as bar:
+            actions = actions_of(agent, data.states, deterministic, config.samples)
+            q = fit_q(data, rewards, actions, gamma, config, generator, bar)
+            imagined = None
+            if model_steps:
+                world = Imagination.of(dataset, data, generator, model_steps, rollouts, bar)
+                imagined = world.play(agent, deterministic, bar)
+    finally:
+        agent.prediction_generator.set_state(noise)
+
+    first = torch.as_tensor(dataset.episode_starts[list(first_episodes(dataset))], device=device)
+    rows = take(data.state_index, first)
+    heads = torch.stack(
+        [q(data.observations(rows), take(actions, rows)[:, k]) for k in range(actions.shape[1])]
+    ).mean(dim=0)
+    ends = take(data.terminations, torch.arange(len(data))).float()
+    last = take(data.last_steps, torch.arange(len(data)))
+    returns = lambda_returns(rewards, ends, last, torch.zeros_like(rewards), gamma, 1.0)
+    return OfflineEvaluation(
+        values=heads.mean(dim=0).double().cpu().numpy(),
+        data_values=returns[first].double().cpu().numpy(),
+        heads_apart=float((heads[0] - heads[1]).abs().mean()),
+        gamma=gamma,
+        imagined=None if imagined is None else imagined[0].double().cpu().numpy(),
+        left_data=None if imagined is None else imagined[1].cpu().numpy(),
+        horizon=horizon,
+        deterministic=deterministic,
+    )
+
+
+def _check_spaces(agent: Acts, dataset: OfflineDataset) -> None:
+    """Raise RuntimeError for an agent that knows no spaces, ValueError for data in others."""
+    if agent.observation_space is None or agent.action_space is None:
+        raise RuntimeError(f"this {agent.name} has not been trained: call learn(dataset)")
+    if (
+        agent.observation_space.shape != dataset.observation_space.shape
+        or not same_box(agent.action_space, dataset.action_space)
+        or agent.window != dataset.window
+    ):
+        raise ValueError(
+            f"dataset {dataset.id!r} has observations {dataset.observation_space.shape} and "
+            f"actions {dataset.action_space}, this {agent.name} was made for "
+            f"{agent.observation_space.shape} and {agent.action_space}"
+            + (f" ({agent.window})" if agent.window else "")
+        )

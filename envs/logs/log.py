@@ -1,0 +1,132 @@
+"""A recording: rows in the order in which they were taken, and which episode each belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from minari.data_collector import EpisodeBuffer
+from numpy.typing import NDArray
+
+from qgpo.envs.logs.columns import LogError
+
+Ends = Literal["truncated", "terminated"]
+"""what the end of an episode means where no flag says it"""
+
+
+@dataclass(frozen=True)
+class Log:
+    """N rows; S observation, A action dimensions. A row's action was taken in its observation."""
+
+    of: str
+    """where it is from, for messages"""
+    observations: NDArray[np.floating]
+    """(N, S)"""
+    actions: NDArray[np.floating]
+    """(N, A)"""
+    episodes: NDArray[np.int64]
+    """(N,) number of each row's episode, as recorded"""
+    observation_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    rewards: NDArray[np.floating] | None = None
+    """(N,)"""
+    terminations: NDArray[np.bool_] | None = None
+    """(N,) the task ended there"""
+    truncations: NDArray[np.bool_] | None = None
+    """(N,) the recording was cut there"""
+    times: NDArray[np.float64] | None = None
+    """(N,) seconds"""
+    next_observations: NDArray[np.floating] | None = None
+    """(N, S); without it, a row leads to the next one of its episode"""
+    notes: tuple[str, ...] = ()
+    """what the reader has to say"""
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """The first row of every episode: of each run of rows with the same number."""
+        if len(self) == 0:
+            return np.zeros(0, np.int64)
+        return np.append(0, np.flatnonzero(np.diff(self.episodes)) + 1).astype(np.int64)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Rows of every episode."""
+        return np.diff(self.starts, append=len(self))
+
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """The last row of every episode."""
+        return self.starts + self.lengths - 1
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether every action is a vector of zeros with a single 1."""
+        ones = (self.actions == 1.0).sum(axis=1)
+        several = self.actions.shape[1] > 1 and len(self) > 0
+        return bool(several and (ones == 1).all() and (self.actions != 0.0).sum() == len(self))
+
+    def flagged(self, name: Literal["terminations", "truncations"]) -> NDArray[np.bool_]:
+        """Those flags; False where none are recorded."""
+        flags: NDArray[np.bool_] | None = getattr(self, name)
+        return np.zeros(len(self), np.bool_) if flags is None else flags
+
+    def rows(self, kept: NDArray[np.bool_]) -> Log:
+        """The rows of a mask (N,)."""
+        chosen: dict[str, Any] = {
+            field.name: value[kept]
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), np.ndarray)
+        }
+        return dataclasses.replace(self, **chosen)
+
+    def without(self, episodes: Collection[int]) -> Log:
+        """Without the episodes of these numbers. Raises LogError for numbers that none has."""
+        unknown = sorted(set(episodes) - set(self.episodes.tolist()))
+        if unknown:
+            raise LogError(f"{self.of} has no episodes {unknown}, so they cannot be left out")
+        return self.rows(~np.isin(self.episodes, list(episodes)))
+
+    def split(self, after: NDArray[np.bool_]) -> Log:
+        """With another episode beginning after each row of a mask (N,); numbers count up anew."""
+        begins = np.concatenate([[False], after[:-1]])
+        begins[self.starts] = True
+        return dataclasses.replace(self, episodes=np.cumsum(begins) - 1)
+
+
+def episodes_of(log: Log, ends: Ends = "truncated") -> Iterator[EpisodeBuffer]:
+    """Every episode with at least one transition, for Minari.
+
+    Without next observations an episode of T rows has T - 1 transitions: its last action leads
+    nowhere. Where that row is terminated it is kept, followed by its own observation, because
+    nothing is expected after a termination.
+    """
+    terminated, truncated = log.flagged("terminations"), log.flagged("truncations")
+    rewards = np.zeros(len(log)) if log.rewards is None else log.rewards
+    for start, length in zip(log.starts, log.lengths, strict=True):
+        last = int(start + length - 1)
+        over = bool(terminated[last]) or (ends == "terminated" and not truncated[last])
+        steps = int(length)
+        observations = log.observations[start : start + length]
+        if log.next_observations is not None:
+            observations = np.concatenate([observations, log.next_observations[last : last + 1]])
+        elif over:
+            observations = np.concatenate([observations, observations[-1:]])
+        else:
+            steps -= 1
+        if steps == 0:
+            continue
+        rows = slice(int(start), int(start) + steps)
+        at_end = np.arange(steps) == steps - 1
+        yield EpisodeBuffer(
+            observations=observations,
+            actions=log.actions[rows],
+            rewards=rewards[rows],  # type: ignore[arg-type]
+            terminations=at_end & over,  # type: ignore[arg-type]
+            truncations=at_end & (not over),  # type: ignore[arg-type]
+        )

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from recordings import NAMES, TABLE, sound, write_lerobot, write_table
+
+from qgpo import BC, BCConfig, load_dataset
+from qgpo.envs.logs.columns import LogError
+from qgpo.envs.logs.importing import action_box, findings, import_log, prepare
+from qgpo.envs.logs.reading import read_log
+from qgpo.scripts import data
+
+
+def test_a_recording_becomes_a_dataset_with_the_same_numbers():
+    log = sound()
+    import_log(log, "mine/arm-v0")
+    dataset = load_dataset("mine/arm-v0", download=False)
+    assert dataset.n_episodes == 2
+    assert len(dataset) == 30 + 39  # the last row of the truncated episode leads nowhere
+    assert np.allclose(dataset.observations[:30], log.observations[:30])
+    assert np.allclose(dataset.next_observations[:29], log.observations[1:30])
+    assert np.allclose(dataset.actions, np.delete(log.actions, 69, axis=0))
+    assert np.allclose(dataset.rewards, np.delete(log.rewards, 69))
+    assert np.flatnonzero(dataset.terminations).tolist() == [29]
+    assert np.flatnonzero(dataset.truncations).tolist() == [68]
+    BC(BCConfig(steps=2, batch_size=4, hidden=(4,))).learn(dataset)
+    with pytest.raises(ValueError, match="already exists"):
+        import_log(log, "mine/arm-v0")
+
+
+def test_of_a_known_environment_it_keeps_the_name_and_must_fit():
+    env = gym.make("Pendulum-v1")
+    observations = np.stack([env.reset(seed=k)[0] for k in range(6)])
+    log = dataclasses.replace(
+        sound((6,)), observations=observations, actions=np.zeros((6, 1)), action_names=("u",)
+    )
+    import_log(log, "mine/pendulum-v0", env_id="Pendulum-v1")
+    assert load_dataset("mine/pendulum-v0", download=False).env_spec.id == "Pendulum-v1"
+    with pytest.raises(ValueError, match=r"actions has shape \(6, 2\), expected \(6, 1\)"):
+        import_log(sound((6,)), "mine/other-v0", env_id="Pendulum-v1")
+
+
+def test_bounds_are_stated_or_those_of_the_data():
+    log = sound()
+    assert action_box(log)[0] == gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    wide = dataclasses.replace(log, actions=log.actions * [10.0, 0.0] + [0.0, 5.0])
+    box, said = action_box(wide)
+    assert said.startswith("the range of the data")
+    assert np.allclose(box.low, [wide.actions[:, 0].min(), 0.0])
+    assert np.allclose(box.high, [wide.actions[:, 0].max(), 10.0])
+    assert action_box(wide, (-20.0,), (20.0,))[0].high.tolist() == [20.0, 20.0]
+    for low, high, error in [
+        ((-1.0,), (), "one of --low and --high"),
+        ((-1.0,) * 3, (1.0,), "--low has 3 numbers, expected 1 or 2"),
+        ((1.0,), (-1.0,), "expected low below high"),
+        ((-1.0,), (1.0,), r"lie outside --low and --high, columns \['u0', 'u1'\]"),
+    ]:
+        with pytest.raises(LogError, match=error):
+            action_box(wide, low, high)
+
+
+def test_what_is_bad_is_never_written():
+    log = dataclasses.replace(sound(), times=sound().times[::-1].copy())
+    with pytest.raises(LogError, match="a log: time: time goes backward"):
+        import_log(log, "mine/bad-v0")
+    assert [f.what for f in findings(log) if f.ok is False] == ["time"]
+    with pytest.raises(LogError, match="no transition is there"):
+        import_log(dataclasses.replace(sound((1,)), terminations=None), "mine/bad-v0")
+
+
+def test_faults_can_be_left_out():
+    log = sound()
+    observations = log.observations.copy()
+    observations[0, 0] = np.nan
+    broken = dataclasses.replace(log, observations=observations)
+    assert all(f.ok is not False for f in findings(prepare(broken, skip=[0])))
+
+
+# The command ------------------------------------------------------------------------------
+
+FLAGS = [
+    *("--observations", "q*", "dq0", "--actions", "u", "--reward", "r"),
+    *("--episode", "trial", "--time", "t", "--termination", "fell"),
+]
+
+
+def test_the_command_says_what_it_found_and_how_to_train(tmp_path, capsys):
+    write_table(tmp_path / "log.csv")
+    data.main(["import", "log.csv", "--dataset-id", "mine/arm-v0", *FLAGS])
+    said = capsys.readouterr().out
+    assert "ok  size        5 rows in 2 episodes, observations 3, actions 1" in said
+    assert "-   ends        1 episodes terminated, 0 truncated, 1 with neither flag" in said
+    assert "mine/arm-v0: 2 episodes, 4 steps" in said
+    assert "--dataset-id mine/arm-v0 --n-episodes 0" in said
+    dataset = load_dataset("mine/arm-v0", download=False)
+    log = read_log([tmp_path / "log.csv"], NAMES)
+    assert np.array_equal(dataset.observations, log.observations[:4].astype(np.float32))
+
+
+def test_the_command_writes_nothing_that_is_bad(tmp_path, capsys):
+    write_table(tmp_path / "log.csv", TABLE.replace("0.04", "0.40"))
+    command = ["import", "log.csv", "--dataset-id", "mine/arm-v0", *FLAGS]
+    with pytest.raises(SystemExit, match="bad: time; nothing was written"):
+        data.main(command)
+    assert "BAD time        1 gaps" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="mine/arm-v0"):
+        load_dataset("mine/arm-v0", download=False)
+    data.main([*command, "--split-gaps", "--dry-run"])
+    with pytest.raises(ValueError, match="mine/arm-v0"):
+        load_dataset("mine/arm-v0", download=False)
+    data.main([*command, "--split-gaps"])
+    # the row after the gap is an episode of its own, which is kept because it terminates
+    assert load_dataset("mine/arm-v0", download=False).episode_lengths.tolist() == [1, 1, 1]
+
+
+def test_the_command_reads_lerobot_s_folders(tmp_path, capsys):
+    write_lerobot(tmp_path / "arm", "v3.0")
+    data.main(["import", "arm", "--dataset-id", "mine/arm-v0"])
+    assert "left out: 'observation.images.top'" in capsys.readouterr().out
+    assert load_dataset("mine/arm-v0", download=False).episode_lengths.tolist() == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "no --dataset-id is given"),
+        (["--dataset-id", "mine/x-v0"], "no reward column: name one with --reward, or say --no-re"),
+        (["--dataset-id", "mine/x-v0", "--actions", "w"], "no column is called 'w'"),
+        (["--dataset-id", "x", "--no-reward"], "malformed"),
+    ],
+)
+def test_the_command_names_what_is_missing(tmp_path, flags, said):
+    write_table(tmp_path / "log.csv", "obs,action\n1,0.5\n2,0.25\n4,0.1\n")
+    with pytest.raises(SystemExit, match=said):
+        data.main(["import", "log.csv", *flags])
+    data.main(["import", "log.csv", "--dataset-id", "mine/bc-v0", "--no-reward"])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit, match="expected files, or one folder in LeRobot's format"):
+        data.main(["import", "folder", "--dry-run"])

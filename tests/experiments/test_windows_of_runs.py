@@ -1,0 +1,37 @@
+"""History and chunk of a run: in its folder's name, its documents, and what it loads again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from commands import QUICK, run
+from factory import numbered_episodes, write_buffers
+
+from qgpo import load_agent
+from qgpo.envs.tasks.window import Window
+from qgpo.experiments.settings import measured_of
+from qgpo.scripts import train
+
+
+def test_a_run_without_windows_is_described_as_before():
+    assert measured_of({"dataset_id": "a/b-v0", "seed": 0, "history": 1, "chunk": 1}) == {
+        "dataset": "a/b-v0",
+        "seed": 0,
+    }
+
+
+def test_a_run_keeps_its_windows_and_is_resumed_with_them(tmp_path):
+    write_buffers(numbered_episodes((9, 8), (True, False)), "test/numbered-v0")
+    flags = ["--dataset-id", "test/numbered-v0", "--history", "2", "--chunk", "3"]
+    folder = train.parse([*flags, "--agent", "BC"]).folder.path
+    assert folder.name == "test-numbered-v0-BC-laptop-h2-c3-s0"
+    small = ["--agent", "BC", "--config.steps", "5", "--n-episodes", "0", *QUICK]
+    run("train", *flags, *small, cwd=tmp_path, data=tmp_path / "minari")
+    agent = load_agent(folder / "checkpoint.zip", device="cpu")
+    assert agent.window == Window(2, 3)
+    assert agent.predict(np.zeros(2))[0].shape == (1,)
+    measured = json.loads((folder / "config.json").read_text(encoding="utf-8"))["measured"]
+    assert (measured["history"], measured["chunk"]) == (2, 3)
+    again = train.parse(["--resume", str(folder)])
+    assert (again.history, again.chunk) == (2, 3)
