@@ -13,6 +13,8 @@ import numpy as np
 from measured import DATASETS, Agent, Group, Measurements, Scale
 from tables import entry, short
 
+from qgpo.experiments.image_figure import LEVELS, equal_diversity
+from qgpo.experiments.image_study import TASKS, UNGUIDED, Task, of
 from qgpo.experiments.packing import read_documents
 from qgpo.experiments.report import table
 from qgpo.experiments.results import read_run
@@ -266,6 +268,23 @@ def exactness() -> Iterator[tuple[str, str]]:
     yield "exactness-toy", toy()
 
 
+def images(task: Task) -> Iterator[tuple[str, str]]:
+    """What was measured of guided images, a row per method and scale."""
+    rows = read_json("images.json")["tasks"][task.name]["rows"]
+    keys = {"hue_error": "hue error", "accuracy": "accuracy", "diversity": "diversity"}
+    keys |= {"frechet": "Fréchet distance", "seconds": "CPU-seconds per image"}
+    keys = {key: title for key, title in keys.items() if key in rows[0]}
+    points = [(UNGUIDED, 0.0), *((m, scale) for m in task.methods for scale in task.scales)]
+    cells = [
+        [f"{m}, w = {scale:g}" if scale else m, *(str(of(rows, key, m, scale)) for key in keys)]
+        for m, scale in points
+    ]
+    yield f"images-{task.name}", table(["", *keys.values()], cells)
+    if task.name == "hues":
+        levels = equal_diversity(task, rows, LEVELS)
+        yield "images-equal", table(["diversity", *task.methods], levels)
+
+
 def more_sections(measurements: Measurements) -> dict[str, str]:
     """All tables by their names."""
     made = {
@@ -279,6 +298,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "parity": parity(),
         "demo": demo(),
         **dict(exactness()),
+        **{name: text for task in TASKS.values() for name, text in images(task)},
     }
     made |= {f"agent {label}": of_one_agent(measurements, label) for label in AGENTS}
     return made

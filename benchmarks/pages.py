@@ -30,6 +30,8 @@ from page_tables import more_sections, read_json
 from PIL import Image
 from tables import sections
 
+from qgpo.experiments.image_figure import draw_curves
+from qgpo.experiments.image_study import TASKS, Task
 from qgpo.files import replacing
 
 ROOT = Path(__file__).parent.parent
@@ -130,8 +132,17 @@ def pictures(measurements: Measurements) -> list[Picture]:
         ("docs/ogbench.png", ("ogbench",), figures.draw_ogbench),
     )
     drawn = [Picture(path, shows, partial(draw, measurements)) for path, shows, draw in every]
+    drawn += [
+        Picture(f"docs/images_{name}_curves.png", (f"images-{name}",), partial(curves_of, task))
+        for name, task in TASKS.items()
+    ]
     shown = ("exactness-2d", "exactness-times")
     return [*drawn, Picture("docs/exactness_curves.png", shown, exactness)]
+
+
+def curves_of(task: Task) -> Figure:
+    """What was measured of guided images, a curve per method."""
+    return draw_curves(task, read_json("images.json")["tasks"][task.name]["rows"])
 
 
 def recorded(path: Path) -> str | None:

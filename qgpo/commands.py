@@ -17,6 +17,7 @@ INSTALLED = {
     "report": "qgpo-report",
     "data": "qgpo-datasets",
     "toy_2d": "qgpo-toy-2d",
+    "images": "qgpo-images",
 }
 """by the script's name: the command that is installed for it"""
 
