@@ -70,6 +70,9 @@ class ImageConfig(TiltedConfig):
     """its residual blocks in each level"""
     energy_attention: Levels = ()
     """its levels with attention"""
+    energy_unit: Annotated[float, Range(1e-6, 1e6)] = 1.0
+    """f is its network times this, which should be about the spread of beta E: it is learned sooner
+    when the network need not grow"""
     guidance_steps: OptionalSteps = 800
     """gradient steps of f, or of the weighted model"""
     guidance_learning_rate: NotNegative = 2e-3
@@ -96,7 +99,9 @@ DIGITS = ImageConfig(
     channels=(16, 32),
     data_steps=500,
     energy_channels=(16, 32),
+    energy_unit=5.0,
     guidance_steps=400,
+    guidance_learning_rate=4e-3,
     solver_steps=15,
 )
 """for two CPU cores and a few minutes"""
@@ -104,7 +109,11 @@ BY_CLASS: dict[str, Any] = {"guidance": "cep", "guidance_options": {"labels": "e
 """contrast within each class: labels e^(-E_c) are 1 for its own images and 0 for others"""
 IMAGE_PRESETS: dict[str, ImagePreset] = {
     "classes": ImagePreset("digits", "classes", replace(DIGITS, **BY_CLASS, contrast=64, groups=2)),
-    "hues": ImagePreset("colored-digits", "hues", replace(DIGITS, beta=50.0)),
+    "hues": ImagePreset(
+        "colored-digits",
+        "hues",
+        replace(DIGITS, beta=50.0, data_steps=1_000, energy_unit=10.0, guidance_steps=600),
+    ),
     "imagenet": ImagePreset(
         "imagenet.npz",
         "classes",
@@ -203,7 +212,7 @@ class EnergyGuidedImages(TiltedDiffusion[ImageConfig]):
         share: Any = self.training.share
         return Factories(
             network=lambda: share(network()),
-            energy_network=lambda: share(ImageEnergy(shape, energy, outputs)),
+            energy_network=lambda: share(ImageEnergy(shape, energy, outputs, c.energy_unit)),
             clean_energy=lambda: share(CleanImageEnergy(shape, energy, max(1, outputs))),
         )
 
@@ -269,7 +278,7 @@ class ClassifierConfig:
     """images in a step"""
     width: int = 32
     """channels of its first layer"""
-    n_features: int = 64
+    n_features: int = 16
     """numbers before its last layer, in which images are compared"""
 
 

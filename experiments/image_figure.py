@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
-from qgpo.experiments.image_study import UNGUIDED, Outcome, Task, error_at, mean_of, of
+from qgpo.experiments.image_study import UNGUIDED, Outcome, Task, error_at, mean_at, mean_of
 
 COLORS = {"CEP": BLUE, "classifier": ORANGE, "MSE": ORANGE, "DPS": GREEN, UNGUIDED: GRAY}
 LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -88,8 +88,8 @@ def draw_curves(task: Task, rows: Sequence[dict[str, Any]]) -> Figure:
     key, label = ("hue_error", "hue error") if task.name == "hues" else ("accuracy", "accuracy")
     for method in task.methods:
         points = [(UNGUIDED, 0.0), *((method, scale) for scale in task.scales)]
-        x = [of(rows, "diversity", *point) for point in points]
-        y = [of(rows, key, *point) for point in points]
+        x = [mean_at(rows, "diversity", *point) for point in points]
+        y = [mean_at(rows, key, *point) for point in points]
         color = COLORS.get(method, GRAY)
         axis.plot([m.mean for m in x], [m.mean for m in y], "o-", ms=4, color=color, label=method)
         for a, b, (_, scale) in zip(x, y, points, strict=True):

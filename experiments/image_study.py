@@ -61,8 +61,8 @@ class Task:
     methods: dict[str, dict[str, Any]]
     """label: what it changes in the configuration"""
     scales: tuple[float, ...]
-    shown: float
-    """the scale whose samples are drawn"""
+    shown: tuple[tuple[str, float], ...]
+    """methods and scales whose samples are drawn"""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
 
     def energy(self, images: Images) -> Any:
@@ -88,15 +88,22 @@ TASKS = {
             "classifier": {"guidance": "classifier", "guidance_options": {}},
         },
         scales=(0.5, 1.0, 2.0, 4.0, 8.0),
-        shown=4.0,
+        shown=((UNGUIDED, 0.0), ("CEP", 1.0), ("CEP", 4.0), ("classifier", 4.0)),
     ),
     "hues": Task(
         name="hues",
         images="colored-digits",
         config=IMAGE_PRESETS["hues"].config,
         methods={"CEP": {}, "MSE": {"guidance": "mse"}, "DPS": {"guidance": "dps"}},
-        scales=(0.25, 0.5, 1.0, 2.0, 4.0),
-        shown=1.0,
+        scales=(0.1, 0.3, 1.0, 2.0, 4.0, 8.0),
+        shown=(
+            (UNGUIDED, 0.0),
+            ("CEP", 1.0),
+            ("CEP", 4.0),
+            ("MSE", 4.0),
+            ("DPS", 0.3),
+            ("DPS", 1.0),
+        ),
     ),
 }
 
@@ -253,7 +260,7 @@ def mean_of(values: Sequence[float]) -> Mean:
     return Mean(float(array.mean()), float(array.mean() - half), float(array.mean() + half))
 
 
-def of(rows: Sequence[dict[str, Any]], key: str, method: str, scale: float) -> Mean:
+def mean_at(rows: Sequence[dict[str, Any]], key: str, method: str, scale: float) -> Mean:
     """One measure of one method at one scale."""
     return mean_of([r[key] for r in rows if (r["method"], r["scale"]) == (method, scale)])
 

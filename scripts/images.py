@@ -29,7 +29,7 @@ from qgpo.agents.images import IMAGE_PRESETS, EnergyGuidedImages, ImageConfig
 from qgpo.commands import command
 from qgpo.envs.data.figure import save
 from qgpo.envs.images import Images, load_images
-from qgpo.experiments.image_study import TASKS, UNGUIDED, Outcome, Task, class_energies, study
+from qgpo.experiments.image_study import TASKS, Outcome, Task, class_energies, study
 from qgpo.files import write_whole
 from qgpo.images.colors import hue_energies
 from qgpo.scripts._refusals import one_line
@@ -221,8 +221,7 @@ def draw(folder: Path, task: Task, outcome: Outcome) -> None:
     """The samples of one seed."""
     from qgpo.experiments.image_figure import draw_samples
 
-    shown = [(UNGUIDED, 0.0), *((method, task.shown) for method in task.methods)]
-    save(draw_samples(task, outcome, shown), folder / f"{task.name}.png")
+    save(draw_samples(task, outcome, task.shown), folder / f"{task.name}.png")
 
 
 def draw_over_seeds(folder: Path, task: Task, rows: list[dict[str, Any]]) -> None:

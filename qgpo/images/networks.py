@@ -109,12 +109,14 @@ class ImageNetwork(nn.Module):
 class ImageEnergy(nn.Module):
     """f(x_t, t): the downward half of such a U-Net, the mean over positions, a linear layer.
 
-    (B,) for `outputs` 0, else (B, outputs).
+    (B,) for `outputs` 0, else (B, outputs), in units of `unit`.
     """
 
-    def __init__(self, shape: Shape, settings: Mapping[str, Any], outputs: int) -> None:
+    def __init__(
+        self, shape: Shape, settings: Mapping[str, Any], outputs: int, unit: float = 1.0
+    ) -> None:
         super().__init__()
-        self.shape, self.scalar = shape, outputs == 0
+        self.shape, self.scalar, self.unit = shape, outputs == 0, unit
         unet: Any = make_unet(settings)
         self.time = nn.ModuleList([unet.time_proj, unet.time_embedding])
         self.first, self.down, self.middle = unet.conv_in, unet.down_blocks, unet.mid_block
@@ -130,7 +132,7 @@ class ImageEnergy(nn.Module):
         for block in self.down:
             hidden, _ = block(hidden, embedding)
         hidden = self.norm(self.middle(hidden, embedding))
-        out: Tensor = self.head(hidden.mean(dim=(-2, -1)))
+        out: Tensor = self.unit * self.head(hidden.mean(dim=(-2, -1)))
         return out.squeeze(-1) if self.scalar else out
 
 

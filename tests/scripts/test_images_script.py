@@ -63,7 +63,8 @@ def test_train_and_sample(tmp_path, pixels):
 def test_a_user_s_own_energy_is_followed_and_training_resumed(tmp_path, pixels):
     (tmp_path / "mine.py").write_text("def dark(x):\n    return x.mean(dim=(1, 2, 3))\n")
     np.save(tmp_path / "values.npy", np.random.default_rng(0).random(30))
-    train(tmp_path, pixels, "--energy", "mine.py:dark", "--config.guidance-options")
+    own = ("--energy", "mine.py:dark", "--config.guidance-options")
+    train(tmp_path, pixels, *own)
     whole = EnergyGuidedImages.load(tmp_path / "runs" / "own.zip", device="cpu")
     assert whole.layout.energies == 0
     done = train(
