@@ -109,10 +109,13 @@ BY_CLASS: dict[str, Any] = {"guidance": "cep", "guidance_options": {"labels": "e
 """contrast within each class: labels e^(-E_c) are 1 for its own images and 0 for others"""
 IMAGE_PRESETS: dict[str, ImagePreset] = {
     "classes": ImagePreset("digits", "classes", replace(DIGITS, **BY_CLASS, contrast=64, groups=2)),
+    "classifier": ImagePreset(
+        "digits", "classes", replace(DIGITS, guidance="classifier", contrast=64, groups=2)
+    ),
     "hues": ImagePreset(
         "colored-digits",
         "hues",
-        replace(DIGITS, beta=50.0, data_steps=1_000, energy_unit=10.0, guidance_steps=600),
+        replace(DIGITS, beta=50.0, data_steps=800, energy_unit=10.0, guidance_steps=800),
     ),
     "imagenet": ImagePreset(
         "imagenet.npz",
@@ -174,6 +177,7 @@ class EnergyGuidedImages(TiltedDiffusion[ImageConfig]):
 
     name: ClassVar[str] = "EnergyGuidedImages"
     config_class: ClassVar[type[ImageConfig]] = ImageConfig
+    conditional: ClassVar[bool] = False
     data_model_fields = (
         *TiltedDiffusion.data_model_fields,
         *("channels", "layers", "attention", "norm_groups", "pretrained"),
@@ -263,7 +267,8 @@ class EnergyGuidedImages(TiltedDiffusion[ImageConfig]):
     def decode(self, z: Tensor) -> Tensor:
         """Back to images, whose pixels are taken into [0, 1]."""
         shape = () if self.layout is None else self.layout.shape
-        return in_units(self.normalizer, z).clamp(0.0, 1.0).unflatten(-1, shape)
+        images: Tensor = in_units(self.normalizer, z).clamp(0.0, 1.0).unflatten(-1, shape)
+        return images
 
 
 @dataclass(frozen=True)

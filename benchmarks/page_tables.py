@@ -14,7 +14,7 @@ from measured import DATASETS, Agent, Group, Measurements, Scale
 from tables import entry, short
 
 from qgpo.experiments.image_figure import LEVELS, equal_diversity
-from qgpo.experiments.image_study import TASKS, UNGUIDED, Task, mean_at
+from qgpo.experiments.image_study import EXACT, TASKS, UNGUIDED, Task, mean_at
 from qgpo.experiments.packing import read_documents
 from qgpo.experiments.report import table
 from qgpo.experiments.results import read_run
@@ -275,9 +275,13 @@ def images(task: Task) -> Iterator[tuple[str, str]]:
     keys |= {"frechet": "Fréchet distance", "seconds": "CPU-seconds per image"}
     keys = {key: title for key, title in keys.items() if key in rows[0]}
     cells = []
-    for m, w in [(UNGUIDED, 0.0), *((m, scale) for m in task.methods for scale in task.scales)]:
+    for m, w in [
+        (EXACT, 1.0),
+        (UNGUIDED, 0.0),
+        *((m, scale) for m in task.methods for scale in task.scales),
+    ]:
         measured = [str(mean_at(rows, key, m, w)) for key in keys]
-        cells.append([f"{m}, w = {w:g}" if w else m, *measured])
+        cells.append([f"{m}, w = {w:g}" if m in task.methods else m, *measured])
     yield f"images-{task.name}", table(["", *keys.values()], cells)
     if task.name == "hues":
         levels = equal_diversity(task, rows, LEVELS)

@@ -123,21 +123,20 @@ def color(gray: Images, copies: int, seed: int) -> Images:
     """Each gray image in `copies` random colorings, so that every pixel has a hue.
 
     Pixels above one half take the digit's hue, the others the background's; the saturation of
-    each is uniform in [0.4, 1], so that it stays above 0.3 in bytes too. Value is lowest where
-    the gray image is half way, so that a digit keeps its shape when both hues agree.
+    each is uniform in [0.6, 1]. The gray image is left in the value, between 0.4 and 1, so that a
+    digit keeps its shape where both hues agree.
     """
     rng = np.random.default_rng(seed)
     level = torch.as_tensor(np.repeat(gray.pixels[:, 0], copies, axis=0)).float() / 255.0
     n = len(level)
     hues, saturations = (
         torch.as_tensor(rng.uniform(low, 1.0, (2, n, 1, 1)), dtype=torch.float32)
-        for low in (0.0, 0.4)
+        for low in (0.0, 0.6)
     )
     inside = level > 0.5
     hue = torch.where(inside, hues[0], hues[1])
     saturation = torch.where(inside, saturations[0], saturations[1])
-    value = 0.35 + 0.65 * torch.where(inside, level, 0.55 * (1.0 - level))
-    pixels = rgb(hue, saturation, value).mul(255.0).round().to(torch.uint8).numpy()
+    pixels = rgb(hue, saturation, 0.4 + 0.6 * level).mul(255.0).round().to(torch.uint8).numpy()
     labels = None if gray.labels is None else np.repeat(gray.labels, copies)
     return Images(pixels, labels, gray.classes)
 
@@ -211,9 +210,9 @@ def _from_folder(folder: Path, size: int | None, channels: int | None) -> Images
 
 def _opened(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        image: Image.Image = Image.open(path)
+        image.load()  # and closes the file
+        return image
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each for damaged files
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
-from qgpo.experiments.image_study import UNGUIDED, Outcome, Task, error_at, mean_at, mean_of
+from qgpo.experiments.image_study import EXACT, UNGUIDED, Outcome, Task, error_at, mean_at, mean_of
 
 COLORS = {"CEP": BLUE, "classifier": ORANGE, "MSE": ORANGE, "DPS": GREEN, UNGUIDED: GRAY}
 LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -51,7 +51,7 @@ def draw_samples(task: Task, outcome: Outcome, shown: Sequence[tuple[str, float]
         samples = outcome.samples[method, scale]
         for i, (axis, name) in enumerate(zip(axes, names, strict=True)):
             panel(axis, samples[i :: len(names)][:n], SIDE)
-            if axes is grid[0]:
+            if (method, scale) == shown[0]:
                 axis.set_title(name, fontsize=8)
         (row,) = [r for r in outcome.rows if (r["method"], r["scale"]) == (method, scale)]
         axes[0].set_ylabel(method if scale == 0.0 else f"{method}\nw = {scale:g}", fontsize=8)
@@ -91,14 +91,23 @@ def draw_curves(task: Task, rows: Sequence[dict[str, Any]]) -> Figure:
         x = [mean_at(rows, "diversity", *point) for point in points]
         y = [mean_at(rows, key, *point) for point in points]
         color = COLORS.get(method, GRAY)
-        axis.plot([m.mean for m in x], [m.mean for m in y], "o-", ms=4, color=color, label=method)
+        axis.errorbar(
+            [m.mean for m in x],
+            [m.mean for m in y],
+            xerr=[m.half for m in x],
+            yerr=[m.half for m in y],
+            fmt="o-",
+            markersize=4,
+            elinewidth=0.8,
+            color=color,
+            label=method,
+        )
         for a, b, (_, scale) in zip(x, y, points, strict=True):
-            if a.low is not None and b.low is not None:
-                axis.plot([a.low, a.high], [b.mean] * 2, color=color, lw=0.8, alpha=0.6)
-                axis.plot([a.mean] * 2, [max(b.low, 1e-4), b.high], color=color, lw=0.8, alpha=0.6)
             if scale:
                 axis.annotate(f"{scale:g}", (a.mean, b.mean), fontsize=7, xytext=(3, 3),
                               textcoords="offset points", color=color)  # fmt: skip
+    exact = [mean_at(rows, measure, EXACT, 1.0).mean for measure in ("diversity", key)]
+    axis.plot(*[[value] for value in exact], "*", ms=11, color="black", label="exact p")
     if task.name == "hues":
         axis.set_yscale("log")
     axis.set(xlabel="diversity within a target (data: 1)", ylabel=label)

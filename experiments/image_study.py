@@ -5,7 +5,8 @@ What is measured of N samples, each with a target of its own:
 accuracy     part in which an independent classifier sees the target (classes)
 hue_error    mean distance of pixels from the target hue, around the circle of length 1 (hues)
 diversity    mean distance of two samples of one target in the classifier's features, in parts of
-             that of two images of the data
+             that of two images of the data; of hues, the classifier sees the brightness (HSV's
+             value) alone, which a hue should not change
 frechet      mean over the targets of the Fréchet distance to the target's data (classes), or the
              distance of all samples to all data (hues), in these features
 seconds      per sample
@@ -41,7 +42,8 @@ FAR = 30.0
 REAL = 4_000
 """images of the data with which samples are compared, at most"""
 ALPHA = 0.05
-UNGUIDED = "unguided"
+UNGUIDED, EXACT = "unguided", "exact"
+"""rows beside the methods: samples of q, and data drawn by exp(-beta E)"""
 
 
 def class_energies(labels: NDArray[np.integer[Any]], n_classes: int) -> NDArray[np.float32]:
@@ -73,6 +75,14 @@ class Task:
             raise ValueError(f"images {self.images!r} have no labels, which classes need")
         return class_energies(images.labels, len(images.classes))
 
+    def seen(self, images: Any) -> Any:
+        """What the classifier sees of images (N, C, H, W), tensors or arrays."""
+        if self.name != "hues":
+            return images
+        if isinstance(images, np.ndarray):
+            return images.max(axis=1, keepdims=True)
+        return images.amax(dim=1, keepdim=True)
+
     def targets(self, images: Images) -> tuple[str, ...]:
         """Names of the energies."""
         return HUE_NAMES if self.name == "hues" else images.classes
@@ -95,7 +105,7 @@ TASKS = {
         images="colored-digits",
         config=IMAGE_PRESETS["hues"].config,
         methods={"CEP": {}, "MSE": {"guidance": "mse"}, "DPS": {"guidance": "dps"}},
-        scales=(0.1, 0.3, 1.0, 2.0, 4.0, 8.0),
+        scales=(0.1, 0.3, 1.0, 2.0, 4.0),
         shown=(
             (UNGUIDED, 0.0),
             ("CEP", 1.0),
@@ -119,16 +129,16 @@ class Judge(NamedTuple):
     accuracy: float
     """of the classifier on images that it was not trained on"""
 
-    def measure(self, task: str, samples: Tensor, targets: Tensor, seconds: float) -> Measured:
+    def measure(self, task: Task, samples: Tensor, targets: Tensor, seconds: float) -> Measured:
         """Samples (N, C, H, W) with the number of their target (N,)."""
         with torch.no_grad():
-            features = self.classifier.features(samples)
+            features = self.classifier.features(task.seen(samples))
             logits = self.classifier.head(features)
         row = {
             "diversity": diversity(features, targets, self.features),
             "seconds": seconds / len(samples),
         }
-        if task == "hues":
+        if task.name == "hues":
             row["hue_error"] = float(hue_errors(samples, targets).mean())
             row["frechet"] = frechet_distance(features, self.features)
         else:
@@ -159,7 +169,7 @@ def make_judge(task: Task, images: Images, seed: int, device: str) -> Judge:
         raise ValueError(f"images {task.images!r} have no labels, which the classifier needs")
     known, held_out = images.split(0.2, seed)
     classifier = train_classifier(
-        known.pixels,
+        task.seen(np.asarray(known.pixels)),
         np.asarray(known.labels),
         task.classifier,
         seed=seed,
@@ -169,11 +179,35 @@ def make_judge(task: Task, images: Images, seed: int, device: str) -> Judge:
     some = np.random.default_rng(seed).permutation(len(images))[:REAL]
     where = next(classifier.parameters()).device
     with torch.no_grad():
-        hits = classifier(in_unit_range(held_out.pixels, where)).argmax(dim=-1).cpu().numpy()
-        features = classifier.features(in_unit_range(images.pixels[some], where))
+        test, real = (in_unit_range(p, where) for p in (held_out.pixels, images.pixels[some]))
+        hits = classifier(task.seen(test)).argmax(dim=-1).cpu().numpy()
+        features = classifier.features(task.seen(real))
     accuracy = float(np.mean(hits == held_out.labels))
     labels = torch.as_tensor(images.labels[some], device=where)
     return Judge(classifier, features, labels, accuracy)
+
+
+def exact_rows(
+    task: Task, images: Images, targets: NDArray[np.integer[Any]], seed: int
+) -> NDArray[np.integer[Any]]:
+    """Row numbers of data drawn for each target by exp(-beta E), without replacement, (N,).
+
+    They are samples of p as far as the data are samples of q.
+    """
+    energy = task.energy(images)
+    if callable(energy):
+        parts = np.array_split(np.arange(len(images)), -(-len(images) // REAL))
+        cpu = torch.device("cpu")
+        energy = torch.cat([energy(in_unit_range(images.pixels[p], cpu)) for p in parts]).numpy()
+    rng = np.random.default_rng(seed)
+    rows = np.zeros(len(targets), np.int64)
+    for target in np.unique(targets):
+        log_weight = -task.config.beta * energy[:, target].astype(np.float64)
+        weight = np.exp(log_weight - log_weight.max())
+        mine = targets == target
+        p = weight / weight.sum()
+        rows[mine] = rng.choice(len(images), mine.sum(), replace=False, p=p)
+    return rows
 
 
 def study(
@@ -183,6 +217,7 @@ def study(
     device: str = "auto",
     data_model: EnergyGuidedImages | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    save: Callable[[str, EnergyGuidedImages], None] = lambda method, model: None,
 ) -> tuple[Outcome, EnergyGuidedImages]:
     """Train and measure; a data model that is given is shared. Returns it, too."""
     images = load_images(task.images)
@@ -203,12 +238,17 @@ def study(
         clock.lap()
         target = targets if scale else None
         drawn = model.sample(n_samples, target=target, guidance_scale=scale, generator=generator)
-        measured = judge.measure(task.name, drawn, targets, clock.lap())
+        keep(method, scale, drawn, clock.lap())
+
+    def keep(method: str, scale: float, drawn: Tensor, seconds: float) -> None:
+        measured = judge.measure(task, drawn, targets, seconds)
         rows.append({"method": method, "scale": scale, "seed": seed, **measured})
         samples[method, scale] = drawn.cpu()
         shown = ", ".join(f"{key} {value:.3g}" for key, value in measured.items())
         tell(f"{task.name}, seed {seed}: {method} at {scale:g}: {shown}")
 
+    exact = images.pixels[exact_rows(task, images, targets.cpu().numpy(), seed)]
+    keep(EXACT, 1.0, in_unit_range(exact, data_model.device), 0.0)
     draw(UNGUIDED, data_model, 0.0)
     for method, changes in task.methods.items():
         clock.lap()
@@ -216,6 +256,7 @@ def study(
         model = data_model.with_guidance(config, len(names), seed)
         model.fit(images.pixels, task.energy(images), resume=True)
         notes[f"{method}_seconds"] = clock.lap()
+        save(method, model)
         for scale in task.scales:
             draw(method, model, scale)
     return Outcome(rows, samples, names, notes), data_model
@@ -242,6 +283,11 @@ class Mean(NamedTuple):
     mean: float
     low: float | None
     high: float | None
+
+    @property
+    def half(self) -> float:
+        """Half the interval's width; 0 without one."""
+        return 0.0 if self.low is None else self.mean - self.low
 
     def __str__(self) -> str:
         if self.low is None:

@@ -5,8 +5,8 @@ python scripts/images.py sample --model runs/hues.zip --target 4 --scales 0 1 2
 python scripts/images.py measure --output runs/images
 
 `--preset` chooses the defaults of the training: classes (scikit-learn's digits, their classes),
-hues (the digits in colors, six hues) or imagenet (256 x 256 pixels, for GPUs). Under torchrun or
-`accelerate launch` all processes share each batch.
+classifier (the same by classifier guidance), hues (the digits in colors, six hues) or imagenet
+(256 x 256 pixels, for GPUs). Under torchrun or `accelerate launch` all processes share each batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,7 @@ class Train:
     """Learn a data model and a guidance."""
 
     preset: str = "classes"
-    """defaults of what follows: classes, hues or imagenet"""
+    """defaults of what follows: classes, classifier, hues or imagenet"""
     images: str = "digits"
     """digits, colored-digits, fashion, a folder, a .npy or .npz file, or hf:<name of a dataset>"""
     size: int | None = None
@@ -188,7 +189,9 @@ class Measure:
             rows, notes = [], []
             shared = None
             for seed in self.seeds:
-                outcome, model = study(task, seed, self.n_samples, self.device, shared, tell)
+                outcome, model = study(
+                    task, seed, self.n_samples, self.device, shared, tell, partial(self.save, task)
+                )
                 shared = model if self.share_data_model else None
                 rows += outcome.rows
                 notes.append({"seed": seed, **outcome.notes})
@@ -199,7 +202,11 @@ class Measure:
                 if seed == self.seeds[0]:
                     draw(self.output, task, outcome)
             draw_over_seeds(self.output, task, rows)
-        print(f"results and pictures: {self.output}")
+        print(f"results, pictures and models: {self.output}")
+
+    def save(self, task: Task, method: str, model: EnergyGuidedImages) -> None:
+        """Write a model that was measured, for `sample`."""
+        model.save(self.output / f"{task.name}-{method}-{model.seed}.zip")
 
 
 def tell(line: str) -> None:
@@ -293,8 +300,9 @@ def parse(argv: list[str]) -> Train | Sample | Measure:
         Annotated[Sample, tyro.conf.subcommand("sample")],
         Annotated[Measure, tyro.conf.subcommand("measure")],
     )
+    commands: Any = kinds[0] | kinds[1] | kinds[2]  # type: ignore[operator]
     chosen: Any = tyro.cli(
-        kinds[0] | kinds[1] | kinds[2],  # type: ignore[operator]
+        commands,
         args=argv,
         prog=command("images"),
         description=description(__doc__),

@@ -64,11 +64,11 @@ def share(network: ModuleT) -> ModuleT:
 
 def _take_own(network: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     network.rows_of_all = len(inputs[0])
-    return tuple(x if x is None else _Own.apply(x) for x in inputs)
+    return tuple(x if x is None else _Own.apply(x) for x in inputs)  # type: ignore[no-untyped-call]
 
 
 def _gather(network: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    whole: Tensor = _Whole.apply(output)
+    whole: Tensor = _Whole.apply(output)  # type: ignore[no-untyped-call]
     return whole[: network.rows_of_all]
 
 

@@ -180,6 +180,8 @@ class TiltedDiffusion(Generic[ConfigT]):
     config_class: ClassVar[type[Any]]
     data_model_fields: ClassVar[tuple[str, ...]] = ("schedule", "prediction", "data_steps")
     """what models agree in that share q"""
+    conditional: ClassVar[bool] = True
+    """whether there may be conditions"""
 
     config: ConfigT
     schedule: Schedule
@@ -401,6 +403,8 @@ class TiltedDiffusion(Generic[ConfigT]):
     ) -> Data:
         """Check and standardise; an energy of None is zero."""
         x = self._read(data)
+        if condition is not None and not self.conditional:
+            raise ValueError(f"{self.name} has no conditions: give one energy for each class")
         c = None if condition is None else self._matrix("condition", condition)
         if c is not None and len(c) != len(x):
             raise ValueError(f"condition has {len(c)} rows, expected one per sample: {len(x)}")

@@ -17,6 +17,8 @@ from qgpo.schedule import Schedule
 INSTALL = "pip install 'qgpo[images]'"
 STEPS_PER_TIME = 1000.0
 """of a network that is trained here: its time step is 1000 t"""
+LARGEST_HEAD = 64
+"""channels of an attention head, or as many as divide those of every level that has attention"""
 Shape = tuple[int, int, int]
 """channels, height, width"""
 
@@ -49,6 +51,9 @@ def unet_settings(
         "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in has],
         "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has)],
         "norm_num_groups": norm_groups,
+        "attention_head_dim": math.gcd(
+            LARGEST_HEAD, channels[-1], *(channels[i] for i in attention)
+        ),
         "add_attention": bool(attention),
     }
 

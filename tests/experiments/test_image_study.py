@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="the images extra is not installed")
 
+from qgpo.envs.images import Images
 from qgpo.experiments.image_figure import tile
-from qgpo.experiments.image_study import UNGUIDED, class_energies, error_at, mean_of
+from qgpo.experiments.image_study import (
+    TASKS,
+    UNGUIDED,
+    class_energies,
+    error_at,
+    exact_rows,
+    mean_of,
+)
 
 
 def rows(method, seed, *points):
@@ -56,3 +65,27 @@ def test_images_are_tiled_row_by_row():
     assert tiled[0, 3, 1] == 0.5
     assert tiled[3, 0, 2] == 1.0
     assert tiled[2].min() == 1.0  # between the rows
+
+
+def test_exact_samples_are_drawn_by_the_energy():
+    pixels = np.full((300, 3, 2, 2), 255, np.uint8)
+    pixels[::3, 1:] = pixels[1::3, ::2] = pixels[2::3, :2] = 0  # red, green and blue in turn
+    images = Images(pixels, np.arange(300) % 2, ("even", "odd"))
+    targets = np.arange(60) % 6
+    rows = exact_rows(TASKS["hues"], images, targets, seed=0)
+    assert len(set(rows[targets == 0])) == 10
+    expected = {0: {0}, 1: {0, 1}, 2: {1}, 3: {1, 2}, 4: {2}, 5: {0, 2}}
+    for target, hues in expected.items():
+        assert set(rows[targets == target] % 3) == hues
+    of_class = exact_rows(TASKS["classes"], images, targets % 2, seed=0)
+    assert (images.labels[of_class] == targets % 2).all()
+
+
+def test_a_judge_of_hues_sees_brightness_alone():
+    task, generator = TASKS["hues"], torch.Generator().manual_seed(0)
+    images = torch.rand(5, 3, 4, 4, generator=generator)
+    turned = images.roll(1, dims=1)
+    assert task.seen(images).shape == (5, 1, 4, 4)
+    torch.testing.assert_close(task.seen(images), task.seen(turned))
+    np.testing.assert_array_equal(task.seen(images.numpy()), task.seen(images).numpy())
+    assert TASKS["classes"].seen(images) is images
