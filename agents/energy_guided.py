@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qgpo.agents.guided.tilted import Array, Factories, Layout, TiltedConfig, TiltedDiffusion
+from qgpo.agents.guided.tilted import Callback as Callback
 from qgpo.networks import NaturalNetwork, mlp
 
 

@@ -118,7 +118,7 @@ IMAGE_PRESETS: dict[str, ImagePreset] = {
         replace(DIGITS, beta=50.0, data_steps=800, energy_unit=10.0, guidance_steps=800),
     ),
     "imagenet": ImagePreset(
-        "imagenet.npz",
+        "imagenet.npy",
         "classes",
         ImageConfig(
             **BY_CLASS,

@@ -4,7 +4,8 @@
     load_images("colored-digits")    the same, digit and background each in a random hue
     load_images("fashion")           Fashion-MNIST of Debian's package dataset-fashion-mnist
     load_images("photos/")           a folder; its subfolders, if any, are the classes
-    load_images("images.npy")        (N, C, H, W) or (N, H, W), bytes or numbers in [0, 1]
+    load_images("images.npy")        (N, C, H, W) or (N, H, W), bytes or numbers in [0, 1], which
+                                     stay in the file; labels in images.labels.npy, if it is there
     load_images("images.npz")        the same as `images`, with `labels` beside them
     load_images("hf:ylecun/mnist")   a dataset of the Hugging Face hub, by its Parquet files
 
@@ -178,7 +179,11 @@ NAMED: dict[str, Callable[[str], Images]] = {
 def _from_array(path: Path) -> Images:
     """An array, which stays in its file until rows of it are asked for where it is .npy."""
     if path.suffix == ".npy":
-        return Images(_with_channels(np.load(path, mmap_mode="r", allow_pickle=False)))
+        pixels = _with_channels(np.load(path, mmap_mode="r", allow_pickle=False))
+        beside = path.with_suffix(".labels.npy")
+        labels = np.load(beside, allow_pickle=False) if beside.is_file() else None
+        labels = None if labels is None else labels.astype(np.int64)
+        return Images(pixels, labels, _numbered(labels))
     with np.load(path, allow_pickle=False) as arrays:
         if "images" not in arrays:
             raise ValueError(f"{path} holds {sorted(arrays)}, expected images (and labels)")

@@ -87,7 +87,13 @@ class Train:
             else:
                 model = EnergyGuidedImages(self.config, seed=self.seed, device=chosen)
             try:
-                model.fit(images.pixels, energy, resume=self.resume, callback=self.keep)
+                model.fit(
+                    images.pixels,
+                    energy,
+                    resume=self.resume,
+                    callback=self.keep,
+                    progress_bar=None if is_first() else False,
+                )
             finally:
                 if model.layout is not None and model.num_timesteps and is_first():
                     model.save(path)

@@ -60,7 +60,7 @@ Callback = BaseCallback | Callable[[Any], bool | None]
 STAGES = ("data", "energy", "guidance")
 LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
 TO_RESUME = "save(path), and later load(path).fit(data, energy, resume=True) to go on"
-ENERGY = "a callable, or an array of one value per sample (or one per sample and energy)"
+ENERGY = "a callable, or an array of one value per sample"
 ROWS_PER_CALL = 16_384
 EXACT = (torch.float32, torch.float16, torch.bfloat16)
 """types of which float32 holds every number"""
@@ -448,7 +448,8 @@ class TiltedDiffusion(Generic[ConfigT]):
             first = self._units(x[:1])
             with torch.no_grad():
                 value = energy(first) if c is None else energy(first, c[:1])  # type: ignore[call-arg]
-            shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+            fits = isinstance(value, Tensor) and value.shape[:1] == (1,)
+            shape = tuple(value.shape) if fits else ()
         else:
             shape = tuple(np.shape(energy) if not isinstance(energy, Tensor) else energy.shape)
         several = shape[1] if len(shape) == 2 else 0

@@ -30,7 +30,7 @@ LABELS = ("normalized", "exponential")
 
 
 def cep_loss(
-    f: Tensor, scaled_energy: Tensor, log_normalizer: Tensor | None = None
+    f: Tensor, scaled_energy: Tensor, log_normalizer: Tensor | float | None = None
 ) -> tuple[Tensor, Metrics]:
     """Cross entropy from the clean energies to softmax(f) over the last dimension, (..., K) each.
 
@@ -42,7 +42,8 @@ def cep_loss(
     label = log_label.exp()
     effective = torch.mean(1.0 / torch.sum(label**2, dim=-1))
     if log_normalizer is not None:
-        label = torch.exp(scaled_energy - log_normalizer[..., None]) / f.shape[-1]
+        constant = torch.as_tensor(log_normalizer, device=f.device)[..., None]
+        label = torch.exp(scaled_energy - constant) / f.shape[-1]
     cross_entropy = -torch.sum(label * log_prediction, dim=-1).mean()
     entropy = -torch.sum(label * log_label, dim=-1).mean()
     return cross_entropy, {

@@ -78,11 +78,13 @@ def test_arrays_keep_their_pixels(name, tmp_path):
         np.savez(tmp_path / name, images=RGB.transpose(0, 3, 1, 2), labels=np.arange(6))
     images = load_images(str(tmp_path / name))
     np.testing.assert_array_equal(images.pixels, RGB.transpose(0, 3, 1, 2))
-    if name.endswith("npz"):
-        assert images.classes == tuple("012345")
-    else:
+    if name.endswith("npy"):
         assert isinstance(images.pixels, np.memmap)
         assert images.labels is None
+        np.save(tmp_path / "images.labels.npy", np.arange(6))
+        images = load_images(str(tmp_path / name))
+    assert images.classes == tuple("012345")
+    np.testing.assert_array_equal(images.labels, np.arange(6))
 
 
 def test_arrays_run_no_code(tmp_path):
