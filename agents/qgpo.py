@@ -77,11 +77,11 @@ class QGPOConfig(GuidedPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_guidance(self.guidance, self.guidance_options)
-        if issubclass(guidance_class(self.guidance), Weighted):
-            choices = sorted(n for n, kind in GUIDANCES.items() if not issubclass(kind, Weighted))
-            raise ValueError(
-                f"guidance={self.guidance!r}, expected one of {choices}; use QIPO for it"
-            )
+        weighted = {name for name, kind in GUIDANCES.items() if issubclass(kind, Weighted)}
+        choices = sorted(n for n, kind in GUIDANCES.items() if kind.single and n not in weighted)
+        if self.guidance not in choices:
+            more = "; use QIPO for it" if self.guidance in weighted else ""
+            raise ValueError(f"guidance={self.guidance!r}, expected one of {choices}{more}")
 
 
 LAPTOP_ENERGY: dict[str, Any] = {

@@ -14,6 +14,8 @@ from broad_tables import broad
 from measured import DATASETS, Agent, Group, Measurements, Scale
 from tables import entry, short
 
+from qgpo.experiments.image_figure import LEVELS, equal_diversity
+from qgpo.experiments.image_study import EXACT, TASKS, UNGUIDED, Task, mean_at
 from qgpo.experiments.packing import read_documents
 from qgpo.experiments.report import table
 from qgpo.experiments.results import read_run
@@ -331,6 +333,26 @@ def exactness() -> Iterator[tuple[str, str]]:
     yield "exactness-agents", exactness_report.inside(read_json("results/exactness_agents.json"))
 
 
+def images(task: Task) -> Iterator[tuple[str, str]]:
+    """What was measured of guided images, a row per method and scale."""
+    rows = read_json("images.json")["tasks"][task.name]["rows"]
+    keys = {"hue_error": "hue error", "accuracy": "accuracy", "diversity": "diversity"}
+    keys |= {"frechet": "Fréchet distance", "seconds": "CPU-seconds per image"}
+    keys = {key: title for key, title in keys.items() if key in rows[0]}
+    cells = []
+    for m, w in [
+        (EXACT, 1.0),
+        (UNGUIDED, 0.0),
+        *((m, scale) for m in task.methods for scale in task.scales),
+    ]:
+        measured = [str(mean_at(rows, key, m, w)) for key in keys]
+        cells.append([f"{m}, w = {w:g}" if m in task.methods else m, *measured])
+    yield f"images-{task.name}", table(["", *keys.values()], cells)
+    if task.name == "hues":
+        levels = equal_diversity(task, rows, LEVELS)
+        yield "images-equal", table(["diversity", *task.methods], levels)
+
+
 def more_sections(measurements: Measurements) -> dict[str, str]:
     """All tables by their names."""
     made = {
@@ -349,6 +371,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "pretrained": pretrained(),
         **dict(exactness()),
         **broad(),
+        **{name: text for task in TASKS.values() for name, text in images(task)},
     }
     made |= {f"agent {label}": of_one_agent(measurements, label) for label in AGENTS}
     return made

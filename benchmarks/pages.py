@@ -30,6 +30,8 @@ from page_tables import VALIDATION, more_sections, read_json
 from PIL import Image
 from tables import sections
 
+from qgpo.experiments.image_figure import draw_curves
+from qgpo.experiments.image_study import TASKS, Task
 from qgpo.files import replacing
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +133,10 @@ def pictures(measurements: Measurements) -> list[Picture]:
         ("docs/broad.png", ("broad-development", "broad-validation"), figures.draw_broad),
     )
     drawn = [Picture(path, shows, partial(draw, measurements)) for path, shows, draw in every]
+    drawn += [
+        Picture(f"docs/images_{name}_curves.png", (f"images-{name}",), partial(curves_of, task))
+        for name, task in TASKS.items()
+    ]
 
     def drawn_problems() -> Figure:
         return exactness_report.draw_drawn(read_json(VALIDATION))
@@ -141,6 +147,11 @@ def pictures(measurements: Measurements) -> list[Picture]:
         Picture("docs/exactness_curves.png", shown, exactness),
         Picture("docs/exactness_drawn.png", ("exactness-drawn",), drawn_problems),
     ]
+
+
+def curves_of(task: Task) -> Figure:
+    """What was measured of guided images, a curve per method."""
+    return draw_curves(task, read_json("images.json")["tasks"][task.name]["rows"])
 
 
 def recorded(path: Path) -> str | None:

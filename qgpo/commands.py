@@ -19,6 +19,7 @@ INSTALLED = {
     "data": "qgpo-datasets",
     "share": "qgpo-share",
     "toy_2d": "qgpo-toy-2d",
+    "images": "qgpo-images",
 }
 """by the script's name: the command that is installed for it"""
 

@@ -75,9 +75,9 @@ def check_fields(config: Any) -> None:
                 raise ValueError(f"{name}={value!r}, expected one of {sorted(rule.choices)}")  # type: ignore[type-var]
         if kind is bool and type(value) is not bool:
             raise ValueError(f"{name}={value!r}, expected True or False")
-        if kind is str and type(value) is not str:
+        if kind in (str, str | None) and type(value) is not str:
             raise ValueError(f"{name}={value!r}, expected text")
-        if kind not in (bool, str) and get_origin(kind) is not dict:
+        if kind not in (bool, str, str | None) and get_origin(kind) is not dict:
             _check_numbers(name, value, kind, next((r for r in said if isinstance(r, Range)), None))
 
 

@@ -12,13 +12,13 @@ import tyro
 from factory import ROOT
 
 from qgpo.commands import INSTALLED
-from qgpo.scripts import train
+from qgpo.scripts import images, train
 
 COMMAND = re.compile(rf"python scripts/({'|'.join(INSTALLED)})\.py([^\n`&;|]*)")
 FOLDER = re.compile(r"runs/[\w{},.*-]+")
 PLANS = {f"runs/{path.stem}" for path in (ROOT / "benchmarks").glob("*.toml")}
 """folders that benchmark.py makes"""
-MADE = {"runs/demo", "runs/toy_2d", *PLANS}
+MADE = {"runs/demo", "runs/toy_2d", "runs/images", *PLANS}
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/README.md"])
 
 
@@ -42,6 +42,8 @@ def accept(script: str, words: list[str]) -> None:
     module = importlib.import_module(f"qgpo.scripts.{script}")
     if script in ("data", "share"):
         assert words[0] in module.COMMANDS
+    elif script == "images":
+        images.parse(words)
     elif "\u2026" not in " ".join(words):
         tyro.cli(module.Args, args=words)
 

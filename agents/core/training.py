@@ -25,6 +25,7 @@ from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
 from qgpo.agents.core.process import Turn, seeded, usual_torch
+from qgpo.agents.core.shards import add_gradients, any_process, n_processes, share
 from qgpo.critic import polyak_update
 from qgpo.diffusion import Metrics
 from qgpo.envs.progress import progress
@@ -101,6 +102,8 @@ class Training:
         """shapes and types of the networks' tensors, as the configuration made them"""
         self.built_groups: dict[str, list[dict[str, Any]]] = {}
         """settings of the optimizers likewise"""
+        self.shared = False
+        """whether several processes share the networks' work"""
         self.progress = dict.fromkeys(self.stages, 0)
         self.num_timesteps = 0
         self.stage: str | None = None
@@ -157,6 +160,11 @@ class Training:
     def add_copy(self, name: str, network: ModuleT) -> ModuleT:
         """Register a copy that follows a network without a gradient."""
         return self.add(name, copy.deepcopy(network).requires_grad_(False))
+
+    def share(self, network: ModuleT) -> ModuleT:
+        """The network, whose batches are divided among the processes where there are several."""
+        self.shared = n_processes() > 1
+        return share(network)
 
     # The loop -----------------------------------------------------------------------------
 
@@ -264,7 +272,7 @@ class Training:
 
     def stop_if_interrupted(self, when: str) -> None:
         """Raise the KeyboardInterrupt that a signal asked for."""
-        if self.interrupted:
+        if any_process(self.interrupted, self.device) if self.shared else self.interrupted:
             self.interrupted = False
             raise KeyboardInterrupt(f"stopped {when}; {self.to_resume}")
 
@@ -300,6 +308,8 @@ class Training:
             group["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.shared:
+            add_gradients(parameters)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(loss.detach() + norm)):
             optimizer.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ qgf        gradient of beta e at the posterior mean          no training
 analytic   Gaussian posterior, Taylor series of the energy   no training
 aepo       the same, learned by a network                    trained network
 weighted   exact: weighted regression of p's own model       trained diffusion model
+classifier exact for classes: log p(class|x_t)               trained network; several energies
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from qgpo.guidance.base import ScaledEnergy as ScaledEnergy
 from qgpo.guidance.base import read_options
 from qgpo.guidance.cep import CEP as CEP
 from qgpo.guidance.cep import cep_loss as cep_loss
+from qgpo.guidance.classifier import Classifier as Classifier
 from qgpo.guidance.dps import DPS as DPS
 from qgpo.guidance.emse import EMSE as EMSE
 from qgpo.guidance.mse import MSE as MSE
@@ -45,6 +47,7 @@ GUIDANCES: dict[str, type[Guidance]] = {
     "analytic": Analytic,
     "aepo": AnalyticNetwork,
     "weighted": Weighted,
+    "classifier": Classifier,
 }
 
 

@@ -14,12 +14,20 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qgpo.diffusion import Diffusion, Metrics, batch_posterior, diffuse, uniform_times
+from qgpo.diffusion import (
+    Diffusion,
+    GuidanceGradient,
+    Metrics,
+    batch_posterior,
+    diffuse,
+    uniform_times,
+)
 from qgpo.fields import check_fields
 from qgpo.schedule import Schedule
 
 ScaledEnergy = Callable[[Tensor, Tensor | None], Tensor]
-"""f_0: clean samples (B, D) and condition (B, C) or None to beta e, (B,); differentiable"""
+"""f_0: clean samples (B, D) and condition (B, C) or None to beta e, (B,) or, of several energies,
+(B, E); differentiable"""
 Nearest = Callable[[Tensor, Tensor | None], Tensor]
 """clean samples (B, D) and condition (B, C) or None to the nearest ones inside the data's bounds"""
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -62,7 +70,7 @@ class GuidanceParts:
     denoise: Denoiser
     """of the trained diffusion model of q"""
     make_energy_network: Callable[[], nn.Module]
-    """a fresh network for f: (B, D), (B,), (B, C) to (B,)"""
+    """a fresh network for f: (B, D), (B,), (B, C) to (B,) or, of several energies, (B, E)"""
     make_diffusion: Callable[[], Diffusion]
     """a fresh diffusion model, for `weighted`"""
     energy: ScaledEnergy | None = None
@@ -114,12 +122,15 @@ def read_options(kind: type[OptionsT], options: Mapping[str, Any]) -> OptionsT:
 
 
 class Samples(NamedTuple):
-    """N samples of q, or B groups of K that are compared with each other at one noise level."""
+    """N samples of q, or B groups of K that are compared with each other at one noise level.
+
+    There may be several energies, E, each with a p of its own: one per class, say.
+    """
 
     x_0: Tensor
     """(N, D) or (B, K, D)"""
     scaled_energy: Tensor
-    """f_0 = beta e(x_0), (N,) or (B, K)"""
+    """f_0 = beta e(x_0), (N,) or (B, K); of several energies (N, E) or (B, E, K)"""
     condition: Tensor | None = None
     """(N, C); of groups (B, C) or (B, K, C)"""
 
@@ -136,6 +147,10 @@ class Guidance(nn.Module):
     """whether `loss` exists"""
     needs_energy: ClassVar[bool] = False
     """whether the clean energy is differentiated while sampling"""
+    several: ClassVar[bool] = False
+    """whether there may be several energies, of which every sample follows one"""
+    single: ClassVar[bool] = True
+    """whether there may be one"""
 
     def __init__(self, parts: GuidanceParts) -> None:
         super().__init__()
@@ -151,14 +166,28 @@ class Guidance(nn.Module):
         """Take constants from the training data before any step."""
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,)."""
+        """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,).
+
+        Where there are several energies, all of them: (B, E).
+        """
         raise NotImplementedError(f"{type(self).__name__} has a gradient but no scalar f")
 
     def gradient(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Gradient of f in x_t, shape (B, D): the energy guidance of the CEP paper's Eq. 11."""
+        return self._gradient(x_t, t, condition)
+
+    def towards(self, target: Tensor) -> GuidanceGradient:
+        """The gradient where there are several energies and sample i follows number target[i]."""
+        return partial(self._gradient, target=target)
+
+    def _gradient(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None, target: Tensor | None = None
+    ) -> Tensor:
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
             f = self.f(x_t, t, condition)
+            if target is not None:
+                f = f.gather(-1, target[:, None])
             return torch.autograd.grad(f.sum(), x_t)[0]
 
     def metrics(self, groups: Samples, generator: torch.Generator) -> Metrics:
@@ -238,21 +267,33 @@ class LearnedEnergy(Guidance):
         self.preconditioned = parts.preconditioned
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,)."""
+        """The intermediate energy up to a c(t, condition), (B,) or (B, E)."""
         f: Tensor = self.network(x_t, t, condition)
-        return self.schedule.alpha(t) * f if self.preconditioned else f
+        if not self.preconditioned:
+            return f
+        alpha = self.schedule.alpha(t)
+        return (alpha if f.dim() == 1 else alpha[:, None]) * f
 
     def noisy_f(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Values of f at noisy versions of the groups, (B, K), and NoisyGroups.log_posterior."""
+        """Values of f at noisy versions of the groups, and NoisyGroups.log_posterior.
+
+        They are (B, K), or (B, E, K) of several energies; the posterior is the same for all.
+        """
         refuse_posterior_targets(self.targets, groups.condition)
         noisy = noisy_groups(groups.x_0, self.schedule, self.targets, generator)
         condition = flat_condition(groups.condition, groups.x_0.shape[1])
         f = self.f(noisy.x_t.flatten(0, 1), noisy.t.flatten(), condition)
-        return f.reshape(groups.x_0.shape[:2]), noisy.log_posterior
+        f, log_posterior = f.unflatten(0, groups.x_0.shape[:2]), noisy.log_posterior
+        if f.dim() == 2:
+            return f, log_posterior
+        return f.mT, None if log_posterior is None else log_posterior[:, None]
 
 
 def log_mean_exp_label(scaled_energy: Tensor, log_posterior: Tensor | None) -> Tensor:
-    """The label whose exponential is e^{f_0} (sample) or its posterior mean, (B, K)."""
+    """The label whose exponential is e^{f_0} (sample) or its posterior mean, (B, K).
+
+    Of several energies (B, E, K), with a posterior (B, 1, K, K).
+    """
     if log_posterior is None:
         return scaled_energy
     return torch.logsumexp(log_posterior + scaled_energy[..., None, :], dim=-1)

@@ -15,6 +15,7 @@ the limit of an energy log p(y|x) that knows each sample's own y.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -40,19 +41,20 @@ CALLS, GROUPS = 16, (8, 256)
 
 
 def cep_loss(
-    f: Tensor, scaled_energy: Tensor, log_normalizer: float | None = None
+    f: Tensor, scaled_energy: Tensor, log_normalizer: Tensor | float | None = None
 ) -> tuple[Tensor, Metrics]:
-    """Cross entropy from the clean energies to softmax(f) over the last dimension, (B, K) each.
+    """Cross entropy from the clean energies to softmax(f) over the last dimension, (..., K) each.
 
-    Labels are softmax(beta e) (Eq. 13) or, with `log_normalizer` = log E_q[e^{beta e}], the
-    unnormalised e^{beta e} of Eq. 12 divided by that constant and by K.
+    Labels are softmax(beta e) (Eq. 13) or, with `log_normalizer` = log E_q[e^{beta e}], a number
+    per energy, the unnormalised e^{beta e} of Eq. 12 divided by that constant and by K.
     """
     log_prediction = torch.log_softmax(f, dim=-1)
     log_label = torch.log_softmax(scaled_energy, dim=-1)
     label = log_label.exp()
     effective = torch.mean(1.0 / torch.sum(label**2, dim=-1))
     if log_normalizer is not None:
-        label = torch.exp(scaled_energy - log_normalizer) / f.shape[-1]
+        constant = torch.as_tensor(log_normalizer, device=f.device)[..., None]
+        label = torch.exp(scaled_energy - constant) / f.shape[-1]
     cross_entropy = -torch.sum(label * log_prediction, dim=-1).mean()
     entropy = -torch.sum(label * log_label, dim=-1).mean()
     return cross_entropy, {
@@ -109,8 +111,9 @@ class CEP(LearnedEnergy):
     """The energy network f_phi and how it is trained and used."""
 
     Options = CEPOptions
+    several = True
     options: CEPOptions
-    log_normalizer: float | None = None
+    log_normalizer: Tensor | None = None
 
     def __init__(self, parts: GuidanceParts) -> None:
         super().__init__(parts)
@@ -131,11 +134,11 @@ class CEP(LearnedEnergy):
             fit_tilt(self.tilt, samples, self.schedule)
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
-        """Eq. 12 needs log E_q[e^{beta e}], (N,) to a number."""
+        """Eq. 12 needs log E_q[e^{beta e}], (N,) to a number or (N, E) to (E,)."""
         if self.options.labels == "exponential":
             energies = samples.scaled_energy.double()
-            log_count = torch.tensor(len(energies)).double().log()
-            self.log_normalizer = float(torch.logsumexp(energies, dim=0) - log_count)
+            self.log_normalizer = torch.logsumexp(energies, dim=0) - math.log(len(energies))
+            self.log_normalizer = self.log_normalizer.float()
 
     def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Eq. 20: one time per group shared by its K samples, independent noise.

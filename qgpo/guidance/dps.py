@@ -17,6 +17,7 @@ class DPS(Guidance):
 
     Options = ClampOptions
     needs_energy = True
+    several = True
     options: ClampOptions
 
     def __init__(self, parts: GuidanceParts) -> None:
@@ -24,6 +25,6 @@ class DPS(Guidance):
         self.energy = parts.energy_for("dps")
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """The value beta e(E[x_0 | x_t]): (B, D), (B,), (B, C) to (B,)."""
+        """The value beta e(E[x_0 | x_t]): (B, D), (B,), (B, C) to (B,) or (B, E)."""
         x_0 = self.options.clamped(self.denoise(x_t, t, condition))
         return self.energy(x_0, condition)

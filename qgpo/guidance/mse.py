@@ -23,11 +23,12 @@ def mse_loss(f: Tensor, label: Tensor) -> tuple[Tensor, Metrics]:
 class MSE(LearnedEnergy):
     """f_phi by regression on the clean energy, relative to its mean over the data."""
 
-    baseline: float = 0.0
+    several = True
+    baseline: Tensor | float = 0.0
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
-        """The value of f at t = 1, which leaves the gradient as it is."""
-        self.baseline = float(samples.scaled_energy.double().mean())
+        """The value of f at t = 1, which leaves the gradient as it is, of every energy."""
+        self.baseline = samples.scaled_energy.double().mean(dim=0).float()[..., None]
 
     def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Squared error to the energies, or to their posterior means."""

@@ -23,6 +23,7 @@ from qgpo.agents.core import archive
 from qgpo.agents.core.checkpoint import CheckpointError, read_checkpoint
 from qgpo.agents.core.header import DTYPES as STORABLE
 from qgpo.agents.core.header import space_from_json, space_to_json
+from qgpo.agents.guided.tilted import Layout
 from qgpo.envs.tasks.reference import ReferenceScores
 
 MEMBERS = ["checkpoint.json", *(f"{n}.safetensors" for n in ("modules", "optimizers", "tables"))]
@@ -453,7 +454,7 @@ def test_reference_scores_that_give_no_score_are_refused(low, high):
 def test_a_general_model_s_header_is_checked(path, value):
     config = EnergyGuidedConfig(hidden=(4,), energy_hidden=(4,), data_steps=1, guidance_steps=1)
     model = EnergyGuidedDiffusion(config, device="cpu")
-    model._build(2, 0, True)
+    model._build(Layout((2,), 0), True)
     model.save("model")
     with zipfile.ZipFile("model.zip") as opened:
         members = {name: opened.read(name) for name in opened.namelist()}

@@ -1,0 +1,848 @@
+"""Models of p(x) ~ q(x) exp(-beta E(x)), for any data of q and any energy, whatever x is.
+
+1. data       a diffusion model of q, by denoising
+2. energy     a smooth network of E, only where a guidance differentiates E and E came as labels
+3. guidance   the intermediate energy f_t, by the method of that name (`qgpo.guidance`)
+sample        solve the reverse process with the score of q_t plus the gradient of w f_t
+
+Everything runs in standardised coordinates z, and E is lower-is-better. There may be several
+energies, one per class say: p_e(x) ~ q(x) exp(-beta E_e(x)). Every sample then follows one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from torch import Tensor, nn
+
+from qgpo.agents.core import checkpoint
+from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.agents.core.config import Fraction, NotNegative
+from qgpo.agents.core.process import usual_torch
+from qgpo.agents.core.training import Training, average, choose_device, of_training
+from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
+from qgpo.envs.data.columns import Rounding, centred, numbers
+from qgpo.fields import OneOf, Range, check_count, check_fields, check_finite, check_seed
+from qgpo.gaussians import CorrectedNetwork
+from qgpo.guidance import (
+    GUIDANCES,
+    GuidanceParts,
+    Samples,
+    Weighted,
+    check_guidance,
+    guidance_class,
+    make_guidance,
+    weighted_loss,
+)
+from qgpo.guidance.base import TARGETS
+from qgpo.networks import join
+from qgpo.normalization import ObservationNormalizer
+from qgpo.schedule import Schedule, make_schedule
+from qgpo.solver import get_solver, time_grid
+
+Array = Tensor | NDArray[Any]
+Energy = Callable[[Tensor], Tensor] | Callable[[Tensor, Tensor], Tensor]
+"""E of samples (B, ...), or of samples and conditions (B, C) in conditional models: (B,), or of
+several energies (B, E)"""
+Callback = BaseCallback | Callable[[Any], bool | None]
+"""one of Stable-Baselines3, or a function of the model; False stops"""
+
+STAGES = ("data", "energy", "guidance")
+LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
+TO_RESUME = "to continue later: save(path), then load(path).fit(data, energy, resume=True)"
+STEPS = {"data": 4_000, "guidance": 3_000}
+"""gradient steps unless the configuration or the model says another number"""
+SIMPLE_DIM = 32
+"""most dimensions in which targets are averaged over posteriors, unless asked for"""
+StepsOrNone = Annotated[int | None, Range(0, 10**12)]
+ENERGY = "a callable, or an array of one value per sample"
+ROWS_PER_CALL = 16_384
+EXACT = (torch.float32, torch.float16, torch.bfloat16)
+"""types of which float32 holds every number"""
+
+
+@dataclass(frozen=True)
+class TiltedConfig:
+    """What every such model is made of, but for its networks."""
+
+    beta: Annotated[float, Range(-1e9, 1e9)] = 1.0
+    """inverse temperature of p ~ q exp(-beta E): larger values concentrate p on low energies, 0 is
+    q"""
+    guidance: str = "cep"
+    """kind of guidance: cep (the paper's, exact), mse, emse, dps, qgf, analytic, aepo, weighted, or
+    (several energies) classifier"""
+    guidance_options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """options of the guidance, by name; the file of each guidance in qgpo/guidance lists its
+    options"""
+    schedule: str = "cosine"
+    """noise schedule: cosine, linear (both variance-preserving), or ot (straight path of flow
+    matching)"""
+    prediction: str = "velocity"
+    """output of the data model's network: velocity, noise, or flow (only with schedule ot)"""
+    data_steps: StepsOrNone = None
+    """gradient steps of the data model; none: 4,000, or what the model needs"""
+    data_learning_rate: NotNegative = 3e-3
+    """initial Adam step size of the data model"""
+    guidance_steps: StepsOrNone = None
+    """gradient steps of f, or of the weighted model; none: 3,000, or what the model needs"""
+    guidance_learning_rate: NotNegative = 5e-3
+    """initial Adam step size of f, or of the weighted model"""
+    contrast: int = 512
+    """K, number of samples that are contrasted with each other at one noise level: more are slower
+    and more exact"""
+    groups: int = 4
+    """number of such groups per gradient step, each with its own noise level"""
+    targets: Annotated[str, OneOf(("auto", *TARGETS))] = "auto"
+    """sample, or posterior: targets averaged over the group's posterior, which takes most of their
+    variance away (unconditional models in few dimensions); auto: posterior in these"""
+    preconditioned: bool = True
+    """multiply the output of the network for f by alpha_t"""
+    ema_decay: Fraction = 0.999
+    """decay of the averaged weights from which samples are drawn: larger averages over more steps,
+    0 uses the last weights"""
+    guidance_bound: float | None = None
+    """largest |w sigma grad f| / |eps| while sampling: smaller values limit the guidance more.
+    none: no bound"""
+    solver: str = "dpm_solver_2m"
+    """ODE solver, if `sample` is given no other one"""
+    solver_steps: int = 50
+    """solver steps per sample: more are slower and more exact"""
+    spacing: str = "log_snr"
+    """times of the solver steps: uniform in time, uniform in log_snr, or karras"""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_guidance(self.guidance, self.guidance_options)
+
+
+class Rows(Protocol):
+    """N samples in the coordinates of the diffusion, made where they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        """(..., D) for row numbers (...)."""
+
+
+class Data(NamedTuple):
+    """N samples as the stages see them."""
+
+    z: Rows
+    """(N, D) standardised"""
+    energies: Tensor
+    """(N,) or (N, E): E in its own units, or what a stage makes of it"""
+    condition: Tensor | None
+    """(N, C) standardised"""
+
+    def rows(self, rows: Tensor | slice) -> Samples:
+        """Those samples, in the shape of the row numbers; of groups, each energy in one row."""
+        condition = None if self.condition is None else self.condition[rows]
+        energies = self.energies[rows]
+        return Samples(self.z[rows], energies.mT if energies.dim() == 3 else energies, condition)
+
+
+class Layout(NamedTuple):
+    """What the data decide about the networks."""
+
+    shape: tuple[int, ...]
+    """of one sample: (D,), or of an image its channels, height and width"""
+    condition_dim: int
+    """C, 0 in unconditional models"""
+    energies: int = 0
+    """E; 0 for a single one, whose f is (B,)"""
+
+    @property
+    def dim(self) -> int:
+        """D, of a sample as a vector."""
+        return math.prod(self.shape)
+
+
+class Factories(NamedTuple):
+    """What makes a model's networks."""
+
+    network: Callable[[], nn.Module]
+    """of a data model: (B, D), (B,), (B, C) to (B, D)"""
+    energy_network: Callable[[], nn.Module]
+    """of f: (B, D), (B,), (B, C) to (B,), or (B, E) of several energies"""
+    clean_energy: Callable[[], nn.Module]
+    """of E that came as labels: (..., D + C) to (..., max(1, E))"""
+    components: int = 0
+    """of the Gaussian mixtures that the networks of cep and weighted correct"""
+    steps: Mapping[str, int] = STEPS
+    """gradient steps of the stages unless the configuration says another number"""
+
+
+ConfigT = TypeVar("ConfigT", bound=TiltedConfig)
+
+
+class TiltedDiffusion(Generic[ConfigT]):
+    """A model of p(x) ~ q(x) exp(-beta E(x)), or of p(x|c) given conditions.
+
+    Derived classes say how data are read, and of which networks the model consists.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[Any]]
+    data_model_fields: ClassVar[tuple[str, ...]] = ("schedule", "prediction", "data_steps")
+    """what models agree in that share q"""
+    conditional: ClassVar[bool] = True
+    """whether there may be conditions"""
+
+    config: ConfigT
+    schedule: Schedule
+    networks: nn.ModuleDict = of_training("networks")
+    """every network, average and normalizer, by name"""
+    progress: dict[str, int] = of_training("progress")
+    """steps done, per stage"""
+    num_timesteps: int = of_training("num_timesteps")
+    """gradient steps done, over all stages"""
+    history: dict[str, list[dict[str, float]]] = of_training("history")
+    """about fifty rows of metrics per stage"""
+    logger = of_training("logger")
+    """of SB3, for its callbacks"""
+
+    @usual_torch()
+    def __init__(
+        self,
+        config: ConfigT | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "auto",
+    ) -> None:
+        if not isinstance(config, self.config_class | None):
+            raise TypeError(
+                f"config is a {type(config).__name__}, expected {self.config_class.__name__} "
+                "(there are no presets by name)"
+            )
+        self.config = self.config_class() if config is None else config
+        self.seed = seed = check_seed(seed)
+        self.device = choose_device(device)
+        self.schedule = make_schedule(self.config.schedule)
+        get_solver(self.config.solver, self.schedule)
+        time_grid(self.schedule, self.config.solver_steps, self.config.spacing)
+        self.training = Training(STAGES, seed, self.device, LIKELY_CAUSES, TO_RESUME)
+        self.sampling_generator = torch.Generator(self.device)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.training.reset()
+        self.training.history = {stage: [] for stage in STAGES}
+        self.fingerprint: str | None = None
+        self.layout: Layout | None = None
+        self.steps: dict[str, int] = {}
+        self._energy: Energy | None = None
+        self.sampling_generator.manual_seed(self.seed)
+
+    # Parts ----------------------------------------------------------------------------------
+
+    def _factories(self, layout: Layout) -> Factories:
+        """The networks of this configuration."""
+        raise NotImplementedError
+
+    def _build(self, layout: Layout, labelled: bool) -> None:
+        """Networks and optimizers; `labelled`: the energy came as labels and may be learned."""
+        c, add, add_trained = self.config, self.training.add, self.training.add_trained
+        make = self._factories(layout)
+        asked = {"data": c.data_steps, "guidance": c.guidance_steps}
+        self.steps = {s: make.steps[s] if n is None else n for s, n in asked.items()}
+        self.targets = c.targets
+        if c.targets == "auto":
+            self.targets = "posterior" if is_simple(layout) else "sample"
+        with self.training.building(self._reset):
+            self.layout, self._labelled = layout, labelled
+            self.normalizer = add("normalizer", ObservationNormalizer(layout.dim))
+            self.condition_normalizer = add(
+                "condition_normalizer", ObservationNormalizer(layout.condition_dim)
+            )
+            data_model = Diffusion(make.network(), self.schedule, c.prediction)
+            self.data_model = add_trained("data_model", data_model, "data")
+            self.data_model_ema = self.training.add_copy("data_model_ema", data_model)
+            self.clean_energy = add_trained("clean_energy", make.clean_energy(), "energy")
+            self.energy_scale = add("energy_scale", ObservationNormalizer(max(1, layout.energies)))
+            parts = GuidanceParts(
+                dim=layout.dim,
+                schedule=self.schedule,
+                denoise=self.data_model_ema.denoise,
+                make_energy_network=make.energy_network,
+                make_diffusion=lambda: Diffusion(make.network(), self.schedule, c.prediction),
+                energy=self._scaled_energy,
+                preconditioned=c.preconditioned,
+                targets=self.targets,
+                components=make.components,
+                options=c.guidance_options,
+            )
+            self.guidance_model = add_trained("guidance", make_guidance(c.guidance, parts))
+            copied = make_guidance(c.guidance, parts).requires_grad_(False)
+            copied.load_state_dict(self.guidance_model.state_dict())
+            self.guidance_ema = add("guidance_ema", copied)
+
+    def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """f_0 = -beta E of standardised samples and conditions, (B,) or (B, E)."""
+        if self._labelled:
+            learned: Tensor = self.clean_energy(join(z, condition))
+            return -self.config.beta * self._values(in_units(self.energy_scale, learned))
+        if self._energy is None:
+            raise RuntimeError(
+                f"guidance={self.config.guidance!r} differentiates the energy while sampling, and "
+                "a file cannot hold a function: load(path, energy=...)"
+            )
+        return -self.config.beta * self._call(self._energy, z, condition)
+
+    def _values(self, energies: Tensor) -> Tensor:
+        """(..., max(1, E)) as (...) where there is a single energy."""
+        one = self.layout is not None and not self.layout.energies
+        return energies.squeeze(-1) if one else energies
+
+    def _call(self, energy: Energy, z: Tensor, condition: Tensor | None) -> Tensor:
+        """E in the data's units, with its shape checked."""
+        given = () if condition is None else (in_units(self.condition_normalizer, condition),)
+        values = energy(self.decode(z), *given)
+        e = 0 if self.layout is None else self.layout.energies
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if found != ((len(z), e) if e else (len(z),)):
+            wanted = f"({len(z)}, {e})" if e else f"({len(z)},): one value per sample"
+            raise ValueError(f"energy returned {found}, expected a tensor of shape {wanted}")
+        return values
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Data to the standardised coordinates of the diffusion, (..., D)."""
+        z: Tensor = self.normalizer(x)
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Back to data."""
+        return in_units(self.normalizer, z)
+
+    def _read(self, data: Array) -> Array:
+        """Data whose type and shape are right. Raises ValueError for others."""
+        raise NotImplementedError
+
+    def _rows(self, data: Array) -> Rows:
+        """Checked data in the coordinates of the diffusion; the first time, these are found."""
+        raise NotImplementedError
+
+    # Training -------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        data: Array,
+        energy: Energy | Array,
+        condition: Array | None = None,
+        *,
+        progress_bar: bool | None = None,
+        callback: Callback | None = None,
+        resume: bool = False,
+    ) -> Self:
+        """Learn q from data (N, ...) and the guidance towards low energy.
+
+        `energy` is a differentiable callable, or one value per sample (N,). A callable gets torch
+        tensors (B, ...) in the data's own units and returns (B,); with `condition` (N, C), which
+        makes it a model of p(x|c), it is called with (B, ...) and (B, C). Several energies are
+        (N, E) or (B, E). `callback` is one of SB3, or a function of the model that runs after
+        every step; False stops. A bar shows the time left, by default where stderr is a
+        terminal. With `resume`, training continues where the model (or its file) stands, as if
+        never stopped. Raises ValueError for data or energies that do not fit, RuntimeError where
+        a loss is not finite, and within another training of this model.
+        """
+        if energy is None:
+            raise ValueError(
+                f"energy=None, expected {ENERGY}; use fit_data(data) to train the model of q only"
+            )
+        with self.training.turn.training():
+            prepared = self._prepare(data, energy, condition, resume)
+            with self._running(progress_bar, callback):
+                self._fit_data(prepared)
+                self._fit_energy(prepared)
+                self._fit_guidance(prepared)
+        return self
+
+    def fit_data(
+        self, data: Array, condition: Array | None = None, *, progress_bar: bool | None = None
+    ) -> Self:
+        """Stage 1 alone: q, for several guidances to share (`with_guidance`)."""
+        with self.training.turn.training():
+            prepared = self._prepare(data, None, condition, False)
+            with self._running(progress_bar, None):
+                self._fit_data(prepared)
+        return self
+
+    def _running(
+        self, progress_bar: bool | None, callback: Callback | None
+    ) -> AbstractContextManager[None]:
+        """Around the stages: the loop's settings; a callback that returns False ends the block."""
+        training = self.training
+        training.interrupted, training.progress_bar = False, progress_bar
+        if isinstance(callback, BaseCallback):
+            return training.running(callback, self, {})
+        on_step = None if callback is None else lambda *_: callback(self) is not False
+        return training.running(ConvertCallback(on_step), self, {})
+
+    def get_env(self) -> None:
+        """No environment: for SB3's callbacks, which ask."""
+        return
+
+    def with_guidance(
+        self, config: ConfigT, energies: int | None = None, seed: int | None = None
+    ) -> Self:
+        """A new model that keeps this one's q; call `fit(..., resume=True)` on the same data.
+
+        The two configurations may differ in everything but the data model. `energies` is the
+        number of those to come, `seed` that of their training, by default this model's.
+        """
+        for name in self.data_model_fields:
+            if getattr(config, name) != getattr(self.config, name):
+                raise ValueError(
+                    f"{name}={getattr(config, name)!r} belongs to the data model, expected "
+                    f"{getattr(self.config, name)!r}"
+                )
+        if self.layout is None or self.progress["data"] < self.steps["data"]:
+            raise RuntimeError("the data model is not trained yet: call fit_data(data)")
+        seed = self.seed if seed is None else seed
+        other = type(self)(config, seed=seed, device=self.device)
+        layout = self.layout if energies is None else self.layout._replace(energies=energies)
+        other._take_from(self)
+        other._build(layout, self._labelled)
+        for name in ("normalizer", "condition_normalizer", "data_model", "data_model_ema"):
+            other.networks[name].load_state_dict(self.networks[name].state_dict())
+        other.progress["data"] = other.training.num_timesteps = other.steps["data"]
+        return other
+
+    @usual_torch()
+    def _prepare(
+        self,
+        data: Array,
+        energy: Energy | Array | None,
+        condition: Array | None,
+        resume: bool,
+    ) -> Data:
+        """Check and standardise; an energy of None is zero."""
+        x = self._read(data)
+        if condition is not None and not self.conditional:
+            raise ValueError(f"{self.name} has no conditions: give one energy for each class")
+        c = None if condition is None else self._matrix("condition", condition)
+        if c is not None and len(c) != len(x):
+            raise ValueError(f"condition has {len(c)} rows, expected one per sample: {len(x)}")
+        if not resume:
+            self._reset()
+        e = 0 if energy is None else self._count(energy, x, c)
+        found = Layout(tuple(x.shape[1:]), 0 if c is None else c.shape[1], e)
+        if self.layout is None:
+            self._prepare_build({})
+            self._build(found, not callable(energy))
+        made: Any = self.layout
+        self._check_layout(found._replace(energies=made.energies) if energy is None else found)
+        self._labelled = not callable(energy)
+        self._energy = energy if callable(energy) else None
+        if self.progress["data"] == 0 and c is not None:
+            self.condition_normalizer.fit(c)
+        z = self._rows(x)
+        c = None if c is None else self.condition_normalizer(c)
+        labels = self._labels(energy, z, c)
+        if energy is not None:
+            self._check_same_data(x, labels)
+        return Data(z, labels, c)
+
+    def _check_layout(self, found: Layout) -> None:
+        """Raise ValueError for data or energies of another kind than the networks are for."""
+        made: Any = self.layout
+        if found[:2] != made[:2]:
+            raise ValueError(
+                f"samples have shape {found.shape}, conditions {found.condition_dim} dimensions: "
+                f"this model was made for {made.shape} and {made.condition_dim}"
+            )
+        if found.energies != made.energies:
+            raise ValueError(
+                f"the energy has {found.energies or 1} values per sample, this model was made for "
+                f"{made.energies or 1}"
+            )
+
+    def _count(self, energy: Energy | Array, x: Array, c: Tensor | None) -> int:
+        """How many energies there are, 0 for a single one. Raises ValueError for none."""
+        if callable(energy):
+            first = self._units(x[:1])
+            with torch.no_grad():
+                value = energy(first) if c is None else energy(first, c[:1])  # type: ignore[call-arg]
+            fits = isinstance(value, Tensor) and value.shape[:1] == (1,)
+            shape = tuple(value.shape) if fits else ()
+        else:
+            shape = tuple(np.shape(energy) if not isinstance(energy, Tensor) else energy.shape)
+        several = shape[1] if len(shape) == 2 else 0
+        kind = guidance_class(self.config.guidance)
+        if not (kind.several if several else kind.single):
+            kinds = sorted(n for n, k in GUIDANCES.items() if (k.several if several else k.single))
+            what = f"{several} energies" if several else "one energy"
+            raise ValueError(
+                f"guidance={self.config.guidance!r} is not for {what}, expected one of {kinds}"
+            )
+        return several
+
+    def _units(self, x: Array) -> Tensor:
+        """Data (B, ...) that was read, as an energy gets it."""
+        raise NotImplementedError
+
+    def _labels(self, energy: Energy | Array | None, z: Rows, c: Tensor | None) -> Tensor:
+        """E of every sample, (N,) or (N, E).
+
+        Relative to their mean where float32 would lose digits.
+        """
+        if energy is None:
+            return torch.zeros(len(z), device=self.device)
+        if callable(energy):
+            rows = torch.arange(len(z), device=self.device).split(ROWS_PER_CALL)
+            with torch.no_grad():
+                parts = [self._call(energy, z[r], None if c is None else c[r]) for r in rows]
+            energy = torch.cat(parts)
+        labels = self._tensor("energy", energy, ENERGY, centred)
+        if labels.shape[:1] != (len(z),) or labels.dim() > 2:
+            raise ValueError(f"energy has shape {tuple(labels.shape)}, expected ({len(z)},)")
+        if not bool(torch.isfinite(labels).all()):
+            raise ValueError("energy has NaN or infinite values")
+        return labels
+
+    def _matrix(self, name: str, value: Array) -> Tensor:
+        matrix = self._tensor(name, value, "an array of shape (N, dimension)")
+        if matrix.dim() != 2 or len(matrix) < 2 or matrix.shape[1] == 0:
+            raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected (N, dimension)")
+        if not bool(torch.isfinite(matrix).all()):
+            raise ValueError(f"{name} has NaN or infinite values")
+        return matrix
+
+    def _tensor(
+        self,
+        name: str,
+        value: Any,
+        expected: str,
+        recover: Callable[[NDArray[Any]], NDArray[np.float64]] | None = None,
+    ) -> Tensor:
+        """The value in float32 on the device.
+
+        Where that loses digits, it is what `recover` makes of the value; without one, it warns.
+        Raises ValueError for what is no real numbers.
+        """
+        if isinstance(value, Tensor) and value.dtype in EXACT:
+            return value.to(self.device, torch.float32)
+        try:
+            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            converted = numbers(self.name, name, array)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} is a {type(value).__name__}, which is not an array of numbers "
+                f"({error}), expected {expected}"
+            ) from error
+        rounding = Rounding()
+        if converted.ndim > 0:
+            rounding.add(name, array, converted)
+        for fault in rounding.faults(self.name):
+            if recover is None:
+                warnings.warn(fault, stacklevel=2)
+            else:
+                converted = recover(np.asarray(array)).astype(np.float32)
+        return torch.tensor(converted, device=self.device)
+
+    def _check_same_data(self, x: Array, labels: Tensor) -> None:
+        digest = hashlib.sha256(self._content(x))
+        digest.update(labels.cpu().numpy().tobytes())
+        started = any(self.progress[stage] for stage in ("energy", "guidance"))
+        if started and self.fingerprint != digest.hexdigest():
+            raise ValueError(
+                "training began with other data or another energy: call fit without resume"
+            )
+        self.fingerprint = digest.hexdigest()
+
+    def _content(self, x: Array) -> bytes:
+        """What tells these data from others."""
+        return (x.cpu().numpy() if isinstance(x, Tensor) else x).tobytes()
+
+    def _fit_data(self, data: Data) -> None:
+        """Stage 1: q, which is the weighted model at beta = 0."""
+        if self.progress["data"] == 0:
+            self._fit_mixture(data)
+        zeros = data._replace(energies=torch.zeros(len(data.z), device=self.device))
+        after = partial(average, self.data_model, self.data_model_ema, self.config.ema_decay)
+        self._fit_stage("data", zeros, self._data_loss, after)
+
+    def _fit_mixture(self, data: Data) -> None:
+        """What the data model's network corrects."""
+        network = self.data_model.network
+        if isinstance(network, CorrectedNetwork):
+            everything = data.z[torch.arange(len(data.z), device=self.device)]
+            generator = torch.Generator(self.device).manual_seed(self.seed)
+            network.mixture.fit(everything, generator)
+            self.data_model_ema.load_state_dict(self.data_model.state_dict())
+
+    def _data_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
+        loss, _ = weighted_loss(self.data_model, *groups, self.targets, self.training.generator)
+        return loss, {"loss": loss}
+
+    def _fit_energy(self, data: Data) -> None:
+        """Stage 2: a smooth E(x), where it is differentiated and came as labels."""
+        if not (self._labelled and self.guidance_model.needs_energy):
+            return
+        energies = data.energies if data.energies.dim() == 2 else data.energies[:, None]
+        self.energy_scale.fit(energies)
+        standardised = self._values(self.energy_scale(energies))
+        self._fit_stage("energy", data._replace(energies=standardised), self._energy_loss)
+
+    def _energy_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
+        x_0, standardised, condition = groups
+        output = self._values(self.clean_energy(join(x_0, condition)))
+        output = output.mT if output.dim() == 3 else output
+        loss = torch.mean((output - standardised) ** 2)
+        return loss, {"loss": loss}
+
+    @usual_torch()
+    def _fit_guidance(self, data: Data) -> None:
+        """Stage 3: f_t on groups of K samples, each group at one noise level."""
+        # E enters relative to its mean: the same f for energies that differ by a constant
+        centred = data.energies.double() - data.energies.double().mean()
+        data = data._replace(energies=(-self.config.beta * centred).float())
+        model, generator = self.guidance_model, self.training.generator
+        state = generator.get_state()
+        seen = data.rows(slice(ROWS_PER_CALL if model.needs_energy else None))
+        if self.progress["guidance"] == 0:
+            if isinstance(model, Weighted):
+                model.model.load_state_dict(self.data_model_ema.state_dict())
+            model.start(seen)
+            self.guidance_ema.load_state_dict(model.state_dict())
+        for guidance in (model, self.guidance_ema):
+            generator.set_state(state)
+            guidance.prepare(seen, generator)
+        generator.set_state(state)
+        if model.trainable:
+            loss = partial(model.loss, generator=generator)
+            after = partial(average, model, self.guidance_ema, self.config.ema_decay)
+            self._fit_stage("guidance", data, loss, after)
+
+    def _fit_stage(
+        self,
+        stage: str,
+        data: Data,
+        loss: Callable[[Samples], tuple[Tensor, Metrics]],
+        after: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """Minimise a loss over random groups, with about fifty rows of metrics."""
+        c, training = self.config, self.training
+        is_data = stage == "data"
+        total = self.steps["data" if is_data else "guidance"]
+        rate = c.data_learning_rate if is_data else c.guidance_learning_rate
+
+        def loss_of_groups(step: int) -> tuple[Tensor, Metrics]:
+            return loss(data.rows(training.draw(len(data.z), c.groups, c.contrast)))
+
+        training.log_interval = max(1, total // 50)
+        training.minimize(stage, total, loss_of_groups, rate, after=after)
+
+    # Files ----------------------------------------------------------------------------------
+
+    def save(self, path: str | Path | BinaryIO) -> None:
+        """Write everything that sampling and further training need, atomically.
+
+        `path` may be a file that is open in binary mode.
+        """
+        if self.layout is None:
+            raise RuntimeError("nothing to save: this model has not seen data yet")
+        checkpoint.write_checkpoint(
+            checkpoint.with_suffix(path),
+            self.training,
+            self.config,
+            {"sampling": self.sampling_generator},
+            agent=self.name,
+            dims=(self.layout.dim, self.layout.condition_dim),
+            shape=self.layout.shape,
+            energies=self.layout.energies,
+            **self._more(),
+            labelled=self._labelled,
+            history=self.history,
+            fingerprint=self.fingerprint,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | BinaryIO,
+        energy: Energy | None = None,
+        device: torch.device | str = "auto",
+    ) -> Self:
+        """Read a file. Raises CheckpointError when it is damaged or holds something else.
+
+        `energy` is needed where a guidance differentiates a callable (`dps`, `qgf`, `analytic`).
+        """
+        device = choose_device(device)  # not the file's fault
+        source = checkpoint.with_suffix(path)
+        read = checkpoint.read_checkpoint(source)
+        header = read.header
+        if header["agent"] != cls.name:
+            name = checkpoint.named(source)
+            raise CheckpointError(f"{name} holds {header['agent']!r}, not {cls.name!r}")
+        with checkpoint.using(source, read):
+            config = checkpoint.config_from_json(cls.config_class, header["config"])
+            model = cls(config, seed=header["seed"], device=device)
+            labelled, fingerprint = header["labelled"], header["fingerprint"]
+            if type(labelled) is not bool or not isinstance(fingerprint, str | None):
+                raise ValueError(f"{labelled=} or {fingerprint=} is none")
+            layout = _layout(header)
+            model._prepare_build(header)
+            model._build(layout, labelled)
+            checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
+            model.training.history = _history(header["history"])
+            model.fingerprint = fingerprint
+        model._energy = energy
+        return model
+
+    def _more(self) -> dict[str, Any]:
+        """What a file says beside: on what the networks depend that no configuration tells."""
+        return {}
+
+    def _prepare_build(self, header: dict[str, Any]) -> None:
+        """The same from a file's header, or found anew where it is empty."""
+
+    def _take_from(self, other: Self) -> None:
+        """The same from a model whose q this one shares."""
+
+    # Sampling -------------------------------------------------------------------------------
+
+    @usual_torch()
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int | None = None,
+        condition: Array | None = None,
+        *,
+        target: int | Array | None = None,
+        guidance_scale: float = 1.0,
+        solver: str | None = None,
+        steps: int | None = None,
+        spacing: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Samples (n, ...) of q exp(-beta E), one per condition (n, C) in conditional models.
+
+        Of several energies, sample i follows number `target[i]`, or all the same. The guidance
+        scale w multiplies grad f: 0 samples q and takes no gradient, 1 is exact,
+        other values are a heuristic. Without a generator, the model's own (seeded) one is used.
+        Raises RuntimeError before the training, ValueError for wrong arguments and where samples
+        are not finite.
+        """
+        n = None if n is None else check_count("n", n, low=0)
+        scale = check_finite("guidance_scale", guidance_scale)
+        shape, c = self._condition(n, condition)
+        generator = self.sampling_generator if generator is None else generator
+        noise = torch.randn(shape, generator=generator, device=self.device)
+        model, guidance = self.data_model_ema, self.guidance_ema
+        untrained = guidance.trainable and self.progress["guidance"] == 0
+        guide = self._guide(guidance.gradient, target, shape[0], scale)
+        if scale != 0.0 and (self.fingerprint is None or untrained):
+            raise RuntimeError(
+                "the guidance is not trained yet: call fit(data, energy), or sample q with "
+                "guidance_scale=0"
+            )
+        if isinstance(guidance, Weighted) and scale == 1.0:
+            model, scale = guidance.model, 0.0
+        z = model.sample(
+            noise,
+            c,
+            guidance=guide,
+            guidance_scale=scale,
+            guidance_bound=self.config.guidance_bound,
+            solver=self.config.solver if solver is None else solver,
+            steps=self.config.solver_steps if steps is None else steps,
+            spacing=self.config.spacing if spacing is None else spacing,
+            generator=generator,
+        )
+        samples = self.decode(z)
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError(
+                f"guidance_scale={guidance_scale!r} gives samples that are not finite, expected "
+                "a scale near 1, or more solver steps"
+            )
+        return samples
+
+    def _guide(
+        self, gradient: GuidanceGradient, target: int | Array | None, n: int, scale: float
+    ) -> GuidanceGradient:
+        """The gradient of one energy per sample. Raises ValueError for other targets."""
+        e = 0 if self.layout is None else self.layout.energies
+        if not e or (target is None and scale == 0.0):
+            if target is not None:
+                raise ValueError(f"target={target!r}: this model has a single energy")
+            return gradient
+        given = torch.as_tensor(-1 if target is None else target, device=self.device)
+        whole = not given.is_floating_point() and given.shape in ((), (n,))
+        if not whole or (n and not 0 <= int(given.min()) <= int(given.max()) < e):
+            raise ValueError(
+                f"target={target!r:.200}, expected a number of 0 to {e - 1}, or one for each of "
+                f"{n} samples"
+            )
+        return self.guidance_ema.towards(given.long().expand(n))
+
+    @usual_torch()
+    def guidance(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:
+        """Gradient of f_t at standardised noisy samples x_t (B, D), t (B,), as the sampler uses it.
+
+        x_t = alpha_t encode(x) + sigma_t noise.
+        """
+        _, c = self._condition(len(x_t), condition)
+        return self.guidance_ema.gradient(x_t, t, c)
+
+    @usual_torch()
+    def f(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:
+        """The intermediate energy at standardised noisy samples, up to a constant, (B,), (B, E)."""
+        _, c = self._condition(len(x_t), condition)
+        return self.guidance_ema.f(x_t, t, c).detach()
+
+    def _condition(
+        self, n: int | None, condition: Array | None
+    ) -> tuple[tuple[int, int], Tensor | None]:
+        """Shape (n, D) of the samples, and their standardised conditions (n, C)."""
+        if self.layout is None:
+            raise RuntimeError("this model has not been trained: call fit(data, energy)")
+        dim, condition_dim = self.layout.dim, self.layout.condition_dim
+        if condition is None:
+            if condition_dim or n is None:
+                raise ValueError(f"n={n}, condition=None for {condition_dim} condition dimensions")
+            return (n, dim), None
+        c = self._tensor("condition", condition, f"an array of shape (n, {condition_dim})")
+        if c.dim() != 2 or c.shape[1] != condition_dim or n not in (None, len(c)):
+            raise ValueError(
+                f"condition has shape {tuple(c.shape)}, expected ({n or 'n'}, {condition_dim})"
+            )
+        return (len(c), dim), self.condition_normalizer(c)
+
+
+def is_simple(layout: Layout) -> bool:
+    """Whether data are so few numbers that mixtures and posteriors say most of them."""
+    return not layout.condition_dim and layout.dim <= SIMPLE_DIM
+
+
+def _layout(header: dict[str, Any]) -> Layout:
+    """The layout that a file states; the first files had neither shape nor several energies."""
+    dim, condition_dim = header["dims"]
+    shape, energies = header.get("shape", [dim]), header.get("energies", 0)
+    if any(type(n) is not int or n < 0 for n in (dim, condition_dim, energies, *shape)):
+        raise ValueError(f"dims={header['dims']}, {shape=} or {energies=} is none")
+    layout = Layout(tuple(shape), condition_dim, energies)
+    if layout.dim != dim:
+        raise ValueError(f"{shape=} has not {dim} numbers")
+    return layout
+
+
+def _history(written: Any) -> dict[str, list[dict[str, float]]]:
+    """Rows of metrics per stage. Raises LookupError or TypeError for others."""
+    return {s: [{k: float(v) for k, v in row.items()} for row in written[s]] for s in STAGES}
+
+
+def in_units(normalizer: ObservationNormalizer, standardised: Tensor) -> Tensor:
+    """Back from standardised values to the data's own units."""
+    return standardised * normalizer.std + normalizer.mean

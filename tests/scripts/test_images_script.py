@@ -1,0 +1,114 @@
+"""The command for images, with settings that train in seconds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from commands import run
+from PIL import Image
+
+pytest.importorskip("diffusers", reason="the images extra is not installed")
+
+from qgpo.agents.images import EnergyGuidedImages
+from qgpo.scripts import images as script
+
+SMALL = [
+    *("--config.channels", "4", "4", "--config.energy-channels", "4", "4"),
+    *("--config.norm-groups", "2", "--config.data-steps", "4", "--config.guidance-steps", "4"),
+    *("--config.contrast", "8", "--config.solver-steps", "3", "--device", "cpu"),
+]
+
+
+@pytest.fixture
+def pixels(tmp_path):
+    """An array of images with labels."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", images=rng.integers(0, 255, (30, 3, 4, 4), np.uint8),
+             labels=np.arange(30) % 2)  # fmt: skip
+    return "own.npz"
+
+
+def train(tmp_path, pixels, *more, code=0):
+    words = ["train", "--images", pixels, *SMALL, "--output", "runs/own.zip", *more]
+    return run("images", *words, cwd=tmp_path, data=tmp_path, code=code)
+
+
+def test_train_and_sample(tmp_path, pixels):
+    done = train(tmp_path, pixels)
+    assert "runs/own.zip: 30 images, 8 steps" in done.stdout.replace("\\", "/")
+    refused = train(tmp_path, pixels, code=1)
+    assert "exists: --resume it" in refused.stderr
+    words = [
+        "sample",
+        "--model",
+        "runs/own.zip",
+        "--scales",
+        "0",
+        "3",
+        "--n",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    run("images", *words, cwd=tmp_path, data=tmp_path)
+    drawn = np.load(tmp_path / "runs" / "own.npy")
+    assert drawn.shape == (2, 4, 3, 4, 4)
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.0
+    with Image.open(tmp_path / "runs" / "own.png") as picture:
+        assert picture.width > picture.height > 50
+
+
+def test_a_user_s_own_energy_is_followed_and_training_resumed(tmp_path, pixels):
+    (tmp_path / "mine.py").write_text("def dark(x):\n    return x.mean(dim=(1, 2, 3))\n")
+    np.save(tmp_path / "values.npy", np.random.default_rng(0).random(30))
+    own = ("--energy", "mine.py:dark")
+    train(tmp_path, pixels, *own)
+    whole = EnergyGuidedImages.load(tmp_path / "runs" / "own.zip", device="cpu")
+    assert whole.layout.energies == 0
+    done = train(
+        tmp_path, pixels, "--energy", "mine.py:dark", "--config.guidance-options", "--resume"
+    )
+    assert "8 steps" in done.stdout
+    more = ("--overwrite", "--energy", "values.npy")
+    assert "8 steps" in train(tmp_path, pixels, *more).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--preset", "cifar"], "--preset cifar: expected one of"),
+        (["train", "--images", "gone"], "'gone': no such folder"),
+        (["train", "--images", "own.npz", "--energy", "mine"], "--energy mine: expected one of"),
+        (["sample", "--model", "gone.zip"], "does not exist"),
+        (["sample", "--model", "gone.zip", "--output", "a.txt"], "a.txt: expected a name"),
+        (["measure", "--tasks", "sizes"], "--tasks sizes: expected some of"),
+    ],
+)
+def test_mistakes_end_in_one_line(words, message, tmp_path, pixels):
+    done = run("images", *words, cwd=tmp_path, data=tmp_path, code=1)
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_presets_decide_the_defaults():
+    chosen = script.parse(["train", "--preset", "hues", "--config.groups", "3"])
+    assert (chosen.images, chosen.energy, chosen.config.beta) == ("colored-digits", "hues", 50.0)
+    assert chosen.config.groups == 3
+    full = script.parse(["train", "--preset", "imagenet"]).config
+    assert (full.guidance_steps, full.solver_steps) == (500_000, 250)
+
+
+def test_the_measured_study(tmp_path):
+    pytest.importorskip("sklearn", reason="the images extra is not installed")
+    words = ["measure", "--longer", "0.002", "--n-samples", "20", "--output", "runs/images"]
+    done = run("images", *words, "--device", "cpu", cwd=tmp_path, data=tmp_path)
+    folder = tmp_path / "runs" / "images"
+    found = json.loads((folder / "results.json").read_text())["tasks"]
+    for task, methods in (("hues", {"CEP", "MSE", "DPS"}), ("classes", {"CEP", "classifier"})):
+        assert {row["method"] for row in found[task]["rows"]} == {"exact", "unguided", *methods}
+    assert all(0.0 <= row["hue_error"] <= 0.5 for row in found["hues"]["rows"])
+    pictures = {"classes.png", "classes_curves.png", "hues.png", "hues_curves.png"}
+    assert pictures <= {path.name for path in folder.iterdir()}
+    assert "hue error at equal diversity" in done.stdout
