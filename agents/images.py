@@ -105,23 +105,36 @@ DIGITS = ImageConfig(
     solver_steps=15,
 )
 """for two CPU cores and a few minutes"""
-BY_CLASS: dict[str, Any] = {"guidance": "cep", "guidance_options": {"labels": "exponential"}}
-"""contrast within each class: labels e^(-E_c) are 1 for its own images and 0 for others"""
+UNNORMALISED: dict[str, Any] = {"guidance": "cep", "guidance_options": {"labels": "exponential"}}
+"""Labels e^(-beta E) over their mean (Eq. 12).
+
+Of a class they are 1 over its share for its own images and 0 for others. Of a hue they are exact
+for any K, where a softmax over K levels the few images that are right.
+"""
 IMAGE_PRESETS: dict[str, ImagePreset] = {
-    "classes": ImagePreset("digits", "classes", replace(DIGITS, **BY_CLASS, contrast=64, groups=2)),
+    "classes": ImagePreset(
+        "digits", "classes", replace(DIGITS, **UNNORMALISED, contrast=64, groups=2)
+    ),
     "classifier": ImagePreset(
         "digits", "classes", replace(DIGITS, guidance="classifier", contrast=64, groups=2)
     ),
     "hues": ImagePreset(
         "colored-digits",
         "hues",
-        replace(DIGITS, beta=50.0, data_steps=800, energy_unit=10.0, guidance_steps=800),
+        replace(
+            DIGITS,
+            **UNNORMALISED,
+            beta=50.0,
+            data_steps=800,
+            energy_unit=10.0,
+            guidance_steps=800,
+        ),
     ),
     "imagenet": ImagePreset(
         "imagenet.npy",
         "classes",
         ImageConfig(
-            **BY_CLASS,
+            **UNNORMALISED,
             schedule="linear",
             prediction="noise",
             channels=(256, 256, 512, 512, 1024, 1024),

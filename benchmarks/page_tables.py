@@ -333,6 +333,11 @@ def exactness() -> Iterator[tuple[str, str]]:
     yield "exactness-agents", exactness_report.inside(read_json("results/exactness_agents.json"))
 
 
+def measured_tasks() -> list[Task]:
+    """Those of images that were measured."""
+    return [TASKS[name] for name in read_json("images.json")["tasks"]]
+
+
 def images(task: Task) -> Iterator[tuple[str, str]]:
     """What was measured of guided images, a row per method and scale."""
     rows = read_json("images.json")["tasks"][task.name]["rows"]
@@ -371,7 +376,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "pretrained": pretrained(),
         **dict(exactness()),
         **broad(),
-        **{name: text for task in TASKS.values() for name, text in images(task)},
+        **{name: text for task in measured_tasks() for name, text in images(task)},
     }
     made |= {f"agent {label}": of_one_agent(measurements, label) for label in AGENTS}
     return made

@@ -26,12 +26,12 @@ import figures
 import tyro
 from matplotlib.figure import Figure
 from measured import Measurements, Source
-from page_tables import VALIDATION, more_sections, read_json
+from page_tables import VALIDATION, measured_tasks, more_sections, read_json
 from PIL import Image
 from tables import sections
 
 from qgpo.experiments.image_figure import draw_curves
-from qgpo.experiments.image_study import TASKS, Task
+from qgpo.experiments.image_study import Task
 from qgpo.files import replacing
 
 ROOT = Path(__file__).parent.parent
@@ -134,8 +134,8 @@ def pictures(measurements: Measurements) -> list[Picture]:
     )
     drawn = [Picture(path, shows, partial(draw, measurements)) for path, shows, draw in every]
     drawn += [
-        Picture(f"docs/images_{name}_curves.png", (f"images-{name}",), partial(curves_of, task))
-        for name, task in TASKS.items()
+        Picture(f"docs/images_{t.name}_curves.png", (f"images-{t.name}",), partial(curves_of, t))
+        for t in measured_tasks()
     ]
 
     def drawn_problems() -> Figure:

@@ -104,7 +104,11 @@ TASKS = {
         name="hues",
         images="colored-digits",
         config=IMAGE_PRESETS["hues"].config,
-        methods={"CEP": {}, "MSE": {"guidance": "mse"}, "DPS": {"guidance": "dps"}},
+        methods={
+            "CEP": {},
+            "MSE": {"guidance": "mse", "guidance_options": {}},
+            "DPS": {"guidance": "dps", "guidance_options": {}},
+        },
         scales=(0.1, 0.3, 1.0, 2.0, 4.0),
         shown=(
             (UNGUIDED, 0.0),

@@ -474,8 +474,8 @@ class TiltedDiffusion(Generic[ConfigT]):
             first = self._units(x[:1])
             with torch.no_grad():
                 value = energy(first) if c is None else energy(first, c[:1])  # type: ignore[call-arg]
-            fits = isinstance(value, Tensor) and value.shape[:1] == (1,)
-            shape = tuple(value.shape) if fits else ()
+            is_one = isinstance(value, Tensor) and value.shape[:1] == (1,)
+            shape = tuple(value.shape) if is_one else ()
         else:
             shape = tuple(np.shape(energy) if not isinstance(energy, Tensor) else energy.shape)
         several = shape[1] if len(shape) == 2 else 0

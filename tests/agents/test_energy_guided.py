@@ -377,7 +377,7 @@ def test_a_conditional_model_follows_its_condition():
 
 
 NOTHING = [
-    (None, "energy=None, expected a callable, or an array of one value per sample; fit_data"),
+    (None, "energy=None, expected a callable, or an array of one value per sample; use fit_data"),
     ("high", "energy is a str, which is not an array of numbers"),
     ([None] * 64, "energy is a list, which is not an array of numbers"),
     ([], r"energy has shape \(0,\)"),
