@@ -370,4 +370,4 @@ def check_teacher(agent: OfflineAgent[Any]) -> None:
         raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
 
 
-QGPO.one_step = OneStepPolicy
+QGPO.one_step = OneStepPolicy  # what `distill` makes, which knows QGPO

@@ -41,6 +41,8 @@ SINGLE = 100
 SCALES = (0.0, 2.0)
 CANDIDATES = 8
 """of agents that choose among some: the presets have 1 or 32"""
+MEMBERS = ("QGPO", "AEPO", "QIPO")
+"""of the ensemble"""
 OF_QGPO = ("mse", "emse", "dps", "qgf")
 
 
@@ -87,7 +89,8 @@ def agents(args: Args) -> Iterator[tuple[str, Any, np.ndarray]]:
     states = np.asarray(dataset.states[: args.observations])
     kept = {}
     for name, agent, config in configurations():
-        if args.only and name not in args.only and "Ensemble" not in args.only:
+        together = name in MEMBERS and "Ensemble" in args.only
+        if args.only and name not in args.only and not together:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -96,7 +99,7 @@ def agents(args: Args) -> Iterator[tuple[str, Any, np.ndarray]]:
         if not args.only or name in args.only:
             yield name, trained, states
     if not args.only or "Ensemble" in args.only:
-        yield "Ensemble", Ensemble([kept["QGPO"], kept["AEPO"], kept["QIPO"]]), states
+        yield "Ensemble", Ensemble([kept[name] for name in MEMBERS]), states
     for run in args.run:
         agent = load_agent(run / "checkpoint.zip" if run.is_dir() else run, device="cpu")
         data = load_dataset(str(agent.dataset_id))

@@ -214,10 +214,15 @@ def emit_gelu(t: Translation, step: Step) -> list[Value]:
 
 @operator("mish.default")
 def emit_mish(t: Translation, step: Step) -> list[Value]:
-    """X tanh(log(1 + e^x))."""
+    """X tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2), which is x where e^x is large.
+
+    Softplus and Tanh would take longer than the products of the network.
+    """
     x, shape = t.value(step.args[0]), t.shape(step)
-    soft = t.by_element("Softplus", shape, x)
-    return [t.by_element("Mul", shape, x, t.by_element("Tanh", shape, soft))]
+    e = t.by_element("Exp", shape, t.by_element("Min", shape, x, t.value(20.0)))
+    n = t.by_element("Mul", shape, e, t.by_element("Add", shape, e, t.value(2.0)))
+    share = t.by_element("Div", shape, n, t.by_element("Add", shape, n, t.value(2.0)))
+    return [t.by_element("Mul", shape, x, share)]
 
 
 @operator("log1p.default")

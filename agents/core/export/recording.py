@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -230,6 +229,9 @@ class _Recording(TorchDispatchMode):
 
 @functools.cache
 def _decompositions() -> Any:
+    """Operators as sums of simpler ones; reading them takes a moment that only exports need."""
+    from torch._decomp import core_aten_decompositions
+
     return core_aten_decompositions()
 
 
