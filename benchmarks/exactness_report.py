@@ -170,25 +170,33 @@ def sampler(data: dict[str, Any]) -> str:
 
 
 def draw_drawn(data: dict[str, Any]) -> Figure:
-    """Relative error over t on every drawn problem, a panel per beta."""
+    """Error over t on every drawn problem, a panel per beta; its root mean square is the error."""
     cells = grouped(data)
     betas = sorted({beta for _, beta in cells})
+    problems = list(dict.fromkeys(problem for problem, _ in cells))
     figure = Figure(figsize=(3.4 * len(betas), 3.6), layout="constrained")
-    times = np.linspace(0.02, 1.0, len(next(iter(cells.values()))[0]["errors"]))
     axes = figure.subplots(1, len(betas), squeeze=False, sharey=True)[0]
+    lines = {}
+    for (problem, beta), rows in cells.items():
+        errors, sizes = (np.array([r[key] for r in rows]) for key in ("errors", "sizes"))
+        relative = np.sqrt((errors**2).mean(axis=0) / (sizes**2).mean())
+        times, color = np.linspace(0.02, 1.0, len(relative)), f"C{problems.index(problem)}"
+        axis = axes[betas.index(beta)]
+        (lines[problem],) = axis.plot(times, 100.0 * relative, color=color)
     for axis, beta in zip(axes, betas, strict=True):
-        for (problem, of), rows in cells.items():
-            if of != beta:
-                continue
-            sizes = np.array([r["sizes"] for r in rows])
-            errors = np.sqrt((np.array([r["errors"] for r in rows]) ** 2).mean(axis=0))
-            axis.plot(times, 100 * errors / np.sqrt((sizes**2).mean(axis=0).sum()), label=problem)
         axis.set_title(f"beta = {beta:g}", fontsize=10)
         axis.set_xlabel("t")
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel("error, in % of the exact guidance over all t", fontsize=8)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    axes[0].set_ylim(bottom=0.0)
+    axes[0].set_ylabel("error, in % of the exact guidance's size", fontsize=8)
+    figure.legend(
+        [lines[problem] for problem in problems],
+        problems,
+        loc="outside lower center",
+        ncols=3,
+        fontsize=8,
+        frameon=False,
+    )
     return figure
 
 

@@ -327,6 +327,8 @@ def exactness() -> Iterator[tuple[str, str]]:
     yield "exactness-8d", exactness_report.table(read_json("results/exactness_8d.json.xz"))
     yield "exactness-toy", toy()
     yield "exactness-drawn", exactness_report.drawn(read_json(VALIDATION))
+    first = read_json("results/exactness_validation_first.json")
+    yield "exactness-drawn-first", exactness_report.drawn(first)
     limits = read_json("results/exactness_limits.json")
     yield "exactness-limits", exactness_report.limits(limits)
     yield "exactness-sampler", exactness_report.sampler(limits)

@@ -26,9 +26,17 @@ VALUES_PER_ITERATION = 2**24
 ROWS_PER_CHUNK = 16_384
 PRIOR = 2.0
 """points that every component has besides its own, times D + 1, of the prior's width"""
+NEGLIGIBLE = 1e-4
+"""smallest share of a point in a component that counts in least squares"""
+STEEPEST = 0.9
+"""largest curvature of f_0 in units of a component's precision; at 1 there is no p"""
 TINY = 1e-300
 FLOOR = 1e-5
 """smallest variance along an axis"""
+
+
+KINDS = ("points", "pairs", "curved")
+"""how a tilt is fitted"""
 
 
 class Moments(NamedTuple):
@@ -189,6 +197,40 @@ class FittedMixture(nn.Module):
         x, weights = x[: self.most_rows], exponentials(f_0[: self.most_rows])
         self.tilt(self, self.moments(x), self.moments(x, weights=weights))
 
+    def tilt_by_squares(self, q: FittedMixture, x: Tensor, f_0: Tensor) -> None:
+        """Set q times exp of a quadratic function in each component, from x (N, D), f_0 (N,)."""
+        d, level = self.dim, float(f_0.double().mean())
+        widths = q.variances.sqrt()
+        upper = torch.triu_indices(d, d, device=x.device)
+        n = 1 + d + upper.shape[1]
+        ridge = PRIOR * (d + 1.0) * torch.eye(n, dtype=torch.float64, device=x.device)
+        ridge[0, 0] = FLOOR
+        gram = ridge.repeat(self.components, 1, 1)
+        right = gram.new_zeros(self.components, n)
+        for rows, posterior in q._posteriors(x):
+            for j in range(self.components):
+                chosen = posterior[:, j] > NEGLIGIBLE
+                u = ((x[rows][chosen] - q.means[j]) @ q.axes[j] / widths[j]).double()
+                squares = u[:, upper[0]] * u[:, upper[1]]
+                features = torch.cat([torch.ones_like(u[:, :1]), u, squares], dim=-1)
+                weighted = posterior[chosen, j, None] * features
+                gram[j] += weighted.T @ features
+                right[j] += weighted.T @ (f_0[rows][chosen].double() - level)
+        found = torch.linalg.solve(gram, right[..., None]).squeeze(-1)
+        hessian = gram.new_zeros(self.components, d, d)
+        hessian[:, upper[0], upper[1]] = found[:, 1 + d :]
+        hessian = hessian + hessian.mT
+        values, vectors = torch.linalg.eigh(hessian)
+        tilted = 1.0 / (1.0 - values.clamp(max=STEEPEST))
+        slope = torch.einsum("jde,jd->je", vectors, found[:, 1 : 1 + d])
+        log_mass = found[:, 0] + 0.5 * torch.sum(slope**2 * tilted + torch.log(tilted), dim=-1)
+        to_x = q.axes.double() * widths.double()[:, None]
+        place = torch.einsum("jde,je->jd", vectors, tilted * slope)
+        root = to_x @ vectors * tilted.sqrt()[:, None]
+        log_mass = log_mass + q.log_weights.double()
+        mean = q.means.double() + torch.einsum("jde,je->jd", to_x, place)
+        self._put(torch.softmax(log_mass, dim=0), mean, root @ root.mT)
+
     def _put(self, mass: Tensor, means: Tensor, covariances: Tensor) -> None:
         values, axes = torch.linalg.eigh(0.5 * (covariances + covariances.mT))
         self.log_weights.copy_(torch.log(mass.clamp(min=TINY) / mass.sum()))
@@ -209,22 +251,29 @@ class FittedTilt(nn.Module):
         self.p = FittedMixture(dim, components)
 
     @torch.no_grad()
-    def fit(self, x: Tensor, f_0: Tensor, generator: torch.Generator, paired: bool) -> None:
-        """From points of q (N, D) and their f_0 (N,).
+    def fit(self, x: Tensor, f_0: Tensor, generator: torch.Generator, kind: str) -> None:
+        """From points of q (N, D) and their f_0 (N,), in one of three ways (KINDS).
 
-        With `paired`, components are fitted to pairs of a point and its f_0. A component has one
-        energy then, or one that is linear in x, wherever components that overlap differ in it.
+        points   components of the points; p's have the moments of points weighed by e^{f_0}
+        pairs    likewise, of pairs of a point and its f_0: a component has one energy then, or
+                 one that is linear in x, wherever components that overlap differ in it
+        curved   components of the points; f_0 is a quadratic function in each, by least squares,
+                 which needs fewer points where few have a high f_0
         """
         seen = x
-        if paired:
+        if kind == "pairs":
             centered = f_0.double() - f_0.double().mean()
             scaled = centered / centered.square().mean().sqrt().clamp(min=1e-12)
             seen = torch.cat([x, scaled[:, None].to(x)], dim=-1)
         fitted = FittedMixture(seen.shape[1], self.q.components).to(x.device)
         fitted.fit(seen, generator)
         rows, weights = slice(fitted.most_rows), exponentials(f_0[: fitted.most_rows])
+        if kind == "curved":
+            self.q.load_state_dict(fitted.state_dict())
+            self.p.tilt_by_squares(self.q, x[rows], f_0[rows])
+            return
         plain = fitted.moments(seen[rows], x[rows])
-        if paired:
+        if kind == "pairs":
             self.q.set(plain)
         else:
             self.q.load_state_dict(fitted.state_dict())

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qgpo.diffusion import Metrics
 from qgpo.fields import OneOf
-from qgpo.gaussians import FittedTilt
+from qgpo.gaussians import KINDS, FittedTilt
 from qgpo.guidance.base import (
     GuidanceOptions,
     GuidanceParts,
@@ -36,6 +36,8 @@ from qgpo.guidance.base import (
 from qgpo.schedule import Schedule
 
 LABELS = ("normalized", "exponential")
+HELD_OUT, FEWEST = 8, 200
+"""one sample in so many judges the mixtures, where there are at least so many samples"""
 CALLS, GROUPS = 16, (8, 256)
 """by which mixtures are compared: so often, groups of so many samples"""
 
@@ -65,17 +67,23 @@ def cep_loss(
 
 
 def fit_tilt(tilt: FittedTilt, samples: Samples, schedule: Schedule) -> None:
-    """The better one, by its contrastive loss, of mixtures of points and of pairs with energies.
+    """Mixtures of the kind (`FittedTilt.fit`) with the least contrastive loss on held-out samples.
 
     Always the same one for the same samples.
     """
-    x_0, f_0 = samples.x_0, samples.scaled_energy
+    n = len(samples.x_0)
+    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(samples.x_0.device)
+    kept = n // HELD_OUT if n >= FEWEST else 0
+    fitted, judges = (
+        Samples(samples.x_0[rows], samples.scaled_energy[rows])
+        for rows in (shuffled[kept:], shuffled[: kept or n])
+    )
     losses, states = [], []
-    for paired in (False, True):
-        generator = torch.Generator(x_0.device).manual_seed(0)
-        tilt.fit(x_0, f_0, generator, paired)
+    for kind in KINDS:
+        generator = torch.Generator(samples.x_0.device).manual_seed(0)
+        tilt.fit(*fitted[:2], generator, kind)
         generator.manual_seed(1)
-        losses.append(_contrast(tilt, samples, schedule, generator))
+        losses.append(_contrast(tilt, judges, schedule, generator))
         states.append({name: value.clone() for name, value in tilt.state_dict().items()})
     tilt.load_state_dict(states[losses.index(min(losses))])
 

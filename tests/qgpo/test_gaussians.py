@@ -8,7 +8,7 @@ from torch import nn
 
 from qgpo.diffusion import PREDICTIONS, Diffusion
 from qgpo.exact import GaussianMixture, draw_problem, guidance_error
-from qgpo.gaussians import CorrectedNetwork, FittedMixture, FittedTilt
+from qgpo.gaussians import KINDS, CorrectedNetwork, FittedMixture, FittedTilt
 from qgpo.guidance.base import Samples
 from qgpo.guidance.cep import fit_tilt
 from qgpo.schedule import make_schedule
@@ -78,20 +78,21 @@ def test_one_component_has_the_moments_of_the_points():
 
 
 @pytest.mark.parametrize("n", [2, 5, 40])
-def test_few_and_equal_points_give_a_mixture(n):
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_and_equal_points_give_a_mixture(n, kind):
     for x in (torch.randn(n, 2, generator=generator()), torch.ones(n, 2)):
         tilt = FittedTilt(2, 8)
-        tilt.fit(x, torch.linspace(0.0, 30.0, n), generator(), paired=n == 5)
+        tilt.fit(x, torch.linspace(0.0, 30.0, n), generator(), kind)
         y, _, alpha, sigma = noisy(2)
         assert torch.isfinite(tilt.f(y, alpha, sigma)).all()
         assert torch.isfinite(tilt.q.denoise(y, alpha, sigma)).all()
         assert tilt.p.log_weights.exp().sum() == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("paired", [False, True])
-def test_equal_energies_give_no_guidance(paired):
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_energies_give_no_guidance(kind):
     tilt = FittedTilt(2, 8)
-    tilt.fit(torch.randn(500, 2, generator=generator()), torch.ones(500), generator(), paired)
+    tilt.fit(torch.randn(500, 2, generator=generator()), torch.ones(500), generator(), kind)
     x, _, alpha, sigma = noisy(2)
     torch.testing.assert_close(tilt.f(x, alpha, sigma), torch.zeros(9), atol=1e-5, rtol=0.0)
 
