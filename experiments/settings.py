@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args, ge
 
 from qgpo.agents import QGPOConfig
 from qgpo.agents.core.checkpoint import config_from_json
-from qgpo.agents.core.config import longer
+from qgpo.agents.core.config import NOT_NEGATIVE, longer
 from qgpo.agents.core.parsing import brief
 from qgpo.agents.core.training import check_device_name
 from qgpo.agents.registry import agent_class, check_adopts
@@ -44,8 +44,8 @@ class Experiment(Generic[ConfigT]):
     label: str = ""
     """name in tables; default the agent's"""
     preset: str = "laptop"
-    """row of hyperparameters that the --config flags start from: laptop or paper (QIPO also
-    laptop-flow and paper-flow)"""
+    """row of hyperparameters that the --config flags start from: laptop or paper (guided agents
+    also laptop-support, QIPO laptop-flow and paper-flow)"""
     longer: float = 1.0
     """times the preset's gradient steps in every stage: 4 takes four times as long; what the
     critic learns from is renewed as many times as before"""
@@ -64,7 +64,7 @@ class Experiment(Generic[ConfigT]):
     """fetch the dataset from Minari's remote if it is not local"""
     storage: Storage = "memory"
     """memory, or memmap for datasets larger than memory (converted once, beside Minari's data)"""
-    guidance_scales: tuple[float, ...] = ()
+    guidance_scales: Annotated[tuple[float, ...], NOT_NEGATIVE] = ()
     """scales evaluated at the end, for agents with guidance; default 0 (imitation) and the
     configured scale"""
     tune_guidance: bool = False

@@ -24,13 +24,14 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import Ensemble, OfflineAgent, load_agent
+from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.commands import command
 from qgpo.envs import OfflineDataset, load_dataset
-from qgpo.envs.play.evaluation import evaluate_scales, reference_within
+from qgpo.envs.play.evaluation import FIRST_SEED, evaluate_scales, reference_within
 from qgpo.envs.play.scores import scale_label, score_table
 from qgpo.envs.play.video import (
     check_clip_path,
@@ -72,7 +73,7 @@ class Args:
     env_id: str | None = None
     """environment; default the one of the run, which is its dataset's. module:Id imports the module
     first; the dataset's own id is then played with the arguments of its recording"""
-    guidance_scale: tuple[float, ...] = ()
+    guidance_scale: Annotated[tuple[float, ...], NOT_NEGATIVE] = ()
     """scales to evaluate; default the configured one"""
     tune_guidance: bool = False
     """choose the scale from the run's dataset alone and evaluate it, too; the run keeps its own"""
@@ -85,7 +86,7 @@ class Args:
     deterministic actions that are the policy's mean (deterministic_action), which need neither"""
     n_episodes: Annotated[int | None, AT_LEAST_1] = None
     """episodes per scale; default 50, and 100 for AntMaze and PointMaze"""
-    seed: Annotated[int, SEED] = 10_000
+    seed: Annotated[int, SEED] = FIRST_SEED
     """seed of the first episode, the others count up; training uses 10000 + its own seed"""
     deterministic: bool = True
     """deterministic actions instead of sampled ones"""

@@ -141,13 +141,13 @@ CASES = [
         "scales with text",
         "[0, 1, 2]",
         "[0, 'x']",
-        f"{OF}guidance_scales='x', expected a finite number",
+        f"{OF}guidance_scales='x', expected a finite number of at least 0",
     ),
     refused(
         "scales with a truth value",
         "[0, 1, 2]",
         "[0, true]",
-        f"{OF}guidance_scales=True, expected a finite number",
+        f"{OF}guidance_scales=True, expected a finite number of at least 0",
     ),
     refused(
         "scales of an agent without guidance",

@@ -125,13 +125,14 @@ def test_vector_environment_with_more_slots_than_episodes(mode):
 
 def test_endless_environment_is_cut_and_warned_about():
     with pytest.warns(UserWarning, match="3 of 3 episodes.*step limit"):
-        result = evaluate(StepsDone(), Toy(endless=True), n_episodes=3, max_episode_steps=4)
+        result = evaluate(StepsDone(), Toy(endless=True), 3, seed=0, max_episode_steps=4)
     assert result.lengths == [4, 4, 4]
     assert result.returns == [n * 4 + 60.0 for n in (2, 3, 4)]
     assert result.cut == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        quiet = evaluate(StepsDone(), Toy(endless=True), 3, max_episode_steps=4, warn_of_cuts=False)
+        limits = {"seed": 0, "max_episode_steps": 4, "warn_of_cuts": False}
+        quiet = evaluate(StepsDone(), Toy(endless=True), 3, **limits)
     assert quiet == result
 
 
@@ -364,7 +365,7 @@ def test_agents_without_guidance_have_one_evaluation():
     agent = StepsDone()
     with pytest.raises(ValueError, match=r"scales=\[0.5\]: a StepsDone has no guidance_scale"):
         next(evaluate_scales(agent, TOY, 1, [0.5]))
-    [(scale, played)] = evaluate_scales(agent, TOY, 1, [None])
+    [(scale, played)] = evaluate_scales(agent, TOY, 1, [None], seed=0)
     assert (scale, played.returns) == (None, [toy_return(2)])
     assert not hasattr(agent, "guidance_scale")
 
@@ -383,3 +384,7 @@ def test_tables_of_scores_say_what_was_cut():
         "w = 0 (imitation)",
         "w = 2 (guided)",
     ]
+
+
+def test_episodes_are_others_than_those_that_are_usually_recorded():
+    assert evaluate(StepsDone(), TOY, 2).seeds == [10_000, 10_001]
