@@ -43,8 +43,17 @@ CASES = [
         "an id without version, of which there is none, without download",
         ValueError,
         "no version of dataset 'hopper' is in …; ids are 'namespace/name-vN', for example "
-        "'mujoco/hopper/medium-v0'. Local datasets: …. Bundled, made on first use: …",
+        "'mujoco/hopper/medium-v0'. Nearest ids here: …. All: `qgpo-datasets list` Ids "
+        "on Minari's remote have a namespace, as mujoco/hopper/medium-v0 has",
         lambda: load_dataset("hopper", download=False),
+    ),
+    Case(
+        LOAD,
+        "a file",
+        ValueError,
+        "dataset 'log.npz' is a file, expected an id: pass its arrays to "
+        "OfflineDataset.from_arrays, or make a Minari dataset of it by `qgpo-datasets import`",
+        lambda: load_dataset("log.npz"),
     ),
     Case(
         LOAD,
@@ -57,7 +66,7 @@ CASES = [
         LOAD,
         "an id that is not local, without download",
         ValueError,
-        "dataset 'mine/gone-v0' is not in …. Local datasets: …. Bundled, made on first use: … To "
+        "dataset 'mine/gone-v0' is not in …. Nearest ids here: …. All: `qgpo-datasets list` To "
         "fetch it: load_dataset('mine/gone-v0', download=True) or `qgpo-datasets download "
         "mine/gone-v0`",
         lambda: load_dataset("mine/gone-v0", download=False),
@@ -66,7 +75,8 @@ CASES = [
         LOAD,
         "an unknown bundled id",
         ValueError,
-        "dataset 'qgpo/hopper/expert-v0', expected one of the bundled […]",
+        "dataset 'qgpo/hopper/expert-v0' is none of the bundled ones. Nearest ids here: …. All: "
+        "`qgpo-datasets list`",
         lambda: load_dataset("qgpo/hopper/expert-v0"),
     ),
     Case(
