@@ -373,11 +373,14 @@ def test_agents_without_guidance_have_one_evaluation():
 def test_tables_of_scores_say_what_was_cut():
     data = summarize("data", [100.0, 300.0], [], [], 0, ReferenceScores(0.0, 400.0, "test"))
     cut = summarize(TOY, [0.5], [10], [0], 1, None)
-    head, first, second, last = score_table([("data", data), (scale_label(1.0), cut)]).split("\n")
+    head, first, second, scale, last = score_table([("data", data), (scale_label(1.0), cut)]).split(
+        "\n"
+    )
     assert head.split() == ["return", "95", "%", "interval", "normalised", "episodes"]
     assert first.split() == ["data", "200", "[100,", "300]", "50.0", "2"]
     assert second.split() == ["w", "=", "1", "(guided)", "0.5", "no", "interval", "-", "1"]
     assert last.startswith("1 episodes did not end")
+    assert scale == "normalised: 0 is 0, 100 is 400: test"
     assert "cut" not in score_table([("data", data)])
     assert [scale_label(w) for w in (None, 0.0, 2.0)] == [
         "agent",

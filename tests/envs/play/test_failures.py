@@ -180,7 +180,7 @@ def test_scales_before_the_one_that_fails_are_there():
 def test_one_episode_has_no_interval():
     one = summarize("Env-v0", [885.0], [10], [0], 0, ReferenceScores(0.0, 1000.0, "test"))
     assert (one.mean, one.interval, one.score, one.score_interval) == (885.0, None, 88.5, None)
-    assert str(one) == "885, normalised 88.5 in one episode (no interval)"
+    assert str(one) == "885, normalised 88.5 (0 is 0, 100 is 1000) in one episode (no interval)"
     assert "no interval" in score_table([("agent", one)])
     assert json.loads(one.to_json())["interval"] is None
     assert asdict(one)["interval"] is None

@@ -200,3 +200,8 @@ def test_vectors_of_parts_are_refused():
     adapter = object.__new__(ObservationAdapter)
     with pytest.raises(ValueError, match="vectors made of parts"):
         write_minari(ID, dataclasses.replace(own(), adapter=adapter), "Pendulum-v1")
+
+
+def test_reference_returns_of_the_family_keep_their_source():
+    write_minari(ID, own(), "Pendulum-v1")
+    assert "SAC" in load_dataset(ID, download=False).reference.source
