@@ -16,6 +16,7 @@ from qgpo.agents.core.parsing import brief
 from qgpo.agents.core.training import check_device_name
 from qgpo.agents.registry import agent_class, check_adopts
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.progress import on_terminal
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.store.local import split_version
 from qgpo.envs.tasks.specs import check_file_id
@@ -82,8 +83,8 @@ class Experiment(Generic[ConfigT]):
     """gradient steps between two rows of metrics"""
     checkpoint_every: Annotated[int, AT_LEAST_1] = 5000
     """steps between two checkpoints"""
-    progress_bar: bool = True
-    """show stages and time left"""
+    progress_bar: bool = field(default_factory=on_terminal)
+    """show stages and time left; default where stderr is a terminal"""
     config: ConfigT = field(default_factory=QGPOConfig)  # type: ignore[assignment]
     """the agent's hyperparameters, starting from the preset"""
 

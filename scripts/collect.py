@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,7 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
 from qgpo.commands import command
+from qgpo.envs.progress import on_terminal
 from qgpo.envs.rollouts.collecting import CollectionError, collect, describe
 from qgpo.envs.rollouts.protocols import Policy
 from qgpo.envs.rollouts.sb3_policies import load_policy
@@ -64,8 +65,8 @@ class Args:
     """the policies' mean actions instead of sampled ones"""
     max_episode_steps: Annotated[int | None, AT_LEAST_1] = None
     """cut episodes after so many steps; default the environment's own limit"""
-    progress_bar: bool = True
-    """show steps and time left"""
+    progress_bar: bool = field(default_factory=on_terminal)
+    """show steps and time left; default where stderr is a terminal"""
 
 
 def check(args: Args) -> None:

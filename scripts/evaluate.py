@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +40,7 @@ from qgpo.envs.play.video import (
     record,
     write_clip,
 )
+from qgpo.envs.progress import on_terminal
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import check_played, make_env, to_play
@@ -109,8 +110,8 @@ class Args:
     Of one run of a guided agent"""
     overwrite: bool = False
     """replace --output and --video where they exist, instead of refusing"""
-    progress_bar: bool = True
-    """show steps, episodes and time left"""
+    progress_bar: bool = field(default_factory=on_terminal)
+    """show steps, episodes and time left; default where stderr is a terminal"""
 
 
 def check(args: Args) -> None:
