@@ -15,6 +15,7 @@ from torch import Tensor
 from qgpo.agents.core.acting import Acts, Normal
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches
+from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.export.policy import export_onnx
 from qgpo.agents.guided.tuning import is_guided, tune_guidance
 from qgpo.agents.registry import load_agent
@@ -106,13 +107,13 @@ class Ensemble:
     def guidance_scale(self, scale: float | Sequence[float]) -> None:
         given: Any = [scale] * len(self.members) if np.isscalar(scale) else scale
         try:
-            scales = [check_finite("guidance_scale", own) for own in given]
+            scales = [check_finite("guidance_scale", own, NOT_NEGATIVE) for own in given]
         except (TypeError, ValueError):
             scales = []
         if len(scales) != len(self.members):
             raise ValueError(
-                f"guidance_scale={scale!r}, expected a finite number, or one for each of the "
-                f"{len(self.members)} members"
+                f"guidance_scale={scale!r}, expected a finite number of at least 0, or one for "
+                f"each of the {len(self.members)} members"
             )
         for member, own in zip(self._guided(), scales, strict=True):
             member.guidance_scale = own

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Protocol
 
 from tqdm import tqdm
+
+
+def on_terminal() -> bool:
+    """Whether a bar would be drawn on a terminal; commands show none elsewhere unless asked to."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Bar(Protocol):

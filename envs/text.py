@@ -10,6 +10,11 @@ def readable(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
+def compact(value: float) -> str:
+    """A number of any size in at most 8 characters: -5.4e-06, 0.0012, 1234."""
+    return readable(value) if value == 0.0 or 1e-3 <= abs(value) < 1e6 else f"{value:.2g}"
+
+
 def wrap(text: str, width: int) -> str:
     """Lines of at most `width` characters, for matplotlib: broken after a space or punctuation.
 

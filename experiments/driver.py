@@ -31,7 +31,7 @@ from qgpo.agents.core.training import on_signals, until_done
 from qgpo.agents.guided import GuidanceTuning, GuidedPolicy, Verdict, is_guided
 from qgpo.agents.registry import adopt_from, agent_class
 from qgpo.envs import load_dataset
-from qgpo.envs.play.evaluation import evaluate_scales
+from qgpo.envs.play.evaluation import FIRST_SEED, evaluate_scales
 from qgpo.envs.play.scores import scale_label, score_table, summarize
 from qgpo.envs.tasks.making import to_play
 from qgpo.experiments import documents
@@ -207,7 +207,7 @@ class Run:
                     f"dataset {dataset.id!r} names no environment: give one with --env-id, or skip "
                     "evaluation with --n-episodes 0"
                 )
-            check_environment(spec, agent, 10_000 + experiment.seed)
+            check_environment(spec, agent, FIRST_SEED + experiment.seed)
         if experiment.adopt is not None:
             print(adopt_from(experiment.adopt, agent, dataset), flush=True)
         return agent
@@ -430,7 +430,7 @@ class Run:
             dataset if env is None else env,
             experiment.n_episodes,
             self.scales,
-            seed=10_000 + experiment.seed,
+            seed=FIRST_SEED + experiment.seed,
             deterministic=experiment.deterministic,
             reference=reference,
             warn_of_cuts=False,  # the table says how many

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args, ge
 
 from qgpo.agents import QGPOConfig
 from qgpo.agents.core.checkpoint import config_from_json
-from qgpo.agents.core.config import longer
+from qgpo.agents.core.config import NOT_NEGATIVE, longer
 from qgpo.agents.core.parsing import brief
 from qgpo.agents.core.training import check_device_name
 from qgpo.agents.registry import agent_class, check_adopts
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.progress import on_terminal
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.store.local import split_version
 from qgpo.envs.tasks.specs import check_file_id
@@ -72,7 +73,7 @@ class Experiment(Generic[ConfigT]):
     """observations that the agent sees at once, for recordings of many steps per second"""
     chunk: Annotated[int, STEPS_AT_ONCE] = 1
     """number of actions that the agent decides at once; gamma is then per decision"""
-    guidance_scales: tuple[float, ...] = ()
+    guidance_scales: Annotated[tuple[float, ...], NOT_NEGATIVE] = ()
     """guidance scales w to evaluate after training, for agents with guidance; default 0 (imitation)
     and the configured scale"""
     tune_guidance: bool = False
@@ -90,8 +91,8 @@ class Experiment(Generic[ConfigT]):
     """gradient steps between two rows of metrics"""
     checkpoint_every: Annotated[int, AT_LEAST_1] = 5000
     """gradient steps between two checkpoints"""
-    progress_bar: bool = True
-    """show the stages and the remaining time"""
+    progress_bar: bool = field(default_factory=on_terminal)
+    """show the stages and the remaining time; default if stderr is a terminal"""
     config: ConfigT = field(default_factory=QGPOConfig)  # type: ignore[assignment]
     """hyperparameters of the agent; the defaults are those of the preset"""
 

@@ -108,13 +108,18 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
     return int(value)
 
 
-def check_finite(name: str, value: Any) -> float:
-    """The value as a plain number; ValueError for NaN, infinity and what is no number."""
+def check_finite(name: str, value: Any, rule: Range | None = None) -> float:
+    """The value as a plain number; ValueError for NaN, infinity and what is no number.
+
+    With a rule, for numbers outside its bounds, too.
+    """
     real = isinstance(value, int | float | np.integer | np.floating)
+    low, high = rule or Range(-math.inf)
     with contextlib.suppress(OverflowError):  # of an integer with more digits than a float has
-        if real and math.isfinite(value):
+        if real and math.isfinite(value) and low <= value <= high:
             return float(value)
-    raise ValueError(f"{name}={value!r}, expected a finite number")
+    within = "" if rule is None else f" in [{low:g}, {high:g}]"
+    raise ValueError(f"{name}={value!r}, expected a finite number{within}")
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,7 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
 from qgpo.commands import command
+from qgpo.envs.progress import on_terminal
 from qgpo.envs.rollouts.collecting import CollectionError, collect, describe
 from qgpo.envs.rollouts.protocols import Policy
 from qgpo.envs.rollouts.sb3_policies import load_policy
@@ -66,8 +67,8 @@ class Args:
     """record the policies' mean actions instead of sampled ones"""
     max_episode_steps: Annotated[int | None, AT_LEAST_1] = None
     """truncate episodes after this many steps; default the limit of the environment"""
-    progress_bar: bool = True
-    """show steps and the remaining time"""
+    progress_bar: bool = field(default_factory=on_terminal)
+    """show steps and the remaining time; default if stderr is a terminal"""
 
 
 def check(args: Args) -> None:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,13 +26,14 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from qgpo.agents import QGPO, Ensemble, OfflineAgent, evaluate_offline, load_agent
+from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.commands import command
 from qgpo.envs import OfflineDataset, load_dataset
-from qgpo.envs.play.evaluation import evaluate_scales, reference_within
+from qgpo.envs.play.evaluation import FIRST_SEED, evaluate_scales, reference_within
 from qgpo.envs.play.scores import scale_label, score_table
 from qgpo.envs.play.video import (
     check_clip_path,
@@ -41,6 +42,7 @@ from qgpo.envs.play.video import (
     record,
     write_clip,
 )
+from qgpo.envs.progress import on_terminal
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import check_played, make_env, to_play
@@ -77,7 +79,7 @@ class Args:
     """Gymnasium id of the environment; default the run's environment, which is its dataset's.
     module:Id imports the module first. The id of the dataset's environment keeps the recorded
     arguments"""
-    guidance_scale: tuple[float, ...] = ()
+    guidance_scale: Annotated[tuple[float, ...], NOT_NEGATIVE] = ()
     """guidance scales w to evaluate; default the configured scale"""
     tune_guidance: bool = False
     """choose a guidance scale from the run's dataset alone and evaluate it, too; the run's
@@ -96,7 +98,7 @@ class Args:
     steps have no effect on deterministic actions with deterministic_action mean"""
     n_episodes: Annotated[int | None, AT_LEAST_1] = None
     """episodes per guidance scale; default 50, and 100 for AntMaze and PointMaze"""
-    seed: Annotated[int, SEED] = 10_000
+    seed: Annotated[int, SEED] = FIRST_SEED
     """seed of the first episode; each further episode adds 1. The evaluation after training uses
     10000 + the training seed"""
     deterministic: bool = True
@@ -123,8 +125,8 @@ class Args:
     critic; draws exactness.png into the run folder. Of one run of QGPO or AEPO"""
     overwrite: bool = False
     """replace existing files of --output and --video instead of stopping with an error"""
-    progress_bar: bool = True
-    """show steps, episodes and the remaining time"""
+    progress_bar: bool = field(default_factory=on_terminal)
+    """show steps, episodes and the remaining time; default if stderr is a terminal"""
 
 
 def check(args: Args) -> None:

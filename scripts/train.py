@@ -155,6 +155,7 @@ def saved_args(path: Path) -> Args[Any]:
         saved, measured = document["args"], document["measured"]
         saved |= {"dataset_id": measured["dataset"], "config": measured["config"]}
         saved |= {"run_dir": path, "resume": path, "overwrite": False}
+        saved.pop("progress_bar", None)  # another terminal, or none
         adopt = None if folder.checkpoint.exists() else saved.get("adopt")
         saved["adopt"] = adopt and Path(adopt)
         if not saved.get("threads"):  # another number would round otherwise

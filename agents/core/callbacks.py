@@ -116,8 +116,9 @@ class EvaluationCallback(EvalCallback):
             adapter = env.adapter
             if env.env_spec is None:
                 raise ValueError(
-                    f"dataset {env.id!r} does not name its environment; pass one: "
-                    "EvaluationCallback('Hopper-v5')"
+                    f"dataset {env.id!r} does not name its environment; pass the one of these data "
+                    f"(observations {env.observation_space.shape}, actions "
+                    f"{env.action_space.shape}): EvaluationCallback(env_id)"
                 )
             env = env.env_spec
         if not isinstance(env, VecEnv):

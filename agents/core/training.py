@@ -213,6 +213,7 @@ class Training:
         what, done = f"{position} {stage:9s}", self.progress[stage]
         began, means = time.monotonic(), dict[str, float]()
         bar = progress(total, what, self.progress_bar, initial=done, mininterval=0.5, leave=False)
+        shown = not bar.disable  # a bar that is closed is disabled
         with bar:
             for step in range(done, total):
                 metrics = update(step)
@@ -234,7 +235,7 @@ class Training:
             line = stage_line(what, total - done, time.monotonic() - began, means)
             if self.tell is not None:
                 self.tell(line)
-            elif not bar.disable:
+            elif shown:
                 print(line, file=sys.stderr)
 
     def _call_back(self, gradient_step: bool) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from qgpo.agents.core.acting import Normal
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.batches import Batches, tuned_rewards
+from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.registers import GeneratorState, Kinds, Table
 from qgpo.agents.core.training import Training, set_generator
@@ -288,12 +289,12 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     @property
     def guidance_scale(self) -> float:
-        """Guidance scale w, initially the configuration's. ValueError if it is set to NaN."""
+        """Guidance scale w, initially the configuration's. ValueError if set to NaN or below 0."""
         return self.config.guidance_scale if self._scale is None else self._scale
 
     @guidance_scale.setter
     def guidance_scale(self, scale: float) -> None:
-        self._scale = check_finite("guidance_scale", scale)
+        self._scale = check_finite("guidance_scale", scale, NOT_NEGATIVE)
 
     def configure_guidance(self, scale: float) -> None:
         """Set the guidance scale so that files keep it."""

@@ -91,7 +91,20 @@ class GuidanceTuning:
         for w, mean, error, score, left in zip(*columns, strict=True):
             mark = "  <" if w == self.best else ""
             lines.append(f"{w:6g}{mean:18.1f}{error:9.1f}{score:16.1f}{left:15.0%}{mark}")
+        if len(self.scales) > 1 and not self.is_distinct:
+            lines.append("no other scale is two standard errors away: the choice means little")
         return "\n".join(lines)
+
+    @property
+    def is_distinct(self) -> bool:
+        """Whether the chosen scale's return differs from another's by two standard errors.
+
+        Errors are those of differences: at every scale the same episodes are imagined.
+        """
+        chosen = self.returns[self.scales.index(self.best)]
+        differences = chosen - self.returns
+        errors = differences.std(axis=1) / np.sqrt(self.returns.shape[1])
+        return bool((np.abs(differences.mean(axis=1)) > 2.0 * errors).any())
 
 
 class Guided(Acts, Protocol):

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, NDArray
 
+from qgpo.envs.data.chain import chained, check_columns, is_shift, shifted
 from qgpo.envs.data.columns import Rounding, check_type, flags, numbers
-from qgpo.envs.data.doubts import broken_chain, doubts
+from qgpo.envs.data.doubts import doubts, link_doubts
 from qgpo.envs.tasks.actions import ActionScale, outside
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
@@ -101,7 +102,7 @@ class OfflineDataset:
         terminations: ArrayLike,
         truncations: ArrayLike | None = None,
         *,
-        next_observations: ArrayLike | None = None,
+        next_observations: ArrayLike | Literal["shift"] | None = None,
         observation_space: spaces.Box | None = None,
         action_space: spaces.Box | None = None,
         env_spec: EnvSpec | None = None,
@@ -112,9 +113,11 @@ class OfflineDataset:
 
         With `next_observations` (N, S), observations have shape (N, S). An episode ends at a
         termination or truncation. It is also truncated if a next observation differs from the
-        observation in the next row. Without `next_observations`, observations have N + E rows,
-        which include the final observation of every episode. By default observations are unbounded
-        and actions lie in [-1, 1]. Raises ValueError for wrong shapes and values. Warns of columns
+        observation in the next row. `next_observations="shift"` is for recordings without them:
+        each is then the observation of the next row, the last step of a truncated episode is left
+        out, and that of a terminated episode is kept. Without `next_observations`, observations
+        have N + E rows, which include the final observation of every episode. By default
+        observations are unbounded and actions lie in [-1, 1]. Raises ValueError for wrong shapes and values. Warns of columns
         that lose precision in float32, and of rows that are out of order. The arrays are copied.
         """
         of, rounding = f"dataset {id!r}", Rounding()
@@ -129,21 +132,24 @@ class OfflineDataset:
             raise ValueError(f"dataset {id!r} is empty: at least one transition is needed")
         ends = terminations | truncations
         ends[-1] = True
-        if next_observations is not None:
-            next_states = _numbers(of, "next_observations", next_observations, 2, rounding)
-            for name, array in (("observations", states), ("next_observations", next_states)):
-                _check_shape(id, name, array, (n, states.shape[1]))
-            problem = broken_chain(states, next_states, ends)
-            states, ends = _chain(states, next_states, ends)
-        else:
-            problem = None
-        starts = np.flatnonzero(np.concatenate([[True], ends[:-1]])).astype(np.int64)
-        if len(states) != n + len(starts):
-            raise ValueError(
-                f"dataset {id!r}: observations has {len(states)} rows, expected {n + len(starts)} "
-                f"for {n} transitions in {len(starts)} episodes (each episode's final observation "
-                "included); or pass next_observations"
+        columns = {"observations": states, "actions": actions, "rewards": rewards}
+        shift = is_shift(of, next_observations)
+        if next_observations is not None and not shift:
+            given = _numbers(of, "next_observations", next_observations, 2, rounding)
+            columns["next_observations"] = given
+        finals = int(ends.sum()) if next_observations is None else 0
+        check_columns(of, columns, n, finals)
+        if shift:
+            columns, terminations, truncations = shifted(
+                of, columns, terminations, truncations, ends
             )
+            ends = terminations | truncations
+        states, odd = columns["observations"], list[str]()
+        if next_observations is not None:
+            next_states = columns["next_observations"]
+            odd = list(link_doubts(states, next_states, ends))
+            states, ends = chained(states, next_states, ends)
+        starts = np.flatnonzero(np.concatenate([[True], ends[:-1]])).astype(np.int64)
         observation_box, action_box = check_spaces(
             observation_space or spaces.Box(-np.inf, np.inf, (states.shape[1],), np.float32),
             action_space or spaces.Box(-1.0, 1.0, (actions.shape[1],), np.float32),
@@ -152,8 +158,8 @@ class OfflineDataset:
         made = cls(
             id=id,
             states=states,
-            actions=actions,
-            rewards=rewards,
+            actions=columns["actions"],
+            rewards=columns["rewards"],
             terminations=terminations,
             truncations=truncations | (ends & ~terminations),
             episode_starts=starts,
@@ -162,7 +168,8 @@ class OfflineDataset:
             env_spec=env_spec,
             reference=reference,
         )
-        odd = [problem] if problem else doubts(states, rewards, starts)
+        ended = {"terminations": terminations, "truncations": truncations}
+        odd += doubts(states, made.rewards, starts, **ended)
         for text in (*rounding.faults(of), *(f"{of}: {text}" for text in odd)):
             warnings.warn(text, stacklevel=2)
         return made
@@ -358,20 +365,6 @@ def _check_shape(of: str, name: str, array: NDArray[Any], shape: tuple[int, ...]
         raise ValueError(f"dataset {of!r}: {name} has shape {array.shape}, expected {shape}")
 
 
-def _chain(
-    observations: Array, next_observations: Array, ends: NDArray[np.bool_]
-) -> tuple[Array, NDArray[np.bool_]]:
-    """All states (N + E, S), and the ends of episodes (N,), breaks of the chain included."""
-    n = len(ends)
-    ends = ends.copy()
-    ends[:-1] |= (observations[1:] != next_observations[:-1]).any(axis=1)
-    place = np.arange(n) + np.cumsum(np.concatenate([[False], ends[:-1]]))
-    states = np.empty((n + int(ends.sum()), observations.shape[1]), np.float32)
-    states[place] = observations
-    states[place[ends] + 1] = next_observations[ends]
-    return states, ends
-
-
 def _check_types(data: OfflineDataset) -> None:
     """Raise TypeError for fields that an agent could not save."""
     expected: dict[str, tuple[type, ...]] = {
@@ -437,7 +430,9 @@ def _check_values(data: OfflineDataset) -> None:
         raise ValueError(
             f"dataset {data.id!r}: {count} actions lie outside the action space "
             f"[{low.min()}, {high.max()}], first {data.actions[first]} at transition {first}; "
-            "record the actions as executed, or correct the dataset's action space"
+            "record the actions as executed, or correct the dataset's action space (of arrays: "
+            "from_arrays(..., action_space=gymnasium.spaces.Box(low, high, "
+            f"{data.action_space.shape})))"
         )
 
 

@@ -14,6 +14,8 @@ LARGEST_NUMBER = 256
 ROWS_THAT_ARE_READ = 4096
 SMALLEST, LARGEST = 1e-6, 1e15
 """of the largest reward: below, it vanishes beside 1; above, its square overflows float32"""
+SAME_ENDS = 5
+"""terminated episodes of one length, from which on a time limit is likely"""
 ADVICE = "Pass the rows of one environment after those of the other, in the order of their steps"
 
 
@@ -21,13 +23,17 @@ def doubts(
     states: NDArray[Any],
     rewards: NDArray[Any],
     episode_starts: NDArray[np.int64],
-    **flags: NDArray[np.bool_],
+    *,
+    terminations: NDArray[np.bool_] | None = None,
+    truncations: NDArray[np.bool_] | None = None,
 ) -> Iterator[str]:
     """One message for each thing that is odd: states (N + E, S), rewards (N,), starts (E,).
 
-    `flags` (N,) are those of which only an episode's last step may have one, by name.
+    `terminations` and `truncations` (N,) are given where only an episode's last step may have one.
     """
-    for name, flag in flags.items():
+    for name, flag in (("terminations", terminations), ("truncations", truncations)):
+        if flag is None:
+            continue
         inside = np.setdiff1d(np.flatnonzero(flag), np.append(episode_starts[1:], len(flag)) - 1)
         if len(inside) > 0:
             episode = int(np.searchsorted(episode_starts, inside[0], side="right")) - 1
@@ -36,6 +42,8 @@ def doubts(
                 f"{inside[0] - episode_starts[episode]}: the episode continues after them. "
                 "Split the episode there, or unset the flags"
             )
+    if terminations is not None and truncations is not None:
+        yield from _odd_ends(terminations, truncations, episode_starts)
     ends = np.append(episode_starts[1:], len(rewards)) + 1 + np.arange(len(episode_starts))
     problem = turns(states, ends)
     if problem is not None:
@@ -45,6 +53,62 @@ def doubts(
         yield (
             f"the largest reward is {largest:.3g}: agents with unscaled rewards "
             f"(reward_tuning='none') expect {SMALLEST:g} to {LARGEST:g}. Change their unit"
+        )
+
+
+def _odd_ends(
+    terminations: NDArray[np.bool_],
+    truncations: NDArray[np.bool_],
+    episode_starts: NDArray[np.int64],
+) -> Iterator[str]:
+    """Of flags (N,): one column for both, and terminations that look like a time limit."""
+    both, either = (terminations & truncations).sum(), (terminations | truncations).sum()
+    if both > 1 and both > either / 2:
+        yield (
+            f"{both} of {either} flagged steps are terminated and truncated, and taken as "
+            "terminated. Did the task end there (terminations), or only the recording, as by a "
+            "time limit (truncations)? Unset the other flag"
+        )
+        return
+    last = np.append(episode_starts[1:], len(terminations)) - 1
+    lengths = (last - episode_starts + 1)[terminations[last]]
+    if len(lengths) >= SAME_ENDS and lengths[0] > 1 and (lengths == lengths[0]).all():
+        yield (
+            f"all {len(lengths)} terminated episodes have {lengths[0]} steps, as if a time limit "
+            "ended them. That is a truncation: a critic expects nothing after a termination"
+        )
+
+
+def link_doubts(
+    observations: NDArray[Any], next_observations: NDArray[Any], ends: NDArray[np.bool_]
+) -> Iterator[str]:
+    """What is odd about where N rows (N, S) lead; `ends` (N,) are flagged, the last row too."""
+    problem = broken_chain(observations, next_observations, ends)
+    if problem is not None:
+        yield problem
+        return
+    following = np.roll(observations, -1, axis=0)
+    links = (next_observations == following).all(axis=1)
+    moves = (next_observations != observations).any(axis=1)  # else it says nothing
+    flagged, leads_on = int(ends[:-1].sum()), (ends & links & moves)[:-1]
+    breaks = (~ends & ~links)[:-1]
+    for word, shifted in (
+        ("late", leads_on[1:] & breaks[:-1]),
+        ("early", leads_on[:-1] & breaks[1:]),
+    ):
+        if shifted.sum() > flagged / 2:
+            yield (
+                f"{shifted.sum()} of {flagged} steps that are flagged as an end lead to the next "
+                f"row, and the step {'before' if word == 'late' else 'after'} them does not: the "
+                f"flags seem to be one row {word}. Flag the last step of an episode"
+            )
+            return
+    wrapped = int((ends & links & moves).sum())
+    if wrapped > ends.sum() / 2:
+        yield (
+            f"the next observation of {wrapped} of {ends.sum()} steps that end an episode is the "
+            "first one of the next episode, as np.roll makes it. It is right only where recording "
+            "went on without a reset; where it was not recorded, pass next_observations='shift'"
         )
 
 
@@ -66,13 +130,20 @@ def broken_chain(
         f"{breaks.sum()} of {n} transitions do not lead to the next row and are not flagged as an "
         "end, so that most episodes have one step"
     )
-    for number in range(2, min(LARGEST_NUMBER, n - 1) + 1):
-        rows = free[free + number < n]
-        if len(rows) == 0:
-            break
-        fits = (next_observations[rows] == observations[rows + number]).all(axis=1)
-        if fits.mean() > 0.5:
-            return f"{text}: rows of {number} environments take turns. {ADVICE}"
+    known = {
+        0: "next_observations are the observations themselves. Pass those after the action",
+        -1: "next_observations are those of the row before. Pass those after the action",
+        **{
+            number: f"rows of {number} environments take turns. {ADVICE}"
+            for number in range(2, min(LARGEST_NUMBER, n - 1) + 1)
+        },
+    }
+    for offset, cause in known.items():
+        rows = free[(free + offset >= 0) & (free + offset < n)]
+        if len(rows) > 0:
+            fits = (next_observations[rows] == observations[rows + offset]).all(axis=1)
+            if fits.mean() > 0.5:
+                return f"{text}: {cause}"
     return f"{text}: rows are shuffled. Their transitions are right, returns and lengths are not"
 
 

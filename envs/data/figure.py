@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.envs.text import readable, wrap
+from qgpo.envs.text import compact, readable, wrap
 from qgpo.files import replacing
 
 ACTION_BINS = 41
@@ -249,5 +249,5 @@ def _at_bounds(dataset: OfflineDataset) -> float:
 
 def _spread(values: NDArray[Any]) -> str:
     reduced = (reduce(values) for reduce in (np.mean, np.min, np.median, np.max))
-    mean, low, middle, high = (readable(float(value)) for value in reduced)
-    return f"mean {mean}, min {low}, median {middle}, max {high}"
+    mean, low, middle, high = (compact(float(value)) for value in reduced)
+    return f"mean {mean}, {low} to {high}, median {middle}"

@@ -38,6 +38,8 @@ Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, A
 """what an agent can be evaluated in: an id, a spec, a dataset's environment, or a made one"""
 OnStep = Callable[[list[gym.Env[Any, Any]]], None]
 """is called with the environments after each of their steps"""
+FIRST_SEED = 10_000
+"""of evaluations: recorded episodes often have the seeds from 0 on, and their starts with these"""
 FALLBACK_LIMIT = 1000
 """steps after which an episode is cut where the environment states no limit"""
 
@@ -46,7 +48,7 @@ def evaluate(
     agent: Predicts,
     env: Playable,
     n_episodes: int = 10,
-    seed: int = 0,
+    seed: int = FIRST_SEED,
     *,
     deterministic: bool = True,
     n_envs: int | None = None,
@@ -384,8 +386,9 @@ def reference_within(
 def _spec_of(dataset: OfflineDataset) -> EnvSpec:
     if dataset.env_spec is None:
         raise ValueError(
-            f"dataset {dataset.id!r} does not name its environment; pass one: "
-            "evaluate(agent, 'Hopper-v5')"
+            f"dataset {dataset.id!r} does not name its environment; pass the one of these data "
+            f"(observations {dataset.observation_space.shape}, actions "
+            f"{dataset.action_space.shape}): evaluate(agent, env_id)"
         )
     return dataset.env_spec
 

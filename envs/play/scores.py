@@ -50,8 +50,16 @@ class Evaluation:
         if self.interval is not None:
             text += f" {self.interval_text}"
         if self.score is not None:
-            text += f", normalised {self.score:.1f}"
+            text += f", normalised {self.score:.1f} ({self.scale_text})"
         return f"{text} {episodes}" + ("" if self.interval else f" ({NO_INTERVAL})")
+
+    @property
+    def scale_text(self) -> str:
+        """The returns that count as 0 and as 100; empty where returns are not normalised."""
+        if self.reference is None:
+            return ""
+        low, high = (readable(self.reference[name]) for name in ("minimum", "maximum"))
+        return f"0 is {low}, 100 is {high}"
 
     @property
     def success(self) -> float | None:
@@ -166,6 +174,8 @@ def score_table(rows: Sequence[tuple[str, Evaluation]]) -> str:
             score = "-" if e.score is None else f"{e.score:.1f}"
             returns = f"{readable(e.mean):>8s}   {e.interval_text:16s}"
             lines.append(f"{label:22s}{returns}{score:>10s}{len(e.returns):>10d}")
+        scales = (f"{e.scale_text}: {e.reference['source']}" for _, e in rows if e.reference)
+        lines += [f"normalised: {text}" for text in dict.fromkeys(scales)]
     cut = sum(e.cut for _, e in rows)
     if cut:
         lines.append(f"{cut} episodes did not end by themselves and were cut at the step limit")

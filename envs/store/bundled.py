@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass
 
 from gymnasium import spaces
-from minari.dataset.minari_dataset import parse_dataset_id
 
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.rollouts.collecting import collect, describe
@@ -155,16 +154,6 @@ def open_policies(recipe: Recipe, action_space: spaces.Box) -> list[Policy]:
         policy.log_std += math.log(recipe.spread)
         policies.append(policy)
     return policies
-
-
-def is_bundled(dataset_id: str) -> bool:
-    """Whether the id has a recipe. Raises ValueError for other ids under qgpo/ without a folder."""
-    if dataset_id in RECIPES:
-        return True
-    namespace = parse_dataset_id(dataset_id)[0] or ""
-    if namespace.split("/")[0] == "qgpo" and not folder_of(dataset_id).exists():
-        raise ValueError(f"dataset {dataset_id!r}, expected one of the bundled {sorted(RECIPES)}")
-    return False
 
 
 def ensure(dataset_id: str, progress_bar: bool = True) -> None:

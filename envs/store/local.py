@@ -15,12 +15,15 @@ from minari import MinariDataset
 from minari.dataset.minari_dataset import gen_dataset_id, parse_dataset_id
 from minari.storage.datasets_root_dir import get_dataset_path
 
+from qgpo.commands import command
 from qgpo.envs.store.metadata import open_folder
 from qgpo.envs.store.names import check_name, fault
 from qgpo.envs.store.reading import check_files, lengths
 from qgpo.envs.store.stated import read_metadata
 from qgpo.envs.tasks.arguments import SpecError
 
+LOGS = (".npz", ".npy", ".csv", ".parquet", ".hdf5", ".h5", ".pkl")
+"""how files of recorded data are named, which no dataset id is"""
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _ROOT = threading.RLock()
 
@@ -29,9 +32,23 @@ class DamagedDatasetError(ValueError):
     """A dataset that has a folder but not all of its data."""
 
 
+def check_no_file(dataset_id: str) -> None:
+    """Raise ValueError, which says how it is read, for what names a file of recorded data."""
+    is_file = Path(dataset_id).suffix.lower() in LOGS
+    with contextlib.suppress(OSError, ValueError):  # no path either
+        is_file = is_file or (fault(dataset_id) is not None and Path(dataset_id).is_file())
+    if is_file:
+        raise ValueError(
+            f"dataset {dataset_id!r} is a file, expected an id: pass its arrays to "
+            "OfflineDataset.from_arrays, or make a Minari dataset of it by "
+            f"`{command('data', 'import')}`"
+        )
+
+
 def split_version(dataset_id: str) -> tuple[str, int | None]:
     """`a/b-v3` is `a/b` and 3; an id without a version has None. ValueError if malformed."""
     example = "expected 'namespace/name-vN', for example 'mujoco/hopper/medium-v0'"
+    check_no_file(dataset_id)
     problem = fault(dataset_id)
     if problem is not None:
         raise ValueError(f"dataset id {dataset_id!a:.120} is malformed ({problem}); {example}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+
 from minari import MinariDataset
 
 from qgpo.commands import command
 from qgpo.envs.store import bundled, downloading, ogbench
 from qgpo.envs.store.local import (
     DamagedDatasetError,
+    check_no_file,
     folder_of,
     local_ids,
     local_versions,
@@ -28,14 +31,15 @@ def open_dataset(
 
     An id without a version means the newest one: a bundled one, else a local one, else a remote
     one. Of a task of OGBench it is the dataset of its trajectories, which has no rewards. Raises
-    ValueError, which lists the local and the bundled ids, where that fails.
+    ValueError, which lists the nearest local and bundled ids, where that fails.
     """
+    check_no_file(dataset_id)
     remove_abandoned(folder_of(""), SCRATCH)
     name = ogbench.name_of(dataset_id)
     try:
         full_id = newest_here(dataset_id) if name is None else name.trajectories.id
     except ValueError as error:
-        raise ValueError(f"{error}.\n{_choices()}") from error
+        raise ValueError(f"{error}.\n{_nearest(dataset_id)}") from error
     try:
         if full_id is None:
             raise FileNotFoundError(
@@ -45,7 +49,7 @@ def open_dataset(
         restore(full_id)
         if name is not None:
             ogbench.ensure(name, download, progress_bar)
-        elif bundled.is_bundled(full_id):
+        elif is_bundled(full_id):
             bundled.ensure(full_id, progress_bar)
         return open_local(full_id)
     except ImportError as error:  # the data are complete, a package to read them is missing
@@ -62,16 +66,20 @@ def open_dataset(
         here = damage
     except FileNotFoundError as error:
         if not download:
-            raise ValueError(
-                f"{error}.\n{_choices()}\n"
-                f"To fetch it: load_dataset({dataset_id!r}, download=True) "
-                f"or `{command('data', 'download', dataset_id)}`"
-            ) from error
+            fetch = (
+                f"To fetch it: load_dataset({dataset_id!r}, download=True) or "
+                f"`{command('data', 'download', dataset_id)}`"
+                if "/" in dataset_id
+                else "Ids on Minari's remote have a namespace, as mujoco/hopper/medium-v0 has"
+            )
+            raise ValueError(f"{error}.\n{_nearest(dataset_id)}\n{fetch}") from error
         here = f"dataset {dataset_id!r} is not in {folder_of('')}"
     try:
         return downloading.download(full_id or dataset_id, progress_bar=progress_bar)
     except RemoteError as error:
-        raise ValueError(f"{here} and could not be downloaded: {error}.\n{_choices()}") from error
+        raise ValueError(
+            f"{here} and could not be downloaded: {error}.\n{_nearest(dataset_id)}"
+        ) from error
 
 
 def newest_here(dataset_id: str) -> str | None:
@@ -103,6 +111,19 @@ def recorded_in(dataset_id: str) -> str | None:
         return None
 
 
-def _choices() -> str:
-    local, ours = ", ".join(local_ids()) or "none", ", ".join(sorted(bundled.RECIPES))
-    return f"Local datasets: {local}. Bundled, made on first use: {ours}"
+def is_bundled(dataset_id: str) -> bool:
+    """Whether the id has a recipe. Raises ValueError for other ids under qgpo/ without a folder."""
+    if dataset_id in bundled.RECIPES:
+        return True
+    if dataset_id.startswith("qgpo/") and not folder_of(dataset_id).exists():
+        raise ValueError(
+            f"dataset {dataset_id!r} is none of the bundled ones.\n{_nearest(dataset_id)}"
+        )
+    return False
+
+
+def _nearest(dataset_id: str) -> str:
+    """The ids here that are spelled most like it, and where all are."""
+    known = sorted({*local_ids(), *bundled.RECIPES})
+    near = difflib.get_close_matches(dataset_id, known, n=3, cutoff=0.0)
+    return f"Nearest ids here: {', '.join(near)}. All: `{command('data', 'list')}`"

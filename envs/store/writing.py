@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from qgpo.envs.data import disk
 from qgpo.envs.data.columns import flags, numbers
+from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.local import datasets_root, folder_of, split_version
 from qgpo.envs.store.scratch import scratch_folder, target_lock
 from qgpo.envs.store.storing import size_of, store_episodes
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import as_played, make_env, quiet_mujoco
 from qgpo.envs.tasks.ogbench import PUBLISHED
+from qgpo.envs.tasks.spaces import same_box
 
 ADVICE = "set MINARI_DATASETS_PATH to a folder on another disk"
 RECORD = "download.json"
@@ -209,26 +211,52 @@ def _check_finite(of: str, name: str, values: NDArray[np.float32]) -> None:
 
 def write_minari(
     dataset_id: str,
-    episodes: list[EpisodeBuffer],
-    env_id: str | EnvSpec,
-    algorithm_name: str,
-    description: str,
+    episodes: OfflineDataset | Sequence[EpisodeBuffer],
+    env_id: str | EnvSpec | None = None,
+    algorithm_name: str = "recorded",
+    description: str = "Recorded data.",
     eval_env: EnvSpec | None = None,
     bundled: bool = False,
 ) -> None:
-    """Store episodes as a local Minari dataset, either completely or not at all.
+    """Store a dataset, or recorded episodes, as a local Minari dataset, complete or not at all.
 
-    `eval_env` is the evaluation environment, if it differs from the recorded one. Raises
-    ValueError if the id is malformed, reserved or taken, and OSError if the dataset cannot be
-    written (DiskFullError if there is too little space). The episodes are unchanged then.
+    An OfflineDataset is stored with its reference returns, and with the environment that it names
+    unless `env_id` is given; it needs none. Episodes, as `collect` returns them, need one.
+    `eval_env` is the environment in which agents play, if it is another than the recorded one.
+
+    Raises ValueError where `check_new_id` does, and for data that do not fit the environment;
+    OSError where the disk does not take the dataset (DiskFullError where it has too little space):
+    the episodes are then as they were.
     """
-    env = make_env(as_played(env_id))
-    check_episodes(dataset_id, episodes, env)
-    family = find_family(env_id=env.spec.id if env.spec else None)
-    reference = family.scores({}, env.spec) if family.episodes == "recorded" else None
+    spaces_of_data, reference = dict[str, spaces.Box](), None
+    if isinstance(episodes, OfflineDataset):
+        if episodes.window is not None:
+            raise ValueError(
+                f"dataset {dataset_id!r}: these data were loaded with {episodes.window}; load them "
+                "with history=1 and chunk=1 to store them"
+            )
+        dataset, episodes = episodes, _episodes_of(episodes)
+        env_id, reference = env_id or dataset.env_spec, dataset.reference
+        spaces_of_data = {
+            "observation_space": dataset.observation_space,
+            "action_space": dataset.action_space,
+        }
+    elif env_id is None:
+        raise ValueError(
+            f"dataset {dataset_id!r}: env_id=None, expected the environment of the episodes; only "
+            "an OfflineDataset knows its spaces without one"
+        )
+    env = None if env_id is None else make_env(as_played(env_id))
+    if env is not None:
+        _check_actions(dataset_id, spaces_of_data.get("action_space"), env)
+        check_episodes(dataset_id, episodes, env)
+        spaces_of_data = {}  # the environment's
+        family = find_family(env_id=env.spec.id if env.spec else None)
+        if reference is None and family.episodes == "recorded":
+            reference = family.scores({}, env.spec)
     check_space(dataset_id, size_of(episodes))
     with new_dataset(dataset_id, bundled), quiet_mujoco(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`eval_env` is set to None")
+        warnings.filterwarnings("ignore", message="`eval_env` is set to None|env_spec is None")
         made = minari.create_dataset_from_buffers(
             dataset_id,
             [],
@@ -239,7 +267,41 @@ def write_minari(
             author_email="none",
             code_permalink="none",
             description=description,
-            ref_min_score=reference.minimum if reference else None,
-            ref_max_score=reference.maximum if reference else None,
+            **spaces_of_data,
         )
+        if reference is not None:  # Minari notes it where an environment is named alone
+            scale = {"ref_min_score": reference.minimum, "ref_max_score": reference.maximum}
+            made.storage.update_metadata(scale)
         store_episodes(made.storage, episodes)
+
+
+def _episodes_of(dataset: OfflineDataset) -> list[EpisodeBuffer]:
+    """The episodes of a dataset of vectors, for Minari; views of its arrays."""
+    if dataset.adapter is not None:
+        raise ValueError(
+            f"dataset {dataset.id!r}: its observations are vectors made of parts, which the data "
+            "that it was read from still have; store those"
+        )
+    buffers = []
+    for k, (start, length) in enumerate(
+        zip(dataset.episode_starts, dataset.episode_lengths, strict=True)
+    ):
+        rows, states = slice(start, start + length), slice(start + k, start + k + length + 1)
+        columns: dict[str, Any] = {
+            name: getattr(dataset, name)[rows]
+            for name in ("actions", "rewards", "terminations", "truncations")
+        }
+        buffers.append(EpisodeBuffer(id=k, observations=dataset.states[states], **columns))
+    return buffers
+
+
+def _check_actions(dataset_id: str, of_data: spaces.Box | None, env: gym.Env[Any, Any]) -> None:
+    """Raise ValueError where a dataset has other bounds of actions than its environment."""
+    of_env = env.action_space
+    if of_data is None or not isinstance(of_env, spaces.Box) or same_box(of_data, of_env):
+        return
+    raise ValueError(
+        f"dataset {dataset_id!r}: its actions are of {of_data}, those of "
+        f"{env.spec.id if env.spec else env} of {of_env}: make it with action_space= of the "
+        "environment"
+    )

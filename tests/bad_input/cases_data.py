@@ -43,8 +43,17 @@ CASES = [
         "an id without a version, no local version, no download",
         ValueError,
         "no version of dataset 'hopper' is in …; ids are 'namespace/name-vN', for example "
-        "'mujoco/hopper/medium-v0'. Local datasets: …. Bundled, made on first use: …",
+        "'mujoco/hopper/medium-v0'. Nearest ids here: …. All: `qgpo-datasets list` Ids "
+        "on Minari's remote have a namespace, as mujoco/hopper/medium-v0 has",
         lambda: load_dataset("hopper", download=False),
+    ),
+    Case(
+        LOAD,
+        "a file",
+        ValueError,
+        "dataset 'log.npz' is a file, expected an id: pass its arrays to "
+        "OfflineDataset.from_arrays, or make a Minari dataset of it by `qgpo-datasets import`",
+        lambda: load_dataset("log.npz"),
     ),
     Case(
         LOAD,
@@ -57,7 +66,7 @@ CASES = [
         LOAD,
         "an id that is not local, without download",
         ValueError,
-        "dataset 'mine/gone-v0' is not in …. Local datasets: …. Bundled, made on first use: … To "
+        "dataset 'mine/gone-v0' is not in …. Nearest ids here: …. All: `qgpo-datasets list` To "
         "fetch it: load_dataset('mine/gone-v0', download=True) or `qgpo-datasets download "
         "mine/gone-v0`",
         lambda: load_dataset("mine/gone-v0", download=False),
@@ -66,7 +75,8 @@ CASES = [
         LOAD,
         "an unknown bundled id",
         ValueError,
-        "dataset 'qgpo/hopper/expert-v0', expected one of the bundled […]",
+        "dataset 'qgpo/hopper/expert-v0' is none of the bundled ones. Nearest ids here: …. All: "
+        "`qgpo-datasets list`",
         lambda: load_dataset("qgpo/hopper/expert-v0"),
     ),
     Case(
@@ -232,7 +242,8 @@ CASES = [
         "actions outside the action space",
         ValueError,
         NUMBERED + ": 3 actions lie outside the action space [-1.0, 1.0], first [2.] at transition "
-        "2; record the actions as executed, or correct the dataset's action space",
+        "2; record the actions as executed, or correct the dataset's action space (of arrays: "
+        "from_arrays(..., action_space=gymnasium.spaces.Box(low, high, (1,))))",
         lambda: episodes_with(actions=np.full((3, 1), 2.0, np.float32)),
     ),
     Case(
@@ -339,15 +350,40 @@ CASES = [
         ARRAYS,
         "from_arrays: next_observations of another length",
         ValueError,
-        "dataset 'arrays': next_observations has shape (3, 1), expected (2, 1)",
+        "dataset 'arrays': next_observations has shape (3, 1), expected (2, dimensions)",
         lambda: arrays(next_observations=np.zeros((3, 1))),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: rows and columns exchanged",
+        ValueError,
+        "dataset 'arrays': observations has shape (3, 2), expected (2, dimensions): rows and "
+        "columns are exchanged, observations.T exchanges them",
+        lambda: arrays(observations=np.zeros((3, 2))),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: a NaN",
+        ValueError,
+        "dataset 'arrays': observations has NaN or infinite values in 1 of 2 rows, first in row 1, "
+        "column 0. Leave these rows out of all arrays, an episode then ends before them",
+        lambda: arrays(observations=np.array([[0.0], [math.nan]])),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: a word in place of next observations",
+        ValueError,
+        "dataset 'arrays': next_observations='next', expected an array, 'shift' or None",
+        lambda: arrays(next_observations="next"),
     ),
     Case(
         ARRAYS,
         "from_arrays: final observations missing",
         ValueError,
         "dataset 'arrays': observations has 2 rows, expected 3 for 2 transitions in 1 episodes "
-        "(each episode's final observation included); or pass next_observations",
+        "(each episode's final observation included); or pass next_observations, or "
+        "next_observations='shift' where they were not recorded: each is then the observation of "
+        "the next row",
         lambda: arrays(next_observations=None),
     ),
     Case(
@@ -361,7 +397,7 @@ CASES = [
         ARRAYS,
         "from_arrays: actions of another length",
         ValueError,
-        "dataset 'arrays': actions has shape (5, 1), expected (2, 1)",
+        "dataset 'arrays': actions has shape (5, 1), expected (2, dimensions)",
         lambda: arrays(actions=np.zeros((5, 1))),
     ),
     Case(

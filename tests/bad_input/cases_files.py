@@ -275,8 +275,8 @@ CASES = [
         PLAY,
         "a dataset without environment",
         ValueError,
-        "dataset 'test/made/by-hand-v0' does not name its environment; pass one: evaluate(agent, "
-        "'Hopper-v5')",
+        "dataset 'test/made/by-hand-v0' does not name its environment; pass the one of these data "
+        "(observations (3,), actions (2,)): evaluate(agent, env_id)",
         lambda: evaluate(agent(), make_dataset()),
     ),
     Case(
@@ -333,8 +333,8 @@ CASES = [
         PLAY,
         "a callback for a dataset without environment",
         ValueError,
-        "dataset 'test/made/by-hand-v0' does not name its environment; pass one: "
-        "EvaluationCallback('Hopper-v5')",
+        "dataset 'test/made/by-hand-v0' does not name its environment; pass the one of these data "
+        "(observations (3,), actions (2,)): EvaluationCallback(env_id)",
         lambda: EvaluationCallback(make_dataset()),
     ),
 ]

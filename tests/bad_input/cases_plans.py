@@ -141,13 +141,13 @@ CASES = [
         "guidance scales that are text",
         "[0, 1, 2]",
         "[0, 'x']",
-        f"{OF}guidance_scales='x', expected a finite number",
+        f"{OF}guidance_scales='x', expected a finite number of at least 0",
     ),
     refused(
         "guidance scales that are a boolean",
         "[0, 1, 2]",
         "[0, true]",
-        f"{OF}guidance_scales=True, expected a finite number",
+        f"{OF}guidance_scales=True, expected a finite number of at least 0",
     ),
     refused(
         "guidance scales for an agent without guidance",

@@ -112,8 +112,15 @@ CASES = [
         PREDICT,
         "a guidance scale that is not a number",
         ValueError,
-        "guidance_scale=nan, expected a finite number",
+        "guidance_scale=nan, expected a finite number in [0, 1e+09]",
         lambda: predict_with(guidance_scale=math.nan),
+    ),
+    Case(
+        PREDICT,
+        "a negative guidance scale",
+        ValueError,
+        "guidance_scale=-1.0, expected a finite number in [0, 1e+09]",
+        lambda: predict_with(guidance_scale=-1.0),
     ),
     Case(
         PREDICT,

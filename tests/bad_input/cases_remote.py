@@ -76,8 +76,8 @@ CASES = [
         ValueError,
         "dataset 'mine/gone-v0' is not in … and could not be downloaded: hf://farama-minari "
         "cannot be reached (…). Check the network (MINARI_REMOTE names the remote), or copy the "
-        "dataset into the local folder (MINARI_DATASETS_PATH) from a machine that has it. Local "
-        "datasets: …",
+        "dataset into the local folder (MINARI_DATASETS_PATH) from a machine that has it. "
+        "Nearest ids here: …",
         lambda: load_dataset("mine/gone-v0"),
     ),
     Case(

@@ -13,6 +13,7 @@ from factory import MAIN, make_dataset, numbered_episodes, write_buffers
 from factory import REMOTE_ID as ID
 
 from qgpo.envs.data.figure import (
+    _spread,
     action_differences,
     action_shares,
     draw_dataset,
@@ -127,7 +128,7 @@ def test_show_writes_the_picture_and_the_summary(capsys):
     call("show", "test/a-v0", "--overwrite")
     text = capsys.readouterr().out
     assert "5 transitions, 2 episodes" in text
-    assert "mean 153, min 2, median 153, max 304" in text  # 0.5 + 1.5; 100.5 + … + 102.5
+    assert "mean 153, 2 to 304, median 153" in text  # 0.5 + 1.5; 100.5 + … + 102.5
     assert Path("test-a-v0.png").read_bytes().startswith(b"\x89PNG")
     assert "ending in .png" in refused("show", "test/a-v0", "--output", "picture.txt")
 
@@ -189,7 +190,7 @@ def test_numbers_of_the_picture_by_hand():
     assert dataset.episode_lengths.tolist() == [1, 3]
     assert action_shares(dataset, 4).tolist() == [[0.5, 0.0, 0.25, 0.25]]
     rare = make_dataset(lengths=(1, 3), rewards=np.array([0.0, 0.99, 0.0, 0.0], np.float32))
-    assert dict(summary(rare))["return"] == "mean 0.495, min 0, median 0.495, max 0.99"
+    assert dict(summary(rare))["return"] == "mean 0.495, 0 to 0.99, median 0.495"
     assert dict(summary(dataset))["at a bound"] == "50.0 % of action values"
 
 
@@ -223,3 +224,12 @@ def test_two_directions_hold_a_plane_and_no_more():
     assert points.shape[1] == 2
     assert share == pytest.approx(1.0)
     assert principal_components(data)[1] < 0.7
+
+
+def test_a_summary_is_never_longer_than_its_place():
+    # pictures cut what has more than 52 characters
+    assert _spread(np.array([-5.395e-06, -9.871e-05, -1.234e-06])) == (
+        "mean -3.5e-05, -9.9e-05 to -1.2e-06, median -5.4e-06"
+    )
+    for scale in (1e-9, 1e-4, 1.0, 123.0, 1e7, 1e12):
+        assert len(_spread(-scale * np.array([0.12345, 0.54321, 0.98765]))) <= 52

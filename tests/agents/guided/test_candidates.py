@@ -88,7 +88,7 @@ def tilted(exponents):
     return torch.softmax(CHANCES.log() + exponents, dim=0)
 
 
-@pytest.mark.parametrize(("beta", "scale"), [(1.0, 1.0), (1.0, 0.5), (0.5, 3.0), (1.0, -1.0)])
+@pytest.mark.parametrize(("beta", "scale"), [(1.0, 1.0), (1.0, 0.5), (0.5, 3.0)])
 def test_sir_of_many_draws_from_mu_exp_beta_q(beta, scale):
     agent = made(SIR, three, value_of_three, 400, beta=beta)
     agent.guidance_scale = scale
@@ -188,7 +188,7 @@ def test_the_best_and_the_worst_of_two_gaussians():
     agent = made(BestOfN, gaussian, linear, 2)
     expected = SPREAD / math.sqrt(math.pi)
     assert float(drawn(agent, 20_000).mean()) == pytest.approx(expected, abs=0.005)
-    agent.guidance_scale = -1.0
+    agent = made(BestOfN, gaussian, lambda state, action: -linear(state, action), 2)
     assert float(drawn(agent, 20_000).mean()) == pytest.approx(-expected, abs=0.005)
 
 

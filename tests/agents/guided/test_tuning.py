@@ -12,6 +12,7 @@ from qgpo import QGPO
 from qgpo.agents.core.training import NonFiniteError
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import (
+    GuidanceTuning,
     check_scales,
     choose_scale,
     fit_dynamics,
@@ -296,3 +297,14 @@ def test_ensembles_of_one_seed_are_the_same_and_their_members_are_not():
     first, second = weights(), weights()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize(("gain", "distinct"), [(5.0, True), (0.1, False)])
+def test_a_choice_within_the_error_is_called_one(gain, distinct):
+    rng = np.random.default_rng(0)
+    returns = 100.0 * rng.normal(size=48) + np.stack([np.zeros(48), gain + rng.normal(size=48)])
+    tuning = GuidanceTuning((0.0, 1.0), returns, np.zeros((2, 48), np.bool_))
+    assert tuning.is_distinct is distinct  # though both are far below the spread of episodes
+    assert ("the choice means little" in str(tuning)) is not distinct
+    alone = GuidanceTuning((1.0,), returns[:1], np.zeros((1, 48), np.bool_))
+    assert "means little" not in str(alone)

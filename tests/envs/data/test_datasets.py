@@ -145,12 +145,32 @@ def test_wrong_shapes_are_refused(field, array):
         make_dataset(**{field: array})
 
 
-def test_unknown_id_lists_local_and_bundled_ids():
+@pytest.mark.parametrize(
+    ("dataset_id", "near", "fetches"),
+    [
+        ("test/her-v0", "test/here-v3", True),
+        ("qgpo/halfcheeta/mixed-v0", "qgpo/halfcheetah/mixed-v0", False),
+        ("hopper-medium-v2", "qgpo/hopper/medium-v0", False),
+        ("test/a b/here-v3", "test/here-v3", False),
+    ],
+)
+def test_unknown_id_lists_the_nearest_ids(dataset_id, near, fetches):
     write_buffers(numbered_episodes((2,), (True,)), dataset_id="test/here-v3")
-    with pytest.raises(ValueError, match="not in") as caught:
-        load_dataset("test/absent-v0", download=False)
-    for known in ("test/absent-v0", "test/here-v3", *bundled.RECIPES):
-        assert known in str(caught.value)
+    with pytest.raises(ValueError, match="Nearest ids here: ") as caught:
+        load_dataset(dataset_id, download=False)
+    listed = str(caught.value).split("Nearest ids here: ")[1].split(". All: ")[0].split(", ")
+    assert near in listed
+    assert len(listed) == 3
+    assert set(listed) <= {"test/here-v3", *bundled.RECIPES}
+    assert ("To fetch it" in str(caught.value)) is fetches
+
+
+def test_a_file_of_recorded_data_is_no_id(tmp_path):
+    (tmp_path / "log").write_text("1, 2")
+    for name in ("log.npz", str(tmp_path / "LOG.CSV"), str(tmp_path / "log")):
+        with pytest.raises(ValueError, match=r"is a file, .*from_arrays.* import") as caught:
+            load_dataset(name)
+        assert "malformed" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dataset_id", ["a b/c-v0", "", "mujoco/hopper/medium-v0/"])

@@ -125,13 +125,14 @@ def test_vector_environment_with_more_slots_than_episodes(mode):
 
 def test_endless_environment_is_cut_and_warned_about():
     with pytest.warns(UserWarning, match="3 of 3 episodes.*step limit"):
-        result = evaluate(StepsDone(), Toy(endless=True), n_episodes=3, max_episode_steps=4)
+        result = evaluate(StepsDone(), Toy(endless=True), 3, seed=0, max_episode_steps=4)
     assert result.lengths == [4, 4, 4]
     assert result.returns == [n * 4 + 60.0 for n in (2, 3, 4)]
     assert result.cut == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        quiet = evaluate(StepsDone(), Toy(endless=True), 3, max_episode_steps=4, warn_of_cuts=False)
+        limits = {"seed": 0, "max_episode_steps": 4, "warn_of_cuts": False}
+        quiet = evaluate(StepsDone(), Toy(endless=True), 3, **limits)
     assert quiet == result
 
 
@@ -364,7 +365,7 @@ def test_agents_without_guidance_have_one_evaluation():
     agent = StepsDone()
     with pytest.raises(ValueError, match=r"scales=\[0.5\]: a StepsDone has no guidance_scale"):
         next(evaluate_scales(agent, TOY, 1, [0.5]))
-    [(scale, played)] = evaluate_scales(agent, TOY, 1, [None])
+    [(scale, played)] = evaluate_scales(agent, TOY, 1, [None], seed=0)
     assert (scale, played.returns) == (None, [toy_return(2)])
     assert not hasattr(agent, "guidance_scale")
 
@@ -372,14 +373,21 @@ def test_agents_without_guidance_have_one_evaluation():
 def test_tables_of_scores_say_what_was_cut():
     data = summarize("data", [100.0, 300.0], [], [], 0, ReferenceScores(0.0, 400.0, "test"))
     cut = summarize(TOY, [0.5], [10], [0], 1, None)
-    head, first, second, last = score_table([("data", data), (scale_label(1.0), cut)]).split("\n")
+    head, first, second, scale, last = score_table([("data", data), (scale_label(1.0), cut)]).split(
+        "\n"
+    )
     assert head.split() == ["return", "95", "%", "interval", "normalised", "episodes"]
     assert first.split() == ["data", "200", "[100,", "300]", "50.0", "2"]
     assert second.split() == ["w", "=", "1", "(guided)", "0.5", "no", "interval", "-", "1"]
     assert last.startswith("1 episodes did not end")
+    assert scale == "normalised: 0 is 0, 100 is 400: test"
     assert "cut" not in score_table([("data", data)])
     assert [scale_label(w) for w in (None, 0.0, 2.0)] == [
         "agent",
         "w = 0 (imitation)",
         "w = 2 (guided)",
     ]
+
+
+def test_episodes_are_others_than_those_that_are_usually_recorded():
+    assert evaluate(StepsDone(), TOY, 2).seeds == [10_000, 10_001]

@@ -81,7 +81,7 @@ def _registered():
 )
 def test_episodes_that_ended_are_kept(how, message):
     with pytest.raises(EvaluationError, match=message) as caught:
-        evaluate(Zero(), Fails(how), 5)
+        evaluate(Zero(), Fails(how), 5, seed=0)
     kept = caught.value.evaluation
     length = 3 if how == "observation" else 2
     assert (kept.returns, kept.lengths, kept.seeds) == ([length] * 3, [length] * 3, [0, 1, 2])
@@ -93,7 +93,7 @@ def test_episodes_that_ended_are_kept(how, message):
 def test_copies_that_fail(n_envs):
     spec = replace(gym.spec(FAILS), kwargs={"how": "raises"})
     with pytest.raises(EvaluationError, match=r"Fails-v0 failed in episode 3") as caught:
-        evaluate(Zero(), spec, 5, n_envs=n_envs)
+        evaluate(Zero(), spec, 5, seed=0, n_envs=n_envs)
     kept = caught.value.evaluation
     under_way = [] if n_envs == 1 else [4]  # is played to its end
     assert kept.seeds == [0, 1, 2, *under_way]
@@ -168,11 +168,11 @@ def test_scales_before_the_one_that_fails_are_there():
     agent = Zero()
     agent.guidance_scale = 1.0
     env = Fails("raises")
-    played = evaluate_scales(agent, env, 3, [0.0, 1.0])
+    played = evaluate_scales(agent, env, 3, [0.0, 1.0], seed=0)
     assert next(played)[1].returns == [2.0] * 3
     played.close()
     with pytest.raises(EvaluationError) as caught:
-        list(evaluate_scales(agent, env, 5, [0.0]))
+        list(evaluate_scales(agent, env, 5, [0.0], seed=0))
     assert len(caught.value.evaluation.returns) == 3
     assert agent.guidance_scale == 1.0
 
@@ -180,7 +180,7 @@ def test_scales_before_the_one_that_fails_are_there():
 def test_one_episode_has_no_interval():
     one = summarize("Env-v0", [885.0], [10], [0], 0, ReferenceScores(0.0, 1000.0, "test"))
     assert (one.mean, one.interval, one.score, one.score_interval) == (885.0, None, 88.5, None)
-    assert str(one) == "885, normalised 88.5 in one episode (no interval)"
+    assert str(one) == "885, normalised 88.5 (0 is 0, 100 is 1000) in one episode (no interval)"
     assert "no interval" in score_table([("agent", one)])
     assert json.loads(one.to_json())["interval"] is None
     assert asdict(one)["interval"] is None

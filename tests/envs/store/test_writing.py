@@ -12,11 +12,12 @@ from factory import numbered_episodes, write_buffers
 from filelock import FileLock
 from minari.data_collector import EpisodeBuffer
 
-from qgpo import load_dataset
+from qgpo import OfflineDataset, load_dataset
 from qgpo.envs import write_minari
 from qgpo.envs.store.local import datasets_root, folder_of, local_ids
 from qgpo.envs.store.scratch import LOCKS
 from qgpo.envs.store.writing import add_dataset, new_dataset, sole_writer
+from qgpo.envs.tasks.reference import ReferenceScores
 
 ID = "test/a-v0"
 
@@ -140,3 +141,67 @@ def test_parts_of_dict_observations_are_checked_by_name():
     for bad, name in (({**good, "b": np.zeros((3, 2))}, "observations/b"), ({}, "other parts")):
         with pytest.raises(ValueError, match=name), warnings.catch_warnings():
             check_episodes(ID, [pendulum(observations=bad)], env)
+
+
+SWING = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+
+def own(action_space=SWING, **more):
+    """Two episodes: one of three steps that is terminated, one of two that is cut."""
+    rng = np.random.default_rng(0)
+    return OfflineDataset.from_arrays(
+        rng.uniform(-1, 1, size=(7, 3)),
+        rng.uniform(-1, 1, size=(5, 1)),
+        rng.normal(size=5),
+        [False, False, True, False, False],
+        action_space=action_space,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("env_id", [None, "Pendulum-v1"])
+def test_a_dataset_is_stored_as_it_is(env_id):
+    dataset = own(reference=ReferenceScores(-5.0, 5.0, "by hand"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_minari(ID, dataset, env_id)
+    stored = load_dataset(ID, download=False)
+    assert stored.fingerprint == dataset.fingerprint
+    assert stored.action_space == SWING
+    assert stored.n_episodes == 2
+    assert (stored.env_spec.id if stored.env_spec else None) == env_id
+    assert (stored.reference.minimum, stored.reference.maximum) == (-5.0, 5.0)
+
+
+def test_a_dataset_names_its_environment_itself():
+    write_minari(ID, own(env_spec=gym.spec("Pendulum-v1")))
+    assert load_dataset(ID, download=False).env_spec.id == "Pendulum-v1"
+
+
+@pytest.mark.parametrize(
+    ("episodes", "env_id", "message"),
+    [
+        ([pendulum()], None, "env_id=None, expected the environment of the episodes"),
+        (own(None), "Pendulum-v1", r"its actions are of Box\(-1.0.*Pendulum-v1 of Box\(-2.0"),
+        (own(), "MountainCarContinuous-v0", "its actions are of"),
+    ],
+)
+def test_what_does_not_fit_is_refused(episodes, env_id, message):
+    with pytest.raises(ValueError, match=message):
+        write_minari(ID, episodes, env_id)
+    assert local_ids() == []
+
+
+def test_vectors_of_parts_are_refused():
+    import dataclasses
+
+    from qgpo.envs.tasks.observations import ObservationAdapter
+
+    adapter = object.__new__(ObservationAdapter)
+    with pytest.raises(ValueError, match="vectors made of parts"):
+        write_minari(ID, dataclasses.replace(own(), adapter=adapter), "Pendulum-v1")
+
+
+def test_reference_returns_of_the_family_keep_their_source():
+    write_minari(ID, own(), "Pendulum-v1")
+    assert "SAC" in load_dataset(ID, download=False).reference.source
