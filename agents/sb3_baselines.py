@@ -136,10 +136,10 @@ class SB3Agent(OfflineAgent[SB3Config]):
     def act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """(B, S) to actions (B, A) in [-1, 1]."""
         with torch.no_grad():
-            if isinstance(self.model, SAC) and (deterministic or self._noise is not None):
+            if isinstance(self.model, SAC):  # its squashed Gaussian, by noise that may be given
                 mean, log_std, _ = self.model.actor.get_action_dist_params(observations)
-                if self._noise is not None and not deterministic:
-                    mean = mean + log_std.exp() * self._noise(*mean.shape)
+                if not deterministic:
+                    mean = mean + log_std.exp() * self._prediction_normal(*mean.shape)
                 return torch.tanh(mean)
             with self._randomness(self.prediction_generator):
                 return self.model.policy._predict(observations, deterministic)
