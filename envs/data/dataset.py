@@ -117,8 +117,9 @@ class OfflineDataset:
         each is then the observation of the next row, the last step of a truncated episode is left
         out, and that of a terminated episode is kept. Without `next_observations`, observations
         have N + E rows, which include the final observation of every episode. By default
-        observations are unbounded and actions lie in [-1, 1]. Raises ValueError for wrong shapes and values. Warns of columns
-        that lose precision in float32, and of rows that are out of order. The arrays are copied.
+        observations are unbounded and actions lie in [-1, 1]. Raises ValueError for wrong shapes
+        and values. Warns of columns that lose precision in float32, and of rows that are out of
+        order. The arrays are copied.
         """
         of, rounding = f"dataset {id!r}", Rounding()
         states = _numbers(of, "observations", observations, 2, rounding)
