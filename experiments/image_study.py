@@ -228,7 +228,7 @@ def study(
     names = task.targets(images)
     clock = Clock()
     judge = make_judge(task, images, seed, device)
-    notes = {"classifier_accuracy": judge.accuracy, "classifier_seconds": clock.lap()}
+    notes = {"judge_accuracy": judge.accuracy, "judge_seconds": clock.lap()}
     if data_model is None:
         data_model = EnergyGuidedImages(task.config, seed=seed, device=device)
         data_model.fit_data(images.pixels)

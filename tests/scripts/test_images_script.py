@@ -67,10 +67,7 @@ def test_a_user_s_own_energy_is_followed_and_training_resumed(tmp_path, pixels):
     train(tmp_path, pixels, *own)
     whole = EnergyGuidedImages.load(tmp_path / "runs" / "own.zip", device="cpu")
     assert whole.layout.energies == 0
-    done = train(
-        tmp_path, pixels, "--energy", "mine.py:dark", "--config.guidance-options", "--resume"
-    )
-    assert "8 steps" in done.stdout
+    assert "8 steps" in train(tmp_path, pixels, *own, "--resume").stdout
     more = ("--overwrite", "--energy", "values.npy")
     assert "8 steps" in train(tmp_path, pixels, *more).stdout
 
