@@ -50,7 +50,7 @@ MODULES = {
     "agents.stages": "agents.core.training",
     "agents.support_critic": "agents.guided.support agents.guided.support_critic",
     "agents.training": "agents.core.training agents.core.batches",
-    "envs.bundled": "envs.store.bundled envs.rollouts.sb3_policies",
+    "envs.bundled": "envs.store.bundled envs.rollouts.sb3_policies envs.store.opening",
     "envs.collection": "envs.rollouts.collecting envs.rollouts.protocols envs",
     "envs.controllers": "envs.rollouts.scripted_policies",
     "envs.dataset_figure": "envs.data.figure",

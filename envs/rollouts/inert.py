@@ -73,7 +73,7 @@ def _checked(opcode: bytes, keys: slice) -> None:
         for key in reader.stack[keys]:
             is_small = type(key) is int and abs(key) < 2**60  # larger ones can have equal hashes
             if not is_small and type(key) not in (str, bool, type(None)):
-                raise ValueError("a pickle with a key that is not text")
+                raise ValueError("a pickle with a key that is no text")
         instruction(reader)
 
     _Reader.dispatch[opcode[0]] = load

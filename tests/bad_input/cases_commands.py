@@ -102,7 +102,7 @@ CASES = [
         CLI,
         "train: a guidance scale that is not a number",
         SystemExit,
-        "error: guidance_scales=nan, expected a finite number",
+        "error: guidance_scales=nan, expected a finite number of at least 0",
         train("--guidance-scales", "0", "nan"),
     ),
     Case(

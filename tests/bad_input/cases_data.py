@@ -27,7 +27,7 @@ from qgpo import OfflineDataset, load_dataset
 from qgpo.envs.store.hdf5 import ColumnError
 from qgpo.envs.store.writing import check_new_id
 
-DISCRETE = "…has action space Discrete(2); only continuous actions (a Box with finite bounds) are …"
+DISCRETE = "…has action space Discrete(2); continuous actions (a Box with finite bounds) are …"
 NUMBERED = "dataset 'test/numbered-v0'"
 
 

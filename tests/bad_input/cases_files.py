@@ -134,8 +134,8 @@ CASES = [
         FILE,
         "a newer format",
         CheckpointError,
-        "'agent.zip' has format version 4, this qgpo reads up to 3: upgrade qgpo",
-        lambda: loaded(header(format_version=4)),
+        "'agent.zip' has format version 5, this qgpo reads up to 4: upgrade qgpo",
+        lambda: loaded(header(format_version=5)),
     ),
     Case(
         FILE,
@@ -276,7 +276,7 @@ CASES = [
         "a dataset without environment",
         ValueError,
         "dataset 'test/made/by-hand-v0' does not name its environment; pass the one of these data "
-        "(observations (3,), actions (2,)): evaluate(agent, env_id)",
+        "(observations (3,), actions (1,)): evaluate(agent, env_id)",
         lambda: evaluate(agent(), make_dataset()),
     ),
     Case(
@@ -297,7 +297,7 @@ CASES = [
         PLAY,
         "an environment that fails",
         EvaluationError,
-        "evaluation in Failing failed in episode 0 (seed 0), step 1: its reward is nan; of 3 "
+        "evaluation in Failing failed in episode 0 (seed 10000), step 1: its reward is nan; of 3 "
         "episodes, no episode had ended",
         lambda: evaluate(agent(), Failing(), 3),
     ),
@@ -334,7 +334,7 @@ CASES = [
         "a callback for a dataset without environment",
         ValueError,
         "dataset 'test/made/by-hand-v0' does not name its environment; pass the one of these data "
-        "(observations (3,), actions (2,)): EvaluationCallback(env_id)",
+        "(observations (3,), actions (1,)): EvaluationCallback(env_id)",
         lambda: EvaluationCallback(make_dataset()),
     ),
 ]

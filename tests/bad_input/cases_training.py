@@ -127,7 +127,7 @@ CASES = [
         MAKE,
         "an environment with discrete actions",
         ValueError,
-        "the environment has action space Discrete(2); only continuous actions …",
+        "the environment has action space Discrete(2); continuous actions …",
         lambda: QGPO(env="CartPole-v1"),
     ),
     Case(

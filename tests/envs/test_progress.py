@@ -9,7 +9,8 @@ from factory import ROOT
 
 from qgpo.envs.progress import progress
 
-SILENT = {"agents/core/agent.py: learn"}  # as Stable-Baselines3's; its users pass progress_bar=True
+# as Stable-Baselines3's; its users pass progress_bar=True
+SILENT = {"agents/core/agent.py: learn", "agents/qgpo.py: distill"}
 
 
 class Terminal(io.StringIO):

@@ -374,7 +374,7 @@ def test_a_training_whose_folder_is_removed_writes_nothing_there(others, monkeyp
         ('{"stage_seconds": {"critic": {"wall": 1%s, "cpu": 1}}}' % ("0" * 400), "OverflowError"),
         ('{"stage_seconds": {"critic": {"wall": "1", "cpu": "1"}}}', "TypeError"),
         ("[]", "TypeError"),
-        (None, "is no file"),
+        (None, "is not a file"),
     ],
 )
 def test_an_odd_clock_is_refused(text, refused, folder):
@@ -417,7 +417,7 @@ class Broken(gym.Env):
 def test_an_environment_that_cannot_be_played_is_refused_before_training(where):
     gym.register("test/Broken-v0", lambda: Broken(where), max_episode_steps=5)
     try:
-        with pytest.raises(SystemExit, match="error: environment 'test/Broken-v0' cannot be play"):
+        with pytest.raises(SystemExit, match="error: environment 'test/Broken-v0' cannot be used"):
             train.main(dataclasses.replace(ARGS, env_id="test/Broken-v0"))
     finally:
         del gym.registry["test/Broken-v0"]

@@ -188,7 +188,7 @@ def test_metrics_that_are_no_text_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_refused_by_name(name, make, tmp_path):
     make(tmp_path / name)
-    with pytest.raises(RunFolderError, match=f"{name} is no file"), RunFolder(tmp_path).locked():
+    with pytest.raises(RunFolderError, match=f"{name} is not a file"), RunFolder(tmp_path).locked():
         pass
 
 

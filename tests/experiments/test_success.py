@@ -226,7 +226,7 @@ def test_a_report_of_successes(folder):
     assert float(low) <= 42.3 < 75.4 <= float(high)  # 18 of 30 by Wilson
     assert f"| `{TASK}` | 0 % | 100 % | the percentage of episodes that succeed |" in text
     assert f"| `{TASK}` | QGPO | 60.0 ± 10.0 % (w = 1) | 80.0 ± 0.0 % (w = 2) |" in text
-    assert "percentages of successes, normalised returns elsewhere" in text
+    assert "success rates, or normalised returns" in text
     page = (folder / "report.html").read_text()
     assert "60.0 ± 10.0 %" in page
     assert "0.0 % [0.0, 11.4]" in page

@@ -134,7 +134,10 @@ def test_unknown_preset_and_dataset_are_refused_in_one_line(tmp_path, data):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "data"])  # of commands
+COMMANDS = ("data", "images", "share")  # scripts of several commands
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in COMMANDS])
 def test_help_describes_every_field(name, tmp_path, data):
     done = run(name, "--help", cwd=tmp_path, data=data, COLUMNS="200")
     args = importlib.import_module(f"qgpo.scripts.{name}").Args

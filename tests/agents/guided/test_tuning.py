@@ -256,7 +256,7 @@ def test_what_leaving_the_data_costs_and_how_long_an_episode_is(rewards, cost, m
 def test_what_cannot_be_tuned_is_refused():
     dataset = make_dataset()
     agent = QGPO(WHITENED, device="cpu")
-    with pytest.raises(RuntimeError, match=r"not trained.*learn\(dataset\)"):
+    with pytest.raises(RuntimeError, match=r"not finished training.*learn\(dataset\)"):
         agent.tune_guidance(dataset)
     agent.learn(dataset)
     with pytest.raises(ValueError, match=r"scales=\(\), expected numbers in"):

@@ -144,7 +144,7 @@ def test_other_files_are_refused_and_nothing_is_unpickled(tmp_path):
     with pytest.raises(LogError, match=r"gone\.csv does not exist"):
         read_log([tmp_path / "gone.csv"])
     np.savez(tmp_path / "a.npz", observations=np.array([{}], dtype=object), actions=np.zeros(1))
-    with pytest.raises(LogError, match="observations holds no numbers"):
+    with pytest.raises(LogError, match="observations contains no numbers"):
         read_log([tmp_path / "a.npz"])
     np.savez(tmp_path / "b.npz", observations=np.zeros((2, 4, 4, 3)), actions=np.zeros((2, 1)))
     with pytest.raises(LogError, match="images perhaps"):

@@ -67,7 +67,7 @@ def test_a_pure_concatenation_can_be_turned_back(rows):
 def test_chosen_parts_in_the_order_asked_for():
     adapter = ObservationAdapter.choose(NESTED, ("b",), "the test")
     assert adapter.flatten(OBSERVATION).tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
-    with pytest.raises(ValueError, match=r"holds b/x \(2, 2\), b/y \(\) alone"):
+    with pytest.raises(ValueError, match=r"holds b/x \(2, 2\), b/y \(\) only"):
         adapter.unflatten(np.zeros(5))
 
 
