@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from broad_tables import HALVES, Broad, score
+from broad_tables import COLUMNS, HALVES, Broad, score
 from matplotlib.figure import Figure
 from measured import BASELINES, DATASETS, LONGER, MINUTES, OURS, TUNED, Column, Measurements, Scale
 from page_tables import OGBENCH, ogbench_cells
@@ -235,14 +235,16 @@ def draw_broad(_: Measurements) -> Figure:
                 axis.scatter([x], [place], color=color, marker=marker, s=26, label=name, zorder=3)
         axis.set_yticks(range(len(sets[half])), [one.task for one in sets[half]])
         axis.invert_yaxis()
-        axis.set_title(half, loc="left")
+        axis.set_title(half, loc="left", fontsize=9)
         tidy(axis, "x")
-    panels[-1].set_xlabel("normalised score, or success in percent")
-    handles, labels = panels[-1].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        list(unique.values()), list(unique), ncols=3, loc="outside lower center", frameon=False
-    )
+    panels[-1].set_xlabel("normalised score, or success in percent", fontsize=8)
+    unique: dict[str, Any] = {}
+    for axis in panels:
+        handles, labels = axis.get_legend_handles_labels()
+        unique |= dict(zip(labels, handles, strict=True))
+    shown = [name for name in ("data", *(c[0].strip("*") for c in COLUMNS)) if name in unique]
+    handles = [unique[name] for name in shown]
+    figure.legend(handles, shown, ncols=6, loc="outside lower center", frameon=False, fontsize=8)
     return figure
 
 
