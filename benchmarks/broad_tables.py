@@ -76,9 +76,17 @@ class Broad:
         trainings = self.group(one, "QGPO", 1.0)
         return [*cells, str(len(trainings) if trainings else 0)]
 
-    def mean(self, half: Half) -> list[str]:
-        """Mean scores over the sets on which all columns were played."""
-        cells, sets = [], self.sets(half)
+    def means(self, half: Half) -> list[list[str]]:
+        """Mean scores over all sets, and over those that all agents learned."""
+        sets = self.sets(half)
+        shared = [one for one in sets if all((c[1], one.id) in self.agents for c in self.columns)]
+        rows = [self._mean("mean", sets)]
+        if len(shared) < len(sets):
+            rows.append(self._mean(f"mean of the {len(shared)} with all agents", shared))
+        return rows
+
+    def _mean(self, title: str, sets: list[Set]) -> list[str]:
+        cells = []
         for _, label, scale in self.columns:
             groups = [(one, self.group(one, label, scale)) for one in sets]
             means = [
@@ -87,7 +95,7 @@ class Broad:
                 if group is not None
             ]
             cells.append(f"{np.mean(means):.1f}" if len(means) == len(sets) else "-")
-        return ["mean", "", *cells, ""]
+        return [title, "", *cells, ""]
 
 
 def broad() -> dict[str, str]:
@@ -96,7 +104,7 @@ def broad() -> dict[str, str]:
     header = ["", "data", *(title for title, _, _ in played.columns), "trainings"]
     return {
         f"broad-{half}": table(
-            header, [*(played.row(one) for one in played.sets(half)), played.mean(half)]
+            header, [*(played.row(one) for one in played.sets(half)), *played.means(half)]
         )
         for half in HALVES
     }
