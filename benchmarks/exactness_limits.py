@@ -153,7 +153,8 @@ def main(args: Args) -> None:
     mean, std = data_model.normalizer.mean, data_model.normalizer.std
     exact = problem.standardised(mean, std).tilted(args.beta, data_model.schedule)
     data = Samples(data_model.encode(x.float()), (args.beta * preference).float())
-    result: dict[str, Any] = {"args": asdict(args), "problem": row, "labels": []}
+    settings = {name: value for name, value in asdict(args).items() if name != "output"}
+    result: dict[str, Any] = {"args": settings, "problem": row, "labels": []}
     p = problem.tilted(args.beta, data_model.schedule).p
     generator = torch.Generator().manual_seed(1000 + args.seed)
     sets = [p.sample(10_000, generator)[0] for _ in range(4)]

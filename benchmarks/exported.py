@@ -17,12 +17,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
+from clock import latency
 
 from qgpo import AEPO, QGPO, QIPO, Ensemble, load_agent, load_dataset
 from qgpo.agents import AGENTS, longer
@@ -33,8 +35,7 @@ from qgpo.agents.guided.candidates import Candidates
 from qgpo.files import write_whole
 
 HERE = Path(__file__).parent
-ROUNDS, SECONDS = 6, 0.02
-"""of a latency: rounds, and CPU time of each"""
+quick = partial(latency, rounds=6, seconds=0.02)
 BOUND = 1e-5
 SINGLE = 100
 """observations that are acted on one by one, too"""
@@ -105,22 +106,6 @@ def agents(args: Args) -> Iterator[tuple[str, Any, np.ndarray]]:
         data = load_dataset(str(agent.dataset_id))
         name = f"{agent.name} of {str(data.id).removeprefix('qgpo/')}"
         yield name, agent, np.asarray(data.states[: args.observations])
-
-
-def latency(act: Any) -> float:
-    """Microseconds of CPU time of one call, in the fastest of the rounds."""
-    act()
-    began, calls = time.process_time(), 0
-    while time.process_time() - began < SECONDS:
-        act()
-        calls += 1
-    rounds = []
-    for _ in range(ROUNDS):
-        began = time.process_time()
-        for _ in range(calls):
-            act()
-        rounds.append((time.process_time() - began) / calls)
-    return round(1e6 * min(rounds), 1)
 
 
 def differences(
@@ -211,10 +196,10 @@ def measure(agent: Any, states: np.ndarray) -> dict[str, Any]:
                 "differences": at,
                 "bytes": path.stat().st_size,
                 "export_seconds": round(seconds, 2),
-                "predict_microseconds": latency(
-                    lambda d=deterministic: agent.predict(states[0], deterministic=d)
+                "predict_microseconds": round(
+                    quick(lambda d=deterministic: agent.predict(states[0], deterministic=d)), 1
                 ),
-                "onnx_microseconds": latency(lambda s=session, x=inputs: s.run(None, x)),
+                "onnx_microseconds": round(quick(lambda s=session, x=inputs: s.run(None, x)), 1),
             }
     return row
 

@@ -22,15 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from clock import latency
 
 from qgpo import QGPO, OneStepPolicy, evaluate, load_agent, load_dataset
 from qgpo.agents.core.export.policy import open_session
 from qgpo.agents.core.provenance import processor, versions
+from qgpo.envs.play.evaluation import FIRST_SEED
 from qgpo.files import write_whole
-
-ROUNDS, SECONDS = 20, 0.05
-"""of a latency: rounds, and CPU time of each"""
-FIRST_SEED = 10_000
 
 
 @dataclass
@@ -47,22 +45,6 @@ class Args:
     """gradient steps of the distillation; default the preset's"""
     keep: Path | None = None
     """checkpoint of the student to write"""
-
-
-def latency(act: Any) -> float:
-    """Microseconds of CPU time of one call, in the fastest of the rounds."""
-    act()
-    began, calls = time.process_time(), 0
-    while time.process_time() - began < SECONDS:
-        act()
-        calls += 1
-    rounds = []
-    for _ in range(ROUNDS):
-        began = time.process_time()
-        for _ in range(calls):
-            act()
-        rounds.append((time.process_time() - began) / calls)
-    return 1e6 * min(rounds)
 
 
 def latencies(agent: Any, observation: np.ndarray) -> dict[str, float]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ class Factories(NamedTuple):
 ConfigT = TypeVar("ConfigT", bound=TiltedConfig)
 
 
-class TiltedDiffusion(Generic[ConfigT]):
+class TiltedDiffusion(ABC, Generic[ConfigT]):
     """A model of p(x) ~ q(x) exp(-beta E(x)), or of p(x|c) given conditions.
 
     Derived classes say how data are read, and of which networks the model consists.
@@ -247,9 +248,9 @@ class TiltedDiffusion(Generic[ConfigT]):
 
     # Parts ----------------------------------------------------------------------------------
 
+    @abstractmethod
     def _factories(self, layout: Layout) -> Factories:
         """The networks of this configuration."""
-        raise NotImplementedError
 
     def _build(self, layout: Layout, labelled: bool) -> None:
         """Networks and optimizers; `labelled`: the energy came as labels and may be learned."""
@@ -325,13 +326,13 @@ class TiltedDiffusion(Generic[ConfigT]):
         """Back to data."""
         return in_units(self.normalizer, z)
 
+    @abstractmethod
     def _read(self, data: Array) -> Array:
         """Data whose type and shape are right. Raises ValueError for others."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _rows(self, data: Array) -> Rows:
         """Checked data in the coordinates of the diffusion; the first time, these are found."""
-        raise NotImplementedError
 
     # Training -------------------------------------------------------------------------------
 
@@ -488,9 +489,9 @@ class TiltedDiffusion(Generic[ConfigT]):
             )
         return several
 
+    @abstractmethod
     def _units(self, x: Array) -> Tensor:
         """Data (B, ...) that was read, as an energy gets it."""
-        raise NotImplementedError
 
     def _labels(self, energy: Energy | Array | None, z: Rows, c: Tensor | None) -> Tensor:
         """E of every sample, (N,) or (N, E).

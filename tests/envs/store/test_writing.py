@@ -205,3 +205,9 @@ def test_vectors_of_parts_are_refused():
 def test_reference_returns_of_the_family_keep_their_source():
     write_minari(ID, own(), "Pendulum-v1")
     assert "SAC" in load_dataset(ID, download=False).reference.source
+
+
+def test_several_steps_at_once_are_not_stored_as_one():
+    write(0.5)
+    with pytest.raises(ValueError, match="loaded with history 2, chunk 1; load them with history"):
+        write_minari("test/b-v0", load_dataset(ID, history=2))
