@@ -242,7 +242,7 @@ def test_an_empty_folder_has_no_documents(tmp_path):
 
 def test_the_committed_tables_are_those_of_their_documents(tmp_path):
     folders = sorted(path.parent for path in (ROOT / "benchmarks").glob(f"*/{PROVENANCE}"))
-    assert len(folders) == 11
+    assert folders
     for folder in folders:
         assert names(folder) in (sorted(SAVED), sorted([*SAVED, "report"]))
         for cell, document in read_documents(folder).items():
