@@ -41,6 +41,7 @@ WITHDRAWN = {
     "qgpo.solver.EVALUATIONS": "is a column of qgpo.solver.SOLVERS",
     "qgpo.solver.ORDERS": "is a column of qgpo.solver.SOLVERS",
     "qgpo.agents.acting.Acting": PART,
+    "qgpo.envs.families.TWO_GAITS": "was the settings of one dataset",
     "qgpo.agents.adoption.LAST_STAGE_FIELDS": FIELDS,
     "qgpo.agents.adoption.SHARED_NETWORKS": "are OF_BEHAVIOR and the networks of the critic",
     "qgpo.agents.adoption.adopt": PART,

@@ -228,12 +228,6 @@ ANTMAZE: Settings = {
 # already, and its trajectories are no episodes of a task, so that their returns are no scale.
 SPARSE: Settings = {"paper": {"reward_tuning": "antmaze"}}
 COUNTED: Settings = {"paper": {"reward_tuning": "none"}}
-# Chosen by returns on zoo/halfcheetah/medium-expert-v0; no other dataset gained from it
-# (docs/ablations.md).
-TWO_GAITS: Settings = {
-    "laptop": {"sparsity_power": 2.0},
-    "laptop-support": {"sparsity_power": 2.0},
-}
 
 U_MAZE = [
     [1, 1, 1, 1, 1],
@@ -350,13 +344,6 @@ FAMILIES: tuple[Family, ...] = (
     _adroit("Door", _d4rl(-56.512833, 2880.5693), 200),
     _adroit("Hammer", _d4rl(-274.856578, 12794.1348), 200),
     _adroit("Relocate", _d4rl(-6.425911, 4233.8778), 200),
-    dataclasses.replace(
-        HALFCHEETAH,
-        name="halfcheetah-medium-expert",
-        datasets=r"(.*/)?halfcheetah/medium-expert-v\d+",
-        environments=Family.environments,
-        settings=TWO_GAITS,
-    ),
     HALFCHEETAH,
     _locomotion("Hopper", _d4rl(-20.272305, 3234.3)),
     _locomotion("Walker2d", _d4rl(1.629008, 4592.3)),

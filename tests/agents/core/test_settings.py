@@ -11,12 +11,14 @@ from qgpo import PRESETS, QGPO
 from qgpo.agents import AGENTS
 from qgpo.scripts.train import parse
 
-MIXED_GAITS = "mine/halfcheetah/medium-expert-v0"
+ANTMAZE = "D4RL/antmaze/umaze-v1"
+SETTINGS = {"support_actions": 32, "reward_tuning": "antmaze", "beta_q": 20.0}
 
 
 @pytest.mark.parametrize("agent", sorted(AGENTS))
 @pytest.mark.parametrize(
-    "dataset_id", [MIXED_GAITS, "D4RL/antmaze/umaze-v1", "qgpo/hopper/mixed-v0", "mine/a-v0"]
+    "dataset_id",
+    ["mine/halfcheetah/medium-expert-v0", ANTMAZE, "qgpo/hopper/mixed-v0", "mine/a-v0"],
 )
 def test_python_and_the_command_line_agree(agent, dataset_id):
     for preset in AGENTS[agent].presets:
@@ -26,39 +28,42 @@ def test_python_and_the_command_line_agree(agent, dataset_id):
 
 
 def test_a_family_changes_a_preset():
-    assert QGPO.settings_for(MIXED_GAITS).sparsity_power == 2.0
-    assert PRESETS["laptop"].sparsity_power == 0.0
-    assert QGPO.settings_for("D4RL/antmaze/umaze-v1", "paper").beta_q == 20.0
+    assert QGPO.settings_for(ANTMAZE, "paper") == replace(PRESETS["paper"], **SETTINGS)
+    assert PRESETS["paper"].beta_q != 20.0
+
+
+@pytest.mark.parametrize("dataset_id", [ANTMAZE, "zoo/halfcheetah/medium-expert-v0"])
+def test_laptop_is_one_recipe_for_all_datasets(dataset_id):
+    assert QGPO.settings_for(dataset_id, "laptop") == PRESETS["laptop"]
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """Presets that train in no time, with the real names."""
-    row = replace(WHITENED, sparsity_power=0.0)
-    monkeypatch.setattr(QGPO, "presets", {"laptop": row})
-    return row
+    monkeypatch.setattr(QGPO, "presets", {"paper": WHITENED})
+    return WHITENED
 
 
 def test_a_preset_by_name_gets_the_family_s_settings_and_a_configuration_does_not(tiny):
-    dataset = make_dataset(id=MIXED_GAITS)
-    assert QGPO("laptop", device="cpu").learn(dataset).config.sparsity_power == 2.0
+    dataset = make_dataset(id=ANTMAZE)
+    assert QGPO("paper", device="cpu").learn(dataset).config == replace(tiny, **SETTINGS)
     assert QGPO(tiny, device="cpu").learn(dataset).config == tiny
 
 
 def test_what_the_caller_changes_stays_changed(tiny):
-    dataset = make_dataset(id=MIXED_GAITS)
-    agent = QGPO("laptop", guidance="mse", device="cpu")
+    dataset = make_dataset(id=ANTMAZE)
+    agent = QGPO("paper", guidance="mse", device="cpu")
     agent.configure_guidance(2.0)
     agent.learn(dataset)
-    changes = {"guidance": "mse", "guidance_scale": 2.0, "sparsity_power": 2.0}
+    changes = {"guidance": "mse", "guidance_scale": 2.0, **SETTINGS}
     assert agent.config == replace(tiny, **changes)
 
 
 def test_another_dataset_brings_its_own_settings(tiny):
-    agent = QGPO("laptop", device="cpu").learn(make_dataset(id=MIXED_GAITS))
+    agent = QGPO("paper", device="cpu").learn(make_dataset(id=ANTMAZE))
     assert agent.learn(make_dataset(seed=1)).config == tiny
     loaded = agent.save("agent") or QGPO.load("agent", device="cpu")
-    assert loaded.learn(make_dataset(id=MIXED_GAITS, seed=2)).config == tiny
+    assert loaded.learn(make_dataset(id=ANTMAZE, seed=2)).config == tiny
 
 
 def test_the_family_s_agents_share_their_settings():

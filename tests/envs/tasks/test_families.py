@@ -263,10 +263,6 @@ def test_preset_then_family_then_flags():
     args = parse(["--dataset-id", "mujoco/hopper/medium-v0", "--preset", "paper"])
     assert (args.config, args.n_episodes) == (PRESETS["paper"], 50)
     assert parse(["--dataset-id", "qgpo/halfcheetah/mixed-v0"]).config == PRESETS["laptop"]
-    expected = dataclasses.replace(PRESETS["laptop"], sparsity_power=2.0)
-    args = parse(["--dataset-id", "mine/halfcheetah/medium-expert-v0"])
-    assert args.config == expected
-    assert parse(["--dataset-id", "mine/halfcheetah/medium-expert"]).config == expected
     args = parse(["--dataset-id", "D4RL/antmaze/medium-play", "--preset", "paper"])
     assert (args.config.support_actions, args.config.beta_q, args.n_episodes) == (32, 20.0, 100)
 
