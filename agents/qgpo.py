@@ -116,7 +116,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     time, and `solver` and `solver_steps` after the agent has seen data.
 
     `env` is an environment for callbacks (learning does not use it). `device` is a torch device or
-    auto. `verbose=1` prints metrics. `tensorboard_log` is a folder for TensorBoard events.
+    auto. `verbose=1` prints metrics and a line per stage. `tensorboard_log` is a folder for
+    TensorBoard events.
     """
 
     name: ClassVar[str] = "QGPO"

@@ -340,6 +340,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
                 log, name = self.tensorboard_log, tb_log_name or self.name
                 training.logger = sb3.make_logger(self.verbose, log, name, reset_num_timesteps)
             training.log_interval, training.progress_bar = int(log_interval), progress_bar
+            training.verbose = self.verbose > 0
             training.start_clock()
             total_timesteps = self.total_timesteps  # for callbacks, which read our locals
             with training.running(callback, self, locals()):

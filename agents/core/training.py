@@ -85,8 +85,10 @@ class Training:
         self.log_interval = 1000
         self.callback: BaseCallback | None = None
         self.progress_bar: bool | None = False
+        self.verbose = False
         self.tell: Callable[[str], None] | None = None
-        """gets one line when a stage ends; without it, the line goes where a bar is shown"""
+        """gets one line when a stage ends; without it, the line goes where a bar is shown, or to
+        standard output if `verbose`"""
         self.interrupted = False
         self.saved: str | None = None
         """the last checkpoint, for messages"""
@@ -235,8 +237,8 @@ class Training:
             line = stage_line(what, total - done, time.monotonic() - began, means)
             if self.tell is not None:
                 self.tell(line)
-            elif shown:
-                print(line, file=sys.stderr)
+            elif shown or self.verbose:
+                print(line, file=sys.stderr if shown else sys.stdout, flush=True)
 
     def _call_back(self, gradient_step: bool) -> None:
         """Tell the callback of a step. Raises TrainingStoppedError where it asks to stop."""

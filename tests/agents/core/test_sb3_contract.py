@@ -88,11 +88,11 @@ def test_an_environment_changes_nothing_of_what_is_learned(reset):
 
 
 def test_a_preset_still_takes_what_the_dataset_s_family_changes():
-    data = make_dataset(id="qgpo/halfcheetah/medium-expert-v0")
-    agent = QGPO("laptop", env=Walk(), device="cpu")
+    data = make_dataset(id="D4RL/antmaze/umaze-v1")
+    agent = QGPO("paper", env=Walk(), device="cpu")
     row = agent.config
     agent.prepare(data)
-    assert agent.config == QGPO.settings_for(data, "laptop") != row
+    assert agent.config == QGPO.settings_for(data, "paper") != row
 
 
 def test_dicts_are_read_before_and_after_data():

@@ -35,3 +35,6 @@ def test_each_stage_is_told_once(capsys):
     agent.learn(dataset, progress_bar=True)
     told = [line for line in capsys.readouterr().err.splitlines() if " steps in " in line]
     assert len(told) == len(agent.stages)
+    QGPO(WHITENED, seed=0, verbose=1).learn(dataset)
+    told = [line for line in capsys.readouterr().out.splitlines() if " steps in " in line]
+    assert [line.split()[1] for line in told] == list(agent.stages)
