@@ -17,10 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import torch
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
@@ -112,8 +110,9 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         agent = QGPO("laptop", seed=0).learn(load_dataset("qgpo/halfcheetah/mixed-v0"))
         action, _ = agent.predict(observation)
 
-    `guidance` replaces that field of the configuration. `guidance_scale` may be changed at any
-    time, and `solver` and `solver_steps` after the agent has seen data.
+    Fields of the configuration may be given by name (`QGPO("laptop", guidance="mse")`).
+    `guidance_scale` may be changed at any time, and `solver` and `solver_steps` after the agent
+    has seen data.
 
     `env` is an environment for callbacks (learning does not use it). `device` is a torch device or
     auto. `verbose=1` prints metrics and a line per stage. `tensorboard_log` is a folder for
@@ -126,23 +125,6 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
     one_step: ClassVar[Any]
     """the agent that `distill` makes; it is of this kind, and names itself here"""
-
-    def __init__(
-        self,
-        config: QGPOConfig | str = "laptop",
-        env: gym.Env[Any, Any] | VecEnv | str | None = None,
-        *,
-        guidance: str | None = None,
-        seed: int = 0,
-        device: torch.device | str = "auto",
-        verbose: int = 0,
-        tensorboard_log: str | None = None,
-    ) -> None:
-        super().__init__(
-            config, env, seed=seed, device=device, verbose=verbose, tensorboard_log=tensorboard_log
-        )
-        if guidance is not None:
-            self._change(guidance=guidance)
 
     def _build_last(self) -> None:
         c, behavior = self.config, self.behavior

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
@@ -50,7 +51,12 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """An agent that learns from an OfflineDataset and acts like an SB3 algorithm.
 
     With a preset's name as `config`, `learn` applies what the dataset's family changes of that
-    preset (`settings_for`); a configuration is taken as it is.
+    preset (`settings_for`); a configuration is taken as it is. `settings` are fields of the
+    configuration that have other values, whatever the preset and the family say:
+
+        QGPO("laptop", critic="implicit", beta=2.0)
+
+    Raises TypeError for names that are no fields, and ValueError for values out of range.
     """
 
     name: ClassVar[str]
@@ -98,12 +104,15 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         device: torch.device | str = "auto",
         verbose: int = 0,
         tensorboard_log: str | Path | None = None,
+        **settings: Any,
     ) -> None:
         self._seed = check_seed(seed)
         self._config: ConfigT = self.choose_config(config)
         self._preset = config if isinstance(config, str) else None
         self._row = self.config
         self._changes: dict[str, Any] = {}
+        if settings:
+            self._change(**self._checked(settings))
         self.device = choose_device(device)
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
@@ -198,6 +207,20 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             family = find_family(dataset, recorded_in(dataset))
         names = _names(cls.config_class)
         return dataclasses.replace(row, **family_settings(family, preset, names))  # type: ignore[type-var]
+
+    @classmethod
+    def _checked(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings by the names of fields. Raises TypeError for other names."""
+        fields = _names(cls.config_class)
+        named = {cls.rate_field if k == "learning_rate" else k: v for k, v in settings.items()}
+        for name in named.keys() - fields:
+            near = difflib.get_close_matches(name, sorted(fields), 4)
+            raise TypeError(
+                f"{cls.name} has no setting {name!r}"
+                + (f"; the nearest are {', '.join(near)}" if near else "")
+                + f". The fields of {cls.config_class.__name__} are {', '.join(sorted(fields))}"
+            )
+        return named
 
     def _change(self, **values: Any) -> None:
         """Set fields of the configuration whatever the dataset's family says."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+import re
+from dataclasses import fields, replace
 
 import pytest
 from factory import SHARED, WHITENED, make_dataset
@@ -57,6 +59,28 @@ def test_what_the_caller_changes_stays_changed(tiny):
     agent.learn(dataset)
     changes = {"guidance": "mse", "guidance_scale": 2.0, **SETTINGS}
     assert agent.config == replace(tiny, **changes)
+
+
+def test_settings_by_name_go_before_preset_and_family(tiny):
+    agent = QGPO("paper", support_actions=3, learning_rate=0.5, device="cpu")
+    assert (agent.config.support_actions, agent.learning_rate) == (3, 0.5)
+    agent.learn(make_dataset(id=ANTMAZE))
+    changes = {"support_actions": 3, "behavior_learning_rate": 0.5}
+    assert agent.config == replace(tiny, **{**SETTINGS, **changes})
+    assert QGPO(tiny, beta=3.0, device="cpu").config == replace(tiny, beta=3.0)
+
+
+@pytest.mark.parametrize("agent", sorted(AGENTS))
+def test_settings_that_do_not_exist_are_refused(agent):
+    message = (
+        rf"{re.escape(agent)} has no setting 'learning_rates'; the nearest are .*learning_rate"
+    )
+    with pytest.raises(TypeError, match=message):
+        AGENTS[agent](learning_rates=0.9)
+    with pytest.raises(ValueError, match="learning_rate"):
+        AGENTS[agent](learning_rate=-2.0)
+    named = {field.name for field in fields(AGENTS[agent].config_class)}
+    assert not named & inspect.signature(AGENTS[agent]).parameters.keys()
 
 
 def test_another_dataset_brings_its_own_settings(tiny):
