@@ -98,6 +98,11 @@ class Ensemble:
         return all(member.is_trained for member in self.members)
 
     @property
+    def guidance_is_off(self) -> bool:
+        """Whether the critics of all members rank no actions, so that every scale imitates."""
+        return all(member.guidance_is_off for member in self._guided())
+
+    @property
     def guidance_scale(self) -> float | tuple[float, ...]:
         """The members' scale, or all of them where they differ; set it likewise."""
         scales = tuple(member.guidance_scale for member in self._guided())

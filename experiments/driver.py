@@ -17,6 +17,7 @@ import functools
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,13 @@ from qgpo.agents.core.checkpoint import CheckpointWriteError
 from qgpo.agents.core.config import longer
 from qgpo.agents.core.speed import measure_speed
 from qgpo.agents.core.training import on_signals, until_done
-from qgpo.agents.guided import GuidanceTuning, GuidedPolicy, Verdict, is_guided
+from qgpo.agents.guided import (
+    GuidanceOffWarning,
+    GuidanceTuning,
+    GuidedPolicy,
+    Verdict,
+    is_guided,
+)
 from qgpo.agents.registry import adopt_from, agent_class
 from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import FIRST_SEED, evaluate_scales
@@ -367,14 +374,16 @@ class Run:
         saving = SaveCheckpoint(folder.checkpoint, every)
         agent.training.tell = say
         try:
-            agent.learn(
-                self.dataset,
-                [StillHeld(folder, every), saving, self.clock],
-                experiment.log_interval,
-                reset_num_timesteps=False,
-                progress_bar=experiment.progress_bar,
-                allow_other_dataset=self.allow_other_dataset,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", GuidanceOffWarning)  # the verdict is printed
+                agent.learn(
+                    self.dataset,
+                    [StillHeld(folder, every), saving, self.clock],
+                    experiment.log_interval,
+                    reset_num_timesteps=False,
+                    progress_bar=experiment.progress_bar,
+                    allow_other_dataset=self.allow_other_dataset,
+                )
         except KeyboardInterrupt:
             self.save()
             self.clock.on_training_end()

@@ -7,6 +7,13 @@ The last stage, and how an agent acts, belong in the agent's own file.
 
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import GuidanceTuning, Guided, is_guided
-from qgpo.agents.guided.verdict import Verdict
+from qgpo.agents.guided.verdict import GuidanceOffWarning, Verdict
 
-__all__ = ["GuidanceTuning", "Guided", "GuidedPolicy", "Verdict", "is_guided"]
+__all__ = [
+    "GuidanceOffWarning",
+    "GuidanceTuning",
+    "Guided",
+    "GuidedPolicy",
+    "Verdict",
+    "is_guided",
+]

@@ -14,6 +14,7 @@ BestOfN choose among actions of the behavior (candidates.py).
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import abstractmethod
 from collections.abc import Collection
 from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
@@ -35,7 +36,7 @@ from qgpo.agents.guided.critics import make_critic
 from qgpo.agents.guided.folds import FOLDS
 from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
-from qgpo.agents.guided.verdict import Verdict, verdict_of
+from qgpo.agents.guided.verdict import GuidanceOffWarning, Verdict, verdict_of
 from qgpo.density import mode_of_samples
 from qgpo.diffusion import Diffusion, GuidanceGradient
 from qgpo.envs.data.dataset import OfflineDataset
@@ -125,6 +126,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             self.generate_support(dataset)
             self.train_critic(dataset)
             self._train_last(dataset)
+            if self.guidance_is_off:
+                warnings.warn(f"guidance is off: {self.verdict}", GuidanceOffWarning, stacklevel=3)
         adoption.drop_tables(self.training)
 
     def train_whitening(self, dataset: OfflineDataset) -> None:
@@ -286,6 +289,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     def verdict(self) -> Verdict | None:
         """Whether the data say that guidance can be trusted; None where the critic cannot know."""
         return verdict_of(self.critic) if self.is_trained else None
+
+    @property
+    def guidance_is_off(self) -> bool:
+        """Whether the critic ranks no actions, so that every guidance scale imitates."""
+        return self.verdict is not None and not self.verdict.confirmed
 
     @property
     def guidance_scale(self) -> float:

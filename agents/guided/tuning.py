@@ -60,6 +60,8 @@ class GuidanceTuning:
     """(scales, rollouts) undiscounted"""
     left_data: NDArray[np.bool_]
     """(scales, rollouts) whether the episode left the data"""
+    guidance_is_off: bool = False
+    """whether the agent acts alike at every scale, so that the first one was played for all"""
 
     @property
     def best(self) -> float:
@@ -91,7 +93,9 @@ class GuidanceTuning:
         for w, mean, error, score, left in zip(*columns, strict=True):
             mark = "  <" if w == self.best else ""
             lines.append(f"{w:6g}{mean:18.1f}{error:9.1f}{score:16.1f}{left:15.0%}{mark}")
-        if len(self.scales) > 1 and not self.is_distinct:
+        if self.guidance_is_off:
+            lines.append("guidance is off (agent.verdict): the agent imitates at every scale")
+        elif len(self.scales) > 1 and not self.is_distinct:
             lines.append("no other scale is two standard errors away: the choice means little")
         return "\n".join(lines)
 
@@ -113,6 +117,10 @@ class Guided(Acts, Protocol):
     seed: int
     guidance_scale: Any
     """w: one number, or one per member"""
+
+    @property
+    def guidance_is_off(self) -> bool:
+        """Whether it acts alike at every guidance scale."""
 
     @property
     def is_trained(self) -> bool:
@@ -335,24 +343,26 @@ def tune_guidance(
         raise RuntimeError(f"this {agent.name} has not finished training: call learn(dataset)")
     before: Any = agent.guidance_scale
     data = agent.prepare(dataset)
+    played = chosen[:1] if agent.guidance_is_off else chosen  # which then stands for all
     generator = torch.Generator(agent.device).manual_seed(agent.seed)
     horizon = horizon_of(dataset)
     noise = agent.prediction_generator.get_state()
-    with progress(steps + horizon * len(chosen), "guidance scale", progress_bar) as bar:
+    with progress(steps + horizon * len(played), "guidance scale", progress_bar) as bar:
         world = Imagination.of(dataset, data, generator, steps, rollouts, bar)
         results = []
         try:
-            for w in chosen:
+            for w in played:
                 agent.guidance_scale = w
                 agent.prediction_generator.set_state(noise)  # the same for every scale
                 results.append(world.play(agent, deterministic, bar))
         finally:
             agent.guidance_scale = before
             agent.prediction_generator.set_state(noise)
-    returns = np.stack([r.double().cpu().numpy() for r, _ in results])
-    left = np.stack([x.cpu().numpy() for _, x in results])
+    copies = len(chosen) // len(played)
+    returns = np.stack([r.double().cpu().numpy() for r, _ in results * copies])
+    left = np.stack([x.cpu().numpy() for _, x in results * copies])
     if not np.isfinite(returns).all():
         raise NonFiniteError(f"returns in the model of {dataset.id!r} are not finite")
-    tuning = GuidanceTuning(chosen, returns, left)
+    tuning = GuidanceTuning(chosen, returns, left, agent.guidance_is_off)
     agent.configure_guidance(tuning.best)
     return tuning

@@ -8,6 +8,11 @@ from typing import Any
 from qgpo.agents.guided.critic import Critic
 from qgpo.agents.guided.stacked_critic import StackedCritic
 
+
+class GuidanceOffWarning(UserWarning):
+    """Said where a trained agent imitates at every guidance scale."""
+
+
 CLEAR = 4.0
 """standard errors from which the ranking counts as confirmed clearly"""
 
@@ -31,7 +36,8 @@ class Verdict:
         if not self.confirmed:
             return (
                 "unseen episodes do not confirm that the critic ranks actions: the agent imitates "
-                "at every guidance scale. More episodes help, or more varied actions"
+                "at every guidance scale. More episodes help, or more varied actions; "
+                'critic="implicit" guides without this check'
             )
         found = f"(correlation {self.correlation:.3f}, {self.errors:.1f} standard errors)"
         if self.errors < CLEAR:

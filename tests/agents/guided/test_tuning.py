@@ -107,6 +107,7 @@ class Scripted:
     """Stands for an agent: action w - 1 wherever it is."""
 
     name, seed, device, is_trained = "scripted", 0, torch.device("cpu"), True
+    guidance_is_off = False
 
     def __init__(self, dataset):
         self.inner = QGPO(WHITENED, device="cpu")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 
 import pytest
 from factory import STACKED, WHITENED, make_dataset
 
-from qgpo import QGPO
-from qgpo.agents.guided import Verdict
+from qgpo import QGPO, Ensemble
+from qgpo.agents.guided import GuidanceOffWarning, Verdict
+from qgpo.agents.guided.tuning import Imagination
 from qgpo.stacking import Slope
 
 
@@ -35,6 +37,46 @@ def test_what_was_measured_is_said(weights, slope, confirmed, text):
     assert list(verdict.weights.values()) == pytest.approx(weights)
     assert re.search(text, str(verdict))
     assert json.loads(json.dumps(verdict.as_dict()))["text"] == str(verdict)
+
+
+def confirming(monkeypatch, confirmed):
+    weights = {"returns": 0.5 if confirmed else 0.0, "implicit": 0.0}
+    monkeypatch.setattr(QGPO, "verdict", Verdict(0.1, 5.0, weights))
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_an_agent_that_only_imitates_says_so(monkeypatch, confirmed):
+    confirming(monkeypatch, confirmed)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        agent = trained(STACKED)
+        agent.learn(make_dataset((3,) * 12), reset_num_timesteps=False)  # nothing is left to do
+    said = [str(w.message) for w in said if issubclass(w.category, GuidanceOffWarning)]
+    assert len(said) == (0 if confirmed else 1)
+    assert confirmed or "guidance is off" in said[0]
+
+
+def test_tuning_plays_such_an_agent_once(monkeypatch):
+    dataset = make_dataset((3,) * 12)
+    agents, played = [trained(STACKED), trained(STACKED)], []
+    play = Imagination.play
+
+    def counted(self, agent, *rest):
+        played.append(agent.guidance_scale)
+        return play(self, agent, *rest)
+
+    monkeypatch.setattr(Imagination, "play", counted)
+    settings = {"scales": (0.0, 1.0, 2.0), "rollouts": 2, "steps": 2}
+    for confirmed in (True, False):
+        confirming(monkeypatch, confirmed)
+        for agent in (agents[0], Ensemble(agents)):
+            played.clear()
+            tuning = agent.tune_guidance(dataset, **settings)
+            assert played == ([0.0, 1.0, 2.0] if confirmed else [0.0])
+            assert tuning.returns.shape == tuning.left_data.shape == (3, 2)
+            assert ("imitates at every scale" in str(tuning)) is not confirmed
+    assert (tuning.best, (tuning.returns == tuning.returns[0]).all()) == (0.0, True)
+    assert agents[1].config.guidance_scale == 0.0
 
 
 def test_there_is_none_before_the_end_and_of_other_critics():
