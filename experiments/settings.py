@@ -88,7 +88,7 @@ class Experiment(Generic[ConfigT]):
     deterministic: bool = True
     """evaluate deterministic actions instead of sampled ones"""
     log_interval: Annotated[int, AT_LEAST_1] = 500
-    """gradient steps between two rows of metrics"""
+    """gradient steps between two rows of metrics; a stage has at least 20 rows"""
     checkpoint_every: Annotated[int, AT_LEAST_1] = 5000
     """gradient steps between two checkpoints"""
     progress_bar: bool = field(default_factory=on_terminal)

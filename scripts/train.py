@@ -212,7 +212,8 @@ def draw(args: Args[Any], run: Run) -> None:
 def main(args: Args[Any]) -> None:
     """Refuse what cannot work in one line, then run in the locked folder."""
     folder = args.folder
-    again = f"; continue with: {command('train', '--resume', folder.path)}"
+    imported = ["--env-id", args.env_id] if args.env_id and ":" in args.env_id else []
+    again = f"; continue with: {command('train', '--resume', folder.path, *imported)}"
     errors = (TypeError, RunFolderError, NonFiniteError, EvaluationError)
     with one_line(*errors, stopped="" if args.resume is None else again):
         args.check()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from numbers import Real
 from typing import Annotated, TypeVar
 
 from qgpo.envs.data.dataset import REWARD_TUNINGS
@@ -33,10 +34,16 @@ def longer(config: ConfigT, factor: float) -> ConfigT:
 
     Stages with 0 steps keep 0 steps. Training targets are renewed as many times as before, because
     more renewals would change what is learned. `within_minutes` finds the factor for a given time.
-    Raises ValueError unless the factor is positive.
+    Raises ValueError unless the factor is positive, and TypeError for anything else than a
+    configuration.
     """
-    if not 0.0 < factor < math.inf:
-        raise ValueError(f"factor={factor}, expected a positive number")
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(
+            f"config={config!r}, expected a configuration such as QGPO.settings_for(dataset), "
+            "then the factor"
+        )
+    if not isinstance(factor, Real) or not 0.0 < factor < math.inf:
+        raise ValueError(f"factor={factor!r}, expected a positive number")
     values = vars(config)
     steps = {name: values[name] for name in marked(type(config), STEPS)}
     periods = {name: values[name] for name in marked(type(config), PERIOD)}

@@ -51,6 +51,8 @@ MATTERS = {
     "q": "mean Q",
 }
 """metrics by which a stage is judged when it ends, the most telling one first, in words"""
+FEWEST_ROWS = 20
+"""of metrics in a stage, however short it is, so that a picture has curves"""
 
 
 class TrainingStoppedError(Exception):
@@ -198,7 +200,8 @@ class Training:
     ) -> None:
         """Call `update(step)` from where the stage stands up to `total`.
 
-        Metrics are averaged over `log_interval` steps and logged. A gradient step counts as a
+        Metrics are averaged over `log_interval` steps, or a twentieth of the stage where that is
+        less, and logged. A gradient step counts as a
         timestep and is one to callbacks; to them, any other step is a rollout. Raises RuntimeError
         within another stage of the same agent.
         """
@@ -213,6 +216,7 @@ class Training:
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}  # not every step has every metric
         what, done = f"{position} {stage:9s}", self.progress[stage]
+        every = min(self.log_interval, max(1, total // FEWEST_ROWS))
         began, means = time.monotonic(), dict[str, float]()
         bar = progress(total, what, self.progress_bar, initial=done, mininterval=0.5, leave=False)
         shown = not bar.disable  # a bar that is closed is disabled
@@ -225,7 +229,7 @@ class Training:
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
                     counts[name] = counts.get(name, 0) + 1
                 bar.update()
-                if (step + 1) % self.log_interval == 0 or step + 1 == total:
+                if (step + 1) % every == 0 or step + 1 == total:
                     means = {k: float(v) / counts[k] for k, v in sums.items()}
                     self._log(stage, means)
                     if "loss" in means:

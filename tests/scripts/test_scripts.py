@@ -239,9 +239,10 @@ def test_a_killed_run_resumes_with_all_its_settings_into_one_metrics_file(finish
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     places = [(row["time/stage"], int(row["time/stage_steps"])) for row in rows]
-    behavior = [n for stage, n in places if stage == "behavior"]
-    assert behavior == list(range(5, STEPS["behavior_steps"] + 1, 5))
-    assert [n for stage, n in places if stage == "energy"] == [5, 10, STEPS["energy_steps"]]
+    for name in ("behavior", "energy"):  # at least twenty rows, and one per step at most
+        steps, total = [n for stage, n in places if stage == name], STEPS[f"{name}_steps"]
+        every = max(1, total // 20)
+        assert steps == list(range(every, total + 1, every))
     assert places.count(("whitening", WHITENED.whitening_steps)) == 1
 
 

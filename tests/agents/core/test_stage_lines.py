@@ -38,3 +38,11 @@ def test_each_stage_is_told_once(capsys):
     QGPO(WHITENED, seed=0, verbose=1).learn(dataset)
     told = [line for line in capsys.readouterr().out.splitlines() if " steps in " in line]
     assert [line.split()[1] for line in told] == list(agent.stages)
+
+
+@pytest.mark.parametrize(("interval", "rows"), [(1000, 20), (2, 20), (1, 40)])
+def test_a_short_stage_has_twenty_rows_of_metrics(interval, rows):
+    agent = QGPO(WHITENED, seed=0, whitening_steps=40)
+    agent.training.history = {stage: [] for stage in agent.stages}
+    agent.learn(make_dataset(), log_interval=interval)
+    assert len(agent.training.history["whitening"]) == rows

@@ -283,9 +283,12 @@ def test_longer_multiplies_the_steps_that_are_trained():
         assert agent_class(longer(row, 2), device="cpu").total_timesteps == 2 * steps, name
     qipo = QIPO.presets["laptop"]
     assert QIPO(longer(qipo, 4), device="cpu").most_renewals == QIPO(qipo).most_renewals == 1
-    for factor in (0.0, -1.0, math.inf, math.nan):
+    for factor in (0.0, -1.0, math.inf, math.nan, laptop):
         with pytest.raises(ValueError, match="expected a positive number"):
             longer(laptop, factor)
+    for name in ("laptop", 4.0, type(laptop)):
+        with pytest.raises(TypeError, match="expected a configuration such as"):
+            longer(name, 4.0)
 
 
 def test_flags_go_before_longer():
