@@ -181,9 +181,10 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         """The configuration, or the preset of that name."""
         if isinstance(config, str):
             if config not in cls.presets:
+                hint = ", not a policy class" if config.endswith("Policy") else ""
                 raise ValueError(
                     f"preset={config!r}, expected one of {sorted(cls.presets)} or a "
-                    f"{cls.config_class.__name__}"
+                    f"{cls.config_class.__name__}{hint}"
                 )
             config = cast(ConfigT, cls.presets[config])
         if not isinstance(config, cls.config_class) or _names(config) != _names(cls.config_class):
