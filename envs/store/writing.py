@@ -248,6 +248,7 @@ def write_minari(
         )
     env = None if env_id is None else make_env(as_played(env_id))
     if env is not None:
+        _check_spec(dataset_id, env)
         _check_actions(dataset_id, spaces_of_data.get("action_space"), env)
         check_episodes(dataset_id, episodes, env)
         spaces_of_data = {}  # the environment's
@@ -293,6 +294,18 @@ def _episodes_of(dataset: OfflineDataset) -> list[EpisodeBuffer]:
         }
         buffers.append(EpisodeBuffer(id=k, observations=dataset.states[states], **columns))
     return buffers
+
+
+def _check_spec(dataset_id: str, env: gym.Env[Any, Any]) -> None:
+    """Raise ValueError where no file can say how the environment is made."""
+    try:
+        env.spec.to_json() if env.spec else None
+    except ValueError as error:
+        raise ValueError(
+            f"dataset {dataset_id!r}: a file cannot hold how its environment is made ({error}). "
+            'Register it by name, gymnasium.register(id, entry_point="module:Class"), and give it '
+            "plain arguments"
+        ) from error
 
 
 def _check_actions(dataset_id: str, of_data: spaces.Box | None, env: gym.Env[Any, Any]) -> None:

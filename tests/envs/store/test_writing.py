@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from factory import numbered_episodes, write_buffers
 from filelock import FileLock
+from gymnasium.envs.classic_control import PendulumEnv
 from minari.data_collector import EpisodeBuffer
 
 from qgpo import OfflineDataset, load_dataset
@@ -211,3 +212,14 @@ def test_several_steps_at_once_are_not_stored_as_one():
     write(0.5)
     with pytest.raises(ValueError, match="loaded with history 2, chunk 1; load them with history"):
         write_minari("test/b-v0", load_dataset(ID, history=2))
+
+
+def test_an_environment_registered_by_its_class_is_refused_before_anything_is_written():
+    gym.register("ByClass-v0", entry_point=PendulumEnv, max_episode_steps=3)
+    try:
+        message = 'cannot hold how its environment is made .*entry_point="module:Class"'
+        with pytest.raises(ValueError, match=message):
+            write_minari(ID, [pendulum(0.0)], "ByClass-v0", "none", "swings")
+    finally:
+        del gym.registry["ByClass-v0"]
+    assert not folder_of(ID).exists()
