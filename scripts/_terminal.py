@@ -50,9 +50,10 @@ def refuse_repeated(kind: Any, arguments: list[str]) -> None:
         for name, (of, *_) in rules(kind).items()
         if get_origin(of) is tuple
     }
-    flags = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    given = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    flags = [flag.removesuffix("s") for flag in given]  # --guidance-scale is --guidance-scales
     for flag in several:
-        if flags.count(flag) > 1:
+        if flags.count(flag.removesuffix("s")) > 1:
             raise SystemExit(f"error: {flag} is given twice, expected once, with all its values")
 
 

@@ -79,7 +79,9 @@ class Args:
     """Gymnasium id of the environment; default the run's environment, which is its dataset's.
     module:Id imports the module first. The id of the dataset's environment keeps the recorded
     arguments"""
-    guidance_scale: Annotated[tuple[float, ...], NOT_NEGATIVE] = ()
+    guidance_scale: Annotated[
+        tuple[float, ...], NOT_NEGATIVE, tyro.conf.arg(aliases=("--guidance-scales",))
+    ] = ()
     """guidance scales w to evaluate; default the configured scale"""
     tune_guidance: bool = False
     """choose a guidance scale from the run's dataset alone and evaluate it, too; the run's

@@ -9,11 +9,12 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from qgpo.agents import AGENTS, QGPO
+from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.speed import check_minutes
 from qgpo.agents.core.training import NonFiniteError
 from qgpo.commands import command
@@ -35,6 +36,11 @@ ConfigT = TypeVar("ConfigT")
 class Args(Experiment[ConfigT]):
     """Train an offline agent, then evaluate it at each guidance scale."""
 
+    guidance_scales: Annotated[
+        tuple[float, ...], NOT_NEGATIVE, tyro.conf.arg(aliases=("--guidance-scale",))
+    ] = ()
+    """guidance scales w to evaluate after training, for agents with guidance; default 0 (imitation)
+    and the configured scale"""
     run_dir: Path | None = None
     """run folder; default runs/<dataset>-<agent>-<preset>-s<seed>, where -x4 (with --longer 4),
     -10min (with --minutes 10) or -h4-c8 (with --history 4 --chunk 8) follows the preset"""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,10 +137,12 @@ def _write(target: Target, text: str, checkpoint: Checkpoint) -> None:
             write_members(file, members)
     except OSError as error:
         previous = "the previous one there is unchanged" if existed else "there is none yet"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        instead = "Free some space or choose another folder" if full else "Choose another folder"
         raise CheckpointWriteError(
             error.errno,
-            f"checkpoint {named(target)} could not be written ({error}); {previous}. Free some "
-            "space or choose another folder, then continue from the last checkpoint",
+            f"checkpoint {named(target)} could not be written ({error}); {previous}. {instead}, "
+            "then continue from the last checkpoint",
         ) from error
 
 
@@ -175,6 +179,11 @@ def read_checkpoint(source: Target, tensor_files: tuple[str, ...] = TENSOR_FILES
     except ForeignArchiveError as error:
         raise CheckpointError(f"{named(source)} is not a qgpo checkpoint: {error}") from error
     except UNREADABLE as error:
+        if _is_of_sb3(source):
+            raise CheckpointError(
+                f"{named(source)} is a file of Stable-Baselines3, not a qgpo checkpoint: load it "
+                "with the algorithm that saved it"
+            ) from error
         raise CheckpointError(
             f"checkpoint {named(source)} is damaged ({error}); use an earlier copy"
         ) from error
@@ -183,6 +192,15 @@ def read_checkpoint(source: Target, tensor_files: tuple[str, ...] = TENSOR_FILES
         return Checkpoint(upgrade(header), **tensors)
     except UNREADABLE as error:
         raise _cannot_be_used(source, error) from error
+
+
+def _is_of_sb3(source: Target) -> bool:
+    """Whether it is a zip with the members of Stable-Baselines3."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return "_stable_baselines3_version" in archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 @contextlib.contextmanager

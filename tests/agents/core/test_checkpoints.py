@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ from checkpoint_files import change_header, rewrite
 from factory import PAPER_LIKE, WHITENED, make_dataset, same_parameters
 from gymnasium import spaces
 from safetensors.torch import load, save
+from stable_baselines3 import TD3
 
 from qgpo import QGPO
 from qgpo.agents.core.checkpoint import FORMAT_VERSION, CheckpointError, read_checkpoint
@@ -306,3 +308,13 @@ def change_optimizers(other):
         members["checkpoint.json"] = json.dumps(header).encode()
 
     return change
+
+
+def test_a_file_of_stable_baselines3_is_named_as_such(tmp_path):
+    TD3("MlpPolicy", "Pendulum-v1", buffer_size=1, policy_kwargs={"net_arch": [2]}).save(
+        tmp_path / "td3.zip"
+    )
+    content = (tmp_path / "td3.zip").read_bytes()
+    for source in (tmp_path / "td3.zip", io.BytesIO(content)):
+        with pytest.raises(CheckpointError, match="is a file of Stable-Baselines3, not a qgpo"):
+            QGPO.load(source)
