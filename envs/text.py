@@ -15,6 +15,19 @@ def compact(value: float) -> str:
     return readable(value) if value == 0.0 or 1e-3 <= abs(value) < 1e6 else f"{value:.2g}"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, in the singular for one: "1 episode", "1,200 episodes"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def in_time(seconds: float) -> str:
+    """A duration as text: 0.49 s, 40 s, 20 min, 1.5 h."""
+    for unit, name in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 2.0 * unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"
+
+
 def wrap(text: str, width: int) -> str:
     """Lines of at most `width` characters, for matplotlib: broken after a space or punctuation.
 

@@ -35,8 +35,9 @@ def results():
 OBJECTS = {
     "dataset": (
         lambda: make_dataset(lengths=(2, 1000), rewards=np.ones(1002, np.float32)),
-        "OfflineDataset('test/made/by-hand-v0': 1,002 transitions in 2 episodes, observations 3, "
-        "actions 1, returns 2 to 1000 (mean 501), no environment named)",
+        "OfflineDataset('test/made/by-hand-v0': 1,002 transitions in 2 episodes (1 terminated, "
+        "1 truncated), observations 3, actions 1, returns 2 to 1000 (mean 501), "
+        "no environment named)",
     ),
     "evaluation": (evaluation, "Evaluation(Hopper-v5: 100 [100, 100] over 500 episodes)"),
     "tuning": (
