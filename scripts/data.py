@@ -168,7 +168,7 @@ def import_recording(
     low: tuple[float, ...] = (),
     high: tuple[float, ...] = (),
     env_id: str | None = None,
-    no_reward: bool = False,
+    no_reward: tyro.conf.FlagCreatePairsOff[bool] = False,
     dry_run: bool = False,
 ) -> None:
     """Make a dataset of your own recording, once nothing is wrong with it.

@@ -92,7 +92,7 @@ def check_space(of: str, name: str, space: Any, sizes: Mapping[str, int]) -> Non
         columns = name.removesuffix("_space")
         swapped = any(space.shape == (n,) for other, n in sizes.items() if other != name)
         raise ValueError(
-            f"{of}: {name}={space} is of shape {space.shape}, and there are "
+            f"{of}: {name}={space} has shape {space.shape}, the data have "
             f"{counted(size, f'{columns} column')}"
             f"{'. Are the two spaces exchanged?' if swapped else ''}: expected "
             f"{_example(name)}, ({size},))"

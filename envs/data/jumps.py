@@ -46,7 +46,7 @@ def jump_doubts(observations: NDArray[Any], ends: NDArray[np.bool_]) -> Iterator
     if n < FEWEST_ROWS or values.shape[1] == 0:
         return
     flagged = np.flatnonzero(ends[: n - 1])
-    inner = np.ones(n - 1, np.bool_)
+    inner: NDArray[np.bool_] = np.ones(n - 1, np.bool_)
     for beside in (-1, 0, 1):
         inner[np.clip(flagged + beside, 0, n - 2)] = False
     if inner.sum() < FEWEST_ROWS / 2:

@@ -39,7 +39,7 @@ OBJECTS = {
         "1 truncated), observations 3, actions 1, returns 2 to 1000 (mean 501), "
         "no environment named)",
     ),
-    "evaluation": (evaluation, "Evaluation(Hopper-v5: 100 [100, 100] over 500 episodes)"),
+    "evaluation": (evaluation, "Evaluation(Hopper-v5: 100 [100, 100] (95 %) over 500 episodes)"),
     "tuning": (
         lambda: GuidanceTuning((0.0, 2.0), np.eye(2, 48), np.zeros((2, 48), bool)),
         "GuidanceTuning(best 0 of 0, 2, by 48 episodes each)",

@@ -165,7 +165,7 @@ def test_equal_rewards_are_said_unless_ends_make_a_difference():
 
 def test_spaces_of_other_columns_and_exchanged_ones_are_named():
     box = spaces.Box(-2.0, 2.0, (1,))
-    with pytest.raises(ValueError, match=r"of shape \(1,\), and there are 4 observation columns"):
+    with pytest.raises(ValueError, match=r"has shape \(1,\), the data have 4 observation columns"):
         said(STATES, ENDS, observation_space=box)
     wide = spaces.Box(-np.inf, np.inf, (4,))
     with pytest.raises(ValueError, match="Are the two spaces exchanged"):
