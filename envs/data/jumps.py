@@ -61,7 +61,7 @@ def jump_doubts(observations: NDArray[Any], ends: NDArray[np.bool_]) -> Iterator
             yield SHUFFLED
         return
     yield from _one_row_off(steps, flagged, float(np.quantile(steps[inner], USUAL)))
-    jumps = _jumps(changes, between) if len(flagged) == 0 else []
+    jumps = _jumps(changes, between) if len(flagged) == 0 else flagged[:0]
     if FEWEST_JUMPS <= len(jumps) <= MOST_JUMPS * n:
         yield (
             f"no step of {len(ends)} rows is flagged as an end, and observations jump after "

@@ -440,7 +440,7 @@ CASES = [
         ARRAYS,
         "from_arrays: final observations missing",
         ValueError,
-        "dataset 'arrays': observations has 2 rows, expected 3 for 2 transitions in 1 episodes "
+        "dataset 'arrays': observations has 2 rows, expected 3 for 2 transitions in 1 episode "
         "(each episode's final observation included); or pass next_observations, or "
         "next_observations='shift' where they were not recorded: each is then the observation of "
         "the next row",
