@@ -11,7 +11,7 @@ import numpy as np
 
 from qgpo.envs.play.intervals import bootstrap_interval
 from qgpo.envs.play.scores import Evaluation, scale_label
-from qgpo.envs.text import readable
+from qgpo.envs.text import with_interval
 
 Evaluations = Sequence[tuple[float | None, Evaluation]]
 """guidance scales (None: the agent's own, if any) and what was played at them"""
@@ -98,19 +98,20 @@ def _scores(evaluations: Evaluations, data_returns: Sequence[float] | None) -> s
     rows = [head, ["---"] * len(head)]
     if data_returns is not None and len(data_returns) > 0:
         returns = np.asarray(data_returns, dtype=np.float64)
-        interval = _interval(bootstrap_interval(returns))
-        rows.append(
-            ["the data", readable(float(returns.mean())), interval, "-", "-", str(len(returns))]
-        )
+        mean, interval = with_interval(float(returns.mean()), bootstrap_interval(returns))
+        rows.append(["the data", mean, interval or "-", "-", "-", str(len(returns))])
     for scale, played in evaluations:
-        score = "-" if played.score is None else f"{played.score:.1f}"
+        mean, interval = with_interval(played.mean, played.interval)
+        score, of_score = ("-", "-")
+        if played.score is not None:
+            score, of_score = with_interval(played.score, played.score_interval)
         rows.append(
             [
                 scale_label(scale),
-                readable(played.mean),
-                _interval(played.interval),
+                mean,
+                interval or "-",
                 score,
-                "-" if played.score is None else _interval(played.score_interval),
+                of_score or "-",
                 str(len(played.returns)),
             ]
         )
@@ -123,10 +124,6 @@ def _scores(evaluations: Evaluations, data_returns: Sequence[float] | None) -> s
         f"{said}. The raw returns are in `evaluation.json`. Intervals are over episodes of one "
         "training, not over trainings."
     )
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return "-" if interval is None else f"[{readable(interval[0])}, {readable(interval[1])}]"
 
 
 def _use(about: dict[str, Any], call: str) -> str:
@@ -171,7 +168,7 @@ def _metadata(about: dict[str, Any], evaluations: Evaluations, license: str) -> 
                 {
                     "type": "mean_reward",
                     "name": f"mean return, {scale_label(scale)}",
-                    "value": f"{played.mean:.2f} {_interval(played.interval)}",
+                    "value": " ".join(with_interval(played.mean, played.interval)).rstrip(),
                     "verified": False,
                 }
             ],

@@ -24,7 +24,7 @@ from qgpo.envs.data.windows import first_episodes
 from qgpo.envs.play.intervals import bootstrap_interval
 from qgpo.envs.progress import progress
 from qgpo.envs.tasks.spaces import same_box
-from qgpo.envs.text import readable
+from qgpo.envs.text import readable, with_interval
 from qgpo.fields import check_count, check_flag, check_seed
 
 GAMMA = 0.99
@@ -116,9 +116,7 @@ class OfflineEvaluation:
 
 
 def _with(mean: float, interval: Interval) -> str:
-    if interval is None:
-        return readable(mean)
-    return f"{readable(mean)} [{readable(interval[0])}, {readable(interval[1])}]"
+    return " ".join(with_interval(mean, interval)).rstrip()
 
 
 @usual_torch()

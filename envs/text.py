@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 
@@ -13,6 +14,35 @@ def readable(value: float) -> str:
 def compact(value: float) -> str:
     """A number of any size in at most 8 characters: -5.4e-06, 0.0012, 1234."""
     return readable(value) if value == 0.0 or 1e-3 <= abs(value) < 1e6 else f"{value:.2g}"
+
+
+def with_interval(mean: float, interval: tuple[float, float] | None) -> tuple[str, str]:
+    """A mean and its interval, "[low, high]", all three with the same number of decimals.
+
+    Three digits of the largest of them, and no decimals from 100 on. Without an interval (None)
+    the second is empty.
+    """
+    if interval is None:
+        return readable(mean), ""
+    numbers = (mean, *interval)
+    largest = max(abs(number) for number in numbers)
+    digits = 0 if largest < 1.0 else 1 + math.floor(math.log10(largest))
+    places = max(0, 3 - digits)
+    shown = [f"{number:.{places}f}" for number in numbers]
+    return shown[0], f"[{shown[1]}, {shown[2]}]"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, in the singular for one: "1 episode", "1,200 episodes"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def in_time(seconds: float) -> str:
+    """A duration as text: 0.49 s, 244 s, 20 min, 2.5 h."""
+    for least, unit, name in ((7200.0, 3600.0, "h"), (300.0, 60.0, "min")):
+        if seconds >= least:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"
 
 
 def wrap(text: str, width: int) -> str:

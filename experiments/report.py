@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from qgpo.envs.progress import progress
-from qgpo.envs.text import code, literal, readable
+from qgpo.envs.text import code, literal, readable, with_interval
 from qgpo.experiments import result_figures as figures
 from qgpo.experiments import statistics
 from qgpo.experiments.results import Results, Run
@@ -157,7 +157,7 @@ def intervals(results: Results) -> Iterator[Row]:
         if runs := results.of(dataset, label):
             low, high = results.interval(dataset, label)
             mean = float(np.mean([run.headline for run in runs]))
-            interval = f"{readable(mean)} [{readable(low)}, {readable(high)}]"
+            interval = " ".join(with_interval(mean, (low, high)))
             if results.by_success(dataset):
                 interval = f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
             yield [code(dataset), literal(label), interval, f"{len(runs)}"]

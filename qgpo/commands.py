@@ -28,7 +28,8 @@ def command(script: str, *arguments: object) -> str:
     """The command that runs a script, to be copied into a terminal.
 
     It is `python scripts/train.py …` where a file of that folder is running (`python -m …` where
-    it was called so), else the installed `qgpo-train …`.
+    it was called so), or where this package is the clone in the working folder. Else it is the
+    installed `qgpo-train …`.
     """
     words = [*_program(script), *map(str, arguments)]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
@@ -45,7 +46,14 @@ def _program(script: str) -> list[str]:
         found = shutil.which(installed)
         if found is None or Path(found).parent.resolve() != running.parent.resolve():
             return [str(running.with_name(installed))]
+    elif (Path("scripts") / f"{script}.py").is_file() and _is_clone(Path()):
+        return ["python", f"scripts/{script}.py"]
     return [installed]
+
+
+def _is_clone(folder: Path) -> bool:
+    """Whether this package was imported from that folder, where a clone has its scripts."""
+    return (folder / "qgpo" / "commands.py").resolve() == Path(__file__).resolve()
 
 
 def _is_ours(file: Path) -> bool:

@@ -35,7 +35,7 @@ from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.local import folder_of
 from qgpo.envs.store.remote import RemoteError, remote_name
 from qgpo.envs.tasks.ogbench import NUMBERS
-from qgpo.envs.text import readable
+from qgpo.envs.text import counted, readable
 from qgpo.experiments.threads import available_cores
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description
@@ -87,7 +87,9 @@ def download_datasets(ids: Ids, force: bool = False, progress_bar: bool = True) 
     """
     for name in not_empty(ids):
         dataset = download(name, force=force, progress_bar=progress_bar)
-        size = f"{dataset.total_episodes} episodes, {dataset.total_steps} steps"
+        size = (
+            f"{counted(dataset.total_episodes, 'episode')}, {counted(dataset.total_steps, 'step')}"
+        )
         print(f"{dataset.id}: {size} in {folder_of(dataset.id)}")
 
 
@@ -168,7 +170,7 @@ def import_recording(
     low: tuple[float, ...] = (),
     high: tuple[float, ...] = (),
     env_id: str | None = None,
-    no_reward: bool = False,
+    no_reward: tyro.conf.FlagCreatePairsOff[bool] = False,
     dry_run: bool = False,
 ) -> None:
     """Make a dataset of your own recording, once nothing is wrong with it.
@@ -216,7 +218,8 @@ def import_recording(
     if dry_run or dataset_id is None:
         return
     made = import_log(log, dataset_id, env_id=env_id, ends=ends, low=low, high=high)
-    print(f"{made.id}: {made.total_episodes} episodes, {made.total_steps} steps")
+    size = f"{counted(made.total_episodes, 'episode')}, {counted(made.total_steps, 'step')}"
+    print(f"{made.id}: {size}")
     agent = ("--agent", "BC") if log.rewards is None else ()
     unplayed = () if env_id is not None else ("--n-episodes", 0)
     print(f"train on it: {command('train', '--dataset-id', made.id, *agent, *unplayed)}")
@@ -244,7 +247,8 @@ def combine_datasets(ids: Ids, dataset_id: str, progress_bar: bool = True) -> No
         progress_bar: show steps and the remaining time
     """
     dataset = combine(ids, dataset_id, progress_bar=progress_bar)
-    print(f"{dataset.id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
+    size = f"{counted(dataset.total_episodes, 'episode')}, {counted(dataset.total_steps, 'step')}"
+    print(f"{dataset.id}: {size}")
     print(f"train on it: {command('train', '--dataset-id', dataset.id)}")
 
 

@@ -52,7 +52,7 @@ def main(args: Args) -> None:
     folders = find_runs(args.run)
     name = "policy.onnx" if len(folders) == 1 else "policy-together.onnx"
     output = args.output or folders[0].path / name
-    check_target(output, args.overwrite)
+    check_target(output, args.overwrite, "replace it with --overwrite")
     agents = [load_agent(folder.checkpoint, device="cpu") for folder in folders]
     policy: OfflineAgent[object] | Ensemble = agents[0] if len(agents) == 1 else Ensemble(agents)
     if args.guidance_scale is not None:

@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.config import PERIOD, STEPS, longer
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.text import in_time
 from qgpo.fields import check_finite, marked
 
 FEW_ROWS, SOME_ROWS, MORE_ROWS = 1000, 4000, 8000
@@ -53,8 +54,8 @@ class Speed:
     """one gradient step of each stage"""
 
     def __str__(self) -> str:
-        stages = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in self.stages.items())
-        return f"the preset's steps take {stages}; {self.fixed:.3g} s do not depend on steps"
+        stages = ", ".join(f"{name} {in_time(seconds)}" for name, seconds in self.stages.items())
+        return f"the preset's steps take {stages}; {in_time(self.fixed)} do not depend on steps"
 
     @property
     def least(self) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgpo.envs.text import counted
+
 Array = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 SHIFT = "shift"
@@ -46,8 +48,8 @@ def check_columns(of: str, columns: dict[str, Array], n: int, finals: int) -> No
             )
             raise ValueError(
                 f"{of}: observations has {len(array)} rows, expected {rows} for {n} transitions in "
-                f"{finals} episodes (each episode's final observation included); or pass "
-                f"next_observations{shift if len(array) == n else ''}"
+                f"{counted(finals, 'episode')} (each episode's final observation included); or "
+                f"pass next_observations{shift if len(array) == n else ''}"
             )
         expected = f"({rows}, dimensions)" if array.ndim == 2 else f"({rows},)"
         raise ValueError(f"{of}: {name} has shape {array.shape}, expected {expected}")

@@ -17,14 +17,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from qgpo.envs.data.chain import chained, check_columns, is_shift, shifted
 from qgpo.envs.data.columns import Rounding, check_type, flags, numbers
-from qgpo.envs.data.doubts import doubts, link_doubts
+from qgpo.envs.data.doubts import doubts, flag_doubts, link_doubts
+from qgpo.envs.data.given import all_given, check_space, hint, refuse_episodes
+from qgpo.envs.data.jumps import jump_doubts
 from qgpo.envs.tasks.actions import ActionScale, outside
+from qgpo.envs.tasks.families import UNKNOWN
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_spaces, same_box
 from qgpo.envs.tasks.specs import check_spec
 from qgpo.envs.tasks.window import Window
 from qgpo.envs.tasks.wrappers import effective
+from qgpo.envs.text import counted
 
 Array = NDArray[np.float32]
 
@@ -97,9 +101,9 @@ class OfflineDataset:
     def from_arrays(
         cls,
         observations: ArrayLike,
-        actions: ArrayLike,
-        rewards: ArrayLike,
-        terminations: ArrayLike,
+        actions: ArrayLike | None = None,
+        rewards: ArrayLike | None = None,
+        terminations: ArrayLike | None = None,
         truncations: ArrayLike | None = None,
         *,
         next_observations: ArrayLike | Literal["shift"] | None = None,
@@ -117,21 +121,27 @@ class OfflineDataset:
         each is then the observation of the next row, the last step of a truncated episode is left
         out, and that of a terminated episode is kept. Without `next_observations`, observations
         have N + E rows, which include the final observation of every episode. By default
-        observations are unbounded and actions lie in [-1, 1]. Raises ValueError for wrong shapes
-        and values. Warns of columns that lose precision in float32, and of rows that are out of
-        order. The arrays are copied.
+        observations are unbounded and actions lie in [-1, 1]. Actions, rewards and terminations
+        are needed, too. Raises ValueError for wrong shapes and values, and TypeError for what is no
+        array or space. Warns of columns that lose precision in float32, of rows that are out of
+        order, and of flags and rewards that can hardly be meant. The arrays are copied.
         """
         of, rounding = f"dataset {id!r}", Rounding()
+        actions, rewards, terminations = all_given(
+            of, observations, actions=actions, rewards=rewards, terminations=terminations
+        )
         states = _numbers(of, "observations", observations, 2, rounding)
         actions = _numbers(of, "actions", actions, 2, rounding)
         rewards = _numbers(of, "rewards", rewards, 1, rounding)
         n = len(rewards)
-        terminations = flags(of, "terminations", terminations, (n,))
-        cut = np.zeros(n) if truncations is None else truncations
-        truncations = flags(of, "truncations", cut, (n,))
+        terminations = _flags(of, "terminations", terminations, n)
+        truncations = _flags(
+            of, "truncations", np.zeros(n) if truncations is None else truncations, n
+        )
         if n == 0:
             raise ValueError(f"dataset {id!r} is empty: at least one transition is needed")
         ends = terminations | truncations
+        odd = list(flag_doubts(ends))
         ends[-1] = True
         columns = {"observations": states, "actions": actions, "rewards": rewards}
         shift = is_shift(of, next_observations)
@@ -140,22 +150,29 @@ class OfflineDataset:
             columns["next_observations"] = given
         finals = int(ends.sum()) if next_observations is None else 0
         check_columns(of, columns, n, finals)
+        if not odd and (shift or next_observations is None):
+            odd += jump_doubts(
+                states, np.insert(ends, np.flatnonzero(ends), False) if finals else ends
+            )
         if shift:
             columns, terminations, truncations = shifted(
                 of, columns, terminations, truncations, ends
             )
             ends = terminations | truncations
-        states, odd = columns["observations"], list[str]()
+        states = columns["observations"]
         if next_observations is not None:
             next_states = columns["next_observations"]
-            odd = list(link_doubts(states, next_states, ends))
+            odd += [] if odd else link_doubts(states, next_states, ends)
             states, ends = chained(states, next_states, ends)
         starts = np.flatnonzero(np.concatenate([[True], ends[:-1]])).astype(np.int64)
-        observation_box, action_box = check_spaces(
-            observation_space or spaces.Box(-np.inf, np.inf, (states.shape[1],), np.float32),
-            action_space or spaces.Box(-1.0, 1.0, (actions.shape[1],), np.float32),
-            of,
-        )
+        sizes = {"observation_space": states.shape[1], "action_space": actions.shape[1]}
+        if observation_space is None:
+            observation_space = spaces.Box(-np.inf, np.inf, (states.shape[1],), np.float32)
+        if action_space is None:
+            action_space = spaces.Box(-1.0, 1.0, (actions.shape[1],), np.float32)
+        check_space(of, "observation_space", observation_space, sizes)
+        check_space(of, "action_space", action_space, sizes)
+        observation_box, action_box = check_spaces(observation_space, action_space, of)
         made = cls(
             id=id,
             states=states,
@@ -169,8 +186,14 @@ class OfflineDataset:
             env_spec=env_spec,
             reference=reference,
         )
-        ended = {"terminations": terminations, "truncations": truncations}
-        odd += doubts(states, made.rewards, starts, **ended)
+        odd += doubts(
+            states,
+            made.rewards,
+            starts,
+            terminations=terminations,
+            truncations=truncations,
+            doubted=bool(odd),
+        )
         for text in (*rounding.faults(of), *(f"{of}: {text}" for text in odd)):
             warnings.warn(text, stacklevel=2)
         return made
@@ -231,12 +254,13 @@ class OfflineDataset:
 
     def __repr__(self) -> str:
         returns = self.episode_returns
-        size = f"{len(self):,} transitions in {self.n_episodes:,} episodes"
+        size = f"{len(self):,} transitions in {counted(self.n_episodes, 'episode')}"
         spaces = f"observations {self.states.shape[1]}, actions {self.actions.shape[1]}"
         spaces += f" ({self.window})" if self.window is not None else ""
         spread = f"returns {returns.min():.4g} to {returns.max():.4g} (mean {returns.mean():.4g})"
         env = self.env_spec.id if self.env_spec is not None else "no environment named"
-        return f"{type(self).__name__}({self.id!r}: {size}, {spaces}, {spread}, {env})"
+        what = f"{size} ({self.ends}), {spaces}, {spread}, {env}"
+        return f"{type(self).__name__}({self.id!r}: {what})"
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -250,6 +274,16 @@ class OfflineDataset:
     def episode_lengths(self) -> NDArray[np.int64]:
         """(E,) steps of each episode."""
         return np.diff(self.episode_starts, append=len(self))
+
+    @property
+    def ends(self) -> str:
+        """How episodes end: "24 terminated, 36 truncated"."""
+        last = self.last_steps
+        terminated = int(self.terminations[last].sum())
+        truncated = int((self.truncations & ~self.terminations)[last].sum())
+        neither = self.n_episodes - terminated - truncated
+        more = f", {neither:,} with neither flag" if neither else ""
+        return f"{terminated:,} terminated, {truncated:,} truncated{more}"
 
     @cached_property
     def last_steps(self) -> NDArray[np.bool_]:
@@ -331,6 +365,17 @@ class OfflineDataset:
         return None if self.reference is None else self.reference.normalize(returns)
 
 
+def as_recorded(dataset: OfflineDataset) -> str | None:
+    """How stored data of no known family are read; None of others, and of arrays."""
+    if dataset.details.get("family") != UNKNOWN.name:
+        return None
+    vector = (
+        "" if dataset.adapter is None else f"observations are the vector of {dataset.adapter}; "
+    )
+    scores = "" if dataset.reference is not None else ", scores are raw returns"
+    return f"none known: {vector}rewards and episodes as recorded{scores}"
+
+
 def writeable(array: NDArray[Any]) -> NDArray[Any]:
     """The array for torch, which warns of those that it may not write into; nothing writes there.
 
@@ -351,14 +396,20 @@ def episode_starts(lengths: ArrayLike) -> NDArray[np.int64]:
 
 def _numbers(of: str, name: str, values: ArrayLike, ndim: int, rounding: Rounding) -> Array:
     """The values as contiguous float32 with `ndim` dimensions; `rounding` gets what they lose."""
+    refuse_episodes(of, name, values, ndim)
     array = numbers(of, name, values)
     if array.ndim != ndim:
         expected = "(N,)" if ndim == 1 else "(N, dimensions)"
-        whole = name == "actions" and array.ndim == 1 and np.asarray(values).dtype.kind in "iu"
-        hint = ". Of discrete actions qgpo.envs.one_hot(actions, n) makes vectors" if whole else ""
-        raise ValueError(f"{of}: {name} has shape {array.shape}, expected {expected}{hint}")
+        way_out = hint(name, values, ndim)
+        raise ValueError(f"{of}: {name} has shape {array.shape}, expected {expected}{way_out}")
     rounding.add(name, values, array)
     return array if array.flags.owndata and array is not values else array.copy()
+
+
+def _flags(of: str, name: str, values: ArrayLike, n: int) -> NDArray[np.bool_]:
+    """The values as (n,) flags."""
+    refuse_episodes(of, name, values, 1)
+    return flags(of, name, values, (n,), hint(name, values, 1))
 
 
 def _check_shape(of: str, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:

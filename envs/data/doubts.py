@@ -16,6 +16,8 @@ SMALLEST, LARGEST = 1e-6, 1e15
 """of the largest reward: below, it vanishes beside 1; above, its square overflows float32"""
 SAME_ENDS = 5
 """terminated episodes of one length, from which on a time limit is likely"""
+LIMIT_SHARE, SHORTEST_LIMIT = 0.1, 10
+"""and which part of the terminated episodes they are where others are shorter; steps of a limit"""
 ADVICE = "Pass the rows of one environment after those of the other, in the order of their steps"
 
 
@@ -26,10 +28,14 @@ def doubts(
     *,
     terminations: NDArray[np.bool_] | None = None,
     truncations: NDArray[np.bool_] | None = None,
+    doubted: bool = False,
+    imitation: bool = False,
 ) -> Iterator[str]:
     """One message for each thing that is odd: states (N + E, S), rewards (N,), starts (E,).
 
     `terminations` and `truncations` (N,) are given where only an episode's last step may have one.
+    Nothing follows about the lengths of episodes whose rows or flags are `doubted` already, nor
+    about rewards of data that are for `imitation` alone.
     """
     for name, flag in (("terminations", terminations), ("truncations", truncations)):
         if flag is None:
@@ -42,8 +48,14 @@ def doubts(
                 f"{inside[0] - episode_starts[episode]}: the episode continues after them. "
                 "Split the episode there, or unset the flags"
             )
-    if terminations is not None and truncations is not None:
+    if terminations is not None and truncations is not None and not doubted:
         yield from _odd_ends(terminations, truncations, episode_starts)
+    lengths = np.diff(episode_starts, append=len(rewards))
+    if len(rewards) >= FEWEST_ROWS and not doubted and (lengths == 1).mean() > 0.5:
+        yield (
+            f"{(lengths == 1).sum()} of {len(lengths)} episodes have one step, which is right only "
+            "where each decision stands alone. Flag the last step of an episode, and no other one"
+        )
     ends = np.append(episode_starts[1:], len(rewards)) + 1 + np.arange(len(episode_starts))
     problem = turns(states, ends)
     if problem is not None:
@@ -53,6 +65,13 @@ def doubts(
         yield (
             f"the largest reward is {largest:.3g}: agents with unscaled rewards "
             f"(reward_tuning='none') expect {SMALLEST:g} to {LARGEST:g}. Change their unit"
+        )
+    same = len(rewards) >= FEWEST_ROWS and float(rewards.min()) == float(rewards.max())
+    ended = terminations is not None and bool(np.any(terminations))
+    if same and not imitation and (largest == 0.0 or not ended):  # else an end makes a difference
+        yield (
+            f"all {len(rewards)} rewards are {float(rewards[0]):g}: there is nothing to learn from "
+            "them, only actions to imitate (BC)"
         )
 
 
@@ -71,11 +90,59 @@ def _odd_ends(
         )
         return
     last = np.append(episode_starts[1:], len(terminations)) - 1
-    lengths = (last - episode_starts + 1)[terminations[last]]
-    if len(lengths) >= SAME_ENDS and lengths[0] > 1 and (lengths == lengths[0]).all():
+    lengths, terminated = last - episode_starts + 1, terminations[last]
+    count = at_limit(lengths, terminated)
+    if count > 0:
+        limit = int(lengths.max() if count < terminated.sum() else lengths[terminated][0])
         yield (
-            f"all {len(lengths)} terminated episodes have {lengths[0]} steps, as if a time limit "
-            "ended them. That is a truncation: a critic expects nothing after a termination"
+            f"{limit_text(lengths, terminated, count, 'steps')}, as if a time limit ended them. "
+            "That is a truncation: a critic expects nothing after a termination. Where one flag "
+            f"`done` holds both, pass truncations = done & (length == {limit}), with the length of "
+            "each step's episode, and terminations = done & ~truncations"
+        )
+
+
+def at_limit(lengths: NDArray[np.int64], terminated: NDArray[np.bool_]) -> int:
+    """How many of the terminated episodes (E,) a time limit seems to have ended.
+
+    All of them, where all have one length. Else those that are as long as the longest one, where
+    they stand out: SAME_ENDS and a LIMIT_SHARE at least, more than twice as many as those that are
+    up to a tenth shorter, and more than the truncated ones of that length (which show that the
+    recording tells a limit from an end).
+    """
+    own = lengths[terminated]
+    if len(own) < SAME_ENDS:
+        return 0
+    if own[0] > 1 and (own == own[0]).all():
+        return len(own)
+    limit = int(lengths.max())
+    count = int((own == limit).sum())
+    near = int(((own >= 0.9 * limit - 1) & (own < limit)).sum())
+    cut = int((lengths[~terminated] >= limit - 1).sum())  # their last row may be left out
+    stands_out = count >= max(SAME_ENDS, LIMIT_SHARE * len(own)) and count > max(2 * near, cut)
+    return count if stands_out and limit >= SHORTEST_LIMIT else 0
+
+
+def limit_text(
+    lengths: NDArray[np.int64], terminated: NDArray[np.bool_], count: int, unit: str
+) -> str:
+    """What `at_limit` counted, in numbers."""
+    own = lengths[terminated]
+    if count == len(own):
+        return f"all {count} terminated episodes have {own[0]} {unit}"
+    return (
+        f"{count} of {len(own)} terminated episodes have exactly {lengths.max()} {unit}, as many "
+        f"as the longest, and the others {own[own < lengths.max()].max()} at most"
+    )
+
+
+def flag_doubts(ends: NDArray[np.bool_]) -> Iterator[str]:
+    """What is odd about the number of flagged rows (N,), whatever was recorded in them."""
+    if len(ends) >= FEWEST_ROWS and ends.sum() > len(ends) / 2:
+        yield (
+            f"{ends.sum()} of {len(ends)} rows are flagged as an end, so that most episodes have "
+            "one step. Are the flags inverted (pass ~flags)? Flag the last step of an episode, and "
+            "no other one"
         )
 
 

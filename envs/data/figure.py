@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.envs.text import compact, readable, wrap
+from qgpo.envs.data.dataset import OfflineDataset, as_recorded
+from qgpo.envs.text import compact, counted, readable, wrap
 from qgpo.files import replacing
 
 ACTION_BINS = 41
@@ -94,14 +94,14 @@ def _standardised(states: NDArray[np.float64]) -> NDArray[np.float64]:
 def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
     """The main properties of a dataset, as (name, value)."""
     returns, lengths = dataset.episode_returns, dataset.episode_lengths
-    ends = f"{dataset.terminations.sum()} terminated, {dataset.truncations.sum()} truncated"
+    ends = dataset.ends
     inside = int((np.asarray(dataset.terminations) & ~dataset.last_steps).sum())
     if inside:
-        ends += f"; {inside} of the former inside"
+        ends += f"; {inside} terminations inside"
     rows = [
         ("environment", dataset.env_spec.id if dataset.env_spec else "not named"),
         ("behavior", str(dataset.details.get("algorithm") or "not named")),
-        ("size", f"{len(dataset):,} transitions, {dataset.n_episodes:,} episodes"),
+        ("size", f"{len(dataset):,} transitions, {counted(dataset.n_episodes, 'episode')}"),
         ("spaces", f"observations {dataset.states.shape[1]}, actions {dataset.actions.shape[1]}"),
         ("return", _spread(returns)),
         ("length", _spread(lengths)),
@@ -112,6 +112,8 @@ def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
     if dataset.reference is not None:
         score = float(dataset.reference.normalize(returns.mean()))
         rows.append(("score", f"{score:.1f} on average ({dataset.reference.source})"))
+    if (said := as_recorded(dataset)) is not None:
+        rows.append(("family", said))
     return rows
 
 

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgpo.envs.data.doubts import at_limit, limit_text
+from qgpo.envs.data.jumps import jump_doubts
 from qgpo.envs.logs.columns import listed
 from qgpo.envs.logs.log import Ends, Log
 from qgpo.envs.store.checking import Finding
+from qgpo.envs.text import counted
 
 GAP = 1.5
 """times the usual step, from which on time stamps have a gap: at least one row is missing"""
@@ -25,8 +28,6 @@ FEWEST = 10
 """rows of which the same is said"""
 REPEATED = 0.2
 """part of the rows whose observation is the one before, from which on it is said"""
-SAME_ENDS = 5
-"""episodes that terminate after the same number of steps, from which on a time limit is likely"""
 
 
 def check_log(log: Log, ends: Ends = "truncated") -> list[Finding]:
@@ -242,21 +243,26 @@ def _ends(log: Log, ends: Ends) -> Iterator[Finding]:
     last = log.ends
     counts = int(terminated[last].sum()), int((truncated & ~terminated)[last].sum())
     neither = len(last) - sum(counts)
-    text = f"{counts[0]} episodes terminated, {counts[1]} truncated"
+    text = f"{counted(counts[0], 'episode')} terminated, {counts[1]} truncated"
     if neither:
         text += (
             f", {neither} with neither flag: taken as {ends} (--ends). Terminated: the task was "
             "over, nothing comes after. Truncated: the recording stopped, the task went on"
         )
-    lengths = log.lengths[terminated[last]]
-    if len(lengths) >= SAME_ENDS and len(np.unique(lengths)) == 1:
+    count = at_limit(log.lengths, terminated[last])
+    if count > 0:
         yield Finding(
             "ends",
             None,
-            f"all {len(lengths)} terminated episodes have {lengths[0]} rows: a time limit perhaps, "
-            "which is a truncation (--truncation names such a column)",
+            f"{limit_text(log.lengths, terminated[last], count, 'rows')}: a time limit perhaps, "
+            "which is a truncation. Make two columns of the flag: --truncation names the one that "
+            "is true there, --termination the other",
         )
     yield Finding("ends", None if neither else True, text)
+    finite = np.isfinite(log.observations.astype(np.float64)).all()
+    if log.next_observations is None and finite:
+        for doubt in jump_doubts(log.observations, np.isin(np.arange(len(log)), last)):
+            yield Finding("ends", None, doubt)
 
 
 def _rewards(log: Log) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from qgpo.envs.logs.columns import LogError
 from qgpo.envs.logs.log import Ends, Log, episodes_of
 from qgpo.envs.store.checking import Finding
 from qgpo.envs.store.local import folder_of, open_local
+from qgpo.envs.store.metadata import NO_REWARDS
 from qgpo.envs.store.storing import size_of, store_episodes
 from qgpo.envs.store.writing import check_new_id, check_space, new_dataset, write_minari
 from qgpo.envs.tasks.one_hot import one_hot
@@ -120,7 +121,9 @@ def import_log(
     description = description or f"Recorded data from {log.of}."
     if env_id is not None:
         write_minari(dataset_id, episodes, env_id, ALGORITHM, description)
-        return open_local(dataset_id)
+        made = open_local(dataset_id)
+        made.storage.update_metadata({NO_REWARDS: log.rewards is None})
+        return made
     dtype = np.float32 if log.observations.dtype == np.float32 else np.float64
     box, _ = action_box(log, low, high)
     check_space(dataset_id, size_of(episodes))
@@ -144,6 +147,7 @@ def import_log(
                 "description": description,
                 "observation_names": list(log.observation_names),
                 "action_names": list(log.action_names),
+                NO_REWARDS: log.rewards is None,
             }
         )
         open_local(dataset_id)

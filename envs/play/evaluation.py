@@ -21,7 +21,7 @@ from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.play.scores import Evaluation, EvaluationError, scale_label, summarize
 from qgpo.envs.progress import progress
 from qgpo.envs.rollouts.playing import Player
-from qgpo.envs.rollouts.protocols import Predicts, SeedsPredictions
+from qgpo.envs.rollouts.protocols import MadeForSpaces, Predicts, SeedsPredictions
 from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import (
@@ -32,6 +32,7 @@ from qgpo.envs.tasks.making import (
     quiet_mujoco,
 )
 from qgpo.envs.tasks.reference import ReferenceScores
+from qgpo.envs.tasks.spaces import check_spaces, same_box
 from qgpo.fields import check_count, check_flag, check_seed
 
 Playable = str | EnvSpec | OfflineDataset | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
@@ -78,7 +79,8 @@ def evaluate(
     A recurrent agent receives its state and the episode starts, as in SB3's evaluate_policy.
     Raises EvaluationError, which holds the finished episodes, if the environment raises an
     exception, returns NaN or does not report success, or if the agent raises an exception after the
-    first finished episode. Raises ValueError for environments whose goal changes in every episode.
+    first finished episode. Raises ValueError for environments whose goal changes in every episode,
+    and for one of other spaces than an agent of this package was made for.
     Warns if an agent of this package would see normalised observations.
     """
     if not isinstance(reference, ReferenceScores | None):
@@ -107,6 +109,8 @@ def evaluate(
         seeds = [seed + i for i in range(n_episodes)]
         spec = envs[0].spec if isinstance(env, str | EnvSpec) else spec
         env_id = type(envs[0]).__name__ if spec is None else spec.id
+        if isinstance(agent, MadeForSpaces):
+            _check_fits(agent, envs[0], env_id)
         episodes = _Episodes(seeds, env_id, spec, max_episode_steps, reference)
         n_slots = env.num_envs if isinstance(env, VectorEnv) else len(envs)
         player = Player(agent, n_slots, deterministic)
@@ -358,6 +362,32 @@ def _first_nan(observation: Any) -> str | None:
         return None
     array = np.asarray(observation)
     return "" if array.dtype.kind == "f" and np.isnan(array).any() else None
+
+
+def _check_fits(agent: MadeForSpaces, env: Any, env_id: str) -> None:
+    """Raise ValueError for an environment of other spaces than those the agent was made for."""
+    if agent.observation_space is None or agent.action_space is None:
+        return
+    is_vector = isinstance(env, VectorEnv)
+    names = ("observation_space", "action_space")
+    seen, acted = (getattr(env, f"single_{name}" if is_vector else name, None) for name in names)
+    if seen is None or acted is None:  # an environment that states none fails in its own way
+        return
+    try:
+        if isinstance(seen, gym.spaces.Dict) and agent.adapter is not None:
+            seen = agent.adapter.box(seen, "it")
+        observations, actions = check_spaces(seen, acted, "it")
+    except ValueError as error:
+        raise ValueError(f"environment {env_id!r} does not fit the agent: {error}") from error
+    if agent.window is not None:
+        observations, actions = agent.window.seen(observations), agent.window.decided(actions)
+    same = observations.shape == agent.observation_space.shape
+    if not same or not same_box(actions, agent.action_space):
+        raise ValueError(
+            f"environment {env_id!r} does not fit the agent: it has observations "
+            f"{observations.shape} and actions {actions}; the agent was made for "
+            f"{agent.observation_space.shape} and {agent.action_space}"
+        )
 
 
 def _check_agent(agent: Any) -> None:

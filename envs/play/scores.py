@@ -11,7 +11,7 @@ import numpy as np
 
 from qgpo.envs.play.intervals import bootstrap_interval, success_interval, success_rate
 from qgpo.envs.tasks.reference import ReferenceScores
-from qgpo.envs.text import readable
+from qgpo.envs.text import counted, readable, with_interval
 
 NO_INTERVAL = "no interval"
 """what tables say of a single episode"""
@@ -45,10 +45,12 @@ class Evaluation:
         n = len(self.returns)
         episodes = "in one episode" if n == 1 else f"over {n} episodes"
         if self.successes is not None:
-            return f"success {self.success_text} {episodes} (mean return {readable(self.mean)})"
-        text = readable(self.mean)
+            return (
+                f"success {self.success_text} (95 %) {episodes} (mean return {readable(self.mean)})"
+            )
+        text = self.mean_text
         if self.interval is not None:
-            text += f" {self.interval_text}"
+            text += f" {self.interval_text} (95 %)"
         if self.score is not None:
             text += f", normalised {self.score:.1f} ({self.scale_text})"
         return f"{text} {episodes}" + ("" if self.interval else f" ({NO_INTERVAL})")
@@ -82,10 +84,12 @@ class Evaluation:
     @property
     def interval_text(self) -> str:
         """The interval of returns for tables: "[low, high]", or that there is none."""
-        if self.interval is None:
-            return NO_INTERVAL
-        low, high = self.interval
-        return f"[{readable(low)}, {readable(high)}]"
+        return with_interval(self.mean, self.interval)[1] or NO_INTERVAL
+
+    @property
+    def mean_text(self) -> str:
+        """The mean return, with as many decimals as its interval."""
+        return with_interval(self.mean, self.interval)[0]
 
     def __repr__(self) -> str:
         return f"Evaluation({self.env_id}: {self})"
@@ -172,11 +176,12 @@ def score_table(rows: Sequence[tuple[str, Evaluation]]) -> str:
         ]
         for label, e in rows:
             score = "-" if e.score is None else f"{e.score:.1f}"
-            returns = f"{readable(e.mean):>8s}   {e.interval_text:16s}"
+            returns = f"{e.mean_text:>8s}   {e.interval_text:16s}"
             lines.append(f"{label:22s}{returns}{score:>10s}{len(e.returns):>10d}")
         scales = (f"{e.scale_text}: {e.reference['source']}" for _, e in rows if e.reference)
         lines += [f"normalised: {text}" for text in dict.fromkeys(scales)]
     cut = sum(e.cut for _, e in rows)
     if cut:
-        lines.append(f"{cut} episodes did not end by themselves and were cut at the step limit")
+        ends = "by itself and was" if cut == 1 else "by themselves and were"
+        lines.append(f"{counted(cut, 'episode')} did not end {ends} cut at the step limit")
     return "\n".join(lines)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
+
+from qgpo.envs.tasks.observations import ObservationAdapter
+from qgpo.envs.tasks.window import Window
 
 
 @runtime_checkable
@@ -32,6 +36,18 @@ class Predicts(Protocol):
     ) -> tuple[Any, Any]:
         """Batched observations to (batched actions, state); one without memory needs no state."""
         ...
+
+
+@runtime_checkable
+class MadeForSpaces(Protocol):
+    """An agent that was made for certain spaces; None before it saw data."""
+
+    observation_space: spaces.Box | None
+    action_space: spaces.Box | None
+    adapter: ObservationAdapter | None
+    """how Dict observations become vectors"""
+    window: Window | None
+    """how many observations it sees, and how many actions it decides, at once"""
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import numpy as np
 from minari import MinariDataset
 
 from qgpo.envs.data import memmap
-from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.data.dataset import OfflineDataset, as_recorded
 from qgpo.envs.store.bundled import is_published
 from qgpo.envs.store.catalogue import OTHER_DATA, like_d4rl
 from qgpo.envs.store.downloading import damaged_files
@@ -74,7 +74,8 @@ def _contents(opened: MinariDataset, source: MinariDataset | str) -> Iterator[Fi
         text += f", labelled as {source}"
     yield Finding("episodes", True, text)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             warnings.filterwarnings("ignore", message=".* is not the published one")
             dataset = load_dataset(source, download=False)
     except ValueError as error:
@@ -82,11 +83,15 @@ def _contents(opened: MinariDataset, source: MinariDataset | str) -> Iterator[Fi
         return
     text = f"{len(dataset)} transitions are aligned, finite and inside the action space"
     yield Finding("values", True, text)
+    for one in said:
+        yield Finding("doubt", None, str(one.message).removeprefix(f"dataset {dataset.id!r}: "))
     same = is_published(dataset)
     if same is not None:
         text = "the same numbers" if same else "other numbers: scores compare with no others"
         yield Finding("published", same, text)
     yield from (_ends(dataset), _environment(dataset), _scores(dataset))
+    if (family := as_recorded(dataset)) is not None:
+        yield Finding("family", None, family)
     yield from _maps(opened, dataset)
 
 

@@ -28,12 +28,12 @@ from qgpo.envs.store import bundled
 from qgpo.envs.store.episode_rules import RULES
 from qgpo.envs.store.labelling import STATES, Labelled, Task, refuse_trajectories
 from qgpo.envs.store.local import files_in
-from qgpo.envs.store.metadata import differences, environments
+from qgpo.envs.store.metadata import NO_REWARDS, differences, environments
 from qgpo.envs.store.ogbench import name_of
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.store.reading import read_episodes
 from qgpo.envs.store.scratch import remove_abandoned, scratch_folder, target_lock
-from qgpo.envs.tasks.families import UNKNOWN, Family, find_family
+from qgpo.envs.tasks.families import UNKNOWN, Family, find_family, looks_adapted
 from qgpo.envs.tasks.making import register_package
 from qgpo.envs.tasks.spaces import vector_spaces
 from qgpo.envs.tasks.window import Window
@@ -78,8 +78,9 @@ def load_dataset(
     recordings of many steps per second. These data are held in memory.
 
     Dict observations become vectors, and episodes are read as stated in the dataset's row of
-    `envs/tasks/families.py`. Datasets without a row give a warning. Raises ValueError for unknown
-    ids, unsupported spaces and invalid data.
+    `envs/tasks/families.py`. Datasets without a row are used as recorded; a warning is given if the
+    id looks like one of D4RL or OGBench. Raises ValueError for unknown ids, unsupported spaces and
+    invalid data.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}, expected one of {list(STORAGES)}")
@@ -96,10 +97,7 @@ def load_dataset(
     elif isinstance(dataset, MinariDataset):
         source, name = dataset, name_of(dataset.id)
     else:
-        raise TypeError(
-            f"dataset is a {type(dataset).__name__}, expected a Minari id such as "
-            "'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset"
-        )
+        raise TypeError(_not_a_dataset(dataset))
     reader = _Reader.of(source, None if name is None else Task.of(name, source))
     read = reader.map(progress_bar) if storage == "memmap" else reader.read()
     for text in reader.doubts:
@@ -107,6 +105,21 @@ def load_dataset(
     if reader.is_complete:
         bundled.warn_of_other_data(read)
     return windowed(read, history, chunk)
+
+
+def _not_a_dataset(given: object) -> str:
+    """What to say of any other object, most of all of the steps that SB3's `learn` takes."""
+    text = (
+        f"dataset is a {type(given).__name__}, expected an OfflineDataset (to learn from), a "
+        "Minari id such as 'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset"
+    )
+    if isinstance(given, int | float | np.number):
+        text = f"dataset={given!r} is a number, expected" + text.partition("expected")[2]
+        text += (
+            ". learn() takes the data; the number of steps is the configuration's: "
+            "longer(config, 2), from qgpo.agents, doubles it"
+        )
+    return text
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,7 @@ class _Reader:
 
     @classmethod
     def of(cls, source: MinariDataset, task: Task | None = None) -> _Reader:
-        """Raises ValueError for unsupported spaces; warns where no family is known."""
+        """Raises ValueError for unsupported spaces; warns where the id misses its family."""
         dataset_id = source.id if task is None else task.name.id
         of = f"dataset {dataset_id!r}"
         metadata = source.storage.metadata
@@ -146,12 +159,11 @@ class _Reader:
         adapter, observation_space, action_space = vector_spaces(
             source.observation_space, source.action_space, family.observation, of
         )
-        if family is UNKNOWN:
-            vector = "" if adapter is None else f"observations are the vector of {adapter}; "
+        if family is UNKNOWN and looks_adapted(dataset_id):
             warnings.warn(
-                f"{of} belongs to no known family: {vector}rewards and episodes are used as "
-                "recorded, agents play in the environment that it names, and scores are raw "
-                "returns unless its metadata have reference scores",
+                f"{of} is named like data of D4RL or OGBench and belongs to no known family: its "
+                "rewards and episodes are used as recorded, although those of such data are not. "
+                "If it is one of them, give it the id that it has there",
                 stacklevel=3,
             )
         if spec is None and family.environment in gym.registry:
@@ -310,9 +322,14 @@ class _Reader:
     def doubt(self, dataset: OfflineDataset) -> OfflineDataset:
         """The dataset, once what is odd about it is noted. ValueError where rewards vanish."""
         of = f"dataset {dataset.id!r}"
-        names = ("truncations",) if self.task is not None else ("terminations", "truncations")
-        ends = {name: getattr(dataset, name) for name in names}
-        odd = doubts(dataset.states, dataset.rewards, dataset.episode_starts, **ends)
+        imitation = self.source.storage.metadata.get(NO_REWARDS) is True
+        arrays = dataset.states, dataset.rewards, dataset.episode_starts
+        odd = doubts(
+            *arrays,
+            terminations=None if self.task is not None else dataset.terminations,
+            truncations=dataset.truncations,
+            imitation=imitation,
+        )
         self.doubts[:] = [*self.rounding.faults(of), *(f"{of}: {text}" for text in odd)]
         return dataset
 

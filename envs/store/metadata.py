@@ -25,6 +25,8 @@ DEEPEST = 16
 """levels of spaces within spaces"""
 DTYPE = re.compile(r"\|?[<>=]?(bool|b1|u?int(8|16|32|64)|float(16|32|64|128)|[iuf](1|2|4|8|16))")
 SPACES = ("observation_space", "action_space")
+NO_REWARDS = "rewards_are_unknown"
+"""true of recordings without rewards, whose zeros stand for nothing"""
 
 
 def open_folder(folder: Path) -> MinariDataset:

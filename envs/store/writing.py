@@ -228,6 +228,13 @@ def write_minari(
     OSError where the disk does not take the dataset (DiskFullError where it has too little space):
     the episodes are then as they were.
     """
+    if not isinstance(dataset_id, str):
+        swapped = isinstance(episodes, str)
+        raise TypeError(
+            f"write_minari() was given a {type(dataset_id).__name__} as dataset_id"
+            + (f" and the id {episodes!r} as episodes, which are exchanged" if swapped else "")
+            + ", expected the id first: write_minari('mine/arm-v0', dataset)"
+        )
     spaces_of_data, reference = dict[str, spaces.Box](), None
     if isinstance(episodes, OfflineDataset):
         if episodes.window is not None:

@@ -187,6 +187,11 @@ def _default(registered: EnvSpec, name: str) -> Any:
         return inspect.Parameter.empty
 
 
+def looks_adapted(dataset_id: str) -> bool:
+    """Whether an id looks like one of D4RL or OGBench whose data are not used as recorded."""
+    return re.match(ADAPTED, dataset_id) is not None
+
+
 def find_family(dataset_id: str | None = None, env_id: str | None = None) -> Family:
     """The row of a dataset, by its id or by its environment; UNKNOWN where there is none.
 
@@ -378,3 +383,5 @@ FAMILIES: tuple[Family, ...] = (
     ),
 )
 UNKNOWN = Family(name="unknown")
+ADAPTED = r"(?i)(D4RL|ogbench)/|.*(antmaze|pointmaze|maze2d|antsoccer|kitchen|singletask)"
+"""ids whose data are read in a way of their own where the family is known"""

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from qgpo.commands import command
 from qgpo.envs.tasks import ogbench, robotics
 from qgpo.envs.tasks.arguments import SpecError, check_arguments
 from qgpo.envs.tasks.families import Family, find_family
@@ -99,9 +100,19 @@ def import_named(env_id: str) -> str:
         except Exception as error:  # the user's own code
             raise ValueError(
                 f"environment {env_id!r} cannot be made: module {module!r} cannot be imported "
-                f"({type(error).__name__}: {error})"
+                f"({type(error).__name__}: {error}){_path_of(module, error)}"
             ) from error
     return name
+
+
+def _path_of(module: str, error: Exception) -> str:
+    """How a module is found that is not, where that is why it cannot be imported."""
+    if not isinstance(error, ModuleNotFoundError) or error.name != module.partition(".")[0]:
+        return ""
+    return (
+        f". The folder of {module}.py must be on PYTHONPATH; where it is this one: "
+        f"PYTHONPATH=. {command('train')} --env-id {module}:…"
+    )
 
 
 def as_played(env: str | EnvSpec) -> str | EnvSpec:
@@ -276,8 +287,9 @@ def _make(env: str | EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[An
         return gym.make(env, **kwargs)
     except (gym.error.Error, ImportError) as error:
         raise ValueError(
-            f"environment {env_id!r} cannot be made: {error}. Registered ids are listed by "
-            "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported"
+            f"environment {env_id!r} cannot be made: {str(error).rstrip('.')}. Registered ids are "
+            "listed by gymnasium.pprint_registry(); packages such as gymnasium-robotics must be "
+            f"imported. An environment of your own is named module:{env_id}"
         ) from error
     except Exception as error:  # the environment's own code
         arguments = env.kwargs if isinstance(env, EnvSpec) else {}

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from qgpo.envs.tasks.families import find_family
 
 Path = tuple[str, ...]
+ENCODE = (
+    "Encode the images first (with a pretrained network, say), and build the dataset from the "
+    "codes with OfflineDataset.from_arrays"
+)
 
 
 @dataclass(frozen=True)
@@ -170,9 +174,7 @@ def refuse_images(space: gym.Space[Any], of: str) -> None:
     n = len(space.shape) if isinstance(space, spaces.Box) else 0
     if n == 3 or (n == 2 and space.dtype == np.uint8):
         raise ValueError(
-            f"{of} has observations {space}, which are images; only vectors are supported. "
-            "Encode the images first (with a pretrained network, say), and build the dataset "
-            "from the codes with OfflineDataset.from_arrays"
+            f"{of} has observations {space}, which are images; only vectors are supported. {ENCODE}"
         )
 
 

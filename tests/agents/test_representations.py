@@ -35,10 +35,11 @@ def results():
 OBJECTS = {
     "dataset": (
         lambda: make_dataset(lengths=(2, 1000), rewards=np.ones(1002, np.float32)),
-        "OfflineDataset('test/made/by-hand-v0': 1,002 transitions in 2 episodes, observations 3, "
-        "actions 1, returns 2 to 1000 (mean 501), no environment named)",
+        "OfflineDataset('test/made/by-hand-v0': 1,002 transitions in 2 episodes (1 terminated, "
+        "1 truncated), observations 3, actions 1, returns 2 to 1000 (mean 501), "
+        "no environment named)",
     ),
-    "evaluation": (evaluation, "Evaluation(Hopper-v5: 100 [100, 100] over 500 episodes)"),
+    "evaluation": (evaluation, "Evaluation(Hopper-v5: 100 [100, 100] (95 %) over 500 episodes)"),
     "tuning": (
         lambda: GuidanceTuning((0.0, 2.0), np.eye(2, 48), np.zeros((2, 48), bool)),
         "GuidanceTuning(best 0 of 0, 2, by 48 episodes each)",

@@ -67,9 +67,6 @@ def data(dataset):
     return Batches.of(dataset, torch.device("cpu"))
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*no known family")
-
-
 def test_a_one_step_target_stops_where_the_task_is_done(data):
     batch = data.transitions(torch.arange(len(data)))
     values = torch.full((len(data),), TEN)

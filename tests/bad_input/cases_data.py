@@ -25,7 +25,7 @@ from gymnasium import spaces
 
 from qgpo import OfflineDataset, load_dataset
 from qgpo.envs.store.hdf5 import ColumnError
-from qgpo.envs.store.writing import check_new_id
+from qgpo.envs.store.writing import check_new_id, write_minari
 
 DISCRETE = "…has action space Discrete(2); continuous actions (a Box with finite bounds) are …"
 NUMBERED = "dataset 'test/numbered-v0'"
@@ -126,8 +126,8 @@ CASES = [
         LOAD,
         "an object that is not an id",
         TypeError,
-        "dataset is a PosixPath, expected a Minari id such as 'qgpo/halfcheetah/mixed-v0' or a "
-        "minari.MinariDataset",
+        "dataset is a PosixPath, expected an OfflineDataset (to learn from), a Minari id such as "
+        "'qgpo/halfcheetah/mixed-v0' or a minari.MinariDataset",
         lambda: load_dataset(Path("somewhere")),
     ),
     Case(
@@ -315,15 +315,75 @@ CASES = [
         ARRAYS,
         "from_arrays: rewards of shape (N, 1)",
         ValueError,
-        "dataset 'arrays': rewards has shape (2, 1), expected (N,)",
+        "dataset 'arrays': rewards has shape (2, 1), expected (N,): pass rewards[:, 0]",
         lambda: arrays(rewards=np.zeros((2, 1))),
     ),
     Case(
         ARRAYS,
         "from_arrays: observations of one dimension",
         ValueError,
-        "dataset 'arrays': observations has shape (2,), expected (N, dimensions)",
+        "dataset 'arrays': observations has shape (2,), expected (N, dimensions): of one column "
+        "pass observations[:, None]",
         lambda: arrays(observations=np.zeros(2)),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: a file",
+        ValueError,
+        "dataset 'arrays': observations='lab.npz' is text, expected an array. Of a file, load its "
+        "arrays (numpy.load for .npz) and pass each, or make a Minari dataset of it by "
+        "`qgpo-datasets import`",
+        lambda: OfflineDataset.from_arrays("lab.npz"),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: arrays that are missing",
+        ValueError,
+        "dataset 'arrays': rewards, terminations not given, expected an array for each",
+        lambda: OfflineDataset.from_arrays(np.zeros((2, 1)), np.zeros((2, 1))),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: a list of episodes",
+        ValueError,
+        "dataset 'arrays': observations is a list of 2 episodes, expected one array of all steps: "
+        "concatenate them, numpy.concatenate(observations). Flags mark where each episode ends",
+        lambda: arrays(observations=[np.zeros((3, 1)), np.zeros((4, 1))]),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: images",
+        ValueError,
+        "dataset 'arrays': observations has shape (2, 8, 8, 3), expected (N, dimensions). These "
+        "are images, and agents learn from vectors. Encode the images first (with a pretrained "
+        "network, say), and build the dataset from the codes with OfflineDataset.from_arrays",
+        lambda: arrays(observations=np.zeros((2, 8, 8, 3))),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: bounds in place of an action space",
+        TypeError,
+        "dataset 'arrays': action_space=(-2, 2) is a tuple, expected a Box: "
+        "action_space=gymnasium.spaces.Box(low, high, (1,)), with numbers or arrays for low and "
+        "high",
+        lambda: arrays(action_space=(-2, 2)),
+    ),
+    Case(
+        ARRAYS,
+        "from_arrays: a space of other columns",
+        ValueError,
+        "dataset 'arrays': action_space=Box(-2.0, 2.0, (3,), float32) has shape (3,), the data "
+        "have 1 action column: expected action_space=gymnasium.spaces.Box(low, high, (1,))",
+        lambda: arrays(action_space=spaces.Box(-2.0, 2.0, (3,))),
+    ),
+    Case(
+        ARRAYS,
+        "write_minari: arguments exchanged",
+        TypeError,
+        "write_minari() was given a OfflineDataset as dataset_id and the id 'mine/arm-v0' as "
+        "episodes, which are exchanged, expected the id first: write_minari('mine/arm-v0', "
+        "dataset)",
+        lambda: write_minari(make_dataset(), "mine/arm-v0"),
     ),
     Case(
         ARRAYS,
@@ -380,7 +440,7 @@ CASES = [
         ARRAYS,
         "from_arrays: final observations missing",
         ValueError,
-        "dataset 'arrays': observations has 2 rows, expected 3 for 2 transitions in 1 episodes "
+        "dataset 'arrays': observations has 2 rows, expected 3 for 2 transitions in 1 episode "
         "(each episode's final observation included); or pass next_observations, or "
         "next_observations='shift' where they were not recorded: each is then the observation of "
         "the next row",

@@ -196,7 +196,8 @@ CASES = [
         "evaluate: a module that cannot be imported",
         SystemExit,
         "error: environment 'gone:Env-v0' cannot be made: module 'gone' cannot be imported "
-        "(ModuleNotFoundError: …)",
+        "(ModuleNotFoundError: …). The folder of gone.py must be on PYTHONPATH; where it is this "
+        "one: PYTHONPATH=. … --env-id gone:…",
         play("--env-id", "gone:Env-v0"),
     ),
     Case(

@@ -84,7 +84,7 @@ CASES = [
         EXPORT,
         "a file that exists",
         ValueError,
-        "policy.onnx exists: choose another name, or replace it with overwrite",
+        "policy.onnx exists: choose another name, or replace it with overwrite=True",
         over_another,
     ),
     Case(
@@ -150,7 +150,7 @@ CASES = [
         CLI,
         "export: a file that exists",
         SystemExit,
-        "error: agent.zip.onnx exists: choose another name, or replace it with overwrite",
+        "error: agent.zip.onnx exists: choose another name, or replace it with --overwrite",
         lambda: (Path("agent.zip.onnx").touch(), export("--output", "agent.zip")()),
     ),
     Case(

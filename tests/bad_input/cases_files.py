@@ -288,6 +288,15 @@ CASES = [
     ),
     Case(
         PLAY,
+        "an environment of other spaces",
+        ValueError,
+        "environment 'Pendulum-v1' does not fit the agent: it has observations (3,) and actions "
+        "Box(-2.0, 2.0, (1,), float32); the agent was made for (3,) and Box(-1.0, 1.0, (1,), "
+        "float32)",
+        lambda: evaluate(agent(), "Pendulum-v1"),
+    ),
+    Case(
+        PLAY,
         "an object that is not an environment",
         TypeError,
         "env is a int, expected an id such as 'Hopper-v5' or an EnvSpec",

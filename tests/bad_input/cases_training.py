@@ -120,7 +120,8 @@ CASES = [
         "an unknown environment",
         ValueError,
         "environment 'Nowhere-v0' cannot be made: …. Registered ids are listed by "
-        "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported",
+        "gymnasium.pprint_registry(); packages such as gymnasium-robotics must be imported. An "
+        "environment of your own is named module:Nowhere-v0",
         lambda: QGPO(env="Nowhere-v0"),
     ),
     Case(
@@ -295,7 +296,8 @@ CASES = [
         LEARN,
         "an object that is not a dataset",
         TypeError,
-        "dataset is a int, expected a Minari id such as …",
+        "dataset=5 is a number, expected an OfflineDataset …. learn() takes the data; the number "
+        "of steps is the configuration's: longer(config, 2), from qgpo.agents, doubles it",
         lambda: learn(dataset=5),
     ),
     Case(

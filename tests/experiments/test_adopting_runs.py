@@ -24,8 +24,6 @@ from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.workers import run_cell
 from qgpo.scripts import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*belongs to no known family:UserWarning")
-
 DATASET = "test/mapped-v0"
 TORQUES = spaces.Box(-2.0, 2.0, (1,), np.float32)
 SETTINGS = {k: v for k, v in dataclasses.asdict(WHITENED).items() if v is not None}

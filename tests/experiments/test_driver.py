@@ -20,8 +20,6 @@ from qgpo.experiments.settings import Experiment
 from qgpo.experiments.workers import run_cell
 from qgpo.scripts import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*belongs to no known family:UserWarning")
-
 DATASET = "test/mapped-v0"
 EXPERIMENT: Experiment = Experiment(
     dataset_id=DATASET,

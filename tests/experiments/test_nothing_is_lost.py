@@ -32,8 +32,6 @@ from qgpo.experiments.folder import ContinuedCSV, RunFolder
 from qgpo.experiments.workers import run_locally, stop_at_end
 from qgpo.scripts import evaluate, train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*belongs to no known family:UserWarning")
-
 DATASET = "test/mapped-v0"
 ARGS: train.Args = train.Args(
     dataset_id=DATASET,

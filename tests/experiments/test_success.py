@@ -264,7 +264,6 @@ def test_the_picture_of_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("_even")
-@pytest.mark.filterwarnings("ignore:.*belongs to no known family:UserWarning")
 def test_a_cell_from_training_to_the_report(capsys):
     """Seeds 10,001 to 10,005: two of five are even."""
     mapped(make_dataset(observation_dim=2), TASK)

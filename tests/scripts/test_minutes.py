@@ -18,8 +18,6 @@ from qgpo.experiments import driver
 from qgpo.experiments.driver import Run
 from qgpo.scripts import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*belongs to no known family:UserWarning")
-
 DATASET = "test/mapped-v0"
 GIVEN = ["--dataset-id", DATASET, "--n-episodes", "0", "--device", "cpu", "--no-progress-bar"]
 TINY = [

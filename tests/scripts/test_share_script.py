@@ -40,8 +40,8 @@ def run(tmp_path):
 def test_a_run_becomes_a_folder_and_a_checkpoint_again(run, tmp_path, capsys):
     script.main(["save", str(run), "--folder", "shared", "--license", "mit", "--no-clip"])
     card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
-    assert "| the data | 3.5 |" in card
-    assert "| agent | 1.5 |" in card
+    assert "| the data | 3.50 |" in card
+    assert "| agent | 1.50 |" in card
     script.main(["load", "shared", "--output", "again.zip"])
     first, second = (load_agent(p, device="cpu") for p in (run / "checkpoint.zip", "again.zip"))
     assert same_parameters(first.get_parameters(), second.get_parameters())
@@ -58,7 +58,7 @@ def test_several_runs_are_handed_on_together(run, tmp_path):
     documents.write(run / "evaluation-together-20260101-000000.json", together)
     script.main(["save", str(run), str(other), "--folder", "both", "--no-clip"])
     assert isinstance(load_from_folder("both", device="cpu"), Ensemble)
-    assert "| agent | 7.5 |" in (tmp_path / "both" / "README.md").read_text(encoding="utf-8")
+    assert "| agent | 7.50 |" in (tmp_path / "both" / "README.md").read_text(encoding="utf-8")
     script.main(["load", "both", "--output", "member.zip"])
     assert load_agent("member-1.zip", device="cpu").name == "BC"
 

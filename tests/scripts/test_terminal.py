@@ -74,6 +74,20 @@ def test_programs_of_others_name_the_installed_command(program, called, tmp_path
     assert command("data", "list") == "qgpo-datasets list"
 
 
+def test_programs_in_the_clone_name_its_scripts_as_the_pages_do(called, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    called("python", "my_program.py")
+    assert command("data", "list") == "python scripts/data.py list"
+
+
+def test_flags_that_say_no_have_no_second_no(capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("qgpo.scripts.data").main(["import", "--help"])
+    shown = capsys.readouterr().out
+    assert "--no-reward" in shown
+    assert "--no-no-reward" not in shown
+
+
 def test_examples_keep_their_lines(called):
     called("python", "/no/where/qgpo-train")
     text = (

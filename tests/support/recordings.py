@@ -22,7 +22,7 @@ def sound(lengths=(30, 40)) -> Log:
     last = np.isin(np.arange(n), np.cumsum(lengths) - 1)
     return Log(
         of="a log",
-        observations=rng.normal(size=(n, 3)),
+        observations=rng.normal(size=(n, 3)).cumsum(axis=0),
         actions=rng.uniform(-0.9, 0.9, (n, 2)),
         episodes=np.repeat(np.arange(len(lengths)), lengths),
         observation_names=("q", "dq", "load"),

@@ -99,7 +99,9 @@ def export_onnx(
     return target
 
 
-def check_target(path: str | Path, overwrite: bool) -> Path:
+def check_target(
+    path: str | Path, overwrite: bool, way_out: str = "replace it with overwrite=True"
+) -> Path:
     """The file to write. Raises TypeError, ValueError or OSError where it is none."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path is a {type(path).__name__}, expected a path")
@@ -111,7 +113,7 @@ def check_target(path: str | Path, overwrite: bool) -> Path:
     if target.suffix != ".onnx":
         target = target.with_name(target.name + ".onnx")
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists: choose another name, or replace it with overwrite")
+        raise ValueError(f"{target} exists: choose another name, or {way_out}")
     check_writable(target)
     return target
 

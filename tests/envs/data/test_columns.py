@@ -214,6 +214,5 @@ def test_shuffled_rows_are_said():
 def test_ordinary_data_are_not_complained_about():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*belongs to no known family")
         dataset = load_dataset(write_buffers(numbered_episodes((20, 30), (True, False))))
         mapped(dataset)

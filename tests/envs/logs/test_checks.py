@@ -31,7 +31,7 @@ def test_a_sound_recording_has_no_faults():
     good = texts(log, True)
     assert good[0] == "size: 70 rows in 2 episodes, observations 3, actions 2"
     assert any(text == "time: rows are 0.02 s apart (50 per second)" for text in good)
-    assert any(text == "ends: 1 episodes terminated, 1 truncated" for text in good)
+    assert any(text == "ends: 1 episode terminated, 1 truncated" for text in good)
 
 
 def shifted(start: int, by: float) -> Log:
@@ -127,7 +127,8 @@ def test_terminations_that_look_like_a_time_limit_are_said():
     log = dataclasses.replace(log, terminations=last, truncations=None)
     assert texts(log, None) == [
         "ends: all 6 terminated episodes have 20 rows: a time limit perhaps, which is a "
-        "truncation (--truncation names such a column)"
+        "truncation. Make two columns of the flag: --truncation names the one that is true there, "
+        "--termination the other"
     ]
 
 

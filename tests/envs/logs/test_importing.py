@@ -92,7 +92,7 @@ def test_the_command_says_what_it_found_and_how_to_train(tmp_path, capsys):
     data.main(["import", "log.csv", "--dataset-id", "mine/arm-v0", *FLAGS])
     said = capsys.readouterr().out
     assert "ok  size        5 rows in 2 episodes, observations 3, actions 1" in said
-    assert "-   ends        1 episodes terminated, 0 truncated, 1 with neither flag" in said
+    assert "-   ends        1 episode terminated, 0 truncated, 1 with neither flag" in said
     assert "mine/arm-v0: 2 episodes, 4 steps" in said
     assert "--dataset-id mine/arm-v0 --n-episodes 0" in said
     dataset = load_dataset("mine/arm-v0", download=False)

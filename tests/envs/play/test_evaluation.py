@@ -379,7 +379,7 @@ def test_tables_of_scores_say_what_was_cut():
     assert head.split() == ["return", "95", "%", "interval", "normalised", "episodes"]
     assert first.split() == ["data", "200", "[100,", "300]", "50.0", "2"]
     assert second.split() == ["w", "=", "1", "(guided)", "0.5", "no", "interval", "-", "1"]
-    assert last.startswith("1 episodes did not end")
+    assert last.startswith("1 episode did not end by itself")
     assert scale == "normalised: 0 is 0, 100 is 400: test"
     assert "cut" not in score_table([("data", data)])
     assert [scale_label(w) for w in (None, 0.0, 2.0)] == [

@@ -185,7 +185,7 @@ def test_one_episode_has_no_interval():
     assert json.loads(one.to_json())["interval"] is None
     assert asdict(one)["interval"] is None
     two = summarize("Env-v0", [885.0, 885.0], [10] * 2, [0, 1], 0, None)
-    assert str(two) == "885 [885, 885] over 2 episodes"
+    assert str(two) == "885 [885, 885] (95 %) over 2 episodes"
 
 
 def test_the_bar_counts_steps_and_names_the_scale():

@@ -201,9 +201,9 @@ def test_wilson_s_interval():
 
 def test_success_in_words():
     many = summarize(WINS, [-2.0, -3.0, -2.0, -3.0, -2.0], [2] * 5, [*range(5)], 0, None, OF_FIVE)
-    assert str(many) == "success 60.0 % [23.1, 88.2] over 5 episodes (mean return -2.4)"
+    assert str(many) == "success 60.0 % [23.1, 88.2] (95 %) over 5 episodes (mean return -2.4)"
     one = summarize(WINS, [-3.0], [3], [1], 0, None, [False])
-    assert str(one) == "success 0.0 % [0.0, 79.3] in one episode (mean return -3)"
+    assert str(one) == "success 0.0 % [0.0, 79.3] (95 %) in one episode (mean return -3)"
     assert one.interval is None
     text = score_table([("w = 1 (guided)", many), ("w = 0 (imitation)", one)])
     assert text.split("\n") == [

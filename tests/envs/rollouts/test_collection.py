@@ -220,7 +220,6 @@ def test_bundled_dataset_does_not_depend_on_the_folder(recipe, monkeypatch, tmp_
     assert load_dataset(recipe).fingerprint == first.fingerprint
 
 
-@pytest.mark.filterwarnings("ignore:.*belongs to no known family")
 def test_other_data_under_a_bundled_id_are_warned_about(recipe, monkeypatch):
     made = load_dataset(recipe)
     part = minari.load_dataset(recipe).filter_episodes(lambda episode: episode.id < 3)

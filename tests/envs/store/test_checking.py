@@ -33,6 +33,7 @@ def test_a_good_dataset_has_no_bad_finding():
         "ends",
         "environment",
         "scores",
+        "family",
     ]
     assert finding(report, "episodes").text == "all 2 are there, 5 steps"
     assert finding(report, "ends").text == "1 terminated, 1 truncated"

@@ -8,6 +8,7 @@ from factory import CONFIGS, numbered_episodes, write_buffers
 from gymnasium import spaces
 
 from qgpo import QGPO, load_dataset
+from qgpo.envs.data.figure import summary
 from qgpo.envs.tasks.observations import FlatObservations, ObservationAdapter, stack
 
 
@@ -119,11 +120,13 @@ def dict_dataset():
 
 
 @pytest.mark.parametrize("storage", ["memory", "memmap"])
-def test_unknown_dicts_are_read_whole_with_a_warning(storage):
-    source = dict_dataset()
-    assumed = r"belongs to no known family: observations are the vector of down \(1,\), up \(1,\);"
-    with pytest.warns(UserWarning, match=assumed):
-        dataset = load_dataset(source, storage=storage, progress_bar=False)
+def test_unknown_dicts_are_read_whole_and_a_summary_says_so(storage, recwarn):
+    dataset = load_dataset(dict_dataset(), storage=storage, progress_bar=False)
+    assert [str(one.message) for one in recwarn] == []
+    assert dict(summary(dataset))["family"] == (
+        "none known: observations are the vector of down (1,), up (1,); rewards and episodes as "
+        "recorded, scores are raw returns"
+    )
     assert dataset.states.tolist() == [[-x, x] for x in (0, 1, 2, 3, 100, 101, 102)]
     assert dataset.adapter.complete
 
