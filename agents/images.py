@@ -1,6 +1,6 @@
 """EnergyGuidedImages: sample images from p(x) ~ q(x) exp(-beta E(x)).
 
-Stages, losses, solvers and files are those of `guided/tilted.py`; here are the networks of images
+Stages, losses, solvers and files are those of `general/tilted.py`; here are the networks of images
 and how images are read. Color guidance and class guidance are several energies (N, E) or (B, E):
 
     model = EnergyGuidedImages(ImageConfig(beta=50.0)).fit(images, hue_energies)
@@ -20,16 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qgpo.agents.core.config import NotNegative, OptionalSteps
-from qgpo.agents.core.pipelines import Pipeline, read_pipeline
 from qgpo.agents.core.training import Training, choose_device
-from qgpo.agents.guided.tilted import (
-    Array,
-    Factories,
-    Layout,
-    TiltedConfig,
-    TiltedDiffusion,
-    in_units,
-)
+from qgpo.agents.general.config import Factories, Layout, TiltedConfig
+from qgpo.agents.general.data import Array, in_units
+from qgpo.agents.general.pipelines import Pipeline, read_pipeline
+from qgpo.agents.general.tilted import TiltedDiffusion
 from qgpo.diffusion import Metrics
 from qgpo.fields import Range
 from qgpo.images.networks import (
