@@ -106,6 +106,14 @@ UNNORMALISED: dict[str, Any] = {"guidance": "cep", "guidance_options": {"labels"
 Of a class they are 1 over its share for its own images and 0 for others. Of a hue they are exact
 for any K, where a softmax over K levels the few images that are right.
 """
+ON_DENOISED: dict[str, Any] = {
+    **UNNORMALISED,
+    "guidance_options": {**UNNORMALISED["guidance_options"], "base": "denoised"},
+}
+"""The same, and the network corrects beta e at the denoised image.
+
+For energies that can be differentiated.
+"""
 IMAGE_PRESETS: dict[str, ImagePreset] = {
     "classes": ImagePreset(
         "digits", "classes", replace(DIGITS, **UNNORMALISED, contrast=64, groups=2)
@@ -118,11 +126,11 @@ IMAGE_PRESETS: dict[str, ImagePreset] = {
         "hues",
         replace(
             DIGITS,
-            **UNNORMALISED,
+            **ON_DENOISED,
             beta=50.0,
-            data_steps=800,
+            data_steps=2_400,
             energy_unit=10.0,
-            guidance_steps=800,
+            guidance_steps=1_200,
         ),
     ),
     "imagenet": ImagePreset(

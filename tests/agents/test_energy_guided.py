@@ -288,6 +288,7 @@ def test_nothing_to_sample_or_save_before_training(tmp_path):
         {"guidance": "cep", "components": 0, "targets": "sample"},
         {"guidance": "cep", "components": 0, "targets": "posterior"},
         {"guidance": "cep", "components": 0, "guidance_options": {"labels": "exponential"}},
+        {"guidance": "cep", "components": 0, "guidance_options": {"base": "denoised"}},
         {"guidance": "emse", "components": 0},
         {"guidance": "weighted"},
         {"guidance": "weighted", "schedule": "ot", "prediction": "flow", "solver": "euler"},
