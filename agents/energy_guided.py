@@ -1,6 +1,6 @@
 """EnergyGuidedDiffusion: sample p(x) ~ q(x) exp(-beta E(x)) for vectors x, any data and any energy.
 
-How it is trained and sampled is in `guided/tilted.py`; `images.py` has the same for images.
+How it is trained and sampled is in `general/tilted.py`; `images.py` has the same for images.
 """
 
 from __future__ import annotations
@@ -12,16 +12,10 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qgpo.agents.guided.tilted import (
-    STEPS,
-    Array,
-    Factories,
-    Layout,
-    TiltedConfig,
-    TiltedDiffusion,
-    is_simple,
-)
-from qgpo.agents.guided.tilted import Callback as Callback
+from qgpo.agents.general.config import STEPS, Factories, Layout, TiltedConfig, is_simple
+from qgpo.agents.general.data import Array
+from qgpo.agents.general.tilted import Callback as Callback
+from qgpo.agents.general.tilted import TiltedDiffusion
 from qgpo.fields import Range
 from qgpo.gaussians import CorrectedNetwork, FittedMixture
 from qgpo.networks import NaturalNetwork, mlp
@@ -87,7 +81,7 @@ class EnergyGuidedDiffusion(TiltedDiffusion[EnergyGuidedConfig]):
         )
 
     def _read(self, data: Array) -> Array:
-        return self._matrix("data", data)
+        return self.reader.matrix("data", data)
 
     def _rows(self, data: Array) -> Tensor:
         x = torch.as_tensor(data)

@@ -1,6 +1,6 @@
 """EnergyGuidedImages: sample images from p(x) ~ q(x) exp(-beta E(x)).
 
-Stages, losses, solvers and files are those of `guided/tilted.py`; here are the networks of images
+Stages, losses, solvers and files are those of `general/tilted.py`; here are the networks of images
 and how images are read. Color guidance and class guidance are several energies (N, E) or (B, E):
 
     model = EnergyGuidedImages(ImageConfig(beta=50.0)).fit(images, hue_energies)
@@ -20,16 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qgpo.agents.core.config import NotNegative, OptionalSteps
-from qgpo.agents.core.pipelines import Pipeline, read_pipeline
 from qgpo.agents.core.training import Training, choose_device
-from qgpo.agents.guided.tilted import (
-    Array,
-    Factories,
-    Layout,
-    TiltedConfig,
-    TiltedDiffusion,
-    in_units,
-)
+from qgpo.agents.general.config import Factories, Layout, TiltedConfig
+from qgpo.agents.general.data import Array, in_units
+from qgpo.agents.general.pipelines import Pipeline, read_pipeline
+from qgpo.agents.general.tilted import TiltedDiffusion
 from qgpo.diffusion import Metrics
 from qgpo.fields import Range
 from qgpo.images.networks import (
@@ -111,6 +106,14 @@ UNNORMALISED: dict[str, Any] = {"guidance": "cep", "guidance_options": {"labels"
 Of a class they are 1 over its share for its own images and 0 for others. Of a hue they are exact
 for any K, where a softmax over K levels the few images that are right.
 """
+ON_DENOISED: dict[str, Any] = {
+    **UNNORMALISED,
+    "guidance_options": {**UNNORMALISED["guidance_options"], "base": "denoised"},
+}
+"""The same, and the network corrects beta e at the denoised image.
+
+For energies that can be differentiated.
+"""
 IMAGE_PRESETS: dict[str, ImagePreset] = {
     "classes": ImagePreset(
         "digits", "classes", replace(DIGITS, **UNNORMALISED, contrast=64, groups=2)
@@ -123,11 +126,11 @@ IMAGE_PRESETS: dict[str, ImagePreset] = {
         "hues",
         replace(
             DIGITS,
-            **UNNORMALISED,
+            **ON_DENOISED,
             beta=50.0,
-            data_steps=800,
+            data_steps=2_400,
             energy_unit=10.0,
-            guidance_steps=800,
+            guidance_steps=1_200,
         ),
     ),
     "imagenet": ImagePreset(

@@ -13,8 +13,16 @@ from torch import Tensor
 from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
 from qgpo.experiments.image_study import EXACT, UNGUIDED, Outcome, Task, error_at, mean_at, mean_of
 
-COLORS = {"CEP": BLUE, "classifier": ORANGE, "MSE": ORANGE, "DPS": GREEN, UNGUIDED: GRAY}
-LEVELS = (0.84, 0.82, 0.8, 0.78, 0.76)
+LIGHT_BLUE = "#63b3ed"
+COLORS = {
+    "CEP": BLUE,
+    "CEP, plain": LIGHT_BLUE,
+    "classifier": ORANGE,
+    "MSE": ORANGE,
+    "DPS": GREEN,
+    UNGUIDED: GRAY,
+}
+LEVELS = (0.9, 0.88, 0.86, 0.84, 0.82)
 """diversities at which hue errors are compared"""
 SIDE = 3
 """images along a panel's edge"""

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from qgpo.agents.images import (
     IMAGE_PRESETS,
+    UNNORMALISED,
     ClassifierConfig,
     EnergyGuidedImages,
     ImageConfig,
@@ -106,16 +107,18 @@ TASKS = {
         config=IMAGE_PRESETS["hues"].config,
         methods={
             "CEP": {},
+            "CEP, plain": UNNORMALISED,
             "MSE": {"guidance": "mse", "guidance_options": {}},
             "DPS": {"guidance": "dps", "guidance_options": {}},
         },
-        scales=(0.1, 0.3, 1.0, 2.0, 4.0),
+        scales=(0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0),
         shown=(
             (UNGUIDED, 0.0),
             ("CEP", 1.0),
+            ("CEP", 2.0),
             ("CEP", 4.0),
             ("MSE", 4.0),
-            ("DPS", 0.3),
+            ("DPS", 0.5),
             ("DPS", 1.0),
         ),
     ),

@@ -42,7 +42,9 @@ MODULES = {
     "agents.sb3": "agents.core.sb3 agents.core.parameters agents.core.header",
     "agents.checkpoint": "agents.core.checkpoint agents.core.upgrade",
     "agents.energy_guided_config": "agents",
-    "agents.energy_guided_model": "agents.energy_guided agents.guided.tilted",
+    "agents.energy_guided_model": (
+        "agents.energy_guided agents.general.config agents.general.data agents.general.tilted"
+    ),
     "agents.files": "agents.core.checkpoint agents.core.provenance",
     "agents.guided_policy": "agents.guided.policy",
     "agents.presets": "agents agents.qipo agents.qgpo agents.guided.config agents.core.config",

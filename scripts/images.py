@@ -1,7 +1,7 @@
 """Images from p(x) ~ q(x) exp(-beta E(x)): train a model, sample from it, measure guidances.
 
 python scripts/images.py train --preset hues --output runs/hues.zip
-python scripts/images.py sample --model runs/hues.zip --target 4 --scales 0 1 2
+python scripts/images.py sample --model runs/hues.zip --energy hues --target 4 --scales 0 1 2
 python scripts/images.py measure --output runs/images
 
 `--preset` chooses the defaults of the training: classes (scikit-learn's digits, their classes),
@@ -99,7 +99,9 @@ class Train:
                     model.save(path)
             if is_first():
                 print(f"{path}: {len(images)} images, {model.num_timesteps} steps")
-                print(f"sample from it: {command('images', 'sample', '--model', path)}")
+                needed = callable(energy) and model.guidance_model.needs_energy
+                more = ("--energy", self.energy) if needed else ()
+                print(f"sample from it: {command('images', 'sample', '--model', path, *more)}")
 
     def keep(self, model: EnergyGuidedImages) -> None:
         """Write a checkpoint every so many steps."""
@@ -120,7 +122,8 @@ class Sample:
     n: int = 20
     """images in a row"""
     energy: str | None = None
-    """hues or file.py:function, where the guidance differentiates it (dps)"""
+    """hues or file.py:function, where the guidance differentiates it (dps, or cep on the denoised
+    sample)"""
     steps: int | None = None
     """solver steps; default the model's"""
     seed: int = 0
@@ -169,7 +172,7 @@ class Measure:
     """Train the guidances of both tasks beside each other, and measure and draw their samples."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
-    """classes (CEP, classifier guidance) and hues (CEP, MSE, DPS)"""
+    """classes (CEP, classifier guidance) and hues (CEP with and without a base, MSE, DPS)"""
     seeds: tuple[int, ...] = (0,)
     """each trains everything anew"""
     share_data_model: bool = False
@@ -212,7 +215,8 @@ class Measure:
 
     def save(self, task: Task, method: str, model: EnergyGuidedImages) -> None:
         """Write a model that was measured, for `sample`."""
-        model.save(self.output / f"{task.name}-{method}-{model.seed}.zip")
+        name = method.replace(", ", "-")
+        model.save(self.output / f"{task.name}-{name}-{model.seed}.zip")
 
 
 def tell(line: str) -> None:

@@ -15,7 +15,7 @@ from factory import ROOT
 
 ROOMS = ("qgpo", "envs", "agents", "experiments", "scripts")
 """from the ground up: each may import those before it"""
-FLOORS_OF_AGENTS = ("core", "guided", "")
+FLOORS_OF_AGENTS = ("core", "general", "guided", "")
 """of `agents/`, from the ground up; its own files are on top"""
 POSIX_ONLY = {
     "crypt", "curses", "fcntl", "grp", "nis", "ossaudiodev", "posix", "pty", "pwd", "readline",

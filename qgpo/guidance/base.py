@@ -145,7 +145,7 @@ class Guidance(nn.Module):
     """a frozen dataclass of what may be chosen in `guidance_options`"""
     trainable: ClassVar[bool] = False
     """whether `loss` exists"""
-    needs_energy: ClassVar[bool] = False
+    needs_energy: bool = False
     """whether the clean energy is differentiated while sampling"""
     several: ClassVar[bool] = False
     """whether there may be several energies, of which every sample follows one"""

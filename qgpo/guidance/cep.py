@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qgpo.diffusion import Metrics
 from qgpo.fields import OneOf
@@ -36,6 +36,7 @@ from qgpo.guidance.base import (
 from qgpo.schedule import Schedule
 
 LABELS = ("normalized", "exponential")
+BASES = ("none", "denoised")
 HELD_OUT, FEWEST = 8, 200
 """one sample in so many judges the mixtures, where there are at least so many samples"""
 CALLS, GROUPS = 16, (8, 256)
@@ -109,10 +110,35 @@ def _contrast(
 
 @dataclass(frozen=True)
 class CEPOptions(GuidanceOptions):
-    """Which of the paper's two forms of the label."""
+    """Which of the paper's two forms of the label, and what the network corrects."""
 
     labels: Annotated[str, OneOf(LABELS)] = "normalized"
     """normalized (Eq. 13) or exponential (Eq. 12)"""
+    base: Annotated[str, OneOf(BASES)] = "none"
+    """none, or denoised: the network corrects beta e at the denoised sample, of which each noise
+    level takes a share that is learned. The energy is then differentiated while sampling"""
+
+
+class DenoisedEnergy(nn.Module):
+    """A share of beta e(E[x_0 | x_t]), by noise level: what DPS takes for f_t.
+
+    It is f*_t where little noise is left, where contrast tells values of f better than their
+    gradient. Where much is left it is several times too steep. Ours, not the paper's.
+    """
+
+    def __init__(self, parts: GuidanceParts) -> None:
+        super().__init__()
+        self.energy, self.denoise = parts.energy_for("cep"), parts.denoise
+        self.schedule = parts.schedule
+        self.share = nn.Parameter(torch.tensor([0.0, 1.0]))
+        """of the logit: at alpha = sigma, and per unit of log(alpha / sigma)"""
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """(B, D), (B,), (B, C) to (B,) or (B, E)."""
+        f = self.energy(self.denoise(x_t, t, condition), condition)
+        level = self.schedule.half_log_snr(t.clamp(self.schedule.t_min, self.schedule.t_max))
+        share = torch.sigmoid(self.share[0] + self.share[1] * level)
+        return (share if f.dim() == 1 else share[:, None]) * f
 
 
 class CEP(LearnedEnergy):
@@ -128,10 +154,14 @@ class CEP(LearnedEnergy):
         n = parts.components
         self.tilt = FittedTilt(parts.dim, n) if n else None
         """mixtures with an f_t in closed form, which the network corrects"""
+        self.base = DenoisedEnergy(parts) if self.options.base == "denoised" else None
+        self.needs_energy = self.base is not None
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,)."""
         f = super().f(x_t, t, condition)
+        if self.base is not None:
+            f = f + self.base(x_t, t, condition)
         if self.tilt is None:
             return f
         return f + self.tilt.f(x_t, self.schedule.alpha(t), self.schedule.sigma(t))

@@ -11,7 +11,7 @@ import torch
 
 from qgpo import QGPO, EnergyGuidedConfig, EnergyGuidedDiffusion, load_agent
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.agents.guided.tilted import Layout
+from qgpo.agents.general.config import Layout
 from qgpo.exact.distances import component_shares, guidance_error, sliced_wasserstein
 from qgpo.exact.mixture import ring_of_gaussians, tilt_components
 from qgpo.guidance import GUIDANCES
@@ -46,7 +46,7 @@ def noise():
 def test_a_half_built_model_is_none(monkeypatch):
     model = EnergyGuidedDiffusion(TINY)
     with monkeypatch.context() as patch:
-        patch.setattr("qgpo.agents.guided.tilted.make_guidance", lambda *_: [][0])
+        patch.setattr("qgpo.agents.general.tilted.make_guidance", lambda *_: [][0])
         with pytest.raises(IndexError):
             model.fit(data(), energy)
     with pytest.raises(RuntimeError, match="nothing to save"):
@@ -288,6 +288,7 @@ def test_nothing_to_sample_or_save_before_training(tmp_path):
         {"guidance": "cep", "components": 0, "targets": "sample"},
         {"guidance": "cep", "components": 0, "targets": "posterior"},
         {"guidance": "cep", "components": 0, "guidance_options": {"labels": "exponential"}},
+        {"guidance": "cep", "components": 0, "guidance_options": {"base": "denoised"}},
         {"guidance": "emse", "components": 0},
         {"guidance": "weighted"},
         {"guidance": "weighted", "schedule": "ot", "prediction": "flow", "solver": "euler"},

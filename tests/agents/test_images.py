@@ -119,6 +119,18 @@ def test_a_file_gives_the_same_images(trained):
     torch.testing.assert_close(drawn(loaded), drawn(trained), rtol=0, atol=0)
 
 
+def test_on_the_denoised_image_a_file_needs_the_energy():
+    options = {"labels": "exponential", "base": "denoised"}
+    model = fitted(replace(TINY, guidance_options=options))
+    model.save("images")
+    alone = EnergyGuidedImages.load("images", device="cpu")
+    drawn(alone, guidance_scale=0.0)
+    with pytest.raises(RuntimeError, match=r"load\(path, energy=...\)"):
+        drawn(alone)
+    loaded = EnergyGuidedImages.load("images", stripes, device="cpu")
+    torch.testing.assert_close(drawn(loaded), drawn(model), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -198,7 +198,7 @@ CASES = [
         MAKE,
         "an option that the guidance does not have",
         ValueError,
-        "guidance_options has 'order', expected some of ['labels']",
+        "guidance_options has 'order', expected some of ['labels', 'base']",
         config(guidance_options={"order": 2}),
     ),
     Case(

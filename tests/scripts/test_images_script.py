@@ -105,8 +105,8 @@ def test_the_measured_study(tmp_path):
     folder = tmp_path / "runs" / "images"
     found = json.loads((folder / "results.json").read_text())["tasks"]
     methods = {row["method"] for row in found["hues"]["rows"]}
-    assert methods == {"exact", "unguided", "CEP", "MSE", "DPS"}
+    assert methods == {"exact", "unguided", "CEP", "CEP, plain", "MSE", "DPS"}
     assert all(0.0 <= row["hue_error"] <= 0.5 for row in found["hues"]["rows"])
-    written = {"hues.png", "hues_curves.png", "hues-CEP-0.zip"}
+    written = {"hues.png", "hues_curves.png", "hues-CEP-0.zip", "hues-CEP-plain-0.zip"}
     assert written <= {path.name for path in folder.iterdir()}
     assert "hue error at equal diversity" in done.stdout

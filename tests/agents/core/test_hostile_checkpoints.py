@@ -23,7 +23,7 @@ from qgpo.agents.core import archive
 from qgpo.agents.core.checkpoint import CheckpointError, read_checkpoint
 from qgpo.agents.core.header import DTYPES as STORABLE
 from qgpo.agents.core.header import space_from_json, space_to_json
-from qgpo.agents.guided.tilted import Layout
+from qgpo.agents.general.config import Layout
 from qgpo.envs.tasks.reference import ReferenceScores
 
 MEMBERS = ["checkpoint.json", *(f"{n}.safetensors" for n in ("modules", "optimizers", "tables"))]

@@ -94,3 +94,81 @@ def test_gradient_is_per_sample_and_works_without_grad_mode():
         gradient = guidance.gradient(x, t, None)
     assert gradient.tolist() == [[2.0, 4.0], [3.0, 4.0]]
     assert not gradient.requires_grad
+
+
+class Silent(nn.Module):
+    """A network that says nothing, for one energy or two."""
+
+    def __init__(self, outputs=0):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x_t, t, condition):
+        return x_t.new_zeros((len(x_t), self.outputs) if self.outputs else len(x_t))
+
+
+STEEP = torch.tensor([1.5, -0.5])
+"""beta e(x) = x . STEEP of q = N(0, I): f*_t(x_t) = alpha_t x_t . STEEP, exactly"""
+
+
+def on_denoised(energy=lambda x, condition: x @ STEEP, outputs=0):
+    """CEP whose network is silent, on the denoised sample of N(0, I)."""
+    schedule = make_schedule("cosine")
+    parts = guidance_parts(
+        schedule,
+        Silent(outputs),
+        energy=energy,
+        denoise=lambda x_t, t, condition: schedule.alpha(t)[:, None] * x_t,
+        options={"base": "denoised", "labels": "exponential"},
+    )
+    return CEP(parts)
+
+
+def test_the_base_is_a_share_of_the_energy_at_the_denoised_sample():
+    guidance = on_denoised()
+    assert guidance.needs_energy
+    assert not CEP(guidance_parts(make_schedule("cosine"))).needs_energy
+    x, t = torch.randn(4, 2), torch.tensor([0.1, 0.5, 0.5, 0.9])
+    exact = guidance.schedule.alpha(t)[:, None] * STEEP
+    with torch.no_grad():
+        guidance.base.share.copy_(torch.tensor([50.0, 0.0]))
+        torch.testing.assert_close(guidance.gradient(x, t, None), exact)
+        guidance.base.share.copy_(torch.tensor([0.0, 1.0]))
+    # sigmoid(log(alpha / sigma)) = alpha / (alpha + sigma)
+    alpha, sigma = guidance.schedule.alpha(t), guidance.schedule.sigma(t)
+    share = (alpha / (alpha + sigma))[:, None]
+    torch.testing.assert_close(guidance.gradient(x, t, None), share * exact)
+
+
+def test_each_energy_has_its_own_base():
+    guidance = on_denoised(lambda x, condition: torch.stack([x @ STEEP, -x[:, 0]], dim=1), 2)
+    x, t = torch.randn(3, 2), torch.full((3,), 0.5)
+    of_second = guidance.towards(torch.tensor([0, 1, 1]))(x, t, None)
+    half = 0.5 * math.sqrt(0.5)
+    expected = half * torch.tensor([[1.5, -0.5], [-1.0, 0.0], [-1.0, 0.0]])
+    torch.testing.assert_close(of_second, expected)
+
+
+def test_the_share_is_learned():
+    """Where the base is exact, contrast takes all of it at every noise level that matters."""
+    guidance, generator = on_denoised(), torch.Generator().manual_seed(0)
+    x_0 = torch.randn(4096, 2, generator=generator)
+    energies = x_0 @ STEEP
+    guidance.prepare(Samples(x_0, energies), generator)
+    optimizer = torch.optim.Adam(guidance.parameters(), 0.1)
+    for _ in range(150):
+        rows = torch.randint(4096, (8, 128), generator=generator)
+        loss, _ = guidance.loss(Samples(x_0[rows], energies[rows]), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    level = torch.tensor([-0.5, 0.0, 1.0])
+    share = torch.sigmoid(guidance.base.share[0] + guidance.base.share[1] * level)
+    assert share.min() > 0.85
+
+
+def test_a_base_needs_an_energy_and_a_name():
+    with pytest.raises(ValueError, match="'cep' differentiates the energy"):
+        CEP(guidance_parts(make_schedule("cosine"), options={"base": "denoised"}))
+    with pytest.raises(ValueError, match=r"base='dps', expected one of"):
+        CEP(guidance_parts(make_schedule("cosine"), options={"base": "dps"}))

@@ -67,6 +67,7 @@ def difference(agent, session, scale, deterministic=False, rows=ROWS):
         (QGPO, replace(WHITENED, guidance="emse", trust_power=2.0, guidance_bound=0.5)),
         (QGPO, replace(WHITENED, guidance="dps", deterministic_action="ode")),
         (QGPO, replace(PAPER_LIKE, guidance="qgf", beta=0.3)),
+        (QGPO, replace(PAPER_LIKE, guidance_options={"base": "denoised"})),
         (QGPO, replace(STACKED, guidance="dps")),
         (QGPO, replace(WHITENED, deterministic_action="mode", solver="heun")),
         (AEPO, replace(ANALYTIC, guidance_options={"gradient": "shift"})),

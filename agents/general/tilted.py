@@ -12,178 +12,48 @@ energies, one per class say: p_e(x) ~ q(x) exp(-beta E_e(x)). Every sample then 
 from __future__ import annotations
 
 import hashlib
-import math
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from torch import Tensor, nn
 
 from qgpo.agents.core import checkpoint
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.agents.core.config import Fraction, NotNegative
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import Training, average, choose_device, of_training
+from qgpo.agents.general.config import Factories, Layout, TiltedConfig, is_simple, layout_of
+from qgpo.agents.general.data import ENERGY, Array, Data, Energy, Reader, Rows, in_units
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
-from qgpo.envs.data.columns import Rounding, centred, numbers
-from qgpo.fields import OneOf, Range, check_count, check_fields, check_finite, check_seed
+from qgpo.fields import check_count, check_finite, check_seed
 from qgpo.gaussians import CorrectedNetwork
 from qgpo.guidance import (
     GUIDANCES,
     GuidanceParts,
     Samples,
     Weighted,
-    check_guidance,
     guidance_class,
     make_guidance,
     weighted_loss,
 )
-from qgpo.guidance.base import TARGETS
 from qgpo.networks import join
 from qgpo.normalization import ObservationNormalizer
 from qgpo.schedule import Schedule, make_schedule
 from qgpo.solver import get_solver, time_grid
 
-Array = Tensor | NDArray[Any]
-Energy = Callable[[Tensor], Tensor] | Callable[[Tensor, Tensor], Tensor]
-"""E of samples (B, ...), or of samples and conditions (B, C) in conditional models: (B,), or of
-several energies (B, E)"""
 Callback = BaseCallback | Callable[[Any], bool | None]
 """one of Stable-Baselines3, or a function of the model; False stops"""
 
 STAGES = ("data", "energy", "guidance")
 LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
 TO_RESUME = "to continue later: save(path), then load(path).fit(data, energy, resume=True)"
-STEPS = {"data": 4_000, "guidance": 3_000}
-"""gradient steps unless the configuration or the model says another number"""
-SIMPLE_DIM = 32
-"""most dimensions in which targets are averaged over posteriors, unless asked for"""
-StepsOrNone = Annotated[int | None, Range(0, 10**12)]
-ENERGY = "a callable, or an array of one value per sample"
 ROWS_PER_CALL = 16_384
-EXACT = (torch.float32, torch.float16, torch.bfloat16)
-"""types of which float32 holds every number"""
-
-
-@dataclass(frozen=True)
-class TiltedConfig:
-    """What every such model is made of, but for its networks."""
-
-    beta: Annotated[float, Range(-1e9, 1e9)] = 1.0
-    """inverse temperature of p ~ q exp(-beta E): larger values concentrate p on low energies, 0 is
-    q"""
-    guidance: str = "cep"
-    """kind of guidance: cep (the paper's, exact), mse, emse, dps, qgf, analytic, aepo, weighted, or
-    (several energies) classifier"""
-    guidance_options: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """options of the guidance, by name; the file of each guidance in qgpo/guidance lists its
-    options"""
-    schedule: str = "cosine"
-    """noise schedule: cosine, linear (both variance-preserving), or ot (straight path of flow
-    matching)"""
-    prediction: str = "velocity"
-    """output of the data model's network: velocity, noise, or flow (only with schedule ot)"""
-    data_steps: StepsOrNone = None
-    """gradient steps of the data model; none: 4,000, or what the model needs"""
-    data_learning_rate: NotNegative = 3e-3
-    """initial Adam step size of the data model"""
-    guidance_steps: StepsOrNone = None
-    """gradient steps of f, or of the weighted model; none: 3,000, or what the model needs"""
-    guidance_learning_rate: NotNegative = 5e-3
-    """initial Adam step size of f, or of the weighted model"""
-    contrast: int = 512
-    """K, number of samples that are contrasted with each other at one noise level: more are slower
-    and more exact"""
-    groups: int = 4
-    """number of such groups per gradient step, each with its own noise level"""
-    targets: Annotated[str, OneOf(("auto", *TARGETS))] = "auto"
-    """sample, or posterior: targets averaged over the group's posterior, which takes most of their
-    variance away (unconditional models in few dimensions); auto: posterior in these"""
-    preconditioned: bool = True
-    """multiply the output of the network for f by alpha_t"""
-    ema_decay: Fraction = 0.999
-    """decay of the averaged weights from which samples are drawn: larger averages over more steps,
-    0 uses the last weights"""
-    guidance_bound: float | None = None
-    """largest |w sigma grad f| / |eps| while sampling: smaller values limit the guidance more.
-    none: no bound"""
-    solver: str = "dpm_solver_2m"
-    """ODE solver, if `sample` is given no other one"""
-    solver_steps: int = 50
-    """solver steps per sample: more are slower and more exact"""
-    spacing: str = "log_snr"
-    """times of the solver steps: uniform in time, uniform in log_snr, or karras"""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_guidance(self.guidance, self.guidance_options)
-
-
-class Rows(Protocol):
-    """N samples in the coordinates of the diffusion, made where they are asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        """(..., D) for row numbers (...)."""
-
-
-class Data(NamedTuple):
-    """N samples as the stages see them."""
-
-    z: Rows
-    """(N, D) standardised"""
-    energies: Tensor
-    """(N,) or (N, E): E in its own units, or what a stage makes of it"""
-    condition: Tensor | None
-    """(N, C) standardised"""
-
-    def rows(self, rows: Tensor | slice) -> Samples:
-        """Those samples, in the shape of the row numbers; of groups, each energy in one row."""
-        condition = None if self.condition is None else self.condition[rows]
-        energies = self.energies[rows]
-        return Samples(self.z[rows], energies.mT if energies.dim() == 3 else energies, condition)
-
-
-class Layout(NamedTuple):
-    """What the data decide about the networks."""
-
-    shape: tuple[int, ...]
-    """of one sample: (D,), or of an image its channels, height and width"""
-    condition_dim: int
-    """C, 0 in unconditional models"""
-    energies: int = 0
-    """E; 0 for a single one, whose f is (B,)"""
-
-    @property
-    def dim(self) -> int:
-        """D, of a sample as a vector."""
-        return math.prod(self.shape)
-
-
-class Factories(NamedTuple):
-    """What makes a model's networks."""
-
-    network: Callable[[], nn.Module]
-    """of a data model: (B, D), (B,), (B, C) to (B, D)"""
-    energy_network: Callable[[], nn.Module]
-    """of f: (B, D), (B,), (B, C) to (B,), or (B, E) of several energies"""
-    clean_energy: Callable[[], nn.Module]
-    """of E that came as labels: (..., D + C) to (..., max(1, E))"""
-    components: int = 0
-    """of the Gaussian mixtures that the networks of cep and weighted correct"""
-    steps: Mapping[str, int] = STEPS
-    """gradient steps of the stages unless the configuration says another number"""
-
 
 ConfigT = TypeVar("ConfigT", bound=TiltedConfig)
 
@@ -230,6 +100,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         self.config = self.config_class() if config is None else config
         self.seed = seed = check_seed(seed)
         self.device = choose_device(device)
+        self.reader = Reader(self.name, self.device)
         self.schedule = make_schedule(self.config.schedule)
         get_solver(self.config.solver, self.schedule)
         time_grid(self.schedule, self.config.solver_steps, self.config.spacing)
@@ -432,7 +303,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         x = self._read(data)
         if condition is not None and not self.conditional:
             raise ValueError(f"{self.name} has no conditions: give one energy for each class")
-        c = None if condition is None else self._matrix("condition", condition)
+        c = None if condition is None else self.reader.matrix("condition", condition)
         if c is not None and len(c) != len(x):
             raise ValueError(f"condition has {len(c)} rows, expected one per sample: {len(x)}")
         if not resume:
@@ -505,52 +376,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             with torch.no_grad():
                 parts = [self._call(energy, z[r], None if c is None else c[r]) for r in rows]
             energy = torch.cat(parts)
-        labels = self._tensor("energy", energy, ENERGY, centred)
-        if labels.shape[:1] != (len(z),) or labels.dim() > 2:
-            raise ValueError(f"energy has shape {tuple(labels.shape)}, expected ({len(z)},)")
-        if not bool(torch.isfinite(labels).all()):
-            raise ValueError("energy has NaN or infinite values")
-        return labels
-
-    def _matrix(self, name: str, value: Array) -> Tensor:
-        matrix = self._tensor(name, value, "an array of shape (N, dimension)")
-        if matrix.dim() != 2 or len(matrix) < 2 or matrix.shape[1] == 0:
-            raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected (N, dimension)")
-        if not bool(torch.isfinite(matrix).all()):
-            raise ValueError(f"{name} has NaN or infinite values")
-        return matrix
-
-    def _tensor(
-        self,
-        name: str,
-        value: Any,
-        expected: str,
-        recover: Callable[[NDArray[Any]], NDArray[np.float64]] | None = None,
-    ) -> Tensor:
-        """The value in float32 on the device.
-
-        Where that loses digits, it is what `recover` makes of the value; without one, it warns.
-        Raises ValueError for what is no real numbers.
-        """
-        if isinstance(value, Tensor) and value.dtype in EXACT:
-            return value.to(self.device, torch.float32)
-        try:
-            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-            converted = numbers(self.name, name, array)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{name} is a {type(value).__name__}, which is not an array of numbers "
-                f"({error}), expected {expected}"
-            ) from error
-        rounding = Rounding()
-        if converted.ndim > 0:
-            rounding.add(name, array, converted)
-        for fault in rounding.faults(self.name):
-            if recover is None:
-                warnings.warn(fault, stacklevel=2)
-            else:
-                converted = recover(np.asarray(array)).astype(np.float32)
-        return torch.tensor(converted, device=self.device)
+        return self.reader.labels(energy, len(z))
 
     def _check_same_data(self, x: Array, labels: Tensor) -> None:
         digest = hashlib.sha256(self._content(x))
@@ -693,7 +519,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             labelled, fingerprint = header["labelled"], header["fingerprint"]
             if type(labelled) is not bool or not isinstance(fingerprint, str | None):
                 raise ValueError(f"{labelled=} or {fingerprint=} is none")
-            layout = _layout(header)
+            layout = layout_of(header)
             model._prepare_build(header)
             model._build(layout, labelled)
             checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
@@ -814,7 +640,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             if condition_dim or n is None:
                 raise ValueError(f"n={n}, condition=None for {condition_dim} condition dimensions")
             return (n, dim), None
-        c = self._tensor("condition", condition, f"an array of shape (n, {condition_dim})")
+        c = self.reader.tensor("condition", condition, f"an array of shape (n, {condition_dim})")
         if c.dim() != 2 or c.shape[1] != condition_dim or n not in (None, len(c)):
             raise ValueError(
                 f"condition has shape {tuple(c.shape)}, expected ({n or 'n'}, {condition_dim})"
@@ -822,28 +648,6 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         return (len(c), dim), self.condition_normalizer(c)
 
 
-def is_simple(layout: Layout) -> bool:
-    """Whether data are so few numbers that mixtures and posteriors say most of them."""
-    return not layout.condition_dim and layout.dim <= SIMPLE_DIM
-
-
-def _layout(header: dict[str, Any]) -> Layout:
-    """The layout that a file states; the first files had neither shape nor several energies."""
-    dim, condition_dim = header["dims"]
-    shape, energies = header.get("shape", [dim]), header.get("energies", 0)
-    if any(type(n) is not int or n < 0 for n in (dim, condition_dim, energies, *shape)):
-        raise ValueError(f"dims={header['dims']}, {shape=} or {energies=} is none")
-    layout = Layout(tuple(shape), condition_dim, energies)
-    if layout.dim != dim:
-        raise ValueError(f"{shape=} has not {dim} numbers")
-    return layout
-
-
 def _history(written: Any) -> dict[str, list[dict[str, float]]]:
     """Rows of metrics per stage. Raises LookupError or TypeError for others."""
     return {s: [{k: float(v) for k, v in row.items()} for row in written[s]] for s in STAGES}
-
-
-def in_units(normalizer: ObservationNormalizer, standardised: Tensor) -> Tensor:
-    """Back from standardised values to the data's own units."""
-    return standardised * normalizer.std + normalizer.mean
