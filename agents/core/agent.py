@@ -255,6 +255,11 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
         """Hook: constants that follow from the data (normalizers, tuned rewards)."""
 
+    @property
+    def tries_scales(self) -> bool:
+        """Whether another guidance scale, tried online, would act otherwise."""
+        return False
+
     def _tuned(
         self, dataset: OfflineDataset, batches: Batches, rewards: NDArray[np.float32]
     ) -> Tensor:

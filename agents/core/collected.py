@@ -19,8 +19,9 @@ from qgpo.agents.core.training import Training
 
 STATES, ACTIONS, REWARDS = "online/states", "online/actions", "online/rewards"
 TERMINATIONS, ENDS = "online/terminations", "online/ends"
-NAMES = (STATES, ACTIONS, REWARDS, TERMINATIONS, ENDS)
-"""tables (N + E, S), (N, A) in the environment's units, (N,) raw, (N,) and (N,) of 0 and 1"""
+SCALES = "online/scales"
+"""tables (N + E, S), (N, A) in the environment's units, (N,) raw, (N,) and (N,) of 0 and 1, and
+(E,), the guidance scale of each episode (0 where an agent has none)"""
 
 
 def kinds(observation_dim: int, action_dim: int, needed: bool) -> Kinds:
@@ -31,6 +32,7 @@ def kinds(observation_dim: int, action_dim: int, needed: bool) -> Kinds:
         REWARDS: Table((None,), needed=needed),
         TERMINATIONS: Table((None,), 0.0, 1.0, needed),
         ENDS: Table((None,), 0.0, 1.0, needed),
+        SCALES: Table((None,), 0.0, needed=needed),
     }
 
 
@@ -54,7 +56,9 @@ def check(training: Training) -> None:
     ends = tables[ENDS].bool()
     n, whole = len(ends), not len(ends) or bool(ends[-1])
     lengths = {len(tables[name]) for name in (ACTIONS, REWARDS, TERMINATIONS)}
-    if lengths != {n} or len(tables[STATES]) != n + int(ends.sum()) or not whole:
+    episodes = int(ends.sum())
+    whole = whole and len(tables[SCALES]) == episodes
+    if lengths != {n} or len(tables[STATES]) != n + episodes or not whole:
         raise ValueError(
             "this agent's collected episodes do not fit each other: its file is damaged; use an "
             "earlier copy"
@@ -70,6 +74,8 @@ class Episode:
     actions: list[NDArray[np.float32]] = field(default_factory=list)
     """(T) of (A,), as executed"""
     rewards: list[float] = field(default_factory=list)
+    scale: float = 0.0
+    """guidance scale at which it is played"""
     terminated: bool = False
     """whether its last step ended the task: else it was cut, and its last state has a value"""
 
@@ -86,6 +92,7 @@ class Episode:
             REWARDS: np.array(self.rewards),
             TERMINATIONS: ends * self.terminated,
             ENDS: ends,
+            SCALES: np.array([self.scale]),
         }
         for name, values in rows.items():
             new = torch.as_tensor(values, dtype=torch.float32, device=training.device)

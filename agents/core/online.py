@@ -32,6 +32,7 @@ from qgpo.agents.core.acting import normal_of
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.collected import Episode
 from qgpo.agents.core.config import Fraction, NotNegative, Period, Rate
+from qgpo.agents.core.scale_trial import Next, next_episode
 from qgpo.agents.core.training import ONLINE, UPDATES, on_signals
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
@@ -53,14 +54,17 @@ EPISODES_OF_MEAN = 100
 class OnlineConfig:
     """How an agent goes on in an environment."""
 
-    play_first: Annotated[int, Range(0, 10**12)] = 2_000
+    play_first: Annotated[int, Range(0, 10**12)] = 1_000
     """environment steps before the first update"""
     learn_every: Period = 1_000
     """environment steps between two times of learning, which wait for the end of an episode"""
     updates_per_step: Annotated[float, Range(0.0, 100.0)] = 0.25
     """updates per environment step; more use what was collected more often, and are slower"""
-    learning_rate_factor: Rate = 0.1
+    learning_rate_factor: Rate = 0.3
     """part of each stage's learning rate that updates have"""
+    try_scales: bool = True
+    """play every other episode of guided agents at a neighboring guidance scale, and take that one
+    where it returns more"""
     most_collected: Fraction = 0.5
     """share of a batch that is of collected transitions, at most"""
     collected_weight: NotNegative = 5.0
@@ -217,6 +221,8 @@ class OnlineLoop:
         """under way"""
         self.observation: Any = None
         """to act on, as the environment gave it"""
+        self.actor: Any = None
+        """the agent with the noise and the scale of the episode"""
         self.timesteps = 0
 
     def begin(self, timesteps: int) -> int:
@@ -242,6 +248,7 @@ class OnlineLoop:
         training.progress[ONLINE] = training.num_timesteps = done
         training.progress.setdefault(UPDATES, 0)
         self.finished = collected.returns_and_lengths(training)
+        self.scales = training.tables[collected.SCALES].tolist()
         self.timesteps = timesteps
         return done
 
@@ -253,7 +260,7 @@ class OnlineLoop:
         assert episode is not None
         actions, _ = self.actor.predict(self.observation, deterministic=False)
         following, rewards, dones, infos = self.env.step(actions)
-        ended, reward = bool(dones[0]), float(rewards[0])
+        ended, reward = bool(dones[0]), float(np.float32(rewards[0]))  # as tables hold it
         if not np.isfinite(reward):
             raise ValueError(f"the environment's reward is {reward} at step {step + 1}")
         self.observation = following
@@ -275,13 +282,31 @@ class OnlineLoop:
 
     def _reset(self) -> None:
         """Begin an episode, whose start and noise follow from how many there were."""
-        entropy = np.random.SeedSequence((self.training.seed, len(self.finished)))
-        of_env, of_noise = (int(word) for word in entropy.generate_state(2))
+        number, following = len(self.finished), self._next()
+        of_env, of_noise = self._words(number - following.repeats)[0], self._words(number)[1]
         generator = torch.Generator().manual_seed(of_noise)
-        self.actor = self.agent.acting_on(partial(normal_of, generator, self.agent.device))
+        actor: Any = self.agent.acting_on(partial(normal_of, generator, self.agent.device))
+        if self.agent.tries_scales:
+            actor.guidance_scale = following.played
+        self.actor = actor
         self.env.seed(of_env)
         self.observation = self.env.reset()
-        self.episode = Episode([self._vector(_only(self.observation))])
+        first = self._vector(_only(self.observation))
+        self.episode = Episode([first], scale=following.played)
+
+    def _next(self) -> Next:
+        """What the next episode is: a trial of another scale, or as the agent acts today."""
+        guided: Any = self.agent
+        own = float(np.float32(getattr(guided, "guidance_scale", 0.0)))  # as tables hold it
+        if not (self.config.try_scales and self.agent.tries_scales):
+            return Next(own, own, False)
+        start = self.scales[0] if self.scales else own
+        return next_episode(start, [total for total, _ in self.finished])
+
+    def _words(self, episode: int) -> list[int]:
+        """Seeds of that episode, of the environment and of the noise."""
+        entropy = np.random.SeedSequence((self.training.seed, episode))
+        return [int(word) for word in entropy.generate_state(2)]
 
     def _vector(self, observation: Any) -> NDArray[np.float32]:
         """An observation as the agent sees it, (S,)."""
@@ -296,6 +321,10 @@ class OnlineLoop:
         """Store an episode, and log what SB3 logs of it."""
         episode.store(self.training)
         self.finished.append((float(np.sum(episode.rewards)), len(episode)))
+        self.scales.append(episode.scale)
+        guided: Any = self.agent
+        if self.agent.tries_scales and (scale := self._next().scale) != guided.guidance_scale:
+            guided.configure_guidance(scale)
         self.episode = None
         returns, lengths = zip(*self.finished[-EPISODES_OF_MEAN:], strict=True)
         logger = self.training.logger

@@ -210,6 +210,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     # Online: the same parts go on ---------------------------------------------------------
 
+    @property
+    def tries_scales(self) -> bool:
+        """Whether another guidance scale, tried online, would act otherwise."""
+        return self.critic.ranks and self.guidance_scale > 0.0
+
     def _tuned(
         self, dataset: OfflineDataset, batches: Batches, rewards: NDArray[np.float32]
     ) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -240,6 +240,19 @@ class OfflineDataset:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    def first(self, n: int) -> OfflineDataset:
+        """The first n transitions, or all there are, without a copy; the last episode ends there.
+
+        Of it the last step is truncated, unless the task ended there.
+        """
+        n = min(n, len(self))
+        starts = self.episode_starts[self.episode_starts < n]
+        truncations = self.truncations[:n].copy()
+        truncations[-1] = not self.terminations[n - 1]
+        rows = {name: getattr(self, name)[:n] for name in ("actions", "rewards", "terminations")}
+        states = self.states[: n + len(starts)]
+        return replace(self, states=states, truncations=truncations, episode_starts=starts, **rows)
 
     @property
     def n_episodes(self) -> int:

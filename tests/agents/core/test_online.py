@@ -37,6 +37,7 @@ from qgpo.agents.core import collected
 from qgpo.agents.core.batches import Batches, draw_mixed, tuned_rewards
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.online import LEARN_ONLINE, OnlineLoop
+from qgpo.agents.core.scale_trial import next_episode
 from qgpo.agents.core.training import ONLINE, UPDATES, Training
 from qgpo.agents.guided.folds import Folds
 from qgpo.agents.guided.policy import GuidedPolicy
@@ -228,7 +229,7 @@ def test_learning_online_raises_the_reward(trained):
     agent.learn(data)
     config = OnlineConfig(
         play_first=0, learn_every=50, updates_per_step=1.0, learning_rate_factor=1.0,
-        collected_weight=100.0,
+        collected_weight=100.0, try_scales=False,
     )  # fmt: skip
     agent.learn_online(Long(), 600, data, config=config)
     returns = [r for r, _ in collected.returns_and_lengths(agent.training)]
@@ -444,3 +445,71 @@ def test_numbers_that_are_not_finite_are_refused_and_the_agent_stays_whole(train
         online(agent, env=Broken())
     agent.save("whole")
     assert collected.collected_rows(load_agent("whole.zip").training) == (0, 0)
+
+
+# Scales -------------------------------------------------------------------------------------
+
+
+def plays(start, value, n):
+    """Scales of n episodes whose return is a function of the scale, and today's after them."""
+    returns, played = [], []
+    for _ in range(n):
+        following = next_episode(start, returns)
+        played.append(following.played)
+        returns.append(value(following.played))
+    return played, next_episode(start, returns).scale
+
+
+def test_the_scale_climbs_to_where_episodes_return_most():
+    played, scale = plays(1.0, lambda w: -abs(w - 4.0), 60)
+    assert scale == 4.0
+    assert played[:6] == [1.0, 2.0, 1.0, 0.5, 1.0, 2.0]  # pairs: today's, then a neighbor's
+    assert played[-3:] == [4.0] * 3  # both neighbors were dropped
+    assert plays(1.0, lambda w: -abs(w - 0.25), 60)[1] == 0.25
+    assert plays(1.0, lambda w: -abs(w - 1.0), 60)[1] == 1.0
+
+
+def test_pairs_begin_alike_and_one_neighbor_needs_three():
+    assert next_episode(1.0, []) == (1.0, 1.0, False)
+    assert next_episode(1.0, [5.0]) == (1.0, 2.0, True)
+    two = [5.0, 9.0, 5.0, 4.0, 5.0, 9.0, 5.0, 4.0]  # pairs of 2, 1/2, 2, 1/2
+    assert next_episode(1.0, [*two, 5.0]) == (1.0, 2.0, True)
+    assert next_episode(1.0, [*two, 5.0, 8.0]) == (2.0, 2.0, False)
+    unclear = [5.0, 9.0, 5.0, 4.0, 5.0, 1.0, 5.0, 4.0, 5.0, 5.5]
+    assert next_episode(1.0, unclear) == (1.0, 1.0, False)
+
+
+def test_a_better_scale_becomes_the_agent_s_own_and_is_in_its_file():
+    class ByScale(Walk):
+        """Returns more the larger the scale at which it is played."""
+
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, playing["scale"], *rest
+
+    playing = {}
+    agent = QGPO(WHITENED, device="cpu").learn(DATA)
+
+    class Scale(BaseCallback):
+        def _on_step(self):
+            playing["scale"] = loop_scale()
+            return True
+
+    def loop_scale():
+        scales = agent.tables[collected.SCALES].tolist()
+        returns = [r for r, _ in collected.returns_and_lengths(agent.training)]
+        return next_episode(scales[0] if scales else 1.0, returns).played
+
+    playing["scale"] = 1.0
+    assert agent.tries_scales
+    online(agent, 33, Scale(), env=ByScale())
+    assert agent.guidance_scale == 2.0
+    agent.save("scaled")
+    assert load_agent("scaled.zip").guidance_scale == 2.0
+    assert agent.tables[collected.SCALES][:4].tolist() == [1.0, 2.0, 1.0, 0.5]
+
+
+def test_without_trials_every_episode_is_played_at_the_agent_s_scale():
+    agent = QGPO(WHITENED, device="cpu").learn(DATA)
+    online(agent, 12, config=replace(QUICK, try_scales=False))
+    assert set(agent.tables[collected.SCALES].tolist()) == {1.0}
