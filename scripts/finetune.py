@@ -56,7 +56,7 @@ class Args:
     verbose: bool = False
     """print what is logged"""
     online: OnlineConfig = field(default_factory=OnlineConfig)
-    """how it goes on"""
+    """how it goes on; with --resume as before, unless flags say otherwise, which is refused"""
 
     @property
     def folder(self) -> Path:
@@ -98,7 +98,7 @@ def main(args: Args) -> None:
                 env,
                 n_eval_episodes=args.n_episodes,
                 eval_freq=args.eval_every,
-                log_path=args.folder / "evaluations",
+                log_path=args.folder,
                 seed=FIRST_SEED,
                 verbose=1,
             )
@@ -110,7 +110,7 @@ def main(args: Args) -> None:
                 dataset,
                 list(callbacks),
                 progress_bar=sys.stderr.isatty(),
-                config=args.online,
+                config=None if args.resume and args.online == OnlineConfig() else args.online,
             )
         except KeyboardInterrupt:
             agent.save(saved)
