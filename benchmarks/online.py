@@ -1,6 +1,6 @@
 """Fine-tuning in the environment beside SAC with as many steps, from scratch and from the data.
 
-for s in hopper halfcheetah; do
+for s in pendulum hopper; do
     python scripts/train.py --dataset-id qgpo/$s/mixed-v0 --run-dir runs/$s --seed 0 --threads 1
     for a in qgpo sac sac-data; do
         python benchmarks/online.py --run runs/$s --agent $a --output benchmarks/online
@@ -45,7 +45,7 @@ class Args:
     """folder of one JSON per dataset, agent and seed"""
     agent: Literal["qgpo", "sac", "sac-data"] = "qgpo"
     """who learns: the agent of the run, SAC from scratch, or SAC with the data in its buffer"""
-    timesteps: int = 20_000
+    timesteps: int = 10_000
     """environment steps"""
     n_episodes: int = 30
     """episodes of each evaluation"""
@@ -131,6 +131,7 @@ def main(args: Args) -> None:
         "dataset": dataset.id,
         "fingerprint": dataset.fingerprint,
         "agent": args.agent,
+        "online": agent.online,
         "seed": seed,
         "trained": agent.describe_policy() if args.agent == "qgpo" else None,
         "points": points.rows,

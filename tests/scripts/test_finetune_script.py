@@ -14,7 +14,7 @@ from qgpo import BC, QGPO, OfflineDataset, load_agent, load_dataset
 from qgpo.agents.core import collected
 from qgpo.agents.core.callbacks import SaveCheckpoint
 from qgpo.envs.store.writing import write_minari
-from qgpo.scripts import finetune
+from qgpo.scripts import evaluate, finetune
 
 DATASET = "mine/short/p-v0"
 SHORT = ("--eval-every", "10", "--n-episodes", "2", "--checkpoint-every", "7")
@@ -54,6 +54,9 @@ def test_it_learns_evaluates_and_saves(run, capsys):
     evaluations = np.load("runs/one-online/evaluations.npz")
     assert evaluations["timesteps"].tolist() == [10, 20]
     assert evaluations["results"].shape == (2, 2)
+    words = ["--run", "runs/one-online", "--n-episodes", "1", "--env-id", "Pendulum-v1"]
+    evaluate.main(evaluate.tyro.cli(evaluate.Args, args=words))
+    assert "QGPO from runs/one-online" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="exists: go on from it with --resume"):
         call()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -41,6 +42,7 @@ from qgpo.agents.core.scale_trial import next_episode
 from qgpo.agents.core.training import ONLINE, UPDATES, Training
 from qgpo.agents.guided.folds import Folds
 from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.envs.tasks.observations import ObservationAdapter
 
 QUICK = OnlineConfig(play_first=3, learn_every=4, updates_per_step=0.5, learning_rate_factor=0.5)
 DATA = make_dataset((5,) * 10)
@@ -97,9 +99,7 @@ def test_episodes_are_stored_whole_with_ends_and_cuts_apart(trained):
 
 def test_the_joined_data_lead_from_each_state_to_the_next(trained):
     agent = online(copy.deepcopy(trained), 11)
-    recorded = agent.prepare(DATA)
-    loop = OnlineLoop(agent, agent.env, DATA, recorded, QUICK)
-    data = loop.data()
+    recorded, data = agent.prepare(DATA), loop_data(agent)
     assert (len(data), data.collected, data.recorded) == (61, 11, 50)
     old, new = data.transitions(torch.arange(50)), data.transitions(torch.arange(50, 61))
     for ours, theirs in zip(old[:5], recorded.transitions(torch.arange(50))[:5], strict=True):
@@ -139,7 +139,7 @@ def test_the_halves_of_the_episodes_stay_as_they_were(trained):
     agent = online(copy.deepcopy(trained), 14)
     recorded = agent.prepare(DATA)
     before = Folds(recorded, agent.behavior, 1)
-    data = OnlineLoop(agent, agent.env, DATA, recorded, QUICK).data()
+    data = loop_data(agent)
     after = Folds(data, agent.behavior, 1)
     assert torch.equal(after.fold[:50], before.fold)
     assert torch.equal(after.groups[:50], before.groups)
@@ -151,7 +151,7 @@ def test_the_halves_of_the_episodes_stay_as_they_were(trained):
 
 def test_targets_of_added_episodes_are_those_of_a_table_made_anew(trained):
     agent = online(copy.deepcopy(trained), 14)
-    data = OnlineLoop(agent, agent.env, DATA, agent.prepare(DATA), QUICK).data()
+    data = loop_data(agent)
     learner = agent.critic.outcomes
     whole = learner._returns(data, 0.9)
     torch.testing.assert_close(learner._returns(data, 0.9, 50), whole[50:])
@@ -204,6 +204,29 @@ def test_every_agent_that_can_goes_on(kind, config):
     assert agent.progress[UPDATES] == 3
     assert not same_agents(agent, before)
     assert same_agents(load_agent("online.zip", device="cpu"), agent)
+
+
+@pytest.mark.parametrize("config", [WHITENED, replace(WHITENED, q_unit="spread", beta=1.0)])
+def test_an_agent_from_a_file_goes_on_as_the_one_in_memory(config):
+    agent = QGPO(config, device="cpu").learn(DATA)
+    agent.save("offline")
+    loaded = load_agent("offline.zip", device="cpu")
+    support = agent.tables.get("support")
+    assert support is None  # both draw it again
+    assert same_agents(online(loaded), online(agent))
+    beta = agent.inverse_temperature(agent._some_q(loop_data(agent)))
+    expected = config.beta / float(agent.critic.scale(agent._some_q(loop_data(agent))))
+    assert float(beta) == pytest.approx(expected)
+    fresh = QGPO(config, device="cpu").learn(DATA)
+    fresh.support.extend(fresh.prepare(DATA), fresh.tables["generator/shared/support"])
+    made = QGPO(config, device="cpu")
+    made.train_behavior(DATA)
+    made.generate_support(DATA)
+    assert torch.equal(fresh.tables["support"], made.tables["support"])
+
+
+def loop_data(agent):
+    return OnlineLoop(agent, agent.env, DATA, agent.prepare(DATA), QUICK).data()
 
 
 def test_the_list_of_those_that_can_is_whole():
@@ -513,3 +536,35 @@ def test_without_trials_every_episode_is_played_at_the_agent_s_scale():
     agent = QGPO(WHITENED, device="cpu").learn(DATA)
     online(agent, 12, config=replace(QUICK, try_scales=False))
     assert set(agent.tables[collected.SCALES].tolist()) == {1.0}
+
+
+class Goals(Walk):
+    """Walk, whose observation is in two parts."""
+
+    observation_space = spaces.Dict(
+        {"goal": spaces.Box(-1.0, 1.0, (1,)), "at": spaces.Box(-9.0, 9.0, (2,))}
+    )
+
+    def reset(self, *, seed=None, options=None):
+        return self.parts(super().reset(seed=seed)[0]), {}
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return self.parts(observation), *rest
+
+    def parts(self, numbers):
+        return {"at": np.clip(numbers[:2], -9.0, 9.0), "goal": np.tanh(numbers[2:])}
+
+
+@pytest.mark.parametrize("env", [Goals, lambda: DummyVecEnv([Goals])])
+def test_parts_of_observations_are_stored_as_the_vectors_that_the_agent_sees(env):
+    adapter = ObservationAdapter.choose(Goals.observation_space, None, "the environment")
+    data = dataclasses.replace(DATA, adapter=adapter)
+    agent = QGPO(WHITENED, device="cpu").learn(data)
+    online(agent, 7, dataset=data, env=env())
+    states = agent.tables[collected.STATES]
+    assert states.shape == (10, 3)
+    assert bool((states[:, 2].abs() <= 1.0).all())
+    (of_env,) = np.random.SeedSequence((0, 0)).generate_state(2)[:1]
+    first = Goals().reset(seed=int(of_env))[0]
+    np.testing.assert_allclose(states[0], adapter.flatten(first), rtol=1e-6)
