@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -26,24 +26,21 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
 from qgpo.agents.core import collected, sb3
-from qgpo.agents.core.acting import normal_of
+from qgpo.agents.core.acting import Acts, Normal, normal_of
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.collected import Episode
 from qgpo.agents.core.config import Fraction, NotNegative, Period, Rate
 from qgpo.agents.core.scale_trial import Next, next_episode
-from qgpo.agents.core.training import ONLINE, UPDATES, on_signals
+from qgpo.agents.core.training import ONLINE, UPDATES, Training, on_signals
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.tasks.making import make_env
 from qgpo.fields import Range, check_count, check_fields
 
-if TYPE_CHECKING:
-    from qgpo.agents.core.agent import OfflineAgent
-
-AgentT = TypeVar("AgentT", bound="OfflineAgent[Any]")
 LEARN_ONLINE = ("QGPO", "AEPO", "SIR", "BestOfN")
 """agents that go on in an environment"""
 EPISODES_OF_MEAN = 100
@@ -78,6 +75,55 @@ class OnlineConfig:
         """The share of a batch that is of collected transitions."""
         weighted = self.collected_weight * collected
         return min(self.most_collected, weighted / max(1.0, weighted + recorded))
+
+
+class Online(Acts, Protocol):
+    """What of an agent goes on: its training, its data, and how it learns."""
+
+    learns_online: ClassVar[bool]
+    training: Training
+    env: VecEnv | None
+    env_spec: EnvSpec | None
+    dataset_id: str | None
+    dataset_fingerprint: str | None
+    online_config: OnlineConfig | None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training on data has come to its end."""
+
+    @property
+    def tries_scales(self) -> bool:
+        """Whether another guidance scale, tried online, would act otherwise."""
+
+    def check_whole(self, what: str) -> None:
+        """Raise RuntimeError for an agent that can only act."""
+
+    def prepare(self, dataset: OfflineDataset) -> Batches:
+        """The dataset as training reads it."""
+
+    def set_env(self, env: gym.Env[Any, Any] | VecEnv | str, force_reset: bool = True) -> None:
+        """Take an environment. Raises ValueError for other spaces."""
+
+    def acting_on(self, noise: Normal | None, guidance_scale: Tensor | None = None) -> Self:
+        """A copy that acts on that noise."""
+
+    def _report(
+        self, log_interval: int, tb_log_name: str | None, progress_bar: bool, anew: bool
+    ) -> None: ...
+
+    def _tuned(
+        self, dataset: OfflineDataset, batches: Batches, rewards: NDArray[np.float32]
+    ) -> Tensor: ...
+
+    def _begin_online(self, recorded: Batches) -> None: ...
+
+    def _extend_online(self, data: Batches) -> None: ...
+
+    def _follow(self, data: Batches, step: int, factor: float) -> Metrics: ...
+
+
+AgentT = TypeVar("AgentT", bound=Online)
 
 
 def learn_online(
@@ -131,14 +177,14 @@ def learn_online(
     return agent
 
 
-def check_learns_online(agent: OfflineAgent[Any]) -> None:
+def check_learns_online(agent: Online) -> None:
     """Raise TypeError or RuntimeError for an agent that cannot go on in an environment."""
     if not agent.learns_online:
         raise TypeError(
             f"a {agent.name} agent learns from data alone, expected one of {sorted(LEARN_ONLINE)}"
         )
     agent.check_whole("cannot learn online")
-    if not agent.networks or not agent.is_trained:
+    if not agent.training.networks or not agent.is_trained:
         raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
     if agent.window is not None:
         raise ValueError(
@@ -147,7 +193,7 @@ def check_learns_online(agent: OfflineAgent[Any]) -> None:
         )
 
 
-def _dataset_of(agent: OfflineAgent[Any], dataset: OfflineDataset | str | None) -> OfflineDataset:
+def _dataset_of(agent: Online, dataset: OfflineDataset | str | None) -> OfflineDataset:
     """The data of the agent's training. Raises ValueError for others."""
     if not isinstance(dataset, OfflineDataset):
         dataset = load_dataset(str(agent.dataset_id) if dataset is None else dataset)
@@ -164,7 +210,7 @@ def _dataset_of(agent: OfflineAgent[Any], dataset: OfflineDataset | str | None) 
     return dataset
 
 
-def _config_of(agent: OfflineAgent[Any], config: OnlineConfig | None) -> OnlineConfig:
+def _config_of(agent: Online, config: OnlineConfig | None) -> OnlineConfig:
     """The configuration given, or that of the training that is continued, which it must equal."""
     known = agent.online_config
     if known is None:
@@ -179,7 +225,7 @@ def _config_of(agent: OfflineAgent[Any], config: OnlineConfig | None) -> OnlineC
     return known
 
 
-def _env_of(agent: OfflineAgent[Any], env: Any) -> VecEnv:
+def _env_of(agent: Online, env: Any) -> VecEnv:
     """The environment, which becomes the agent's. Raises ValueError for other spaces."""
     if env is None and agent.env is None and agent.env_spec is None:
         raise ValueError(
@@ -208,7 +254,7 @@ class OnlineLoop:
 
     def __init__(
         self,
-        agent: OfflineAgent[Any],
+        agent: Online,
         env: VecEnv,
         dataset: OfflineDataset,
         recorded: Batches,
