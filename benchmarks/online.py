@@ -69,7 +69,12 @@ class Points(BaseCallback):
         returns = [round(float(r), 3) for r in played.returns]
         seconds = before - self.began - self.paused
         self.rows.append(
-            {"timesteps": timesteps, "cpu_seconds": round(seconds, 1), "returns": returns}
+            {
+                "timesteps": timesteps,
+                "cpu_seconds": round(seconds, 1),
+                "guidance_scale": getattr(agent, "guidance_scale", None),
+                "returns": returns,
+            }
         )
         self.paused += time.process_time() - before
         print(f"{timesteps:7,} steps, {seconds:5.0f} CPU-s: {np.mean(returns):.1f}", flush=True)
