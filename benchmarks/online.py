@@ -1,6 +1,6 @@
 """Fine-tuning in the environment beside SAC with as many steps, from scratch and from the data.
 
-for s in pendulum hopper; do
+for s in halfcheetah hopper pendulum; do
     python scripts/train.py --dataset-id qgpo/$s/mixed-v0 --run-dir runs/$s --seed 0 --threads 1
     for a in qgpo sac sac-data; do
         python benchmarks/online.py --run runs/$s --agent $a --output benchmarks/online

@@ -232,13 +232,13 @@ def online() -> str:
             values = np.array(point["returns"])
             low, high = hierarchical_bootstrap([values])
             cells.append(f"{values.mean():.0f} [{low:.0f}, {high:.0f}]")
-        least = min(float(np.mean(point["returns"])) for point in points)
-        cells += [f"{least:.0f}", f"{points[-1]['timesteps']:,}"]
+        means = [float(np.mean(point["returns"])) for point in points]
+        cells += [f"{min(means):.0f}", f"{max(means):.0f}", f"{points[-1]['timesteps']:,}"]
         cells.append(f"{points[-1]['cpu_seconds']:.0f}")
         name = f"{short(document['dataset'])}, {ONLINE[document['agent']]}"
         rows.append([f"{name}, seed {document['seed']}", *cells])
-    header = ["at first", "half way", "at the end", "lowest mean", "steps", "CPU-seconds"]
-    return table(["", *header], rows)
+    header = ["at first", "half way", "at the end", "lowest mean", "highest mean"]
+    return table(["", *header, "steps", "CPU-seconds"], rows)
 
 
 def pretrained() -> str:
