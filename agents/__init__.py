@@ -13,6 +13,7 @@ from qgpo.agents.best_of_n import BestOfNConfig as BestOfNConfig
 from qgpo.agents.core.agent import OfflineAgent as OfflineAgent
 from qgpo.agents.core.callbacks import EvaluationCallback as EvaluationCallback
 from qgpo.agents.core.config import longer as longer
+from qgpo.agents.core.online import OnlineConfig as OnlineConfig
 from qgpo.agents.core.speed import within_minutes as within_minutes
 from qgpo.agents.diffusion_ql import DiffusionQL as DiffusionQL
 from qgpo.agents.diffusion_ql import DiffusionQLConfig as DiffusionQLConfig

@@ -50,6 +50,11 @@ class BestOfN(Candidates[BestOfNConfig]):
         "laptop-support": BestOfNConfig(**LAPTOP_SUPPORT),
     }
 
+    @property
+    def tries_scales(self) -> bool:
+        """All positive scales act alike."""
+        return False
+
     def _measure(self, q: Tensor) -> Metrics:
         """What the best of M support actions gains over their mean."""
         best = nn.functional.one_hot(q.argmax(dim=-1), q.shape[-1])

@@ -99,6 +99,7 @@ class OneStepPolicy(QGPO):
     stages: ClassVar[tuple[str, ...]] = (*QGPO.stages, "answers", "distillation")
 
     fixed_scale: ClassVar[bool] = True
+    learns_online: ClassVar[bool] = False
     _acts_as_teacher = False
 
     def _build_last(self) -> None:
@@ -278,8 +279,9 @@ class OneStepPolicy(QGPO):
                 training.networks[name].load_state_dict(network.state_dict())
             for name, optimizer in donor.optimizers.items():
                 training.optimizers[name].load_state_dict(optimizer.state_dict())
-            training.progress.update(donor.progress)
-            training.stage, training.num_timesteps = donor.stage, donor.num_timesteps
+            training.progress.update({stage: donor.progress[stage] for stage in QGPO.stages})
+            training.stage = QGPO.stages[-1]  # whatever it did online
+            training.num_timesteps = self.shared_timesteps + self.energy_timesteps
             training.tables.update(states)
             seed = training.seed + training.num_timesteps
             set_generator(training.generator, generator, seed)
@@ -295,18 +297,14 @@ class OneStepPolicy(QGPO):
                     f"{who}: {field.name}={theirs!r}, this {self.name} has {field.name}={ours!r}; "
                     "give both the same, or call its distill(dataset)"
                 )
-        if self.training.seed != teacher.training.seed:
-            raise ValueError(
-                f"{who}: it was trained with seed={teacher.training.seed}, this {self.name} has "
-                f"seed={self.training.seed}; give both the same, or call its distill(dataset)"
-            )
+        advice = "give both the same, or call its distill(dataset)"
+        adoption.check_seed(who, self, teacher, advice)
         if teacher.dataset_fingerprint != dataset.fingerprint:
             raise ValueError(
-                f"{who}: it was trained on {teacher.dataset_id!r}, {dataset.id!r} holds other "
-                "data; distil it with the data that it learned from"
+                f"{who}: {adoption.other_data(teacher, dataset)}; distil it with the data that it "
+                "learned from"
             )
-        if not dataset.action_scale.agrees_with(teacher.action_scale):
-            raise ValueError(f"{who}: it scales actions by other bounds than {dataset.id!r} has")
+        adoption.check_scale(who, teacher, dataset, "train it from scratch")
 
     @property
     def teacher(self) -> Self:

@@ -27,7 +27,7 @@ from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, GuidedPolicyConfig
 from qgpo.agents.guided.exactness import exactness
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import Trust
-from qgpo.diffusion import Diffusion, GuidanceGradient, is_known
+from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics, is_known
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.guidance import (
     GUIDANCES,
@@ -184,8 +184,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
         def groups() -> Samples:
             rows = take(data.state_index, training.draw(len(data), c.energy_batch_size))
-            condition = self.behavior.condition(data, rows)
-            return Samples(take(self.tables["support"], rows), take(energies, rows), condition)
+            return self._groups(data, rows, take(energies, rows))
 
         generator = training.generator
         if energy.trainable:
@@ -198,6 +197,40 @@ class QGPO(GuidedPolicy[QGPOConfig]):
                 "energy", 1, lambda _: energy.metrics(groups(), generator), gradient_steps=False
             )
 
+    def _groups(self, data: Batches, rows: Tensor, energies: Tensor) -> Samples:
+        """Support actions of those states (B,) with their energies (B, M)."""
+        support = take(self.tables["support"], rows)
+        return Samples(support, energies, self.behavior.condition(data, rows))
+
+    # Online -------------------------------------------------------------------------------
+
+    def _extend_online(self, data: Batches) -> None:
+        """Also bring beta to today's unit of Q, and show the trust the states that were collected.
+
+        A guidance that tabulates posterior variances does so again.
+        """
+        super()._extend_online(data)
+        self.temperature.beta.copy_(self.inverse_temperature(self._some_q(data)))
+        if self.config.trust_power:
+            self.behavior.fit_trust(self.trust, data)
+        if self.energy.needs_energy:
+            self._prepare_guidance(data, None)
+
+    def _follow_last(self, data: Batches, factor: float) -> Metrics:
+        """A step of f_t, on energies of today's Q."""
+        if not self.energy.trainable:
+            return {}
+        c, training = self.config, self.training
+        rows = take(data.state_index, data.draw(training, c.energy_batch_size))
+        groups = self._groups(data, rows, self._energies_at(data, rows))
+        loss = self.energy.loss(groups, training.generator)
+        return training.descend("energy", *loss, factor * c.energy_learning_rate)
+
+    def _energies_at(self, data: Batches, rows: Tensor) -> Tensor:
+        """Energies of the support actions of those states by today's Q, (B,) to (B, M)."""
+        q = self.critic.q_of_support(data, rows)
+        return self.critic.tilted(q, self.temperature.beta)
+
     def inverse_temperature(self, q: Tensor) -> Tensor:
         """The factor on Q; `tilt_limit` lowers it here where it is the same in all states."""
         c = self.config
@@ -206,22 +239,25 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             beta = torch.minimum(beta, c.tilt_limit / q.std(dim=-1).mean().clamp(min=1e-9))
         return beta
 
-    def _prepare_guidance(self, data: Batches, energies: Tensor) -> None:
-        """Constants of the guidance, from the whole table.
+    def _prepare_guidance(self, data: Batches, energies: Tensor | None) -> None:
+        """Constants of the guidance, from the whole table of energies.
 
-        A guidance that tabulates posterior variances sees a few random states, always the same.
+        A guidance that tabulates posterior variances sees a few random states, always the same; it
+        needs no table.
         """
         generator = torch.Generator(self.device).manual_seed(self.training.seed)
         if not self.energy.needs_energy:
+            assert energies is not None
             everything = Samples(self.tables["support"].flatten(0, 1), energies.flatten())
             self.energy.prepare(everything, generator)
             return
-        n = min(STATES_TO_PREPARE, len(energies))
-        rows = torch.randperm(len(energies), generator=generator, device=self.device)[:n]
+        n = min(STATES_TO_PREPARE, len(data.states))
+        rows = torch.randperm(len(data.states), generator=generator, device=self.device)[:n]
         support = take(self.tables["support"], rows)
         condition = self.behavior.condition(data, rows)[:, None]
         expanded = condition.expand(-1, support.shape[1], -1).flatten(0, 1)
-        some = Samples(support.flatten(0, 1), take(energies, rows).flatten(), expanded)
+        of_some = self._energies_at(data, rows) if energies is None else take(energies, rows)
+        some = Samples(support.flatten(0, 1), of_some.flatten(), expanded)
         self.energy.prepare(some, generator)
 
     exactness = exactness

@@ -86,6 +86,7 @@ class QIPO(GuidedPolicy[QIPOConfig]):
     config_class: ClassVar[type[QIPOConfig]] = QIPOConfig
     presets: ClassVar[dict[str, QIPOConfig]] = QIPO_PRESETS
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "policy")
+    learns_online: ClassVar[bool] = False
 
     def _build_last(self) -> None:
         behavior, training = self.behavior, self.training

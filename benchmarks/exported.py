@@ -30,7 +30,6 @@ from qgpo import AEPO, QGPO, QIPO, Ensemble, load_agent, load_dataset
 from qgpo.agents import AGENTS, longer
 from qgpo.agents.core.export.policy import COMPARED, act_on, open_session, scale_of
 from qgpo.agents.core.provenance import processor, versions
-from qgpo.agents.core.speed import _first
 from qgpo.agents.guided.candidates import Candidates
 from qgpo.files import write_whole
 
@@ -86,7 +85,7 @@ def configurations() -> Iterator[tuple[str, type[Any], Any]]:
 def agents(args: Args) -> Iterator[tuple[str, Any, np.ndarray]]:
     """Name, trained agent, and observations (N, S)."""
     dataset = load_dataset(args.dataset_id)
-    few = _first(dataset, args.rows)
+    few = dataset.first(args.rows)
     states = np.asarray(dataset.states[: args.observations])
     kept = {}
     for name, agent, config in configurations():

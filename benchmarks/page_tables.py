@@ -218,6 +218,29 @@ def one_step() -> str:
     return table(["", *header, "teacher: µs of ONNX", "one step: µs of ONNX"], rows)
 
 
+ONLINE = {"qgpo": "QGPO, fine-tuned", "sac-data": "SAC, data in its buffer", "sac": "SAC"}
+
+
+def online() -> str:
+    """Returns before the first step in the environment, in the middle and at the end."""
+    rows = []
+    for path in sorted((HERE / "online").glob("*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        points = document["points"]
+        cells = []
+        for point in (points[0], points[len(points) // 2], points[-1]):
+            values = np.array(point["returns"])
+            low, high = hierarchical_bootstrap([values])
+            cells.append(f"{values.mean():.0f} [{low:.0f}, {high:.0f}]")
+        means = [float(np.mean(point["returns"])) for point in points]
+        cells += [f"{min(means):.0f}", f"{max(means):.0f}", f"{points[-1]['timesteps']:,}"]
+        cells.append(f"{points[-1]['cpu_seconds']:.0f}")
+        name = f"{short(document['dataset'])}, {ONLINE[document['agent']]}"
+        rows.append([f"{name}, seed {document['seed']}", *cells])
+    header = ["at first", "half way", "at the end", "lowest mean", "highest mean"]
+    return table(["", *header, "steps", "CPU-seconds"], rows)
+
+
 def pretrained() -> str:
     """Returns of agents in the package by how their weights are stored, a row per agent."""
     kinds = {"checkpoint": "as trained", "float16": "16 bits", "int8": "8 bits"}
@@ -372,6 +395,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "exported": exported(),
         "exported-settings": exported_settings(),
         "one-step": one_step(),
+        "online": online(),
         "gpu": gpu(),
         "parity": parity(),
         "demo": demo(),

@@ -26,6 +26,7 @@ from qgpo.agents import IQLConfig as IQLConfig
 from qgpo.agents import OfflineEvaluation as OfflineEvaluation
 from qgpo.agents import OneStepConfig as OneStepConfig
 from qgpo.agents import OneStepPolicy as OneStepPolicy
+from qgpo.agents import OnlineConfig as OnlineConfig
 from qgpo.agents import QGPOConfig as QGPOConfig
 from qgpo.agents import QIPOConfig as QIPOConfig
 from qgpo.agents import ReBRAC as ReBRAC

@@ -16,6 +16,7 @@ INSTALLED = {
     "benchmark": "qgpo-benchmark",
     "report": "qgpo-report",
     "export": "qgpo-export",
+    "finetune": "qgpo-finetune",
     "data": "qgpo-datasets",
     "share": "qgpo-share",
     "toy_2d": "qgpo-toy-2d",

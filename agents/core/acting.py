@@ -27,6 +27,11 @@ Normal: TypeAlias = Callable[..., Tensor]
 the only axis, where there is one"""
 
 
+def normal_of(generator: torch.Generator, device: torch.device, *shape: int) -> Tensor:
+    """Standard normal noise of a generator on the CPU, brought to the device."""
+    return torch.randn(shape, generator=generator, device=generator.device).to(device)
+
+
 class GivenNoise:
     """Standard normal numbers (B, K), handed out in the order in which acting asks for noise."""
 

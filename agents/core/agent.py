@@ -16,23 +16,27 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar, cast
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
 
-from qgpo.agents.core import checkpoint, header, pretrained, sb3
+from qgpo.agents.core import checkpoint, collected, header, pretrained, sb3
 from qgpo.agents.core.acting import Acts, Normal
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.export.policy import export_onnx
+from qgpo.agents.core.online import OnlineConfig, learn_online
 from qgpo.agents.core.parameters import load_parameters, parts_of
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.registers import Kinds, check_modules
 from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
+from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.opening import recorded_in
@@ -42,7 +46,7 @@ from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
 from qgpo.envs.tasks.window import Window
-from qgpo.fields import check_seed, is_integer
+from qgpo.fields import check_seed
 
 ConfigT = TypeVar("ConfigT")
 
@@ -67,6 +71,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """the field of the configuration that is the agent's `learning_rate`"""
     fixed_scale: ClassVar[bool] = False
     """whether a guidance scale in the configuration cannot be changed after training"""
+    learns_online: ClassVar[bool] = False
+    """whether it can go on in an environment, by `_begin_online`, `_extend_online` and `_follow`"""
     even_steps: ClassVar[bool] = True
     """whether the gradient steps of a stage take the same time from the first to the last"""
 
@@ -88,6 +94,8 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     """the environment that the dataset's agents play in"""
     reference: ReferenceScores | None
     """for normalised scores there"""
+    online_config: OnlineConfig | None
+    """how it goes on in an environment; None where it does not"""
     acts_only: bool
     """whether it lacks what only training needs, as agents that come with the package do"""
     _batches: Batches | None
@@ -271,6 +279,27 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     def _on_new_data(self, dataset: OfflineDataset, batches: Batches) -> None:
         """Hook: constants that follow from the data (normalizers, tuned rewards)."""
 
+    @property
+    def tries_scales(self) -> bool:
+        """Whether another guidance scale, tried online, would act otherwise."""
+        return False
+
+    def _tuned(
+        self, dataset: OfflineDataset, batches: Batches, rewards: NDArray[np.float32]
+    ) -> Tensor:
+        """Hook: rewards that were collected (N,), as those of the dataset were tuned."""
+        return torch.as_tensor(rewards, device=self.device)
+
+    def _begin_online(self, recorded: Batches) -> None:
+        """Hook: bring back what the end of training dropped and updates need."""
+
+    def _extend_online(self, data: Batches) -> None:
+        """Hook: make what the agent keeps of every state for those that were collected."""
+
+    def _follow(self, data: Batches, step: int, factor: float) -> Metrics:
+        """Hook: an update on the dataset and what was collected, at that part of each rate."""
+        raise NotImplementedError(f"{self.name} does not learn online")
+
     def tables_to_save(self) -> dict[str, Tensor]:
         """The tables that a checkpoint holds: all, unless the agent can make some again."""
         return self.tables
@@ -351,25 +380,36 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         """
         if not isinstance(dataset, OfflineDataset):
             dataset = load_dataset(dataset)
-        if not is_integer(log_interval) or log_interval < 1:
-            raise ValueError(f"log_interval={log_interval!r}, expected an integer of at least 1")
-        if not isinstance(tb_log_name, str | None):
-            raise ValueError(f"tb_log_name={tb_log_name!r}, expected text")
+        sb3.check_reports(log_interval, tb_log_name)
         callback = sb3.as_callback(callback)
         training = self.training
         with training.turn.training():
             self._begin(dataset, reset_num_timesteps, allow_other_dataset)
-            if not self._own_logger:
-                training.logger.close()
-                log, name = self.tensorboard_log, tb_log_name or self.name
-                training.logger = sb3.make_logger(self.verbose, log, name, reset_num_timesteps)
-            training.log_interval, training.progress_bar = int(log_interval), progress_bar
-            training.verbose = self.verbose > 0
-            training.start_clock()
+            self._report(log_interval, tb_log_name, progress_bar, reset_num_timesteps)
             total_timesteps = self.total_timesteps  # for callbacks, which read our locals
             with training.running(callback, self, locals()):
                 self._train(dataset)
         return self
+
+    learn_online = learn_online
+
+    @property
+    def online(self) -> dict[str, Any] | None:
+        """How it goes on in an environment, for JSON; None where it does not."""
+        return None if self.online_config is None else dataclasses.asdict(self.online_config)
+
+    def _report(
+        self, log_interval: int, tb_log_name: str | None, progress_bar: bool, anew: bool
+    ) -> None:
+        """Log a training from here on; where it begins `anew`, in a new folder of events."""
+        training = self.training
+        if not self._own_logger:
+            training.logger.close()
+            log, name = self.tensorboard_log, tb_log_name or self.name
+            training.logger = sb3.make_logger(self.verbose, log, name, anew)
+        training.log_interval, training.progress_bar = int(log_interval), progress_bar
+        training.verbose = self.verbose > 0
+        training.start_clock()
 
     def _begin(
         self, dataset: OfflineDataset, reset_num_timesteps: bool, allow_other_dataset: bool
@@ -436,6 +476,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self.dataset_id = self.dataset_fingerprint = self.trajectory_fingerprint = None
         self.env_spec = self.reference = self._batches = self._policy = None
         self._built_for_env = self.acts_only = False
+        self.online_config = None
         self.set_random_seed()
 
     def set_spaces(
@@ -596,7 +637,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             self.training,
             self.config,
             generators,
-            self.table_kinds,
+            self._all_kinds,
             self.tables_to_save(),
             **about,
         )
@@ -652,7 +693,9 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             agent = cls(config, seed=about["seed"], device=device, **optional)
             agent._build_as(about, f"checkpoint {checkpoint.named(source)}")
             generators = {"prediction": agent.prediction_generator}
-            checkpoint.restore(agent.training, read, generators, agent.table_kinds)
+            if (online := about.get("online")) is not None:
+                agent.online_config = checkpoint.config_from_json(OnlineConfig, online)
+            checkpoint.restore(agent.training, read, generators, agent._all_kinds)
             header.set_data(agent, about["dataset"])
         agent.training.saved = f"{checkpoint.named(source)} (timestep {agent.num_timesteps})"
         if env is not None:
@@ -695,6 +738,15 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if env is not None:
             agent.set_env(env)
         return agent
+
+    def _all_kinds(self, found: Collection[str]) -> Kinds:
+        """The tables of its stages, and of what it collects in an environment."""
+        if self.online_config is None:
+            return self.table_kinds(found)
+        assert self.observation_space is not None
+        assert self.action_space is not None
+        dims = self.observation_space.shape[0], self.action_space.shape[0]
+        return {**self.table_kinds(found), **collected.kinds(*dims, needed=True)}
 
     def check_whole(self, what: str) -> None:
         """Raise RuntimeError for an agent that `pretrained` gave, which lacks its critic."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qgpo.agents.core.training import Training
 from qgpo.critic import lambda_returns
 from qgpo.envs.data.dataset import OfflineDataset, writeable
 from qgpo.envs.data.disk import allocate, check_space
@@ -76,6 +77,10 @@ class Batches:
     device: torch.device
     scratch: Path | None
     """folder for tables over all states where the data are memory-mapped"""
+    collected: int = 0
+    """how many of the N, the last ones, were collected while learning online"""
+    collected_share: float = 0.0
+    """of a batch: so many of its transitions are collected ones, where there are any"""
 
     @classmethod
     def of(
@@ -106,6 +111,30 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    @property
+    def recorded(self) -> int:
+        """Transitions of the dataset, which come before those that were collected."""
+        return len(self) - self.collected
+
+    def draw(self, training: Training, n: int) -> Tensor:
+        """Row numbers of a batch of n transitions, with replacement."""
+        return draw_mixed(training, self.recorded, self.collected, self.collected_share, n)
+
+    def followed_by(self, later: Batches, share: float) -> Batches:
+        """These transitions and then those, which were collected; `share` of a batch is later."""
+        shifted = later.state_index + len(self.states)
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(self, name), getattr(later, name)])
+            for name in ("states", "actions", "rewards", "terminations", "last_steps")
+        }
+        return replace(
+            self,
+            **joined,
+            state_index=torch.cat([self.state_index, shifted]),
+            collected=len(later),
+            collected_share=share,
+        )
 
     def observations(self, rows: Tensor) -> Tensor:
         """Those rows of `states`, (B, S)."""
@@ -140,6 +169,23 @@ class Batches:
             self.scaled_actions(following), 1.0 - take(self.last_steps, index).float()
         )
 
+    def lambda_returns(
+        self, values: Tensor, gamma: float, lambda_: float, first: int = 0
+    ) -> Tensor:
+        """Lambda-returns of the transitions from `first` on, (N,).
+
+        `values` are those of the states from the row on in which that transition starts.
+        """
+        starts = self.state_index[first:].to(values.device)
+        return lambda_returns(
+            self.rewards[first:],
+            self.terminations[first:],
+            self.last_steps[first:],
+            values[1:][starts - starts[0]],
+            gamma,
+            lambda_,
+        )
+
     def table(self, shape: tuple[int, ...]) -> Tensor:
         """Zeros: on the device, or in a file without a name where the data are mapped.
 
@@ -159,23 +205,43 @@ class Batches:
             check_space(self.scratch, size, "tables of the training", TABLE_ADVICE)
 
 
-def tuned_rewards(dataset: OfflineDataset, data: Batches, rule: str, gamma: float) -> Tensor:
-    """Rewards as a critic sees them, (N,).
+def draw_mixed(training: Training, recorded: int, collected: int, share: float, n: int) -> Tensor:
+    """Row numbers (n,), with replacement, below recorded + collected; `share` of collected ones.
+
+    Both kinds are drawn uniformly.
+    """
+    later = round(share * n) if recorded else n
+    if not collected or not later:
+        return training.draw(recorded, n)
+    drawn = [training.draw(recorded, n - later)] if later < n else []
+    return torch.cat([*drawn, recorded + training.draw(collected, later)])
+
+
+def tuned_rewards(
+    dataset: OfflineDataset,
+    data: Batches,
+    rule: str,
+    gamma: float,
+    collected: NDArray[np.float32] | None = None,
+) -> Tensor:
+    """Rewards as a critic sees them: the dataset's (N,), or those that were `collected`.
 
     By one of the dataset's own rules, or `unit`: divided by the standard deviation of the
-    discounted returns of all transitions (as they are where these do not differ).
+    discounted returns of all its transitions (as they are where these do not differ).
     """
     if rule != "unit":
-        return torch.as_tensor(writeable(dataset.tuned_rewards(rule)), device=data.device)
+        by_rule = dataset.tuned_rewards(rule, collected)
+        return torch.as_tensor(writeable(by_rule), device=data.device)
     rewards = torch.as_tensor(writeable(dataset.rewards), device=data.device)
+    tuned = rewards if collected is None else torch.as_tensor(collected, device=data.device)
     no_values = torch.zeros_like(rewards)
     returns = lambda_returns(rewards, data.terminations, data.last_steps, no_values, gamma, 1.0)
     spread = returns.std(correction=min(1, len(returns) - 1))
     largest = returns.abs().max()
     if not 1e-6 < spread < torch.inf and largest > 0.0:  # in an odd unit, squares leave float32
         relative = (returns / largest).std(correction=min(1, len(returns) - 1))
-        return rewards / largest / relative if relative > 1e-6 else rewards
-    return rewards / spread if spread > 1e-6 else rewards
+        return tuned / largest / relative if relative > 1e-6 else tuned
+    return tuned / spread if spread > 1e-6 else tuned
 
 
 def _nameless_file(folder: Path) -> Any:

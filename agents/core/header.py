@@ -69,6 +69,10 @@ class Described(Protocol):
     env_spec: EnvSpec | None
     reference: ReferenceScores | None
 
+    @property
+    def online(self) -> dict[str, Any] | None:
+        """How it goes on in an environment, for JSON; None where it does not."""
+
 
 def describe(
     agent: Described, exclude: Iterable[str] | None, include: Iterable[str] | None
@@ -107,6 +111,8 @@ def describe(
         header["window"] = agent.window.to_json()
     if agent.action_scale is not None and not agent.action_scale.is_declared:
         header["action_scale"] = agent.action_scale.to_json()
+    if agent.online is not None:
+        header["online"] = agent.online
     reports = {"verbose": agent.verbose, "tensorboard_log": agent.tensorboard_log}
     return header | {
         name: value for name, value in reports.items() if value and name not in excluded

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qgpo.agents.core.parsing import CheckpointError, brief
-from qgpo.agents.core.training import Training
+from qgpo.agents.core.training import ONLINE, UPDATES, Training
 
 CPU_STATE, CUDA_STATE = len(torch.Generator().get_state()), 16
 """bytes of a generator's state"""
@@ -232,7 +232,8 @@ def check_counters(
 
     A stage under way needs the state of its optimizer.
     """
-    progress, config = header["progress"], header["config"]
+    progress, config = dict(header["progress"]), header["config"]
+    online = _taken_online(training, progress)
     if set(progress) != set(training.stages):
         raise CheckpointError(f"its stages are {brief(progress)}, not {training.stages}")
     for stage, done in progress.items():
@@ -243,14 +244,28 @@ def check_counters(
             raise CheckpointError(f"tensors of the {stage} optimizer are missing")
     one = len(training.stages) == 1
     counted = sum(n for stage, n in progress.items() if one or stage in training.optimizers)
+    counted = counted if online is None else online
     if header["num_timesteps"] != counted:
         raise CheckpointError(
             f"it has num_timesteps={header['num_timesteps']}, its stages have {counted}"
         )
-    if header["stage"] not in (None, *training.stages):
+    own = (*training.stages, *([] if online is None else [ONLINE]))
+    if header["stage"] not in (None, *own):
         raise CheckpointError(
             f"its stage is {brief(header['stage'])}, expected one of {training.stages}"
         )
+
+
+def _taken_online(training: Training, progress: dict[str, Any]) -> int | None:
+    """Environment steps after all stages, taken out of the progress; None where there are none.
+
+    They and the updates are there together.
+    """
+    if ONLINE in training.stages or not {ONLINE, UPDATES} <= set(progress):
+        return None
+    del progress[UPDATES]
+    steps: int = progress.pop(ONLINE)
+    return steps
 
 
 def _most_steps(stage: str, config: Mapping[str, Any]) -> float:

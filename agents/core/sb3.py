@@ -22,6 +22,7 @@ from qgpo.agents.core.acting import Acts
 from qgpo.envs.rollouts.vecnormalize import warn_of_normalized
 from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.observations import FlatObservations, ObservationAdapter, flat
+from qgpo.fields import is_integer
 
 
 class Policy(nn.Module):
@@ -60,6 +61,14 @@ class Policy(nn.Module):
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """What the agent predicts."""
         return self.agent.predict(observation, state, episode_start, deterministic)
+
+
+def check_reports(log_interval: object, tb_log_name: object) -> None:
+    """Raise ValueError for an interval or a name that a log cannot have."""
+    if not is_integer(log_interval) or log_interval < 1:
+        raise ValueError(f"log_interval={log_interval!r}, expected an integer of at least 1")
+    if not isinstance(tb_log_name, str | None):
+        raise ValueError(f"tb_log_name={tb_log_name!r}, expected text")
 
 
 def make_logger(

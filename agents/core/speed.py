@@ -129,7 +129,7 @@ def measure_speed(
             "cannot be measured; set its number of steps instead"
         )
     whole = agent(config, device=device).stage_steps
-    few, some, more = (_first(dataset, n) for n in (FEW_ROWS, SOME_ROWS, MORE_ROWS))
+    few, some, more = (dataset.first(n) for n in (FEW_ROWS, SOME_ROWS, MORE_ROWS))
     least = factor = FIRST_STEPS / sum(whole.values())
     rehearse = partial(_rehearse, agent, config, whole, device, clock)
     with warnings.catch_warnings():
@@ -238,14 +238,3 @@ def _usual(seconds: list[float], renewing: Collection[int]) -> float:
     """The mean of a stage's steps but for the first, which prepares, and those that renew."""
     usual = [one for step, one in enumerate(seconds) if step and step not in renewing]
     return float(np.mean(usual or seconds))
-
-
-def _first(dataset: OfflineDataset, n: int) -> OfflineDataset:
-    """The first n transitions, or all there are, without a copy; the last episode ends there."""
-    n = min(n, len(dataset))
-    starts = dataset.episode_starts[dataset.episode_starts < n]
-    truncations = dataset.truncations[:n].copy()
-    truncations[-1] = not dataset.terminations[n - 1]
-    rows = {name: getattr(dataset, name)[:n] for name in ("actions", "rewards", "terminations")}
-    states = dataset.states[: n + len(starts)]
-    return replace(dataset, states=states, truncations=truncations, episode_starts=starts, **rows)

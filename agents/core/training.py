@@ -30,6 +30,8 @@ from qgpo.critic import polyak_update
 from qgpo.diffusion import Metrics
 from qgpo.envs.progress import progress
 
+ONLINE, UPDATES = "online", "online_updates"
+"""progress beside the stages': steps taken in an environment, and updates made on what they gave"""
 LIKELY_CAUSES = (
     "Likely causes: a learning rate or beta that is too high, or rewards or observations of "
     "very different sizes in the dataset (see reward_tuning and normalize_observations)"
@@ -112,6 +114,13 @@ class Training:
         self.num_timesteps = 0
         self.stage: str | None = None
         self.generator.manual_seed(self.seed)
+
+    def end_online(self) -> None:
+        """Forget steps in an environment: timesteps are the gradient steps of the stages again."""
+        if self.progress.pop(ONLINE, None) is not None:
+            del self.progress[UPDATES]
+            counted = [n for stage, n in self.progress.items() if stage in self.optimizers]
+            self.num_timesteps, self.stage = sum(counted), self.stages[-1]
 
     def start_clock(self) -> None:
         """Count time and timesteps per second from here."""
@@ -212,7 +221,9 @@ class Training:
         self, stage: str, total: int, update: Callable[[int], Metrics], gradient_steps: bool
     ) -> None:
         self.stage = stage
-        position = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
+        position = "   "  # beside the stages of a training on data
+        if stage in self.stages:
+            position = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}  # not every step has every metric
         what, done = f"{position} {stage:9s}", self.progress[stage]
@@ -265,13 +276,16 @@ class Training:
         """Run a stage of optimizer steps: each on `loss(step)`, followed by `after(step)`."""
 
         def update(step: int) -> Metrics:
-            value, metrics = loss(step)
             learning_rate = half_cosine(rate, step, total, decays)
-            metrics["grad_norm"] = self.optimize(stage, value, learning_rate)
+            metrics = self.descend(stage, *loss(step), learning_rate)
             after(step)
             return metrics
 
         self.run_stage(stage, total, update)
+
+    def descend(self, name: str, loss: Tensor, metrics: Metrics, learning_rate: float) -> Metrics:
+        """One optimizer step on a loss; its metrics and the gradient's norm."""
+        return {**metrics, "grad_norm": self.optimize(name, loss, learning_rate)}
 
     def interrupt(self, *_: object) -> None:
         """Ask the loop to stop after the step under way: a signal's handler."""

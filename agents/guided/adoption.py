@@ -97,12 +97,7 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
             f"{who}: {name}={found!r}, this {agent.name} has {name}={wanted!r}, which "
             "determines the behavior; use the same value for both, or train from scratch"
         )
-    if agent.training.seed != donor.training.seed:
-        raise ValueError(
-            f"{who}: it was trained with seed={donor.training.seed}, this {agent.name} has "
-            f"seed={agent.training.seed}; adopt from an agent with the same seed, or train from "
-            "scratch"
-        )
+    check_seed(who, agent, donor, "adopt from an agent with the same seed, or train from scratch")
     done, steps = donor.training.progress["critic"], donor.config.critic_steps
     if done < steps:
         raise ValueError(
@@ -118,16 +113,10 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
             "actions are the same)"
         )
         raise ValueError(
-            f"{who}: it was trained on {donor.dataset_id!r} with fingerprint "
-            f"{donor.dataset_fingerprint}, dataset {dataset.id!r} has "
-            f"{dataset.fingerprint}{unknown}; adopt from an agent that was trained on this "
-            "dataset, or train from scratch"
+            f"{who}: {other_data(donor, dataset)}{unknown}; adopt from an agent that was trained "
+            "on this dataset, or train from scratch"
         )
-    if not dataset.action_scale.agrees_with(donor.action_scale):
-        raise ValueError(
-            f"{who}: it scales actions by the bounds of their space, which are far wider than the "
-            "data, as earlier versions did; train from scratch"
-        )
+    check_scale(who, donor, dataset, "train from scratch")
     tables = donor.training.tables
     if tables.get(LAST_STATE, torch.zeros(1)).numel() == 0:
         raise ValueError(
@@ -142,6 +131,32 @@ def check_donor(agent: Agent, donor: Agent, dataset: OfflineDataset) -> bool:
             "the end of the critic stage: finish that training first, or train from scratch"
         )
     return same_rewards and same_critic(agent.config, donor.config)
+
+
+def check_seed(who: str, agent: Agent, donor: Agent, advice: str) -> None:
+    """Raise ValueError for a donor of another seed."""
+    ours, theirs = agent.training.seed, donor.training.seed
+    if ours != theirs:
+        raise ValueError(
+            f"{who}: it was trained with seed={theirs}, this {agent.name} has seed={ours}; {advice}"
+        )
+
+
+def other_data(donor: Agent, dataset: OfflineDataset) -> str:
+    """What is said of a donor that was trained on other data."""
+    return (
+        f"it was trained on {donor.dataset_id!r} with fingerprint {donor.dataset_fingerprint}, "
+        f"dataset {dataset.id!r} has {dataset.fingerprint}"
+    )
+
+
+def check_scale(who: str, donor: Agent, dataset: OfflineDataset, advice: str) -> None:
+    """Raise ValueError for a donor that scales actions otherwise than the data say."""
+    if not dataset.action_scale.agrees_with(donor.action_scale):
+        raise ValueError(
+            f"{who}: it scales actions by the bounds of their space, which are far wider than the "
+            f"data, as earlier versions did; {advice}"
+        )
 
 
 def copy_networks(training: Training, donor: Training, critic: tuple[str, ...] | None) -> None:

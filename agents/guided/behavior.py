@@ -100,18 +100,32 @@ class Behavior:
 
     def train(self, data: Batches) -> None:
         """Learn mu(a|s) by denoising."""
-        c, training = self.config, self.training
-
-        def loss(step: int) -> tuple[Tensor, Metrics]:
-            index = training.draw(len(data), c.behavior_batch_size)
-            with torch.no_grad():
-                condition = self.condition(data, take(data.state_index, index))
-                z = self.whitening.encode(condition, data.scaled_actions(index))
-            return self.model.loss(z, condition, training.generator)
-
+        c = self.config
         after = partial(average, self.model, self.average, c.ema_decay)
         rate, decays = c.behavior_learning_rate, c.learning_rate_decay
-        training.minimize("behavior", c.behavior_steps, loss, rate, decays, after)
+        self.training.minimize(
+            "behavior", c.behavior_steps, lambda _: self.loss(data), rate, decays, after
+        )
+
+    def follow(self, data: Batches, factor: float) -> Metrics:
+        """One more step after the stage, at that part of its learning rate.
+
+        Coordinates stay as they are: every later part sees actions in them.
+        """
+        c = self.config
+        rate = factor * c.behavior_learning_rate
+        metrics = self.training.descend("behavior", *self.loss(data), rate)
+        average(self.model, self.average, c.ema_decay, c.behavior_steps)
+        return metrics
+
+    def loss(self, data: Batches) -> tuple[Tensor, Metrics]:
+        """Denoising of the actions of a batch."""
+        training = self.training
+        index = data.draw(training, self.config.behavior_batch_size)
+        with torch.no_grad():
+            condition = self.condition(data, take(data.state_index, index))
+            z = self.whitening.encode(condition, data.scaled_actions(index))
+        return self.model.loss(z, condition, training.generator)
 
     # Sparse states ------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from qgpo.agents.core.acting import Normal
+from qgpo.agents.core.acting import Normal, normal_of
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.guided.config import GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy
@@ -110,6 +110,11 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
 
         self.training.run_stage("choice", 1, measure, gradient_steps=False)
 
+    def _extend_online(self, data: Batches) -> None:
+        """Also fit the constants of the choice to today's Q."""
+        super()._extend_online(data)
+        self._fit_choice(data, self._some_q(data))
+
     # Acting -------------------------------------------------------------------------------
 
     def _guided(
@@ -131,7 +136,7 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
         normal: Normal = self._prediction_normal
         if deterministic:
             generator = torch.Generator().manual_seed(self.training.seed)
-            normal = partial(_normal_on, self.device, generator)
+            normal = partial(normal_of, generator, self.device)
         condition = self.behavior.normalizer(observations)
         z = self._candidates(condition, deterministic, normal)
         if self.num_samples > 1:
@@ -156,8 +161,3 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
             noise = normal(b * n, a)
         z = self._solve(noise, condition.repeat_interleave(n, dim=0))
         return self.behavior.inside(condition[:, None], z.reshape(b, n, a))
-
-
-def _normal_on(device: torch.device, generator: torch.Generator, *shape: int) -> Tensor:
-    """Standard normal noise of the generator, brought to the device."""
-    return torch.randn(shape, generator=generator, device=generator.device).to(device)

@@ -8,7 +8,7 @@ critic="stacked"    both kinds, weighted by unseen episodes     stacked_critic.p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,18 @@ from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.support import ROWS_PER_CHUNK, Support
 from qgpo.diffusion import Metrics
 from qgpo.networks import TwinQ
+
+
+def renew(
+    table: Tensor | None, n: int, everything: bool, targets_of: Callable[[int], Tensor]
+) -> Tensor:
+    """The table of n targets: made anew, or as it is with those of transitions that were added.
+
+    `targets_of(first)` are those of the transitions from `first` on; episodes are added whole.
+    """
+    if table is None or everything:
+        return targets_of(0)
+    return table if len(table) == n else torch.cat([table, targets_of(len(table))])
 
 
 class Critic(ABC):
@@ -46,12 +58,24 @@ class Critic(ABC):
         """
 
     @abstractmethod
-    def update(self, data: Batches, step: int) -> Metrics:
-        """One step of the stage."""
+    def update(self, data: Batches, step: int, rate: float) -> Metrics:
+        """One step of the stage, at that learning rate."""
 
     @abstractmethod
-    def table_of_q(self, data: Batches) -> Tensor:
-        """Q of every support action, (R, M)."""
+    def q_of_support(self, data: Batches, rows: Tensor) -> Tensor:
+        """Q of the support actions of those states, (B,) to (B, M)."""
+
+    @property
+    def states_per_chunk(self) -> int:
+        """States whose support actions are asked about in one call."""
+        return self.support.states_per_chunk
+
+    def table_of_q(self, data: Batches, first: int = 0) -> Tensor:
+        """Q of every support action, (R, M); of those of the states from `first` on."""
+        table = data.table((len(data.states) - first, self.config.support_actions))
+        for rows in torch.arange(len(table), device=data.device).split(self.states_per_chunk):
+            table[rows[0] : rows[-1] + 1] = self.q_of_support(data, first + rows)
+        return table
 
     @property
     def ranks(self) -> bool:
@@ -60,7 +84,11 @@ class Critic(ABC):
 
     def train(self, data: Batches) -> None:
         """The whole stage."""
-        self.training.run_stage("critic", self.config.critic_steps, partial(self.update, data))
+
+        def update(step: int) -> Metrics:
+            return self.update(data, step, self._learning_rate(step))
+
+        self.training.run_stage("critic", self.config.critic_steps, update)
 
     def _learning_rate(self, step: int) -> float:
         c = self.config
@@ -123,21 +151,13 @@ class TwinCritic(Critic):
         """The slowly moving Q."""
         return self._target
 
-    def table_of_q(self, data: Batches) -> Tensor:
-        """Target Q of every support action, (R, M)."""
-        table = data.table((len(data.states), self.config.support_actions))
-        rows = torch.arange(len(table), device=data.device)
-        for chunk in rows.split(self.support.states_per_chunk):
-            table[chunk[0] : chunk[-1] + 1] = self._support_q(data, chunk)
-        return table
-
     @torch.no_grad()
     def _encoded_actions(self, data: Batches, index: Tensor, condition: Tensor) -> Tensor:
         """The dataset's actions of those transitions, in the behavior's coordinates, (B, A)."""
         return self.behavior.whitening.encode(condition, data.scaled_actions(index))
 
     @torch.no_grad()
-    def _support_q(self, data: Batches, rows: Tensor) -> Tensor:
+    def q_of_support(self, data: Batches, rows: Tensor) -> Tensor:
         """Target Q of the support actions of those states, (B,) to (B, M)."""
         z = take(self.training.tables["support"], rows)
         q: Tensor = self.target(self.behavior.normalizer(data.observations(rows))[:, None], z)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.batches import Batches, draw_mixed, take
 from qgpo.agents.core.training import Training
 from qgpo.agents.guided.behavior import Behavior
 
@@ -38,19 +38,25 @@ class Folds:
     """Which transitions each fold has. The same data and seed have the same folds."""
 
     def __init__(self, data: Batches, behavior: Behavior, seed: int) -> None:
-        groups = take(data.episodes(), data.state_index.to(data.device))
+        n = data.recorded
+        episodes = take(data.episodes(), data.state_index.to(data.device))
+        groups, later = episodes[:n], episodes[n:] - episodes[n - 1] - 1
         if int(groups[-1]) + 1 < FEWEST_EPISODES:
-            groups = torch.arange(len(data), device=data.device) * BLOCKS // len(data)
-        self.groups = groups
+            groups = torch.arange(n, device=data.device) * BLOCKS // n
+        recorded = int(groups[-1]) + 1
+        self.groups = torch.cat([groups, recorded + later])
         """(N,) what is kept together: the number of the episode, or of the stretch"""
         generator = torch.Generator().manual_seed(seed)
-        side = torch.randperm(int(groups[-1]) + 1, generator=generator).to(data.device) % FOLDS
-        self.fold = side[groups]
+        side = torch.randperm(recorded, generator=generator).to(data.device) % FOLDS
+        # episodes that were collected take turns: those of the data stay where they were
+        self.fold = torch.cat([side[groups], later % FOLDS])
         """(N,) the fold of each transition"""
         self.members = [torch.nonzero(self.fold == fold).squeeze(1) for fold in range(FOLDS)]
         """row numbers of every fold's transitions; one transition alone is in all"""
         if not all(map(len, self.members)):
             self.members = [torch.arange(len(data), device=data.device)] * FOLDS
+        self.recorded = [int((members < n).sum()) for members in self.members]
+        """how many of them are the dataset's, which come first"""
         self.data, self.behavior = data, behavior
         self.actions = self._encoded_actions()
         """(N, A) the dataset's, in the behavior's coordinates"""
@@ -67,7 +73,11 @@ class Folds:
 
     def draw(self, training: Training, batch_size: int) -> FoldedBatch:
         """A batch from each fold."""
-        drawn = [training.draw(len(m), batch_size) for m in self.members]
+        share = self.data.collected_share
+        drawn = [
+            draw_mixed(training, recorded, len(members) - recorded, share, batch_size)
+            for members, recorded in zip(self.members, self.recorded, strict=True)
+        ]
         index = torch.stack([m[i] for m, i in zip(self.members, drawn, strict=True)])
         rows = take(self.data.state_index, index)
         condition = self.behavior.condition(self.data, rows.flatten())

@@ -37,10 +37,10 @@ class ImplicitCritic(TwinCritic):
         """Q, the slowly moving Q, and V."""
         return *super().networks, f"{self.name}_value"
 
-    def update(self, data: Batches, step: int) -> Metrics:
+    def update(self, data: Batches, step: int, rate: float) -> Metrics:
         """One step of V, then of Q towards the new V, as the authors' code does."""
         c, training = self.config, self.training
-        index = training.draw(len(data), c.critic_batch_size)
+        index = data.draw(training, c.critic_batch_size)
         rows = take(data.state_index, index)
         condition = self.behavior.normalizer(data.observations(rows))
         z = self._encoded_actions(data, index, condition)
@@ -48,7 +48,6 @@ class ImplicitCritic(TwinCritic):
         # V: the expectile of min Q' over the actions (Eq. 5)
         differences = self._q_for_value(rows, condition, z) - self._values(condition)[:, None]
         value_loss = expectile_loss(differences, c.expectile)
-        rate = self._learning_rate(step)
         value_norm = training.optimize(f"{self.name}_value", value_loss, rate)
 
         # Q: r + gamma V(s'), cut on termination only (Eq. 6)

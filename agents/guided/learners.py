@@ -7,6 +7,7 @@ implicit   implicit Q-learning
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,12 +15,12 @@ from torch import Tensor
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.training import Training
 from qgpo.agents.guided.behavior import Behavior
+from qgpo.agents.guided.critic import renew
 from qgpo.agents.guided.folds import FOLDS, FoldedBatch
 from qgpo.critic import (
     expectile_loss,
     in_support_expectile,
     in_support_value,
-    lambda_returns,
     polyak_update,
     td_target,
 )
@@ -94,8 +95,10 @@ class Returns(Learner):
     def update(self, data: Batches, batch: FoldedBatch, step: int, rate: float) -> Metrics:
         """V_h towards the returns, A_h towards what V_h leaves."""
         c, training = self.config, self.training
-        if step % c.target_every == 0 or RETURNS not in training.tables:
-            training.tables[RETURNS] = self._returns(data, c.critic_lambda if step else 1.0)
+        renewed, lambda_ = step % c.target_every == 0, c.critic_lambda if step else 1.0
+        returns_of = partial(self._returns, data, lambda_)
+        known = training.tables.get(RETURNS)
+        training.tables[RETURNS] = renew(known, len(data), renewed, returns_of)
         targets = training.tables[RETURNS].T.gather(1, batch.transitions)
         baseline = self.network.baseline(batch.condition)
         advantages = self.network.advantages(batch.condition, batch.actions).squeeze(-1)
@@ -106,29 +109,23 @@ class Returns(Learner):
         return {"loss": loss, "value_loss": value_loss, "q": baseline.mean(), "grad_norm": norm}
 
     @torch.no_grad()
-    def values(self, data: Batches) -> tuple[Tensor, Tensor]:
-        """Every head's in-support value of all states, and its mean over the support: (H, R)."""
+    def values(self, data: Batches, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Every head's in-support value of the states, and its mean over the support: (H, R).
+
+        Of the states from row `first` on.
+        """
         values, means = [], []
-        for rows in torch.arange(len(data.states), device=data.device).split(STATES_PER_CHUNK):
-            q = self.q_of_support(data, rows)
+        states = torch.arange(len(data.states) - first, device=data.device)
+        for rows in states.split(STATES_PER_CHUNK):
+            q = self.q_of_support(data, first + rows)
             values.append(self._value(q))
             means.append(q.mean(dim=-1))
         return torch.cat(values, dim=1), torch.cat(means, dim=1)
 
-    def returns_of(self, data: Batches, values: Tensor, lambda_: float) -> Tensor:
-        """Lambda-returns of every transition for values (R,), (N,)."""
-        next_values = values[1:][data.state_index.to(values.device)]
-        return lambda_returns(
-            data.rewards,
-            data.terminations,
-            data.last_steps,
-            next_values,
-            self.config.gamma,
-            lambda_,
-        )
-
-    def _returns(self, data: Batches, lambda_: float) -> Tensor:
-        columns = [self.returns_of(data, head, lambda_) for head in self.values(data)[0]]
+    def _returns(self, data: Batches, lambda_: float, first: int = 0) -> Tensor:
+        """Every head's lambda-returns of the transitions from `first` on, (N, H)."""
+        heads, gamma = self.values(data, int(data.state_index[first]))[0], self.config.gamma
+        columns = [data.lambda_returns(values, gamma, lambda_, first) for values in heads]
         return torch.stack(columns, dim=1)
 
     def _value(self, q: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ from abc import abstractmethod
 from collections.abc import Collection
 from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qgpo.agents.core.acting import Normal
@@ -38,12 +40,14 @@ from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
 from qgpo.agents.guided.verdict import GuidanceOffWarning, Verdict, verdict_of
 from qgpo.density import mode_of_samples
-from qgpo.diffusion import Diffusion, GuidanceGradient
+from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import check_finite
 from qgpo.schedule import make_schedule
 from qgpo.solver import get_solver, time_grid
 
+STATES_FOR_UNIT = 4096
+"""whose support actions give the unit of Q while learning online"""
 SAMPLES_OF_MODE = 16
 """noises whose answers the deterministic action `mode` is taken from"""
 GuidedConfigT = TypeVar("GuidedConfigT", bound=GuidedPolicyConfig)
@@ -76,6 +80,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     """
 
     rate_field: ClassVar[str] = "behavior_learning_rate"
+    learns_online: ClassVar[bool] = True
     _scale: Any = None
     """a number that was set, or the tensor that stands for any number while acting is recorded"""
 
@@ -128,7 +133,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             self._train_last(dataset)
             if self.guidance_is_off:
                 warnings.warn(f"guidance is off: {self.verdict}", GuidanceOffWarning, stacklevel=3)
-        adoption.drop_tables(self.training)
+        if self.online_config is None:
+            adoption.drop_tables(self.training)
 
     def train_whitening(self, dataset: OfflineDataset) -> None:
         """Stage 1: the Gaussian policy, where `whitening_steps` asks for one."""
@@ -205,8 +211,58 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         """Whether the last stage has ended."""
         return self.progress[self.stages[-1]] >= self.last_steps
 
+    # Online: the same parts go on ---------------------------------------------------------
+
+    @property
+    def tries_scales(self) -> bool:
+        """Whether another guidance scale, tried online, would act otherwise."""
+        return self.critic.ranks and self.guidance_scale > 0.0
+
+    def _tuned(
+        self, dataset: OfflineDataset, batches: Batches, rewards: NDArray[np.float32]
+    ) -> Tensor:
+        c = self.config
+        return tuned_rewards(dataset, batches, c.reward_tuning, c.gamma, rewards)
+
+    def _begin_online(self, recorded: Batches) -> None:
+        """Draw the support of the dataset again, and note that it is not the only data any more."""
+        self.support.extend(recorded, self.tables.pop(adoption.SUPPORT_STATE, None))
+        self.tables.update(adoption.no_states())
+
+    def _extend_online(self, data: Batches) -> None:
+        """Support actions of the states that were collected."""
+        self.support.extend(data)
+
+    def _some_q(self, data: Batches) -> Tensor:
+        """Q of the support actions of random states, always the same of the same data, (B, M)."""
+        rows = self.behavior.shuffled_rows(data)[:STATES_FOR_UNIT]
+        parts = rows.split(self.critic.states_per_chunk)
+        return torch.cat([self.critic.q_of_support(data, part) for part in parts])
+
+    def _follow(self, data: Batches, step: int, factor: float) -> Metrics:
+        """A step of the behavior, of the critic and of the last stage.
+
+        The critic counts on from its stage, so that its first step is none of a training.
+        """
+        c, metrics = self.config, dict[str, Tensor]()
+        critic_rate, counted = factor * c.critic_learning_rate, c.critic_steps + step
+        parts = {
+            "behavior": self.behavior.follow(data, factor),
+            "critic": self.critic.update(data, counted, critic_rate),
+            self.stages[-1]: self._follow_last(data, factor),
+        }
+        for part, found in parts.items():
+            metrics |= {f"{part}_{name}": value for name, value in found.items()}
+        return metrics
+
+    def _follow_last(self, data: Batches, factor: float) -> Metrics:
+        """A step of the last stage; none where it is constants."""
+        return {}
+
     def _forget_data(self) -> None:
         self.tables.clear()
+        self.training.end_online()
+        self.online_config = None
         if self.num_timesteps:
             self.tables.update(adoption.no_states())
         if not self.is_trained:

@@ -124,9 +124,8 @@ class StackedCritic(Critic):
             self._folds = data, Folds(data, self.behavior, self.training.seed)
         return self._folds[1]
 
-    def update(self, data: Batches, step: int) -> Metrics:
+    def update(self, data: Batches, step: int, rate: float) -> Metrics:
         """One step of each learner."""
-        rate = self._learning_rate(step)
         batch = self.folds(data).draw(self.training, self.config.critic_batch_size)
         metrics: Metrics = {}
         for name, learner in self.learners.items():
@@ -142,17 +141,20 @@ class StackedCritic(Critic):
         if self.training.progress["critic"] > before or not self.stack.measured:
             self.stack.set(*self.weigh(data))
 
-    def table_of_q(self, data: Batches) -> Tensor:
-        """Q of every support action, less a function of the state, (R, M)."""
-        table = data.table((len(data.states), self.config.support_actions))
+    @property
+    def states_per_chunk(self) -> int:
+        """States whose support actions are asked about in one call."""
+        return STATES_PER_CHUNK
+
+    def q_of_support(self, data: Batches, rows: Tensor) -> Tensor:
+        """Q of the support actions of those states, less a function of the state."""
+        total = torch.zeros(len(rows), self.config.support_actions, device=data.device)
         weights = self.stack.weights.tolist()
-        for rows in torch.arange(len(table), device=data.device).split(STATES_PER_CHUNK):
-            chunk = table[rows[0] : rows[-1] + 1]
-            for weight, learner in zip(weights, self.learners.values(), strict=True):
-                if weight > 0.0:
-                    q = learner.q_of_support(data, rows).mean(dim=0)
-                    chunk += weight * (q - q.mean(dim=-1, keepdim=True)).to(chunk.device)
-        return table
+        for weight, learner in zip(weights, self.learners.values(), strict=True):
+            if weight > 0.0:
+                q = learner.q_of_support(data, rows).mean(dim=0)
+                total += weight * (q - q.mean(dim=-1, keepdim=True))
+        return total
 
     # Weights ------------------------------------------------------------------------------
 
@@ -191,10 +193,11 @@ class StackedCritic(Critic):
     def _outcomes(self, data: Batches, index: Tensor, fold: Tensor) -> Tensor:
         """Lambda-returns of those transitions less the state's value, by their own fold, (K,)."""
         values, means = self.outcomes.values(data)
-        lambda_, rows = self.config.critic_lambda, take(data.state_index, index)
+        lambda_, gamma = self.config.critic_lambda, self.config.gamma
+        rows = take(data.state_index, index)
         of_heads = torch.stack(
             [
-                self.outcomes.returns_of(data, values[head], lambda_)[index] - means[head][rows]
+                data.lambda_returns(values[head], gamma, lambda_)[index] - means[head][rows]
                 for head in range(FOLDS)
             ]
         )

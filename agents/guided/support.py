@@ -11,8 +11,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from qgpo.agents.core.batches import Batches
+from qgpo.agents.core.collected import collected_rows
 from qgpo.agents.core.training import Training, set_generator
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.diffusion import Diffusion, Metrics
@@ -55,10 +57,18 @@ class Support:
         return math.ceil(len(data.states) / self.states_per_chunk)
 
     def check_tables(self, data: Batches) -> None:
-        """Raise ValueError for tables, from a file, that are not of as many rows as the data."""
+        """Raise ValueError for tables, from a file, that are not of as many rows as the data.
+
+        What was collected online has rows after those of the dataset, once it was learned from.
+        """
         tables, done = self.training.tables, self.training.progress["support"]
+        later = collected_rows(self.training)
         rows = {"support": len(data.states), "returns": len(data)}
-        wrong = [name for name, n in rows.items() if name in tables and len(tables[name]) != n]
+        wrong = [
+            name
+            for (name, fewest), more in zip(rows.items(), later, strict=True)
+            if name in tables and not fewest <= len(tables[name]) <= fewest + more
+        ]
         if wrong or (STATE in tables and done > self.chunks(data)):
             raise ValueError(
                 f"this agent's tables {wrong or ['support']} do not fit the dataset that its "
@@ -85,11 +95,34 @@ class Support:
                 training.generator.set_state(before)
                 training.stop_if_interrupted("while the support was being regenerated")
 
-    @torch.no_grad()
+    def extend(self, data: Batches, state: Tensor | None = None) -> None:
+        """Draw the actions of the states for which there are none yet, after those that have.
+
+        With the `state` of the generator from which the others were drawn, draw all again.
+        """
+        training = self.training
+        tables, now = training.tables, training.generator.get_state()
+        shape = (len(data.states), self.config.support_actions, data.actions.shape[-1])
+        table, known = data.table(shape), tables.get("support", torch.zeros(0, *shape[1:]))
+        table[: len(known)] = known
+        tables["support"] = table
+        if state is not None:
+            set_generator(training.generator, state, training.seed)
+        for first in range(len(known), len(table), self.states_per_chunk):
+            self._fill(data, slice(first, first + self.states_per_chunk), first)
+        if state is not None:
+            training.generator.set_state(now)
+
     def _draw(self, data: Batches, step: int) -> Metrics:
         """Fill the step-th chunk of the table. It has no metrics."""
-        c = self.config
         chosen = slice(step * self.states_per_chunk, (step + 1) * self.states_per_chunk)
+        self._fill(data, chosen, step + 1)
+        return {}
+
+    @torch.no_grad()
+    def _fill(self, data: Batches, chosen: slice, step: int) -> None:
+        """Fill those rows of the table; `step` is for the error."""
+        c = self.config
         condition = self.behavior.normalizer(data.states[chosen].to(data.device))[:, None]
         shape = (len(condition), c.support_actions, data.actions.shape[-1])
         noise = self.training.normal(*shape)
@@ -102,10 +135,9 @@ class Support:
         )
         actions = self.behavior.within_bounds(condition, z.reshape(shape))
         if not bool(torch.isfinite(actions).all()):
-            raise self.training.non_finite("support/actions", math.nan, step + 1)
+            raise self.training.non_finite("support/actions", math.nan, step)
         encoded = self.behavior.whitening.encode(condition, actions)
         self.training.tables["support"][chosen] = encoded
-        return {}
 
     def restore(self, data: Batches) -> None:
         """Allocate the table; fill it as far as the stage had come where it was not saved."""

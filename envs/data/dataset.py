@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -265,6 +265,19 @@ class OfflineDataset:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    def first(self, n: int) -> OfflineDataset:
+        """The first n transitions, or all there are, without a copy; the last episode ends there.
+
+        Of it the last step is truncated, unless the task ended there.
+        """
+        n = min(n, len(self))
+        starts = self.episode_starts[self.episode_starts < n]
+        truncations = self.truncations[:n].copy()
+        truncations[-1] = not self.terminations[n - 1]
+        rows = {name: getattr(self, name)[:n] for name in ("actions", "rewards", "terminations")}
+        states = self.states[: n + len(starts)]
+        return replace(self, states=states, truncations=truncations, episode_starts=starts, **rows)
+
     @property
     def n_episodes(self) -> int:
         """E."""
@@ -339,25 +352,26 @@ class OfflineDataset:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def tuned_rewards(self, rule: str) -> Array:
-        """Rewards as the critic sees them, (N,).
+    def tuned_rewards(self, rule: str, rewards: Array | None = None) -> Array:
+        """Rewards as the critic sees them, (N,): these data's, or others of the same task.
 
         `none`; `locomotion`: times 1000 / (largest - smallest episode return);
         `antmaze`: minus 1 (both IQL's, arXiv 2110.06169, appendix B).
         """
+        rewards = self.rewards if rewards is None else rewards
         if rule == "none":
-            return self.rewards
+            return rewards
         if rule == "antmaze":
-            return self.rewards - np.float32(1.0)
+            return rewards - np.float32(1.0)
         if rule == "locomotion":
             spread = float(self.episode_returns.max() - self.episode_returns.min())
             largest = float(np.abs(self.episode_returns).max())
             if spread <= 1e-6 * min(1.0, largest):  # the same, up to rounding
-                return self.rewards
+                return rewards
             factor = 1000.0 / spread
             if SMALLEST < factor < LARGEST:
-                return self.rewards * np.float32(factor)
-            return (self.rewards * np.float64(factor)).astype(np.float32)
+                return rewards * np.float32(factor)
+            return (rewards * np.float64(factor)).astype(np.float32)
         raise ValueError(f"reward_tuning={rule!r}, expected one of {list(REWARD_TUNINGS)}")
 
     def normalized_score(self, returns: float | NDArray[np.float64]) -> NDArray[np.float64] | None:

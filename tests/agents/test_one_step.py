@@ -138,7 +138,7 @@ def test_what_cannot_be_distilled(teacher):
         student.distill(data)
     with pytest.raises(RuntimeError, match="QGPO is not trained to the end"):
         QGPO(TEACHER, seed=3, device="cpu").distill(data)
-    with pytest.raises(ValueError, match="holds other data; distil it with the data"):
+    with pytest.raises(ValueError, match=r"has .*; distil it with the data"):
         teacher.distill(make_dataset(seed=1))
     with pytest.raises(ValueError, match=r"trained with seed=3, this OneStepPolicy has seed=0"):
         OneStepPolicy(ONE_STEP, device="cpu").adopt(teacher, data)

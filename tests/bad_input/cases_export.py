@@ -127,8 +127,8 @@ CASES = [
         LEARN,
         "distilling with other data",
         ValueError,
-        "cannot distil this QGPO: it was trained on 'test/made/by-hand-v0', "
-        "'test/made/by-hand-v0' holds other data; distil it with the data that it learned from",
+        "cannot distil this QGPO: it was trained on 'test/made/by-hand-v0' with fingerprint …, "
+        "dataset 'test/made/by-hand-v0' has …; distil it with the data that it learned from",
         lambda: agent().distill(make_dataset(seed=1)),
     ),
     Case(

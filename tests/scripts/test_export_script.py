@@ -19,6 +19,7 @@ pytest.importorskip("onnxruntime")
 
 from qgpo import BC, QGPO, Ensemble, OneStepPolicy, load_agent
 from qgpo.agents.core.export.policy import open_session
+from qgpo.envs.data.windows import windowed
 from qgpo.scripts import evaluate, export
 
 ROWS = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
@@ -89,12 +90,32 @@ def test_one_step_on_the_command_line():
         evaluate.configure(args, member, [member])
 
 
-def tutorial() -> str:
+def tutorial(what: str = "def act") -> str:
     text = (ROOT / "docs" / "tutorials" / "robot.md").read_text(encoding="utf-8")
-    (code,) = (
-        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "def act" in block
-    )
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if what in block)
     return code
+
+
+def test_the_consumer_of_a_windowed_policy_acts_as_predict_does():
+    data = windowed(make_dataset((12, 9, 12)), history=3, chunk=2)
+    agent = QGPO(WHITENED, device="cpu").learn(data)
+    agent.export_onnx("policy")
+    names: dict = {}
+    exec(tutorial() + tutorial("def next_action"), names)
+    assert names["window"] == {"history": 3, "chunk": 2}
+    for _ in range(2):
+        state = None
+        names["history"].clear(), names["chunk"].clear()
+        for observation in ROWS:
+            expected, state = agent.predict(observation, state, deterministic=True)
+            np.testing.assert_allclose(names["next_action"](observation), expected, atol=1e-5)
+
+
+def test_a_policy_without_a_window_says_so():
+    agent = QGPO(WHITENED, device="cpu").learn(make_dataset())
+    session = open_session(str(agent.export_onnx("policy")))
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["window"]) == {"history": 1, "chunk": 1}
 
 
 def test_the_consumer_needs_onnxruntime_and_numpy_only():

@@ -28,6 +28,7 @@ from qgpo.agents.core.header import space_to_json
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.provenance import versions
 from qgpo.envs.tasks.actions import ActionScale
+from qgpo.envs.tasks.window import Window
 from qgpo.fields import check_flag
 from qgpo.files import check_writable, write_whole
 
@@ -250,6 +251,7 @@ def metadata(
         "observation_space": space_to_json(agent.observation_space),
         "observation_adapter": adapter,
         "action_space": space_to_json(agent.action_scale.space),
+        "window": (agent.window or Window()).to_json(),
         "dataset": agent.dataset_id,
         "environment": agent.env_spec.id if agent.env_spec else None,
         "versions": versions(),

@@ -196,7 +196,7 @@ def test_measuring_changes_nothing(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize("n", [1, 5, 6, 7, 16, 99])
 def test_the_first_rows_are_a_dataset(n, map_it):
     data = mapped(make_dataset()) if map_it else make_dataset()  # 5, 1, 4 and 6 steps
-    first = speed._first(data, n)
+    first = data.first(n)
     n = min(n, 16)
     assert len(first) == n
     assert first.folder == data.folder

@@ -1,0 +1,129 @@
+"""Let the agent of a run go on in its environment, on its data and on what it collects there.
+
+python scripts/finetune.py --run runs/demo --timesteps 20000
+python scripts/finetune.py --run runs/demo --timesteps 20000 --resume
+
+The folder gets a checkpoint.zip, which evaluate.py and export.py read, and evaluations.npz, with
+the returns of evaluation episodes on the way. Ctrl-C saves; the same command with --resume goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from qgpo.agents import EvaluationCallback, OnlineConfig, load_agent
+from qgpo.agents.core.callbacks import SaveCheckpoint
+from qgpo.agents.core.online import check_learns_online
+from qgpo.agents.core.training import NonFiniteError
+from qgpo.commands import command
+from qgpo.envs.play.evaluation import FIRST_SEED
+from qgpo.envs.store.loading import load_dataset
+from qgpo.envs.tasks.making import to_play
+from qgpo.experiments.settings import check_types
+from qgpo.fields import Range
+from qgpo.files import check_writable
+from qgpo.scripts._refusals import one_line
+from qgpo.scripts._runs import find_run
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
+
+
+@dataclass
+class Args:
+    """Continue the training of an agent in its environment."""
+
+    run: Path
+    """run folder (with checkpoint.zip), or a checkpoint .zip, of a QGPO, AEPO, SIR or BestOfN
+    agent"""
+    timesteps: Annotated[int, Range(1, 10**12)] = 50_000
+    """environment steps of the whole online training"""
+    output: Path | None = None
+    """folder of the result; default that of the run with -online behind it"""
+    env_id: str | None = None
+    """environment to learn in; default that of the data"""
+    resume: bool = False
+    """go on from the checkpoint in the output folder"""
+    eval_every: Annotated[int, Range(1, 10**12)] = 5_000
+    """environment steps between two evaluations"""
+    n_episodes: Annotated[int, Range(0, 10**6)] = 10
+    """episodes of each evaluation, by deterministic actions; 0 for none"""
+    checkpoint_every: Annotated[int, Range(1, 10**12)] = 5_000
+    """environment steps between two checkpoints"""
+    verbose: bool = False
+    """print what is logged"""
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    """how it goes on; with --resume as before, unless flags say otherwise, which is refused"""
+
+    @property
+    def folder(self) -> Path:
+        """Of the result."""
+        if self.output is not None:
+            return self.output
+        source = self.run.parent if self.run.suffix == ".zip" else self.run
+        return source.with_name(f"{source.name}-online")
+
+
+def source_of(args: Args) -> Path:
+    """The checkpoint to begin with. Raises ValueError for one that would be written over."""
+    saved = args.folder / "checkpoint.zip"
+    if args.resume:
+        return find_run(args.folder).checkpoint
+    if saved.exists():
+        raise ValueError(f"{saved} exists: go on from it with --resume, or choose another --output")
+    return find_run(args.run).checkpoint
+
+
+def main(args: Args) -> None:
+    """Load, learn, save, and say how it was at first and how it is now."""
+    saved = args.folder / "checkpoint.zip"
+    again = f"; continue with: {command('finetune', *sys.argv[1:])}"
+    again += "" if args.resume else " --resume"
+    with one_line(TypeError, RuntimeError, NonFiniteError, stopped=again):
+        check_types(args)
+        agent = load_agent(source_of(args))
+        check_learns_online(agent)
+        agent.verbose = int(args.verbose)
+        dataset = load_dataset(str(agent.dataset_id))
+        env, _ = to_play(args.env_id, agent.env_spec, None)
+        check_writable(saved)
+        callbacks: list[SaveCheckpoint | EvaluationCallback] = [
+            SaveCheckpoint(saved, args.checkpoint_every)
+        ]
+        if args.n_episodes and env is not None:
+            played = EvaluationCallback(
+                env,
+                n_eval_episodes=args.n_episodes,
+                eval_freq=args.eval_every,
+                log_path=args.folder,
+                seed=FIRST_SEED,
+                verbose=1,
+            )
+            callbacks.append(played)
+        try:
+            agent.learn_online(
+                env,
+                args.timesteps,
+                dataset,
+                list(callbacks),
+                progress_bar=sys.stderr.isatty(),
+                config=None if args.resume and args.online == OnlineConfig() else args.online,
+            )
+        except KeyboardInterrupt:
+            agent.save(saved)
+            raise
+    print(f"{agent.num_timesteps:,} steps in the environment: {saved}")
+
+
+@any_terminal()
+def cli() -> None:
+    """Entry point."""
+    refuse_repeated(Args, sys.argv[1:])
+    main(tyro.cli(Args, prog=command("finetune"), description=description(__doc__)))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,96 @@
+"""scripts/finetune.py: on from a run, on again after a stop, and what it refuses."""
+
+from __future__ import annotations
+
+import signal
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from factory import STACKED, same_parameters
+from gymnasium import spaces
+
+from qgpo import BC, QGPO, OfflineDataset, load_agent, load_dataset
+from qgpo.agents.core import collected
+from qgpo.agents.core.callbacks import SaveCheckpoint
+from qgpo.envs.store.writing import write_minari
+from qgpo.scripts import evaluate, finetune
+
+DATASET = "mine/short/p-v0"
+SHORT = ("--eval-every", "10", "--n-episodes", "2", "--checkpoint-every", "7")
+ONLINE = ("--online.play-first", "4", "--online.learn-every", "5", "--online.no-try-scales")
+
+
+@pytest.fixture
+def run(short_pendulum):
+    """A run folder of an agent that was trained on five steps of Pendulum at a time."""
+    rng = np.random.default_rng(0)
+    data = OfflineDataset.from_arrays(
+        rng.normal(size=(48, 3)).astype(np.float32),
+        rng.uniform(-2.0, 2.0, (40, 1)).astype(np.float32),
+        rewards=rng.normal(size=40),
+        terminations=np.zeros(40, bool),
+        truncations=np.arange(40) % 5 == 4,
+        action_space=spaces.Box(-2.0, 2.0, (1,)),
+        env_spec=gym.spec("Pendulum-v1"),
+        id=DATASET,
+    )
+    write_minari(DATASET, data)
+    QGPO(STACKED, device="cpu").learn(load_dataset(DATASET)).save("runs/one/checkpoint")
+
+
+def call(*words, timesteps=22):
+    given = ["--run", "runs/one", "--timesteps", str(timesteps), *SHORT, *ONLINE, *words]
+    finetune.main(finetune.tyro.cli(finetune.Args, args=given))
+
+
+def test_it_learns_evaluates_and_saves(run, capsys):
+    call()
+    assert "22 steps in the environment: runs/one-online/checkpoint.zip" in capsys.readouterr().out
+    agent = load_agent("runs/one-online/checkpoint.zip", device="cpu")
+    assert agent.num_timesteps == 22
+    assert agent.online_config.learn_every == 5
+    assert collected.collected_rows(agent.training) == (27, 22)
+    evaluations = np.load("runs/one-online/evaluations.npz")
+    assert evaluations["timesteps"].tolist() == [10, 20]
+    assert evaluations["results"].shape == (2, 2)
+    words = ["--run", "runs/one-online", "--n-episodes", "1", "--env-id", "Pendulum-v1"]
+    evaluate.main(evaluate.tyro.cli(evaluate.Args, args=words))
+    assert "QGPO from runs/one-online" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="exists: go on from it with --resume"):
+        call()
+
+
+def test_a_stopped_one_goes_on_as_if_it_had_not_stopped(run, monkeypatch):
+    call("--output", "whole")
+    saves = SaveCheckpoint.after_step
+
+    def stop(self, n):
+        saves(self, n)
+        if n == 13:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(SaveCheckpoint, "after_step", stop)
+    with pytest.raises(SystemExit, match=r"stopped after step 13 .*continue with: .*--resume"):
+        call("--output", "stopped")
+    monkeypatch.setattr(SaveCheckpoint, "after_step", saves)
+    call("--output", "stopped", "--resume")
+    parameters = [
+        load_agent(f"{name}/checkpoint.zip", device="cpu").get_parameters()
+        for name in ("whole", "stopped")
+    ]
+    assert same_parameters(*parameters)
+    evaluations = [np.load(f"{name}/evaluations.npz") for name in ("whole", "stopped")]
+    for name in ("timesteps", "results"):
+        np.testing.assert_array_equal(*(found[name] for found in evaluations))
+
+
+def test_what_it_refuses(run):
+    config = BC.choose_config("laptop")
+    BC(config, env="Pendulum-v1", device="cpu").save("runs/bc/checkpoint")
+    with pytest.raises(SystemExit, match="a BC agent learns from data alone"):
+        call("--run", "runs/bc")
+    with pytest.raises(SystemExit, match="the environment has observations"):
+        call("--env-id", "MountainCarContinuous-v0")
+    with pytest.raises(SystemExit, match="--run nowhere: does not exist"):
+        call("--run", "nowhere")
