@@ -37,6 +37,11 @@ def plainly() -> Iterator[None]:
         _PLAINLY.reset(token)
 
 
+def is_plain() -> bool:
+    """Whether that is asked for."""
+    return _PLAINLY.get()
+
+
 class Activation(NamedTuple):
     """A function, the same in place, and the gradient of its input."""
 
@@ -121,7 +126,7 @@ def applies(activation: str, x: Tensor, parameters: Parameters) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and x.dtype is weight.dtype is torch.float32
         and not x.requires_grad
-        and not _PLAINLY.get()
+        and not is_plain()
     )
 
 
