@@ -7,10 +7,12 @@ for a backward pass. The results are those of the networks up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from qgpo.networks import EnergyNetwork, MLPNoiseNetwork, UNetMLP
 from qgpo.passes import is_plain
@@ -76,7 +78,7 @@ class _MLPOutput(_Hidden):
     def __call__(self, k: int, x: Tensor) -> Tensor:
         hidden = torch.addmm(self.bases[k], x, self.of_x.t())
         for weight, bias in self.others:
-            nn.functional.silu(hidden, inplace=True)
+            functional.silu(hidden, inplace=True)
             hidden = torch.addmm(bias, hidden, weight.t())
         return hidden
 
@@ -86,42 +88,60 @@ class _MLPGradient(_Hidden):
         given = [torch.addmm(self.bases[k], x, self.of_x.t())]
         *between, (last, _) = self.others
         for weight, bias in between:
-            given.append(torch.addmm(bias, nn.functional.silu(given[-1]), weight.t()))
+            given.append(torch.addmm(bias, functional.silu(given[-1]), weight.t()))
         gradient: Tensor = aten.silu_backward(last.expand_as(given[-1]), given.pop())
         for (weight, _), before in zip(reversed(between), reversed(given), strict=True):
             gradient = aten.silu_backward(gradient @ weight, before)
         return torch.mm(gradient, self.of_x)
 
 
+class _Block(NamedTuple):
+    """The layers of a residual block, and what it adds between them at each time."""
+
+    first: nn.Linear
+    second: nn.Linear
+    skip: nn.Linear | None
+    """None for the identity"""
+    added: Sequence[Tensor]
+    """(B, O) for every time"""
+
+    def __call__(self, k: int, x: Tensor) -> Tensor:
+        new = functional.silu(_linear(self.first, x), inplace=True).add_(self.added[k])
+        new = functional.silu(_linear(self.second, new), inplace=True)
+        return new.add_(x if self.skip is None else _linear(self.skip, x))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Without what a module does around it, which takes as long as the product of one row."""
+    return functional.linear(x, layer.weight, layer.bias)
+
+
 class _UNetOutput:
     """A UNetMLP, whose embeddings of time and condition do not depend on x_t."""
 
     def __init__(self, network: UNetMLP, times: Tensor, condition: Tensor) -> None:
-        k, b = len(times), len(condition)
-        by_time, by_condition = network.time(times), network.condition(condition)
-        joined = torch.cat(
-            [
-                by_condition.expand(k, -1, -1),
-                by_time[:, None].expand(-1, b, -1),
-            ],
-            dim=-1,
-        )
-        embedding = network.embedding(joined)
-        self.blocks = [*network.down, network.middle, *network.up]
+        by_time = network.time(times)[:, None].expand(-1, len(condition), -1)
+        by_condition = network.condition(condition).expand(len(times), -1, -1)
+        embedding = network.embedding(torch.cat([by_condition, by_time], dim=-1))
+        blocks: list[Any] = [*network.down, network.middle, *network.up]
+        self.blocks = [
+            _Block(
+                block.first[0],
+                block.second[0],
+                block.skip if isinstance(block.skip, nn.Linear) else None,
+                block.embed(embedding).unbind(0),
+            )
+            for block in blocks
+        ]
         self.down = len(network.down)
-        self.added = [block.embed(embedding).unbind(0) for block in self.blocks]
         self.output = network.output
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
         skips: list[Tensor] = []
         hidden = x
-        for number, (block, added) in enumerate(zip(self.blocks, self.added, strict=True)):
-            if number > self.down:
-                hidden = torch.cat([skips.pop(), hidden], dim=-1)
-            new = block.first(hidden).add_(added[k])
-            hidden = block.second(new).add_(block.skip(hidden))
-            if number < self.down:
-                skips.append(hidden)
-        hidden = torch.cat([skips.pop(), hidden], dim=-1)
-        out: Tensor = self.output(hidden)
-        return out
+        for block in self.blocks[: self.down]:
+            hidden = block(k, hidden)
+            skips.append(hidden)
+        for block in self.blocks[self.down :]:
+            hidden = torch.cat([skips.pop(), block(k, hidden)], dim=-1)
+        return _linear(self.output, hidden)
