@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs format clean
+.PHONY: help demo test bench docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ test: $(INSTALLED) ## formatting, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+bench: $(INSTALLED) ## what has become slower than the committed measurements, in two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --short --compare
 
 docs: $(INSTALLED) ## the site, into build/site; open its index.html
 	-$(BIN)/python docs/_site/fetch.py

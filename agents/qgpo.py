@@ -31,6 +31,7 @@ from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics, is_known
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.guidance import (
     GUIDANCES,
+    EnergyGuide,
     GuidanceParts,
     Samples,
     Weighted,
@@ -302,12 +303,6 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         """The behavior model, and the gradient of f_t times the trust in each state."""
         if not self.critic.ranks:
             return self.behavior.average, None
-        if not self.config.trust_power or is_known(scale, 0.0):
-            return self.behavior.average, self.energy.gradient
-        trust: Tensor = self.trust(condition)[:, None]
-
-        def gradient(x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-            full: Tensor = self.energy.gradient(x_t, t, condition)
-            return trust * full
-
-        return self.behavior.average, gradient
+        weakened = self.config.trust_power and not is_known(scale, 0.0)
+        trust = self.trust(condition) if weakened else None
+        return self.behavior.average, EnergyGuide(self.energy, trust)

@@ -179,8 +179,8 @@ def draw_row(measurements: Measurements) -> Figure:
 
 def draw_speed(measurements: Measurements) -> Figure:
     """Milliseconds for one action, a bar per agent."""
-    path = Path(__file__).parent / "latency.json"
-    measured = json.loads(path.read_text(encoding="utf-8"))["batch_sizes"]["1"]
+    path = Path(__file__).parent / "speed.json"
+    measured = json.loads(path.read_text(encoding="utf-8"))["agents"]["1"]
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     axis = figure.subplots()
     for y, (_, row) in enumerate(measured.items()):

@@ -25,18 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from gymnasium import spaces
-from turns import Turn
+from turns import ACTIONS, OBSERVATIONS, Turn, noise
 
 from qgpo import PRESETS, QGPO
 from qgpo.agents.core.provenance import versions
-from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.agents.guided.support import ROWS_PER_CHUNK
 
 TRANSITIONS = 100_000
 STATES_PER_EPISODE = 1_000
-OBSERVATIONS = spaces.Box(-np.inf, np.inf, (17,), np.float32)
-ACTIONS = spaces.Box(-1.0, 1.0, (6,), np.float32)
-"""HalfCheetah's"""
 
 
 @dataclass
@@ -59,23 +55,6 @@ class Args:
     """JSON to write"""
 
 
-def noise(transitions: int) -> OfflineDataset:
-    """One episode of random numbers in HalfCheetah's spaces."""
-    rng = np.random.default_rng(0)
-    last = np.arange(transitions) == transitions - 1
-    return OfflineDataset(
-        id="bench/noise-v0",
-        states=rng.standard_normal((transitions + 1, 17), np.float32),
-        actions=rng.uniform(-1, 1, (transitions, 6)).astype(np.float32),
-        rewards=rng.standard_normal(transitions, np.float32),
-        terminations=np.zeros(transitions, np.bool_),
-        truncations=last,
-        episode_starts=np.zeros(1, np.int64),
-        observation_space=OBSERVATIONS,
-        action_space=ACTIONS,
-    )
-
-
 def training(preset: str, args: Args) -> dict[str, Any]:
     """Milliseconds per step of every stage on both devices, and hours for the whole preset."""
     whole = PRESETS[preset]
@@ -85,7 +64,7 @@ def training(preset: str, args: Args) -> dict[str, Any]:
     agents = {
         device: QGPO(replace(whole, **few), seed=0, device=device) for device in ("cpu", "cuda")
     }
-    per_chunk = agents["cpu"]._states_per_chunk
+    per_chunk = max(1, ROWS_PER_CHUNK // whole.support_actions)
     dataset = noise(total * per_chunk - 1)
     stages: dict[str, dict[str, float]] = {}
     hours = dict.fromkeys(agents, 0.0)

@@ -165,7 +165,7 @@ def peers() -> str:
 
 def latency() -> str:
     """Milliseconds of `predict`, a row per agent."""
-    batches = read_json("latency.json")["batch_sizes"]
+    batches = read_json("speed.json")["agents"]
     rows = []
     for name in batches["1"]:
         cells = [
@@ -174,6 +174,54 @@ def latency() -> str:
         ]
         rows.append([name, *cells])
     return table(["", *batches], rows)
+
+
+STAGE_COLUMNS = {
+    "milliseconds": "milliseconds",
+    "gigaflop_per_second": "GFLOP/s",
+    "of_the_products_alone": "of the products alone",
+    "times_the_products": "times the products",
+    "outside": "outside, %",
+}
+
+
+def speed() -> Iterator[tuple[str, str]]:
+    """Stages and acting beside their matrix products, a table per preset."""
+    for preset, kinds in read_json("speed.json")["presets"].items():
+        rows = []
+        beside = any("reference_over_ours" in one for of in kinds.values() for one in of.values())
+        for kind, of in kinds.items():
+            for name, one in of.items():
+                cells = [
+                    f"{100.0 * one[key]:.0f}" if key == "outside" else f"{one[key]:.3g}"
+                    for key in STAGE_COLUMNS
+                ]
+                if beside:
+                    ratio = one.get("reference_over_ours")
+                    cells.append("" if ratio is None else f"{ratio:.2f}")
+                rows.append([name if kind == "stages" else f"`predict`, {name}", *cells])
+        header = ["", *STAGE_COLUMNS.values(), *(["the authors' code / ours"] if beside else [])]
+        yield f"speed-{preset}", table(header, rows)
+
+
+def loading() -> str:
+    """Reading 1 M transitions, a row per file."""
+    rows = []
+    for name, of in read_json("loading.json")["files"].items():
+        cells = [
+            f"{of[by]['seconds']:.2f} s, {of[by]['peak_bytes'] / 1e6:.0f} MB"
+            for by in ("ours", "by_episodes")
+        ]
+        rows.append([name, *cells, f"{of['seconds_ratio']:.2f}", f"{of['memory_ratio']:.2f}"])
+    return table(["", "ours", "episodes, concatenated", "time", "memory"], rows)
+
+
+def playing() -> str:
+    """50 episodes of HalfCheetah, a row per way."""
+    rows = []
+    for name, of in read_json("playing.json")["ways"].items():
+        rows.append([name, f"{of['seconds']:.1f}", f"{of['over_floor']:.2f}"])
+    return table(["", "seconds", "over the simulator alone"], rows)
 
 
 def exported() -> str:
@@ -392,6 +440,9 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "pointmaze": pointmaze(),
         "peers": peers(),
         "latency": latency(),
+        "loading": loading(),
+        "playing": playing(),
+        **dict(speed()),
         "exported": exported(),
         "exported-settings": exported_settings(),
         "one-step": one_step(),

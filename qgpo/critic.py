@@ -114,7 +114,12 @@ def critic_loss(
 @torch.no_grad()
 def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
     """Set target to (1 - tau) target + tau source, parameters and floating point buffers alike."""
-    sources, targets = source.state_dict(), target.state_dict()
-    for name, value in targets.items():
-        if value.is_floating_point():
-            value.lerp_(sources[name], tau)
+    own, others = _numbers(target), _numbers(source)
+    if own:
+        torch._foreach_lerp_(own, others, tau)
+
+
+def _numbers(module: nn.Module) -> list[Tensor]:
+    """Its parameters and floating point buffers, in the same order for copies of a module."""
+    found: list[Tensor] = [*module.parameters()]
+    return found + [buffer for buffer in module.buffers() if buffer.is_floating_point()]

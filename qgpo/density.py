@@ -13,10 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qgpo.passes import is_plain
+
 REFERENCES = 10_000
 """states of the dataset among which the nearest neighbor is searched"""
 STATES_FOR_MEDIAN = 4_000
 """states of the dataset whose distances give the median"""
+DIRECTLY = 4
+"""fewer states are compared with the references faster one by one than by a matrix product"""
 ROWS_PER_CHUNK = 256
 """states whose distances are computed at a time, so that they stay in the cache"""
 FARTHEST = torch.finfo(torch.float32).max
@@ -30,6 +34,9 @@ def nearest_distance(states: Tensor, references: Tensor, excluded: Tensor | None
 
     References that the mask `excluded` (B, K) marks are ignored; FARTHEST where none is left.
     """
+    if excluded is None and len(states) < DIRECTLY and not is_plain():
+        mode = "donot_use_mm_for_euclid_dist"
+        return torch.cdist(states, references, compute_mode=mode).amin(dim=-1)
     center = references.mean(dim=0)  # cancels; without it the fast formula of cdist loses digits
     distances = torch.cdist(states - center, references - center)
     if excluded is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from qgpo.prepared import AtStep, prepared_output
 from qgpo.schedule import OTPath, Schedule
-from qgpo.solver import get_solver, time_grid
+from qgpo.solver import Denoise, get_solver, time_grid
 
 Metrics = dict[str, Tensor]
 GuidanceGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -18,6 +20,18 @@ GuidanceGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 PREDICTIONS = ("noise", "velocity", "flow")
 MEAN_HALF_LOG_SNR = -3.0
 """log(alpha / sigma) at which `mean` evaluates; closer to t_max 1 / alpha amplifies errors"""
+
+
+class Guide(ABC):
+    """A gradient of f that may know at once what it has of times and conditions alone."""
+
+    @abstractmethod
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """As every GuidanceGradient."""
+
+    @abstractmethod
+    def prepared(self, times: Tensor, condition: Tensor | None) -> AtStep | None:
+        """The same for times (K,), by number, and conditions (B, C); None where it does not."""
 
 
 def uniform_times(n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
@@ -154,6 +168,28 @@ class Diffusion(nn.Module):
             shift = shift * torch.clamp(limit / size.clamp(min=1e-12), max=1.0)
         return x_0 + sigma / alpha * shift
 
+    def _denoiser(
+        self,
+        times: Tensor,
+        condition: Tensor | None,
+        guidance: GuidanceGradient | None,
+        scale: float | Tensor,
+        bound: float | Tensor | None,
+    ) -> Denoise:
+        """`guided_denoise` for a sampler that goes through those times (K,)."""
+        plain = partial(
+            self.guided_denoise, condition=condition, guidance=guidance, scale=scale, bound=bound
+        )
+        output = prepared_output(self.network, times, condition)
+        if output is None or isinstance(scale, Tensor) or isinstance(bound, Tensor):
+            return plain
+        gradient: AtStep | None = None
+        if guidance is not None and scale != 0.0:
+            if isinstance(guidance, Guide):
+                gradient = guidance.prepared(times, condition)
+            gradient = gradient or _by_number(guidance, times, condition)
+        return _PreparedDenoiser(self, times, output, gradient, scale, bound, plain)
+
     def sample(
         self,
         x: Tensor,
@@ -171,14 +207,8 @@ class Diffusion(nn.Module):
 
         Only stochastic solvers need the generator.
         """
-        denoise = partial(
-            self.guided_denoise,
-            condition=condition,
-            guidance=guidance,
-            scale=guidance_scale,
-            bound=guidance_bound,
-        )
         times = time_grid(self.schedule, steps, spacing).to(x.device)
+        denoise = self._denoiser(times, condition, guidance, guidance_scale, guidance_bound)
         return get_solver(solver)(denoise, x, times, self.schedule, generator)
 
     def mean(
@@ -196,7 +226,59 @@ class Diffusion(nn.Module):
         x_t = 0 (Tweedie's formula), and the guided denoiser the mean of p. At MEAN_HALF_LOG_SNR
         the result is m / (1 + 0.0025 v) for samples with mean m and variance v.
         """
-        level = condition.new_full((len(condition),), MEAN_HALF_LOG_SNR)
+        level = condition.new_full((1,), MEAN_HALF_LOG_SNR)
         t = self.schedule.inverse_half_log_snr(level)
         x_t = condition.new_zeros(len(condition), dim)
-        return self.guided_denoise(x_t, t, condition, guidance, guidance_scale, guidance_bound)
+        return self._denoiser(t, condition, guidance, guidance_scale, guidance_bound)(x_t, t[0])
+
+
+def _by_number(guidance: GuidanceGradient, times: Tensor, condition: Tensor | None) -> AtStep:
+    def gradient(k: int, x_t: Tensor) -> Tensor:
+        return guidance(x_t, times[k].expand(len(x_t)), condition)
+
+    return gradient
+
+
+class _PreparedDenoiser:
+    """`guided_denoise` at times that are known in advance; at others as it is (`plain`)."""
+
+    def __init__(
+        self,
+        model: Diffusion,
+        times: Tensor,
+        output: AtStep,
+        gradient: AtStep | None,
+        scale: float,
+        bound: float | None,
+        plain: Denoise,
+    ) -> None:
+        self.prediction, self.output, self.gradient = model.prediction, output, gradient
+        self.scale, self.bound, self.plain = scale, bound, plain
+        self.alpha = model.schedule.alpha(times).tolist()
+        self.sigma = model.schedule.sigma(times).tolist()
+        self.numbers = {t: k for k, t in enumerate(times.tolist())}
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        k = self.numbers.get(float(t))
+        if k is None:
+            return self.plain(x_t, t)
+        alpha, sigma = self.alpha[k], self.sigma[k]
+        output = self.output(k, x_t)  # nobody else's: it is overwritten
+        if self.prediction == "noise":
+            x_0 = output.mul_(-sigma).add_(x_t).div_(alpha)
+        elif self.prediction == "flow":
+            x_0 = output.mul_(-sigma).add_(x_t)
+        else:
+            n = alpha**2 + sigma**2
+            x_0 = output.mul_(-sigma / n).add_(x_t, alpha=alpha / n)
+        if self.gradient is None:
+            return x_0
+        gradient = self.gradient(k, x_t)
+        if self.bound is None:
+            return x_0.add_(gradient, alpha=self.scale * sigma**2 / alpha)
+        shift = self.scale * sigma * gradient
+        eps = (x_t - alpha * x_0) / sigma
+        limit = self.bound * torch.linalg.vector_norm(eps, dim=-1, keepdim=True)
+        size = torch.linalg.vector_norm(shift, dim=-1, keepdim=True)
+        shift *= torch.clamp(limit / size.clamp(min=1e-12), max=1.0)
+        return x_0.add_(shift, alpha=sigma / alpha)

@@ -70,12 +70,19 @@ class Solver:
             )
 
 
+def _numbers(times: Tensor, schedule: Schedule) -> tuple[list[float], list[float], list[float]]:
+    """Alpha, sigma and lambda of every time: arithmetic of numbers is faster than of tensors."""
+    functions = schedule.alpha, schedule.sigma, schedule.half_log_snr
+    alpha, sigma, lam = (function(times).tolist() for function in functions)
+    return alpha, sigma, lam
+
+
 def ddim(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
     """DDIM, which is DPM-Solver++(1): x_0 constant over each step, first order.
 
     Song et al. 2021 (arXiv 2010.02502); on the straight path it is Euler's method.
     """
-    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    alpha, sigma, _ = _numbers(times, schedule)
     for i in range(len(times) - 1):
         x_0 = denoise(x, times[i])
         ratio = sigma[i + 1] / sigma[i]
@@ -101,7 +108,7 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, times: Tensor, schedule: Schedule
     first order. So is the last of fewer than ten steps, where extrapolation towards t = 0 adds
     more error than it removes.
     """
-    alpha, sigma, lam = schedule.alpha(times), schedule.sigma(times), schedule.half_log_snr(times)
+    alpha, sigma, lam = _numbers(times, schedule)
     n_steps = len(times) - 1
     previous: Tensor | None = None
     for i in range(n_steps):

@@ -327,11 +327,12 @@ class Training:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
         loss.backward()
         if self.shared:
             add_gradients(parameters)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(loss.detach() + norm)):
             optimizer.zero_grad(set_to_none=True)
             stage, wrong = self.stage or name, ("grad_norm", norm)
@@ -340,7 +341,7 @@ class Training:
             raise self.non_finite(f"{stage}/{wrong[0]}", float(wrong[1]), self.progress[stage] + 1)
         if max_norm < math.inf:
             nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        optimizer.step()
+        adam_step(optimizer)
         return norm
 
     def non_finite(self, what: str, value: float, step: int) -> NonFiniteError:
@@ -368,6 +369,60 @@ class Training:
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers of [0, 1)."""
         return torch.rand(shape, generator=self.generator, device=self.device)
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """`nn.utils.get_total_norm` of tensors on one device, without sorting them by device."""
+    if not gradients:
+        return torch.zeros(())
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
+
+
+@torch.no_grad()
+def adam_step(optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()`, in half the time where it is a fused Adam on the CPU that has begun.
+
+    The numbers are the same. What torch does around its own kernel (hooks, profiling, sorting by
+    device) takes longer than the kernel where networks are small.
+    """
+    for group in optimizer.param_groups if _is_usual(optimizer) else ():
+        moved = [p for p in group["params"] if p.grad is not None]
+        states = [optimizer.state[p] for p in moved]
+        if not all(states):
+            break
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            moved,
+            [p.grad for p in moved],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=group["maximize"],
+        )
+        return
+    optimizer.step()
+
+
+def _is_usual(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is one fused Adam of one group on the CPU, and nothing is hooked to it."""
+    (group, *others) = optimizer.param_groups
+    return (
+        type(optimizer) is torch.optim.Adam
+        and not others
+        and bool(group["fused"])
+        and not (group["amsgrad"] or group["differentiable"] or group["capturable"])
+        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+        and group["params"][0].device.type == "cpu"
+    )
 
 
 def of_training(name: str) -> Any:

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.training import Training
@@ -102,8 +103,8 @@ class Returns(Learner):
         targets = training.tables[RETURNS].T.gather(1, batch.transitions)
         baseline = self.network.baseline(batch.condition)
         advantages = self.network.advantages(batch.condition, batch.actions).squeeze(-1)
-        value_loss = torch.mean((baseline - targets) ** 2)
-        loss = torch.mean((baseline.detach() + advantages - targets) ** 2)
+        value_loss = functional.mse_loss(baseline, targets)
+        loss = functional.mse_loss(baseline.detach() + advantages, targets)
         norm = training.optimize(self.name, FOLDS * (loss + value_loss), rate)
         polyak_update(self.network, self.target, c.tau)
         return {"loss": loss, "value_loss": value_loss, "q": baseline.mean(), "grad_norm": norm}
@@ -163,7 +164,7 @@ class Implicit(Learner):
             values = self._values(states.unflatten(0, batch.rows.shape))
             targets = td_target(data.rewards[batch.transitions], terminations, values, c.gamma)
         predicted = self.network.every(batch.condition, batch.actions).squeeze(-1)
-        loss = torch.mean((predicted - targets) ** 2)
+        loss = functional.mse_loss(predicted, targets)
         norm = training.optimize(self.name, FOLDS * loss, rate)
         polyak_update(self.network, self.target, c.tau)
         return {"loss": loss, "expectile_loss": value_loss, "q": q.mean(), "grad_norm": norm}

@@ -209,3 +209,30 @@ def _difference(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64
 def _scaled(values: NDArray[np.float64], exponent: NDArray[np.int64]) -> NDArray[np.float64]:
     """The values times 2 ** exponent, exactly."""
     return np.asarray(np.ldexp(values, exponent), dtype=np.float64)
+
+
+class Rows:
+    """Rows that are appended to one array, which has room for as many as are expected.
+
+    A list of parts that is concatenated in the end takes twice the memory.
+    """
+
+    def __init__(self, expected: int, like: NDArray[Any]) -> None:
+        self._array = np.empty((expected, *like.shape[1:]), like.dtype)
+        self._rows = 0
+
+    def append(self, part: NDArray[Any]) -> None:
+        """More rows."""
+        end = self._rows + len(part)
+        if end > len(self._array):
+            larger = np.empty((2 * end, *part.shape[1:]), self._array.dtype)
+            larger[: self._rows] = self._array[: self._rows]
+            self._array = larger
+        self._array[self._rows : end] = part
+        self._rows = end
+
+    @property
+    def whole(self) -> NDArray[Any]:
+        """All of them; without the room that is left, where there is some."""
+        rows = self._array[: self._rows]
+        return rows if len(rows) == len(self._array) else rows.copy()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from qgpo.envs.data import memmap
 from qgpo.envs.data.blocks import hash_files, same_contents
-from qgpo.envs.data.columns import Rounding, flags, numbers
+from qgpo.envs.data.columns import Rounding, Rows, flags, numbers
 from qgpo.envs.data.dataset import ARRAYS, OfflineDataset, episode_starts
 from qgpo.envs.data.disk import DiskFullError, not_written
 from qgpo.envs.data.doubts import doubts
@@ -188,9 +188,18 @@ class _Reader:
 
     def read(self) -> OfflineDataset:
         """All episodes in memory."""
-        episodes = list(self.episodes())
-        arrays = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
-        starts = episode_starts([len(episode["rewards"]) for episode in episodes])
+        columns: dict[str, Rows] = {}
+        lengths: list[int] = []
+        steps, episodes = int(self.source.total_steps), int(self.source.total_episodes)
+        for episode in self.episodes():
+            lengths.append(len(episode["rewards"]))
+            for name, part in episode.items():
+                if name not in columns:
+                    expected = steps + episodes if name == "states" else steps
+                    columns[name] = Rows(expected, part)
+                columns[name].append(part)
+        arrays = {name: column.whole for name, column in columns.items()}
+        starts = episode_starts(lengths)
         return self.doubt(self.dataset({**arrays, "episode_starts": starts}))
 
     def map(self, progress_bar: bool) -> OfflineDataset:

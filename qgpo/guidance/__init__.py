@@ -21,6 +21,7 @@ from typing import Any
 from qgpo.guidance.aepo import AnalyticNetwork as AnalyticNetwork
 from qgpo.guidance.analytic import Analytic as Analytic
 from qgpo.guidance.analytic import AnalyticOptions as AnalyticOptions
+from qgpo.guidance.base import EnergyGuide as EnergyGuide
 from qgpo.guidance.base import Guidance as Guidance
 from qgpo.guidance.base import GuidanceParts as GuidanceParts
 from qgpo.guidance.base import LearnedEnergy as LearnedEnergy

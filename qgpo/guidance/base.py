@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from qgpo.diffusion import (
     Diffusion,
     GuidanceGradient,
+    Guide,
     Metrics,
     batch_posterior,
     diffuse,
     uniform_times,
 )
 from qgpo.fields import check_fields
+from qgpo.prepared import AtStep, prepared_gradient
 from qgpo.schedule import Schedule
 
 ScaledEnergy = Callable[[Tensor, Tensor | None], Tensor]
@@ -176,6 +178,10 @@ class Guidance(nn.Module):
         """Gradient of f in x_t, shape (B, D): the energy guidance of the CEP paper's Eq. 11."""
         return self._gradient(x_t, t, condition)
 
+    def prepared(self, times: Tensor, condition: Tensor | None) -> AtStep | None:
+        """The gradient at times (K,), by number, for conditions (B, C), where that is faster."""
+        return None
+
     def towards(self, target: Tensor) -> GuidanceGradient:
         """The gradient where there are several energies and sample i follows number target[i]."""
         return partial(self._gradient, target=target)
@@ -197,6 +203,31 @@ class Guidance(nn.Module):
     def loss(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Loss over groups, each with one noise level."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to train")
+
+
+class EnergyGuide(Guide):
+    """The gradient of a guidance times a factor of each condition, (B,), which may be missing."""
+
+    def __init__(self, guidance: Guidance, factor: Tensor | None = None) -> None:
+        self.guidance = guidance
+        self.factor = None if factor is None else factor[:, None]
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """At any time."""
+        gradient = self.guidance.gradient(x_t, t, condition)
+        return gradient if self.factor is None else self.factor * gradient
+
+    def prepared(self, times: Tensor, condition: Tensor | None) -> AtStep | None:
+        """At those times."""
+        gradient, factor = self.guidance.prepared(times, condition), self.factor
+        if gradient is None or factor is None:
+            return gradient
+        full = gradient
+
+        def weakened(k: int, x_t: Tensor) -> Tensor:
+            return full(k, x_t).mul_(factor)
+
+        return weakened
 
 
 def check_targets(targets: str) -> None:
@@ -273,6 +304,18 @@ class LearnedEnergy(Guidance):
             return f
         alpha = self.schedule.alpha(t)
         return (alpha if f.dim() == 1 else alpha[:, None]) * f
+
+    def prepared(self, times: Tensor, condition: Tensor | None) -> AtStep | None:
+        """Written out for an `EnergyNetwork` alone."""
+        of_network = prepared_gradient(self.network, times, condition)
+        if of_network is None or not self.preconditioned:
+            return of_network
+        alphas = self.schedule.alpha(times).tolist()
+
+        def gradient(k: int, x_t: Tensor) -> Tensor:
+            return of_network(k, x_t).mul_(alphas[k])
+
+        return gradient
 
     def noisy_f(self, groups: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Values of f at noisy versions of the groups, and NoisyGroups.log_posterior.

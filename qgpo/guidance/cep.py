@@ -33,6 +33,7 @@ from qgpo.guidance.base import (
     log_mean_exp_label,
     noisy_groups,
 )
+from qgpo.prepared import AtStep
 from qgpo.schedule import Schedule
 
 LABELS = ("normalized", "exponential")
@@ -165,6 +166,10 @@ class CEP(LearnedEnergy):
         if self.tilt is None:
             return f
         return f + self.tilt.f(x_t, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def prepared(self, times: Tensor, condition: Tensor | None) -> AtStep | None:
+        """Of the network alone, where no mixture is added."""
+        return super().prepared(times, condition) if self.tilt is None else None
 
     def start(self, samples: Samples) -> None:
         """Fit the mixtures."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from qgpo.passes import plainly
+
 BATCHES = (2, 3)
 """sizes of the two runs"""
 aten = torch.ops.aten
@@ -109,7 +111,7 @@ def record(make_inputs: Callable[[int], Mapping[str, Tensor]], function: Any) ->
     for size in BATCHES:
         inputs = make_inputs(size)
         run = _Recording(inputs)
-        with run:
+        with plainly(), run:
             output = function(**inputs)
         runs.append((run, output))
     (first, _), (second, _) = runs

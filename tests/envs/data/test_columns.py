@@ -14,7 +14,7 @@ from minari.data_collector import EpisodeBuffer
 
 from qgpo import OfflineDataset, load_dataset
 from qgpo.agents.core.batches import Batches, tuned_rewards
-from qgpo.envs.data.columns import Rounding
+from qgpo.envs.data.columns import Rounding, Rows
 
 N = 40
 RNG = np.random.default_rng(0)
@@ -216,3 +216,14 @@ def test_ordinary_data_are_not_complained_about():
         warnings.simplefilter("error")
         dataset = load_dataset(write_buffers(numbered_episodes((20, 30), (True, False))))
         mapped(dataset)
+
+
+def test_rows_are_appended_to_one_array():
+    parts = [np.full((n, 2), n, np.float32) for n in (3, 0, 4)]
+    for expected in (7, 10, 1):
+        rows = Rows(expected, parts[0])
+        for part in parts:
+            rows.append(part)
+        assert np.array_equal(rows.whole, np.concatenate(parts))
+        assert rows.whole.dtype == np.float32
+        assert rows.whole.base is None or len(rows.whole.base) == 7
