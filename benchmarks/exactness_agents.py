@@ -38,6 +38,8 @@ class Args:
     """states measured"""
     samples: int = 4096
     """actions of the behavior in each"""
+    support: tuple[int, ...] = ()
+    """also the error of what so many actions of a state say by themselves"""
     output: Path = Path("benchmarks/results/exactness_agents.json")
     """JSON to write"""
 
@@ -68,7 +70,9 @@ def main(args: Args) -> None:
         dataset = load_dataset(str(agent.dataset_id), progress_bar=False)
         for about, one in variants(args, agent, dataset):
             began = time.process_time()
-            found: Exactness = one.exactness(dataset, args.states, samples=args.samples)
+            found: Exactness = one.exactness(
+                dataset, args.states, samples=args.samples, support=args.support
+            )
             seconds = time.process_time() - began
             rows.append(
                 {"dataset": agent.dataset_id, **about, **found.as_dict(), "measure_cpu": seconds}

@@ -5,6 +5,12 @@ everything that the diffusion of q needs is in closed form at every noise level.
 p ~ q exp(f_0), whose components have the weights, means and covariances of the points weighed by
 e^{f_0} (`FittedTilt`). Both are coarse where data are no mixture of few Gaussians.
 Networks learn what is missing. J components, D dimensions, N points, B batch.
+
+The expectation maximisation is our own, although libraries have one. p needs the moments of the
+same components under the weights e^{f_0}, and `pairs` those of points that share a posterior over
+others; libraries fit unweighted points. The components are buffers of a module: they follow its
+device, and files keep them, so that a training that goes on has the same ones. A prior keeps
+components of few points wide. Tests compare the likelihood with scikit-learn's.
 """
 
 from __future__ import annotations
@@ -25,7 +31,8 @@ VALUES_PER_ITERATION = 2**24
 """largest number of points times J times D in one iteration"""
 ROWS_PER_CHUNK = 16_384
 PRIOR = 2.0
-"""points that every component has besides its own, times D + 1, of the prior's width"""
+"""points, times D + 1, of which a component has half of its shape from the prior; with ten times
+as many it has a hundredth"""
 NEGLIGIBLE = 1e-4
 """smallest share of a point in a component that counts in least squares"""
 STEEPEST = 0.9
@@ -156,7 +163,7 @@ class FittedMixture(nn.Module):
         mean = first / whole[:, None]
         covariance = (second / whole[:, None]).unflatten(-1, (d, d)) - outer(mean, mean)
         effective = mass**2 / squares.clamp(min=TINY)
-        share = effective / (effective + PRIOR * (d + 1.0))
+        share = effective**2 / (effective**2 + (PRIOR * (d + 1.0)) ** 2)
         return Moments(mass, share, mean, covariance)
 
     def _posteriors(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -190,6 +197,16 @@ class FittedMixture(nn.Module):
         covariance = covariance + share[..., None] * (weighted.covariance - plain.covariance)
         ratio = weighted.mass.clamp(min=TINY) / plain.mass.clamp(min=TINY)
         self._put(q.log_weights.double().exp() * ratio, mean, covariance)
+
+    def take(self, other: FittedMixture) -> None:
+        """Become a mixture of no more components; those that are left over weigh nothing."""
+        n = other.components
+        self.log_weights.fill_(math.log(TINY))
+        self.means.zero_()
+        self.variances.fill_(1.0)
+        self.axes.copy_(torch.eye(self.dim))
+        self.log_weights[:n], self.means[:n] = other.log_weights, other.means
+        self.variances[:n], self.axes[:n] = other.variances, other.axes
 
     @torch.no_grad()
     def tilt_by(self, x: Tensor, f_0: Tensor) -> None:
@@ -251,7 +268,15 @@ class FittedTilt(nn.Module):
         self.p = FittedMixture(dim, components)
 
     @torch.no_grad()
-    def fit(self, x: Tensor, f_0: Tensor, generator: torch.Generator, kind: str) -> None:
+    def fit(
+        self,
+        x: Tensor,
+        f_0: Tensor,
+        generator: torch.Generator,
+        kind: str,
+        components: int | None = None,
+        points: FittedMixture | None = None,
+    ) -> None:
         """From points of q (N, D) and their f_0 (N,), in one of three ways (KINDS).
 
         points   components of the points; p's have the moments of points weighed by e^{f_0}
@@ -259,25 +284,32 @@ class FittedTilt(nn.Module):
                  one that is linear in x, wherever components that overlap differ in it
         curved   components of the points; f_0 is a quadratic function in each, by least squares,
                  which needs fewer points where few have a high f_0
+
+        With fewer `components` than J, each of them is known from more points. `points` is the
+        mixture of the points where it is fitted already.
         """
+        n = self.q.components if components is None else components
         seen = x
         if kind == "pairs":
             centered = f_0.double() - f_0.double().mean()
             scaled = centered / centered.square().mean().sqrt().clamp(min=1e-12)
             seen = torch.cat([x, scaled[:, None].to(x)], dim=-1)
-        fitted = FittedMixture(seen.shape[1], self.q.components).to(x.device)
-        fitted.fit(seen, generator)
+        fitted = None if kind == "pairs" else points
+        if fitted is None:
+            fitted = FittedMixture(seen.shape[1], n).to(x.device)
+            fitted.fit(seen, generator)
         rows, weights = slice(fitted.most_rows), exponentials(f_0[: fitted.most_rows])
+        q, p = fitted, FittedMixture(self.q.dim, n).to(x.device)
         if kind == "curved":
-            self.q.load_state_dict(fitted.state_dict())
-            self.p.tilt_by_squares(self.q, x[rows], f_0[rows])
-            return
-        plain = fitted.moments(seen[rows], x[rows])
-        if kind == "pairs":
-            self.q.set(plain)
+            p.tilt_by_squares(q, x[rows], f_0[rows])
         else:
-            self.q.load_state_dict(fitted.state_dict())
-        self.p.tilt(self.q, plain, fitted.moments(seen[rows], x[rows], weights))
+            plain = fitted.moments(seen[rows], x[rows])
+            if kind == "pairs":
+                q = FittedMixture(self.q.dim, n).to(x.device)
+                q.set(plain)
+            p.tilt(q, plain, fitted.moments(seen[rows], x[rows], weights))
+        self.q.take(q)
+        self.p.take(p)
 
     def f(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The intermediate energy between the mixtures, zero at pure noise: (B, D) to (B,)."""

@@ -451,6 +451,8 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             loss = partial(model.loss, generator=generator)
             after = partial(average, model, self.guidance_ema, self.config.ema_decay)
             self._fit_stage("guidance", data, loss, after)
+            if self.progress["guidance"] >= self.steps["guidance"]:
+                self.guidance_ema.finish(seen)
 
     def _fit_stage(
         self,

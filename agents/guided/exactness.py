@@ -4,12 +4,16 @@ In a state, thousands of actions of the behavior model with their scaled Q are a
 mu(a|s), whose f*_t and whose target mu exp(f_0) are known (`qgpo.exact.EmpiricalTilt`). f_0 is what
 w = 1 is defined by: beta Q, beta lowered where its spread over the state's actions exceeds
 `tilt_limit`. `trust_power`, which lowers w itself, is left out.
+
+With `support`, the same error is also measured of the f that M actions of a state give by
+themselves: `EmpiricalTilt` of M actions in place of thousands. It tells what a guidance can know
+that shares nothing between states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +29,7 @@ from qgpo.agents.guided.critic import Critic
 from qgpo.diffusion import diffuse
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.progress import progress
-from qgpo.exact import EmpiricalTilt, compare_with_two, sliced_wasserstein
+from qgpo.exact import EmpiricalTilt, compare_with_pair, sliced_wasserstein
 from qgpo.fields import check_count
 from qgpo.guidance import Guidance
 
@@ -39,6 +43,8 @@ MOST_ROWS = 2**16
 """actions drawn in one call"""
 RESAMPLES = 2_000
 """of states, for the intervals"""
+SETS_OF_SUPPORT = 8
+"""independent sets of M actions in a state, at most"""
 
 
 class Guided(Protocol):
@@ -98,6 +104,8 @@ class Exactness:
     """(S,) the same between two resampled sets"""
     effective: NDArray[np.float64]
     """(S,) effective share of the behavior's actions under e^{f_0}"""
+    by_support: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
+    """by M, `errors` (S, T) of the exact f of M of the behavior's actions"""
 
     @property
     def guidance_error(self) -> Interval:
@@ -108,6 +116,10 @@ class Exactness:
     def distance(self) -> Interval:
         """Distance of guided actions over that of two resampled sets."""
         return bootstrap(ratio, self.distances, self.floors)
+
+    def support_error(self, m: int) -> Interval:
+        """The guidance error of M actions by themselves. Raises KeyError where not measured."""
+        return bootstrap(relative, self.by_support[m].sum(axis=1), self.sizes.sum(axis=1))
 
     @property
     def effective_share(self) -> Interval:
@@ -125,21 +137,35 @@ class Exactness:
             "distance": list(self.distance),
             "effective_share": list(self.effective_share),
             "times": list(self.times),
+            **({"by_support": self._supports()} if self.by_support else {}),
             **{
                 name: np.round(getattr(self, name), 6).tolist()
                 for name in ("errors", "sizes", "distances", "floors", "effective")
             },
         }
 
+    def _supports(self) -> dict[str, Any]:
+        """By M, for JSON."""
+        return {
+            str(m): {
+                "guidance_error": list(self.support_error(m)),
+                "errors": np.round(errors, 6).tolist(),
+            }
+            for m, errors in self.by_support.items()
+        }
+
     def __repr__(self) -> str:
         return f"Exactness(guidance error {self.guidance_error.percent()})"
 
     def __str__(self) -> str:
+        supports = "".join(
+            f"\nerror of {m} actions {self.support_error(m).percent()}" for m in self.by_support
+        )
         return (
             f"exactness of w = 1 in {len(self.effective)} states\n"
             f"guidance error      {self.guidance_error.percent()}\n"
             f"distance of samples {self.distance.times()} times that of two resampled sets\n"
-            f"effective share     {self.effective_share.percent()}"
+            f"effective share     {self.effective_share.percent()}{supports}"
         )
 
 
@@ -173,15 +199,18 @@ def exactness(
     states: int = 64,
     *,
     samples: int = 4096,
+    support: Sequence[int] = (),
     seed: int = 0,
     progress_bar: bool | None = None,
 ) -> Exactness:
     """Measure the guidance of a trained agent in random states of its dataset.
 
-    `samples` actions of the behavior are drawn in every state. The agent stays as it is. Raises
-    RuntimeError before the training's end, and where nothing is guided.
+    `samples` actions of the behavior are drawn in every state; with `support`, as many more as its
+    largest number, for the f of so few actions. The agent stays as it is. Raises RuntimeError
+    before the training's end, and where nothing is guided.
     """
     states, samples = check_count("states", states, 2), check_count("samples", samples, 64)
+    support = [check_count("support", m, 2) for m in support]
     if not agent.is_trained:
         raise RuntimeError("the agent is not trained to the end: call learn(dataset)")
     if not agent.critic.ranks:
@@ -194,10 +223,11 @@ def exactness(
     with progress(len(rows), "exactness", progress_bar, leave=False) as bar:
         for row in rows:
             condition = agent.behavior.condition(data, row[None])
-            found.append(_in_state(agent, condition, beta, samples, generator))
+            found.append(_in_state(agent, condition, beta, samples, support, generator))
             bar.update()
     columns = [np.array(column, dtype=np.float64) for column in zip(*found, strict=True)]
-    return Exactness(TIMES, *columns)
+    by_support = {m: columns[-1][:, i] for i, m in enumerate(support)}
+    return Exactness(TIMES, *columns[:-1], by_support)
 
 
 def _inverse_temperature(
@@ -247,28 +277,53 @@ def _scaled(agent: Guided, condition: Tensor, z: Tensor, beta: Tensor) -> Tensor
 
 
 def _in_state(
-    agent: Guided, condition: Tensor, beta: Tensor, samples: int, generator: torch.Generator
-) -> tuple[list[float], list[float], float, float, float]:
-    """Errors and sizes per time, distance, floor and effective share, in one state (1, S)."""
+    agent: Guided,
+    condition: Tensor,
+    beta: Tensor,
+    samples: int,
+    support: Sequence[int],
+    generator: torch.Generator,
+) -> tuple[list[float], list[float], float, float, float, list[list[float]]]:
+    """Errors and sizes per time, distance, floor, effective share, and errors of `support`.
+
+    All of them in one state (1, S).
+    """
     half, few = samples // 2, samples // 8
-    z = _draw(agent, condition, 2 * half + few, None, generator)
+    n = 2 * half + few
+    z = _draw(agent, condition, n + max(support, default=0), None, generator)
     f_0, z = _scaled(agent, condition, z, beta), z[0]
-    effective = float(1.0 / torch.sum(torch.softmax(f_0, dim=0) ** 2)) / len(f_0)
+    effective = float(1.0 / torch.sum(torch.softmax(f_0[:n], dim=0) ** 2)) / n
     schedule = agent.behavior.average.schedule
-    parts = [slice(0, half), slice(half, 2 * half), slice(2 * half, None)]
+    parts = [slice(0, half), slice(half, 2 * half), slice(2 * half, n)]
     first, second = (EmpiricalTilt(z[part], f_0[part], schedule) for part in parts[:2])
     sets = [_resampled(z[part], f_0[part], few, generator) for part in parts]
     t = torch.tensor(TIMES, device=agent.device).repeat_interleave(ROWS_PER_TIME)
     chosen = torch.randint(few, (len(t),), generator=generator, device=agent.device)
     noise = torch.randn(len(t), z.shape[1], generator=generator, device=agent.device)
     x_t = diffuse(sets[2][chosen], t, noise, schedule)
+
+    pair, sigma = [tilt.gradient(x_t, t) for tilt in (first, second)], schedule.sigma(t)
     gradient = agent.energy.gradient(x_t, t, condition.expand(len(t), -1))
-    compared = compare_with_two(gradient, first, second, x_t, t)
-    errors, sizes = (c.unflatten(0, (len(TIMES), -1)).mean(dim=1).tolist() for c in compared)
+    errors, sizes = map(_by_time, compare_with_pair(gradient, *pair, sigma))
+    by_support = []
+    for m in support:
+        own = slice(n, n + min(SETS_OF_SUPPORT, max(support) // m) * m)
+        tilts = [
+            EmpiricalTilt(*both, schedule)
+            for both in zip(z[own].split(m), f_0[own].split(m), strict=True)
+        ]
+        found = [compare_with_pair(tilt.gradient(x_t, t), *pair, sigma)[0] for tilt in tilts]
+        by_support.append(_by_time(torch.stack(found).mean(dim=0)))
     guided = _draw(agent, condition, few, agent.energy.gradient, generator)[0]
     floor = sliced_wasserstein(sets[0], sets[1])
     distance = _mean([sliced_wasserstein(guided, s) for s in sets[:2]])
-    return errors, sizes, distance, floor, effective
+    return errors, sizes, distance, floor, effective, by_support
+
+
+def _by_time(values: Tensor) -> list[float]:
+    """Means of the noisy actions (T * ROWS_PER_TIME,) of each time, (T,)."""
+    means: list[float] = values.unflatten(0, (len(TIMES), -1)).mean(dim=1).tolist()
+    return means
 
 
 def _mean(values: Sequence[float]) -> float:

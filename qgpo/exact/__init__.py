@@ -15,6 +15,7 @@ from qgpo.exact.distances import sliced_wasserstein as sliced_wasserstein
 from qgpo.exact.drawing import DrawnProblem as DrawnProblem
 from qgpo.exact.drawing import draw_problem as draw_problem
 from qgpo.exact.empirical import EmpiricalTilt as EmpiricalTilt
+from qgpo.exact.empirical import compare_with_pair as compare_with_pair
 from qgpo.exact.empirical import compare_with_two as compare_with_two
 from qgpo.exact.mixture import GaussianMixture as GaussianMixture
 from qgpo.exact.mixture import MixtureNetwork as MixtureNetwork

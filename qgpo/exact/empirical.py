@@ -29,10 +29,16 @@ def compare_with_two(
     independent finite samples: products of their errors have the mean 0, where the square of one
     sample's error would count as error of the gradient. Single values may be negative.
     """
-    a, b = first.gradient(x_t, t), second.gradient(x_t, t)
-    variance = first.schedule.sigma(t) ** 2
-    errors = torch.sum((gradient - a) * (gradient - b), dim=-1)
-    return variance * errors, variance * torch.sum(a * b, dim=-1)
+    pair = first.gradient(x_t, t), second.gradient(x_t, t)
+    return compare_with_pair(gradient, *pair, first.schedule.sigma(t))
+
+
+def compare_with_pair(
+    gradient: Tensor, first: Tensor, second: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same where both samples' gradients are known: (B, D) three times and (B,)."""
+    errors = torch.sum((gradient - first) * (gradient - second), dim=-1)
+    return sigma**2 * errors, sigma**2 * torch.sum(first * second, dim=-1)
 
 
 @dataclass(frozen=True, eq=False)

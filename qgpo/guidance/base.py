@@ -164,6 +164,9 @@ class Guidance(nn.Module):
     def start(self, samples: Samples) -> None:
         """Set what the training begins with: the same for the same samples. Files keep it."""
 
+    def finish(self, samples: Samples) -> None:
+        """After the last step: the same for the same samples and networks. Files keep it."""
+
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Take constants from the training data before any step."""
 

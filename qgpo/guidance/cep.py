@@ -16,6 +16,7 @@ the limit of an energy log p(y|x) that knows each sample's own y.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from qgpo.diffusion import Metrics
 from qgpo.fields import OneOf
-from qgpo.gaussians import KINDS, FittedTilt
+from qgpo.gaussians import KINDS, FittedMixture, FittedTilt
 from qgpo.guidance.base import (
     GuidanceOptions,
     GuidanceParts,
@@ -36,12 +37,18 @@ from qgpo.guidance.base import (
 from qgpo.prepared import AtStep
 from qgpo.schedule import Schedule
 
+Candidates = Callable[[Tensor, Tensor], Iterator[Tensor]]
+"""noisy samples (B, D) and times (B,) to candidates for f, (B,) each"""
 LABELS = ("normalized", "exponential")
 BASES = ("none", "denoised")
 HELD_OUT, FEWEST = 8, 200
 """one sample in so many judges the mixtures, where there are at least so many samples"""
-CALLS, GROUPS = 16, (8, 256)
-"""by which mixtures are compared: so often, groups of so many samples"""
+PARTS = (8, 4, 2, 1)
+"""mixtures of J / 8 components, and so on, are fitted: fewer ones are known from more points"""
+OF_MIXTURES, OF_SHARES = (16, 8, 256), (48, 1, 2_048)
+"""by which candidates for f are compared: so often, so many groups of so many samples"""
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""of the network's correction of the mixtures, one of which is kept"""
 
 
 def cep_loss(
@@ -69,9 +76,10 @@ def cep_loss(
 
 
 def fit_tilt(tilt: FittedTilt, samples: Samples, schedule: Schedule) -> None:
-    """Mixtures of the kind (`FittedTilt.fit`) with the least contrastive loss on held-out samples.
+    """Mixtures with the least contrastive loss on held-out samples.
 
-    Always the same one for the same samples.
+    They are of every kind of `FittedTilt.fit`, and of J components or a part of them (PARTS).
+    Always the same ones for the same samples.
     """
     n = len(samples.x_0)
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(samples.x_0.device)
@@ -80,33 +88,46 @@ def fit_tilt(tilt: FittedTilt, samples: Samples, schedule: Schedule) -> None:
         Samples(samples.x_0[rows], samples.scaled_energy[rows])
         for rows in (shuffled[kept:], shuffled[: kept or n])
     )
-    losses, states = [], []
-    for kind in KINDS:
-        generator = torch.Generator(samples.x_0.device).manual_seed(0)
-        tilt.fit(*fitted[:2], generator, kind)
-        generator.manual_seed(1)
-        losses.append(_contrast(tilt, judges, schedule, generator))
-        states.append({name: value.clone() for name, value in tilt.state_dict().items()})
-    tilt.load_state_dict(states[losses.index(min(losses))])
+    states = []
+    sizes = dict.fromkeys(max(1, tilt.q.components // part) for part in PARTS)
+    for size in sizes:
+        points = FittedMixture(tilt.q.dim, size).to(samples.x_0.device)
+        points.fit(fitted.x_0, torch.Generator(samples.x_0.device).manual_seed(0))
+        for kind in KINDS:
+            generator = torch.Generator(samples.x_0.device).manual_seed(0)
+            tilt.fit(*fitted[:2], generator, kind, size, points)
+            states.append({name: value.clone() for name, value in tilt.state_dict().items()})
+
+    def candidates(x_t: Tensor, t: Tensor) -> Iterator[Tensor]:
+        for state in states:
+            tilt.load_state_dict(state)
+            yield tilt.f(x_t, schedule.alpha(t), schedule.sigma(t))
+
+    tilt.load_state_dict(states[best_of(candidates, judges, schedule, OF_MIXTURES)])
 
 
 @torch.no_grad()
-def _contrast(
-    tilt: FittedTilt, samples: Samples, schedule: Schedule, generator: torch.Generator
-) -> float:
-    """Contrastive loss of the mixtures' f_t, with posterior targets."""
-    total = 0.0
-    for _ in range(CALLS):
-        rows = torch.randint(
-            len(samples.x_0), GROUPS, generator=generator, device=samples.x_0.device
-        )
-        x_0, f_0 = samples.x_0[rows], samples.scaled_energy[rows]
-        noisy = noisy_groups(x_0, schedule, "posterior", generator)
-        t = noisy.t.flatten()
-        f = tilt.f(noisy.x_t.flatten(0, 1), schedule.alpha(t), schedule.sigma(t))
-        label = log_mean_exp_label(f_0, noisy.log_posterior)
-        total += float(cep_loss(f.reshape(f_0.shape), label)[0])
-    return total / CALLS
+def best_of(
+    candidates: Candidates, samples: Samples, schedule: Schedule, judged: tuple[int, int, int]
+) -> int:
+    """Number of the candidate for f that has the least contrastive loss, the first of equal ones.
+
+    Labels are averaged over posteriors. Where few of a group's samples have most of e^{f_0}, the
+    minimiser of Eq. 13 is not f*. A network that is trained on such groups is therefore judged on
+    larger ones.
+    """
+    calls, *groups = judged
+    groups[1] = min(groups[1], len(samples.x_0))
+    x_0, f_0 = samples.x_0, samples.scaled_energy
+    generator = torch.Generator(x_0.device).manual_seed(1)
+    losses = []
+    for _ in range(calls):
+        rows = torch.randint(len(x_0), groups, generator=generator, device=x_0.device)
+        noisy = noisy_groups(x_0[rows], schedule, "posterior", generator)
+        label = log_mean_exp_label(f_0[rows], noisy.log_posterior)
+        found = candidates(noisy.x_t.flatten(0, 1), noisy.t.flatten())
+        losses.append([float(cep_loss(f.view(groups), label)[0]) for f in found])
+    return int(torch.tensor(losses).double().mean(dim=0).argmin())
 
 
 @dataclass(frozen=True)
@@ -148,6 +169,8 @@ class CEP(LearnedEnergy):
     Options = CEPOptions
     several = True
     options: CEPOptions
+    share: Tensor
+    """of the network's correction that is kept"""
     log_normalizer: Tensor | None = None
 
     def __init__(self, parts: GuidanceParts) -> None:
@@ -155,26 +178,41 @@ class CEP(LearnedEnergy):
         n = parts.components
         self.tilt = FittedTilt(parts.dim, n) if n else None
         """mixtures with an f_t in closed form, which the network corrects"""
+        if n:
+            self.register_buffer("share", torch.ones(()))
         self.base = DenoisedEnergy(parts) if self.options.base == "denoised" else None
         self.needs_energy = self.base is not None
 
     def f(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The intermediate energy up to a c(t, condition): (B, D), (B,), (B, C) to (B,)."""
         f = super().f(x_t, t, condition)
-        if self.base is not None:
-            f = f + self.base(x_t, t, condition)
-        if self.tilt is None:
-            return f
-        return f + self.tilt.f(x_t, self.schedule.alpha(t), self.schedule.sigma(t))
+        if self.tilt is not None:
+            of_mixtures = self.tilt.f(x_t, self.schedule.alpha(t), self.schedule.sigma(t))
+            f = self.share * f + of_mixtures
+        return f if self.base is None else f + self.base(x_t, t, condition)
 
     def prepared(self, times: Tensor, condition: Tensor | None) -> AtStep | None:
-        """Of the network alone, where no mixture is added."""
-        return super().prepared(times, condition) if self.tilt is None else None
+        """Of the network alone, where nothing is added to it."""
+        alone = self.tilt is None and self.base is None
+        return super().prepared(times, condition) if alone else None
 
     def start(self, samples: Samples) -> None:
         """Fit the mixtures."""
         if self.tilt is not None:
             fit_tilt(self.tilt, samples, self.schedule)
+
+    def finish(self, samples: Samples) -> None:
+        """Keep as much of the network's correction as pays: the mixtures may be all there is."""
+        if (tilt := self.tilt) is None:
+            return
+
+        def candidates(x_t: Tensor, t: Tensor) -> Iterator[Tensor]:
+            known = tilt.f(x_t, self.schedule.alpha(t), self.schedule.sigma(t))
+            correction = super(CEP, self).f(x_t, t, None)
+            for share in SHARES:
+                yield known + share * correction
+
+        self.share.fill_(SHARES[best_of(candidates, samples, self.schedule, OF_SHARES)])
 
     def prepare(self, samples: Samples, generator: torch.Generator) -> None:
         """Eq. 12 needs log E_q[e^{beta e}], (N,) to a number or (N, E) to (E,)."""

@@ -9,7 +9,8 @@ from torch import nn
 from qgpo.diffusion import PREDICTIONS, Diffusion
 from qgpo.exact import GaussianMixture, draw_problem, guidance_error
 from qgpo.gaussians import KINDS, CorrectedNetwork, FittedMixture, FittedTilt
-from qgpo.guidance.base import Samples
+from qgpo.guidance import CEP
+from qgpo.guidance.base import GuidanceParts, Samples
 from qgpo.guidance.cep import fit_tilt
 from qgpo.schedule import make_schedule
 
@@ -122,3 +123,31 @@ def test_overlapping_components_of_different_energy_are_told_apart():
     fit_tilt(tilt, Samples(x, f_0), COSINE)
     y, _, alpha, sigma = noisy(2, 30)
     assert tilt.f(y, alpha, sigma).std() < 0.25
+
+
+def test_fewer_components_are_found_and_the_others_weigh_nothing():
+    x = torch.randn(3_000, 2, generator=generator())
+    tilt = FittedTilt(2, 8)
+    tilt.fit(x, x[:, 0], generator(), "curved", components=1)
+    # N(0, I) and e^x: p = N((1, 0), I), so that f_t has the gradient (alpha, 0)
+    y, _, alpha, sigma = noisy(2)
+    y.requires_grad_()
+    found = torch.autograd.grad(tilt.f(y, alpha, sigma).sum(), y)[0]
+    expected = torch.stack([alpha, torch.zeros(9)], dim=-1)
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.0)
+    assert int((tilt.q.log_weights > -50.0).sum()) == 1
+
+
+@pytest.mark.parametrize(("slope", "share"), [(0.0, 1.0), (1.0, 0.0)])
+def test_as_much_of_a_network_s_correction_is_kept_as_pays(slope, share):
+    # the network adds alpha x_0 to the mixtures' f, which lacks it, or has it already
+    class Slope(nn.Module):
+        def forward(self, x_t, t, condition):
+            return x_t[:, 0]
+
+    x = torch.randn(1_000, 2, generator=generator())
+    parts = GuidanceParts(2, COSINE, None, Slope, None, components=2)
+    guidance = CEP(parts)
+    guidance.tilt.fit(x, slope * x[:, 0], generator(), "curved")
+    guidance.finish(Samples(x, x[:, 0]))
+    assert float(guidance.share) == share

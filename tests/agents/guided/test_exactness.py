@@ -95,3 +95,19 @@ def test_the_interval_is_that_of_resampled_states():
     found = bootstrap(lambda a, b: a / b, over, under)
     assert found.value == pytest.approx(over.mean())
     assert found.high - found.low == pytest.approx(4 * over.std() / np.sqrt(50), rel=0.2)
+
+
+def test_what_few_actions_say_comes_nearer_with_more_of_them(agent):
+    found = agent.exactness(
+        make_dataset(), 4, samples=2048, support=(2, 16, 1024), progress_bar=False
+    )
+    errors = [found.support_error(m).value for m in (2, 16, 1024)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.4
+    plain = agent.exactness(make_dataset(), 4, samples=2048, progress_bar=False)
+    assert plain.by_support == {}
+    written = json.loads(json.dumps(found.as_dict()))["by_support"]
+    assert written["16"]["guidance_error"][0] == pytest.approx(errors[1])
+    assert "error of 16 actions" in str(found)
+    with pytest.raises(ValueError, match="support=1, expected at least 2"):
+        agent.exactness(make_dataset(), 2, support=(1,))
