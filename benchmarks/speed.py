@@ -378,6 +378,8 @@ def main(args: Args) -> None:
     if args.compare:
         committed = json.loads(args.output.read_text())
         pairs = growth(found, committed["presets"])
+        if not pairs:
+            sys.exit(f"{args.output} has none of {list(found)}")
         named = slower(pairs)
         print(f"beside its products, everything takes {usual_growth(pairs):.2f} times as long")
         print("\n".join(named) or "nothing is slower than it was")
