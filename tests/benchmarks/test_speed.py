@@ -49,17 +49,27 @@ def test_a_product_is_computed_in_its_own_shape_and_layout(speed, heads, turned)
     assert dict(products.counts) == {product: 1}
 
 
-def one(quotient):
-    return {"stages": {"critic": {"times_the_products": quotient}}}
+def presets(*quotients):
+    stages = {f"{i}": {"times_the_products": q} for i, q in enumerate(quotients)}
+    return {"laptop": {"stages": stages}}
 
 
 def test_what_has_become_slower_is_named(speed):
-    committed = {"laptop": one(2.0)}
-    assert speed.slower({"laptop": one(2.2)}, committed) == []
-    assert speed.slower({"laptop": one(2.4)}, committed) == [
-        "laptop, critic: 2.40 times its products, was 2.00"
+    committed = presets(2.0, 3.0)
+    assert speed.slower(speed.growth(presets(2.2, 1.0), committed)) == []
+    assert speed.slower(speed.growth(presets(2.4, 1.0), committed)) == [
+        "laptop, 0: 2.40 times its products, was 2.00"
     ]
-    assert speed.slower({"other": one(9.0)}, committed) == []
+    assert speed.growth({"other": presets(9.0)["laptop"]}, committed) == {}
+
+
+def test_what_all_have_grown_by_is_of_the_machine(speed):
+    committed = presets(2.0, 2.0, 2.0, 2.0, 2.0)
+    pairs = speed.growth(presets(3.0, 3.0, 3.0, 3.3, 3.6), committed)
+    assert speed.usual_growth(pairs) == 1.5
+    assert speed.slower(pairs) == ["laptop, 4: 3.60 times its products, was 2.00"]
+    faster = speed.growth(presets(1.0, 1.0, 1.0, 1.0, 2.2), committed)
+    assert speed.slower(faster) == []
 
 
 def test_a_row_has_rates_and_ratios(speed):
