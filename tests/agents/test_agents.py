@@ -314,9 +314,9 @@ def test_targets_are_returns_first_and_then_renewed_with_the_critics_own_values(
     renewed = []
     original = SupportCritic._lambda_targets
 
-    def spy(critic, data, lambda_):
+    def spy(critic, data, lambda_, first):
         renewed.append((critic.training.progress["critic"], lambda_))
-        return original(critic, data, lambda_)
+        return original(critic, data, lambda_, first)
 
     monkeypatch.setattr(SupportCritic, "_lambda_targets", spy)
     train(replace(WHITENED, critic_steps=9))

@@ -532,6 +532,21 @@ def test_a_better_scale_becomes_the_agent_s_own_and_is_in_its_file():
     assert agent.tables[collected.SCALES][:4].tolist() == [1.0, 2.0, 1.0, 0.5]
 
 
+def test_the_second_of_a_pair_begins_like_the_first():
+    agent = online(QGPO(WHITENED, device="cpu").learn(DATA), 24)
+    tables = agent.tables
+    lengths = [length for _, length in collected.returns_and_lengths(agent.training)]
+    starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
+    firsts = tables[collected.STATES][starts]
+    pairs = len(lengths) // 2
+    assert torch.equal(firsts[0 : 2 * pairs : 2], firsts[1 : 2 * pairs : 2])
+    assert not torch.equal(firsts[0], firsts[2])
+    played = tables[collected.SCALES].tolist()
+    assert played[:4] == [1.0, 2.0, 1.0, 0.5]
+    actions = tables[collected.ACTIONS]  # of the same state at another scale, with other noise
+    assert not torch.equal(actions[0], actions[lengths[0]])
+
+
 def test_without_trials_every_episode_is_played_at_the_agent_s_scale():
     agent = QGPO(WHITENED, device="cpu").learn(DATA)
     online(agent, 12, config=replace(QUICK, try_scales=False))
