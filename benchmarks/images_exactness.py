@@ -1,7 +1,7 @@
 """The exact f*_t of colored digits, and what every guidance makes of its gradient.
 
-python scripts/images.py measure --tasks hues --share-data-model --seeds 0 1 2 --output runs/images
-python benchmarks/images_exactness.py --models runs/images --scales 1 2 4
+python scripts/images.py measure --tasks hues --share-data-model --seeds 0 1 2 --output runs/hues
+python benchmarks/images_exactness.py --models runs/hues --scales 1 2
 
 A colored digit is one of the digits, with a hue and a saturation of its own for the strokes and
 for the background. Pixels are linear in their color, so the posterior of x_t is a sum over digits
@@ -43,7 +43,7 @@ AT_ONCE = 6
 class Args:
     """Gradients of models that `images.py measure` has written, beside the exact one."""
 
-    models: Path = Path("runs/images")
+    models: Path = Path("runs/hues")
     """its folder"""
     seed: int = 0
     """whose models, which data and noise"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from measured import DATASETS, Agent, Group, Measurements, Scale
 from tables import entry, short
 
 from qgpo.experiments.image_figure import LEVELS, equal_diversity
-from qgpo.experiments.image_study import EXACT, TASKS, UNGUIDED, Task, mean_at
+from qgpo.experiments.image_study import (
+    EXACT,
+    TASKS,
+    UNGUIDED,
+    Mean,
+    Task,
+    error_at,
+    mean_at,
+    mean_of,
+)
 from qgpo.experiments.packing import read_documents
 from qgpo.experiments.report import table
 from qgpo.experiments.results import read_run
@@ -428,7 +437,36 @@ def images(task: Task) -> Iterator[tuple[str, str]]:
     yield f"images-{task.name}", table(["", *keys.values()], cells)
     if task.name == "hues":
         levels = equal_diversity(task, rows, LEVELS)
-        yield "images-equal", table(["diversity", *task.methods], levels)
+        for cells, level in zip(levels, LEVELS, strict=True):
+            cells += [str(ratio_at(rows, "CEP", other, level)) for other in ("DPS", "MSE")]
+        columns = ["diversity", *task.methods, "CEP / DPS", "CEP / MSE"]
+        yield "images-equal", table(columns, levels)
+
+
+def ratio_at(rows: Sequence[dict[str, Any]], first: str, second: str, level: float) -> Mean:
+    """Of two methods' hue errors at that diversity, seed by seed: they share their noise."""
+    seeds = sorted({row["seed"] for row in rows})
+    pairs = [[error_at(rows, m, seed, level) for m in (first, second)] for seed in seeds]
+    return mean_of([a / b for a, b in pairs if a is not None and b is not None])
+
+
+def gradients_of_images() -> Iterator[tuple[str, str]]:
+    """Guidances of colored digits beside the exact one: gradients, and samples of f* itself."""
+    found = read_json("images_exactness.json")
+    of = {(row["method"], row["level"]): row for row in found["gradients"]}
+    methods, levels = (list(dict.fromkeys(key[i] for key in of)) for i in (0, 1))
+    cells = [
+        [f"{level:g}"]
+        + [f"{of[m, level]['cosine']:.2f} ({of[m, level]['steepness']:.2g})" for m in methods]
+        for level in levels
+    ]
+    yield "images-gradients", table(["log(alpha/sigma)", *methods], cells)
+    keys = {"hue_error": "hue error", "diversity": "diversity", "frechet": "Fréchet distance"}
+    rows = [
+        [f"f\\*, w = {row['scale']:g}", *(f"{row[key]:.3g}" for key in keys)]
+        for row in found["guided"]
+    ]
+    yield "images-exact", table(["", *keys.values()], rows)
 
 
 def more_sections(measurements: Measurements) -> dict[str, str]:
@@ -454,6 +492,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         **dict(exactness()),
         **broad(),
         **{name: text for task in measured_tasks() for name, text in images(task)},
+        **dict(gradients_of_images()),
     }
     made |= {f"agent {label}": of_one_agent(measurements, label) for label in AGENTS}
     return made

@@ -18,7 +18,7 @@ COMMAND = re.compile(rf"python scripts/({'|'.join(INSTALLED)})\.py([^\n`&;|]*)")
 FOLDER = re.compile(r"runs/[\w{},.*-]+")
 PLANS = {f"runs/{path.stem}" for path in (ROOT / "benchmarks").glob("*.toml")}
 """folders that benchmark.py makes"""
-MADE = {"runs/demo", "runs/toy_2d", "runs/images", *PLANS}
+MADE = {"runs/demo", "runs/toy_2d", "runs/images", "runs/classes", "runs/hues", *PLANS}
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/README.md"])
 
 
