@@ -332,6 +332,7 @@ def exactness() -> Iterator[tuple[str, str]]:
     first = read_json("results/exactness_validation_first.json")
     yield "exactness-drawn-first", exactness_report.drawn(first)
     yield "exactness-drawn-second", exactness_report.drawn(read_json(SECOND))
+    yield "exactness-parts", exactness_report.parts(read_json("results/exactness_parts.json"))
     yield "exactness-support", exactness_report.by_support(read_json(SUPPORT))
     yield "exactness-support-times", exactness_report.support_by_time(read_json(SUPPORT))
     limits = read_json("results/exactness_limits.json")
