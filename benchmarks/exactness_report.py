@@ -219,6 +219,88 @@ def inside(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def parts(data: list[Any]) -> str:
+    """Markdown: distances of samples by what of score and guidance is learned."""
+    columns = [f"{named(e['problem'])}, beta {e['beta']:g}" for e in data]
+    lines = [
+        "| score and guidance | " + " | ".join(columns) + " |",
+        "|---|" + "---|" * len(columns),
+        "| effective points of 200,000 | "
+        + " | ".join(f"{e['effective_points']:.0f}" for e in data)
+        + " |",
+    ]
+    for name in data[0]["parts"]:
+        cells = [
+            " / ".join(f"{np.mean(e['parts'][name][k]):.2f}" for k in ("sw2", "weights_tv"))
+            if name in e["parts"]
+            else ""
+            for e in data
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def by_support(data: dict[str, Any]) -> str:
+    """Markdown: error of the f of M actions by themselves, a column per agent."""
+    rows = data["rows"]
+    lines = [
+        "| M | " + " | ".join(f"`{row['dataset']}`" for row in rows) + " |",
+        "|---|" + "---|" * len(rows),
+    ]
+    for m in rows[0]["by_support"]:
+        found = [row["by_support"][m]["guidance_error"] for row in rows]
+        cells = [f"{100 * e:.0f} % [{100 * low:.0f}, {100 * high:.0f}]" for e, low, high in found]
+        lines.append(f"| {m} | " + " | ".join(cells) + " |")
+    found = [row["guidance_error"] for row in rows]
+    cells = [f"{100 * e:.0f} % [{100 * low:.0f}, {100 * high:.0f}]" for e, low, high in found]
+    return "\n".join([*lines, "| the agent's f | " + " | ".join(cells) + " |"])
+
+
+def at_times(row: dict[str, Any], errors: list[Any]) -> Any:
+    """Relative error in percent at each noise level."""
+    squares, sizes = np.array(errors).sum(axis=0), np.array(row["sizes"]).sum(axis=0)
+    return 100.0 * np.sqrt(squares.clip(min=0.0) / sizes)
+
+
+def support_by_time(data: dict[str, Any]) -> str:
+    """Markdown: the same errors at each noise level."""
+    times = data["rows"][0]["times"]
+    lines = [
+        "| agent of | M | " + " | ".join(f"t = {t:.2f}" for t in times) + " |",
+        "|---|---|" + "---|" * len(times),
+    ]
+    for row in data["rows"]:
+        shown = {m: row["by_support"][m]["errors"] for m in ("16", "128", "1024", "8192")}
+        for m, errors in {**shown, "the agent's f": row["errors"]}.items():
+            cells = " | ".join(f"{e:.0f} %" for e in at_times(row, errors))
+            lines.append(f"| `{row['dataset']}` | {m} | {cells} |")
+    return "\n".join(lines)
+
+
+def draw_support(data: dict[str, Any]) -> Figure:
+    """Error over M at the noise levels that thousands of actions resolve, a panel per agent."""
+    rows = data["rows"]
+    figure = Figure(figsize=(3.4 * len(rows), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(rows), squeeze=False, sharey=True)[0]
+    for axis, row in zip(axes, rows, strict=True):
+        counts = [int(m) for m in row["by_support"]]
+        for time in range(2, len(row["times"]), 2):
+            errors = [at_times(row, b["errors"])[time] for b in row["by_support"].values()]
+            (line,) = axis.plot(counts, errors, marker=".", label=f"t = {row['times'][time]:.2f}")
+            own = at_times(row, row["errors"])[time]
+            axis.axhline(own, color=line.get_color(), lw=0.8, ls=":")
+        axis.axhline(15.0, color="#1a202c", lw=1.0, ls="--", label="15 %")
+        axis.set_xscale("log", base=2)
+        axis.set_title(row["dataset"], fontsize=9)
+        axis.set_xlabel("M, actions of a state")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylim(bottom=0.0)
+    axes[0].set_ylabel("guidance error, %")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    return figure
+
+
 def draw(data: dict[str, Any]) -> Figure:
     """Per beta, the error of every guidance over t beside the size of the exact guidance."""
     betas = list(data["betas"])

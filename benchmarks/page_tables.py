@@ -60,6 +60,8 @@ OGBENCH: tuple[tuple[str, str, Scale], ...] = (
 PUBLISHED = {"IQL": 83, "ReBRAC": 91, "IFQL, best of 32": 95, "FQL": 96}
 """arXiv 2502.02538: ten times the data, twenty times the updates, larger networks"""
 VALIDATION = "results/exactness_validation.json"
+SECOND = "results/exactness_validation_second.json"
+SUPPORT = "results/exactness_support.json.xz"
 """guidances on the drawn problems"""
 AGENTS = ("BC", "TD3+BC", "IQL", "Diffusion-QL", "naive offline TD3", "naive offline SAC")
 """labels that have a table of their own"""
@@ -409,6 +411,10 @@ def exactness() -> Iterator[tuple[str, str]]:
     yield "exactness-drawn", exactness_report.drawn(read_json(VALIDATION))
     first = read_json("results/exactness_validation_first.json")
     yield "exactness-drawn-first", exactness_report.drawn(first)
+    yield "exactness-drawn-second", exactness_report.drawn(read_json(SECOND))
+    yield "exactness-parts", exactness_report.parts(read_json("results/exactness_parts.json"))
+    yield "exactness-support", exactness_report.by_support(read_json(SUPPORT))
+    yield "exactness-support-times", exactness_report.support_by_time(read_json(SUPPORT))
     limits = read_json("results/exactness_limits.json")
     yield "exactness-limits", exactness_report.limits(limits)
     yield "exactness-sampler", exactness_report.sampler(limits)

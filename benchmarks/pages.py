@@ -26,7 +26,7 @@ import figures
 import tyro
 from matplotlib.figure import Figure
 from measured import Measurements, Source
-from page_tables import VALIDATION, measured_tasks, more_sections, read_json
+from page_tables import SECOND, SUPPORT, measured_tasks, more_sections, read_json
 from PIL import Image
 from tables import sections
 
@@ -139,13 +139,17 @@ def pictures(measurements: Measurements) -> list[Picture]:
     ]
 
     def drawn_problems() -> Figure:
-        return exactness_report.draw_drawn(read_json(VALIDATION))
+        return exactness_report.draw_drawn(read_json(SECOND))
+
+    def support() -> Figure:
+        return exactness_report.draw_support(read_json(SUPPORT))
 
     shown = ("exactness-2d", "exactness-times")
     return [
         *drawn,
         Picture("docs/exactness_curves.png", shown, exactness),
-        Picture("docs/exactness_drawn.png", ("exactness-drawn",), drawn_problems),
+        Picture("docs/exactness_drawn.png", ("exactness-drawn-second",), drawn_problems),
+        Picture("docs/exactness_support.png", ("exactness-support-times",), support),
     ]
 
 

@@ -24,6 +24,7 @@ from qgpo.envs.progress import progress
 from qgpo.envs.text import code, literal, readable, with_interval
 from qgpo.experiments import result_figures as figures
 from qgpo.experiments import statistics
+from qgpo.experiments.measured_exactness import MeasuredExactness
 from qgpo.experiments.results import Results, Run
 from qgpo.files import write_whole
 
@@ -38,19 +39,30 @@ Row = list[str]
 
 
 def write_report(
-    folder: Path, results: Results, title: str, progress_bar: bool | None = None
+    folder: Path,
+    results: Results,
+    title: str,
+    progress_bar: bool | None = None,
+    exactness: Sequence[MeasuredExactness] = (),
 ) -> None:
     """`report.md` with its pictures and `report.html`, which contains them, in the folder.
 
-    A bar counts tables and pictures, by default where stderr is a terminal.
+    With what was measured of the guidance's exactness, if anything. A bar counts tables and
+    pictures, by default where stderr is a terminal.
     """
     with progress(len(TABLES) + PICTURES, "report", progress_bar, leave=False) as bar:
-        text = _write_text(folder, results, title, bar)
+        text = _write_text(folder, results, title, exactness, bar)
     write_whole(folder / "report.md", text.encode())
     write_whole(folder / "report.html", to_html(text, folder, title).encode())
 
 
-def _write_text(folder: Path, results: Results, title: str, bar: tqdm[Any]) -> str:
+def _write_text(
+    folder: Path,
+    results: Results,
+    title: str,
+    exactness: Sequence[MeasuredExactness],
+    bar: tqdm[Any],
+) -> str:
     """The document, in Markdown; its pictures are written into the folder."""
 
     def picture(name: str, draw: Callable[[Results], Figure]) -> str:
@@ -68,6 +80,7 @@ def _write_text(folder: Path, results: Results, title: str, bar: tqdm[Any]) -> s
         title=literal(title),
         results=results,
         rows=rows,
+        exactness=[exactness_row(measured) for measured in exactness],
         episodes=sorted({len(run.returns[run.headline_scale]) for run in results.runs.values()}),
         missing=_missing(results),
         titles=[_titled(results, label) for label in results.labels],
@@ -224,6 +237,22 @@ def fingerprints(results: Results) -> Iterator[Row]:
     for dataset in results.datasets:
         if (run := results.data(dataset)) is not None:
             yield [code(dataset), code(run.fingerprint)]
+
+
+def exactness_row(measured: MeasuredExactness) -> Row:
+    """Run, dataset, states, guidance error, distance and effective share with intervals."""
+
+    def percent(values: tuple[float, float, float]) -> str:
+        return "{:.1f} % [{:.1f}, {:.1f}]".format(*(100.0 * value for value in values))
+
+    return [
+        code(measured.run),
+        code(measured.dataset),
+        f"{measured.states}",
+        percent(measured.guidance_error),
+        "{:.2f} [{:.2f}, {:.2f}]".format(*measured.distance),
+        percent(measured.effective_share),
+    ]
 
 
 def _made_with(run: Run) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from qgpo.commands import command
+from qgpo.experiments.measured_exactness import find_exactness
 from qgpo.experiments.packing import ResultError, pack
 from qgpo.experiments.plan import read_plan
 from qgpo.experiments.report import write_report
@@ -32,6 +33,9 @@ class Args:
     output: Path | None = None
     """folder for report.md, report.html and pictures; default report/ in the first folder of
     --results"""
+    runs: tuple[Path, ...] = ()
+    """run folders, or folders of runs: the report shows how exact the guidance of those is where
+    evaluate.py --exactness measured it"""
     title: str | None = None
     """title of the report; default the names of the folders"""
     pack: bool = False
@@ -43,6 +47,7 @@ class Args:
 def main(args: Args) -> None:
     """Read, draw, write."""
     cells = [] if args.plan is None else read_plan(args.plan)
+    exactness = find_exactness(args.runs)
     unpacked = []
     for folder in args.results if args.pack else ():
         try:
@@ -52,7 +57,7 @@ def main(args: Args) -> None:
     results = Results.read(args.results, [cell.key for cell in cells], skip=True)
     output = args.output or args.results[0] / "report"
     title = args.title or f"Benchmark: {', '.join(folder.name for folder in args.results)}"
-    write_report(output, results, title)
+    write_report(output, results, title, exactness=exactness)
     n, missing = len(results.expected), len(results.missing)
     print(f"{n - missing} of {n} cells have results; report: {output / 'report.html'}")
     if wrong := [*unpacked, *(f"left out: {why}" for why in results.skipped)]:

@@ -225,9 +225,10 @@ def exactness(
             condition = agent.behavior.condition(data, row[None])
             found.append(_in_state(agent, condition, beta, samples, support, generator))
             bar.update()
-    columns = [np.array(column, dtype=np.float64) for column in zip(*found, strict=True)]
-    by_support = {m: columns[-1][:, i] for i, m in enumerate(support)}
-    return Exactness(TIMES, *columns[:-1], by_support)
+    of_all = [np.array(column, dtype=np.float64) for column in zip(*found, strict=True)]
+    errors, sizes, distances, floors, effective, few = of_all
+    by_support = {m: few[:, number] for number, m in enumerate(support)}
+    return Exactness(TIMES, errors, sizes, distances, floors, effective, by_support)
 
 
 def _inverse_temperature(
@@ -302,9 +303,9 @@ def _in_state(
     noise = torch.randn(len(t), z.shape[1], generator=generator, device=agent.device)
     x_t = diffuse(sets[2][chosen], t, noise, schedule)
 
-    pair, sigma = [tilt.gradient(x_t, t) for tilt in (first, second)], schedule.sigma(t)
+    exact, sigma = (first.gradient(x_t, t), second.gradient(x_t, t)), schedule.sigma(t)
     gradient = agent.energy.gradient(x_t, t, condition.expand(len(t), -1))
-    errors, sizes = map(_by_time, compare_with_pair(gradient, *pair, sigma))
+    errors, sizes = map(_by_time, compare_with_pair(gradient, *exact, sigma))
     by_support = []
     for m in support:
         own = slice(n, n + min(SETS_OF_SUPPORT, max(support) // m) * m)
@@ -312,7 +313,7 @@ def _in_state(
             EmpiricalTilt(*both, schedule)
             for both in zip(z[own].split(m), f_0[own].split(m), strict=True)
         ]
-        found = [compare_with_pair(tilt.gradient(x_t, t), *pair, sigma)[0] for tilt in tilts]
+        found = [compare_with_pair(tilt.gradient(x_t, t), *exact, sigma)[0] for tilt in tilts]
         by_support.append(_by_time(torch.stack(found).mean(dim=0)))
     guided = _draw(agent, condition, few, agent.energy.gradient, generator)[0]
     floor = sliced_wasserstein(sets[0], sets[1])

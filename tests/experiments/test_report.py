@@ -236,6 +236,31 @@ def test_a_report_says_what_was_measured_and_what_is_missing(folder, report):
     assert 'src="http' not in page
 
 
+def test_a_report_shows_the_latest_exactness_of_every_run(folder, report, monkeypatch):
+    (folder / "report").mkdir()
+    monkeypatch.setattr(figures, "save", lambda _, path: path.write_bytes(b"\x89PNG"))
+    for run, date, error in (("a", "0101", 0.5), ("a", "0102", 0.4), ("b", "0101", None)):
+        path = Path("runs") / run
+        path.mkdir(parents=True, exist_ok=True)
+        intervals = {"distance": [1.2, 1.1, 1.3], "effective_share": [0.5, 0.4, 0.6]}
+        about = {"guidance_error": [error, 0.3, 0.6], **intervals, "effective": [0.5] * 7}
+        document = {"dataset": {"id": FIRST}, **({"exactness": about} if error else {})}
+        (path / f"evaluation-2026{date}-000000.json").write_text(json.dumps(document))
+    report("--results", "cells", "--runs", "runs")
+    text = (folder / "report" / "report.md").read_text()
+    shown = "40.0 % [30.0, 60.0] | 1.20 [1.10, 1.30] | 50.0 % [40.0, 60.0]"
+    assert f"| `a` | `{FIRST}` | 7 | {shown} |" in text
+    assert "| `b` |" not in text
+    report("--results", "cells")
+    assert "Exactness" not in (folder / "report" / "report.md").read_text()
+    with pytest.raises(SystemExit, match="error: absent is no folder"):
+        report("--results", "cells", "--runs", "absent")
+    about = {"dataset": {"id": FIRST}, "exactness": {"guidance_error": "small", "effective": []}}
+    (Path("runs") / "b" / "evaluation.json").write_text(json.dumps(about))
+    with pytest.raises(SystemExit, match="does not say how exact"):
+        report("--results", "cells", "--runs", "runs")
+
+
 def test_a_report_of_nothing_is_refused_in_one_line(report):
     with pytest.raises(SystemExit, match="error: no results in nowhere"):
         report("--results", "nowhere")

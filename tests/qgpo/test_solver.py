@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from qgpo import solver as solvers
+from qgpo.diffusion import Diffusion
+from qgpo.exact import MixtureNetwork, draw_problem
 from qgpo.schedule import SCHEDULES, make_schedule
 from qgpo.solver import SOLVERS, SPACINGS, STOCHASTIC, get_solver, time_grid
 
@@ -203,3 +206,20 @@ def test_measured_order_of_the_sde_sampler_in_distribution(schedule, monkeypatch
         )
         errors.append(abs(float((final**2).sum() - spread(schedule, times[-1]) ** 2)))
     assert slope(errors, steps) == pytest.approx(SOLVERS["sde_dpm_solver_2m"].order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm_solver_2m", "dpm_solver_2s", "heun"])
+def test_measured_order_on_a_drawn_problem(name):
+    # exact score and exact guidance; the reference is a second-order solution in many steps
+    schedule = make_schedule("cosine")
+    exact = draw_problem(3, 2, "quadratic").tilted(3.0, schedule)
+    model = Diffusion(MixtureNetwork(exact.q, schedule), schedule, "noise")
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def solve(solver, steps):
+        denoise = partial(model.guided_denoise, condition=None, guidance=exact.gradient, scale=1.0)
+        return get_solver(solver)(denoise, x, grid(schedule, steps, 0.9, 0.3), schedule)
+
+    steps, reference = (80, 160, 320), solve("dpm_solver_2s", 1280)
+    errors = [float((solve(name, n) - reference).abs().max()) for n in steps]
+    assert slope(errors, steps) == pytest.approx(SOLVERS[name].order, abs=0.25)
