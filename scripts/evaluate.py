@@ -67,6 +67,12 @@ Scales = tuple[float | None, ...]
 MIXED = {True: "the mean of their actions", False: "each action from a random member"}
 
 
+GuidanceScales = Annotated[
+    tuple[float, ...], NOT_NEGATIVE, tyro.conf.arg(aliases=("--guidance-scales",))
+]
+"""which train.py calls so"""
+
+
 @dataclass
 class Args:
     """Evaluate an agent from a run folder or a checkpoint, or several agents as an ensemble."""
@@ -79,9 +85,7 @@ class Args:
     """Gymnasium id of the environment; default the run's environment, which is its dataset's.
     module:Id imports the module first. The id of the dataset's environment keeps the recorded
     arguments"""
-    guidance_scale: Annotated[
-        tuple[float, ...], NOT_NEGATIVE, tyro.conf.arg(aliases=("--guidance-scales",))
-    ] = ()
+    guidance_scale: GuidanceScales = ()
     """guidance scales w to evaluate; default the configured scale"""
     tune_guidance: bool = False
     """choose a guidance scale from the run's dataset alone and evaluate it, too; the run's

@@ -30,15 +30,17 @@ from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 ConfigT = TypeVar("ConfigT")
+GuidanceScales = Annotated[
+    tuple[float, ...], NOT_NEGATIVE, tyro.conf.arg(aliases=("--guidance-scale",))
+]
+"""which evaluate.py calls so"""
 
 
 @dataclass(frozen=True)
 class Args(Experiment[ConfigT]):
     """Train an offline agent, then evaluate it at each guidance scale."""
 
-    guidance_scales: Annotated[
-        tuple[float, ...], NOT_NEGATIVE, tyro.conf.arg(aliases=("--guidance-scale",))
-    ] = ()
+    guidance_scales: GuidanceScales = ()
     """guidance scales w to evaluate after training, for agents with guidance; default 0 (imitation)
     and the configured scale"""
     run_dir: Path | None = None

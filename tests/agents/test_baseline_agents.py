@@ -151,11 +151,12 @@ def test_the_averaged_policy_starts_late_and_follows_now_and_then():
     assert changes == [False, True, False, True]  # at steps 2 and 4, counted from 0
 
 
-def test_metrics_that_come_now_and_then_are_averaged_over_their_own_steps():
+def test_metrics_that_come_now_and_then_are_averaged_over_their_own_steps(monkeypatch):
     config = replace(TD3BC.presets["paper"], hidden=(4,), batch_size=4, steps=4, alpha=0.0)
     agent = TD3BC(config, device="cpu")
     rows = []
     agent.training._log = lambda stage, metrics: rows.append(metrics)
+    monkeypatch.setattr("qgpo.agents.core.training.FEWEST_ROWS", 1)
     agent.learn(make_dataset(), log_interval=4)
     assert rows[0]["actor_loss"] == pytest.approx(rows[0]["mse"])
     assert rows[0]["mse"] > 0.1  # random actions on [-1, 1] against an untrained policy

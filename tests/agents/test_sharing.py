@@ -120,8 +120,8 @@ def test_the_card_says_data_scores_use_and_licence(tmp_path, agent):
     assert metadata["library_name"] == "qgpo"
     values = [r["metrics"][0]["value"] for r in metadata["model-index"][0]["results"]]
     assert values[1].startswith("7.00 [6")
-    assert "| the data | 2 | [1" in body
-    assert "| w = 1 (guided) | 7 | [6" in body
+    assert "| the data | 2.00 | [1" in body
+    assert "| w = 1 (guided) | 7.00 | [6" in body
     assert "| 70.0 |" in body
     assert agent.dataset_fingerprint in body
     assert 'load_from_folder("card")' in body

@@ -10,7 +10,11 @@ from factory import ROOT
 from qgpo.envs.progress import progress
 
 # as Stable-Baselines3's; its users pass progress_bar=True
-SILENT = {"agents/core/agent.py: learn", "agents/qgpo.py: distill"}
+SILENT = {
+    "agents/core/agent.py: learn",
+    "agents/core/online.py: learn_online",
+    "agents/qgpo.py: distill",
+}
 
 
 class Terminal(io.StringIO):

@@ -122,4 +122,4 @@ def test_small_returns_keep_their_digits():
     assert data == "50"
     assert cell.startswith("0.4955 ± 0.0007071 (")
     [[*_, interval, _]] = report.intervals(results)
-    assert interval == "0.4955 [0.495, 0.496]"
+    assert interval == "0.495 [0.495, 0.496]"

@@ -15,12 +15,14 @@ from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.settings import Experiment, as_json, check_types
 from qgpo.scripts import train
 
-ROW = "zoo/halfcheetah/medium-expert-v0"  # with settings of its own
+ROW = "D4RL/antmaze/umaze-v1"  # with settings of its own in that preset
+PRESET = "paper"
 PLANS = sorted(p for p in (ROOT / "benchmarks").glob("*.toml") if p.stem != "suite")
 
 
 def planned(**more):
     lines = [f'datasets = ["{ROW}"]', "seeds = [1]", "[[agents]]", 'agent = "QGPO"']
+    lines += [f"preset = {json.dumps(PRESET)}"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in more.items()]
     Path("plan.toml").write_text("\n".join(lines))
     [cell] = read_plan(Path("plan.toml"))
@@ -28,11 +30,12 @@ def planned(**more):
 
 
 def test_python_the_command_line_and_plans_train_the_same_agent():
-    config = QGPO.settings_for(ROW, "laptop")
-    assert config != QGPO.presets["laptop"]
+    config = QGPO.settings_for(ROW, PRESET)
+    assert config != QGPO.presets[PRESET]
     assert planned().config == config
-    assert train.parse(["--dataset-id", ROW, "--seed", "1"]).config == config
-    longer = train.parse(["--dataset-id", ROW, "--longer", "2", "--config.beta", "4"])
+    where = ["--dataset-id", ROW, "--preset", PRESET]
+    assert train.parse([*where, "--seed", "1"]).config == config
+    longer = train.parse([*where, "--longer", "2", "--config.beta", "4"])
     plan = Path("plan.toml")
     assert planned(longer=2.0).config == dataclasses.replace(longer.config, beta=config.beta)
     plan.write_text(plan.read_text() + "\noverrides = { beta = 4.0 }")
