@@ -6,6 +6,7 @@ value depends on which episodes were recorded. It says nothing about errors of Q
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ from qgpo.fields import check_count, check_flag, check_seed
 
 GAMMA = 0.99
 """of agents that have none of their own"""
+MOST_LEFT = 0.05
+"""of the errors that Q begins with"""
 Interval = tuple[float, float] | None
 
 
@@ -157,6 +160,14 @@ def evaluate_offline(
     if not 0.0 <= gamma < 1.0:
         raise ValueError(f"gamma={gamma!r}, expected a number in [0, 1)")
     _check_spaces(agent, dataset)
+    left = (1.0 - (1.0 - gamma) * config.tau) ** config.steps
+    if left > MOST_LEFT:
+        warnings.warn(
+            f"FittedQConfig(steps={config.steps}, tau={config.tau:g}) with gamma={gamma:g} leaves "
+            f"about {left:.0%} of the errors that Q begins with: the value is not to be trusted. "
+            "More steps, or a larger tau, leave less",
+            stacklevel=2,
+        )
 
     device = agent.device
     data = Batches.of(dataset, device, agent.action_scale)

@@ -36,8 +36,8 @@ class Verdict:
         if not self.confirmed:
             return (
                 "unseen episodes do not confirm that the critic ranks actions: the agent imitates "
-                "at every guidance scale. More episodes help, or more varied actions; "
-                'critic="implicit" guides without this check'
+                "at every guidance scale. A longer training helps, or more episodes, or more "
+                'varied actions; critic="implicit" guides without this check'
             )
         found = f"(correlation {self.correlation:.3f}, {self.errors:.1f} standard errors)"
         if self.errors < CLEAR:

@@ -25,7 +25,9 @@ JITTER = 0.2
 CLIPPED = 0.01
 """part of a column's rows at its largest or smallest value, from which on it looks clipped"""
 FEWEST = 10
-"""rows of which the same is said"""
+"""rows, or episodes, of which the same is said"""
+ALL_BUT_FEW = 0.95
+"""part of the rewards"""
 REPEATED = 0.2
 """part of the rows whose observation is the one before, from which on it is said"""
 
@@ -258,11 +260,33 @@ def _ends(log: Log, ends: Ends) -> Iterator[Finding]:
             "which is a truncation. Make two columns of the flag: --truncation names the one that "
             "is true there, --termination the other",
         )
-    yield Finding("ends", None if neither else True, text)
+    alike = counts[0] == len(last) >= FEWEST
+    if alike:
+        text += (
+            ". Every episode ends for good: right if none was cut by a time limit, the end of a "
+            "shift or a person"
+        )
+    yield Finding("ends", None if neither or alike else True, text)
+    yield from _worth(log, terminated & np.isin(np.arange(len(log)), last))
     finite = np.isfinite(log.observations.astype(np.float64)).all()
     if log.next_observations is None and finite:
         for doubt in jump_doubts(log.observations, np.isin(np.arange(len(log)), last)):
             yield Finding("ends", None, doubt)
+
+
+def _worth(log: Log, terminated: NDArray[np.bool_]) -> Iterator[Finding]:
+    """Doubt terminations after which nothing is paid, where all else costs."""
+    if log.rewards is None or not terminated.any():
+        return
+    before, at_end = log.rewards[~terminated], log.rewards[terminated]
+    if len(before) and np.mean(before < 0.0) >= ALL_BUT_FEW and at_end.mean() < 0.0:
+        yield Finding(
+            "ends",
+            None,
+            "nearly all rewards are below 0, and 0 is the value after a termination: to the agent "
+            "ending early is a gain. Right if the task is to end, such as to arrive; where "
+            "terminations are failures, subtract a penalty from their rewards",
+        )
 
 
 def _rewards(log: Log) -> Iterator[Finding]:

@@ -158,7 +158,10 @@ def _cell(path: Path, column: str) -> Callable[[str], float]:
         except ValueError:
             if text.lower() in TRUTH:
                 return TRUTH[text.lower()]
-        raise LogError(f"{path}: column {column!r} has {text[:40]!r}, expected numbers")
+        raise LogError(
+            f"{path}: column {column!r} has {text[:40]!r}, expected numbers; "
+            "write time stamps in seconds, and leave out columns of words"
+        )
 
     return number
 

@@ -264,3 +264,10 @@ def test_the_command_needs_no_environment(tmp_path, monkeypatch, capsys):
     for flag in ({"video": tmp_path / "a.gif"}, {"env_id": "Pendulum-v1"}, {"picture": True}):
         with pytest.raises(SystemExit, match="--offline plays nothing: leave --"):
             evaluate.main(dataclasses.replace(args, **flag))
+
+
+def test_too_few_steps_are_said(walk):
+    agent = policy(walk, lambda observations, _: torch.full((len(observations), 1), RIGHT))
+    few = FittedQConfig(steps=20, first_steps=1, hidden=(4,), batch_size=4)
+    with pytest.warns(UserWarning, match="leaves about 99% of the errors .* More steps"):
+        evaluate_offline(agent, walk, gamma=0.99, config=few, model_steps=0)

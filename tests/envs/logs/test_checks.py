@@ -145,3 +145,27 @@ def test_episodes_are_left_out_by_their_number():
     assert sound().without([0]).lengths.tolist() == [40]
     with pytest.raises(LogError, match=r"has no episodes \[7\]"):
         sound().without([7])
+
+
+def costing(at_end: float, **changes) -> Log:
+    log = sound()
+    rewards = np.full(len(log), -1.0)
+    rewards[np.flatnonzero(log.flagged("terminations"))] = at_end
+    return dataclasses.replace(log, rewards=rewards, **changes)
+
+
+def test_an_end_that_saves_costs_is_doubted_unless_it_is_paid_or_charged():
+    assert any("ending early is a gain" in text for text in texts(costing(-1.0), None))
+    for log in (costing(5.0), costing(-1.0, terminations=np.zeros(len(sound()), bool))):
+        assert not any("ending early" in text for text in texts(log, None))
+
+
+def test_recordings_that_all_end_for_good_are_doubted():
+    log = sound()
+    many = {"episodes": np.arange(len(log)) // 5, "times": None, "truncations": None}
+    ends = np.arange(len(log)) % 5 == 4
+    text = "14 episodes terminated, 0 truncated. Every episode ends for good"
+    log = dataclasses.replace(log, terminations=ends, **many)
+    assert any(text in found for found in texts(log, None))
+    some = dataclasses.replace(log, terminations=ends & (np.arange(len(log)) > 5))
+    assert not any("ends for good" in found for found in [*texts(some, None), *texts(some, True)])
