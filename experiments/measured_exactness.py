@@ -42,7 +42,8 @@ def find_exactness(folders: Sequence[Path]) -> list[MeasuredExactness]:
 
 
 def _latest(run: Path) -> MeasuredExactness | None:
-    paths = [p for p in run.glob("evaluation*.json") if '"exactness"' in p.read_text("utf-8")]
+    found = {path: path.read_text(encoding="utf-8") for path in run.glob("evaluation*.json")}
+    paths = [path for path, text in found.items() if '"exactness"' in text]
     if not paths:
         return None
     path = max(paths, key=lambda path: (path.stat().st_mtime, path.name))
