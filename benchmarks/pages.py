@@ -26,7 +26,7 @@ import figures
 import tyro
 from matplotlib.figure import Figure
 from measured import Measurements, Source
-from page_tables import SECOND, SUPPORT, measured_tasks, more_sections, read_json
+from page_tables import SUPPORT, VALIDATION, measured_tasks, more_sections, read_json
 from PIL import Image
 from tables import sections
 
@@ -139,7 +139,7 @@ def pictures(measurements: Measurements) -> list[Picture]:
     ]
 
     def drawn_problems() -> Figure:
-        return exactness_report.draw_drawn(read_json(SECOND))
+        return exactness_report.draw_drawn(read_json(VALIDATION))
 
     def support() -> Figure:
         return exactness_report.draw_support(read_json(SUPPORT))
@@ -148,7 +148,7 @@ def pictures(measurements: Measurements) -> list[Picture]:
     return [
         *drawn,
         Picture("docs/exactness_curves.png", shown, exactness),
-        Picture("docs/exactness_drawn.png", ("exactness-drawn-second",), drawn_problems),
+        Picture("docs/exactness_drawn.png", ("exactness-drawn",), drawn_problems),
         Picture("docs/exactness_support.png", ("exactness-support-times",), support),
     ]
 
