@@ -227,7 +227,6 @@ class Training:
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}  # not every step has every metric
         what, done = f"{position} {stage:9s}", self.progress[stage]
-        every = min(self.log_interval, max(1, total // FEWEST_ROWS))
         began, means = time.monotonic(), dict[str, float]()
         bar = progress(total, what, self.progress_bar, initial=done, mininterval=0.5, leave=False)
         shown = not bar.disable  # a bar that is closed is disabled
@@ -240,7 +239,7 @@ class Training:
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
                     counts[name] = counts.get(name, 0) + 1
                 bar.update()
-                if (step + 1) % every == 0 or step + 1 == total:
+                if is_logged(step + 1, total, self.log_interval):
                     means = {k: float(v) / counts[k] for k, v in sums.items()}
                     self._log(stage, means)
                     if "loss" in means:
@@ -327,12 +326,11 @@ class Training:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        for parameter in parameters:
-            parameter.grad = None
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.shared:
             add_gradients(parameters)
-        norm = total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(loss.detach() + norm)):
             optimizer.zero_grad(set_to_none=True)
             stage, wrong = self.stage or name, ("grad_norm", norm)
@@ -341,7 +339,7 @@ class Training:
             raise self.non_finite(f"{stage}/{wrong[0]}", float(wrong[1]), self.progress[stage] + 1)
         if max_norm < math.inf:
             nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        adam_step(optimizer)
+        optimizer.step()
         return norm
 
     def non_finite(self, what: str, value: float, step: int) -> NonFiniteError:
@@ -371,60 +369,6 @@ class Training:
         return torch.rand(shape, generator=self.generator, device=self.device)
 
 
-def total_norm(gradients: list[Tensor]) -> Tensor:
-    """`nn.utils.get_total_norm` of tensors on one device, without sorting them by device."""
-    if not gradients:
-        return torch.zeros(())
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    return norm
-
-
-@torch.no_grad()
-def adam_step(optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()`, in half the time where it is a fused Adam on the CPU that has begun.
-
-    The numbers are the same. What torch does around its own kernel (hooks, profiling, sorting by
-    device) takes longer than the kernel where networks are small.
-    """
-    for group in optimizer.param_groups if _is_usual(optimizer) else ():
-        moved = [p for p in group["params"] if p.grad is not None]
-        states = [optimizer.state[p] for p in moved]
-        if not all(states):
-            break
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
-        torch._fused_adam_(
-            moved,
-            [p.grad for p in moved],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            steps,
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=group["maximize"],
-        )
-        return
-    optimizer.step()
-
-
-def _is_usual(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it is one fused Adam of one group on the CPU, and nothing is hooked to it."""
-    (group, *others) = optimizer.param_groups
-    return (
-        type(optimizer) is torch.optim.Adam
-        and not others
-        and bool(group["fused"])
-        and not (group["amsgrad"] or group["differentiable"] or group["capturable"])
-        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
-        and group["params"][0].device.type == "cpu"
-    )
-
-
 def of_training(name: str) -> Any:
     """A property of an agent that reads one of its training's registers."""
     return property(attrgetter(f"training.{name}"))
@@ -445,6 +389,17 @@ def stage_line(what: str, steps: int, seconds: float, means: dict[str, float]) -
     line = f"{what} {steps:,} steps in {took}"
     name = next((name for name in MATTERS if name in means), None)
     return line if name is None else f"{line}, {MATTERS[name]} {means[name]:.4g}"
+
+
+def is_logged(step: int, total: int, interval: int) -> bool:
+    """Whether a row of metrics follows that many steps: every `interval`, and at the end.
+
+    Rows of a stage that is too short for FEWEST_ROWS are evenly spaced, so that each is a mean of
+    as many steps.
+    """
+    if total < FEWEST_ROWS * interval:
+        return step * FEWEST_ROWS // total > (step - 1) * FEWEST_ROWS // total
+    return step % interval == 0 or step == total
 
 
 def half_cosine(rate: float, step: int, total: int, decays: bool = True) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from factory import WHITENED, make_dataset
 
 from qgpo import QGPO
-from qgpo.agents.core.training import stage_line
+from qgpo.agents.core.training import is_logged, stage_line
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,16 @@ def test_a_short_stage_has_twenty_rows_of_metrics(interval, rows):
     agent.training.history = {stage: [] for stage in agent.stages}
     agent.learn(make_dataset(), log_interval=interval)
     assert len(agent.training.history["whitening"]) == rows
+
+
+@pytest.mark.parametrize("total", [1, 12, 40, 2250, 9_999])
+def test_rows_of_a_short_stage_are_means_of_as_many_steps(total):
+    logged = [step for step in range(1, total + 1) if is_logged(step, total, 500)]
+    assert len(logged) == min(total, 20)
+    assert logged[-1] == total
+    assert np.ptp(np.diff([0, *logged])) <= 1
+
+
+def test_a_long_stage_has_a_row_per_interval_and_one_at_its_end():
+    logged = [step for step in range(1, 10_201) if is_logged(step, 10_200, 500)]
+    assert logged == [*range(500, 10_001, 500), 10_200]
