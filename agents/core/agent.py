@@ -226,7 +226,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
             near = difflib.get_close_matches(name, sorted(fields), 4)
             raise TypeError(
                 f"{cls.name} has no setting {name!r}"
-                + (f"; the nearest are {', '.join(near)}" if near else "")
+                + (f" (nearest: {', '.join(near)})" if near else "")
                 + f". The fields of {cls.config_class.__name__} are {', '.join(sorted(fields))}"
             )
         return named
