@@ -72,9 +72,7 @@ def test_settings_by_name_go_before_preset_and_family(tiny):
 
 @pytest.mark.parametrize("agent", sorted(AGENTS))
 def test_settings_that_do_not_exist_are_refused(agent):
-    message = (
-        rf"{re.escape(agent)} has no setting 'learning_rates' \(nearest: .*learning_rate"
-    )
+    message = rf"{re.escape(agent)} has no setting 'learning_rates' \(nearest: .*learning_rate"
     with pytest.raises(TypeError, match=message):
         AGENTS[agent](learning_rates=0.9)
     with pytest.raises(ValueError, match="learning_rate"):
