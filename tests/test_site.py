@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from factory import ROOT
+from filelock import FileLock
 
 LOADED = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=[\"']?(https?:|//)[^>]*>")
 IMAGE = re.compile(r"<img\b[^>]*>")
