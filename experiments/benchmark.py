@@ -13,8 +13,9 @@ from qgpo.agents.core.checkpoint import read_header
 from qgpo.agents.guided.adoption import same_critic
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.registry import agent_class
+from qgpo.envs.text import readable
 from qgpo.experiments import documents
-from qgpo.experiments.documents import Document, check_same_training
+from qgpo.experiments.documents import Document, check_same_training, evaluations_from_json
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.keeping import show_and_write
 from qgpo.experiments.packing import PROVENANCE, read_what_can_be, write_document
@@ -145,3 +146,17 @@ class Benchmark:
 def _seconds(result: Document) -> float:
     """Of training and evaluation, as far as they were measured."""
     return float(result["training"]["wall_seconds"] + (result["evaluation_seconds"] or 0.0))
+
+
+def headline(result: Document) -> str:
+    """What a cell's run found, in one line."""
+    training, scale = result["training"], result["headline_scale"]
+    took = f"trained in {training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
+    evaluations = dict(evaluations_from_json(result["evaluations"]))
+    if scale not in evaluations:
+        return took
+    played = evaluations[scale]
+    if played.successes is not None:
+        return f"success {played.success_text}; {took}"
+    normalised = "" if played.score is None else f", normalised {played.score:.1f}"
+    return f"return {readable(played.mean)}{normalised}; {took}"

@@ -221,8 +221,9 @@ def check_same_training(experiment: Experiment[Any], path: Path, document: Docum
     for name in wanted | found:  # a setting that only one of them has is None in the other
         if wanted.get(name) != found.get(name):
             raise DocumentError(
-                f"{path} was made with {name} = {found.get(name)!r}, the plan has "
-                f"{wanted.get(name)!r}: give the agent another label, or move that file away"
+                f"{path} was made with {name} = {found.get(name)!r}, this training has "
+                f"{wanted.get(name)!r}: give it another name (label in a plan, --run-dir), or "
+                "move that file away"
             )
 
 

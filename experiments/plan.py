@@ -68,6 +68,8 @@ class Cell(Experiment[Any]):
     """label of the agent whose cell provides the stages before the last"""
     donor_dataset: str | None = None
     """dataset of that cell, if it is another task; then it provides the stages before the critic"""
+    folder_name: str | None = None
+    """of its run folder; default from dataset, label and seed"""
     gpus: Annotated[float, AT_LEAST_0] = 0.0
     """fraction of a GPU to reserve on a Ray cluster"""
     n_episodes: Annotated[int, AT_LEAST_1] = 50
@@ -89,7 +91,7 @@ class Cell(Experiment[Any]):
     @property
     def name(self) -> str:
         """Name of its run folder and of its result's file."""
-        return self._name_of(self.dataset_id, self.label)
+        return self.folder_name or self._name_of(self.dataset_id, self.label)
 
     @property
     def donor(self) -> str | None:
@@ -102,7 +104,10 @@ class Cell(Experiment[Any]):
         return re.sub(r"[^\w.+=-]+", "-", f"{dataset_id}-{label}-s{self.seed}")
 
 
-NO_KEYS = {"dataset_id", "seed", "donor_label", "donor_dataset", "config", "progress_bar"}
+NO_KEYS = {
+    *("dataset_id", "seed", "donor_label", "donor_dataset", "folder_name", "config"),
+    "progress_bar",
+}
 KEYS = {field.name for field in dataclasses.fields(Cell)} - NO_KEYS
 """of an agent's table that are fields of its cells; `adopt` is the label there"""
 OTHER_KEYS = {"datasets", "seeds", "overrides", "adopt_dataset"}

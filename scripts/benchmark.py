@@ -14,9 +14,7 @@ from typing import Annotated
 import tyro
 
 from qgpo.commands import command
-from qgpo.envs.text import readable
-from qgpo.experiments.benchmark import Benchmark, Standing
-from qgpo.experiments.documents import Document, evaluations_from_json
+from qgpo.experiments.benchmark import Benchmark, Standing, headline
 from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.settings import AT_LEAST_1, check_types
 from qgpo.experiments.workers import Outcome
@@ -57,17 +55,6 @@ def table(standings: list[Standing], workers: int) -> str:
         total += f", plus {len(left) - len(known)} cells of unknown duration"
     lines.append(f"{len(standings) - len(left)} finished, {len(left)} to run: {total}")
     return "\n".join(lines)
-
-
-def headline(result: Document) -> str:
-    """What a cell's run found, in one line."""
-    training, scale = result["training"], result["headline_scale"]
-    [played] = [e for w, e in evaluations_from_json(result["evaluations"]) if w == scale]
-    took = f"trained in {training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
-    if played.successes is not None:
-        return f"success {played.success_text}; {took}"
-    normalised = "" if played.score is None else f", normalised {played.score:.1f}"
-    return f"return {readable(played.mean)}{normalised}; {took}"
 
 
 @one_line()

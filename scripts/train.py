@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from qgpo.agents import AGENTS, QGPO
 from qgpo.agents.core.config import NOT_NEGATIVE
@@ -19,13 +21,19 @@ from qgpo.agents.core.speed import check_minutes
 from qgpo.agents.core.training import NonFiniteError
 from qgpo.commands import command
 from qgpo.envs.play.scores import EvaluationError, scale_label
+from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.families import find_family
+from qgpo.envs.text import counted
 from qgpo.experiments import documents
+from qgpo.experiments.benchmark import headline
+from qgpo.experiments.documents import Document
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder, RunFolderError
 from qgpo.experiments.preflight import check_new
-from qgpo.experiments.settings import Experiment, choose_config
+from qgpo.experiments.seeds import at_once, cells_of, check_seeds, summary
+from qgpo.experiments.settings import SEED, Experiment, choose_config
+from qgpo.experiments.workers import Outcome, run_locally
 from qgpo.scripts._refusals import one_line
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
@@ -58,6 +66,10 @@ class Args(Experiment[ConfigT]):
     overwrite: bool = False
     """if the run folder contains a run, delete it instead of stopping with an error; files that no
     run wrote stay"""
+    seeds: tuple[Annotated[int, SEED], ...] = ()
+    """train with each of these seeds, as many at once as there are cores, and summarize them. Each
+    has its own run folder, in --run-dir or runs, with its seed in the name. The same command again
+    continues what was stopped"""
     verbose: bool = False
     """print every row of metrics"""
     track: bool = False
@@ -68,6 +80,10 @@ class Args(Experiment[ConfigT]):
     @property
     def folder(self) -> RunFolder:
         """Where the run is kept."""
+        return RunFolder(self.resume or self.run_dir or Path("runs") / self.name_of(self.seed))
+
+    def name_of(self, seed: int) -> str:
+        """Name of a run folder that nobody named."""
         preset = self.preset
         if self.minutes is not None:
             preset += f"-{self.minutes:g}min"
@@ -75,8 +91,7 @@ class Args(Experiment[ConfigT]):
             preset += f"-x{self.longer:g}"
         if (self.history, self.chunk) != (1, 1):
             preset += f"-h{self.history}-c{self.chunk}"
-        name = f"{self.dataset_id}-{self.agent}-{preset}-s{self.seed}".replace("/", "-")
-        return RunFolder(self.resume or self.run_dir or Path("runs") / name)
+        return f"{self.dataset_id}-{self.agent}-{preset}-s{seed}".replace("/", "-")
 
     @property
     def to_measure(self) -> float | None:
@@ -86,6 +101,7 @@ class Args(Experiment[ConfigT]):
     def check(self) -> None:
         """Also raise ValueError for minutes that cannot be."""
         super().check()
+        self._check_seeds()
         if self.to_measure is None:
             return
         check_minutes(self.to_measure)
@@ -99,6 +115,18 @@ class Args(Experiment[ConfigT]):
                 f"minutes={self.minutes:g} and adopt={str(self.adopt)!r}: adopted stages keep "
                 "their number of steps; give only one of them"
             )
+
+    def _check_seeds(self) -> None:
+        """Raise ValueError for what several seeds cannot have."""
+        check_seeds(self.seeds)
+        for name in ALONE if self.seeds else ():
+            if getattr(self, name) != getattr(Args, name):
+                flag = name.replace("_", "-")
+                raise ValueError(f"--seeds and --{flag}: --{flag} is for one seed, leave one out")
+
+
+ALONE = ("seed", "resume", "minutes", "adopt", "overwrite", "track", "verbose")
+"""flags of one run, which several seeds do not have"""
 
 
 @dataclass
@@ -164,6 +192,7 @@ def saved_args(path: Path) -> Args[Any]:
         saved |= {"dataset_id": measured["dataset"], "config": measured["config"]}
         saved |= {"run_dir": path, "resume": path, "overwrite": False}
         saved.pop("progress_bar", None)  # another terminal, or none
+        saved.pop("seeds", None)  # none, in JSON a list
         adopt = None if folder.checkpoint.exists() else saved.get("adopt")
         saved["adopt"] = adopt and Path(adopt)
         if not saved.get("threads"):  # another number would round otherwise
@@ -198,17 +227,20 @@ def refuse(args: Args[Any]) -> None:
         check_new(folder, args.overwrite)
 
 
-def draw(args: Args[Any], run: Run) -> None:
+def draw(
+    args: Experiment[Any],
+    folder: RunFolder,
+    returns: NDArray[np.float64],
+    evaluations: documents.Evaluations,
+) -> None:
     """The picture in the run folder. Raises ValueError where there is none."""
     from qgpo.experiments import run_figure  # matplotlib takes half a second to import
 
-    folder = run.folder
-    folder.check_held()
-    played = [(scale_label(scale), evaluation) for scale, evaluation in run.evaluations]
-    title = f"{args.agent} ({args.preset}, seed {args.seed}) on {run.dataset.id}"
+    played = [(scale_label(scale), evaluation) for scale, evaluation in evaluations]
+    title = f"{args.agent} ({args.preset}, seed {args.seed}) on {args.dataset_id}"
     try:
         metrics = run_figure.read_metrics(folder.metrics)
-        run_figure.draw_run(folder.report, title, metrics, run.dataset.episode_returns, played)
+        run_figure.draw_run(folder.report, title, metrics, returns, played)
     except Exception as error:  # whatever it is, training and scores are not lost
         raise ValueError(
             f"picture {folder.report} could not be drawn ({type(error).__name__}: {error}); "
@@ -217,8 +249,49 @@ def draw(args: Args[Any], run: Run) -> None:
     print(f"picture: {folder.report}")
 
 
+def train_seeds(args: Args[Any]) -> None:
+    """One run per seed, in processes beside each other; what failed is named in the end."""
+    args.check()
+    root = args.run_dir or Path("runs")
+    data = load_dataset(args.dataset_id, args.download, args.storage)
+    returns = data.episode_returns
+    del data  # each process reads it
+    cells, processes = cells_of(args, args.seeds, args.name_of), at_once(args.seeds)
+    for cell in cells:
+        config = RunFolder(root / cell.name).config
+        if config.exists():
+            documents.check_same_training(cell, config, documents.read(config))
+    print(f"{counted(len(cells), 'seed')}, {processes} at once, in {root}", flush=True)
+    results: dict[int, Document] = {}
+    failed: list[str] = []
+
+    def report(outcome: Outcome) -> None:
+        cell, folder = outcome.cell, RunFolder(root / outcome.cell.name)
+        if outcome.result is None:
+            failed.append(f"seed {cell.seed}: {outcome.error}\n    log: {outcome.log}")
+            return
+        print(f"seed {cell.seed}: {headline(outcome.result)}", flush=True)
+        results[cell.seed] = outcome.result
+        played = documents.evaluations_from_json(outcome.result["evaluations"])
+        draw(cell, folder, returns, played)
+
+    root.mkdir(parents=True, exist_ok=True)
+    run_locally(cells, root, processes, report)
+    if results:
+        print(summary([results[seed] for seed in args.seeds if seed in results], returns))
+    if failed:
+        raise SystemExit(
+            f"{len(failed)} of {len(cells)} seeds failed\n" + "\n".join(sorted(failed))
+        )
+
+
 def main(args: Args[Any]) -> None:
     """Refuse what cannot work in one line, then run in the locked folder."""
+    if args.seeds:
+        again = f" with checkpoints; continue with: {command('train', *sys.argv[1:])}"
+        with one_line(TypeError, RunFolderError, stopped=again):
+            train_seeds(args)
+        return
     folder = args.folder
     imported = ["--env-id", args.env_id] if args.env_id and ":" in args.env_id else []
     again = f"; continue with: {command('train', '--resume', folder.path, *imported)}"
@@ -232,7 +305,8 @@ def main(args: Args[Any]) -> None:
         refuse(args)  # meanwhile another one may have begun
         project = args.wandb_project if args.track else None
         run.finish(args.verbose, project, args.overwrite and args.resume is None)
-        draw(args, run)
+        folder.check_held()
+        draw(args, folder, run.dataset.episode_returns, run.evaluations)
 
 
 @any_terminal()

@@ -42,6 +42,20 @@ CASES = [
     ),
     Case(
         CLI,
+        "train: --seeds with the same one twice",
+        SystemExit,
+        "error: seeds=[0, 0] has 0 twice, expected different seeds",
+        train("--seeds", "0", "0"),
+    ),
+    Case(
+        CLI,
+        "train: --seeds together with --minutes",
+        SystemExit,
+        "error: --seeds and --minutes: --minutes is for one seed, leave one out",
+        train("--seeds", "0", "1", "--minutes", "10"),
+    ),
+    Case(
+        CLI,
         "train: --minutes 0",
         SystemExit,
         "error: minutes=0, expected a positive number of at most 1e+06",

@@ -219,7 +219,7 @@ def test_another_training_under_the_same_name_is_refused(measured, data):
     other = measured / "other.toml"
     other.write_text(PLAN.replace('"beta" = 30.0', '"beta" = 10.0'))
     done = run(other, "--results", "plan", data=data, code=1)
-    assert "was made with beta = 30.0, the plan has 10.0" in done.stderr
+    assert "was made with beta = 30.0, this training has 10.0" in done.stderr
     with pytest.raises(DocumentError, match=r"config.json was made with beta"):
         run_cell(read_plan(other)[0], measured / "runs" / "plan")
 
@@ -244,7 +244,9 @@ def test_options_that_came_later_count_as_their_defaults(measured, tmp_path):
     results.mkdir()
     (results / f"{cell.name}.json").write_text(json.dumps(result))
     benchmark = Benchmark([cell], tmp_path / "runs", results)
-    with pytest.raises(DocumentError, match="energy_preconditioned = False, the plan has True"):
+    with pytest.raises(
+        DocumentError, match="energy_preconditioned = False, this training has True"
+    ):
         benchmark.standings()
     result["measured"]["config"]["energy_preconditioned"] = True
     (results / f"{cell.name}.json").write_text(json.dumps(result))

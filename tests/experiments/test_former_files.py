@@ -79,7 +79,7 @@ def test_another_training_and_a_later_version_are_refused(tmp_path):
     benchmark = Benchmark([cell], tmp_path / "runs", tmp_path)
     document["measured"]["config"]["beta"] = 2.0
     path.write_text(json.dumps(document))
-    with pytest.raises(DocumentError, match=r"was made with beta = 2.0, the plan has 1.0"):
+    with pytest.raises(DocumentError, match=r"was made with beta = 2.0, this training has 1.0"):
         benchmark.standings()
     path.write_text(json.dumps({**document, "format_version": documents.FORMAT_VERSION + 1}))
     with pytest.raises(DocumentError, match="is newer than 2: update qgpo to read it"):

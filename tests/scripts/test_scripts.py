@@ -211,6 +211,31 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(finished, tmp_path, d
     assert (folder / "evaluation.json").exists()
 
 
+def test_several_seeds_are_the_runs_of_each_seed(finished, tmp_path, data):
+    flags = ["--dataset-id", DATASET, "--run-dir", "seeds", "--n-episodes", "2", *QUICK, *TINY]
+    done = run("train", "--seeds", "0", "3", *flags, cwd=tmp_path, data=data)
+    folders = {path.name[-2:]: path for path in (tmp_path / "seeds").iterdir() if path.is_dir()}
+    assert folders.keys() == {"s0", "s3"}
+    agents = {k: QGPO.load(path / "checkpoint.zip", device="cpu") for k, path in folders.items()}
+    alone = QGPO.load(finished / "checkpoint.zip", device="cpu")
+    assert same_parameters(agents["s0"].get_parameters(), alone.get_parameters())
+    assert not same_parameters(agents["s3"].get_parameters(), alone.get_parameters())
+    assert all((path / "report.png").exists() for path in folders.values())
+    lines = done.stdout.splitlines()
+    assert "seed 0    seed 3" in done.stdout
+    evaluations = [json.loads((p / "evaluation.json").read_text()) for p in folders.values()]
+    means = [one["evaluations"][1]["mean"] for one in evaluations]
+    guided = next(line for line in lines if line.startswith("w = 1")).split()
+    assert float(guided[4]) == pytest.approx(np.mean(means), rel=0.01)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seeds/*/checkpoint.zip")}
+    again = run("train", "--seeds", "0", "3", *flags, cwd=tmp_path, data=data)
+    assert again.stdout.splitlines()[-1] == lines[-1]
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    other = [*flags, "--config.beta", "7"]
+    refused = run("train", "--seeds", "0", "3", *other, cwd=tmp_path, data=data, code=1)
+    assert "was made with beta = " in refused.stderr
+
+
 def test_a_resumed_run_is_as_long_as_it_was(finished):
     with pytest.raises(SystemExit, match="--longer cannot change"):
         train.parse(["--resume", str(finished), "--longer", "2"])
