@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from turns import ACTIONS, OBSERVATIONS, Turn, noise
+from turns import ACTIONS, OBSERVATIONS, Turn, let_guide, noise
 
 from qgpo import PRESETS, QGPO
 from qgpo.agents.core.provenance import versions
@@ -96,6 +96,7 @@ def acting(args: Args) -> dict[str, Any]:
     agents = {device: QGPO("laptop", device=device) for device in ("cpu", "cuda")}
     for agent in agents.values():
         agent.set_spaces(OBSERVATIONS, ACTIONS, "the benchmark")
+        let_guide(agent)
     rows = {}
     for n in args.batch_sizes:
         observations = np.random.default_rng(0).standard_normal((n, 17), np.float32)

@@ -34,7 +34,7 @@ from authors import SUPPORT_STATES, Authors
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from turns import ACTIONS, OBSERVATIONS, Turn, noise
+from turns import ACTIONS, OBSERVATIONS, Turn, let_guide, noise
 
 from qgpo import AEPO, QGPO, QIPO
 from qgpo.agents import OfflineAgent
@@ -188,14 +188,6 @@ def finish(agent: QGPO, stage: str) -> None:
     agent.progress[stage] = agent.support.chunks(agent._batches) if stage == "support" else steps  # type: ignore[arg-type]
     if stage == "critic":
         let_guide(agent)
-
-
-def let_guide(agent: OfflineAgent[Any]) -> None:
-    """Give a stacked critic, which confirms nothing in noise, weights with which it guides."""
-    if "critic_weights" in agent.networks:
-        weights: Any = agent.networks["critic_weights"]
-        weights.weights.fill_(0.5)
-        weights.measured.fill_(1.0)
 
 
 def stages(preset: str, args: Args, authors: Authors | None) -> dict[str, Any]:

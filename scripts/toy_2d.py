@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "analytic 2nd",
         {"guidance": "analytic", "guidance_options": {"order": 2, "gradient": "shift"}},
     ),
+    "aepo": ("AEPO", {"guidance": "aepo"}),
 }
 """label and settings of every guidance"""
 MAP_TIMES = (0.1, 0.3, 0.5, 0.7)

@@ -28,7 +28,8 @@ from qgpo.experiments.folder import RunFolder
 from qgpo.scripts import evaluate as evaluate_script
 from qgpo.scripts import train as train_script
 
-LOAD, ARRAYS, MAKE, LEARN = "load_dataset", "OfflineDataset", "constructor", "learn"
+LOAD, ARRAYS, MAKE = "load_dataset", "OfflineDataset", "constructor"
+LEARN, ONLINE = "learn", "learn_online"
 PREDICT, FILE, PLAY, CLI = "predict", "load", "evaluate", "command line"
 
 

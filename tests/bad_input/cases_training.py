@@ -11,6 +11,7 @@ from agent_tester import Walk
 from cases import (
     LEARN,
     MAKE,
+    ONLINE,
     Case,
     agent,
     config,
@@ -26,7 +27,7 @@ from factory import (
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from qgpo import QGPO, BestOfNConfig, EnergyGuidedDiffusion, Ensemble, IQLConfig
+from qgpo import BC, QGPO, BestOfNConfig, EnergyGuidedDiffusion, Ensemble, IQLConfig
 from qgpo.agents import within_minutes
 from qgpo.agents.core.callbacks import EvaluationCallback, SaveCheckpoint
 from qgpo.agents.core.parameters import ParameterError
@@ -445,5 +446,49 @@ CASES = [
         ValueError,
         "scales=(1.0, -1.0), expected numbers in [0, 1e+09]",
         lambda: agent().tune_guidance(make_dataset(), scales=(1.0, -1.0)),
+    ),
+    Case(
+        ONLINE,
+        "an agent that learns from data alone",
+        TypeError,
+        "a BC agent learns from data alone, expected one of ['AEPO', 'BestOfN', 'QGPO', 'SIR']",
+        lambda: BC(device="cpu").learn_online(Walk(), 5),
+    ),
+    Case(
+        ONLINE,
+        "an agent that has not learned",
+        RuntimeError,
+        "this QGPO is not trained to the end: call learn(dataset)",
+        lambda: QGPO(PAPER_LIKE, device="cpu").learn_online(Walk(), 5, make_dataset()),
+    ),
+    Case(
+        ONLINE,
+        "timesteps=0",
+        ValueError,
+        "timesteps=0, expected at least 1",
+        lambda: agent().learn_online(Walk(), 0, make_dataset()),
+    ),
+    Case(
+        ONLINE,
+        "other data than those of the training",
+        ValueError,
+        "this QGPO was trained on 'test/made/by-hand-v0', 'test/made/by-hand-v0' holds other "
+        "data: pass the data of its training",
+        lambda: agent().learn_online(Walk(), 5, make_dataset(seed=7)),
+    ),
+    Case(
+        ONLINE,
+        "a config of another kind",
+        TypeError,
+        "config is a dict, expected an OnlineConfig",
+        lambda: agent().learn_online(Walk(), 5, make_dataset(), config={"learn_every": 5}),
+    ),
+    Case(
+        ONLINE,
+        "an environment with other spaces",
+        ValueError,
+        "the environment has observations (3,) and actions Box(-2.0, 2.0, (1,), float32); this "
+        "agent was made for (3,) and Box(-1.0, 1.0, (1,), float32)",
+        lambda: agent().learn_online("Pendulum-v1", 5, make_dataset()),
     ),
 ]

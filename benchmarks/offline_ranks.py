@@ -1,0 +1,119 @@
+"""How offline estimates rank separately trained agents, against the returns that they played.
+
+python benchmarks/suite.py --make
+python scripts/benchmark.py --plan benchmarks/offline_ranks.toml --workers 2
+python benchmarks/offline_ranks.py --runs runs/offline_ranks
+
+Every agent of a dataset gets the value of fitted Q evaluation and the return in one learned model,
+both as `evaluate_offline` computes them. Spearman's correlation of each with the played returns is
+printed for every dataset; its interval resamples the agents.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from measured import is_training_of
+
+from qgpo import OfflineDataset, evaluate_offline, load_agent, load_dataset
+from qgpo.agents.core.batches import Batches
+from qgpo.agents.guided.tuning import STEPS, Imagination
+from qgpo.envs.progress import progress
+from qgpo.experiments.packing import Document, read_documents
+from qgpo.experiments.ranking import rank_correlation
+
+ESTIMATES = {"value": "fitted Q evaluation", "imagined": "return in a learned model"}
+GAMMA = 0.99
+ROLLOUTS = 48
+
+
+@dataclass
+class Args:
+    """Offline estimates beside played returns."""
+
+    runs: Path
+    """folder with the cells' run folders"""
+    results: Path = Path("benchmarks/offline_ranks")
+    """folder with the cells' results"""
+    output: Path = Path("benchmarks/offline_ranks.json")
+    """JSON to write; agents that it already holds are not repeated"""
+
+
+def world_of(dataset: OfflineDataset) -> Imagination:
+    """The model in which all agents of a dataset play."""
+    generator = torch.Generator().manual_seed(0)
+    data = Batches.of(dataset, torch.device("cpu"), dataset.action_scale)
+    with progress(STEPS, "model", False) as bar:
+        return Imagination.of(dataset, data, generator, STEPS, ROLLOUTS, bar)
+
+
+def estimate(cell: Document, run: Path, dataset: OfflineDataset, world: Imagination) -> Document:
+    """One agent's estimates, at the scale at which it was played."""
+    agent = load_agent(run / "checkpoint.zip", device="cpu")
+    if not is_training_of(agent, cell["measured"]):
+        raise SystemExit(f"{run}: the checkpoint is not that of the cell's configuration")
+    began = time.process_time()
+    result = evaluate_offline(agent, dataset, gamma=GAMMA, model_steps=0, progress_bar=False)
+    seconds = time.process_time() - began
+    with progress(world.horizon, "episodes", False) as bar:
+        imagined, left = world.play(agent, True, bar)
+    [played] = cell["evaluations"]
+    return {
+        "dataset": dataset.id,
+        "label": cell["label"],
+        "played": played["mean"],
+        "value": result.value,
+        "heads_apart": result.heads_apart,
+        "imagined": float(imagined.double().mean()),
+        "left_data": float(left.double().mean()),
+        "cpu_seconds": round(seconds, 1),
+    }
+
+
+def correlations(rows: list[Document]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Spearman's correlation of each estimate with the played returns, by dataset."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        own = [row for row in rows if row["dataset"] == dataset]
+        played = [row["played"] for row in own]
+        of = {name: rank_correlation([([r[name] for r in own], played)]) for name in ESTIMATES}
+        found[dataset] = {
+            name: {"value": e.value, "interval": e.interval, "agents": e.states}
+            for name, e in of.items()
+        }
+    return found
+
+
+def main(args: Args) -> None:
+    """Estimate, write after every agent, and print."""
+    torch.set_num_threads(1)
+    rows: list[Document] = json.loads(args.output.read_text()) if args.output.exists() else []
+    done = {(row["dataset"], row["label"]) for row in rows}
+    cells = read_documents(args.results)
+    for dataset_id in dict.fromkeys(cell["measured"]["dataset"] for cell in cells.values()):
+        own = {n: c for n, c in cells.items() if c["measured"]["dataset"] == dataset_id}
+        left = {n: c for n, c in own.items() if (dataset_id, c["label"]) not in done}
+        if not left:
+            continue
+        dataset = load_dataset(dataset_id)
+        world = world_of(dataset)
+        for name, cell in left.items():
+            rows.append(estimate(cell, args.runs / name, dataset, world))
+            print(rows[-1], flush=True)
+            args.output.write_text(json.dumps(rows, indent=1) + "\n")
+    for dataset_id, of in correlations(rows).items():
+        for name, e in of.items():
+            rho = "-" if e["value"] is None else f"{e['value']:.2f}"
+            between = np.round(e["interval"] or [], 2).tolist()
+            print(f"{dataset_id:40s} {ESTIMATES[name]:28s} {rho} {between}, {e['agents']} agents")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
