@@ -31,6 +31,7 @@ from qgpo.agents.iql import IQL as IQL
 from qgpo.agents.iql import IQLConfig as IQLConfig
 from qgpo.agents.offline_evaluation import OfflineEvaluation as OfflineEvaluation
 from qgpo.agents.offline_evaluation import evaluate_offline as evaluate_offline
+from qgpo.agents.offline_evaluation import learn_model as learn_model
 from qgpo.agents.one_step import OneStepConfig as OneStepConfig
 from qgpo.agents.one_step import OneStepPolicy as OneStepPolicy
 from qgpo.agents.qgpo import PRESETS as PRESETS

@@ -123,6 +123,35 @@ def _with(mean: float, interval: Interval) -> str:
 
 
 @usual_torch()
+def learn_model(
+    agent: Acts,
+    dataset: OfflineDataset,
+    *,
+    steps: int = STEPS,
+    rollouts: int = 48,
+    seed: int = 0,
+    progress_bar: bool | None = None,
+) -> Imagination:
+    """Return the learned model in which `evaluate_offline` imagines `rollouts` episodes.
+
+        model = learn_model(agents[0], dataset)
+        for agent in agents:
+            print(evaluate_offline(agent, dataset, model=model))
+
+    `evaluate_offline` learns the same one by itself for the same `seed`. Several guidance scales,
+    or several agents, need it only once. It has the device and the action scale of `agent`. Raises
+    NonFiniteError if it diverges.
+    """
+    check_count("steps", steps)
+    check_count("rollouts", rollouts)
+    _check_spaces(agent, dataset)
+    generator = torch.Generator(agent.device).manual_seed(check_seed(seed))
+    data = Batches.of(dataset, agent.device, agent.action_scale)
+    with progress(steps, "model of the environment", progress_bar) as bar:
+        return Imagination.of(dataset, data, generator, steps, rollouts, bar)
+
+
+@usual_torch()
 def evaluate_offline(
     agent: Acts,
     dataset: OfflineDataset,
@@ -132,6 +161,7 @@ def evaluate_offline(
     config: FittedQConfig | None = None,
     model_steps: int = STEPS,
     rollouts: int = 48,
+    model: Imagination | None = None,
     seed: int = 0,
     progress_bar: bool | None = None,
 ) -> OfflineEvaluation:
@@ -142,7 +172,8 @@ def evaluate_offline(
     over the states in which recorded episodes start. `gamma` is by default the agent's own, else
     0.99. Beside it stands the undiscounted return of `rollouts` episodes in an ensemble of networks
     that learn the environment in `model_steps` gradient steps, as in `tune_guidance`; 0 leaves it
-    out. The same `seed` gives the same numbers; the agent's own noise is not touched.
+    out. `model` is one from `learn_model`, used in place of learning another. The same `seed` gives
+    the same numbers; the agent's own noise is not touched.
 
     Raises RuntimeError before training, ValueError for data in other spaces and for a gamma outside
     [0, 1), NonFiniteError where Q or the model diverges.
@@ -151,8 +182,8 @@ def evaluate_offline(
         raise TypeError(f"dataset is a {type(dataset).__name__}, expected an OfflineDataset")
     config = config or FittedQConfig()
     deterministic = check_flag("deterministic", deterministic)
-    check_count("rollouts", rollouts)
     seed = check_seed(seed)
+    check_count("rollouts", rollouts)
     if model_steps:
         check_count("model_steps", model_steps)
     own = getattr(agent, "gamma", None)
@@ -175,16 +206,19 @@ def evaluate_offline(
     noise = agent.prediction_generator.get_state()
     generator = torch.Generator(device).manual_seed(seed)
     horizon = horizon_of(dataset)
-    steps = config.first_steps + config.steps + (model_steps + horizon if model_steps else 0)
+    steps = config.first_steps + config.steps
+    if model is None and model_steps:
+        more: Any = {"rollouts": rollouts, "seed": seed, "progress_bar": progress_bar}
+        model = learn_model(agent, dataset, steps=model_steps, **more)
     try:
         agent.prediction_generator.manual_seed(seed)
         with progress(steps, "offline evaluation", progress_bar) as bar:
             actions = actions_of(agent, data.states, deterministic, config.samples)
             q = fit_q(data, rewards, actions, gamma, config, generator, bar)
-            imagined = None
-            if model_steps:
-                world = Imagination.of(dataset, data, generator, model_steps, rollouts, bar)
-                imagined = world.play(agent, deterministic, bar)
+        imagined = None
+        if model is not None:
+            with progress(horizon, "imagined episodes", progress_bar) as bar:
+                imagined = model.play(agent, deterministic, bar)
     finally:
         agent.prediction_generator.set_state(noise)
 

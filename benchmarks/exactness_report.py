@@ -31,6 +31,7 @@ COLORS = {
     "qgf": "#97266d",
     "analytic": "#805ad5",
     "analytic2": "#b794f4",
+    "aepo": "#553c9a",
 }
 
 
@@ -141,6 +142,23 @@ def drawn(data: dict[str, Any]) -> str:
         )
         seconds = np.mean([r["data_cpu"] + r["train_cpu"] for r in rows])
         lines.append(f"| {problem} | {beta:g} | {errors} | {sw2} | {weights} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def guidances(data: dict[str, Any], beta: float) -> str:
+    """Markdown: every method on the drawn problems at one beta, a column per problem."""
+    methods = list(dict.fromkeys(row["method"] for row in data["rows"]))
+    by_method = {method: grouped(data, method) for method in methods}
+    problems = [problem for problem, b in by_method[methods[0]] if b == beta]
+    lines = [f"| | {' | '.join(problems)} |", f"|---|{'---|' * len(problems)}"]
+    for method, cells in by_method.items():
+        shown = []
+        for problem in problems:
+            rows = cells[problem, beta]
+            error = 100.0 * np.mean([row["guidance_error"] for row in rows])
+            far = np.mean([row["sw2"] / row["sw2_exact"] for row in rows])
+            shown.append(f"{error:.{0 if error >= 10.0 else 1}f} %, {far:.{far < 10.0:d}f}x")
+        lines.append(f"| {LABELS[method]} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

@@ -22,16 +22,13 @@ import torch
 import tyro
 from measured import is_training_of
 
-from qgpo import OfflineDataset, evaluate_offline, load_agent, load_dataset
-from qgpo.agents.core.batches import Batches
-from qgpo.agents.guided.tuning import STEPS, Imagination
-from qgpo.envs.progress import progress
+from qgpo import OfflineDataset, evaluate_offline, learn_model, load_agent, load_dataset
+from qgpo.agents import OfflineAgent
 from qgpo.experiments.packing import Document, read_documents
 from qgpo.experiments.ranking import rank_correlation
 
 ESTIMATES = {"value": "fitted Q evaluation", "imagined": "return in a learned model"}
 GAMMA = 0.99
-ROLLOUTS = 48
 
 
 @dataclass
@@ -46,33 +43,23 @@ class Args:
     """JSON to write; agents that it already holds are not repeated"""
 
 
-def world_of(dataset: OfflineDataset) -> Imagination:
-    """The model in which all agents of a dataset play."""
-    generator = torch.Generator().manual_seed(0)
-    data = Batches.of(dataset, torch.device("cpu"), dataset.action_scale)
-    with progress(STEPS, "model", False) as bar:
-        return Imagination.of(dataset, data, generator, STEPS, ROLLOUTS, bar)
-
-
-def estimate(cell: Document, run: Path, dataset: OfflineDataset, world: Imagination) -> Document:
+def estimate(
+    cell: Document, agent: OfflineAgent[Any], dataset: OfflineDataset, model: Any
+) -> Document:
     """One agent's estimates, at the scale at which it was played."""
-    agent = load_agent(run / "checkpoint.zip", device="cpu")
-    if not is_training_of(agent, cell["measured"]):
-        raise SystemExit(f"{run}: the checkpoint is not that of the cell's configuration")
     began = time.process_time()
-    result = evaluate_offline(agent, dataset, gamma=GAMMA, model_steps=0, progress_bar=False)
+    result = evaluate_offline(agent, dataset, gamma=GAMMA, model=model, progress_bar=False)
     seconds = time.process_time() - began
-    with progress(world.horizon, "episodes", False) as bar:
-        imagined, left = world.play(agent, True, bar)
     [played] = cell["evaluations"]
+    assert result.left_data is not None
     return {
         "dataset": dataset.id,
         "label": cell["label"],
         "played": played["mean"],
         "value": result.value,
         "heads_apart": result.heads_apart,
-        "imagined": float(imagined.double().mean()),
-        "left_data": float(left.double().mean()),
+        "imagined": result.imagined_return,
+        "left_data": float(result.left_data.mean()),
         "cpu_seconds": round(seconds, 1),
     }
 
@@ -102,10 +89,13 @@ def main(args: Args) -> None:
         left = {n: c for n, c in own.items() if (dataset_id, c["label"]) not in done}
         if not left:
             continue
-        dataset = load_dataset(dataset_id)
-        world = world_of(dataset)
+        dataset, model = load_dataset(dataset_id), None
         for name, cell in left.items():
-            rows.append(estimate(cell, args.runs / name, dataset, world))
+            agent = load_agent(args.runs / name / "checkpoint.zip", device="cpu")
+            if not is_training_of(agent, cell["measured"]):
+                raise SystemExit(f"{args.runs / name}: not the training of the cell {name}")
+            model = model or learn_model(agent, dataset, progress_bar=False)
+            rows.append(estimate(cell, agent, dataset, model))
             print(rows[-1], flush=True)
             args.output.write_text(json.dumps(rows, indent=1) + "\n")
     for dataset_id, of in correlations(rows).items():

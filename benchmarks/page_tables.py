@@ -412,6 +412,10 @@ def exactness() -> Iterator[tuple[str, str]]:
     first = read_json("results/exactness_validation_first.json")
     yield "exactness-drawn-first", exactness_report.drawn(first)
     yield "exactness-drawn-second", exactness_report.drawn(read_json(SECOND))
+    seed = [row for row in read_json(VALIDATION)["rows"] if row["seed"] == 0]
+    every = {"rows": [*seed, *read_json("results/exactness_guidances.json")["rows"]]}
+    yield "exactness-guidances-3", exactness_report.guidances(every, 3.0)
+    yield "exactness-guidances-10", exactness_report.guidances(every, 10.0)
     yield "exactness-parts", exactness_report.parts(read_json("results/exactness_parts.json"))
     yield "exactness-support", exactness_report.by_support(read_json(SUPPORT))
     yield "exactness-support-times", exactness_report.support_by_time(read_json(SUPPORT))

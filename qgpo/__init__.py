@@ -34,6 +34,7 @@ from qgpo.agents import ReBRACConfig as ReBRACConfig
 from qgpo.agents import SIRConfig as SIRConfig
 from qgpo.agents import TD3BCConfig as TD3BCConfig
 from qgpo.agents import evaluate_offline as evaluate_offline
+from qgpo.agents import learn_model as learn_model
 from qgpo.agents import load_agent as load_agent
 from qgpo.agents import load_from_folder as load_from_folder
 from qgpo.agents import load_from_hub as load_from_hub

@@ -25,12 +25,14 @@ import torch
 import tyro
 from gymnasium.envs.registration import EnvSpec
 
-from qgpo.agents import QGPO, Ensemble, OfflineAgent, evaluate_offline, load_agent
+from qgpo.agents import QGPO, Ensemble, OfflineAgent, evaluate_offline, learn_model, load_agent
 from qgpo.agents.core.config import NOT_NEGATIVE
+from qgpo.agents.core.fitted_q import FittedQConfig
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
 from qgpo.agents.guided.policy import GuidedPolicy
+from qgpo.agents.guided.tuning import STEPS
 from qgpo.commands import command
 from qgpo.envs import OfflineDataset, load_dataset
 from qgpo.envs.play.evaluation import FIRST_SEED, evaluate_scales, reference_within
@@ -52,7 +54,7 @@ from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, Evaluations
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.keeping import play_and_keep, show_and_write
-from qgpo.experiments.settings import AT_LEAST_1, SEED, THREADS, check_types
+from qgpo.experiments.settings import AT_LEAST_0, AT_LEAST_1, SEED, THREADS, check_types
 from qgpo.fields import Range
 from qgpo.files import check_writable
 from qgpo.scripts._refusals import one_line
@@ -93,6 +95,10 @@ class Args:
     offline: bool = False
     """play nothing: estimate the value of the recorded starts from the run's dataset alone (fitted
     Q evaluation), and the return in a model that is learned from it. Takes minutes"""
+    fitted_q: FittedQConfig = field(default_factory=FittedQConfig)
+    """with --offline: how the value is estimated; fewer steps are faster and less exact"""
+    model_steps: Annotated[int, AT_LEAST_0] = STEPS
+    """with --offline: gradient steps of the learned model; 0 leaves the imagined return out"""
     storage: Storage | None = None
     """how to hold the dataset for --tune-guidance and --picture: memory or memmap; default as in
     training (for checkpoint files: memory)"""
@@ -373,12 +379,15 @@ def estimate(args: Args, folders: list[RunFolder], members: list[Agent], agent: 
         print(tuning)
         scales = tuple(dict.fromkeys((*args.guidance_scale, tuning.best)))
     found: list[Document] = []
+    common: Any = {"seed": args.seed, "progress_bar": args.progress_bar}
+    model = None
+    if args.model_steps:
+        model = learn_model(agent, dataset, steps=args.model_steps, **common)
     for scale in scales:
         if scale is not None and is_guided(agent):
             agent.guidance_scale = scale
-        bar, seed = args.progress_bar, args.seed
-        options: Any = {"deterministic": args.deterministic, "seed": seed, "progress_bar": bar}
-        result = evaluate_offline(agent, dataset, **options)
+        options: Any = {"deterministic": args.deterministic, "model_steps": 0, **common}
+        result = evaluate_offline(agent, dataset, config=args.fitted_q, model=model, **options)
         print(f"{scale_label(scale)}\n{result}", flush=True)
         found.append({"guidance_scale": scale, **result.as_dict()})
     document = {"format_version": documents.FORMAT_VERSION, "agents": about, "seed": args.seed}
