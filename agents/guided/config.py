@@ -72,6 +72,9 @@ class GuidedPolicyConfig:
     critic: Annotated[str, OneOf(CRITICS), AFTER_BEHAVIOR] = "support"
     """how Q is learned: support (in-support Q-learning, the paper's), implicit (implicit
     Q-learning) or stacked (both, weighted by how well they predict held-out episodes)"""
+    critic_heads: Annotated[int, Range(1, 1000), AFTER_BEHAVIOR] = 1
+    """with critic stacked: heads of each learner for each half of the episodes, whose mean counts.
+    They share the transitions of a step: more rank actions better and take more memory"""
     critic_hidden: Annotated[tuple[int, ...], AFTER_BEHAVIOR] = (256, 256, 256)
     """hidden layer sizes of each Q network"""
     critic_activation: Annotated[str, OneOf(ACTIVATIONS), AFTER_BEHAVIOR] = "relu"

@@ -21,17 +21,28 @@ ROWS_PER_CHUNK = 8192
 """transitions whose actions are encoded at a time"""
 
 
+def fold_of(heads: int) -> Tensor:
+    """The fold from which each head learns, (H,): they take turns."""
+    return torch.arange(heads) % FOLDS
+
+
+def by_fold(of_heads: Tensor, dim: int = 0) -> Tensor:
+    """The mean over the heads of each fold, (..., H, ...) to (..., F, ...)."""
+    mean: Tensor = of_heads.unflatten(dim, (-1, FOLDS)).mean(dim)
+    return mean
+
+
 class FoldedBatch(NamedTuple):
-    """A batch from each of F folds."""
+    """A batch for each of H heads, from its fold."""
 
     transitions: Tensor
-    """(F, B) row numbers of transitions"""
+    """(H, B) row numbers of transitions"""
     rows: Tensor
-    """(F, B) row numbers of their states"""
+    """(H, B) row numbers of their states"""
     condition: Tensor
-    """(F, B, S) normalised states"""
+    """(H, B, S) normalised states"""
     actions: Tensor
-    """(F, B, 1, A) the dataset's actions, in the behavior's coordinates"""
+    """(H, B, 1, A) the dataset's actions, in the behavior's coordinates"""
 
 
 class Folds:
@@ -71,14 +82,15 @@ class Folds:
             table[int(index[0]) : int(index[-1]) + 1] = z
         return table
 
-    def draw(self, training: Training, batch_size: int) -> FoldedBatch:
-        """A batch from each fold."""
+    def draw(self, training: Training, heads: int, batch_size: int) -> FoldedBatch:
+        """A batch of its fold for each head."""
         share = self.data.collected_share
-        drawn = [
-            draw_mixed(training, recorded, len(members) - recorded, share, batch_size)
-            for members, recorded in zip(self.members, self.recorded, strict=True)
-        ]
-        index = torch.stack([m[i] for m, i in zip(self.members, drawn, strict=True)])
+        drawn = []
+        for fold in fold_of(heads).tolist():
+            members, recorded = self.members[fold], self.recorded[fold]
+            rows = draw_mixed(training, recorded, len(members) - recorded, share, batch_size)
+            drawn.append(members[rows])
+        index = torch.stack(drawn)
         rows = take(self.data.state_index, index)
         condition = self.behavior.condition(self.data, rows.flatten())
         return FoldedBatch(

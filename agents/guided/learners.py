@@ -1,4 +1,4 @@
-"""What a stacked critic is made of: Q learned in one way, by two heads from the two folds.
+"""What a stacked critic is made of: Q learned in one way, by several heads from each of two folds.
 
 returns    lambda-returns of in-support values; the advantage is linear in the action
 implicit   implicit Q-learning
@@ -17,7 +17,7 @@ from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.training import Training
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.critic import renew
-from qgpo.agents.guided.folds import FOLDS, FoldedBatch
+from qgpo.agents.guided.folds import FOLDS, FoldedBatch, by_fold, fold_of
 from qgpo.critic import (
     expectile_loss,
     in_support_expectile,
@@ -29,13 +29,13 @@ from qgpo.diffusion import Metrics
 from qgpo.networks import BatchedMLP, HeadsOfQ
 
 RETURNS = "returns"
-"""name of the table (N, H) of lambda-returns"""
+"""name of the table (N, F) of lambda-returns, by the heads of each fold"""
 STATES_PER_CHUNK = 128
 """whose support actions are asked about at a time"""
 
 
 class Learner(ABC):
-    """Two heads, each trained on its fold, and their slowly moving copy."""
+    """H heads, each trained on its fold, and their slowly moving copy."""
 
     def __init__(
         self, name: str, behavior: Behavior, training: Training, baseline: bool, linear: bool
@@ -43,10 +43,12 @@ class Learner(ABC):
         self.config, self.behavior, self.training = behavior.config, behavior, training
         self.name = name
         c = self.config
+        self.heads = FOLDS * c.critic_heads
+        self.fold = fold_of(self.heads).to(training.device)[:, None]
         self.network = training.add_trained(
             name,
             HeadsOfQ(
-                FOLDS,
+                self.heads,
                 behavior.observation_dim,
                 behavior.action_dim,
                 c.critic_hidden,
@@ -79,8 +81,8 @@ class Learner(ABC):
     @torch.no_grad()
     def q(self, condition: Tensor, z: Tensor) -> Tensor:
         """Every head's Q of J actions per state, (B, S), (B, J, A) to (H, B, J)."""
-        repeated = condition.expand(FOLDS, *condition.shape)
-        return self.target.every(repeated, z.expand(FOLDS, *z.shape))
+        repeated = condition.expand(self.heads, *condition.shape)
+        return self.target.every(repeated, z.expand(self.heads, *z.shape))
 
 
 class Returns(Learner):
@@ -100,33 +102,33 @@ class Returns(Learner):
         returns_of = partial(self._returns, data, lambda_)
         known = training.tables.get(RETURNS)
         training.tables[RETURNS] = renew(known, len(data), renewed, returns_of)
-        targets = training.tables[RETURNS].T.gather(1, batch.transitions)
+        targets = training.tables[RETURNS][batch.transitions, self.fold]
         baseline = self.network.baseline(batch.condition)
         advantages = self.network.advantages(batch.condition, batch.actions).squeeze(-1)
         value_loss = functional.mse_loss(baseline, targets)
         loss = functional.mse_loss(baseline.detach() + advantages, targets)
-        norm = training.optimize(self.name, FOLDS * (loss + value_loss), rate)
+        norm = training.optimize(self.name, self.heads * (loss + value_loss), rate)
         polyak_update(self.network, self.target, c.tau)
         return {"loss": loss, "value_loss": value_loss, "q": baseline.mean(), "grad_norm": norm}
 
     @torch.no_grad()
     def values(self, data: Batches, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Every head's in-support value of the states, and its mean over the support: (H, R).
+        """In-support values of the states, and their means over the support, by fold: (F, R).
 
-        Of the states from row `first` on.
+        Of the states from row `first` on; of the heads of each fold the mean.
         """
         values, means = [], []
         states = torch.arange(len(data.states) - first, device=data.device)
         for rows in states.split(STATES_PER_CHUNK):
             q = self.q_of_support(data, first + rows)
-            values.append(self._value(q))
-            means.append(q.mean(dim=-1))
+            values.append(by_fold(self._value(q)))
+            means.append(by_fold(q.mean(dim=-1)))
         return torch.cat(values, dim=1), torch.cat(means, dim=1)
 
     def _returns(self, data: Batches, lambda_: float, first: int = 0) -> Tensor:
-        """Every head's lambda-returns of the transitions from `first` on, (N, H)."""
-        heads, gamma = self.values(data, int(data.state_index[first]))[0], self.config.gamma
-        columns = [data.lambda_returns(values, gamma, lambda_, first) for values in heads]
+        """Every fold's lambda-returns of the transitions from `first` on, (N, F)."""
+        folds, gamma = self.values(data, int(data.state_index[first]))[0], self.config.gamma
+        columns = [data.lambda_returns(values, gamma, lambda_, first) for values in folds]
         return torch.stack(columns, dim=1)
 
     def _value(self, q: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ class Implicit(Learner):
         super().__init__(name, behavior, training, baseline=False, linear=False)
         c = self.config
         sizes = [behavior.observation_dim, *c.critic_hidden, 1]
-        value = BatchedMLP(FOLDS, sizes, c.critic_activation, c.critic_layer_norm)
+        value = BatchedMLP(self.heads, sizes, c.critic_activation, c.critic_layer_norm)
         self.value = training.add_trained(f"{name}_value", value)
 
     @property
@@ -157,7 +159,7 @@ class Implicit(Learner):
             q = self.target.every(batch.condition, batch.actions).squeeze(-1)
         differences = q - self._values(batch.condition)
         value_loss = expectile_loss(differences, c.expectile)
-        training.optimize(f"{self.name}_value", FOLDS * value_loss, rate)
+        training.optimize(f"{self.name}_value", self.heads * value_loss, rate)
         with torch.no_grad():
             states = self._condition(data, batch.rows.flatten() + 1)
             terminations = take(data.terminations, batch.transitions).float()
@@ -165,7 +167,7 @@ class Implicit(Learner):
             targets = td_target(data.rewards[batch.transitions], terminations, values, c.gamma)
         predicted = self.network.every(batch.condition, batch.actions).squeeze(-1)
         loss = functional.mse_loss(predicted, targets)
-        norm = training.optimize(self.name, FOLDS * loss, rate)
+        norm = training.optimize(self.name, self.heads * loss, rate)
         polyak_update(self.network, self.target, c.tau)
         return {"loss": loss, "expectile_loss": value_loss, "q": q.mean(), "grad_norm": norm}
 

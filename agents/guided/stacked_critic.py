@@ -1,9 +1,10 @@
 """Critics of several kinds, weighted by what they say of episodes that they have not seen.
 
-Every learner has two heads, one for each half of the episodes. A head's advantages are compared
-with the lambda-returns of the other half (cross-fitting). Learners that say nothing of them have
-no weight; where none says anything, Q is the same for all actions and nothing is guided. The
-weights are of stacked regression (Breiman 1996); that they weigh critics is not from a paper.
+Every learner has heads for each half of the episodes. The mean advantage of a half's heads is
+compared with the lambda-returns of the other half (cross-fitting). Learners that say nothing of
+them have no weight; where none says anything, Q is the same for all actions and nothing is guided.
+The weights are of stacked regression (Breiman 1996); that they weigh critics is not from a paper.
+The mean of several heads ranks better than one of them (Breiman 1996, "Bagging predictors").
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.training import Training
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.critic import Critic
-from qgpo.agents.guided.folds import FOLDS, Folds
+from qgpo.agents.guided.folds import FOLDS, Folds, by_fold
 from qgpo.agents.guided.learners import STATES_PER_CHUNK, Implicit, Learner, Returns
 from qgpo.agents.guided.support import Support
 from qgpo.diffusion import Metrics
@@ -126,7 +127,9 @@ class StackedCritic(Critic):
 
     def update(self, data: Batches, step: int, rate: float) -> Metrics:
         """One step of each learner."""
-        batch = self.folds(data).draw(self.training, self.config.critic_batch_size)
+        c = self.config
+        size = max(1, c.critic_batch_size // c.critic_heads)
+        batch = self.folds(data).draw(self.training, self.outcomes.heads, size)
         metrics: Metrics = {}
         for name, learner in self.learners.items():
             prefix = "" if learner is self.outcomes else f"{name}_"
@@ -163,7 +166,7 @@ class StackedCritic(Critic):
         """Weights (J,) of the learners, and slopes of held-out outcomes: each one's, the whole's.
 
         An outcome is a transition's lambda-return less the state's value, both by the values of
-        the fold in which the transition is; an advantage is that of the head of the other fold.
+        the fold in which the transition is; an advantage is the mean over the other fold's heads.
         """
         folds = self.folds(data)
         index = self._judges(folds)
@@ -195,25 +198,27 @@ class StackedCritic(Critic):
         values, means = self.outcomes.values(data)
         lambda_, gamma = self.config.critic_lambda, self.config.gamma
         rows = take(data.state_index, index)
-        of_heads = torch.stack(
+        of_folds = torch.stack(
             [
-                data.lambda_returns(values[head], gamma, lambda_)[index] - means[head][rows]
-                for head in range(FOLDS)
+                data.lambda_returns(of_fold, gamma, lambda_)[index] - mean[rows]
+                for of_fold, mean in zip(values, means, strict=True)
             ]
         )
-        return of_heads.gather(0, fold[None]).squeeze(0)
+        return of_folds.gather(0, fold[None]).squeeze(0)
 
-    def _held_out(self, data: Batches, index: Tensor, head: Tensor) -> Tensor:
-        """Advantages of the actions that were taken, by the given heads, (J, K)."""
+    def _held_out(self, data: Batches, index: Tensor, fold: Tensor) -> Tensor:
+        """Advantages of the actions that were taken, by the heads of the given folds, (J, K)."""
         parts = []
-        for chunk, heads in zip(
-            index.split(STATES_PER_CHUNK), head.split(STATES_PER_CHUNK), strict=True
+        for chunk, folds in zip(
+            index.split(STATES_PER_CHUNK), fold.split(STATES_PER_CHUNK), strict=True
         ):
             rows = take(data.state_index, chunk)
             condition = self.behavior.condition(data, rows)
             support = take(self.training.tables["support"], rows)
             actions = torch.cat([take(self.folds(data).actions, chunk)[:, None], support], dim=1)
-            q = torch.stack([part.q(condition, actions) for part in self.learners.values()])
+            q = torch.stack(
+                [by_fold(part.q(condition, actions)) for part in self.learners.values()]
+            )
             advantage = q[..., 0] - q[..., 1:].mean(dim=-1)
-            parts.append(advantage.gather(1, heads.expand(len(q), 1, -1)).squeeze(1))
+            parts.append(advantage.gather(1, folds.expand(len(q), 1, -1)).squeeze(1))
         return torch.cat(parts, dim=1)

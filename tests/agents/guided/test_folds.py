@@ -7,7 +7,7 @@ import torch
 from factory import make_dataset
 
 from qgpo import QGPO
-from qgpo.agents.guided.folds import Folds
+from qgpo.agents.guided.folds import Folds, by_fold, fold_of
 
 
 def folds(lengths, seed=0):
@@ -44,10 +44,21 @@ def test_few_episodes_are_cut_into_stretches(lengths):
 
 def test_one_transition_is_in_both():
     found, agent = folds((1,))
-    assert found.draw(agent.training, 3).transitions.tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert found.draw(agent.training, 2, 3).transitions.tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_each_head_draws_from_its_half():
     found, agent = folds((5,) * 10)
-    drawn = found.draw(agent.training, 500).transitions
+    drawn = found.draw(agent.training, 2, 500).transitions
     assert [set(row.tolist()) for row in drawn] == [set(m.tolist()) for m in found.members]
+
+
+def test_heads_take_turns_at_the_folds():
+    found, agent = folds((4,) * 20)
+    drawn = found.draw(agent.training, 6, 50).transitions
+    assert found.fold[drawn].tolist() == [[head % 2] * 50 for head in range(6)]
+    assert fold_of(6).tolist() == [0, 1] * 3
+    assert not torch.equal(drawn[0], drawn[2])
+    of_heads = torch.tensor([1.0, 10.0, 3.0, 30.0, 5.0, 50.0])
+    assert by_fold(of_heads).tolist() == [3.0, 30.0]
+    assert by_fold(of_heads.expand(4, 6), dim=1).shape == (4, 2)

@@ -60,6 +60,21 @@ def test_q_is_calibrated_where_the_other_half_confirms_it(confident):
     torch.testing.assert_close(q - q.mean(), 2.0 * actions[:, 0], atol=0.25, rtol=0.0)
 
 
+def test_several_heads_of_each_half_rank_at_least_as_well_as_one(confident):
+    noise = np.random.default_rng(1).normal(size=400)
+    agent = trained(with_rewards(2.0 * UNIFORM + 0.5 * noise), replace(LEARNING, critic_heads=3))
+    critic, data = agent.critic, agent._batches
+    assert critic.outcomes.network.heads == 6
+    assert agent.tables["returns"].shape == (400, 2)
+    alone = confident.critic.stack
+    assert float(critic.stack.correlations[-1]) > float(alone.correlations[-1]) - 0.02
+    table = critic.table_of_q(data)
+    condition = critic.behavior.condition(data, torch.arange(len(table)))[:, None]
+    with torch.no_grad():
+        q = critic.target(condition, agent.tables["support"])
+    torch.testing.assert_close(table, q - q.mean(-1, keepdim=True), atol=1e-5, rtol=1e-5)
+
+
 def test_the_table_is_q_of_the_support_less_its_mean(confident):
     data = confident._batches
     table = confident.critic.table_of_q(data)
