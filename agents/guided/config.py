@@ -73,8 +73,8 @@ class GuidedPolicyConfig:
     """how Q is learned: support (in-support Q-learning, the paper's), implicit (implicit
     Q-learning) or stacked (both, weighted by how well they predict held-out episodes)"""
     critic_heads: Annotated[int, Range(1, 1000), AFTER_BEHAVIOR] = 1
-    """with critic stacked: heads of each learner for each half of the episodes, whose mean counts.
-    They share the transitions of a step: more rank actions better and take more memory"""
+    """with critic stacked: number K of heads of each learner for each half of the episodes; their
+    mean counts. Layers and batches of each are critic_hidden and critic_batch_size over sqrt(K)"""
     critic_hidden: Annotated[tuple[int, ...], AFTER_BEHAVIOR] = (256, 256, 256)
     """hidden layer sizes of each Q network"""
     critic_activation: Annotated[str, OneOf(ACTIVATIONS), AFTER_BEHAVIOR] = "relu"
@@ -176,6 +176,7 @@ LAPTOP: dict[str, Any] = {
     "support_actions": 16,
     "support_solver_steps": 6,
     "critic": "stacked",
+    "critic_heads": 4,
     "critic_hidden": (256, 256),
     "critic_layer_norm": True,
     "critic_steps": 12_000,
@@ -196,6 +197,7 @@ LAPTOP: dict[str, Any] = {
 LAPTOP_SUPPORT: dict[str, Any] = {
     **LAPTOP,
     "critic": "support",
+    "critic_heads": GuidedPolicyConfig.critic_heads,
     "critic_baseline": True,
     "critic_steps": 6_000,
     "critic_learning_rate": 2e-3,

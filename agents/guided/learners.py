@@ -6,6 +6,7 @@ implicit   implicit Q-learning
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from functools import partial
 
@@ -34,6 +35,15 @@ STATES_PER_CHUNK = 128
 """whose support actions are asked about at a time"""
 
 
+def shared(size: int, heads: int) -> int:
+    """Of each of so many heads, where one has that size: so K of them cost no more than one.
+
+    The size is the width of a layer, or of a batch. Matrix products then take 1 / sqrt(K) of the
+    time, and everything else the same.
+    """
+    return max(1, round(size / math.sqrt(heads)))
+
+
 class Learner(ABC):
     """H heads, each trained on its fold, and their slowly moving copy."""
 
@@ -44,6 +54,7 @@ class Learner(ABC):
         self.name = name
         c = self.config
         self.heads = FOLDS * c.critic_heads
+        self.hidden = tuple(shared(size, c.critic_heads) for size in c.critic_hidden)
         self.fold = fold_of(self.heads).to(training.device)[:, None]
         self.network = training.add_trained(
             name,
@@ -51,7 +62,7 @@ class Learner(ABC):
                 self.heads,
                 behavior.observation_dim,
                 behavior.action_dim,
-                c.critic_hidden,
+                self.hidden,
                 c.critic_layer_norm,
                 c.critic_activation,
                 baseline,
@@ -143,7 +154,7 @@ class Implicit(Learner):
     def __init__(self, name: str, behavior: Behavior, training: Training) -> None:
         super().__init__(name, behavior, training, baseline=False, linear=False)
         c = self.config
-        sizes = [behavior.observation_dim, *c.critic_hidden, 1]
+        sizes = [behavior.observation_dim, *self.hidden, 1]
         value = BatchedMLP(self.heads, sizes, c.critic_activation, c.critic_layer_norm)
         self.value = training.add_trained(f"{name}_value", value)
 
