@@ -1,16 +1,16 @@
 """Files of earlier versions as this one writes them: checkpoints' headers, and configurations.
 
-Version 4: the general model says how many components its mixtures have. Version 3: the guided
-family says which critic it has. Version 2: every field of a configuration is written; options of a
-guidance are in `guidance_options`. Version 1 lacked fields that came later; what they say now was
-done then.
+Version 5: the guided family says how many heads a stacked critic has. Version 4: the general model
+says how many components its mixtures have. Version 3: the guided family says which critic it has.
+Version 2: every field of a configuration is written; options of a guidance are in
+`guidance_options`. Version 1 lacked fields that came later; what they say now was done then.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 GUIDED_1: dict[str, Any] = {"sparsity_power": 0.0}
 QGPO_1: dict[str, Any] = {
@@ -32,6 +32,8 @@ ADDED_SINCE_1: dict[str, dict[str, Any]] = {
 GUIDED_2: dict[str, Any] = {"critic": "support", "implicit_actions": 0}
 ADDED_SINCE_2 = dict.fromkeys(ADDED_SINCE_1, GUIDED_2)
 ADDED_SINCE_3: dict[str, dict[str, Any]] = {"EnergyGuidedDiffusion": {"components": 0}}
+GUIDED_4: dict[str, Any] = {"critic_heads": 1}
+ADDED_SINCE_4 = dict.fromkeys(("QGPO", "AEPO", "QIPO", "SIR", "BestOfN"), GUIDED_4)
 ANALYTIC_1: dict[str, Any] = {
     "analytic_order": 1,
     "analytic_covariance": "residual",
@@ -59,6 +61,9 @@ def upgrade(header: dict[str, Any]) -> dict[str, Any]:
 def upgrade_config(agent: str, config: dict[str, Any], version: int) -> dict[str, Any]:
     """The fields of an agent's configuration, in today's version."""
     if version >= FORMAT_VERSION:
+        return config
+    config = {**ADDED_SINCE_4.get(agent, {}), **config}
+    if version >= 4:
         return config
     config = {**ADDED_SINCE_3.get(agent, {}), **config}
     if version >= 3:

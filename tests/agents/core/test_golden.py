@@ -1,4 +1,4 @@
-"""A file that the first release wrote; every later one reads it. Made by `make_golden`, once."""
+"""Files that earlier versions wrote; every later one reads them. Made by `make_golden`, once."""
 
 from __future__ import annotations
 
@@ -33,16 +33,21 @@ CONFIG = replace(
 )
 
 
-def make_golden(folder: Path) -> None:
+FORMER_STACKED = replace(CONFIG, critic="stacked", q_unit="spread", beta=1.0)
+FORMER = {"version1": CONFIG, "version4-stacked": FORMER_STACKED}
+"""configurations of the golden files, by name"""
+
+
+def make_golden(folder: Path, name: str = "version1") -> None:
     """In the middle of the critic's stage, so that support and optimizer states are there."""
-    agent = QGPO(CONFIG, seed=3, device="cpu")
+    agent = QGPO(FORMER[name], seed=3, device="cpu")
     agent.learn(make_dataset(), lambda scope, _: scope["self"].progress["critic"] < 2)
-    agent.save(folder / "version1")
+    agent.save(folder / name)
     actions = agent.predict(OBSERVATIONS, deterministic=True)[0]
     agent.learn(make_dataset(), reset_num_timesteps=False)
     after = agent.predict(OBSERVATIONS, deterministic=True)[0]
     expected = {"actions": actions.tolist(), "actions_after_training": after.tolist()}
-    (folder / "version1.json").write_text(json.dumps(expected, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
 def written_version(path: Path) -> int:
@@ -51,11 +56,12 @@ def written_version(path: Path) -> int:
         return json.loads(archive.read("checkpoint.json"))["format_version"]
 
 
-def test_the_first_version_is_still_read_and_goes_on():
-    expected = json.loads((GOLDEN / "version1.json").read_text())
-    assert written_version(GOLDEN / "version1.zip") == 1
-    agent = QGPO.load(GOLDEN / "version1.zip", device="cpu")
-    assert agent.config == CONFIG
+@pytest.mark.parametrize("name", FORMER)
+def test_former_versions_are_still_read_and_go_on(name):
+    expected = json.loads((GOLDEN / f"{name}.json").read_text())
+    assert f"version{written_version(GOLDEN / f'{name}.zip')}" == name.split("-")[0]
+    agent = QGPO.load(GOLDEN / f"{name}.zip", device="cpu")
+    assert agent.config == FORMER[name]
     assert (agent.stage, agent.progress["critic"]) == ("critic", 2)
     found = agent.predict(OBSERVATIONS, deterministic=True)[0]
     np.testing.assert_allclose(found, expected["actions"], atol=1e-4)
@@ -64,8 +70,9 @@ def test_the_first_version_is_still_read_and_goes_on():
     np.testing.assert_allclose(found, expected["actions_after_training"], atol=1e-3)
 
 
-def test_the_golden_file_is_small():
-    assert (GOLDEN / "version1.zip").stat().st_size < 60_000
+@pytest.mark.parametrize("name", FORMER)
+def test_golden_files_are_small(name):
+    assert (GOLDEN / f"{name}.zip").stat().st_size < 60_000
 
 
 def test_today_s_files_have_the_golden_layout(tmp_path):
