@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qgpo.agents.core.parsing import UNREADABLE, CheckpointError, check_header, read_json
+from qgpo.agents.core.upgrade import upgrade
 
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
 FORMAT_VERSION = 1
@@ -150,7 +151,8 @@ def read(path: Path) -> Stored:
             for name, tensor in stored.items()
             if not name.endswith(FACTOR)
         }
-        return Stored(header, tensors, tuple(about["left_out"]), dict(about["same_as"]))
+        left_out, same_as = tuple(about["left_out"]), dict(about["same_as"])
+        return Stored(upgrade(header), tensors, left_out, same_as)
     except UNREADABLE as error:
         raise CheckpointError(f"{str(path)!r} is no trained agent of qgpo ({error})") from error
 
