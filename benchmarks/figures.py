@@ -223,12 +223,13 @@ def draw_broad(_: Measurements) -> Figure:
             if one.id in played.data:
                 x = score(one, played.data[one.id], False)
                 axis.scatter([x], [i], color="black", marker="|", s=130, label="data", zorder=2)
-            for j, (title, label, scale) in enumerate(played.columns):
+            drawn = [column for column in played.columns if column[0] in STYLES]
+            for j, (title, label, scale) in enumerate(drawn):
                 group = played.group(one, label, scale)
                 if group is None:
                     continue
                 color, marker = STYLES[title]
-                place = i + 0.13 * (j - (len(played.columns) - 1) / 2)
+                place = i + 0.13 * (j - (len(drawn) - 1) / 2)
                 low, high = (score(one, x, group.by_success) for x in group.interval)
                 axis.plot([low, high], [place, place], color=color, linewidth=1)
                 x, name = score(one, group.mean, group.by_success), title.strip("*")
