@@ -18,9 +18,10 @@ from typing import Any
 import torch
 import tyro
 
-from qgpo import QGPO, load_dataset
+from qgpo import QGPO, evaluate, load_dataset
 from qgpo.agents.guided.exactness import Exactness
 from qgpo.envs import OfflineDataset
+from qgpo.envs.play.evaluation import FIRST_SEED
 from qgpo.files import replacing
 
 
@@ -40,6 +41,8 @@ class Args:
     """actions of the behavior in each"""
     support: tuple[int, ...] = ()
     """also the error of what so many actions of a state say by themselves"""
+    n_episodes: int = 0
+    """episodes played at w = 1 by deterministic actions, the same for all; 0: none"""
     output: Path = Path("benchmarks/results/exactness_agents.json")
     """JSON to write"""
 
@@ -74,9 +77,12 @@ def main(args: Args) -> None:
                 dataset, args.states, samples=args.samples, support=args.support
             )
             seconds = time.process_time() - began
-            rows.append(
-                {"dataset": agent.dataset_id, **about, **found.as_dict(), "measure_cpu": seconds}
-            )
+            row = {"dataset": agent.dataset_id, **about, **found.as_dict(), "measure_cpu": seconds}
+            if args.n_episodes:
+                one.guidance_scale = 1.0
+                played = evaluate(one, dataset, args.n_episodes, seed=FIRST_SEED)
+                row["returns"] = [round(float(r), 2) for r in played.returns]
+            rows.append(row)
             print(f"{agent.dataset_id} {about}\n{found}\n{seconds:.0f} CPU-seconds", flush=True)
             args.output.parent.mkdir(parents=True, exist_ok=True)
             with replacing(args.output) as file:

@@ -16,6 +16,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from qgpo.envs.data.figure import save
+from qgpo.experiments.statistics import hierarchical_bootstrap
 from qgpo.scripts.toy_2d import METHODS
 
 LABELS = {name: label for name, (label, _) in METHODS.items()} | {
@@ -220,9 +221,11 @@ def draw_drawn(data: dict[str, Any]) -> Figure:
 
 def inside(data: dict[str, Any]) -> str:
     """Markdown: exactness inside agents."""
+    played = any("returns" in row for row in data["rows"])
     lines = [
-        "| agent of | guidance | steps | guidance error | distance / resampled | effective share |",
-        "|---|---|---|---|---|---|",
+        "| agent of | guidance | steps | guidance error | distance / resampled | effective share |"
+        + " return at w = 1 |" * played,
+        "|---|---|---|---|---|---|" + "---|" * played,
     ]
     for row in data["rows"]:
         error, distance, share = (
@@ -234,6 +237,9 @@ def inside(data: dict[str, Any]) -> str:
             f"| {distance[0]:.2f} [{distance[1]:.2f}, {distance[2]:.2f}] "
             f"| {100 * share[0]:.0f} % |"
         )
+        if played:
+            low, high = hierarchical_bootstrap([row["returns"]])
+            lines[-1] += f" {np.mean(row['returns']):.0f} [{low:.0f}, {high:.0f}] |"
     return "\n".join(lines)
 
 

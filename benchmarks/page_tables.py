@@ -415,8 +415,7 @@ def exactness() -> Iterator[tuple[str, str]]:
     yield "exactness-drawn-second", exactness_report.drawn(read_json(SECOND))
     seed = [row for row in read_json(VALIDATION)["rows"] if row["seed"] == 0]
     every = {"rows": [*seed, *read_json("results/exactness_guidances.json")["rows"]]}
-    yield "exactness-guidances-3", exactness_report.guidances(every, 3.0)
-    yield "exactness-guidances-10", exactness_report.guidances(every, 10.0)
+    yield "exactness-guidances", exactness_report.guidances(every, 3.0)
     yield "exactness-parts", exactness_report.parts(read_json("results/exactness_parts.json"))
     yield "exactness-support", exactness_report.by_support(read_json(SUPPORT))
     yield "exactness-support-times", exactness_report.support_by_time(read_json(SUPPORT))
@@ -424,6 +423,8 @@ def exactness() -> Iterator[tuple[str, str]]:
     yield "exactness-limits", exactness_report.limits(limits)
     yield "exactness-sampler", exactness_report.sampler(limits)
     yield "exactness-agents", exactness_report.inside(read_json("results/exactness_agents.json"))
+    inside = read_json("results/exactness_agents_guidances.json")
+    yield "exactness-agents-guidances", exactness_report.inside(inside)
 
 
 def measured_tasks() -> list[Task]:
