@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
@@ -13,7 +12,7 @@ from bandits import loop
 from factory import WHITENED, make_dataset, mapped, same_parameters
 from gymnasium import spaces
 
-from qgpo import BC, QGPO, BCConfig, Ensemble, OfflineDataset, evaluate_offline
+from qgpo import BC, QGPO, BCConfig, Ensemble, OfflineDataset, evaluate_offline, learn_model
 from qgpo.agents.core.fitted_q import FittedQConfig
 from qgpo.envs.data.windows import windowed
 from qgpo.scripts import evaluate
@@ -248,17 +247,33 @@ def test_the_command_needs_no_environment(tmp_path, monkeypatch, capsys):
     agent = QGPO(WHITENED, device="cpu").learn(data)
     (tmp_path / "run").mkdir()
     agent.save(tmp_path / "run" / "checkpoint.zip")
-    small = functools.partial(evaluate_offline, config=TINY, model_steps=3, rollouts=2)
-    monkeypatch.setattr(evaluate, "evaluate_offline", small)
+    learned = []
+
+    def learn(*args, **more):
+        learned.append(learn_model(*args, rollouts=2, **more))
+        return learned[-1]
+
+    monkeypatch.setattr(evaluate, "learn_model", learn)
     monkeypatch.setattr(evaluate, "load_dataset", lambda name, **_: data)
     args = evaluate.Args(
-        run=(tmp_path / "run",), offline=True, guidance_scale=(0.0, 1.0), progress_bar=False
+        run=(tmp_path / "run",),
+        offline=True,
+        guidance_scale=(0.0, 1.0),
+        progress_bar=False,
+        fitted_q=TINY,
+        model_steps=3,
     )
     evaluate.main(args)
+    assert len(learned) == 1
     [written] = (tmp_path / "run").glob("offline-*.json")
     found = json.loads(written.read_text(encoding="utf-8"))["offline"]
     assert [one["guidance_scale"] for one in found] == [0.0, 1.0]
     assert all(len(one["values"]) == 3 for one in found)
+    assert all(len(one["imagined"]) == 2 for one in found)
+    agent.guidance_scale = 1.0
+    more = {"config": TINY, "seed": args.seed, "progress_bar": False}
+    alone = evaluate_offline(agent, data, model_steps=3, rollouts=2, **more)
+    assert found[1]["imagined"] == alone.imagined.tolist()
     said = capsys.readouterr().out
     assert said.count("expected value") == 2
     for flag in ({"video": tmp_path / "a.gif"}, {"env_id": "Pendulum-v1"}, {"picture": True}):
