@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qgpo.passes import is_plain
+from qgpo.prepared import is_plain
 
 REFERENCES = 10_000
 """states of the dataset among which the nearest neighbor is searched"""

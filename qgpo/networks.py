@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qgpo import passes
 from qgpo.schedule import Schedule
 
 _SOFTENING = 0.2
@@ -313,7 +312,6 @@ class BatchedMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = _activation(activation)
-        self.activation_name = activation
         pairs = list(pairwise(sizes))
         starts = [torch.empty(heads, i, o).uniform_(-1.0, 1.0) / math.sqrt(i) for i, o in pairs]
         self.weights = nn.ParameterList(starts)
@@ -325,10 +323,6 @@ class BatchedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of all heads."""
-        kinds = self.weights, self.biases, self.gains, self.shifts
-        parameters = passes.Parameters(*(tuple(kind) for kind in kinds))
-        if passes.applies(self.activation_name, x, parameters):
-            return passes.outputs(self.activation_name, x, parameters)
         last = len(self.weights) - 1
         for i, (bias, weight) in enumerate(zip(self.biases, self.weights, strict=True)):
             x = torch.baddbmm(bias, x, weight)

@@ -7,7 +7,9 @@ for a backward pass. The results are those of the networks up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +17,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qgpo.networks import EnergyNetwork, MLPNoiseNetwork, UNetMLP
-from qgpo.passes import is_plain
 
 FEW = 256
 """most rows for which it pays: of more, matrix products take most of the time"""
 aten = torch.ops.aten
 AtStep = Callable[[int, Tensor], Tensor]
 """number of the time, and x_t (B, D), to what a network returns for them"""
+_PLAINLY = contextvars.ContextVar("plainly", default=False)
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Around what is to be computed by the networks themselves: while a function is recorded."""
+    token = _PLAINLY.set(True)
+    try:
+        yield
+    finally:
+        _PLAINLY.reset(token)
+
+
+def is_plain() -> bool:
+    """Whether that is asked for."""
+    return _PLAINLY.get()
 
 
 def prepared_output(network: nn.Module, times: Tensor, condition: Tensor | None) -> AtStep | None:

@@ -73,8 +73,8 @@ class GuidedPolicyConfig:
     """how Q is learned: support (in-support Q-learning, the paper's), implicit (implicit
     Q-learning) or stacked (both, weighted by how well they predict held-out episodes)"""
     critic_heads: Annotated[int, Range(1, 1000), AFTER_BEHAVIOR] = 1
-    """with critic stacked: number K of heads of each learner for each half of the episodes; their
-    mean counts. Layers and batches of each are critic_hidden and critic_batch_size over sqrt(K)"""
+    """with critic stacked: K heads of each learner learn from each half of the episodes, and their
+    mean is used. A head has critic_hidden and critic_batch_size divided by sqrt(K)"""
     critic_hidden: Annotated[tuple[int, ...], AFTER_BEHAVIOR] = (256, 256, 256)
     """hidden layer sizes of each Q network"""
     critic_activation: Annotated[str, OneOf(ACTIVATIONS), AFTER_BEHAVIOR] = "relu"

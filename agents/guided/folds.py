@@ -26,9 +26,9 @@ def fold_of(heads: int) -> Tensor:
     return torch.arange(heads) % FOLDS
 
 
-def by_fold(of_heads: Tensor, dim: int = 0) -> Tensor:
-    """The mean over the heads of each fold, (..., H, ...) to (..., F, ...)."""
-    mean: Tensor = of_heads.unflatten(dim, (-1, FOLDS)).mean(dim)
+def by_fold(of_heads: Tensor) -> Tensor:
+    """The mean over the heads of each fold, (H, ...) to (F, ...)."""
+    mean: Tensor = of_heads.unflatten(0, (-1, FOLDS)).mean(0)
     return mean
 
 

@@ -1,4 +1,4 @@
-"""What a stacked critic is made of: Q learned in one way, by several heads from each of two folds.
+"""What a stacked critic is made of: Q learned in one way, by several heads for each fold.
 
 returns    lambda-returns of in-support values; the advantage is linear in the action
 implicit   implicit Q-learning
@@ -31,15 +31,14 @@ from qgpo.networks import BatchedMLP, HeadsOfQ
 
 RETURNS = "returns"
 """name of the table (N, F) of lambda-returns, by the heads of each fold"""
-STATES_PER_CHUNK = 128
+STATES_PER_CHUNK = 64
 """whose support actions are asked about at a time"""
 
 
-def shared(size: int, heads: int) -> int:
-    """Of each of so many heads, where one has that size: so K of them cost no more than one.
+def per_head(size: int, heads: int) -> int:
+    """Width of a layer of each of K heads, or of its batch, where a single head has that size.
 
-    The size is the width of a layer, or of a batch. Matrix products then take 1 / sqrt(K) of the
-    time, and everything else the same.
+    It is smaller by sqrt(K). So K heads have 1 / sqrt(K) of the multiplications of one.
     """
     return max(1, round(size / math.sqrt(heads)))
 
@@ -54,8 +53,7 @@ class Learner(ABC):
         self.name = name
         c = self.config
         self.heads = FOLDS * c.critic_heads
-        self.hidden = tuple(shared(size, c.critic_heads) for size in c.critic_hidden)
-        self.fold = fold_of(self.heads).to(training.device)[:, None]
+        self.hidden = tuple(per_head(size, c.critic_heads) for size in c.critic_hidden)
         self.network = training.add_trained(
             name,
             HeadsOfQ(
@@ -113,7 +111,8 @@ class Returns(Learner):
         returns_of = partial(self._returns, data, lambda_)
         known = training.tables.get(RETURNS)
         training.tables[RETURNS] = renew(known, len(data), renewed, returns_of)
-        targets = training.tables[RETURNS][batch.transitions, self.fold]
+        fold = fold_of(self.heads).to(batch.transitions.device)
+        targets = training.tables[RETURNS][batch.transitions, fold[:, None]]
         baseline = self.network.baseline(batch.condition)
         advantages = self.network.advantages(batch.condition, batch.actions).squeeze(-1)
         value_loss = functional.mse_loss(baseline, targets)

@@ -19,7 +19,7 @@ from qgpo.agents.core.training import Training
 from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.critic import Critic
 from qgpo.agents.guided.folds import FOLDS, Folds, by_fold
-from qgpo.agents.guided.learners import STATES_PER_CHUNK, Implicit, Learner, Returns, shared
+from qgpo.agents.guided.learners import STATES_PER_CHUNK, Implicit, Learner, Returns, per_head
 from qgpo.agents.guided.support import Support
 from qgpo.diffusion import Metrics
 from qgpo.stacking import Slope, grouped_slope, of_the_mean, stacked_weights
@@ -128,7 +128,7 @@ class StackedCritic(Critic):
     def update(self, data: Batches, step: int, rate: float) -> Metrics:
         """One step of each learner."""
         c = self.config
-        size = shared(c.critic_batch_size, c.critic_heads)
+        size = per_head(c.critic_batch_size, c.critic_heads)
         batch = self.folds(data).draw(self.training, self.outcomes.heads, size)
         metrics: Metrics = {}
         for name, learner in self.learners.items():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qgpo import QGPO
-from qgpo.passes import plainly
+from qgpo.prepared import plainly
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from torch import nn
 
 from qgpo import PRESETS
 from qgpo.networks import (
+    BatchedMLP,
     EnergyNetwork,
     FlowNetwork,
     FourierFeatures,
@@ -200,3 +201,18 @@ def test_gaussian_policy_keeps_shapes_and_bounds():
     assert std.min() >= math.exp(-5.0)
     assert std.max() <= math.exp(2.0) * 1.0001
     assert GaussianPolicy(3, 2, (), True).moments(torch.zeros(1, 3))[0].shape == (1, 2)
+
+
+def test_one_layer_by_hand():
+    network = BatchedMLP(1, [2, 2, 1])
+    values = [[[1.0, -1.0], [0.0, 2.0]]], [[[0.5, 0.5]]], [[[1.0], [3.0]]], [[[0.25]]]
+    hidden, bias, last, last_bias = map(torch.tensor, values)
+    for parameter, value in zip(network.parameters(), (hidden, last, bias, last_bias), strict=True):
+        parameter.data.copy_(value)
+    outputs = network(torch.tensor([[[1.0, 1.0], [2.0, 0.0]]]))
+    # hidden (1.5, 1.5) and (2.5, -1.5)
+    assert outputs.tolist() == [[[1.5 + 4.5 + 0.25], [2.5 + 0.25]]]
+    outputs.sum().backward()
+    assert network.weights[0].grad.tolist() == [[[3.0, 3.0], [1.0, 3.0]]]
+    assert network.weights[1].grad.tolist() == [[[4.0], [1.5]]]
+    assert network.biases[0].grad.tolist() == [[[2.0, 3.0]]]

@@ -7,8 +7,7 @@ from torch import nn
 from qgpo.diffusion import Diffusion
 from qgpo.guidance import EnergyGuide, GuidanceParts, make_guidance
 from qgpo.networks import EnergyNetwork, FlowNetwork, MLPNoiseNetwork, UNetMLP
-from qgpo.passes import plainly
-from qgpo.prepared import FEW, prepared_gradient, prepared_output
+from qgpo.prepared import FEW, plainly, prepared_gradient, prepared_output
 from qgpo.schedule import make_schedule
 
 DIM, STATES = 3, 4

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from qgpo.passes import plainly
+from qgpo.prepared import plainly
 
 BATCHES = (2, 3)
 """sizes of the two runs"""

@@ -61,4 +61,4 @@ def test_heads_take_turns_at_the_folds():
     assert not torch.equal(drawn[0], drawn[2])
     of_heads = torch.tensor([1.0, 10.0, 3.0, 30.0, 5.0, 50.0])
     assert by_fold(of_heads).tolist() == [3.0, 30.0]
-    assert by_fold(of_heads.expand(4, 6), dim=1).shape == (4, 2)
+    assert by_fold(of_heads[:, None]).shape == (2, 1)
