@@ -182,8 +182,8 @@ def evaluate_offline(
         raise TypeError(f"dataset is a {type(dataset).__name__}, expected an OfflineDataset")
     config = config or FittedQConfig()
     deterministic = check_flag("deterministic", deterministic)
-    seed = check_seed(seed)
     check_count("rollouts", rollouts)
+    seed = check_seed(seed)
     if model_steps:
         check_count("model_steps", model_steps)
     own = getattr(agent, "gamma", None)
@@ -191,6 +191,8 @@ def evaluate_offline(
     if not 0.0 <= gamma < 1.0:
         raise ValueError(f"gamma={gamma!r}, expected a number in [0, 1)")
     _check_spaces(agent, dataset)
+    if model is not None:
+        _check_model(model, dataset)
     left = (1.0 - (1.0 - gamma) * config.tau) ** config.steps
     if left > MOST_LEFT:
         warnings.warn(
@@ -240,6 +242,18 @@ def evaluate_offline(
         horizon=horizon,
         deterministic=deterministic,
     )
+
+
+def _check_model(model: Imagination, dataset: OfflineDataset) -> None:
+    """Raise TypeError for what `learn_model` did not return, ValueError for that of other data."""
+    if not isinstance(model, Imagination):
+        raise TypeError(f"model is a {type(model).__name__}, expected what learn_model returns")
+    learned, given = model.starts.shape[1], dataset.states.shape[1]
+    if learned != given:
+        raise ValueError(
+            f"model was learned from observations of {learned} numbers, those of dataset "
+            f"{dataset.id!r} have {given}: learn it from this dataset"
+        )
 
 
 def _check_spaces(agent: Acts, dataset: OfflineDataset) -> None:

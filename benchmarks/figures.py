@@ -214,6 +214,7 @@ def draw_ogbench(measurements: Measurements) -> Figure:
 def draw_broad(_: Measurements) -> Figure:
     """Scores on one set of every task, a panel per half of the suite."""
     played = Broad()
+    drawn = [column for column in played.columns if column[0] in STYLES]
     sets = {half: played.sets(half) for half in HALVES}
     rows = [len(sets[half]) for half in HALVES]
     figure = Figure(figsize=(WIDTH, 0.34 * sum(rows) + 1.4), layout="constrained")
@@ -223,7 +224,6 @@ def draw_broad(_: Measurements) -> Figure:
             if one.id in played.data:
                 x = score(one, played.data[one.id], False)
                 axis.scatter([x], [i], color="black", marker="|", s=130, label="data", zorder=2)
-            drawn = [column for column in played.columns if column[0] in STYLES]
             for j, (title, label, scale) in enumerate(drawn):
                 group = played.group(one, label, scale)
                 if group is None:

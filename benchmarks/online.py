@@ -143,7 +143,8 @@ def main(args: Args) -> None:
         "versions": versions(),
         "processor": processor(),
     }
-    name = f"{dataset.id.split('/')[1]}-{args.agent}-s{seed}.json"
+    steps = "" if args.timesteps == Args.timesteps else f"-{args.timesteps}"
+    name = f"{dataset.id.split('/')[1]}-{args.agent}{steps}-s{seed}.json"
     write_whole(args.output / name, (json.dumps(document, indent=1) + "\n").encode())
 
 

@@ -104,10 +104,8 @@ class Cell(Experiment[Any]):
         return re.sub(r"[^\w.+=-]+", "-", f"{dataset_id}-{label}-s{self.seed}")
 
 
-NO_KEYS = {
-    *("dataset_id", "seed", "donor_label", "donor_dataset", "folder_name", "config"),
-    "progress_bar",
-}
+DONOR = {"donor_label", "donor_dataset"}
+NO_KEYS = {"dataset_id", "seed", "folder_name", "config", "progress_bar"} | DONOR
 KEYS = {field.name for field in dataclasses.fields(Cell)} - NO_KEYS
 """of an agent's table that are fields of its cells; `adopt` is the label there"""
 OTHER_KEYS = {"datasets", "seeds", "overrides", "adopt_dataset"}

@@ -1,7 +1,7 @@
-"""One experiment with several seeds: trained beside each other, and summarized over the seeds.
+"""One experiment with several seeds: trained at the same time, and summarized.
 
 Each seed is a run like any other: its own process with one torch thread, its own run folder and
-checkpoint. It is therefore equal, bit for bit, to the run of that seed alone with one thread.
+checkpoint. So it equals the run of that seed alone with one thread, bit for bit.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from qgpo.fields import check_seed
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise ValueError for seeds that are none, and for the same one twice."""
+    """Raise ValueError for numbers that are no seeds, and for equal ones."""
     for seed in seeds:
         check_seed(seed)
-        if list(seeds).count(seed) > 1:
-            raise ValueError(f"seeds={list(seeds)} has {seed} twice, expected different seeds")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={list(seeds)}, expected different seeds")
 
 
 def cells_of(
     experiment: Experiment[Any], seeds: Sequence[int], name_of: Callable[[int], str]
 ) -> list[Cell]:
-    """A cell for each seed, whose run folder is called `name_of` its seed."""
+    """A cell for each seed; `name_of(seed)` is the name of its run folder."""
     fields = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(Experiment)}
     fields |= {"threads": experiment.threads or 1, "progress_bar": False}
     return [Cell(**fields | {"seed": seed, "folder_name": name_of(seed)}) for seed in seeds]
 
 
 def at_once(seeds: Sequence[int]) -> int:
-    """Processes that run beside each other: as many as there are cores, at most one per seed."""
+    """Processes at the same time: as many as there are cores, at most one per seed."""
     return max(1, min(len(seeds), int(available_cores())))
 
 

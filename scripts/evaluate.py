@@ -155,6 +155,10 @@ def check(args: Args) -> None:
     for name, value in needs_env.items():
         if args.offline and value:
             raise ValueError(f"--offline plays nothing: leave --{name.replace('_', '-')} away")
+    estimated: Document = {"fitted_q": FittedQConfig(), "model_steps": STEPS}
+    for name, default in estimated.items():
+        if not args.offline and getattr(args, name) != default:
+            raise ValueError(f"--{name.replace('_', '-')} belongs to --offline: add it")
     for path in (args.output, args.video):
         if path is not None and path.is_dir():
             raise ValueError(f"{path} is a folder, expected a file name")

@@ -42,6 +42,8 @@ GuidanceScales = Annotated[
     tuple[float, ...], NOT_NEGATIVE, tyro.conf.arg(aliases=("--guidance-scale",))
 ]
 """which evaluate.py calls so"""
+ALONE = ("seed", "resume", "minutes", "adopt", "overwrite", "track", "verbose")
+"""flags that only a single run has"""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ class Args(Experiment[ConfigT]):
     """if the run folder contains a run, delete it instead of stopping with an error; files that no
     run wrote stay"""
     seeds: tuple[Annotated[int, SEED], ...] = ()
-    """train with each of these seeds, as many at once as there are cores, and summarize them. Each
-    has its own run folder, in --run-dir or runs, with its seed in the name. The same command again
-    continues what was stopped"""
+    """train once with each of these seeds, as many at once as there are cores, and print the mean.
+    Each seed has its own run folder in --run-dir (default runs). The same command continues what
+    was stopped"""
     verbose: bool = False
     """print every row of metrics"""
     track: bool = False
@@ -117,16 +119,11 @@ class Args(Experiment[ConfigT]):
             )
 
     def _check_seeds(self) -> None:
-        """Raise ValueError for what several seeds cannot have."""
+        """Raise ValueError for seeds that cannot be, and for flags of a single run beside them."""
         check_seeds(self.seeds)
         for name in ALONE if self.seeds else ():
             if getattr(self, name) != getattr(Args, name):
-                flag = name.replace("_", "-")
-                raise ValueError(f"--seeds and --{flag}: --{flag} is for one seed, leave one out")
-
-
-ALONE = ("seed", "resume", "minutes", "adopt", "overwrite", "track", "verbose")
-"""flags of one run, which several seeds do not have"""
+                raise ValueError(f"--seeds and --{name}: give only one of them")
 
 
 @dataclass
@@ -250,7 +247,7 @@ def draw(
 
 
 def train_seeds(args: Args[Any]) -> None:
-    """One run per seed, in processes beside each other; what failed is named in the end."""
+    """A run per seed, in a process each; what fails stops no other, and is named at the end."""
     args.check()
     root = args.run_dir or Path("runs")
     data = load_dataset(args.dataset_id, args.download, args.storage)
@@ -263,26 +260,27 @@ def train_seeds(args: Args[Any]) -> None:
             documents.check_same_training(cell, config, documents.read(config))
     print(f"{counted(len(cells), 'seed')}, {processes} at once, in {root}", flush=True)
     results: dict[int, Document] = {}
-    failed: list[str] = []
+    failed: dict[int, str] = {}
 
     def report(outcome: Outcome) -> None:
-        cell, folder = outcome.cell, RunFolder(root / outcome.cell.name)
+        seed = outcome.cell.seed
         if outcome.result is None:
-            failed.append(f"seed {cell.seed}: {outcome.error}\n    log: {outcome.log}")
+            failed[seed] = f"seed {seed}: {outcome.error}\n    log: {outcome.log}"
             return
-        print(f"seed {cell.seed}: {headline(outcome.result)}", flush=True)
-        results[cell.seed] = outcome.result
-        played = documents.evaluations_from_json(outcome.result["evaluations"])
-        draw(cell, folder, returns, played)
+        results[seed] = outcome.result
+        print(f"seed {seed}: {headline(outcome.result)}", flush=True)
 
     root.mkdir(parents=True, exist_ok=True)
     run_locally(cells, root, processes, report)
-    if results:
-        print(summary([results[seed] for seed in args.seeds if seed in results], returns))
+    ended = [cell for cell in cells if cell.seed in results]
+    if ended:
+        print(summary([results[cell.seed] for cell in ended], returns))
+    for cell in ended:
+        played = documents.evaluations_from_json(results[cell.seed]["evaluations"])
+        draw(cell, RunFolder(root / cell.name), returns, played)
     if failed:
-        raise SystemExit(
-            f"{len(failed)} of {len(cells)} seeds failed\n" + "\n".join(sorted(failed))
-        )
+        lines = "\n".join(failed[seed] for seed in sorted(failed))
+        raise SystemExit(f"{len(failed)} of {len(cells)} seeds failed\n{lines}")
 
 
 def main(args: Args[Any]) -> None:

@@ -225,11 +225,16 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(RuntimeError, match="has not been trained"):
         evaluate_offline(agent, data)
     agent.learn(data)
+    other = BC(BCConfig(steps=1, batch_size=4, hidden=(4,)), device="cpu")
+    others_data = make_dataset(observation_dim=4)
+    of_others = learn_model(other.learn(others_data), others_data, steps=1, rollouts=1)
     for wrong, error, said in [
         ({"gamma": 1.0}, ValueError, r"gamma=1.0, expected a number in \[0, 1\)"),
         ({"rollouts": 0}, ValueError, "rollouts=0, expected at least 1"),
         ({"deterministic": "no"}, ValueError, "deterministic='no'"),
         ({"seed": -1}, ValueError, "seed=-1"),
+        ({"model": "mine"}, TypeError, "model is a str, expected what learn_model returns"),
+        ({"model": of_others}, ValueError, "observations of 4 numbers, those of .* have 3: learn"),
     ]:
         with pytest.raises(error, match=said):
             evaluate_offline(agent, data, **wrong)

@@ -42,16 +42,23 @@ CASES = [
     ),
     Case(
         CLI,
+        "evaluate: a setting of --offline without it",
+        SystemExit,
+        "error: --model-steps belongs to --offline: add it",
+        play("--model-steps", "4000"),
+    ),
+    Case(
+        CLI,
         "train: --seeds with the same one twice",
         SystemExit,
-        "error: seeds=[0, 0] has 0 twice, expected different seeds",
+        "error: seeds=[0, 0], expected different seeds",
         train("--seeds", "0", "0"),
     ),
     Case(
         CLI,
         "train: --seeds together with --minutes",
         SystemExit,
-        "error: --seeds and --minutes: --minutes is for one seed, leave one out",
+        "error: --seeds and --minutes: give only one of them",
         train("--seeds", "0", "1", "--minutes", "10"),
     ),
     Case(

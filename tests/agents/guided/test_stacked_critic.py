@@ -62,9 +62,11 @@ def test_q_is_calibrated_where_the_other_half_confirms_it(confident):
 
 def test_several_heads_of_each_half_rank_at_least_as_well_as_one(confident):
     noise = np.random.default_rng(1).normal(size=400)
-    agent = trained(with_rewards(2.0 * UNIFORM + 0.5 * noise), replace(LEARNING, critic_heads=3))
+    agent = trained(with_rewards(2.0 * UNIFORM + 0.5 * noise), replace(LEARNING, critic_heads=4))
     critic, data = agent.critic, agent._batches
-    assert critic.outcomes.network.heads == 6
+    for learner in critic.learners.values():  # layers of 32 / sqrt(4)
+        assert [len(w) for w in learner.network.advantage.weights] == [8, 8, 8]
+        assert learner.network.advantage.weights[1].shape == (8, 16, 16)
     assert agent.tables["returns"].shape == (400, 2)
     alone = confident.critic.stack
     assert float(critic.stack.correlations[-1]) > float(alone.correlations[-1]) - 0.02
