@@ -12,6 +12,8 @@ from bandits import bandit
 from factory import STACKED, make_dataset
 
 from qgpo import QGPO
+from qgpo.agents.guided import stacked_critic
+from qgpo.stacking import grouped_slope
 
 UNIFORM = np.random.default_rng(0).permutation(np.linspace(-1.0, 1.0, 400))
 LEARNING = replace(
@@ -116,19 +118,64 @@ def test_noise_has_no_weight_and_guides_nobody():
     np.testing.assert_array_equal(guided, imitated)
 
 
-def test_a_head_has_not_seen_the_other_half():
-    rewards = 2.0 * UNIFORM
-    first = trained(with_rewards(rewards), replace(LEARNING, critic_steps=20))
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_head_has_not_seen_the_other_half(heads):
+    rewards, config = 2.0 * UNIFORM, replace(LEARNING, critic_steps=20, critic_heads=heads)
+    first = trained(with_rewards(rewards), config)
     fold = first.critic.folds(first._batches).fold.numpy()
     changed = np.where(fold == 0, rewards, np.random.default_rng(3).normal(size=400))
-    second = trained(with_rewards(changed), replace(LEARNING, critic_steps=20))
+    second = trained(with_rewards(changed), config)
     assert np.array_equal(fold, second.critic.folds(second._batches).fold.numpy())
     for name in ("critic", "critic_target", "implicit_critic", "implicit_critic_value"):
         pairs = list(
             zip(first.networks[name].parameters(), second.networks[name].parameters(), strict=True)
         )
-        assert all(torch.equal(a[0], b[0]) for a, b in pairs)
-        assert not all(torch.equal(a[1], b[1]) for a, b in pairs)
+        assert all(torch.equal(a[::2], b[::2]) for a, b in pairs)
+        assert not any(torch.equal(a[1::2], b[1::2]) for a, b in pairs[-1:])
+
+
+def test_a_transition_is_judged_by_the_heads_of_the_other_half(monkeypatch):
+    data = with_rewards(2.0 * UNIFORM)
+    agent = trained(data, replace(LEARNING, critic_steps=2, critic_heads=2))
+    critic, batches, seen = agent.critic, agent._batches, []
+    for learner in critic.learners.values():  # heads of fold f say f + 1 of the action taken
+
+        def q(condition, z):
+            of_taken = torch.zeros(4, *z.shape[:2])
+            of_taken[:, :, 0] = torch.tensor([1.0, 2.0, 1.0, 2.0])[:, None]
+            return of_taken
+
+        monkeypatch.setattr(learner, "q", q)
+
+    def slope(advantages, outcomes, groups):
+        seen.append(advantages)
+        return grouped_slope(advantages, outcomes, groups)
+
+    monkeypatch.setattr(stacked_critic, "grouped_slope", slope)
+    monkeypatch.setattr(critic, "_outcomes", lambda data, index, fold: fold.double())
+    critic.weigh(batches)
+    fold = critic.folds(batches).fold[critic._judges(critic.folds(batches))]
+    assert torch.equal(seen[0], torch.where(fold == 0, 2.0, 1.0))
+
+
+def test_a_head_learns_from_the_returns_of_its_half_and_its_share_of_the_batch(monkeypatch):
+    agent = trained(with_rewards(0.0 * UNIFORM), replace(LEARNING, critic_steps=2, critic_heads=4))
+    critic, batches, drawn = agent.critic, agent._batches, []
+    agent.tables["returns"][:] = torch.tensor([-1.0, 1.0])
+    folds = critic.folds(batches)
+    draw = folds.draw
+
+    def counted(*args):
+        drawn.append(draw(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(folds, "draw", counted)
+    for step in range(1, 100):
+        critic.update(batches, step, 1e-2)
+    with torch.no_grad():
+        values = critic.outcomes.network.baseline(torch.zeros(8, 1, 1))[:, 0]
+    assert values.sign().tolist() == [-1.0, 1.0] * 4
+    assert drawn[0].transitions.shape == (8, 64)  # 128 / sqrt(4)
 
 
 def test_a_learner_that_says_nothing_is_left_out(confident):
