@@ -175,17 +175,24 @@ class Counting(BaseCallback):
         Turn.stop_unless(self._on_step())
 
 
-def few_steps(agent: QGPO, stage: str, seconds: float) -> int:
-    """Steps of a stage that last about so long; the training stands before it."""
+def few_steps(agent: QGPO, stage: str, seconds: float, rounds: int) -> int:
+    """Steps of a stage that last about so long, of which it has enough for all rounds."""
     turn = Turn(stage, 3, 6, clock)
     agent.learn(noise(TRANSITIONS), turn, reset_num_timesteps=False)
-    return int(np.clip(2.0 * seconds / max(turn.seconds, 1e-6), 3, MOST_STEPS))
+    most = min(MOST_STEPS, (steps_of(agent, stage) - turn.last) // rounds)
+    return int(np.clip(2.0 * seconds / max(turn.seconds, 1e-6), 3, most))
+
+
+def steps_of(agent: QGPO, stage: str) -> int:
+    """Steps that the whole stage has."""
+    if stage == "support":
+        return agent.support.chunks(agent._batches)  # type: ignore[arg-type]
+    return agent.stage_steps[stage]
 
 
 def finish(agent: QGPO, stage: str) -> None:
     """Make the training stand behind a stage."""
-    steps = agent.stage_steps[stage]
-    agent.progress[stage] = agent.support.chunks(agent._batches) if stage == "support" else steps  # type: ignore[arg-type]
+    agent.progress[stage] = steps_of(agent, stage)
     if stage == "critic":
         let_guide(agent)
 
@@ -200,7 +207,8 @@ def stages(preset: str, args: Args, authors: Authors | None) -> dict[str, Any]:
             continue
         counting = Counting(stage)
         agent.learn(dataset, counting, reset_num_timesteps=False)
-        functions, n = counting.products.functions(), few_steps(agent, stage, args.seconds)
+        functions = counting.products.functions()
+        n = few_steps(agent, stage, args.seconds, args.rounds)
         rows: dict[str, list[float]] = {"step": [], "products": [], "theirs": []}
         for _ in range(args.rounds):
             first = agent.progress[stage]
