@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, Generic, Self
 
 import gymnasium as gym
 import numpy as np
@@ -30,6 +28,7 @@ from qgpo.agents.core import checkpoint, collected, header, pretrained, sb3
 from qgpo.agents.core.acting import Acts, Normal
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.agents.core.configured import ConfigT, Configured
 from qgpo.agents.core.export.policy import export_onnx
 from qgpo.agents.core.online import OnlineConfig, learn_online
 from qgpo.agents.core.parameters import load_parameters, parts_of
@@ -39,36 +38,24 @@ from qgpo.agents.core.training import Training, choose_device, of_training, on_s
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
-from qgpo.envs.store.opening import recorded_in
 from qgpo.envs.tasks.actions import ActionScale
-from qgpo.envs.tasks.families import family_settings, find_family
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_action_space, check_spaces, same_box
 from qgpo.envs.tasks.window import Window
 from qgpo.fields import check_seed
 
-ConfigT = TypeVar("ConfigT")
 
-
-class OfflineAgent(ABC, Generic[ConfigT]):
+class OfflineAgent(Configured[ConfigT], ABC, Generic[ConfigT]):
     """An agent that learns from an OfflineDataset and acts like an SB3 algorithm.
-
-    With a preset's name as `config`, `learn` applies what the dataset's family changes of that
-    preset (`settings_for`); a configuration is taken as it is. `settings` are fields of the
-    configuration that have other values, whatever the preset and the family say:
 
         QGPO("laptop", critic="implicit", beta=2.0)
 
-    Raises TypeError for names that are no fields, and ValueError for values out of range.
+    `Configured` says what `config` and the named `settings` may be. With a preset's name, `learn`
+    applies what the dataset's family changes of that preset.
     """
 
-    name: ClassVar[str]
-    config_class: ClassVar[type[Any]]
-    presets: ClassVar[dict[str, Any]]
     stages: ClassVar[tuple[str, ...]]
-    rate_field: ClassVar[str] = "learning_rate"
-    """the field of the configuration that is the agent's `learning_rate`"""
     fixed_scale: ClassVar[bool] = False
     """whether a guidance scale in the configuration cannot be changed after training"""
     learns_online: ClassVar[bool] = False
@@ -115,12 +102,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         **settings: Any,
     ) -> None:
         self._seed = check_seed(seed)
-        self._config: ConfigT = self.choose_config(config)
-        self._preset = config if isinstance(config, str) else None
-        self._row = self.config
-        self._changes: dict[str, Any] = {}
-        if settings:
-            self._change(**self._checked(settings))
+        super().__init__(config, settings)
         self.device = choose_device(device)
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
@@ -136,20 +118,6 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         data = "no data" if self.dataset_id is None else repr(self.dataset_id)
         steps = f"{self.num_timesteps} of {self.total_timesteps} steps"
         return f"{self.name}(seed {self.training.seed}, {steps} on {data}, {self.device})"
-
-    # Configuration ------------------------------------------------------------------------
-
-    @property
-    def config(self) -> ConfigT:
-        """What the agent is made of; another configuration needs a new agent."""
-        return self._config
-
-    @config.setter
-    def config(self, _: object) -> None:
-        raise AttributeError(
-            "config cannot be changed, because networks and files depend on it; make a new "
-            f"agent, {self.name}(config), with dataclasses.replace(agent.config, …)"
-        )
 
     @property
     def seed(self) -> int:
@@ -183,64 +151,6 @@ class OfflineAgent(ABC, Generic[ConfigT]):
     @tensorboard_log.setter
     def tensorboard_log(self, folder: str | Path | None) -> None:
         self._tensorboard_log = header.check_log_folder(folder)
-
-    @classmethod
-    def choose_config(cls, config: ConfigT | str) -> ConfigT:
-        """The configuration, or the preset of that name."""
-        if isinstance(config, str):
-            if config not in cls.presets:
-                hint = ", not a policy class" if config.endswith("Policy") else ""
-                raise ValueError(
-                    f"preset={config!r}, expected one of {sorted(cls.presets)} or a "
-                    f"{cls.config_class.__name__}{hint}"
-                )
-            config = cast(ConfigT, cls.presets[config])
-        if not isinstance(config, cls.config_class) or _names(config) != _names(cls.config_class):
-            raise TypeError(
-                f"config is a {type(config).__name__}, expected a preset's name "
-                f"{sorted(cls.presets)} or a {cls.config_class.__name__}"
-            )
-        return cast(ConfigT, config)
-
-    @classmethod
-    def settings_for(cls, dataset: OfflineDataset | str, preset: str = "laptop") -> ConfigT:
-        """The preset with what the dataset's family changes of it.
-
-        Python, the command line and plans take their configurations from here. Of an id, the
-        family follows from the id and the environment that the local dataset names.
-        """
-        row = cls.choose_config(preset)
-        if isinstance(dataset, OfflineDataset):
-            family = find_family(dataset.id, dataset.env_spec.id if dataset.env_spec else None)
-        else:
-            family = find_family(dataset, recorded_in(dataset))
-        names = _names(cls.config_class)
-        return dataclasses.replace(row, **family_settings(family, preset, names))  # type: ignore[type-var]
-
-    @classmethod
-    def _checked(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings by the names of fields. Raises TypeError for other names."""
-        fields = _names(cls.config_class)
-        named = {cls.rate_field if k == "learning_rate" else k: v for k, v in settings.items()}
-        for name in named.keys() - fields:
-            near = difflib.get_close_matches(name, sorted(fields), 4)
-            raise TypeError(
-                f"{cls.name} has no setting {name!r}"
-                + (f" (nearest: {', '.join(near)})" if near else "")
-                + f". The fields of {cls.config_class.__name__} are {', '.join(sorted(fields))}"
-            )
-        return named
-
-    def _change(self, **values: Any) -> None:
-        """Set fields of the configuration whatever the dataset's family says."""
-        self._changes |= values
-        self._config = self._row = dataclasses.replace(self.config, **values)  # type: ignore[type-var]
-
-    def _settle(self, dataset: OfflineDataset) -> None:
-        """Apply the family's settings, if the configuration is still that of a preset's name."""
-        if self._preset is not None and self.config is self._row and not self.networks:
-            settings = self.settings_for(dataset, self._preset)
-            self._config = self._row = dataclasses.replace(settings, **self._changes)  # type: ignore[type-var]
 
     # What a subclass says -----------------------------------------------------------------
 
@@ -467,6 +377,11 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         self._batches = batches  # only now: what was interrupted is done again
         return batches
 
+    def _settle(self, dataset: OfflineDataset) -> None:
+        """Before there are networks, apply what the dataset's family changes."""
+        if not self.networks:
+            super()._settle(dataset)
+
     def _reset(self) -> None:
         """Forget everything that was learned, and the data."""
         self.training.seed = self._seed
@@ -552,11 +467,6 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         if self._policy is None and self.observation_space is not None:
             self._policy = sb3.Policy(self, self.networks)
         return self._policy
-
-    @property
-    def learning_rate(self) -> float:
-        """First Adam step size of the policy (of the behavior where stages have their own)."""
-        return float(getattr(self.config, self.rate_field))
 
     @property
     def gamma(self) -> float | None:
@@ -688,7 +598,7 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         with checkpoint.using(source, read):
             config = checkpoint.config_from_json(cls.config_class, about["config"])
             optional = header.optional_arguments(about)
-        config, optional = cls._replace(config, optional, replaced)
+        config, optional = header.replaced(cls, config, optional, replaced)
         with checkpoint.using(source, read):
             agent = cls(config, seed=about["seed"], device=device, **optional)
             agent._build_as(about, f"checkpoint {checkpoint.named(source)}")
@@ -768,28 +678,3 @@ class OfflineAgent(ABC, Generic[ConfigT]):
         )
         assert self.action_space is not None
         self.action_scale = ActionScale.from_json(self.action_space, about.get("action_scale"))
-
-    @classmethod
-    def _replace(
-        cls, config: ConfigT, optional: dict[str, Any], values: dict[str, Any]
-    ) -> tuple[ConfigT, dict[str, Any]]:
-        """Both with the values in place of their own; warns of names that neither has."""
-        fields = _names(cls.config_class)
-        named = {cls.rate_field if k == "learning_rate" else k: v for k, v in values.items()}
-        if unknown := sorted(set(map(str, named)) - fields - set(header.OPTIONAL)):
-            warnings.warn(
-                f"custom_objects: {unknown} are neither fields of {cls.config_class.__name__} "
-                f"nor {' or '.join(header.OPTIONAL)}; they have no effect",
-                stacklevel=3,
-            )
-        own = {name: value for name, value in named.items() if name in fields}
-        config = dataclasses.replace(config, **own)  # type: ignore[type-var]
-        given = {k: v for k, v in named.items() if k in header.OPTIONAL}
-        header.check_verbose(given.get("verbose", 0))
-        header.check_log_folder(given.get("tensorboard_log"))
-        return config, {**optional, **given}
-
-
-def _names(config: Any) -> set[str]:
-    """The fields of a configuration."""
-    return {field.name for field in dataclasses.fields(config)}

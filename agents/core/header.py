@@ -14,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from stable_baselines3.common.utils import get_system_info
 
+from qgpo.agents.core.configured import ConfigT, Configured
 from qgpo.agents.core.parsing import brief
 from qgpo.envs.tasks.actions import ActionScale
 from qgpo.envs.tasks.making import spec_from_json, spec_to_json
@@ -136,6 +137,28 @@ def optional_arguments(header: dict[str, Any]) -> dict[str, Any]:
             kinds = " or ".join(kind.__name__ for kind in OPTIONAL[name])
             raise ValueError(f"{name}={brief(value)}, expected {kinds}")
     return found
+
+
+def replaced(
+    of: type[Configured[ConfigT]],
+    config: ConfigT,
+    optional: dict[str, Any],
+    custom_objects: dict[str, Any],
+) -> tuple[ConfigT, dict[str, Any]]:
+    """Both with SB3's `custom_objects` in place of their own; warns of names that neither has."""
+    fields, named = of.setting_names(), of.by_field(custom_objects)
+    if unknown := sorted(set(map(str, named)) - fields - set(OPTIONAL)):
+        warnings.warn(
+            f"custom_objects: {unknown} are neither fields of {of.config_class.__name__} "
+            f"nor {' or '.join(OPTIONAL)}; they have no effect",
+            stacklevel=3,
+        )
+    own = {name: value for name, value in named.items() if name in fields}
+    config = dataclasses.replace(config, **own)  # type: ignore[type-var]
+    given = {name: value for name, value in named.items() if name in OPTIONAL}
+    check_verbose(given.get("verbose", 0))
+    check_log_folder(given.get("tensorboard_log"))
+    return config, {**optional, **given}
 
 
 def print_system_info(header: dict[str, Any]) -> None:
