@@ -13,7 +13,7 @@ from qgpo.agents.aepo import AEPO
 from qgpo.agents.bc import BC
 from qgpo.agents.best_of_n import BestOfN
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.checkpoint import CheckpointError, named, read_header, with_suffix
+from qgpo.agents.core.checkpoint import CheckpointError, named, read_header, source_of
 from qgpo.agents.diffusion_ql import DiffusionQL
 from qgpo.agents.fql import FQL
 from qgpo.agents.guided.policy import GuidedPolicy
@@ -53,10 +53,12 @@ def load_agent(
 ) -> OfflineAgent[Any]:
     """Read a checkpoint of any agent or baseline; the file names the class.
 
+    `path` is a checkpoint, a run folder, or an open binary file.
+
     Raises CheckpointError if the file is damaged or names an unknown agent. If `env` is given, its
     spaces must match the agent's.
     """
-    source = with_suffix(path)
+    source = source_of(path)
     name = read_header(source)["agent"]
     if name not in KNOWN:
         raise CheckpointError(
@@ -81,7 +83,7 @@ def adopt_from(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) ->
     """
     check_adopts(type(agent), path)
     assert isinstance(agent, GuidedPolicy)
-    other = load_agent(path / "checkpoint.zip" if path.is_dir() else path, device=agent.device)
+    other = load_agent(path, device=agent.device)
     try:
         agent.adopt(other, dataset)
     except (TypeError, RuntimeError) as error:  # the file's, here

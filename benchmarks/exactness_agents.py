@@ -69,7 +69,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for run in args.runs:
-        agent = QGPO.load(run / "checkpoint.zip" if run.is_dir() else run, device="cpu")
+        agent = QGPO.load(run, device="cpu")
         dataset = load_dataset(str(agent.dataset_id), progress_bar=False)
         for about, one in variants(args, agent, dataset):
             began = time.process_time()

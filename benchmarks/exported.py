@@ -101,7 +101,7 @@ def agents(args: Args) -> Iterator[tuple[str, Any, np.ndarray]]:
     if not args.only or "Ensemble" in args.only:
         yield "Ensemble", Ensemble([kept[name] for name in MEMBERS]), states
     for run in args.run:
-        agent = load_agent(run / "checkpoint.zip" if run.is_dir() else run, device="cpu")
+        agent = load_agent(run, device="cpu")
         data = load_dataset(str(agent.dataset_id))
         name = f"{agent.name} of {str(data.id).removeprefix('qgpo/')}"
         yield name, agent, np.asarray(data.states[: args.observations])

@@ -71,8 +71,7 @@ def latencies(agent: Any, observation: np.ndarray) -> dict[str, float]:
 def main(args: Args) -> None:
     """Distil, play, measure, write."""
     torch.set_num_threads(1)
-    source = args.run / "checkpoint.zip" if args.run.is_dir() else args.run
-    teacher = load_agent(source, device="cpu")
+    teacher = load_agent(args.run, device="cpu")
     assert isinstance(teacher, QGPO)
     dataset = load_dataset(str(teacher.dataset_id))
     began = time.process_time()

@@ -118,8 +118,7 @@ def sac(dataset: OfflineDataset, seed: int, with_data: bool) -> SAC:
 def main(args: Args) -> None:
     """Train, evaluate, write."""
     torch.set_num_threads(1)
-    source = args.run / "checkpoint.zip" if args.run.is_dir() else args.run
-    agent = load_agent(source, device="cpu")
+    agent = load_agent(args.run, device="cpu")
     assert isinstance(agent, QGPO)
     dataset = load_dataset(str(agent.dataset_id))
     points = Points(dataset, args.timesteps // POINTS, args.n_episodes)

@@ -110,7 +110,7 @@ def measure(members: Members, about: Document) -> Document:
     """Tune the ensemble, then play it at every scale."""
     measured = about["measured"]
     dataset = load_dataset(measured["dataset"], download=False)
-    agents = [load_agent(run / "checkpoint.zip", device="cpu") for _, run in members]
+    agents = [load_agent(run, device="cpu") for _, run in members]
     for agent, (cell, run) in zip(agents, members, strict=True):
         if not is_training_of(agent, cell["measured"]):
             raise SystemExit(f"{run}: the checkpoint is not that of the cell's configuration")

@@ -49,7 +49,7 @@ class Args:
 def compare(cell: Document, run: Path) -> dict[str, Any]:
     """Tune the agent of one cell."""
     dataset = load_dataset(cell["measured"]["dataset"], download=False)
-    agent = QGPO.load(run / "checkpoint.zip", device="cpu")
+    agent = QGPO.load(run, device="cpu")
     if not is_training_of(agent, cell["measured"]):
         raise SystemExit(f"{run}: the checkpoint is not that of the cell's configuration")
     played = {e["guidance_scale"]: e for e in cell["evaluations"]}

@@ -566,13 +566,15 @@ class OfflineAgent(Configured[ConfigT], ABC, Generic[ConfigT]):
         verbose: int | None = None,
         tensorboard_log: str | Path | None = None,
     ) -> Self:
-        """Read a checkpoint. Raises CheckpointError if it is damaged or of another agent class.
+        """Read a checkpoint, or that of a run folder.
+
+        Raises CheckpointError if it is damaged or of another agent class.
 
         If `env` is given, its spaces must match the agent's. `custom_objects` replaces values in
         the file: fields of the configuration, `learning_rate`, `verbose` and `tensorboard_log`.
         The arguments `verbose` and `tensorboard_log` do the same.
         """
-        source = checkpoint.with_suffix(path)
+        source = checkpoint.source_of(path)
         device = choose_device(device)  # not the file's fault
         read = checkpoint.read_checkpoint(source)
         about = read.header

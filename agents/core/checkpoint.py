@@ -210,10 +210,8 @@ def _opened(source: Target) -> Iterator[BinaryIO]:
         yield source
         return
     if not source.is_file():
-        inside = source.with_suffix("") / "checkpoint.zip"
-        hint = f"; that of the run folder is {str(inside)!r}" if inside.is_file() else ""
         there = "is no file" if source.exists() else "does not exist"
-        raise CheckpointError(f"checkpoint {named(source)} {there}{hint}")
+        raise CheckpointError(f"checkpoint {named(source)} {there}")
     with source.open("rb") as file:
         yield file
 
@@ -245,6 +243,21 @@ def with_suffix(path: str | Path | BinaryIO) -> Target:
     if not path.name:
         raise ValueError(f"path={str(path)!r} is not a file name, expected one such as 'agent.zip'")
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
+
+
+@overload
+def source_of(path: str | Path) -> Path: ...
+@overload
+def source_of(path: BinaryIO) -> BinaryIO: ...
+def source_of(path: str | Path | BinaryIO) -> Target:
+    """What to read: the file of that name, or else the checkpoint in the run folder of that name.
+
+    Raises as `with_suffix` does.
+    """
+    target = with_suffix(path)
+    if isinstance(target, Path) and not target.exists() and (folder := Path(str(path))).is_dir():
+        return folder / "checkpoint.zip"
+    return target
 
 
 def named(target: Target) -> str:

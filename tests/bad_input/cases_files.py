@@ -48,8 +48,8 @@ class Failing(gym.Env):
 
 
 def a_run_folder() -> None:
-    """A name that is a folder with a checkpoint."""
-    agent().save("run/checkpoint")
+    """A name that is a folder without a checkpoint."""
+    agent().save("run/agent")
     QGPO.load("run")
 
 
@@ -83,9 +83,9 @@ CASES = [
     ),
     Case(
         FILE,
-        "a run folder instead of its checkpoint",
+        "a run folder without a checkpoint",
         CheckpointError,
-        "checkpoint 'run.zip' does not exist; that of the run folder is 'run/checkpoint.zip'",
+        "checkpoint 'run/checkpoint.zip' does not exist",
         a_run_folder,
     ),
     Case(

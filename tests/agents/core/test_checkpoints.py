@@ -15,7 +15,7 @@ from gymnasium import spaces
 from safetensors.torch import load, save
 from stable_baselines3 import TD3
 
-from qgpo import QGPO
+from qgpo import QGPO, load_agent
 from qgpo.agents.core.checkpoint import FORMAT_VERSION, CheckpointError, read_checkpoint
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -55,6 +55,22 @@ def test_predictions_survive_the_file(trained, saved, name):
     assert loaded.observation_space == trained.observation_space
     assert loaded.action_space == trained.action_space
     assert loaded.dataset_id == trained.dataset_id
+
+
+@pytest.mark.parametrize("read", [QGPO.load, load_agent])
+def test_a_run_folder_is_read_unless_a_file_has_its_name(trained, saved, tmp_path, read):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    saved.rename(folder / "checkpoint.zip")
+    for name in (folder, str(folder)):
+        assert same_parameters(read(name).get_parameters(), trained.get_parameters())
+    QGPO(PAPER_LIKE, seed=2, device="cpu").learn(make_dataset()).save(folder)
+    assert read(folder).seed == 2
+    trained.save(folder / "other")
+    (folder / "checkpoint.zip").unlink()
+    folder.with_suffix(".zip").unlink()
+    with pytest.raises(CheckpointError, match=r"'.*run/checkpoint\.zip' does not exist"):
+        read(folder)
 
 
 def test_saving_is_atomic(trained, saved, monkeypatch):
