@@ -1,4 +1,4 @@
-"""The chunks of a column in an HDF5 file: each of them must hold all of its numbers.
+"""How the numbers of a column lie in an HDF5 file: each chunk must hold all of its numbers.
 
 HDF5 itself reads a chunk that is shorter than it states, and leaves in the rest of the numbers
 what was in memory before.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 
-import h5py
-from h5py import h5z
+from h5py import h5d, h5z
 
 LZF = 32000
 PIPELINE = {
@@ -23,58 +22,80 @@ PIPELINE = {
 CHECKSUM_BYTES = 4
 
 
-def chunk_bytes(column: h5py.Dataset) -> int:
-    """Of each chunk in memory."""
-    chunk: tuple[int, ...] = column.id.get_create_plist().get_chunk()
-    return math.prod(chunk) * int(column.id.get_type().get_size())
+class Stored:
+    """What a column's file says about it, asked once."""
 
+    def __init__(self, column: h5d.DatasetID) -> None:
+        self.column = column
+        made, kind = column.get_create_plist(), column.get_type()
+        self.layout = made.get_layout()
+        self.external_files = int(made.get_external_count())
+        self.shape: tuple[int, ...] = column.shape or ()
+        self.type_class = kind.get_class()
+        self.item_bytes = int(kind.get_size())
+        self.is_chunked = self.layout == h5d.CHUNKED
+        self.chunk: tuple[int, ...] = made.get_chunk() if self.is_chunked else ()
+        self.filters = [int(made.get_filter(i)[0]) for i in range(made.get_nfilters())]
+        """the codes of what each chunk is packed with, in the order of writing"""
+        self.chunks = int(column.get_num_chunks()) if self.is_chunked else 0
+        """that there are"""
 
-def count(column: h5py.Dataset) -> int:
-    """The chunks that its shape takes, or that there are, whichever are more."""
-    return max(needed(column), int(column.id.get_num_chunks()))
+    @property
+    def chunk_bytes(self) -> int:
+        """Of each chunk in memory."""
+        return math.prod(self.chunk) * self.item_bytes
 
+    @property
+    def chunks_needed(self) -> int:
+        """The chunks that its shape takes."""
+        return math.prod(-(-n // m) for n, m in zip(self.shape, self.chunk, strict=True))
 
-def needed(column: h5py.Dataset) -> int:
-    """The chunks that its shape takes."""
-    sizes = zip(column.id.shape, column.id.get_create_plist().get_chunk(), strict=True)
-    return math.prod(-(-n // m) for n, m in sizes)
+    @property
+    def memory_bytes(self) -> int:
+        """What its numbers take to be read, as whole chunks where there are any."""
+        if self.is_chunked:
+            return max(self.chunks_needed, self.chunks) * self.chunk_bytes
+        rows = 0 if self.column.shape is None else math.prod(self.shape)
+        return rows * self.item_bytes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of its numbers were written."""
+        if self.is_chunked:
+            return self.chunks >= self.chunks_needed
+        written: int = self.column.get_storage_size()
+        return self.layout == h5d.COMPACT or written >= self.memory_bytes
 
-def unusual_filter(column: h5py.Dataset) -> str | None:
-    """What a chunk is packed with that h5py does not write by itself, if there is anything."""
-    codes = filters(column)
-    places = [list(PIPELINE).index(code) for code in codes if code in PIPELINE]
-    in_order = places == sorted(set(places)) and not {h5z.FILTER_DEFLATE, LZF} <= set(codes)
-    if len(places) == len(codes) and in_order:
+    def unusual_filter(self) -> str | None:
+        """What a chunk is packed with that h5py does not write by itself, if there is anything."""
+        codes = self.filters
+        places = [list(PIPELINE).index(code) for code in codes if code in PIPELINE]
+        in_order = places == sorted(set(places)) and not {h5z.FILTER_DEFLATE, LZF} <= set(codes)
+        if len(places) == len(codes) and in_order:
+            return None
+        return ", ".join(PIPELINE.get(code, f"filter {code}") for code in codes)
+
+    def short_chunk(self) -> tuple[int, ...] | None:
+        """The place of a chunk that does not have as many bytes as its shape, if there is one.
+
+        Those that are packed are unpacked to be counted, and not kept.
+        """
+        if not self.is_chunked:
+            return None
+        expected = self.chunk_bytes
+        stored: list[tuple[tuple[int, ...], int, int]] = []
+        self.column.chunk_iter(lambda at: stored.append((at.chunk_offset, at.filter_mask, at.size)))
+        for place, mask, size in stored:
+            used = [code for i, code in enumerate(self.filters) if not mask >> i & 1]
+            if h5z.FILTER_FLETCHER32 in used:
+                size -= CHECKSUM_BYTES
+            if {h5z.FILTER_DEFLATE, LZF} & set(used):
+                _, content = self.column.read_direct_chunk(place)
+                is_gzip = h5z.FILTER_DEFLATE in used
+                size = (_inflated if is_gzip else _lzf)(content[:size], expected)
+            if size != expected:
+                return place
         return None
-    return ", ".join(PIPELINE.get(code, f"filter {code}") for code in codes)
-
-
-def filters(column: h5py.Dataset) -> list[int]:
-    """The codes of what each chunk is packed with, in the order of writing."""
-    made = column.id.get_create_plist()
-    return [int(made.get_filter(i)[0]) for i in range(made.get_nfilters())]
-
-
-def short_chunk(column: h5py.Dataset) -> tuple[int, ...] | None:
-    """The place of a chunk that does not have as many bytes as its shape, if there is one.
-
-    Those that are packed are unpacked to be counted, and not kept.
-    """
-    expected, codes = chunk_bytes(column), filters(column)
-    stored: list[tuple[tuple[int, ...], int, int]] = []
-    column.id.chunk_iter(lambda at: stored.append((at.chunk_offset, at.filter_mask, at.size)))
-    for place, mask, size in stored:
-        used = [code for i, code in enumerate(codes) if not mask >> i & 1]
-        if h5z.FILTER_FLETCHER32 in used:
-            size -= CHECKSUM_BYTES
-        if {h5z.FILTER_DEFLATE, LZF} & set(used):
-            _, content = column.id.read_direct_chunk(place)
-            is_gzip = h5z.FILTER_DEFLATE in used
-            size = (_inflated if is_gzip else _lzf)(content[:size], expected)
-        if size != expected:
-            return place
-    return None
 
 
 def _inflated(content: bytes, most: int) -> int:

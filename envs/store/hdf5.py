@@ -6,7 +6,6 @@ that are no numbers, and state sizes far beyond their own. Minari writes none of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import h5py
 import numpy as np
 from gymnasium import spaces
-from h5py import h5d, h5l, h5o, h5t
+from h5py import h5d, h5g, h5l, h5o, h5s, h5t
 from minari import EpisodeData
 
-from qgpo.envs.store import chunks
+from qgpo.envs.store.chunks import PIPELINE, Stored
 
 FILE = "main_data.hdf5"
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -42,29 +41,29 @@ class ColumnError(ValueError):
 
 def _judged(
     path: Path, indices: Iterable[int], of: str, names: Iterable[str] = COLUMNS
-) -> Iterator[tuple[int, dict[str, h5py.Dataset]]]:
+) -> Iterator[tuple[int, dict[str, Stored]]]:
     """(index, columns) of each episode, whose sizes are checked. Raises ColumnError."""
-    declared = 0
+    declared, most = 0, _most_bytes(path)
     seen: set[int] = set()
     with h5py.File(path, "r") as file:
         for index in map(int, indices):
-            columns = columns_of(file, index, of, names, seen)
-            declared += sum(map(_size, columns.values()))
-            check_size(of, declared, path)
+            columns = _columns_of(file.id, index, of, names, seen)
+            declared += sum(column.memory_bytes for column in columns.values())
+            if declared > most:
+                check_size(of, declared, path)
             for name, column in columns.items():
-                is_chunked = column.id.get_create_plist().get_layout() == h5d.CHUNKED
-                short = chunks.short_chunk(column) if is_chunked else None
+                short = column.short_chunk()
                 if short is not None:
                     raise ColumnError(
                         f"{of}, episode {index}: {name} has a chunk at {short} that does not hold "
-                        f"its {chunks.chunk_bytes(column)} bytes"
+                        f"its {column.chunk_bytes} bytes"
                     )
             yield index, columns
 
 
-def columns_of(
-    file: h5py.File, index: int, of: str, names: Iterable[str], seen: set[int]
-) -> dict[str, h5py.Dataset]:
+def _columns_of(
+    file: h5g.GroupID, index: int, of: str, names: Iterable[str], seen: set[int]
+) -> dict[str, Stored]:
     """The judged columns of an episode by their path, "observations/position" for example.
 
     `seen` are the addresses of the groups in the file's episodes. Raises ColumnError, which names
@@ -72,19 +71,20 @@ def columns_of(
     """
     of = f"{of}, episode {index}"
     group = _open(file, f"episode_{index}", of, "its group")
-    if not isinstance(group, h5py.Group):
+    if not isinstance(group, h5g.GroupID):
         raise ColumnError(f"{of} is not a group")
-    columns: dict[str, h5py.Dataset] = {}
+    columns: dict[str, Stored] = {}
     for name in names:
-        if name == "infos" and name not in group:
+        if name == "infos" and name.encode() not in group:
             continue
         for path, column in _leaves(group, name, name, of, seen):
             if len(columns) == MOST_PARTS:
                 raise ColumnError(f"{of}: {name} has more than {MOST_PARTS} parts")
-            problem = _fault(column, is_info=name == "infos")
+            stored = Stored(column)
+            problem = _fault(stored, is_info=name == "infos")
             if problem is not None:
                 raise ColumnError(f"{of}: {path} {problem}")
-            columns[path] = column
+            columns[path] = stored
         if name in COLUMNS[1:] and name not in columns:
             raise ColumnError(f"{of}: {name} is a group, expected a column")
     return columns
@@ -95,17 +95,20 @@ def lengths(
 ) -> list[int]:
     """The steps of these episodes, whose columns of those names are judged and not kept."""
     judged = _judged(path, indices, of, names)
-    return [int(columns["rewards"].shape[0]) for _, columns in judged]
+    return [columns["rewards"].shape[0] for _, columns in judged]
 
 
 def check_size(of: str, declared: int, path: Path) -> None:
     """Raise ColumnError where the numbers would take far more memory than the file has bytes."""
-    most = 64 * 2**20 + 100 * path.stat().st_size
-    if declared > most:
+    if declared > _most_bytes(path):
         raise ColumnError(
             f"{of}: {path.name} states {declared / 1e6:.0f} MB of numbers in "
             f"{path.stat().st_size / 1e6:.3g} MB, which compression cannot explain"
         )
+
+
+def _most_bytes(path: Path) -> int:
+    return 64 * 2**20 + 100 * path.stat().st_size
 
 
 def read(
@@ -115,85 +118,86 @@ def read(
     wanted = {f"infos/{name}": name for name in infos}
     for index, columns in _judged(path, indices, of, (*COLUMNS, *(["infos"] if wanted else []))):
         observations = _assembled(columns, space, "observations", f"{of}, episode {index}")
-        others = {name: columns[name][()] for name in COLUMNS[1:]}
-        found = {name: columns[key][()] for key, name in wanted.items() if key in columns}
+        others = {name: _numbers(columns[name]) for name in COLUMNS[1:]}
+        found = {name: _numbers(columns[k]) for k, name in wanted.items() if k in columns}
         yield EpisodeData(id=index, observations=observations, infos=found, **others)
 
 
-def _assembled(
-    columns: dict[str, h5py.Dataset], space: spaces.Space[Any], path: str, of: str
-) -> Any:
+def _numbers(stored: Stored) -> Any:
+    """All of a column. h5py's own way is taken where there is more to it than to read."""
+    column = stored.column
+    dtype = column.dtype
+    if dtype.kind not in "biuf" or not stored.shape or 0 in stored.shape:
+        return h5py.Dataset(column)[()]
+    values = np.empty(stored.shape, dtype)
+    column.read(h5s.ALL, h5s.ALL, values)
+    return values
+
+
+def _assembled(columns: dict[str, Stored], space: spaces.Space[Any], path: str, of: str) -> Any:
     """The observations below a path, nested as their space is."""
     if isinstance(space, spaces.Dict):
         parts = space.spaces.items()
         return {key: _assembled(columns, part, f"{path}/{key}", of) for key, part in parts}
     if path not in columns:
         raise ColumnError(f"{of}: {path} is missing, expected {space}")
-    return columns[path][()]
+    return _numbers(columns[path])
 
 
 def _leaves(
-    group: h5py.Group, name: str, path: str, of: str, seen: set[int], depth: int = 0
-) -> Iterator[tuple[str, h5py.Dataset]]:
+    group: h5g.GroupID, name: str, path: str, of: str, seen: set[int], depth: int = 0
+) -> Iterator[tuple[str, h5d.DatasetID]]:
     """Every column at or below a name, whose links all stay in the file.
 
     No group is visited twice: groups that hold each other many times have paths without end.
     """
     found = _open(group, name, of, path)
-    if isinstance(found, h5py.Dataset):
+    if isinstance(found, h5d.DatasetID):
         yield path, found
-    elif isinstance(found, h5py.Group) and depth < DEEPEST:
-        address = int(h5o.get_info(found.id).addr)
+    elif isinstance(found, h5g.GroupID) and depth < DEEPEST:
+        address = int(h5o.get_info(found).addr)
         if address in seen:
             raise ColumnError(f"{of}: {path} is a group that is in others too, or nested in itself")
         seen.add(address)
         for part in found:
-            yield from _leaves(found, part, f"{path}/{part}", of, seen, depth + 1)
+            inner = part.decode("utf-8", "surrogateescape")
+            yield from _leaves(found, inner, f"{path}/{inner}", of, seen, depth + 1)
     else:
         raise ColumnError(f"{of}: {path} is a type or nested without end, expected a column")
 
 
-def _open(group: h5py.Group, name: str, of: str, path: str) -> Any:
+def _open(group: h5g.GroupID, name: str, of: str, path: str) -> Any:
     """What the group holds under a name. Raises ColumnError for nothing, and for soft links."""
+    encoded = name.encode("utf-8", "surrogateescape")
     try:
-        kind = group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type
+        kind = group.links.get_info(encoded).type
     except (KeyError, RuntimeError):
         raise ColumnError(f"{of}: {path} is missing") from None
     if kind != h5l.TYPE_HARD:
-        link = group.get(name, getlink=True)
+        link = h5py.Group(group).get(name, getlink=True)
         target = f"{getattr(link, 'filename', '')}:{getattr(link, 'path', '')}".lstrip(":")
         raise ColumnError(f"{of}: {path} is a link to {target!a:.100}, expected numbers")
-    return group[name]
+    return h5o.open(group, encoded)
 
 
-def _fault(column: h5py.Dataset, is_info: bool = False) -> str | None:
+def _fault(stored: Stored, is_info: bool = False) -> str | None:
     """The reason why a column does not hold all of its numbers itself, if there is one."""
-    made = column.id.get_create_plist()
-    layout = made.get_layout()
-    if layout == h5d.VIRTUAL:
+    if stored.layout == h5d.VIRTUAL:
         return "is a virtual dataset, whose numbers are in other files"
-    if made.get_external_count() > 0:
+    if stored.external_files > 0:
         return "has its numbers in other files (external storage)"
-    kind = column.id.get_type().get_class()
-    is_number = kind in (h5t.INTEGER, h5t.FLOAT) or (kind == h5t.ENUM and column.dtype == np.bool_)
+    kind = stored.type_class
+    is_bool = kind == h5t.ENUM and stored.column.dtype == np.bool_
+    is_number = kind in (h5t.INTEGER, h5t.FLOAT) or is_bool
     if not is_number and not (is_info and kind == h5t.STRING):
         return f"contains no numbers, its type is {TYPES.get(kind, f'of class {kind}')}"
-    shape = column.id.shape
-    if not shape and not is_info:
+    if not stored.shape and not is_info:
         return "is a single value, expected one for each step"
-    if layout == h5d.CHUNKED:
-        unusual = chunks.unusual_filter(column)
-        if unusual is not None:
-            return f"is packed by {unusual}, expected {', '.join(chunks.PIPELINE.values())}"
-        is_whole = column.id.get_num_chunks() >= chunks.needed(column)
-    else:
-        is_whole = layout == h5d.COMPACT or column.id.get_storage_size() >= _size(column)
-    return None if is_whole else f"states the shape {shape}, of which not all was written"
-
-
-def _size(column: h5py.Dataset) -> int:
-    """Bytes that its numbers take to be read, as whole chunks where there are any."""
-    shape = column.id.shape or (0,)
-    if column.id.get_create_plist().get_layout() == h5d.CHUNKED:
-        return chunks.count(column) * chunks.chunk_bytes(column)
-    return math.prod(shape) * int(column.id.get_type().get_size())
+    unusual = stored.unusual_filter() if stored.is_chunked else None
+    if unusual is not None:
+        return f"is packed by {unusual}, expected {', '.join(PIPELINE.values())}"
+    return (
+        None
+        if stored.is_whole
+        else f"states the shape {stored.shape}, of which not all was written"
+    )

@@ -16,7 +16,7 @@ from factory import numbered_episodes, write_buffers
 
 from qgpo import load_dataset
 from qgpo.envs import check_dataset
-from qgpo.envs.store.chunks import short_chunk, unusual_filter
+from qgpo.envs.store.chunks import Stored
 from qgpo.envs.store.combining import combine
 from qgpo.envs.store.hdf5 import FILE
 from qgpo.envs.store.local import folder_of
@@ -244,8 +244,9 @@ def test_chunks_as_h5py_packs_them_are_read(data, compression, checked, draw):
             fletcher32=checked,
             compression=compression,
         )
-        assert short_chunk(column) is None
-        assert unusual_filter(column) is None
+        stored = Stored(column.id)
+        assert stored.short_chunk() is None
+        assert stored.unusual_filter() is None
 
 
 def test_groups_in_themselves_end(data):
