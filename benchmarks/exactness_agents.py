@@ -3,7 +3,9 @@
 python benchmarks/exactness_agents.py --runs runs/a runs/b --output agents.json
 
 Each agent as it is; with `--guidances`, also other guidances on its behavior and critic, of which
-only the last stage is trained; with `--steps`, its own guidance trained for other numbers of steps.
+only the last stage is trained; with `--steps`, `--widths` and `--actions`, its own guidance trained
+for other numbers of steps, with wider layers, or from more actions of each state, with a critic for
+these.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 import tyro
 
-from qgpo import QGPO, evaluate, load_dataset
+from qgpo import QGPO, QGPOConfig, evaluate, load_dataset
 from qgpo.agents.guided.exactness import Exactness
 from qgpo.envs import OfflineDataset
 from qgpo.envs.play.evaluation import FIRST_SEED
@@ -35,6 +37,10 @@ class Args:
     """others to train on the same behavior and critic"""
     steps: tuple[int, ...] = ()
     """other numbers of steps of the agent's own guidance"""
+    widths: tuple[int, ...] = ()
+    """other widths of its layers"""
+    actions: tuple[int, ...] = ()
+    """other numbers of actions per state, from which the critic and f are trained"""
     states: int = 64
     """states measured"""
     samples: int = 4096
@@ -52,16 +58,27 @@ def variants(
 ) -> Iterator[tuple[dict[str, Any], QGPO]]:
     """The agent, and others that share all but its last stage."""
     c = agent.config
-    yield {"guidance": c.guidance, "steps": c.energy_steps, "trained": True}, agent
+    yield {**described(c), "trained": True}, agent
     asked = [replace(c, guidance=name, guidance_options={}) for name in args.guidances]
     asked += [replace(c, energy_steps=steps) for steps in args.steps]
+    asked += [replace(c, energy_hidden=(n,) * len(c.energy_hidden)) for n in args.widths]
+    asked += [replace(c, support_actions=n) for n in args.actions]
     for config in asked:
         began = time.process_time()
         other = QGPO(config, seed=agent.seed, device="cpu").adopt(agent, dataset)
         other.learn(dataset, reset_num_timesteps=False, progress_bar=False)
         seconds = time.process_time() - began
-        about = {"guidance": config.guidance, "steps": config.energy_steps}
-        yield {**about, "trained": False, "train_cpu": seconds}, other
+        yield {**described(config), "trained": False, "train_cpu": seconds}, other
+
+
+def described(config: QGPOConfig) -> dict[str, Any]:
+    """What the variants differ in."""
+    return {
+        "guidance": config.guidance,
+        "steps": config.energy_steps,
+        "width": config.energy_hidden[0],
+        "actions": config.support_actions,
+    }
 
 
 def main(args: Args) -> None:
