@@ -15,7 +15,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar
 
@@ -27,20 +26,18 @@ from torch import Tensor, nn
 from qgpo.agents.core import checkpoint
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.process import usual_torch
-from qgpo.agents.core.training import Training, average, choose_device, of_training
+from qgpo.agents.core.training import Training, choose_device, of_training
+from qgpo.agents.general import stages
 from qgpo.agents.general.config import Factories, Layout, TiltedConfig, is_simple, layout_of
 from qgpo.agents.general.data import ENERGY, Array, Data, Energy, Reader, Rows, in_units
-from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
+from qgpo.diffusion import Diffusion, GuidanceGradient
 from qgpo.fields import check_count, check_finite, check_seed
-from qgpo.gaussians import CorrectedNetwork
 from qgpo.guidance import (
     GUIDANCES,
     GuidanceParts,
-    Samples,
     Weighted,
     guidance_class,
     make_guidance,
-    weighted_loss,
 )
 from qgpo.networks import join
 from qgpo.normalization import ObservationNormalizer
@@ -53,7 +50,6 @@ Callback = BaseCallback | Callable[[Any], bool | None]
 STAGES = ("data", "energy", "guidance")
 LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
 TO_RESUME = "to continue later: save(path), then load(path).fit(data, energy, resume=True)"
-ROWS_PER_CALL = 16_384
 
 ConfigT = TypeVar("ConfigT", bound=TiltedConfig)
 
@@ -133,7 +129,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         if c.targets == "auto":
             self.targets = "posterior" if is_simple(layout) else "sample"
         with self.training.building(self._reset):
-            self.layout, self._labelled = layout, labelled
+            self.layout, self.labelled = layout, labelled
             self.normalizer = add("normalizer", ObservationNormalizer(layout.dim))
             self.condition_normalizer = add(
                 "condition_normalizer", ObservationNormalizer(layout.condition_dim)
@@ -162,9 +158,9 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """f_0 = -beta E of standardised samples and conditions, (B,) or (B, E)."""
-        if self._labelled:
+        if self.labelled:
             learned: Tensor = self.clean_energy(join(z, condition))
-            return -self.config.beta * self._values(in_units(self.energy_scale, learned))
+            return -self.config.beta * self.values_of(in_units(self.energy_scale, learned))
         if self._energy is None:
             raise RuntimeError(
                 f"guidance={self.config.guidance!r} differentiates the energy while sampling, and "
@@ -172,7 +168,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             )
         return -self.config.beta * self._call(self._energy, z, condition)
 
-    def _values(self, energies: Tensor) -> Tensor:
+    def values_of(self, energies: Tensor) -> Tensor:
         """(..., max(1, E)) as (...) where there is a single energy."""
         one = self.layout is not None and not self.layout.energies
         return energies.squeeze(-1) if one else energies
@@ -235,9 +231,9 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         with self.training.turn.training():
             prepared = self._prepare(data, energy, condition, resume)
             with self._running(progress_bar, callback):
-                self._fit_data(prepared)
-                self._fit_energy(prepared)
-                self._fit_guidance(prepared)
+                stages.fit_data(self, prepared)
+                stages.fit_energy(self, prepared)
+                stages.fit_guidance(self, prepared)
         return self
 
     def fit_data(
@@ -247,7 +243,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         with self.training.turn.training():
             prepared = self._prepare(data, None, condition, False)
             with self._running(progress_bar, None):
-                self._fit_data(prepared)
+                stages.fit_data(self, prepared)
         return self
 
     def _running(
@@ -285,7 +281,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         other = type(self)(config, seed=seed, device=self.device)
         layout = self.layout if energies is None else self.layout._replace(energies=energies)
         other._take_from(self)
-        other._build(layout, self._labelled)
+        other._build(layout, self.labelled)
         for name in ("normalizer", "condition_normalizer", "data_model", "data_model_ema"):
             other.networks[name].load_state_dict(self.networks[name].state_dict())
         other.progress["data"] = other.training.num_timesteps = other.steps["data"]
@@ -315,7 +311,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             self._build(found, not callable(energy))
         made: Any = self.layout
         self._check_layout(found._replace(energies=made.energies) if energy is None else found)
-        self._labelled = not callable(energy)
+        self.labelled = not callable(energy)
         self._energy = energy if callable(energy) else None
         if self.progress["data"] == 0 and c is not None:
             self.condition_normalizer.fit(c)
@@ -372,7 +368,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         if energy is None:
             return torch.zeros(len(z), device=self.device)
         if callable(energy):
-            rows = torch.arange(len(z), device=self.device).split(ROWS_PER_CALL)
+            rows = torch.arange(len(z), device=self.device).split(stages.ROWS_PER_CALL)
             with torch.no_grad():
                 parts = [self._call(energy, z[r], None if c is None else c[r]) for r in rows]
             energy = torch.cat(parts)
@@ -391,87 +387,6 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
     def _content(self, x: Array) -> bytes:
         """What tells these data from others."""
         return (x.cpu().numpy() if isinstance(x, Tensor) else x).tobytes()
-
-    def _fit_data(self, data: Data) -> None:
-        """Stage 1: q, which is the weighted model at beta = 0."""
-        if self.progress["data"] == 0:
-            self._fit_mixture(data)
-        zeros = data._replace(energies=torch.zeros(len(data.z), device=self.device))
-        after = partial(average, self.data_model, self.data_model_ema, self.config.ema_decay)
-        self._fit_stage("data", zeros, self._data_loss, after)
-
-    def _fit_mixture(self, data: Data) -> None:
-        """What the data model's network corrects."""
-        network = self.data_model.network
-        if isinstance(network, CorrectedNetwork):
-            everything = data.z[torch.arange(len(data.z), device=self.device)]
-            generator = torch.Generator(self.device).manual_seed(self.seed)
-            network.mixture.fit(everything, generator)
-            self.data_model_ema.load_state_dict(self.data_model.state_dict())
-
-    def _data_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
-        loss, _ = weighted_loss(self.data_model, *groups, self.targets, self.training.generator)
-        return loss, {"loss": loss}
-
-    def _fit_energy(self, data: Data) -> None:
-        """Stage 2: a smooth E(x), where it is differentiated and came as labels."""
-        if not (self._labelled and self.guidance_model.needs_energy):
-            return
-        energies = data.energies if data.energies.dim() == 2 else data.energies[:, None]
-        self.energy_scale.fit(energies)
-        standardised = self._values(self.energy_scale(energies))
-        self._fit_stage("energy", data._replace(energies=standardised), self._energy_loss)
-
-    def _energy_loss(self, groups: Samples) -> tuple[Tensor, Metrics]:
-        x_0, standardised, condition = groups
-        output = self._values(self.clean_energy(join(x_0, condition)))
-        output = output.mT if output.dim() == 3 else output
-        loss = torch.mean((output - standardised) ** 2)
-        return loss, {"loss": loss}
-
-    @usual_torch()
-    def _fit_guidance(self, data: Data) -> None:
-        """Stage 3: f_t on groups of K samples, each group at one noise level."""
-        # E enters relative to its mean: the same f for energies that differ by a constant
-        centred = data.energies.double() - data.energies.double().mean()
-        data = data._replace(energies=(-self.config.beta * centred).float())
-        model, generator = self.guidance_model, self.training.generator
-        state = generator.get_state()
-        seen = data.rows(slice(ROWS_PER_CALL if model.needs_energy else None))
-        if self.progress["guidance"] == 0:
-            if isinstance(model, Weighted):
-                model.model.load_state_dict(self.data_model_ema.state_dict())
-            model.start(seen)
-            self.guidance_ema.load_state_dict(model.state_dict())
-        for guidance in (model, self.guidance_ema):
-            generator.set_state(state)
-            guidance.prepare(seen, generator)
-        generator.set_state(state)
-        if model.trainable:
-            loss = partial(model.loss, generator=generator)
-            after = partial(average, model, self.guidance_ema, self.config.ema_decay)
-            self._fit_stage("guidance", data, loss, after)
-            if self.progress["guidance"] >= self.steps["guidance"]:
-                self.guidance_ema.finish(seen)
-
-    def _fit_stage(
-        self,
-        stage: str,
-        data: Data,
-        loss: Callable[[Samples], tuple[Tensor, Metrics]],
-        after: Callable[[int], None] = lambda step: None,
-    ) -> None:
-        """Minimise a loss over random groups, with about fifty rows of metrics."""
-        c, training = self.config, self.training
-        is_data = stage == "data"
-        total = self.steps["data" if is_data else "guidance"]
-        rate = c.data_learning_rate if is_data else c.guidance_learning_rate
-
-        def loss_of_groups(step: int) -> tuple[Tensor, Metrics]:
-            return loss(data.rows(training.draw(len(data.z), c.groups, c.contrast)))
-
-        training.log_interval = max(1, total // 50)
-        training.minimize(stage, total, loss_of_groups, rate, after=after)
 
     # Files ----------------------------------------------------------------------------------
 
@@ -492,7 +407,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             shape=self.layout.shape,
             energies=self.layout.energies,
             **self._more(),
-            labelled=self._labelled,
+            labelled=self.labelled,
             history=self.history,
             fingerprint=self.fingerprint,
         )
