@@ -259,7 +259,7 @@ def exported_settings() -> str:
 
 
 def one_step() -> str:
-    """Student beside teacher, a row per dataset and way of acting."""
+    """Student beside teacher, a row per dataset, seed and way of acting."""
     rows = []
     for path in sorted((HERE / "robot").glob("*-s*.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -272,7 +272,8 @@ def one_step() -> str:
             times = document["microseconds"]
             cells += [f"{times[who][f'{how}_predict']:.0f}" for who in ("teacher", "student")]
             cells += [f"{times[who][f'{how}_onnx']:.0f}" for who in ("teacher", "student")]
-            rows.append([f"{short(document['dataset'])}, {how}", *cells])
+            of = f"{short(document['dataset'])}, seed {document['teacher']['seed']}"
+            rows.append([f"{of}, {how}", *cells])
     header = ["teacher: return, episodes", "one step", "teacher: µs of `predict`", "one step: µs"]
     return table(["", *header, "teacher: µs of ONNX", "one step: µs of ONNX"], rows)
 
