@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from functools import cached_property
+from operator import lt
 
 from h5py import h5d, h5z
 
@@ -37,8 +39,19 @@ class Stored:
         self.chunk: tuple[int, ...] = made.get_chunk() if self.is_chunked else ()
         self.filters = [int(made.get_filter(i)[0]) for i in range(made.get_nfilters())]
         """the codes of what each chunk is packed with, in the order of writing"""
-        self.chunks = int(column.get_num_chunks()) if self.is_chunked else 0
-        """that there are"""
+
+    @cached_property
+    def chunks(self) -> list[tuple[tuple[int, ...], int, int]]:
+        """Those that there are: place, filters that were skipped, bytes in the file.
+
+        Raises RuntimeError where their index is damaged.
+        """
+        found: list[tuple[tuple[int, ...], int, int]] = []
+        if self.is_chunked:
+            self.column.chunk_iter(
+                lambda at: found.append((at.chunk_offset, at.filter_mask, at.size))
+            )
+        return found
 
     @property
     def chunk_bytes(self) -> int:
@@ -54,15 +67,18 @@ class Stored:
     def memory_bytes(self) -> int:
         """What its numbers take to be read, as whole chunks where there are any."""
         if self.is_chunked:
-            return max(self.chunks_needed, self.chunks) * self.chunk_bytes
+            return max(self.chunks_needed, len(self.chunks)) * self.chunk_bytes
         rows = 0 if self.column.shape is None else math.prod(self.shape)
         return rows * self.item_bytes
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of its numbers were written."""
+        """Whether all of its numbers were written; a single value need not be."""
         if self.is_chunked:
-            return self.chunks >= self.chunks_needed
+            inside = {at for at, _, _ in self.chunks if all(map(lt, at, self.shape))}
+            return len(inside) == self.chunks_needed
+        if not self.shape:
+            return True
         written: int = self.column.get_storage_size()
         return self.layout == h5d.COMPACT or written >= self.memory_bytes
 
@@ -80,12 +96,8 @@ class Stored:
 
         Those that are packed are unpacked to be counted, and not kept.
         """
-        if not self.is_chunked:
-            return None
         expected = self.chunk_bytes
-        stored: list[tuple[tuple[int, ...], int, int]] = []
-        self.column.chunk_iter(lambda at: stored.append((at.chunk_offset, at.filter_mask, at.size)))
-        for place, mask, size in stored:
+        for place, mask, size in self.chunks:
             used = [code for i, code in enumerate(self.filters) if not mask >> i & 1]
             if h5z.FILTER_FLETCHER32 in used:
                 size -= CHECKSUM_BYTES

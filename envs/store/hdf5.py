@@ -81,7 +81,10 @@ def _columns_of(
             if len(columns) == MOST_PARTS:
                 raise ColumnError(f"{of}: {name} has more than {MOST_PARTS} parts")
             stored = Stored(column)
-            problem = _fault(stored, is_info=name == "infos")
+            try:
+                problem = _fault(stored, is_info=name == "infos")
+            except RuntimeError as error:  # HDF5's, of an index of chunks
+                problem = f"is damaged: {error}"
             if problem is not None:
                 raise ColumnError(f"{of}: {path} {problem}")
             columns[path] = stored
@@ -114,12 +117,16 @@ def _most_bytes(path: Path) -> int:
 def read(
     path: Path, indices: Iterable[int], space: spaces.Space[Any], of: str, infos: Iterable[str] = ()
 ) -> Iterator[EpisodeData]:
-    """Those episodes, one after the other; of their infos, the columns of those names."""
+    """Those episodes, one after the other; of their infos, the columns of those names: numbers."""
     wanted = {f"infos/{name}": name for name in infos}
     for index, columns in _judged(path, indices, of, (*COLUMNS, *(["infos"] if wanted else []))):
         observations = _assembled(columns, space, "observations", f"{of}, episode {index}")
         others = {name: _numbers(columns[name]) for name in COLUMNS[1:]}
-        found = {name: _numbers(columns[k]) for k, name in wanted.items() if k in columns}
+        known = {name: columns[path] for path, name in wanted.items() if path in columns}
+        for name, column in known.items():
+            if column.type_class == h5t.STRING:  # HDF5 may follow its references without end
+                raise ColumnError(f"{of}, episode {index}: infos/{name} is text, expected numbers")
+        found = {name: _numbers(column) for name, column in known.items()}
         yield EpisodeData(id=index, observations=observations, infos=found, **others)
 
 
@@ -129,7 +136,7 @@ def _numbers(stored: Stored) -> Any:
     dtype = column.dtype
     if dtype.kind not in "biuf" or not stored.shape or 0 in stored.shape:
         return h5py.Dataset(column)[()]
-    values = np.empty(stored.shape, dtype)
+    values = np.zeros(stored.shape, dtype)  # HDF5 leaves what was never written as it is
     column.read(h5s.ALL, h5s.ALL, values)
     return values
 
@@ -160,7 +167,9 @@ def _leaves(
             raise ColumnError(f"{of}: {path} is a group that is in others too, or nested in itself")
         seen.add(address)
         for part in found:
-            inner = part.decode("utf-8", "surrogateescape")
+            inner = part.decode("utf-8", "replace")
+            if inner.encode() != part or not inner.isprintable() or "/" in inner or inner == ".":
+                raise ColumnError(f"{of}: {path} has a part with the name {part!r}, which is none")
             yield from _leaves(found, inner, f"{path}/{inner}", of, seen, depth + 1)
     else:
         raise ColumnError(f"{of}: {path} is a type or nested without end, expected a column")
@@ -168,15 +177,18 @@ def _leaves(
 
 def _open(group: h5g.GroupID, name: str, of: str, path: str) -> Any:
     """What the group holds under a name. Raises ColumnError for nothing, and for soft links."""
-    encoded = name.encode("utf-8", "surrogateescape")
+    encoded = name.encode()
     try:
         kind = group.links.get_info(encoded).type
     except (KeyError, RuntimeError):
         raise ColumnError(f"{of}: {path} is missing") from None
+    if kind in (h5l.TYPE_SOFT, h5l.TYPE_EXTERNAL):
+        target = group.links.get_val(encoded)  # bytes, or (file, path)
+        whole = target if isinstance(target, bytes) else b":".join(target)
+        shown = whole.decode("utf-8", "replace")
+        raise ColumnError(f"{of}: {path} is a link to {shown!a:.100}, expected numbers")
     if kind != h5l.TYPE_HARD:
-        link = h5py.Group(group).get(name, getlink=True)
-        target = f"{getattr(link, 'filename', '')}:{getattr(link, 'path', '')}".lstrip(":")
-        raise ColumnError(f"{of}: {path} is a link to {target!a:.100}, expected numbers")
+        raise ColumnError(f"{of}: {path} is a link of a kind of its own, expected numbers")
     return h5o.open(group, encoded)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import warnings
 import zlib
 from pathlib import Path
@@ -18,7 +19,7 @@ from qgpo import load_dataset
 from qgpo.envs import check_dataset
 from qgpo.envs.store.chunks import Stored
 from qgpo.envs.store.combining import combine
-from qgpo.envs.store.hdf5 import FILE
+from qgpo.envs.store.hdf5 import FILE, _numbers, read
 from qgpo.envs.store.local import folder_of
 
 ID = "test/numbered-v0"
@@ -247,6 +248,98 @@ def test_chunks_as_h5py_packs_them_are_read(data, compression, checked, draw):
         stored = Stored(column.id)
         assert stored.short_chunk() is None
         assert stored.unusual_filter() is None
+
+
+def test_a_chunk_beyond_the_shape_does_not_stand_for_one_that_is_missing():
+    n = 6000
+    write_buffers(numbered_episodes((n, 3), (True, True)))
+    path = folder_of(ID) / "data" / FILE
+    with h5py.File(path, "r+") as file:
+        group = file["episode_0"]
+        del group["rewards"]
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        made.set_chunk((n // 2,))
+        made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple((3 * n // 2,), (h5py.h5s.UNLIMITED,))
+        column = h5py.h5d.create(group.id, b"rewards", h5py.h5t.STD_I8LE, space, made)
+        for place in (n // 2, n):  # none at 0
+            column.write_direct_chunk((place,), bytes(n // 2))
+    sizes = [struct.pack("<QQ", size, 2**64 - 1) for size in (3 * n // 2, n)]
+    assert path.read_bytes().count(sizes[0]) == 1
+    path.write_bytes(path.read_bytes().replace(*sizes))
+    with pytest.raises(ValueError, match=r"rewards states the shape \(6000,\), of which not all"):
+        load_dataset(ID, download=False)
+
+
+def test_numbers_that_were_never_written_are_zeros_and_no_memory():
+    with h5py.File("x.hdf5", "w") as file:
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        made.set_chunk((50_000,))
+        made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple((100_000,))
+        column = h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_DOUBLE, space, made)
+        for _ in range(3):
+            full = np.full(100_000, 7.0)
+            del full
+            assert not _numbers(Stored(column)).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"/evil/secret", "/evil/secret"),
+        (b"\xff", r"\\xff"),
+        (b"\x1b[31m", r"\\x1b"),
+        (b".", r"'\.'"),
+    ],
+)
+def test_a_name_that_is_a_path_or_not_printable_is_refused(data, name, shown):
+    """HDF5 follows links within a path: that of another file, for example."""
+    with h5py.File("other.hdf5", "w") as other:
+        other["secret"] = np.zeros((4, 3), "f4")
+    place = b"Q" * len(name)
+    with h5py.File(data / FILE, "r+") as file:
+        file["evil"] = h5py.ExternalLink("other.hdf5", "/")
+        group = file["episode_1"]
+        del group["observations"]
+        group.create_group("observations")[place.decode()] = np.zeros((4, 3), "f4")
+    content = (data / FILE).read_bytes()
+    assert content.count(place) >= 1
+    (data / FILE).write_bytes(content.replace(place + bytes(1), name + bytes(1)))
+    with pytest.raises(ValueError, match=f"observations has a part with the name b'?.*{shown}"):
+        load_dataset(ID, download=False)
+
+
+def test_a_link_of_a_kind_that_is_not_known_is_refused(data):
+    with h5py.File(data / FILE, "r+") as file:
+        del file["episode_1"]["rewards"]
+        file["episode_1"]["rewards"] = h5py.ExternalLink("other.hdf5", "/ZZ")
+    content = bytearray((data / FILE).read_bytes())
+    at = content.rindex(b"rewards")
+    for i in range(at - 8, at):
+        content[i] = 70 if content[i] == 64 else content[i]
+    (data / FILE).write_bytes(content)
+    with pytest.raises(ValueError, match="episode 1: rewards is a link of a kind of its own"):
+        load_dataset(ID, download=False)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i2"])
+def test_a_single_info_that_was_never_written_is_copied(data, dtype):
+    write_buffers(numbered_episodes((2,), (True,)), "test/other-v0")
+    with h5py.File(data / FILE, "r+") as file:
+        file["episode_1"].require_group("infos").create_dataset("x", (), dtype)
+    assert combine((ID, "test/other-v0"), "test/both-v0", progress_bar=False).total_steps == 7
+
+
+def test_an_info_that_is_read_is_a_number(data):
+    with h5py.File(data / FILE, "r+") as file:
+        infos = file["episode_1"].require_group("infos")
+        infos["x"], infos["text"] = np.arange(3.0), ["a"] * 3
+    space = minari.load_dataset(ID).observation_space
+    [episode] = read(data / FILE, [1], space, "it", ["x", "none"])
+    assert episode.infos["x"].tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(ValueError, match="it, episode 1: infos/text is text, expected numbers"):
+        list(read(data / FILE, [1], space, "it", ["text"]))
 
 
 def test_groups_in_themselves_end(data):
