@@ -138,17 +138,19 @@ def learn_model(
         for agent in agents:
             print(evaluate_offline(agent, dataset, model=model))
 
-    `evaluate_offline` learns the same one by itself for the same `seed`. Several guidance scales,
-    or several agents, need it only once. It has the device and the action scale of `agent`. Raises
-    NonFiniteError if it diverges.
+    `evaluate_offline` learns the same one by itself for the same `seed`, `steps` and `rollouts`.
+    Several guidance scales, or several agents with the same device and action scale, need it only
+    once. Raises TypeError for what is no agent or no dataset, and NonFiniteError if it diverges.
     """
     check_count("steps", steps)
     check_count("rollouts", rollouts)
+    _check_dataset(dataset)
     _check_spaces(agent, dataset)
     generator = torch.Generator(agent.device).manual_seed(check_seed(seed))
-    data = Batches.of(dataset, agent.device, agent.action_scale)
+    scale = agent.action_scale
+    data = Batches.of(dataset, agent.device, scale)
     with progress(steps, "model of the environment", progress_bar) as bar:
-        return Imagination.of(dataset, data, generator, steps, rollouts, bar)
+        return Imagination.of(dataset, data, generator, scale, steps, rollouts, bar)
 
 
 @usual_torch()
@@ -172,14 +174,14 @@ def evaluate_offline(
     over the states in which recorded episodes start. `gamma` is by default the agent's own, else
     0.99. Beside it stands the undiscounted return of `rollouts` episodes in an ensemble of networks
     that learn the environment in `model_steps` gradient steps, as in `tune_guidance`; 0 leaves it
-    out. `model` is one from `learn_model`, used in place of learning another. The same `seed` gives
-    the same numbers; the agent's own noise is not touched.
+    out. `model` is one from `learn_model`, used in place of learning another: then `model_steps`
+    and `rollouts` are its own. The same `seed`, and model, give the same numbers; the agent's own
+    noise is not touched.
 
     Raises RuntimeError before training, ValueError for data in other spaces and for a gamma outside
     [0, 1), NonFiniteError where Q or the model diverges.
     """
-    if not isinstance(dataset, OfflineDataset):
-        raise TypeError(f"dataset is a {type(dataset).__name__}, expected an OfflineDataset")
+    _check_dataset(dataset)
     config = config or FittedQConfig()
     deterministic = check_flag("deterministic", deterministic)
     check_count("rollouts", rollouts)
@@ -192,7 +194,7 @@ def evaluate_offline(
         raise ValueError(f"gamma={gamma!r}, expected a number in [0, 1)")
     _check_spaces(agent, dataset)
     if model is not None:
-        _check_model(model, dataset)
+        _check_model(model, agent, dataset)
     left = (1.0 - (1.0 - gamma) * config.tau) ** config.steps
     if left > MOST_LEFT:
         warnings.warn(
@@ -207,7 +209,6 @@ def evaluate_offline(
     rewards = torch.as_tensor(writeable(dataset.rewards), device=device)
     noise = agent.prediction_generator.get_state()
     generator = torch.Generator(device).manual_seed(seed)
-    horizon = horizon_of(dataset)
     steps = config.first_steps + config.steps
     if model is None and model_steps:
         more: Any = {"rollouts": rollouts, "seed": seed, "progress_bar": progress_bar}
@@ -219,7 +220,7 @@ def evaluate_offline(
             q = fit_q(data, rewards, actions, gamma, config, generator, bar)
         imagined = None
         if model is not None:
-            with progress(horizon, "imagined episodes", progress_bar) as bar:
+            with progress(model.horizon, "imagined episodes", progress_bar) as bar:
                 imagined = model.play(agent, deterministic, bar)
     finally:
         agent.prediction_generator.set_state(noise)
@@ -239,25 +240,46 @@ def evaluate_offline(
         gamma=gamma,
         imagined=None if imagined is None else imagined[0].double().cpu().numpy(),
         left_data=None if imagined is None else imagined[1].cpu().numpy(),
-        horizon=horizon,
+        horizon=horizon_of(dataset) if model is None else model.horizon,
         deterministic=deterministic,
     )
 
 
-def _check_model(model: Imagination, dataset: OfflineDataset) -> None:
-    """Raise TypeError for what `learn_model` did not return, ValueError for that of other data."""
+def _check_model(model: Imagination, agent: Acts, dataset: OfflineDataset) -> None:
+    """Raise TypeError for what `learn_model` did not return, ValueError for another model."""
     if not isinstance(model, Imagination):
         raise TypeError(f"model is a {type(model).__name__}, expected what learn_model returns")
-    learned, given = model.starts.shape[1], dataset.states.shape[1]
-    if learned != given:
+    if model.fingerprint != dataset.fingerprint:
         raise ValueError(
-            f"model was learned from observations of {learned} numbers, those of dataset "
-            f"{dataset.id!r} have {given}: learn it from this dataset"
+            f"model was learned from other data than dataset {dataset.id!r}: learn it from these, "
+            "learn_model(agent, dataset)"
+        )
+    if model.starts.device.type != agent.device.type:
+        raise ValueError(f"model is on {model.starts.device}, this {agent.name} on {agent.device}")
+    scales = [None if x is None else x.to_json() for x in (model.action_scale, agent.action_scale)]
+    if scales[0] != scales[1]:
+        raise ValueError(
+            f"model was learned for an agent whose actions from -1 to 1 are {scales[0]}, those of "
+            f"this {agent.name} are {scales[1]}: learn it for this one, learn_model(agent, dataset)"
+        )
+
+
+def _check_dataset(dataset: OfflineDataset) -> None:
+    """Raise TypeError for anything else."""
+    if not isinstance(dataset, OfflineDataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, expected an OfflineDataset: load_dataset(id) "
+            "reads one"
         )
 
 
 def _check_spaces(agent: Acts, dataset: OfflineDataset) -> None:
-    """Raise RuntimeError for an agent that knows no spaces, ValueError for data in others."""
+    """Raise RuntimeError for an agent that knows no spaces, ValueError for data in others.
+
+    TypeError for what is no agent.
+    """
+    if not hasattr(agent, "observation_space"):
+        raise TypeError(f"agent is a {type(agent).__name__}, expected an agent or an Ensemble")
     if agent.observation_space is None or agent.action_space is None:
         raise RuntimeError(f"this {agent.name} has not been trained: call learn(dataset)")
     if (

@@ -83,7 +83,7 @@ def adopt_from(path: Path, agent: OfflineAgent[Any], dataset: OfflineDataset) ->
     """
     check_adopts(type(agent), path)
     assert isinstance(agent, GuidedPolicy)
-    other = load_agent(path, device=agent.device)
+    other = load_agent(path / "checkpoint.zip" if path.is_dir() else path, device=agent.device)
     try:
         agent.adopt(other, dataset)
     except (TypeError, RuntimeError) as error:  # the file's, here

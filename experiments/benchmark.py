@@ -153,9 +153,9 @@ def headline(result: Document) -> str:
     training, scale = result["training"], result["headline_scale"]
     took = f"trained in {training['wall_seconds']:.0f} s ({training['cpu_seconds']:.0f} CPU)"
     evaluations = dict(evaluations_from_json(result["evaluations"]))
-    if scale not in evaluations:
+    if not evaluations:
         return took
-    played = evaluations[scale]
+    played = evaluations.get(scale) or [*evaluations.values()][-1]
     if played.successes is not None:
         return f"success {played.success_text}; {took}"
     normalised = "" if played.score is None else f", normalised {played.score:.1f}"

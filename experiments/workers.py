@@ -234,7 +234,7 @@ async def _started(folder: RunFolder, root: Path, gate: asyncio.Semaphore, cell:
         folder.check_regular()
         with open(folder.log, "ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "qgpo.experiments.workers", str(root)),
+                *(sys.executable, "-P", "-m", "qgpo.experiments.workers", str(root)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,

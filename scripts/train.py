@@ -31,7 +31,7 @@ from qgpo.experiments.documents import Document
 from qgpo.experiments.driver import Run
 from qgpo.experiments.folder import RunFolder, RunFolderError
 from qgpo.experiments.preflight import check_new
-from qgpo.experiments.seeds import at_once, cells_of, check_seeds, summary
+from qgpo.experiments.seeds import as_begun, at_once, cells_of, check_seeds, summary
 from qgpo.experiments.settings import SEED, Experiment, choose_config
 from qgpo.experiments.workers import Outcome, run_locally
 from qgpo.scripts._refusals import one_line
@@ -42,7 +42,10 @@ GuidanceScales = Annotated[
     tuple[float, ...], NOT_NEGATIVE, tyro.conf.arg(aliases=("--guidance-scale",))
 ]
 """which evaluate.py calls so"""
-ALONE = ("seed", "resume", "minutes", "adopt", "overwrite", "track", "verbose")
+ALONE = (
+    *("resume", "seed", "minutes", "adopt", "allow_other_dataset", "overwrite", "track"),
+    "verbose",
+)
 """flags that only a single run has"""
 
 
@@ -68,7 +71,7 @@ class Args(Experiment[ConfigT]):
     overwrite: bool = False
     """if the run folder contains a run, delete it instead of stopping with an error; files that no
     run wrote stay"""
-    seeds: tuple[Annotated[int, SEED], ...] = ()
+    seeds: tuple[Annotated[int, SEED], ...] | None = None
     """train once with each of these seeds, as many at once as there are cores, and print the mean.
     Each seed has its own run folder in --run-dir (default runs). The same command continues what
     was stopped"""
@@ -120,10 +123,18 @@ class Args(Experiment[ConfigT]):
 
     def _check_seeds(self) -> None:
         """Raise ValueError for seeds that cannot be, and for flags of a single run beside them."""
+        if self.seeds is None:
+            return
         check_seeds(self.seeds)
-        for name in ALONE if self.seeds else ():
+        for name in ALONE:
             if getattr(self, name) != getattr(Args, name):
-                raise ValueError(f"--seeds and --{name}: give only one of them")
+                flag = name.replace("_", "-")
+                raise ValueError(f"--seeds and --{flag}: give only one of them")
+        if self.run_dir is not None and RunFolder(self.run_dir).config.exists():
+            raise ValueError(
+                f"--run-dir {self.run_dir} is the folder of a run; with --seeds it has a folder "
+                "for each seed: choose another one"
+            )
 
 
 @dataclass
@@ -249,15 +260,18 @@ def draw(
 def train_seeds(args: Args[Any]) -> None:
     """A run per seed, in a process each; what fails stops no other, and is named at the end."""
     args.check()
+    assert args.seeds is not None
     root = args.run_dir or Path("runs")
-    data = load_dataset(args.dataset_id, args.download, args.storage)
-    returns = data.episode_returns
+    data = load_dataset(
+        args.dataset_id, args.download, args.storage, history=args.history, chunk=args.chunk
+    )
+    returns, fingerprint = data.episode_returns, data.fingerprint
     del data  # each process reads it
-    cells, processes = cells_of(args, args.seeds, args.name_of), at_once(args.seeds)
-    for cell in cells:
-        config = RunFolder(root / cell.name).config
-        if config.exists():
-            documents.check_same_training(cell, config, documents.read(config))
+    processes = at_once(args.seeds)
+    cells = [
+        as_begun(cell, RunFolder(root / cell.name), fingerprint)
+        for cell in cells_of(args, args.seeds, args.name_of)
+    ]
     print(f"{counted(len(cells), 'seed')}, {processes} at once, in {root}", flush=True)
     results: dict[int, Document] = {}
     failed: dict[int, str] = {}
@@ -266,6 +280,7 @@ def train_seeds(args: Args[Any]) -> None:
         seed = outcome.cell.seed
         if outcome.result is None:
             failed[seed] = f"seed {seed}: {outcome.error}\n    log: {outcome.log}"
+            print(f"seed {seed} failed: {outcome.error}", flush=True)
             return
         results[seed] = outcome.result
         print(f"seed {seed}: {headline(outcome.result)}", flush=True)
@@ -275,18 +290,24 @@ def train_seeds(args: Args[Any]) -> None:
     ended = [cell for cell in cells if cell.seed in results]
     if ended:
         print(summary([results[cell.seed] for cell in ended], returns))
+    not_drawn = []
     for cell in ended:
         played = documents.evaluations_from_json(results[cell.seed]["evaluations"])
-        draw(cell, RunFolder(root / cell.name), returns, played)
+        try:
+            draw(cell, RunFolder(root / cell.name), returns, played)
+        except ValueError as error:
+            not_drawn.append(str(error))
+    lines = [*(failed[seed] for seed in sorted(failed)), *not_drawn]
     if failed:
-        lines = "\n".join(failed[seed] for seed in sorted(failed))
-        raise SystemExit(f"{len(failed)} of {len(cells)} seeds failed\n{lines}")
+        lines.insert(0, f"{len(failed)} of {len(cells)} seeds failed")
+    if lines:
+        raise SystemExit("\n".join(lines))
 
 
 def main(args: Args[Any]) -> None:
     """Refuse what cannot work in one line, then run in the locked folder."""
-    if args.seeds:
-        again = f" with checkpoints; continue with: {command('train', *sys.argv[1:])}"
+    if args.seeds is not None:
+        again = f"; continue with: {command('train', *sys.argv[1:])}"
         with one_line(TypeError, RunFolderError, stopped=again):
             train_seeds(args)
         return

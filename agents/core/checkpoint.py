@@ -250,14 +250,16 @@ def source_of(path: str | Path) -> Path: ...
 @overload
 def source_of(path: BinaryIO) -> BinaryIO: ...
 def source_of(path: str | Path | BinaryIO) -> Target:
-    """What to read: the file of that name, or else the checkpoint in the run folder of that name.
+    """What to read: of a folder the checkpoint in it, unless a file has its name and .zip.
 
-    Raises as `with_suffix` does.
+    A path that ends in a slash is a folder. Raises as `with_suffix` does.
     """
-    target = with_suffix(path)
-    if isinstance(target, Path) and not target.exists() and (folder := Path(str(path))).is_dir():
-        return folder / "checkpoint.zip"
-    return target
+    if not isinstance(path, str | os.PathLike) or not Path(path).is_dir():
+        return with_suffix(path)
+    folder = Path(path)
+    beside = folder.with_name(folder.name + ".zip") if folder.name else folder
+    is_folder = str(path).endswith(("/", os.sep)) or not beside.is_file()
+    return folder / "checkpoint.zip" if is_folder else beside
 
 
 def named(target: Target) -> str:

@@ -28,6 +28,7 @@ from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
 from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset, writeable
 from qgpo.envs.progress import Bar, progress
+from qgpo.envs.tasks.actions import ActionScale
 from qgpo.fields import check_finite
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
@@ -270,6 +271,10 @@ class Imagination:
     horizon: int
     most_disagreement: float
     worst_reward: float
+    fingerprint: str
+    """of the data"""
+    action_scale: ActionScale | None
+    """what -1 and 1 mean in it"""
 
     @classmethod
     def of(
@@ -277,6 +282,7 @@ class Imagination:
         dataset: OfflineDataset,
         data: Batches,
         generator: torch.Generator,
+        action_scale: ActionScale | None,
         steps: int,
         rollouts: int,
         bar: Bar,
@@ -290,7 +296,16 @@ class Imagination:
         low, high = torch.aminmax(data.states, dim=0)
         worst = min(0.0, float((dataset.episode_returns / dataset.episode_lengths).min()))
         bounds = low.to(device), high.to(device)
-        return cls(model, starts, bounds, horizon_of(dataset), TOLERANCE * in_data, worst)
+        return cls(
+            model,
+            starts,
+            bounds,
+            horizon_of(dataset),
+            TOLERANCE * in_data,
+            worst,
+            dataset.fingerprint,
+            action_scale,
+        )
 
     def play(self, agent: Acts, deterministic: bool, bar: Bar) -> tuple[Tensor, Tensor]:
         """Undiscounted returns (rollouts,) of an agent, and whether each episode left the data."""
@@ -348,7 +363,7 @@ def tune_guidance(
     horizon = horizon_of(dataset)
     noise = agent.prediction_generator.get_state()
     with progress(steps + horizon * len(played), "guidance scale", progress_bar) as bar:
-        world = Imagination.of(dataset, data, generator, steps, rollouts, bar)
+        world = Imagination.of(dataset, data, generator, agent.action_scale, steps, rollouts, bar)
         results = []
         try:
             for w in played:

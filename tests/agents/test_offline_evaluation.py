@@ -15,6 +15,7 @@ from gymnasium import spaces
 from qgpo import BC, QGPO, BCConfig, Ensemble, OfflineDataset, evaluate_offline, learn_model
 from qgpo.agents.core.fitted_q import FittedQConfig
 from qgpo.envs.data.windows import windowed
+from qgpo.envs.tasks.actions import ActionScale
 from qgpo.scripts import evaluate
 
 SMALL = FittedQConfig(
@@ -228,20 +229,37 @@ def test_what_cannot_be_is_refused():
     other = BC(BCConfig(steps=1, batch_size=4, hidden=(4,)), device="cpu")
     others_data = make_dataset(observation_dim=4)
     of_others = learn_model(other.learn(others_data), others_data, steps=1, rollouts=1)
+    longer = make_dataset((7, 9, 8))  # the same spaces
+    of_longer = learn_model(agent, longer, steps=1, rollouts=1)
+    assert evaluate_offline(agent, longer, model=of_longer, config=TINY).horizon == 9
+    own = learn_model(agent, data, steps=1, rollouts=1)
+    half = np.full(agent.action_space.shape, 0.5)
+    halved = dataclasses.replace(
+        own, action_scale=ActionScale.between(agent.action_space, -half, half)
+    )
+    elsewhere = dataclasses.replace(own, starts=own.starts.to("meta"))
     for wrong, error, said in [
         ({"gamma": 1.0}, ValueError, r"gamma=1.0, expected a number in \[0, 1\)"),
         ({"rollouts": 0}, ValueError, "rollouts=0, expected at least 1"),
         ({"deterministic": "no"}, ValueError, "deterministic='no'"),
         ({"seed": -1}, ValueError, "seed=-1"),
         ({"model": "mine"}, TypeError, "model is a str, expected what learn_model returns"),
-        ({"model": of_others}, ValueError, "observations of 4 numbers, those of .* have 3: learn"),
+        ({"model": of_others}, ValueError, "model was learned from other data than dataset"),
+        ({"model": of_longer}, ValueError, "model was learned from other data than dataset"),
+        ({"model": halved}, ValueError, r"from -1 to 1 are .*0\.5.*, those of this BC are .*1\.0"),
+        ({"model": elsewhere}, ValueError, "model is on meta, this BC on cpu"),
     ]:
         with pytest.raises(error, match=said):
             evaluate_offline(agent, data, **wrong)
     with pytest.raises(ValueError, match="was made for"):
         evaluate_offline(agent, make_dataset(observation_dim=4))
-    with pytest.raises(TypeError, match="expected an OfflineDataset"):
-        evaluate_offline(agent, "mine/arm-v0")
+    for estimate in (evaluate_offline, learn_model):
+        with pytest.raises(TypeError, match="dataset is a str, expected an OfflineDataset"):
+            estimate(agent, "mine/arm-v0")
+        with pytest.raises(
+            TypeError, match="agent is a NoneType, expected an agent or an Ensemble"
+        ):
+            estimate(None, data)
     with pytest.raises(ValueError, match="tau=2"):
         FittedQConfig(tau=2.0)
 

@@ -222,7 +222,7 @@ def test_several_seeds_are_the_runs_of_each_seed(finished, tmp_path, data):
     assert not same_parameters(agents["s3"].get_parameters(), alone.get_parameters())
     assert all((path / "report.png").exists() for path in folders.values())
     lines = done.stdout.splitlines()
-    assert "seed 0    seed 3" in done.stdout
+    assert "seed 0      seed 3" in done.stdout
     evaluations = [json.loads((p / "evaluation.json").read_text()) for p in folders.values()]
     means = [one["evaluations"][1]["mean"] for one in evaluations]
     guided = next(line for line in lines if line.startswith("w = 1")).split()
@@ -232,9 +232,19 @@ def test_several_seeds_are_the_runs_of_each_seed(finished, tmp_path, data):
     assert set(lines[1:]) == set(again.stdout.splitlines()[1:])
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     (tmp_path / "seeds" / folders["s3"].name.replace("-s3", "-s5")).write_text("no folder")
-    failing = run("train", "--seeds", "5", "3", *flags, cwd=tmp_path, data=data, code=1)
-    assert "1 of 2 seeds failed\nseed 5: " in failing.stderr
+    metrics = folders["s0"] / "metrics.csv"
+    metrics.write_text("damaged")
+    (folders["s3"] / "report.png").unlink()
+    (tmp_path / "random.py").write_text("raise RuntimeError('of the user')")  # imported by nobody
+    failing = run("train", "--seeds", "0", "5", "3", *flags, cwd=tmp_path, data=data, code=1)
+    assert "1 of 3 seeds failed\nseed 5: " in failing.stderr
+    assert f"picture seeds/{folders['s0'].name}/report.png could not be drawn" in failing.stderr
+    assert "seed 5 failed: " in failing.stdout
     assert "interval" in failing.stdout
+    assert (folders["s3"] / "report.png").exists()
+    inside = ["--run-dir", f"seeds/{folders['s0'].name}"]
+    refused = run("train", "--seeds", "7", *flags, *inside, cwd=tmp_path, data=data, code=1)
+    assert "is the folder of a run; with --seeds" in refused.stderr
     other = [*flags, "--config.beta", "7"]
     refused = run("train", "--seeds", "0", "3", *other, cwd=tmp_path, data=data, code=1)
     assert "was made with beta = " in refused.stderr

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -58,14 +59,22 @@ def test_predictions_survive_the_file(trained, saved, name):
 
 
 @pytest.mark.parametrize("read", [QGPO.load, load_agent])
-def test_a_run_folder_is_read_unless_a_file_has_its_name(trained, saved, tmp_path, read):
+def test_a_run_folder_is_read_unless_a_file_has_its_name(
+    trained, saved, tmp_path, read, monkeypatch
+):
     folder = tmp_path / "run"
     folder.mkdir()
     saved.rename(folder / "checkpoint.zip")
-    for name in (folder, str(folder)):
+    (tmp_path / "dotted.zip").symlink_to(folder)
+    (tmp_path / "linked").symlink_to(folder)
+    (tmp_path / "linked.zip").mkdir()
+    monkeypatch.chdir(folder)
+    here = (".", "./", Path(), "../run", "../dotted.zip", "../linked")
+    for name in (folder, str(folder), f"{folder}/", *here):
         assert same_parameters(read(name).get_parameters(), trained.get_parameters())
     QGPO(PAPER_LIKE, seed=2, device="cpu").learn(make_dataset()).save(folder)
     assert read(folder).seed == 2
+    assert read(f"{folder}/").seed == trained.seed
     trained.save(folder / "other")
     (folder / "checkpoint.zip").unlink()
     folder.with_suffix(".zip").unlink()

@@ -109,6 +109,8 @@ class Scripted:
     name, seed, device, is_trained = "scripted", 0, torch.device("cpu"), True
     guidance_is_off = False
 
+    action_scale = None
+
     def __init__(self, dataset):
         self.inner = QGPO(WHITENED, device="cpu")
         self.data = self.inner.prepare(dataset)
