@@ -4,6 +4,9 @@ Every learner has heads for each half of the episodes. The mean advantage of a h
 compared with the lambda-returns of the other half (cross-fitting). Learners that say nothing of
 them have no weight; where none says anything, Q is the same for all actions and nothing is guided.
 The weights are of stacked regression (Breiman 1996); that they weigh critics is not from a paper.
+Outcomes are the behavior's, and stacked regression prefers the critic that is trained on them. The
+implicit critic is that of a better policy: where unseen episodes confirm it all the same, it guides
+alone (this rule is ours, too).
 The mean of several heads ranks better than one of them (Breiman 1996, "Bagging predictors").
 """
 
@@ -26,6 +29,8 @@ from qgpo.stacking import Slope, grouped_slope, of_the_mean, stacked_weights
 
 SIGNIFICANT = 2.0
 """standard errors by which a learner's slope must exceed 0"""
+CONFIRMED = 2.0 / 3.0
+"""slope of outcomes on the implicit critic's advantages from which it guides alone"""
 MOST_TRANSITIONS = 100_000
 """that weigh the learners: whole episodes, the first of a random order"""
 
@@ -175,6 +180,9 @@ class StackedCritic(Critic):
         advantages = self._held_out(data, index, 1 - own)
         slopes = [grouped_slope(a, outcomes, groups) for a in advantages]
         kept = [j for j, slope in enumerate(slopes) if slope.t > SIGNIFICANT]
+        implicit = list(self.learners).index("implicit")
+        if implicit in kept and slopes[implicit].slope >= CONFIRMED:
+            kept = [implicit]
         weights = torch.zeros(len(advantages), dtype=torch.float64, device=advantages.device)
         if kept:
             weights[kept] = stacked_weights(advantages[kept], outcomes)
