@@ -178,6 +178,29 @@ def test_a_head_learns_from_the_returns_of_its_half_and_its_share_of_the_batch(m
     assert drawn[0].transitions.shape == (8, 64)  # 128 / sqrt(4)
 
 
+@pytest.mark.parametrize(("slope", "alone"), [(0.6, False), (0.7, True), (1.8, True)])
+def test_the_implicit_critic_guides_alone_where_it_is_confirmed(
+    confident, monkeypatch, slope, alone
+):
+    """Although the critic of the returns predicts the outcomes better."""
+    critic, data = confident.critic, confident._batches
+    draw = torch.Generator().manual_seed(0)
+    signal, noise, other = torch.randn(3, 400, generator=draw).double()
+    returns = signal + 0.2 * other
+    implicit = signal + 2.0 * noise
+    implicit = implicit * grouped_slope(implicit, signal, torch.arange(400)).slope / slope
+    monkeypatch.setattr(critic, "_held_out", lambda *_: torch.stack([returns, implicit]))
+    monkeypatch.setattr(critic, "_outcomes", lambda *_: signal)
+    weights, slopes = critic.weigh(data)
+    assert slopes[1].slope == pytest.approx(slope)
+    assert slopes[0].correlation > slopes[1].correlation + 0.3
+    if alone:
+        assert weights.tolist() == pytest.approx([0.0, slope * 2.0 / (1.0 + min(slope, 1.0))])
+        assert slopes[-1].correlation == pytest.approx(slopes[1].correlation)
+    else:
+        assert float(weights[0]) > 0.5
+
+
 def test_a_learner_that_says_nothing_is_left_out(confident):
     learners = confident.critic.learners
     held_out = confident.critic._held_out
