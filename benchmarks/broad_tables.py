@@ -21,7 +21,6 @@ COLUMNS: tuple[tuple[str, str, Scale], ...] = (
     ("IQL", "IQL", None),
     ("QGPO, w = 0", "QGPO", 0.0),
     ("**QGPO, w = 1**", "QGPO", 1.0),
-    ("one head, w = 1", "QGPO, one head", 1.0),
 )
 """title, label and guidance scale"""
 HALVES: tuple[Half, ...] = ("development", "validation")

@@ -254,11 +254,11 @@ def source_of(path: str | Path | BinaryIO) -> Target:
 
     A path that ends in a slash is a folder. Raises as `with_suffix` does.
     """
-    if not isinstance(path, str | os.PathLike) or not Path(path).is_dir():
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    if not text or not (folder := Path(text)).is_dir():
         return with_suffix(path)
-    folder = Path(path)
     beside = folder.with_name(folder.name + ".zip") if folder.name else folder
-    is_folder = str(path).endswith(("/", os.sep)) or not beside.is_file()
+    is_folder = text.endswith(("/", os.sep)) or not beside.is_file()
     return folder / "checkpoint.zip" if is_folder else beside
 
 

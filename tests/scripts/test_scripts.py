@@ -232,8 +232,7 @@ def test_several_seeds_are_the_runs_of_each_seed(finished, tmp_path, data):
     assert set(lines[1:]) == set(again.stdout.splitlines()[1:])
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     (tmp_path / "seeds" / folders["s3"].name.replace("-s3", "-s5")).write_text("no folder")
-    metrics = folders["s0"] / "metrics.csv"
-    metrics.write_text("damaged")
+    (folders["s0"] / "metrics.csv").write_bytes(b"\xff damaged")
     (folders["s3"] / "report.png").unlink()
     (tmp_path / "random.py").write_text("raise RuntimeError('of the user')")  # imported by nobody
     failing = run("train", "--seeds", "0", "5", "3", *flags, cwd=tmp_path, data=data, code=1)
