@@ -70,9 +70,9 @@ def as_begun(cell: Cell, folder: RunFolder, fingerprint: str) -> Cell:
     return dataclasses.replace(cell, threads=threads)
 
 
-def at_once(seeds: Sequence[int]) -> int:
-    """Processes at the same time: as many as there are cores, at most one per seed."""
-    return max(1, min(len(seeds), int(available_cores())))
+def at_once(seeds: Sequence[int], threads: int = 1) -> int:
+    """Processes at the same time: as many as cores have their threads, at most one per seed."""
+    return max(1, min(len(seeds), int(available_cores()) // max(1, threads)))
 
 
 def summary(results: Sequence[Document], data: NDArray[np.float64]) -> str:

@@ -267,7 +267,7 @@ def train_seeds(args: Args[Any]) -> None:
     )
     returns, fingerprint = data.episode_returns, data.fingerprint
     del data  # each process reads it
-    processes = at_once(args.seeds)
+    processes = at_once(args.seeds, args.threads)
     cells = [
         as_begun(cell, RunFolder(root / cell.name), fingerprint)
         for cell in cells_of(args, args.seeds, args.name_of)

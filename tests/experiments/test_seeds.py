@@ -12,10 +12,11 @@ from factory import make_dataset
 from qgpo import BC
 from qgpo.envs.play.scores import Evaluation
 from qgpo.experiments import documents
+from qgpo.experiments import seeds as seeds_module
 from qgpo.experiments.documents import DocumentError
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.plan import Cell
-from qgpo.experiments.seeds import as_begun, check_seeds, summary
+from qgpo.experiments.seeds import as_begun, at_once, check_seeds, summary
 
 DATA = np.array([10.0, 20.0])
 
@@ -82,3 +83,13 @@ def test_a_run_that_was_begun_keeps_its_threads_and_needs_its_data(tmp_path):
         as_begun(cell, folder, "other")
     with pytest.raises(DocumentError, match="was made with seed = 0"):
         as_begun(replace(cell, seed=1), folder, data.fingerprint)
+
+
+def test_cores_are_shared_by_threads(monkeypatch):
+    monkeypatch.setattr(seeds_module, "available_cores", lambda: 4.0)
+    assert [at_once(range(n), threads) for n, threads in ((2, 0), (9, 1), (9, 2), (9, 8))] == [
+        2,
+        4,
+        2,
+        1,
+    ]
