@@ -222,10 +222,13 @@ def draw_drawn(data: dict[str, Any]) -> Figure:
 def inside(data: dict[str, Any]) -> str:
     """Markdown: exactness inside agents."""
     played = any("returns" in row for row in data["rows"])
+    sized = any("width" in row for row in data["rows"])
     lines = [
-        "| agent of | guidance | steps | guidance error | distance / resampled | effective share |"
+        "| agent of | guidance | steps |"
+        + " width | actions |" * sized
+        + " guidance error | distance / resampled | effective share |"
         + " return at w = 1 |" * played,
-        "|---|---|---|---|---|---|" + "---|" * played,
+        "|---|---|---|---|---|---|" + "---|---|" * sized + "---|" * played,
     ]
     for row in data["rows"]:
         error, distance, share = (
@@ -233,7 +236,8 @@ def inside(data: dict[str, Any]) -> str:
         )
         lines.append(
             f"| `{row['dataset']}` | {row['guidance']} | {row['steps']} "
-            f"| {100 * error[0]:.1f} % [{100 * error[1]:.1f}, {100 * error[2]:.1f}] "
+            + (f"| {row['width']} | {row['actions']} " if sized else "")
+            + f"| {100 * error[0]:.1f} % [{100 * error[1]:.1f}, {100 * error[2]:.1f}] "
             f"| {distance[0]:.2f} [{distance[1]:.2f}, {distance[2]:.2f}] "
             f"| {100 * share[0]:.0f} % |"
         )

@@ -426,6 +426,8 @@ def exactness() -> Iterator[tuple[str, str]]:
     yield "exactness-agents", exactness_report.inside(read_json("results/exactness_agents.json"))
     inside = read_json("results/exactness_agents_guidances.json")
     yield "exactness-agents-guidances", exactness_report.inside(inside)
+    of_sizes = read_json("results/exactness_agents_sizes.json")
+    yield "exactness-agents-sizes", exactness_report.inside(of_sizes)
 
 
 def measured_tasks() -> list[Task]:
