@@ -12,6 +12,7 @@ import exactness_report
 import numpy as np
 from broad_tables import broad
 from measured import DATASETS, Agent, Group, Measurements, Scale
+from offline_ranks import ESTIMATES, correlations
 from tables import entry, short
 
 from qgpo.experiments.image_figure import LEVELS, equal_diversity
@@ -278,6 +279,22 @@ def one_step() -> str:
     return table(["", *header, "teacher: µs of ONNX", "one step: µs of ONNX"], rows)
 
 
+def offline_ranks() -> str:
+    """How offline estimates rank agents, a row per dataset, and the median over datasets."""
+    of = correlations(read_json("offline_ranks.json"))
+    rows = []
+    for dataset, by_estimate in of.items():
+        cells = []
+        for name in ESTIMATES:
+            found = by_estimate[name]
+            low, high = found["interval"]
+            cells.append(f"{found['value']:.2f} [{low:.2f}, {high:.2f}]")
+        rows.append([short(dataset), *cells, f"{by_estimate['value']['agents']}"])
+    medians = [np.median([of[d][name]["value"] for d in of]) for name in ESTIMATES]
+    rows.append(["median", *(f"{m:.2f}" for m in medians), ""])
+    return table(["", *ESTIMATES.values(), "agents"], rows)
+
+
 ONLINE = {"qgpo": "QGPO, fine-tuned", "sac-data": "SAC, data in its buffer", "sac": "SAC"}
 
 
@@ -500,6 +517,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "exported-settings": exported_settings(),
         "one-step": one_step(),
         "online": online(),
+        "offline-ranks": offline_ranks(),
         "gpu": gpu(),
         "parity": parity(),
         "demo": demo(),
