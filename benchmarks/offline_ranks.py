@@ -5,9 +5,9 @@ python scripts/benchmark.py --plan benchmarks/offline_ranks.toml --workers 2
 python benchmarks/offline_ranks.py --runs runs/offline_ranks
 
 Every agent of a dataset gets the value of fitted Q evaluation and the return in one learned model,
-both as `evaluate_offline` computes them, with the shorter settings of docs/tutorials/no_simulator.md.
-Spearman's correlation of each with the played returns is
-printed for every dataset; its interval resamples the agents.
+both as `evaluate_offline` computes them with the shorter settings of its page. Spearman's
+correlation of each with the played returns is printed for every dataset; its interval resamples
+the agents.
 """
 
 from __future__ import annotations
