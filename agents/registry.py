@@ -53,10 +53,8 @@ def load_agent(
 ) -> OfflineAgent[Any]:
     """Read a checkpoint of any agent or baseline; the file names the class.
 
-    `path` is a checkpoint, a run folder, or an open binary file.
-
-    Raises CheckpointError if the file is damaged or names an unknown agent. If `env` is given, its
-    spaces must match the agent's.
+    `path` is a checkpoint, a run folder, or an open binary file. Raises CheckpointError if the file
+    is damaged or names an unknown agent. If `env` is given, its spaces must match the agent's.
     """
     source = source_of(path)
     name = read_header(source)["agent"]

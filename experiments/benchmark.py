@@ -13,6 +13,7 @@ from qgpo.agents.core.checkpoint import read_header
 from qgpo.agents.guided.adoption import same_critic
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.registry import agent_class
+from qgpo.envs.play.scores import scale_label
 from qgpo.envs.text import readable
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, check_same_training, evaluations_from_json
@@ -155,8 +156,9 @@ def headline(result: Document) -> str:
     evaluations = dict(evaluations_from_json(result["evaluations"]))
     if not evaluations:
         return took
-    played = evaluations.get(scale) or [*evaluations.values()][-1]
+    shown = scale if scale in evaluations else list(evaluations)[-1]
+    played, named = evaluations[shown], "" if shown == scale else f"{scale_label(shown)}: "
     if played.successes is not None:
-        return f"success {played.success_text}; {took}"
+        return f"{named}success {played.success_text}; {took}"
     normalised = "" if played.score is None else f", normalised {played.score:.1f}"
-    return f"return {readable(played.mean)}{normalised}; {took}"
+    return f"{named}return {readable(played.mean)}{normalised}; {took}"

@@ -4,9 +4,9 @@ Every learner has heads for each half of the episodes. The mean advantage of a h
 compared with the lambda-returns of the other half (cross-fitting). Learners that say nothing of
 them have no weight; where none says anything, Q is the same for all actions and nothing is guided.
 The weights are of stacked regression (Breiman 1996); that they weigh critics is not from a paper.
-Outcomes are the behavior's, and stacked regression prefers the critic that is trained on them. The
-implicit critic is that of a better policy: where unseen episodes confirm it all the same, it guides
-alone (this rule is ours, too).
+Outcomes come from the behavior, so stacked regression prefers the critic that is trained on them.
+The implicit critic estimates a better policy. Where unseen episodes confirm it, it guides alone.
+This rule is not from a paper either.
 The mean of several heads ranks better than one of them (Breiman 1996, "Bagging predictors").
 """
 

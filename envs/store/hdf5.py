@@ -43,14 +43,13 @@ def _judged(
     path: Path, indices: Iterable[int], of: str, names: Iterable[str] = COLUMNS
 ) -> Iterator[tuple[int, dict[str, Stored]]]:
     """(index, columns) of each episode, whose sizes are checked. Raises ColumnError."""
-    declared, most = 0, _most_bytes(path)
+    declared = 0
     seen: set[int] = set()
     with h5py.File(path, "r") as file:
         for index in map(int, indices):
             columns = _columns_of(file.id, index, of, names, seen)
             declared += sum(column.memory_bytes for column in columns.values())
-            if declared > most:
-                check_size(of, declared, path)
+            check_size(of, declared, path)
             for name, column in columns.items():
                 short = column.short_chunk()
                 if short is not None:
@@ -103,15 +102,12 @@ def lengths(
 
 def check_size(of: str, declared: int, path: Path) -> None:
     """Raise ColumnError where the numbers would take far more memory than the file has bytes."""
-    if declared > _most_bytes(path):
+    size = path.stat().st_size
+    if declared > 64 * 2**20 + 100 * size:
         raise ColumnError(
             f"{of}: {path.name} states {declared / 1e6:.0f} MB of numbers in "
-            f"{path.stat().st_size / 1e6:.3g} MB, which compression cannot explain"
+            f"{size / 1e6:.3g} MB, which compression cannot explain"
         )
-
-
-def _most_bytes(path: Path) -> int:
-    return 64 * 2**20 + 100 * path.stat().st_size
 
 
 def read(
@@ -131,7 +127,7 @@ def read(
 
 
 def _numbers(stored: Stored) -> Any:
-    """All of a column. h5py's own way is taken where there is more to it than to read."""
+    """All of a column. h5py reads what is no array of numbers: it knows what to make of it."""
     column = stored.column
     dtype = column.dtype
     if dtype.kind not in "biuf" or not stored.shape or 0 in stored.shape:
@@ -169,7 +165,9 @@ def _leaves(
         for part in found:
             inner = part.decode("utf-8", "replace")
             if inner.encode() != part or not inner.isprintable() or "/" in inner or inner == ".":
-                raise ColumnError(f"{of}: {path} has a part with the name {part!r}, which is none")
+                raise ColumnError(
+                    f"{of}: {path} has a part named {part!r}, which is no printable name"
+                )
             yield from _leaves(found, inner, f"{path}/{inner}", of, seen, depth + 1)
     else:
         raise ColumnError(f"{of}: {path} is a type or nested without end, expected a column")
@@ -208,8 +206,6 @@ def _fault(stored: Stored, is_info: bool = False) -> str | None:
     unusual = stored.unusual_filter() if stored.is_chunked else None
     if unusual is not None:
         return f"is packed by {unusual}, expected {', '.join(PIPELINE.values())}"
-    return (
-        None
-        if stored.is_whole
-        else f"states the shape {stored.shape}, of which not all was written"
-    )
+    if not stored.is_whole:
+        return f"states the shape {stored.shape}, of which not all was written"
+    return None

@@ -13,6 +13,7 @@ from qgpo import BC
 from qgpo.envs.play.scores import Evaluation
 from qgpo.experiments import documents
 from qgpo.experiments import seeds as seeds_module
+from qgpo.experiments.benchmark import headline
 from qgpo.experiments.documents import DocumentError
 from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.plan import Cell
@@ -54,6 +55,14 @@ def test_seeds_that_were_tuned_are_shown_at_their_own_scales():
     assert [float(cell) for cell in rows[4][-2:]] == [30.0, 50.0]
     assert float(rows[4][1]) == 40.0
     assert rows[5] == ["w = 2", "w = 0.5"]
+
+
+def test_the_line_of_a_seed_names_a_scale_that_is_not_the_configured_one():
+    training = {"wall_seconds": 3.0, "cpu_seconds": 2.0}
+    of = {**document(0, {0.0: 10.0, 2.0: 30.0}), "training": training, "headline_scale": 1.0}
+    assert headline(of) == "w = 2 (guided): return 30; trained in 3 s (2 CPU)"
+    assert headline({**of, "headline_scale": 0.0}) == "return 10; trained in 3 s (2 CPU)"
+    assert headline({**of, "evaluations": []}) == "trained in 3 s (2 CPU)"
 
 
 def test_without_evaluations_nothing_is_shown():
