@@ -46,6 +46,9 @@ def _judged(
     declared = 0
     seen: set[int] = set()
     with h5py.File(path, "r") as file:
+        cache = file.id.get_mdc_config()
+        cache.incr_mode = 0  # what is asked once needs no larger cache, which HDF5 would make
+        file.id.set_mdc_config(cache)
         for index in map(int, indices):
             columns = _columns_of(file.id, index, of, names, seen)
             declared += sum(column.memory_bytes for column in columns.values())
