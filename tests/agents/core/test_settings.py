@@ -90,3 +90,12 @@ def test_another_dataset_brings_its_own_settings(tiny):
 
 def test_the_family_s_agents_share_their_settings():
     assert set(SHARED) <= set(vars(QGPO.settings_for("mine/a-v0")))
+
+
+def test_a_trained_agent_keeps_its_settings_when_it_cannot_adopt(tiny):
+    dataset, other = make_dataset(id=ANTMAZE), make_dataset((7, 6), id="mine/a-v0")
+    agent = QGPO("paper", device="cpu").learn(dataset)
+    before = agent.config
+    with pytest.raises(ValueError, match="it was trained on .*antmaze"):
+        agent.adopt(QGPO("paper", device="cpu").learn(dataset), other)
+    assert agent.config == before != tiny
