@@ -96,6 +96,6 @@ def test_a_trained_agent_keeps_its_settings_when_it_cannot_adopt(tiny):
     dataset, other = make_dataset(id=ANTMAZE), make_dataset((7, 6), id="mine/a-v0")
     agent = QGPO("paper", device="cpu").learn(dataset)
     before = agent.config
-    with pytest.raises(ValueError, match="it was trained on .*antmaze"):
+    with pytest.raises(ValueError, match=r"it was trained on .*antmaze"):
         agent.adopt(QGPO("paper", device="cpu").learn(dataset), other)
     assert agent.config == before != tiny
