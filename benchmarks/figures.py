@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,11 @@ def draw_ogbench(measurements: Measurements) -> Figure:
     return figure
 
 
+def played_task(dataset_id: str) -> str:
+    """The task that an OGBench id names."""
+    return re.sub(r".*-task(\d)-v0$", r"task \1", dataset_id)
+
+
 def draw_broad(_: Measurements) -> Figure:
     """Scores on one set of every task, a panel per half of the suite."""
     played = Broad()
@@ -234,7 +240,8 @@ def draw_broad(_: Measurements) -> Figure:
                 axis.plot([low, high], [place, place], color=color, linewidth=1)
                 x, name = score(one, group.mean, group.by_success), title.strip("*")
                 axis.scatter([x], [place], color=color, marker=marker, s=26, label=name, zorder=3)
-        axis.set_yticks(range(len(sets[half])), [one.task for one in sets[half]])
+        labels = [re.sub(r"tasks .*", played_task(one.id), one.task) for one in sets[half]]
+        axis.set_yticks(range(len(labels)), labels)
         axis.invert_yaxis()
         axis.set_title(half, loc="left", fontsize=9)
         tidy(axis, "x")
