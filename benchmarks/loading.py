@@ -1,13 +1,15 @@
 """Reading a million transitions: time and memory, beside reading episodes and concatenating.
 
-    python benchmarks/loading.py     # a minute, 1 GB of disk; loading.json
+    python benchmarks/loading.py     # three minutes, 2 GB of disk; loading.json
 
-The file is noise in HalfCheetah's sizes (17 numbers and 6), a Minari dataset in HDF5 in a
-temporary folder. `by_episodes` is what programs usually do: Minari's `iterate_episodes`, appended
-to lists and concatenated to observations, actions, rewards, next observations and terminations.
+The files are noise in a temporary folder: a Minari dataset in HDF5 of HalfCheetah's sizes (17
+numbers and 6), and OGBench's own npz file of cube-single. The usual way is, for Minari, its
+`iterate_episodes`, appended to lists and concatenated to observations, actions, rewards, next
+observations and terminations; for OGBench, its `load_dataset` and `relabel_dataset`.
 Both make float32 and the same transitions, which is checked. Each is read in a process of its own,
 in alternating turns, with the file in the page cache; the medians count. Seconds are CPU time.
-Memory is what the process holds at its peak beyond what it held before.
+Memory is what the process holds at its peak beyond what it held before. An OGBench file is
+converted once, when it is first asked for; that time is measured once.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from memmap import in_process, kept_memory, write_data
 from numpy.typing import NDArray
 
 OUTPUT = Path(__file__).with_name("loading.json")
+OGBENCH = "cube-single-play-v0"
+TASK = "cube-single-singletask-task1-v0"
+OGBENCH_TASK = "ogbench/cube-single-play-singletask-task1-v0"
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -69,6 +74,46 @@ def minari_by_episodes() -> Arrays:
         parts["rewards"].append(episode.rewards)
         parts["terminations"].append(episode.terminations)
     return concatenated(parts)
+
+
+def write_ogbench(transitions: int) -> dict[str, Any]:
+    """OGBench's own file of trajectories of 1000 steps."""
+    import gymnasium
+    import ogbench  # noqa: F401
+
+    env: Any = gymnasium.make(TASK)
+    observations, model = len(env.reset()[0]), env.unwrapped.model
+    rng = np.random.default_rng(0)
+    rows = transitions // 1000 * 1001
+    sizes = {"observations": observations, "qpos": model.nq, "qvel": model.nv}
+    arrays: Arrays = {n: rng.standard_normal((rows, s), np.float32) for n, s in sizes.items()}
+    arrays["actions"] = rng.uniform(-1, 1, (rows, env.action_space.shape[0])).astype(np.float32)
+    arrays["terminals"] = np.arange(rows) % 1001 == 1000
+    np.savez_compressed(ogbench_file(), **arrays)  # type: ignore[arg-type]
+    return {}
+
+
+def ogbench_file() -> Path:
+    """Where OGBench's loader is told to look."""
+    return Path(os.environ["MINARI_DATASETS_PATH"], f"{OGBENCH}.npz")
+
+
+def ogbench_by_itself() -> Arrays:
+    """OGBench's own reader, with the rewards of a task."""
+    import gymnasium
+    from ogbench import utils
+
+    arrays: Arrays = utils.load_dataset(str(ogbench_file()), add_info=True)
+    utils.relabel_dataset(TASK, gymnasium.make(TASK), arrays)
+    return arrays
+
+
+def ours_of_ogbench(storage: str) -> Arrays:
+    """Our reader, which finds OGBench's file where it lies."""
+    from ogbench import utils
+
+    utils.DEFAULT_DATASET_DIR = os.environ["MINARI_DATASETS_PATH"]
+    return ours(OGBENCH_TASK, storage)
 
 
 def ours(dataset_id: str, storage: str) -> Arrays:
@@ -117,25 +162,42 @@ def compare(name: str, ways: dict[str, Callable[[], Arrays]], rounds: int) -> di
         }
         for way, rows in found.items()
     }
-    own, usual = medians["ours"], medians["by_episodes"]
+    own, usual = medians["ours"], medians["usual"]
     medians["seconds_ratio"] = own["seconds"] / usual["seconds"]
     medians["memory_ratio"] = own["peak_bytes"] / usual["peak_bytes"]
     print(f"{name}: {json.dumps(medians)}", flush=True)
     return medians
 
 
+def first_reading(read: Callable[[], Arrays]) -> float:
+    """CPU-seconds of the reading that converts, or makes the map."""
+    return float(in_process(partial(measured, read))["seconds"])
+
+
 def main(args: Args) -> None:
     """Write, read and compare."""
     files: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MINARI_DATASETS_PATH"] = folder
-        in_process(lambda: write_data(args))  # type: ignore[arg-type]
-        ways = {"ours": partial(ours, HDF5, "memory"), "by_episodes": minari_by_episodes}
-        files["Minari, HDF5"] = compare("Minari, HDF5", ways, args.rounds)
-        in_process(lambda: {"rows": len(ours(HDF5, "memmap")["actions"])})
-        ways["ours"] = partial(ours, HDF5, "memmap")
-        name = "Minari, HDF5, memory-mapped from the second time on"
-        files[name] = compare(name, ways, args.rounds)
+    kinds: dict[str, tuple[Callable[[], Any], Callable[[str], Arrays], Callable[[], Arrays]]] = {
+        "Minari, HDF5": (
+            lambda: write_data(args),  # type: ignore[arg-type]
+            partial(ours, HDF5),
+            minari_by_episodes,
+        ),
+        "OGBench, npz": (
+            partial(write_ogbench, args.transitions),
+            ours_of_ogbench,
+            ogbench_by_itself,
+        ),
+    }
+    for kind, (write, read, usual) in kinds.items():
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["MINARI_DATASETS_PATH"] = folder
+            in_process(write)
+            for storage, how in (("memory", ""), ("memmap", ", memory-mapped")):
+                own = partial(read, storage)
+                first = first_reading(own)
+                found = compare(f"{kind}{how}", {"ours": own, "usual": usual}, args.rounds)
+                files[f"{kind}{how}"] = found | {"first_seconds": first}
     written = {"transitions": args.transitions, "rounds": args.rounds, "files": files}
     args.output.write_text(json.dumps(written, indent=1) + "\n")
 
