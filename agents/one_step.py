@@ -63,9 +63,9 @@ class OneStepConfig(QGPOConfig):
 
 
 LAPTOP_STUDENT: dict[str, Any] = {
-    "student_hidden": (256, 256),
     "answers": 2,
     "distillation_steps": 12_000,
+    "distillation_learning_rate": 3e-3,
 }
 ONE_STEP_PRESETS: dict[str, OneStepConfig] = {
     name: OneStepConfig(**{**vars(config), **({} if name == "paper" else LAPTOP_STUDENT)})

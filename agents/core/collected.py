@@ -19,9 +19,10 @@ from qgpo.agents.core.training import Training
 
 STATES, ACTIONS, REWARDS = "online/states", "online/actions", "online/rewards"
 TERMINATIONS, ENDS = "online/terminations", "online/ends"
-SCALES = "online/scales"
+SCALES, PAIRED = "online/scales", "online/paired"
 """tables (N + E, S), (N, A) in the environment's units, (N,) raw, (N,) and (N,) of 0 and 1, and
-(E,), the guidance scale of each episode (0 where an agent has none)"""
+(E,), the guidance scale of each episode (0 where an agent has none) and whether it is one of a
+pair that compares scales, which earlier files do not say"""
 
 
 def kinds(observation_dim: int, action_dim: int, needed: bool) -> Kinds:
@@ -33,6 +34,7 @@ def kinds(observation_dim: int, action_dim: int, needed: bool) -> Kinds:
         TERMINATIONS: Table((None,), 0.0, 1.0, needed),
         ENDS: Table((None,), 0.0, 1.0, needed),
         SCALES: Table((None,), 0.0, needed=needed),
+        PAIRED: Table((None,), 0.0, 1.0, needed=False),
     }
 
 
@@ -42,6 +44,8 @@ def begin(training: Training, observation_dim: int, action_dim: int) -> None:
         assert isinstance(kind, Table)
         empty = torch.zeros([n or 0 for n in kind.shape], device=training.device)
         training.tables.setdefault(name, empty)
+    if not len(training.tables[PAIRED]):
+        training.tables[PAIRED] = torch.zeros_like(training.tables[SCALES])
 
 
 def collected_rows(training: Training) -> tuple[int, int]:
@@ -57,7 +61,7 @@ def check(training: Training) -> None:
     n, whole = len(ends), not len(ends) or bool(ends[-1])
     lengths = {len(tables[name]) for name in (ACTIONS, REWARDS, TERMINATIONS)}
     episodes = int(ends.sum())
-    whole = whole and len(tables[SCALES]) == episodes
+    whole = whole and len(tables[SCALES]) == len(tables[PAIRED]) == episodes
     if lengths != {n} or len(tables[STATES]) != n + episodes or not whole:
         raise ValueError(
             "this agent's collected episodes do not fit each other: its file is damaged; use an "
@@ -76,6 +80,8 @@ class Episode:
     rewards: list[float] = field(default_factory=list)
     scale: float = 0.0
     """guidance scale at which it is played"""
+    paired: bool = False
+    """whether its return is compared with that of another one, at another scale"""
     terminated: bool = False
     """whether its last step ended the task: else it was cut, and its last state has a value"""
 
@@ -93,6 +99,7 @@ class Episode:
             TERMINATIONS: ends * self.terminated,
             ENDS: ends,
             SCALES: np.array([self.scale]),
+            PAIRED: np.array([self.paired]),
         }
         for name, values in rows.items():
             new = torch.as_tensor(values, dtype=torch.float32, device=training.device)

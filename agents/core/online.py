@@ -1,6 +1,7 @@
 """Offline to online: an agent that has learned from data goes on in its environment.
 
-1. play    an episode by sampled actions; nothing is learned while it lasts
+1. play    an episode, by sampled actions where it is none of a pair that compares two guidance
+           scales (scale_trial.py); nothing is learned while it lasts
 2. store   the episode joins the data (collected.py)
 3. learn   every `learn_every` steps: the agent's own losses, on batches of old and new transitions
 
@@ -33,7 +34,7 @@ from qgpo.agents.core.acting import Acts, Normal, normal_of
 from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.collected import Episode
 from qgpo.agents.core.config import Fraction, NotNegative, Period, Rate
-from qgpo.agents.core.scale_trial import Next, next_episode
+from qgpo.agents.core.scale_trial import Next, Played, next_episode
 from qgpo.agents.core.training import ONLINE, UPDATES, Training, on_signals
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
@@ -60,8 +61,8 @@ class OnlineConfig:
     learning_rate_factor: Rate = 0.3
     """part of each stage's learning rate that updates have"""
     try_scales: bool = True
-    """play every other episode of guided agents at a neighboring guidance scale, and take that one
-    where it returns more"""
+    """play some episodes of guided agents in pairs, the second at a neighboring guidance scale, and
+    take that one where it returns more"""
     most_collected: Fraction = 0.5
     """share of a batch that is of collected transitions, at most"""
     collected_weight: NotNegative = 5.0
@@ -295,6 +296,7 @@ class OnlineLoop:
         training.progress.setdefault(UPDATES, 0)
         self.finished = collected.returns_and_lengths(training)
         self.scales = training.tables[collected.SCALES].tolist()
+        self.paired = training.tables[collected.PAIRED].bool().tolist()
         self.timesteps = timesteps
         return done
 
@@ -304,7 +306,7 @@ class OnlineLoop:
             self._reset()
         episode = self.episode
         assert episode is not None
-        actions, _ = self.actor.predict(self.observation, deterministic=False)
+        actions, _ = self.actor.predict(self.observation, deterministic=episode.paired)
         following, rewards, dones, infos = self.env.step(actions)
         ended, reward = bool(dones[0]), float(np.float32(rewards[0]))  # as tables hold it
         if not np.isfinite(reward):
@@ -321,6 +323,7 @@ class OnlineLoop:
         is_last = step + 1 == self.timesteps
         if not (ended or is_last):
             return {}
+        episode.paired &= ended  # one that is cut is compared with none
         self._finish(episode)
         return self._learn(is_last)
 
@@ -338,16 +341,16 @@ class OnlineLoop:
         self.env.seed(of_env)
         self.observation = self.env.reset()
         first = self._vector(_only(self.observation))
-        self.episode = Episode([first], scale=following.played)
+        self.episode = Episode([first], scale=following.played, paired=following.paired)
 
     def _next(self) -> Next:
         """What the next episode is: a trial of another scale, or as the agent acts today."""
         guided: Any = self.agent
         own = float(np.float32(getattr(guided, "guidance_scale", 0.0)))  # as tables hold it
         if not (self.config.try_scales and self.agent.tries_scales):
-            return Next(own, own, False)
-        start = self.scales[0] if self.scales else own
-        return next_episode(start, [total for total, _ in self.finished])
+            return Next(own, own)
+        totals = [total for total, _ in self.finished]
+        return next_episode(own, list(map(Played, self.scales, self.paired, totals)))
 
     def _words(self, episode: int) -> list[int]:
         """Seeds of that episode, of the environment and of the noise."""
@@ -368,6 +371,7 @@ class OnlineLoop:
         episode.store(self.training)
         self.finished.append((float(np.sum(episode.rewards)), len(episode)))
         self.scales.append(episode.scale)
+        self.paired.append(episode.paired)
         guided: Any = self.agent
         if self.agent.tries_scales and (scale := self._next().scale) != guided.guidance_scale:
             guided.configure_guidance(scale)

@@ -1,10 +1,12 @@
 """Another guidance scale by the returns of played episodes, in pairs with the same start.
 
-While learning online every other episode is a trial: it begins like the one before and is played
-at a neighboring scale, twice or half of today's. Where it returns more, on average and by more than
-the standard error of that, its scale takes the place of today's; where less, it is dropped. A step
-that was wrong is found out in the same way, because then its neighbors are tried. The same start
-takes the spread of starts out of the difference. The rule is ours.
+While learning online, two episodes of sampled actions are followed by a pair. Both begin alike and
+have deterministic actions: the first is played at today's scale, the second at a neighboring one,
+twice or half of it. Where the second returns more, on average and by more than the standard error
+of that, its scale takes the place of today's; where less, it is dropped. A step that was wrong is
+found out in the same way, because then its neighbors are tried. The same start takes the spread of
+starts out of the difference. Sampled actions would prefer larger scales, which narrow their spread,
+to the one that is best for the deterministic actions of a trained agent. The rule is ours.
 """
 
 from __future__ import annotations
@@ -17,10 +19,22 @@ import numpy as np
 
 FACTOR = 2.0
 """between neighboring scales"""
+SAMPLED = 2
+"""episodes of sampled actions before each pair"""
 FEWEST, MOST = 3, 12
 """pairs before a neighbor is judged, and after which it is dropped whatever it returned"""
 CLEAR = 1.0
 """standard errors by which the mean difference must exceed 0"""
+
+
+class Played(NamedTuple):
+    """An episode that has ended."""
+
+    scale: float
+    paired: bool
+    """whether it is one of a pair, with deterministic actions"""
+    total: float
+    """its return"""
 
 
 class Next(NamedTuple):
@@ -30,25 +44,34 @@ class Next(NamedTuple):
     """today's, by which the agent acts"""
     played: float
     """that of the episode"""
-    repeats: bool
+    paired: bool = False
+    """whether it is one of a pair, with deterministic actions"""
+    repeats: bool = False
     """whether it begins like the episode before, as the second of a pair"""
 
 
-def next_episode(start: float, returns: Sequence[float]) -> Next:
-    """After episodes with those returns, of which the first was played at scale `start`."""
-    scale, tried, done = start, dict[float, list[float]](), 0
-    while done < len(returns):
-        neighbor = _neighbor(scale, tried)
-        if neighbor is None:
-            return Next(scale, scale, False)
-        if done + 1 == len(returns):
-            return Next(scale, neighbor, True)
-        differences = tried.setdefault(neighbor, [])
-        differences.append(returns[done + 1] - returns[done])
-        done += 2
-        if _sign(differences) > 0:
-            scale, tried = neighbor, {}
-    return Next(scale, scale, False)
+def next_episode(own: float, episodes: Sequence[Played]) -> Next:
+    """After those episodes of an agent whose scale is `own` where no pair has ended yet."""
+    scale = next((episode.scale for episode in episodes if episode.paired), own)
+    tried: dict[float, list[float]] = {}
+    sampled, first = 0, None
+    for episode in episodes:
+        if not episode.paired:
+            sampled, first = sampled + 1, None
+        elif first is None:
+            first = episode
+        else:
+            differences = tried.setdefault(episode.scale, [])
+            differences.append(episode.total - first.total)
+            sampled, first = 0, None
+            if _sign(differences) > 0:
+                scale, tried = episode.scale, {}
+    neighbor = _neighbor(scale, tried)
+    if neighbor is None:
+        return Next(scale, scale)
+    if first is not None:
+        return Next(scale, neighbor, paired=True, repeats=True)
+    return Next(scale, scale, paired=sampled >= SAMPLED)
 
 
 def _neighbor(scale: float, tried: dict[float, list[float]]) -> float | None:

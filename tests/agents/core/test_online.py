@@ -38,7 +38,7 @@ from qgpo.agents.core import collected
 from qgpo.agents.core.batches import Batches, draw_mixed, tuned_rewards
 from qgpo.agents.core.checkpoint import CheckpointError
 from qgpo.agents.core.online import LEARN_ONLINE, OnlineLoop
-from qgpo.agents.core.scale_trial import next_episode
+from qgpo.agents.core.scale_trial import Played, next_episode
 from qgpo.agents.core.training import ONLINE, UPDATES, Training
 from qgpo.agents.guided.folds import Folds
 from qgpo.agents.guided.policy import GuidedPolicy
@@ -476,32 +476,55 @@ def test_numbers_that_are_not_finite_are_refused_and_the_agent_stays_whole(train
 
 
 def plays(start, value, n):
-    """Scales of n episodes whose return is a function of the scale, and today's after them."""
-    returns, played = [], []
+    """The n episodes whose return is a function of the scale, and today's scale after them."""
+    episodes = []
     for _ in range(n):
-        following = next_episode(start, returns)
-        played.append(following.played)
-        returns.append(value(following.played))
-    return played, next_episode(start, returns).scale
+        following = next_episode(start, episodes)
+        total = value(following.played) if following.paired else 100.0 * following.played
+        episodes.append(Played(following.played, following.paired, total))
+    return episodes, next_episode(start, episodes).scale
 
 
-def test_the_scale_climbs_to_where_episodes_return_most():
-    played, scale = plays(1.0, lambda w: -abs(w - 4.0), 60)
+def test_the_scale_climbs_to_where_pairs_return_most():
+    episodes, scale = plays(1.0, lambda w: -abs(w - 4.0), 120)
     assert scale == 4.0
-    assert played[:6] == [1.0, 2.0, 1.0, 0.5, 1.0, 2.0]  # pairs: today's, then a neighbor's
-    assert played[-3:] == [4.0] * 3  # both neighbors were dropped
-    assert plays(1.0, lambda w: -abs(w - 0.25), 60)[1] == 0.25
-    assert plays(1.0, lambda w: -abs(w - 1.0), 60)[1] == 1.0
+    assert [e.scale for e in episodes[:8]] == [1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 0.5]
+    assert [e.paired for e in episodes[:8]] == [False, False, True, True] * 2
+    assert {(e.scale, e.paired) for e in episodes[-3:]} == {(4.0, False)}  # both were dropped
+    assert plays(1.0, lambda w: -abs(w - 0.25), 120)[1] == 0.25
+    assert plays(1.0, lambda w: -abs(w - 1.0), 120)[1] == 1.0
+
+
+def in_pairs(*totals):
+    """Episodes in pairs at 1 and at 2 or 1/2 in turn, each after two of sampled actions."""
+    episodes = []
+    for i, (first, second) in enumerate(zip(totals[::2], totals[1::2], strict=False)):
+        episodes += [Played(1.0, False, 0.0)] * 2
+        episodes += [Played(1.0, True, first), Played((2.0, 0.5)[i % 2], True, second)]
+    return episodes
 
 
 def test_pairs_begin_alike_and_one_neighbor_needs_three():
-    assert next_episode(1.0, []) == (1.0, 1.0, False)
-    assert next_episode(1.0, [5.0]) == (1.0, 2.0, True)
-    two = [5.0, 9.0, 5.0, 4.0, 5.0, 9.0, 5.0, 4.0]  # pairs of 2, 1/2, 2, 1/2
-    assert next_episode(1.0, [*two, 5.0]) == (1.0, 2.0, True)
-    assert next_episode(1.0, [*two, 5.0, 8.0]) == (2.0, 2.0, False)
-    unclear = [5.0, 9.0, 5.0, 4.0, 5.0, 1.0, 5.0, 4.0, 5.0, 5.5]
-    assert next_episode(1.0, unclear) == (1.0, 1.0, False)
+    sampled, first = Played(1.0, False, 5.0), Played(1.0, True, 5.0)
+    assert next_episode(1.0, []) == (1.0, 1.0, False, False)
+    assert next_episode(1.0, [sampled] * 2) == (1.0, 1.0, True, False)
+    assert next_episode(1.0, [sampled] * 2 + [first]) == (1.0, 2.0, True, True)
+    two = in_pairs(5.0, 9.0, 5.0, 4.0, 5.0, 9.0, 5.0, 4.0)  # of 2, 1/2, 2, 1/2
+    assert next_episode(1.0, [*two, sampled, sampled, first]) == (1.0, 2.0, True, True)
+    third = [*two, sampled, sampled, first, Played(2.0, True, 8.0)]
+    assert next_episode(1.0, third) == (2.0, 2.0, False, False)
+    unclear = in_pairs(5.0, 9.0, 5.0, 4.0, 5.0, 1.0, 5.0, 4.0, 5.0, 5.5)
+    assert next_episode(1.0, unclear) == (1.0, 1.0, False, False)
+
+
+def test_half_a_pair_is_played_again():
+    sampled, first = Played(1.0, False, 5.0), Played(1.0, True, 5.0)
+    cut = Played(2.0, False, 1.0)  # the timesteps had been reached
+    assert next_episode(1.0, [sampled, sampled, first, cut]) == (1.0, 1.0, True, False)
+
+
+def test_files_without_pairs_go_on_at_the_agent_s_scale():
+    assert next_episode(4.0, [Played(w, False, 9.0) for w in (1.0, 2.0)]) == (4.0, 4.0, True, False)
 
 
 def test_a_better_scale_becomes_the_agent_s_own_and_is_in_its_file():
@@ -521,17 +544,17 @@ def test_a_better_scale_becomes_the_agent_s_own_and_is_in_its_file():
             return True
 
     def loop_scale():
-        scales = agent.tables[collected.SCALES].tolist()
+        tables = [agent.tables[name].tolist() for name in (collected.SCALES, collected.PAIRED)]
         returns = [r for r, _ in collected.returns_and_lengths(agent.training)]
-        return next_episode(scales[0] if scales else 1.0, returns).played
+        return next_episode(1.0, list(map(Played, *tables, returns))).played
 
     playing["scale"] = 1.0
     assert agent.tries_scales
-    online(agent, 33, Scale(), env=ByScale())
+    online(agent, 66, Scale(), env=ByScale())
     assert agent.guidance_scale == 2.0
     agent.save("scaled")
     assert load_agent("scaled.zip").guidance_scale == 2.0
-    assert agent.tables[collected.SCALES][:4].tolist() == [1.0, 2.0, 1.0, 0.5]
+    assert agent.tables[collected.SCALES][:8].tolist() == [1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 0.5]
 
 
 def test_the_second_of_a_pair_begins_like_the_first():
@@ -540,19 +563,55 @@ def test_the_second_of_a_pair_begins_like_the_first():
     lengths = [length for _, length in collected.returns_and_lengths(agent.training)]
     starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
     firsts = tables[collected.STATES][starts]
-    pairs = len(lengths) // 2
-    assert torch.equal(firsts[0 : 2 * pairs : 2], firsts[1 : 2 * pairs : 2])
-    assert not torch.equal(firsts[0], firsts[2])
-    played = tables[collected.SCALES].tolist()
-    assert played[:4] == [1.0, 2.0, 1.0, 0.5]
-    actions = tables[collected.ACTIONS]  # of the same state at another scale, with other noise
-    assert not torch.equal(actions[0], actions[lengths[0]])
+    assert torch.equal(firsts[2], firsts[3])
+    assert not torch.equal(firsts[0], firsts[1])
+    assert not torch.equal(firsts[1], firsts[2])
+    assert tables[collected.SCALES].tolist()[:4] == [1.0, 1.0, 1.0, 2.0]
+    assert tables[collected.PAIRED].tolist()[:5] == [0.0, 0.0, 1.0, 1.0, 0.0]
+
+
+def test_actions_of_a_pair_are_deterministic():
+    agent = online(
+        QGPO(WHITENED, device="cpu").learn(DATA), 24, config=replace(QUICK, play_first=99)
+    )
+    tables = agent.tables
+    lengths = [length for _, length in collected.returns_and_lengths(agent.training)]
+    row = np.cumsum([0, *lengths])
+    states = tables[collected.STATES].numpy()
+    actions = tables[collected.ACTIONS].numpy()
+    for episode, scale in ((1, 1.0), (2, 1.0), (3, 2.0)):
+        agent.guidance_scale = scale
+        expected, _ = agent.predict(states[row[episode] + episode], deterministic=True)
+        alike = np.allclose(actions[row[episode]], expected, atol=1e-6)
+        assert alike == (episode > 1)
+
+
+class Fives(Walk):
+    """Episodes of five steps, which a time limit ends."""
+
+    def reset(self, *, seed=None, options=None):
+        self.before_the_limit = 5
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        self.before_the_limit -= 1
+        return observation, reward, False, self.before_the_limit == 0, {}
+
+
+def test_an_episode_that_is_cut_is_compared_with_none():
+    agent = QGPO(WHITENED, device="cpu").learn(DATA)
+    online(agent, 12, env=Fives())
+    assert agent.tables[collected.PAIRED].tolist() == [0.0, 0.0, 0.0]
+    online(agent, 25, env=Fives())
+    assert agent.tables[collected.PAIRED].tolist() == [0.0, 0.0, 0.0, 1.0, 1.0, 0.0]
 
 
 def test_without_trials_every_episode_is_played_at_the_agent_s_scale():
     agent = QGPO(WHITENED, device="cpu").learn(DATA)
-    online(agent, 12, config=replace(QUICK, try_scales=False))
+    online(agent, 24, config=replace(QUICK, try_scales=False))
     assert set(agent.tables[collected.SCALES].tolist()) == {1.0}
+    assert not agent.tables[collected.PAIRED].any()
 
 
 class Goals(Walk):
