@@ -26,7 +26,7 @@ from qgpo.envs.play.intervals import bootstrap_interval
 from qgpo.envs.progress import progress
 from qgpo.envs.tasks.spaces import same_box
 from qgpo.envs.text import readable, with_interval
-from qgpo.fields import check_count, check_flag, check_seed
+from qgpo.fields import check_count, check_finite, check_flag, check_seed
 
 GAMMA = 0.99
 """of agents that have none of their own"""
@@ -183,13 +183,15 @@ def evaluate_offline(
     """
     _check_dataset(dataset)
     config = config or FittedQConfig()
+    if not isinstance(config, FittedQConfig):
+        raise TypeError(f"config is a {type(config).__name__}, expected a FittedQConfig")
     deterministic = check_flag("deterministic", deterministic)
     check_count("rollouts", rollouts)
     seed = check_seed(seed)
     if model_steps:
         check_count("model_steps", model_steps)
     own = getattr(agent, "gamma", None)
-    gamma = (GAMMA if own is None else float(own)) if gamma is None else float(gamma)
+    gamma = check_finite("gamma", (GAMMA if own is None else own) if gamma is None else gamma)
     if not 0.0 <= gamma < 1.0:
         raise ValueError(f"gamma={gamma!r}, expected a number in [0, 1)")
     _check_spaces(agent, dataset)
@@ -280,6 +282,8 @@ def _check_spaces(agent: Acts, dataset: OfflineDataset) -> None:
     """
     if not hasattr(agent, "observation_space"):
         raise TypeError(f"agent is a {type(agent).__name__}, expected an agent or an Ensemble")
+    if len(dataset) < 2:
+        raise ValueError(f"dataset {dataset.id!r} has {len(dataset)} transition, expected 2 or more")
     if agent.observation_space is None or agent.action_space is None:
         raise RuntimeError(f"this {agent.name} has not been trained: call learn(dataset)")
     if (

@@ -63,6 +63,7 @@ class OneStepConfig(QGPOConfig):
 
 
 LAPTOP_STUDENT: dict[str, Any] = {
+    "student_hidden": (128, 128, 128, 128),
     "answers": 2,
     "distillation_steps": 12_000,
     "distillation_learning_rate": 3e-3,
@@ -308,10 +309,22 @@ class OneStepPolicy(QGPO):
 
     @property
     def teacher(self) -> Self:
-        """The teacher: an agent that shares everything with this one and acts as it was taught."""
+        """The teacher: an agent that shares everything with this one and acts as it was taught.
+
+        It has no file of its own: that of the student holds both.
+        """
         actor = copy.copy(self)
         actor._acts_as_teacher = True
         return actor
+
+    def check_whole(self, what: str) -> None:
+        """Raise RuntimeError for a teacher, whose file would be that of the student."""
+        if self._acts_as_teacher:
+            raise RuntimeError(
+                f"the teacher of a {self.name} {what}: save the student, whose file holds both, or "
+                "the agent that was distilled"
+            )
+        super().check_whole(what)
 
     # Acting ---------------------------------------------------------------------------------
 
@@ -364,6 +377,7 @@ def check_teacher(agent: OfflineAgent[Any]) -> None:
     if not isinstance(agent, QGPO) or isinstance(agent, OneStepPolicy):
         name = agent.name if isinstance(agent, OfflineAgent) else type(agent).__name__
         raise TypeError(f"cannot distil a {name}, expected a QGPO or AEPO agent")
+    agent.check_whole("cannot be distilled")
     if not agent.is_trained:
         raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
 

@@ -29,6 +29,7 @@ from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
 from qgpo.density import Trust
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics, is_known
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.store.loading import load_dataset
 from qgpo.guidance import (
     GUIDANCES,
     EnergyGuide,
@@ -267,7 +268,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
     def distill(
         self,
-        dataset: OfflineDataset,
+        dataset: OfflineDataset | str,
         callback: MaybeCallback = None,
         log_interval: int = 1000,
         progress_bar: bool = False,
@@ -280,6 +281,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         `learn`. This agent stays as it is. Raises RuntimeError before training has ended,
         ValueError for other data than those of the training.
         """
+        if not isinstance(dataset, OfflineDataset):
+            dataset = load_dataset(dataset)
         acting = {name: getattr(self, name) for name in ("guidance_scale",)}
         if self.networks:
             acting |= {"solver": self.solver, "solver_steps": self.solver_steps}

@@ -46,7 +46,9 @@ Shared = OfflineAgent[Any] | Ensemble
 
 FORMAT_VERSION = 1
 CARD, CONFIG, EVALUATION, CLIP = "README.md", "config.json", "evaluation.json", "replay.mp4"
-CHECKPOINT = re.compile(r"checkpoint(-\d{1,3})?\.zip")
+CHECKPOINT = re.compile(r"checkpoint(-[0-9]{1,3})?\.zip")
+SAID = ("agent", "guidance_scale", "observations", "actions")
+"""entries of config.json that must be those of the checkpoints, beside the configuration"""
 LARGEST_CONFIG = 2**20
 """bytes of config.json"""
 CLIP_SECONDS = 10.0
@@ -156,8 +158,8 @@ def read_config(path: Path) -> dict[str, Any]:
         version, names = about["format_version"], about["checkpoints"]
         if about["library"] != "qgpo" or type(version) is not int:
             raise ValueError(f"library={brief(about['library'])}, format_version={brief(version)}")
-        if version > FORMAT_VERSION:
-            raise ValueError(f"format_version={version}, this qgpo reads {FORMAT_VERSION}: upgrade")
+        if not 1 <= version <= FORMAT_VERSION:
+            raise ValueError(f"format_version={version}, this qgpo reads 1 to {FORMAT_VERSION}")
         if not isinstance(names, dict) or not names:
             raise ValueError(f"checkpoints={brief(names)}, expected names and digests")
         for name, digest in names.items():
@@ -186,7 +188,26 @@ def load_checkpoints(
                 f"{str(path)!r} has other bytes than {CONFIG} states: fetch or save it again"
             )
     agents = [load_agent(folder / name, env, device) for name in about["checkpoints"]]
+    _check_said(folder / CONFIG, about, agents)
     return agents[0] if list(about["checkpoints"]) == ["checkpoint.zip"] else Ensemble(agents)
+
+
+def _check_said(path: Path, about: dict[str, Any], agents: Sequence[OfflineAgent[Any]]) -> None:
+    """Raise CheckpointError where config.json says something else of the agents than they are.
+
+    Fields of the configuration that only one of the two versions has are not compared.
+    """
+    found = json.loads(_as_json(_describe(agents[0], agents, about["checkpoints"])))
+    config = about.get("config")
+    shared = found["config"].keys() & (config.keys() if isinstance(config, dict) else ())
+    pairs = {name: (about.get(name), found[name]) for name in SAID}
+    pairs |= {f"config.{name}": (about["config"][name], found["config"][name]) for name in shared}
+    for name, (said, is_so) in pairs.items():
+        if said != is_so:
+            raise CheckpointError(
+                f"{str(path)!r} says {name}={brief(said)}, and the checkpoint has {brief(is_so)}: "
+                "fetch or save it again"
+            )
 
 
 def as_evaluations(evaluations: Evaluation | Evaluations | None) -> list[Any]:

@@ -4,20 +4,23 @@ python scripts/finetune.py --run runs/demo --timesteps 20000
 python scripts/finetune.py --run runs/demo --timesteps 20000 --resume
 
 The folder gets a checkpoint.zip, which evaluate.py and export.py read, and evaluations.npz, with
-the returns of evaluation episodes on the way. Ctrl-C saves; the same command with --resume goes on.
+the returns of evaluation episodes on the way. Ctrl-C saves, and so does an environment that fails;
+the same command with --resume goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from qgpo.agents import EvaluationCallback, OnlineConfig, load_agent
+from qgpo.agents import EvaluationCallback, OfflineAgent, OnlineConfig, load_agent
 from qgpo.agents.core.callbacks import SaveCheckpoint
+from qgpo.agents.core.collected import collected_rows
 from qgpo.agents.core.online import check_learns_online
 from qgpo.agents.core.training import NonFiniteError
 from qgpo.commands import command
@@ -31,6 +34,8 @@ from qgpo.scripts._refusals import one_line
 from qgpo.scripts._runs import find_run
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
+CHECKPOINT = "checkpoint.zip"
+
 
 @dataclass
 class Args:
@@ -42,7 +47,8 @@ class Args:
     timesteps: Annotated[int, Range(1, 10**12)] = 50_000
     """environment steps of the whole online training"""
     output: Path | None = None
-    """folder of the result; default that of the run with -online behind it"""
+    """folder of the result; default that of the run, or the name of the .zip, with -online
+    behind it"""
     env_id: str | None = None
     """environment to learn in; default that of the data"""
     resume: bool = False
@@ -63,28 +69,43 @@ class Args:
         """Of the result."""
         if self.output is not None:
             return self.output
-        source = self.run.parent if self.run.suffix == ".zip" else self.run
-        return source.with_name(f"{source.name}-online")
+        source = self.run.parent if self.run.name == CHECKPOINT else self.run
+        name = source.stem if source.suffix == ".zip" else source.name
+        return source.with_name(f"{name}-online")
 
 
-def source_of(args: Args) -> Path:
-    """The checkpoint to begin with. Raises ValueError for one that would be written over."""
-    saved = args.folder / "checkpoint.zip"
-    if args.resume:
-        return find_run(args.folder).checkpoint
-    if saved.exists():
-        raise ValueError(f"{saved} exists: go on from it with --resume, or choose another --output")
-    return find_run(args.run).checkpoint
+def agent_of(args: Args) -> OfflineAgent[Any]:
+    """The agent to begin with. Raises ValueError for one that would be written over.
+
+    With --resume that of the output, which must have begun as that of --run.
+    """
+    saved = args.folder / CHECKPOINT
+    if not args.resume:
+        if saved.exists():
+            raise ValueError(
+                f"{saved} exists: go on from it with --resume, or choose another --output"
+            )
+        return load_agent(find_run(args.run).checkpoint)
+    first = load_agent(find_run(args.run).checkpoint)
+    agent = load_agent(find_run(args.folder).checkpoint)
+    for what in ("name", "seed", "dataset_id", "dataset_fingerprint"):
+        theirs, ours = getattr(first, what), getattr(agent, what)
+        if theirs != ours:
+            raise ValueError(
+                f"--run {args.run}: its {what} is {theirs!r}, and the agent in {saved} has "
+                f"{ours!r}: it began as another one. Choose another --output"
+            )
+    return agent
 
 
 def main(args: Args) -> None:
     """Load, learn, save, and say how it was at first and how it is now."""
-    saved = args.folder / "checkpoint.zip"
+    saved = args.folder / CHECKPOINT
     again = f"; continue with: {command('finetune', *sys.argv[1:])}"
     again += "" if args.resume else " --resume"
     with one_line(TypeError, RuntimeError, NonFiniteError, stopped=again):
         check_types(args)
-        agent = load_agent(source_of(args))
+        agent = agent_of(args)
         check_learns_online(agent)
         agent.verbose = int(args.verbose)
         dataset = load_dataset(str(agent.dataset_id))
@@ -103,6 +124,7 @@ def main(args: Args) -> None:
                 verbose=1,
             )
             callbacks.append(played)
+        before = collected_rows(agent.training)[1]
         try:
             agent.learn_online(
                 env,
@@ -114,6 +136,16 @@ def main(args: Args) -> None:
             )
         except KeyboardInterrupt:
             agent.save(saved)
+            raise
+        except Exception as error:  # the environment's may be of any type
+            done = collected_rows(agent.training)[1]
+            if done == before or isinstance(error, NonFiniteError):
+                raise
+            with contextlib.suppress(NonFiniteError, OSError):
+                agent.save(saved)
+                said = str(error) or type(error).__name__
+                kept = f"{done:,} steps, of the episodes that had ended, are in {saved}"
+                raise RuntimeError(f"{said}. {kept}{again}") from error
             raise
     print(f"{agent.num_timesteps:,} steps in the environment: {saved}")
 

@@ -34,7 +34,7 @@ from qgpo.agents.core.online import OnlineConfig, learn_online
 from qgpo.agents.core.parameters import load_parameters, parts_of
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.registers import Kinds, check_modules
-from qgpo.agents.core.training import Training, choose_device, of_training, on_signals
+from qgpo.agents.core.training import ONLINE, Training, choose_device, of_training, on_signals
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
@@ -117,6 +117,8 @@ class OfflineAgent(Configured[ConfigT], ABC, Generic[ConfigT]):
     def __repr__(self) -> str:
         data = "no data" if self.dataset_id is None else repr(self.dataset_id)
         steps = f"{self.num_timesteps} of {self.total_timesteps} steps"
+        if ONLINE in self.progress:
+            steps = f"{self.num_timesteps} steps online"
         return f"{self.name}(seed {self.training.seed}, {steps} on {data}, {self.device})"
 
     @property

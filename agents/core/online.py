@@ -26,7 +26,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
 from qgpo.agents.core import collected, sb3
@@ -44,6 +44,8 @@ from qgpo.fields import Range, check_count, check_fields
 
 LEARN_ONLINE = ("QGPO", "AEPO", "SIR", "BestOfN")
 """agents that go on in an environment"""
+ABSURD = 1e6
+"""times the largest number of its column in the data, or 1, from which on a number is refused"""
 EPISODES_OF_MEAN = 100
 """that rollout/ep_rew_mean is the mean of, as in SB3"""
 
@@ -238,6 +240,11 @@ def _env_of(agent: Online, env: Any) -> VecEnv:
     if env is not None:
         agent.set_env(make_env(env) if isinstance(env, EnvSpec) else env)
     assert agent.env is not None
+    if unwrap_vec_normalize(agent.env) is not None:
+        raise ValueError(
+            "env normalises what it gives (VecNormalize), and the data of the training are as they "
+            "were recorded: pass the environment inside it, env.venv"
+        )
     if agent.env.num_envs != 1:
         raise ValueError(f"env has {agent.env.num_envs} environments, expected a VecEnv of one")
     return agent.env
@@ -264,6 +271,10 @@ class OnlineLoop:
         self.agent, self.env, self.dataset = agent, env, dataset
         self.recorded, self.config = recorded, config
         self.training = agent.training
+        low, high = torch.aminmax(recorded.states, dim=0)
+        largest = torch.maximum(-low, high).clamp(min=1.0)
+        self.largest_states = ABSURD * largest.double().cpu().numpy()
+        self.largest_reward = ABSURD * max(1.0, float(np.abs(dataset.rewards).max(initial=0.0)))
         self.episode: Episode | None = None
         """under way"""
         self.observation: Any = None
@@ -311,6 +322,12 @@ class OnlineLoop:
         ended, reward = bool(dones[0]), float(np.float32(rewards[0]))  # as tables hold it
         if not np.isfinite(reward):
             raise ValueError(f"the environment's reward is {reward} at step {step + 1}")
+        if abs(reward) > self.largest_reward:
+            raise ValueError(
+                f"the environment's reward is {reward:g} at step {step + 1}, and no reward in the "
+                f"data exceeds {self.largest_reward / ABSURD:g}: is it broken? Its episode is left "
+                "out"
+            )
         self.observation = following
         last = infos[0]["terminal_observation"] if ended else _only(following)
         episode.states.append(self._vector(last))
@@ -364,6 +381,13 @@ class OnlineLoop:
         vector = np.array(observation, np.float32).reshape(-1)
         if not np.isfinite(vector).all():
             raise ValueError(f"the environment's observation is not finite: {vector}")
+        if (wrong := np.abs(vector) > self.largest_states).any():
+            k = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"the environment's observation has {vector[k]:g} in column {k}, where nothing in "
+                f"the data exceeds {self.largest_states[k] / ABSURD:g}: is it broken? Its episode "
+                "is left out"
+            )
         return vector
 
     def _finish(self, episode: Episode) -> None:

@@ -41,16 +41,16 @@ def usual_torch() -> Iterator[None]:
     These are torch's own defaults. A process may have others, by `set_default_dtype`,
     `set_default_device`, `no_grad`, `inference_mode` or `autocast`; they are its again afterwards.
     """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_Float32())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if not _makes_on_cpu():
+    with _Float32(), torch.inference_mode(False), torch.enable_grad():
+        autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        if _makes_on_cpu() and not autocast:  # as a rule, and acting is quick
+            yield
+            return
+        with contextlib.ExitStack() as stack:
             stack.enter_context(torch.device("cpu"))
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
+            for kind in autocast:
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+            yield
 
 
 def _makes_on_cpu() -> bool:

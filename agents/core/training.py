@@ -43,6 +43,9 @@ ASK_TO_STOP = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 TO_RESUME = (
     "to continue later: save(path), then load(path).learn(dataset, reset_num_timesteps=False)"
 )
+TO_RESUME_ONLINE = (
+    "to continue later: save(path), then load(path).learn_online(env, timesteps, dataset)"
+)
 
 
 MATTERS = {
@@ -294,7 +297,8 @@ class Training:
         """Raise the KeyboardInterrupt that a signal asked for."""
         if any_process(self.interrupted, self.device) if self.shared else self.interrupted:
             self.interrupted = False
-            raise KeyboardInterrupt(f"stopped {when}; {self.to_resume}")
+            then = TO_RESUME_ONLINE if ONLINE in self.progress else self.to_resume
+            raise KeyboardInterrupt(f"stopped {when}; {then}")
 
     def _log(self, stage: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

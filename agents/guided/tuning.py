@@ -29,7 +29,7 @@ from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset, writeable
 from qgpo.envs.progress import Bar, progress
 from qgpo.envs.tasks.actions import ActionScale
-from qgpo.fields import check_finite
+from qgpo.fields import check_count, check_finite
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 NEARLY_EQUAL = 0.005
@@ -351,9 +351,10 @@ def tune_guidance(
             f"dataset is a {type(dataset).__name__}, expected the OfflineDataset that the agent "
             "learned from: load_dataset(id) reads one"
         )
+    if len(dataset) < 2:
+        raise ValueError(f"dataset {dataset.id!r} has {len(dataset)} transition, expected 2 or more")
     chosen = check_scales(scales)
-    if rollouts < 2 or steps < 1:
-        raise ValueError(f"rollouts={rollouts}, steps={steps}, expected at least 2 and 1")
+    rollouts, steps = check_count("rollouts", rollouts, 2), check_count("steps", steps)
     if not agent.is_trained:
         raise RuntimeError(f"this {agent.name} has not finished training: call learn(dataset)")
     before: Any = agent.guidance_scale

@@ -84,7 +84,8 @@ def _size(log: Log) -> Finding:
             f"first {values[counts > 1][0]}: rows of several episodes take turns, or numbers count "
             "anew in each file. Sort the rows by episode and time",
         )
-    if len(log.starts) > 0.5 * len(log) and len(log) >= FEWEST:
+    several = log.next_observations is None  # else each row is a transition
+    if several and len(log.starts) > 0.5 * len(log) and len(log) >= FEWEST:
         return Finding("size", False, f"{text}: most episodes have one row. Is that the column?")
     return Finding("size", True, text)
 

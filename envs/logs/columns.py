@@ -123,8 +123,33 @@ def _header(path: Path) -> tuple[list[str], str]:
     raise LogError(f"{path}: its first line holds numbers, expected the names of the columns")
 
 
+def _check_widths(path: Path, width: int, delimiter: str) -> None:
+    """Raise LogError for a line that has not as many cells as the first one, or for none at all.
+
+    An empty cell at the end of a line counts as none.
+    """
+    rows = 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, delimiter=delimiter)
+            next(lines, None)
+            for cells in lines:
+                ends_empty = len(cells) == width + 1 and not cells[-1].strip()
+                if cells and len(cells) != width and not ends_empty:
+                    raise LogError(
+                        f"{path}: line {lines.line_num} has {len(cells)} cells, the first line "
+                        f"names {width} columns"
+                    )
+                rows += bool(cells)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LogError(f"{path} cannot be read ({error})") from error
+    if rows == 0:
+        raise LogError(f"{path} has no rows below the names of its columns")
+
+
 def _read_csv(path: Path, names: Sequence[str]) -> Columns:
     header, delimiter = _header(path)
+    _check_widths(path, len(header), delimiter)
     places = [header.index(name) for name in names]
     options: dict[str, Any] = {
         "delimiter": delimiter,

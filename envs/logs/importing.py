@@ -79,7 +79,7 @@ def prepare(
         name = log.action_names[0]
         names = tuple(f"{name} is {k}" for k in range(actions.shape[1]))
         log = dataclasses.replace(log, actions=actions, action_names=names)
-    return log.split(gaps(log)) if split_gaps else log
+    return log.split(gaps(log)).cut() if split_gaps else log.cut()
 
 
 def findings(
@@ -110,6 +110,7 @@ def import_log(
     that do not fit the environment, OSError where the disk does not take them.
     """
     check_new_id(dataset_id)
+    log = log.cut()
     bad = [finding for finding in check_log(log, ends) if finding.ok is False]
     if bad:
         raise LogError(f"{log.of}: {bad[0].what}: {bad[0].text}")

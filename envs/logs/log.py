@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from qgpo.envs.logs.columns import LogError
 
+SAME = 1e-4
+"""part of a column's standard deviation by which a next observation may differ from the next row"""
 Ends = Literal["truncated", "terminated"]
 """what the end of an episode means where no flag says it"""
 
@@ -40,7 +42,8 @@ class Log:
     times: NDArray[np.float64] | None = None
     """(N,) seconds"""
     next_observations: NDArray[np.floating] | None = None
-    """(N, S); without it, a row leads to the next one of its episode"""
+    """(N, S); a row leads to it, and so to the next one of its episode, or the episode is cut there
+    (`breaks`); without it, a row leads to the next one of its episode"""
     notes: tuple[str, ...] = ()
     """what the reader has to say"""
 
@@ -63,6 +66,17 @@ class Log:
     def ends(self) -> NDArray[np.int64]:
         """The last row of every episode."""
         return self.starts + self.lengths - 1
+
+    @property
+    def breaks(self) -> NDArray[np.bool_]:
+        """(N,) rows whose next observation is not that of the next row of their episode."""
+        found = np.zeros(len(self), np.bool_)
+        if self.next_observations is None or len(self) < 2:
+            return found
+        differences = np.abs(self.next_observations[:-1] - self.observations[1:])
+        found[:-1] = (differences > SAME * self.observations.std(axis=0)).any(axis=1)
+        found[self.ends] = False
+        return found
 
     @property
     def is_one_hot(self) -> bool:
@@ -93,10 +107,29 @@ class Log:
         return self.rows(~np.isin(self.episodes, list(episodes)))
 
     def split(self, after: NDArray[np.bool_]) -> Log:
-        """With another episode beginning after each row of a mask (N,); numbers count up anew."""
+        """With another episode beginning after each row of a mask (N,); numbers count up anew.
+
+        Episodes are cut there: the rows are truncated, where no flag says that they are terminated.
+        """
+        if not after.any():
+            return self
         begins = np.concatenate([[False], after[:-1]])
         begins[self.starts] = True
-        return dataclasses.replace(self, episodes=np.cumsum(begins) - 1)
+        cut = after & ~self.flagged("terminations")
+        truncations = self.flagged("truncations") | cut
+        return dataclasses.replace(self, episodes=np.cumsum(begins) - 1, truncations=truncations)
+
+    def cut(self) -> Log:
+        """With episodes that end at `breaks`, and a note of them."""
+        breaks = self.breaks
+        if not breaks.any():
+            return self
+        note = (
+            f"{int(breaks.sum())} rows lead to another observation than that of the row after "
+            "them, by their next observations: episodes are cut there. Sort rows by episode and "
+            "time where they are in another order: critics learn more of whole episodes"
+        )
+        return dataclasses.replace(self.split(breaks), notes=(*self.notes, note))
 
 
 def episodes_of(log: Log, ends: Ends = "truncated") -> Iterator[EpisodeBuffer]:

@@ -175,6 +175,8 @@ def _matrix(
     """The columns side by side, (N, k), and a name for each."""
     arrays, said = [], []
     for name in names:
+        if len(columns[name]) == 0:
+            raise LogError(f"{of} has no rows: {name} is empty")
         array = recorded(of, name, columns[name])
         if array.ndim > 2:
             raise LogError(

@@ -149,9 +149,12 @@ def interpolate(
 
 def inside(space: spaces.Box, actions: NDArray[Any]) -> NDArray[Any]:
     """Actions (..., A) in the dtype of the space, never outside."""
-    rounded = np.clip(actions, space.low, space.high).astype(space.dtype)
+    clipped: NDArray[Any] = np.clip(actions, space.low, space.high)
+    if clipped.dtype == space.dtype:
+        return clipped
+    rounded = clipped.astype(space.dtype)
     # Rounding to a coarser dtype may pass the bound, which that dtype holds.
-    clipped: NDArray[Any] = np.clip(rounded, space.low, space.high)
+    clipped = np.clip(rounded, space.low, space.high)
     return clipped
 
 

@@ -42,7 +42,8 @@ def test_the_method_takes_the_scale_and_the_solver_of_today(teacher):
         **{
             **vars(TEACHER),
             **{"guidance_scale": 2.0, "solver_steps": 5, "distillation_steps": 3},
-            **{"student_hidden": (256, 256), "answers": 2},
+            **{"student_hidden": (128,) * 4, "answers": 2},
+            "distillation_learning_rate": 3e-3,
         }
     )
     assert student.config == expected
@@ -93,6 +94,20 @@ def test_a_student_comes_near_its_teacher(teacher):
     sampled = student.acting_on(GivenNoise(noise)).act(rows, False)
     other = student.acting_on(GivenNoise(-noise)).act(rows, False)
     assert float((sampled - other).abs().mean()) > 0.1
+
+
+def test_a_teacher_has_no_file_of_its_own(teacher, tmp_path):
+    student = teacher.distill(make_dataset(), steps=2)
+    with pytest.raises(RuntimeError, match="the teacher of a OneStepPolicy cannot be saved: save"):
+        student.teacher.save(tmp_path / "teacher")
+    student.save(tmp_path / "student")
+    assert not (tmp_path / "teacher.zip").exists()
+
+
+def test_agents_of_the_package_are_no_teachers():
+    agent = QGPO.pretrained("halfcheetah/mixed", device="cpu")
+    with pytest.raises(RuntimeError, match="cannot be distilled: it came with the package"):
+        agent.distill(make_dataset(), steps=2)
 
 
 def test_aepo_is_a_teacher_too():

@@ -199,7 +199,7 @@ def spoil(folder, name, content):
         (
             "config.json",
             b'{"library": "qgpo", "format_version": 9, "checkpoints": {}}',
-            "this qgpo reads 1: upgrade",
+            "this qgpo reads 1 to 1",
         ),
         (
             "config.json",
@@ -213,6 +213,27 @@ def test_what_is_not_ours_is_refused(tmp_path, agent, name, content, said):
     spoil(folder, name, content)
     with pytest.raises(CheckpointError, match=said):
         load_from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("agent", "AEPO"), ("guidance_scale", 99.0), ("observations", 55), ("config", None)],
+)
+def test_a_description_of_another_agent_is_refused(tmp_path, agent, name, value):
+    folder = save_to_folder(agent, tmp_path / "shared", clip=False)
+    about = json.loads((folder / "config.json").read_text())
+    about[name] = dict.fromkeys(about[name], 77) if name == "config" else value
+    spoil(folder, "config.json", json.dumps(about).encode())
+    with pytest.raises(CheckpointError, match=r"says (config\.)?\w+=.*, and the checkpoint has"):
+        load_from_folder(folder)
+
+
+def test_a_description_by_a_version_with_other_fields_is_read(tmp_path, agent):
+    folder = save_to_folder(agent, tmp_path / "shared", clip=False)
+    about = json.loads((folder / "config.json").read_text())
+    about["config"] = {"gone": 1.0, **dict(list(about["config"].items())[1:])}
+    spoil(folder, "config.json", json.dumps(about).encode())
+    assert load_from_folder(folder).name == agent.name
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from factory import STACKED, same_parameters
 from gymnasium import spaces
+from gymnasium.envs.classic_control import PendulumEnv
 
 from qgpo import BC, QGPO, OfflineDataset, load_agent, load_dataset
 from qgpo.agents.core import collected
@@ -83,6 +85,48 @@ def test_a_stopped_one_goes_on_as_if_it_had_not_stopped(run, monkeypatch):
     evaluations = [np.load(f"{name}/evaluations.npz") for name in ("whole", "stopped")]
     for name in ("timesteps", "results"):
         np.testing.assert_array_equal(*(found[name] for found in evaluations))
+
+
+class Failing(PendulumEnv):
+    """Pendulum, which fails in its 13th step."""
+
+    steps = 0
+
+    def step(self, action):
+        Failing.steps += 1
+        if Failing.steps == 13:
+            raise ConnectionResetError("the robot went away")
+        return super().step(action)
+
+
+def test_an_environment_that_fails_loses_no_episode(run, monkeypatch):
+    call("--output", "whole", "--n-episodes", "0")
+    Failing.steps = 0
+    gym.register("Failing-v0", Failing, max_episode_steps=5)
+    try:
+        words = ("--n-episodes", "0", "--env-id", "Failing-v0", "--checkpoint-every", "100")
+        with pytest.raises(SystemExit, match=r"went away\. 10 steps.* are in .*--resume"):
+            call("--output", "failed", *words)
+    finally:
+        del gym.registry["Failing-v0"]
+    agent = load_agent("failed/checkpoint.zip", device="cpu")
+    assert collected.collected_rows(agent.training)[1] == 10
+    call("--output", "failed", "--n-episodes", "0", "--resume")
+    both = [load_agent(f"{name}/checkpoint.zip", device="cpu") for name in ("whole", "failed")]
+    assert same_parameters(*(agent.get_parameters() for agent in both))
+
+
+def test_the_folder_of_a_file_is_named_after_it(run):
+    assert finetune.Args(Path("a/b/checkpoint.zip")).folder == Path("a/b-online")
+    assert finetune.Args(Path("a/b/one.zip")).folder == Path("a/b/one-online")
+    assert finetune.Args(Path("a/v1.0")).folder == Path("a/v1.0-online")
+
+
+def test_a_resumed_one_began_as_the_run(run):
+    call(timesteps=6)
+    QGPO(STACKED, seed=9, device="cpu").learn(load_dataset(DATASET)).save("runs/two/checkpoint")
+    with pytest.raises(SystemExit, match="its seed is 9, and the agent in runs/one-online"):
+        call("--run", "runs/two", "--output", "runs/one-online", "--resume")
 
 
 def test_what_it_refuses(run):

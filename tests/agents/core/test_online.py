@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from factory import (
     WHITENED,
     make_dataset,
     mapped,
+    same_parameters,
 )
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import (
@@ -30,7 +32,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from qgpo import AEPO, BC, QGPO, QIPO, SIR, BestOfN, OnlineConfig, load_agent
 from qgpo.agents import AGENTS
@@ -470,6 +472,49 @@ def test_numbers_that_are_not_finite_are_refused_and_the_agent_stays_whole(train
         online(agent, env=Broken())
     agent.save("whole")
     assert collected.collected_rows(load_agent("whole.zip").training) == (0, 0)
+
+
+def test_a_normalised_environment_is_refused():
+    agent = QGPO(WHITENED, device="cpu").learn(DATA)
+    with pytest.raises(ValueError, match=r"VecNormalize.*pass the environment inside it"):
+        online(agent, env=VecNormalize(DummyVecEnv([Walk])))
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_an_absurd_number_is_named_and_its_episode_left_out(what):
+    class Broken(Walk):
+        steps = 0
+
+        def step(self, action):
+            observation, reward, *rest = super().step(action)
+            Broken.steps += 1
+            wrong = Broken.steps == 5
+            if what == "reward" and wrong:
+                reward = 1e30
+            if what == "observation" and wrong:
+                observation = np.array([0.0, 1e30, 0.0], np.float32)
+            return observation, reward, *rest
+
+    whole = online(QGPO(WHITENED, device="cpu").learn(DATA), 12, env=Walk())
+    agent = QGPO(WHITENED, device="cpu").learn(DATA)
+    with pytest.raises(ValueError, match=r"1e\+30.* in the data exceeds .*is left out"):
+        online(agent, 12, env=Broken())
+    assert collected.collected_rows(agent.training)[1] == 3
+    assert same_parameters(online(agent, 12, env=Walk()).get_parameters(), whole.get_parameters())
+
+
+def test_what_to_do_after_a_stop_is_said():
+    agent = QGPO(WHITENED, device="cpu").learn(DATA)
+
+    class Stop(BaseCallback):
+        def _on_step(self):
+            signal.raise_signal(signal.SIGINT)
+            return True
+
+    with pytest.raises(KeyboardInterrupt, match=r"load\(path\)\.learn_online\(env, timesteps"):
+        online(agent, 12, Stop())
+    assert repr(agent).startswith("QGPO(seed 0, ")
+    assert "steps online" in repr(agent)
 
 
 # Scales -------------------------------------------------------------------------------------

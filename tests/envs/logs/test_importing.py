@@ -140,3 +140,50 @@ def test_the_command_names_what_is_missing(tmp_path, flags, said):
     (tmp_path / "folder").mkdir()
     with pytest.raises(SystemExit, match="expected files, or one folder in LeRobot's format"):
         data.main(["import", "folder", "--dry-run"])
+
+
+def replayed(order):
+    """Transitions of one walk in that order, each with its next observation."""
+    walk = np.random.default_rng(3).normal(size=(21, 2)).cumsum(axis=0)
+    log = sound((20,))
+    return walk, dataclasses.replace(
+        log,
+        observations=walk[:-1][order],
+        observation_names=("x", "y"),
+        actions=log.actions[order],
+        rewards=log.rewards[order],
+        terminations=np.zeros(len(order), bool),
+        truncations=np.zeros(len(order), bool),
+        episodes=np.zeros(len(order), int),
+        times=None,
+        next_observations=walk[1:][order],
+    )
+
+
+@pytest.mark.parametrize("kind", ["in order", "shuffled", "every other one"])
+def test_a_transition_leads_where_it_was_recorded_to(kind):
+    order = {
+        "in order": np.arange(20),
+        "shuffled": np.random.default_rng(0).permutation(20),
+        "every other one": np.arange(0, 20, 2),
+    }[kind]
+    walk, log = replayed(order)
+    import_log(log, "mine/replayed-v0")
+    dataset = load_dataset("mine/replayed-v0", download=False)
+    assert np.allclose(dataset.observations, walk[:-1][order], atol=1e-6)
+    assert np.allclose(dataset.next_observations, walk[1:][order], atol=1e-6)
+    assert not dataset.terminations.any()
+    said = [f.text for f in findings(prepare(log)) if "episodes are cut there" in f.text]
+    assert bool(said) == (kind != "in order")
+
+
+def test_a_gap_is_a_cut_whatever_the_ends_of_episodes_are():
+    log = sound()
+    log = dataclasses.replace(log, terminations=None, truncations=None)
+    kept = np.ones(len(log), bool)
+    kept[10:13] = False  # of the first episode, which has thirty rows
+    split = prepare(log.rows(kept), split_gaps=True)
+    import_log(split, "mine/gaps-v0", ends="terminated")
+    dataset = load_dataset("mine/gaps-v0", download=False)
+    assert np.flatnonzero(dataset.truncations).tolist() == [8]  # the row before leads nowhere
+    assert dataset.terminations.sum() == 2

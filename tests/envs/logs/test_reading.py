@@ -123,7 +123,7 @@ def test_several_files_are_several_episodes(tmp_path):
         ("obs,action\n1,go\n", Names(), "column 'action' has 'go', expected numbers"),
         ("obs,obs,action\n1,2,3\n", Names(), "names 'obs' columns twice"),
         ("1,2,3\n4,5,6\n", Names(), "its first line holds numbers"),
-        ("obs,action\n1\n", Names(), "cannot be read"),
+        ("obs,action\n1\n", Names(), "line 2 has 1 cells"),
         ("obs,action,episode\n1,2,0.5\n", Names(), "no whole numbers"),
         (
             "obs,action,terminated\n1,2,7\n",
@@ -198,3 +198,28 @@ def test_a_rate_that_differs_is_said(tmp_path):
     log = read_lerobot(write_lerobot(tmp_path / "arm", "v2.1", success=False, fps=30))
     assert log.terminations is None
     assert log.notes[-1].endswith("states 30 frames per second, time stamps are 0.02 s apart")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("obs,action\n1,2\n1,2,3\n", "line 3 has 3 cells, the first line names 2 columns"),
+        ("obs,action\n1,2,3\n4,5,6\n", "line 2 has 3 cells"),  # as R writes row names
+        ("obs,action\n1,2\n\n3\n", "line 4 has 1 cells"),
+        ("obs,action\n", "has no rows below the names"),
+    ],
+)
+def test_lines_of_other_widths_are_named(tmp_path, text, said):
+    with pytest.raises(LogError, match=rf"bad\.csv:? .*{said}"):
+        read_log([write_table(tmp_path / "bad.csv", text)])
+
+
+def test_an_empty_cell_at_the_end_of_a_line_is_none(tmp_path):
+    log = read_log([write_table(tmp_path / "good.csv", "obs,action\n1,2,\n3,4\n")])
+    assert log.observations.tolist() == [[1.0], [3.0]]
+
+
+def test_files_without_rows_are_named(tmp_path):
+    np.savez(tmp_path / "zero.npz", observations=np.zeros((0, 2)), actions=np.zeros((0, 1)))
+    with pytest.raises(LogError, match=r"zero\.npz has no rows"):
+        read_log([tmp_path / "zero.npz"])
