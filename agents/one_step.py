@@ -66,7 +66,6 @@ LAPTOP_STUDENT: dict[str, Any] = {
     "student_hidden": (128, 128, 128, 128),
     "answers": 2,
     "distillation_steps": 12_000,
-    "distillation_learning_rate": 3e-3,
 }
 ONE_STEP_PRESETS: dict[str, OneStepConfig] = {
     name: OneStepConfig(**{**vars(config), **({} if name == "paper" else LAPTOP_STUDENT)})

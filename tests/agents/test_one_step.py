@@ -43,7 +43,6 @@ def test_the_method_takes_the_scale_and_the_solver_of_today(teacher):
             **vars(TEACHER),
             **{"guidance_scale": 2.0, "solver_steps": 5, "distillation_steps": 3},
             **{"student_hidden": (128,) * 4, "answers": 2},
-            "distillation_learning_rate": 3e-3,
         }
     )
     assert student.config == expected
