@@ -11,6 +11,7 @@ from typing import Any
 import exactness_report
 import numpy as np
 from broad_tables import broad
+from laptop_tables import laptop
 from measured import DATASETS, Agent, Group, Measurements, Scale
 from offline_ranks import ESTIMATES, correlations
 from tables import entry, short
@@ -525,6 +526,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "pretrained": pretrained(),
         **dict(exactness()),
         **broad(),
+        **laptop(measurements),
         **{name: text for task in measured_tasks() for name, text in images(task)},
         **dict(gradients_of_images()),
     }
