@@ -283,7 +283,9 @@ def _check_spaces(agent: Acts, dataset: OfflineDataset) -> None:
     if not hasattr(agent, "observation_space"):
         raise TypeError(f"agent is a {type(agent).__name__}, expected an agent or an Ensemble")
     if len(dataset) < 2:
-        raise ValueError(f"dataset {dataset.id!r} has {len(dataset)} transition, expected 2 or more")
+        raise ValueError(
+            f"dataset {dataset.id!r} has {len(dataset)} transition, expected 2 or more"
+        )
     if agent.observation_space is None or agent.action_space is None:
         raise RuntimeError(f"this {agent.name} has not been trained: call learn(dataset)")
     if (

@@ -281,7 +281,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         `learn`. This agent stays as it is. Raises RuntimeError before training has ended,
         ValueError for other data than those of the training.
         """
-        if not isinstance(dataset, OfflineDataset):
+        if not isinstance(dataset, OfflineDataset) and self.is_trained:
             dataset = load_dataset(dataset)
         acting = {name: getattr(self, name) for name in ("guidance_scale",)}
         if self.networks:

@@ -159,7 +159,9 @@ def read_config(path: Path) -> dict[str, Any]:
         if about["library"] != "qgpo" or type(version) is not int:
             raise ValueError(f"library={brief(about['library'])}, format_version={brief(version)}")
         if not 1 <= version <= FORMAT_VERSION:
-            raise ValueError(f"format_version={version}, this qgpo reads 1 to {FORMAT_VERSION}")
+            raise ValueError(
+                f"format_version={version}, this qgpo reads 1 to {FORMAT_VERSION}: upgrade"
+            )
         if not isinstance(names, dict) or not names:
             raise ValueError(f"checkpoints={brief(names)}, expected names and digests")
         for name, digest in names.items():

@@ -1,4 +1,4 @@
-"""The preset `laptop` on the ten sets of HalfCheetah and Hopper: cells of laptop.toml, broad.toml."""
+"""The preset `laptop` on ten sets of HalfCheetah and Hopper, of laptop.toml and broad.toml."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ the same command with --resume goes on.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ class Args:
 def agent_of(args: Args) -> OfflineAgent[Any]:
     """The agent to begin with. Raises ValueError for one that would be written over.
 
-    With --resume that of the output, which must have begun as that of --run.
+    With --resume that of the output, which must have begun as that of --run where that is there.
     """
     saved = args.folder / CHECKPOINT
     if not args.resume:
@@ -86,16 +87,30 @@ def agent_of(args: Args) -> OfflineAgent[Any]:
                 f"{saved} exists: go on from it with --resume, or choose another --output"
             )
         return load_agent(find_run(args.run).checkpoint)
+    if not saved.is_file():
+        raise ValueError(f"--output {args.folder}: no {CHECKPOINT} in it, so nothing to --resume")
+    agent = load_agent(saved)
+    if agent.online_config is None:
+        raise ValueError(f"{saved} has not learned online: nothing to --resume. Choose an --output")
+    if not args.run.exists():
+        return agent
     first = load_agent(find_run(args.run).checkpoint)
-    agent = load_agent(find_run(args.folder).checkpoint)
-    for what in ("name", "seed", "dataset_id", "dataset_fingerprint"):
-        theirs, ours = getattr(first, what), getattr(agent, what)
-        if theirs != ours:
+    theirs, ours = _origin(first), _origin(agent)
+    for what in theirs.keys() | ours.keys():
+        if theirs.get(what) != ours.get(what):
             raise ValueError(
-                f"--run {args.run}: its {what} is {theirs!r}, and the agent in {saved} has "
-                f"{ours!r}: it began as another one. Choose another --output"
+                f"--run {args.run}: its {what} is {theirs.get(what)!r}, and the agent in {saved} "
+                f"has {ours.get(what)!r}: it began as another one. Choose another --output"
             )
     return agent
+
+
+def _origin(agent: OfflineAgent[Any]) -> dict[str, Any]:
+    """What is the same before and after; the guidance scale may have changed."""
+    names = ("name", "seed", "dataset_id", "dataset_fingerprint")
+    config = dataclasses.asdict(agent.config)
+    config.pop("guidance_scale", None)
+    return {**{name: getattr(agent, name) for name in names}, **config}
 
 
 def main(args: Args) -> None:
@@ -139,7 +154,7 @@ def main(args: Args) -> None:
             raise
         except Exception as error:  # the environment's may be of any type
             done = collected_rows(agent.training)[1]
-            if done == before or isinstance(error, NonFiniteError):
+            if done == before or agent.training.updating:
                 raise
             with contextlib.suppress(NonFiniteError, OSError):
                 agent.save(saved)

@@ -3,7 +3,8 @@
 1. play    an episode, by sampled actions where it is none of a pair that compares two guidance
            scales (scale_trial.py); nothing is learned while it lasts
 2. store   the episode joins the data (collected.py)
-3. learn   every `learn_every` steps: the agent's own losses, on batches of old and new transitions
+3. learn   every `learn_every` steps, but not between the episodes of a pair: the agent's own
+           losses, on batches of old and new transitions
 
 An agent says in `_follow` what one update is; it uses the parts of its stages, so that there is no
 second copy of a loss. Playing draws no number of the training's generator: the start of an episode
@@ -155,7 +156,8 @@ def learn_online(
 
     Raises TypeError for agents that only learn from data, RuntimeError for one that is not trained
     to the end, and ValueError for other spaces, other data, another `config` than the training
-    that is continued, and rewards or observations that are not finite.
+    that is continued, rewards or observations that are not finite or a million times larger than
+    the data's, and a VecNormalize.
     """
     timesteps = check_count("timesteps", timesteps)
     sb3.check_reports(log_interval, tb_log_name)
@@ -342,6 +344,8 @@ class OnlineLoop:
             return {}
         episode.paired &= ended  # one that is cut is compared with none
         self._finish(episode)
+        if self._next().repeats and not is_last:
+            return {}  # what is learned now would be a part of the difference
         return self._learn(is_last)
 
     # Episodes -----------------------------------------------------------------------------
@@ -419,11 +423,13 @@ class OnlineLoop:
         data = self.data()
         self.agent._extend_online(data)
         sums: Metrics = {}
+        training.updating = True
         for update in range(done, done + owed):
             metrics = self.agent._follow(data, update, c.learning_rate_factor)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         training.progress[UPDATES] = done + owed
+        training.updating = False
         training.logger.record("train/n_updates", done + owed, exclude="tensorboard")
         return {name: value / owed for name, value in sums.items()}
 

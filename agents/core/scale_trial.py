@@ -6,7 +6,8 @@ twice or half of it. Where the second returns more, on average and by more than 
 of that, its scale takes the place of today's; where less, it is dropped. A step that was wrong is
 found out in the same way, because then its neighbors are tried. The same start takes the spread of
 starts out of the difference. Sampled actions would prefer larger scales, which narrow their spread,
-to the one that is best for the deterministic actions of a trained agent. The rule is ours.
+to the one that is best for the deterministic actions of a trained agent. Nothing is learned between
+the two. The rule is ours.
 """
 
 from __future__ import annotations

@@ -97,6 +97,8 @@ class Training:
         """gets one line when a stage ends; without it, the line goes where a bar is shown, or to
         standard output if `verbose`"""
         self.interrupted = False
+        self.updating = False
+        """whether updates on collected data were begun that have not all been made"""
         self.saved: str | None = None
         """the last checkpoint, for messages"""
         self.reset()
@@ -115,6 +117,7 @@ class Training:
         """whether several processes share the networks' work"""
         self.progress = dict.fromkeys(self.stages, 0)
         self.num_timesteps = 0
+        self.updating = False
         self.stage: str | None = None
         self.generator.manual_seed(self.seed)
 

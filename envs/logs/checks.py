@@ -5,6 +5,7 @@ A finding is bad where the dataset would be wrong. It is a doubt where only its 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,7 +75,8 @@ def _size(log: Log) -> Finding:
     )
     if len(log) == 0:
         return Finding("size", False, f"{text}: it is empty")
-    numbers = log.episodes[log.starts]
+    recorded = dataclasses.replace(log, pieces=None).starts
+    numbers = log.episodes[recorded]
     if len(np.unique(numbers)) < len(numbers):
         values, counts = np.unique(numbers, return_counts=True)
         return Finding(

@@ -123,15 +123,16 @@ def _header(path: Path) -> tuple[list[str], str]:
     raise LogError(f"{path}: its first line holds numbers, expected the names of the columns")
 
 
-def _check_widths(path: Path, width: int, delimiter: str) -> None:
+def _check_widths(path: Path, names: Sequence[str], delimiter: str) -> None:
     """Raise LogError for a line that has not as many cells as the first one, or for none at all.
 
-    An empty cell at the end of a line counts as none.
+    An empty cell at the end of a line counts as none, and so does an empty name.
     """
-    rows = 0
+    width, rows = len(names) - (not names[-1]), 0
+    csv.field_size_limit(2**31 - 1)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter=delimiter)
+            lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
             next(lines, None)
             for cells in lines:
                 ends_empty = len(cells) == width + 1 and not cells[-1].strip()
@@ -149,7 +150,7 @@ def _check_widths(path: Path, width: int, delimiter: str) -> None:
 
 def _read_csv(path: Path, names: Sequence[str]) -> Columns:
     header, delimiter = _header(path)
-    _check_widths(path, len(header), delimiter)
+    _check_widths(path, header, delimiter)
     places = [header.index(name) for name in names]
     options: dict[str, Any] = {
         "delimiter": delimiter,

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from qgpo.envs.logs.columns import LogError
 
-SAME = 1e-4
-"""part of a column's standard deviation by which a next observation may differ from the next row"""
+ROUNDED, SAME = 4e-6, 1e-4
+"""part of a number, and of a column's spread, by which a next observation may differ from the next
+row: both may be rounded in their own way"""
 Ends = Literal["truncated", "terminated"]
 """what the end of an episode means where no flag says it"""
 
@@ -44,6 +45,8 @@ class Log:
     next_observations: NDArray[np.floating] | None = None
     """(N, S); a row leads to it, and so to the next one of its episode, or the episode is cut there
     (`breaks`); without it, a row leads to the next one of its episode"""
+    pieces: NDArray[np.int64] | None = None
+    """(N,) numbers that change where recorded episodes were split; each piece is an episode"""
     notes: tuple[str, ...] = ()
     """what the reader has to say"""
 
@@ -52,10 +55,13 @@ class Log:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """The first row of every episode: of each run of rows with the same number."""
+        """The first row of every episode: of each run of rows with the same number and piece."""
         if len(self) == 0:
             return np.zeros(0, np.int64)
-        return np.append(0, np.flatnonzero(np.diff(self.episodes)) + 1).astype(np.int64)
+        changes = np.diff(self.episodes) != 0
+        if self.pieces is not None:
+            changes |= np.diff(self.pieces) != 0
+        return np.append(0, np.flatnonzero(changes) + 1).astype(np.int64)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -73,8 +79,10 @@ class Log:
         found = np.zeros(len(self), np.bool_)
         if self.next_observations is None or len(self) < 2:
             return found
-        differences = np.abs(self.next_observations[:-1] - self.observations[1:])
-        found[:-1] = (differences > SAME * self.observations.std(axis=0)).any(axis=1)
+        rows = self.observations[1:].astype(np.float64)
+        low, high = np.nanquantile(rows, (0.05, 0.95), axis=0)  # outliers do not widen it
+        differences = np.abs(self.next_observations[:-1].astype(np.float64) - rows)
+        found[:-1] = (differences > ROUNDED * np.abs(rows) + SAME * (high - low)).any(axis=1)
         found[self.ends] = False
         return found
 
@@ -107,7 +115,7 @@ class Log:
         return self.rows(~np.isin(self.episodes, list(episodes)))
 
     def split(self, after: NDArray[np.bool_]) -> Log:
-        """With another episode beginning after each row of a mask (N,); numbers count up anew.
+        """With another piece of an episode beginning after each row of a mask (N,).
 
         Episodes are cut there: the rows are truncated, where no flag says that they are terminated.
         """
@@ -117,17 +125,23 @@ class Log:
         begins[self.starts] = True
         cut = after & ~self.flagged("terminations")
         truncations = self.flagged("truncations") | cut
-        return dataclasses.replace(self, episodes=np.cumsum(begins) - 1, truncations=truncations)
+        return dataclasses.replace(self, pieces=np.cumsum(begins) - 1, truncations=truncations)
 
     def cut(self) -> Log:
         """With episodes that end at `breaks`, and a note of them."""
         breaks = self.breaks
         if not breaks.any():
             return self
+        few = breaks.sum() < 0.5 * (len(self) - len(self.starts))
         note = (
-            f"{int(breaks.sum())} rows lead to another observation than that of the row after "
-            "them, by their next observations: episodes are cut there. Sort rows by episode and "
-            "time where they are in another order: critics learn more of whole episodes"
+            f"{int(breaks.sum())} of {len(self)} rows lead to another observation than that of "
+            "the row after them, by their next observations: episodes are cut there. "
+        )
+        note += (
+            "Critics learn more of whole episodes"
+            if few
+            else "Are rows in another order? Sort them by episode and time. Are next observations "
+            "rounded otherwise? Name no column of them. Critics learn more of whole episodes"
         )
         return dataclasses.replace(self.split(breaks), notes=(*self.notes, note))
 

@@ -127,6 +127,11 @@ def as_log(
     following = None
     if "next_observations" in chosen:
         following, _ = _matrix(columns, chosen["next_observations"], labels or {}, of)
+        if following.shape != (n, observations.shape[1]):
+            raise LogError(
+                f"{of}: next_observations have shape {following.shape}, expected "
+                f"{(n, observations.shape[1])}"
+            )
     log = Log(
         of=of,
         observations=observations[:n],
@@ -184,6 +189,7 @@ def _matrix(
                 "Encode images first, and import the codes"
             )
         array = array.reshape(len(array), -1)
+        array = array.astype(np.float32) if array.dtype == np.bool_ else array
         given = list(labels.get(name, ()))
         parts = given if len(given) == array.shape[1] else map(str, range(array.shape[1]))
         said += [name] if array.shape[1] == 1 else [f"{name}[{part}]" for part in parts]

@@ -129,6 +129,36 @@ def test_a_resumed_one_began_as_the_run(run):
         call("--run", "runs/two", "--output", "runs/one-online", "--resume")
 
 
+def test_what_cannot_be_resumed_is_named(run):
+    with pytest.raises(SystemExit, match=r"--output runs/one-online: no checkpoint\.zip in it"):
+        call("--resume")
+    with pytest.raises(SystemExit, match=r"runs/one/checkpoint\.zip has not learned online"):
+        call("--output", "runs/one", "--resume")
+    call(timesteps=6)
+    other = QGPO(STACKED, device="cpu", energy_steps=1).learn(load_dataset(DATASET))
+    other.save("runs/two/checkpoint")
+    with pytest.raises(SystemExit, match="its energy_steps is 1, and the agent"):
+        call("--run", "runs/two", "--output", "runs/one-online", "--resume")
+    call("--run", "runs/gone", "--output", "runs/one-online", "--resume", timesteps=8)
+
+
+def test_half_of_the_updates_are_not_saved(run, monkeypatch):
+    call("--output", "good", timesteps=6)
+    before = Path("good/checkpoint.zip").read_bytes()
+    made = []
+
+    def fails(self, data, step, factor):
+        made.append(step)
+        if len(made) == 2:
+            raise MemoryError("no memory")
+        return {}
+
+    monkeypatch.setattr(QGPO, "_follow", fails)
+    with pytest.raises(MemoryError):
+        call("--output", "good", "--resume", "--checkpoint-every", "1000")
+    assert Path("good/checkpoint.zip").read_bytes() == before
+
+
 def test_what_it_refuses(run):
     config = BC.choose_config("laptop")
     BC(config, env="Pendulum-v1", device="cpu").save("runs/bc/checkpoint")

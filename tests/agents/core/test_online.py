@@ -644,6 +644,36 @@ class Fives(Walk):
         return observation, reward, False, self.before_the_limit == 0, {}
 
 
+def test_nothing_is_learned_between_the_episodes_of_a_pair():
+    agent = QGPO(WHITENED, device="cpu").learn(DATA)
+    made = {}
+
+    class Updates(BaseCallback):
+        def _on_step(self):
+            made[self.num_timesteps] = agent.progress[UPDATES]
+            return True
+
+    config = replace(QUICK, play_first=0, learn_every=1, updates_per_step=1.0)
+    online(agent, 40, Updates(), env=Fives(), config=config)
+    paired = agent.tables[collected.PAIRED].tolist()
+    assert paired == [0.0, 0.0, 1.0, 1.0] * 2
+    ends = [made[5 * (k + 1)] for k in range(8)]
+    assert ends == [5, 10, 10, 20, 25, 30, 30, 40]
+
+
+@pytest.mark.parametrize("stop", [11, 15, 16, 20])
+def test_resuming_within_a_pair_equals_not_stopping(stop, tmp_path):
+    whole = online(QGPO(WHITENED, device="cpu").learn(DATA), 30, env=Fives())
+    agent = QGPO(WHITENED, device="cpu").learn(DATA)
+    online(agent, 30, StopAfter(stop), env=Fives())
+    assert agent.num_timesteps <= stop
+    agent.save(tmp_path / "stopped")
+    agent = load_agent(tmp_path / "stopped.zip", device="cpu")
+    online(agent, 30, env=Fives())
+    assert agent.tables[collected.PAIRED].any()
+    assert same_agents(agent, whole)
+
+
 def test_an_episode_that_is_cut_is_compared_with_none():
     agent = QGPO(WHITENED, device="cpu").learn(DATA)
     online(agent, 12, env=Fives())

@@ -187,3 +187,62 @@ def test_a_gap_is_a_cut_whatever_the_ends_of_episodes_are():
     dataset = load_dataset("mine/gaps-v0", download=False)
     assert np.flatnonzero(dataset.truncations).tolist() == [8]  # the row before leads nowhere
     assert dataset.terminations.sum() == 2
+
+
+def walks(n=4, length=10):
+    """Walks of two numbers, each with next observations, as a Log and its columns."""
+    rng = np.random.default_rng(5)
+    paths = [rng.normal(size=(length + 1, 2)).cumsum(axis=0) for _ in range(n)]
+    log = sound((length,) * n)
+    return dataclasses.replace(
+        log,
+        observations=np.concatenate([path[:-1] for path in paths]),
+        observation_names=("x", "y"),
+        terminations=None,
+        truncations=None,
+        times=None,
+        next_observations=np.concatenate([path[1:] for path in paths]),
+    )
+
+
+@pytest.mark.parametrize("kind", ["float32", "six digits", "constant", "far from 0"])
+def test_rounding_cuts_no_episode(kind):
+    log = walks()
+    here, following = log.observations.copy(), log.next_observations.copy()
+    if kind == "constant":
+        here[:, 1], following[:, 1] = 1.0 / 3.0, np.round(1.0 / 3.0, 6)
+    if kind == "far from 0":
+        here[:, 1], following[:, 1] = (48.137154 + 1e-5 * x[:, 1] for x in (here, following))
+    following = np.round(following, 6) if kind == "six digits" else following.astype(np.float32)
+    assert not dataclasses.replace(log, observations=here, next_observations=following).breaks.any()
+
+
+def test_an_outlier_hides_no_break():
+    log = walks()
+    here = log.observations.copy()
+    here[0, 0] = 1e9
+    following = log.next_observations.copy()
+    following[14] += 5.0
+    broken = dataclasses.replace(log, observations=here, next_observations=following)
+    assert np.flatnonzero(broken.breaks).tolist() == [14]
+
+
+def test_episodes_keep_their_numbers_where_they_are_cut():
+    log = walks(8)
+    following, here = log.next_observations.copy(), log.observations.copy()
+    following[[3, 15]] += 5.0  # breaks in episodes 0 and 1
+    here[24, 0] = np.nan  # in episode 2
+    following[23, 0] = np.nan
+    log = dataclasses.replace(log, next_observations=following, observations=here)
+    said = [f.text for f in findings(prepare(log)) if f.what == "values"]
+    assert len(said) == 2  # of observations and of next observations
+    assert all("first in episode 2" in text for text in said)
+    assert all("--skip-episodes 2)" in text for text in said)
+    assert prepare(log, skip=[2]).lengths.tolist() == [4, 6, 6, 4, 10, 10, 10, 10, 10]
+
+
+def test_episodes_that_take_turns_are_refused_whatever_is_cut():
+    log = walks(4)
+    order = np.argsort(np.tile(np.arange(10), 4), kind="stable")
+    turns = log.rows(order)
+    assert [f.ok for f in findings(prepare(turns)) if f.what == "size"] == [False]

@@ -207,6 +207,7 @@ def test_a_rate_that_differs_is_said(tmp_path):
         ("obs,action\n1,2,3\n4,5,6\n", "line 2 has 3 cells"),  # as R writes row names
         ("obs,action\n1,2\n\n3\n", "line 4 has 1 cells"),
         ("obs,action\n", "has no rows below the names"),
+        ('obs,action,note\n1,2,"5 inch\n3,4,x\n', "cannot be read"),
     ],
 )
 def test_lines_of_other_widths_are_named(tmp_path, text, said):
@@ -214,9 +215,30 @@ def test_lines_of_other_widths_are_named(tmp_path, text, said):
         read_log([write_table(tmp_path / "bad.csv", text)])
 
 
-def test_an_empty_cell_at_the_end_of_a_line_is_none(tmp_path):
-    log = read_log([write_table(tmp_path / "good.csv", "obs,action\n1,2,\n3,4\n")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "obs,action\n1,2,\n3,4\n",
+        "obs,action,\n1,2\n3,4,\n",
+        'obs,action,note\n1,2, "a, b"\n3,4,\n',
+        f"obs,action,note\n1,2,{'x' * 200_000}\n3,4,y\n",
+    ],
+)
+def test_lines_of_the_same_width_are_read(tmp_path, text):
+    log = read_log([write_table(tmp_path / "good.csv", text)])
     assert log.observations.tolist() == [[1.0], [3.0]]
+
+
+def test_truth_values_are_observations_too(tmp_path):
+    np.savez(tmp_path / "b.npz", observations=np.eye(3) > 0, actions=np.zeros((3, 1)))
+    assert read_log([tmp_path / "b.npz"]).observations.tolist() == np.eye(3).tolist()
+
+
+def test_next_observations_have_as_many_numbers(tmp_path):
+    parts = {"observations": np.eye(3), "actions": np.zeros((3, 1))}
+    np.savez(tmp_path / "n.npz", **parts, next_observations=np.ones((3, 1)))
+    with pytest.raises(LogError, match=r"next_observations have shape \(3, 1\), expected \(3, 3\)"):
+        read_log([tmp_path / "n.npz"])
 
 
 def test_files_without_rows_are_named(tmp_path):
