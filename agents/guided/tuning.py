@@ -32,7 +32,7 @@ from qgpo.envs.tasks.actions import ActionScale
 from qgpo.fields import check_count, check_finite
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
-"""up to 2: where 4 returns more it is by a little, and models overrate it where it returns much less
+"""up to 2: where 4 returns more it is by a little, and models overrate it where it returns less
 (docs/notes/log.md)"""
 NEARLY_EQUAL = 0.005
 """of the best score's size: the model cannot tell such scales apart, and less guidance is safer"""
