@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from measured import DATASETS, Group, Measurements, Source
-from tables import GROUPS, entry, short
+from tables import entry, short
 
 from qgpo.experiments.report import table
 
@@ -18,7 +18,7 @@ FORMER = "`laptop-support`, w = 1"
 
 
 def laptop(measurements: Measurements) -> dict[str, str]:
-    """A row per set, and means; and normalised means by kinds of sets."""
+    """A row per set, and normalised means."""
     own = Measurements(SOURCE)
     groups: dict[str, dict[str, Group]] = {
         name: {dataset: choose(dataset) for dataset in DATASETS}
@@ -43,12 +43,4 @@ def laptop(measurements: Measurements) -> dict[str, str]:
     for name, of in groups.items():
         scores[name] = [measurements.score(d, of[d].mean) for d in DATASETS]
     means = ["normalised mean", *(f"{np.mean(values):.1f}" for values in scores.values()), ""]
-    by_kind = [
-        [f"{kind}, {len(scores['data'][part])} sets"]
-        + [f"{np.mean(values[part]):.1f}" for values in scores.values()]
-        for kind, part in GROUPS.items()
-    ]
-    return {
-        "laptop": table(["", "data", *groups, "w that was chosen"], [*rows, means]),
-        "laptop-summary": table(["", *scores], by_kind),
-    }
+    return {"laptop": table(["", "data", *groups, "w that was chosen"], [*rows, means])}

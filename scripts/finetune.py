@@ -96,7 +96,7 @@ def agent_of(args: Args) -> OfflineAgent[Any]:
         return agent
     first = load_agent(find_run(args.run).checkpoint)
     theirs, ours = _origin(first), _origin(agent)
-    for what in theirs.keys() | ours.keys():
+    for what in {**theirs, **ours}:  # the name first
         if theirs.get(what) != ours.get(what):
             raise ValueError(
                 f"--run {args.run}: its {what} is {theirs.get(what)!r}, and the agent in {saved} "

@@ -116,9 +116,8 @@ class OfflineAgent(Configured[ConfigT], ABC, Generic[ConfigT]):
 
     def __repr__(self) -> str:
         data = "no data" if self.dataset_id is None else repr(self.dataset_id)
-        steps = f"{self.num_timesteps} of {self.total_timesteps} steps"
-        if ONLINE in self.progress:
-            steps = f"{self.num_timesteps} steps online"
+        of = "steps online" if ONLINE in self.progress else f"of {self.total_timesteps} steps"
+        steps = f"{self.num_timesteps} {of}"
         return f"{self.name}(seed {self.training.seed}, {steps} on {data}, {self.device})"
 
     @property

@@ -5,9 +5,9 @@ have deterministic actions: the first is played at today's scale, the second at 
 twice or half of it. Where the second returns more, on average and by more than the standard error
 of that, its scale takes the place of today's; where less, it is dropped. A step that was wrong is
 found out in the same way, because then its neighbors are tried. The same start takes the spread of
-starts out of the difference. Sampled actions would prefer larger scales, which narrow their spread,
-to the one that is best for the deterministic actions of a trained agent. Nothing is learned between
-the two. The rule is ours.
+starts out of the difference, and nothing is learned between the two. Actions are deterministic,
+because a larger scale narrows the spread of sampled actions: they return most at scales that are
+too large for a trained agent. The rule is ours.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def _check_widths(path: Path, names: Sequence[str], delimiter: str) -> None:
     An empty cell at the end of a line counts as none, and so does an empty name.
     """
     width, rows = len(names) - (not names[-1]), 0
-    csv.field_size_limit(2**31 - 1)
+    before = csv.field_size_limit(2**31 - 1)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -144,6 +144,8 @@ def _check_widths(path: Path, names: Sequence[str], delimiter: str) -> None:
                 rows += bool(cells)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LogError(f"{path} cannot be read ({error})") from error
+    finally:
+        csv.field_size_limit(before)
     if rows == 0:
         raise LogError(f"{path} has no rows below the names of its columns")
 

@@ -80,7 +80,8 @@ class Log:
         if self.next_observations is None or len(self) < 2:
             return found
         rows = self.observations[1:].astype(np.float64)
-        low, high = np.nanquantile(rows, (0.05, 0.95), axis=0)  # outliers do not widen it
+        finite = np.where(np.isfinite(rows), rows, 0.0)
+        low, high = np.quantile(finite, (0.05, 0.95), axis=0)  # outliers do not widen it
         differences = np.abs(self.next_observations[:-1].astype(np.float64) - rows)
         found[:-1] = (differences > ROUNDED * np.abs(rows) + SAME * (high - low)).any(axis=1)
         found[self.ends] = False
@@ -140,8 +141,8 @@ class Log:
         note += (
             "Critics learn more of whole episodes"
             if few
-            else "Are rows in another order? Sort them by episode and time. Are next observations "
-            "rounded otherwise? Name no column of them. Critics learn more of whole episodes"
+            else "Critics learn more of whole episodes: if rows are in another order, sort them by "
+            "episode and time; if next observations have fewer digits, record both alike"
         )
         return dataclasses.replace(self.split(breaks), notes=(*self.notes, note))
 
