@@ -17,8 +17,8 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
 
-# The stamp is newer than these files once an installation has succeeded. Python compiles the modules
-# that are used when they are imported, which takes less time than compiling all of them here.
+# The stamp is newer than these files once an installation has succeeded. Nothing is compiled here:
+# Python compiles a module when it is first imported, and `make demo` imports few of them.
 $(INSTALLED): pyproject.toml setup.py constraints.txt typings/link.py
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e ".[dev]"
