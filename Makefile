@@ -33,7 +33,7 @@ test: $(INSTALLED) ## formatting, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 bench: $(INSTALLED) ## what has become slower than the committed measurements, in two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --short --compare

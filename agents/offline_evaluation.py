@@ -18,7 +18,7 @@ from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.fitted_q import FittedQConfig, actions_of, fit_q
 from qgpo.agents.core.process import usual_torch
-from qgpo.agents.guided.tuning import STEPS, Imagination, horizon_of
+from qgpo.agents.guided.imagination import STEPS, Imagination, horizon_of
 from qgpo.critic import lambda_returns
 from qgpo.envs.data.dataset import OfflineDataset, writeable
 from qgpo.envs.data.windows import first_episodes

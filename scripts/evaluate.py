@@ -31,8 +31,8 @@ from qgpo.agents.core.fitted_q import FittedQConfig
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.core.training import on_signals
 from qgpo.agents.guided import is_guided
+from qgpo.agents.guided.imagination import STEPS
 from qgpo.agents.guided.policy import GuidedPolicy
-from qgpo.agents.guided.tuning import STEPS
 from qgpo.commands import command
 from qgpo.envs import OfflineDataset, load_dataset
 from qgpo.envs.play.evaluation import FIRST_SEED, evaluate_scales, reference_within

@@ -1,34 +1,27 @@
 """The guidance scale from data alone: imagined episodes in a model learned from the dataset.
 
-For every scale the policy acts in an ensemble of networks that predict the environment's next
-step. Where the members disagree over ten steps twice as much as anywhere in held-out data the
-model guesses; an episode that comes there gets the mean reward of the dataset's worst episode (at
-most 0) for every step that is left (after MOReL, Kidambi et al. 2020, arXiv 2005.05951). A scale's
-score is the mean return at it and its neighbors, and of scores that are nearly equal that of the
-smallest scale wins.
+For every scale the policy acts in the same model (imagination.py). A scale's score is the mean
+return at it and its neighbors, and of scores that are nearly equal that of the smallest scale wins.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qgpo.agents.core.acting import Acts
-from qgpo.agents.core.batches import Batches, Transitions, take
+from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import NOT_NEGATIVE
-from qgpo.agents.core.process import seeded, usual_torch
-from qgpo.agents.core.training import LIKELY_CAUSES, NonFiniteError, half_cosine
-from qgpo.dynamics import DynamicsEnsemble
-from qgpo.envs.data.dataset import OfflineDataset, writeable
-from qgpo.envs.progress import Bar, progress
-from qgpo.envs.tasks.actions import ActionScale
+from qgpo.agents.core.process import usual_torch
+from qgpo.agents.core.training import NonFiniteError
+from qgpo.agents.guided.imagination import STEPS, Imagination, horizon_of
+from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.progress import progress
 from qgpo.fields import check_count, check_finite
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
@@ -36,21 +29,6 @@ SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 (docs/notes/log.md)"""
 NEARLY_EQUAL = 0.005
 """of the best score's size: the model cannot tell such scales apart, and less guidance is safer"""
-STEPS = 16_000
-BATCH_SIZE = 64
-LEARNING_RATE = 4e-3
-HELD_OUT = 10
-"""every tenth episode measures how far members disagree on data that they have not seen"""
-WINDOW = 10
-"""steps over which disagreement is averaged: single steps, such as contacts, are hard to predict"""
-TOLERANCE = 2.0
-"""times the largest disagreement on held-out data; at 1 imitation itself seems to leave the data"""
-MOST_WINDOWS = 2_000
-"""of the held-out episodes, for that"""
-
-
-LONGEST_EPISODE = 1_000
-"""where the dataset names no environment with a limit of its own"""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -172,156 +150,6 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
     if not numbers or not all(low <= w <= high for w in numbers):
         raise ValueError(f"scales={scales!r}, expected numbers in [{low:g}, {high:g}]")
     return tuple(sorted(set(numbers)))
-
-
-def fit_dynamics(
-    dataset: OfflineDataset, data: Batches, generator: torch.Generator, steps: int, bar: Bar
-) -> tuple[DynamicsEnsemble, float]:
-    """The ensemble, and its largest mean disagreement over WINDOW steps of held-out episodes."""
-    device = generator.device
-    with seeded(generator.initial_seed()):
-        model = DynamicsEnsemble(data.states.shape[1], data.actions.shape[1]).to(device)
-    data = replace(data, rewards=torch.as_tensor(writeable(dataset.rewards), device=device))
-    ends = torch.as_tensor(writeable(dataset.last_steps), device=device).long()
-    episodes = ends.cumsum(0) - ends
-    held_out = episodes % HELD_OUT == HELD_OUT - 1
-    seen = torch.nonzero(~held_out).squeeze(-1)
-    unseen = torch.nonzero(held_out).squeeze(-1) if bool(held_out.any()) else seen
-
-    def draw(*shape: int) -> Transitions:
-        rows = torch.randint(len(seen), shape, generator=generator, device=device)
-        return data.transitions(seen[rows])
-
-    some = draw(min(len(seen), 100_000))
-    model.fit_scales(some.observations, some.next_observations, some.rewards)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = half_cosine(LEARNING_RATE, step, steps)
-        b = draw(len(model.members), BATCH_SIZE)
-        loss = model.loss(b.observations, b.actions, b.next_observations, b.rewards, b.terminations)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        bar.update()
-    length = min(WINDOW, len(unseen))
-    windows = unseen[: len(unseen) // length * length].reshape(-1, length)
-    evenly = torch.linspace(0, len(windows) - 1, min(len(windows), MOST_WINDOWS))
-    largest = []
-    with torch.no_grad():
-        for part in windows[evenly.long().to(device)].split(200):
-            states, actions, *_ = data.transitions(part.flatten())
-            disagreement = model(states, actions).disagreement
-            largest.append(disagreement.reshape(part.shape).mean(dim=1).max())
-    worst = float(torch.stack(largest).max())
-    if not math.isfinite(worst):
-        raise NonFiniteError(f"the model of {dataset.id!r} diverged. {LIKELY_CAUSES}")
-    return model.requires_grad_(False), worst
-
-
-@torch.no_grad()
-def imagine(
-    agent: Acts,
-    model: DynamicsEnsemble,
-    starts: Tensor,
-    bounds: tuple[Tensor, Tensor],
-    horizon: int,
-    most_disagreement: float,
-    worst_reward: float,
-    deterministic: bool,
-    bar: Bar,
-) -> tuple[Tensor, Tensor]:
-    """Undiscounted returns (B,) from states (B, S), and whether each episode left the data.
-
-    Each episode follows one member of the ensemble, the same for every policy that is compared.
-    States stay within the bounds of the data. After leaving, each step gives `worst_reward`, ended
-    or not.
-    """
-    n, states = len(starts), starts
-    member = torch.arange(n, device=starts.device) % len(model.members)
-    lanes = torch.arange(n, device=starts.device)
-    returns = starts.new_zeros(n)
-    alive = torch.ones(n, dtype=torch.bool, device=starts.device)
-    left = torch.zeros_like(alive)
-    recent = starts.new_zeros(WINDOW, n)
-    for step in range(horizon):
-        prediction = model(states, agent.act(states, deterministic))
-        recent[step % WINDOW] = prediction.disagreement
-        left |= alive & (recent.mean(dim=0) > most_disagreement)
-        rewards = prediction.rewards[member, lanes]
-        returns += torch.where(alive, torch.where(left, worst_reward, rewards), 0.0)
-        alive &= left | (prediction.terminations[member, lanes] <= 0.0)
-        states = prediction.next_states[member, lanes].clamp(*bounds)
-        bar.update()
-    return returns, left
-
-
-def horizon_of(dataset: OfflineDataset) -> int:
-    """Steps of an imagined episode: as long as the data's, at most the environment's limit."""
-    limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
-    return min(int(dataset.episode_lengths.max()), limit or LONGEST_EPISODE)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Imagination:
-    """A learned model of the environment, and the states in which its episodes start."""
-
-    model: DynamicsEnsemble
-    starts: Tensor
-    """(rollouts, S)"""
-    bounds: tuple[Tensor, Tensor]
-    """(S,) smallest and largest of the data"""
-    horizon: int
-    most_disagreement: float
-    worst_reward: float
-    fingerprint: str
-    """of the data"""
-    action_scale: ActionScale | None
-    """what -1 and 1 mean in it"""
-
-    @classmethod
-    def of(
-        cls,
-        dataset: OfflineDataset,
-        data: Batches,
-        generator: torch.Generator,
-        action_scale: ActionScale | None,
-        steps: int,
-        rollouts: int,
-        bar: Bar,
-    ) -> Imagination:
-        """Learn the model in so many gradient steps, and draw the starts."""
-        device = generator.device
-        model, in_data = fit_dynamics(dataset, data, generator, steps, bar)
-        first = torch.as_tensor(writeable(dataset.episode_starts), device=device)
-        lanes = torch.randint(len(first), (rollouts,), generator=generator, device=device)
-        starts = data.observations(take(data.state_index, first[lanes]))
-        low, high = torch.aminmax(data.states, dim=0)
-        worst = min(0.0, float((dataset.episode_returns / dataset.episode_lengths).min()))
-        bounds = low.to(device), high.to(device)
-        return cls(
-            model,
-            starts,
-            bounds,
-            horizon_of(dataset),
-            TOLERANCE * in_data,
-            worst,
-            dataset.fingerprint,
-            action_scale,
-        )
-
-    def play(self, agent: Acts, deterministic: bool, bar: Bar) -> tuple[Tensor, Tensor]:
-        """Undiscounted returns (rollouts,) of an agent, and whether each episode left the data."""
-        return imagine(
-            agent,
-            self.model,
-            self.starts,
-            self.bounds,
-            self.horizon,
-            self.most_disagreement,
-            self.worst_reward,
-            deterministic,
-            bar,
-        )
 
 
 @usual_torch()

@@ -17,7 +17,7 @@ from factory import WHITENED, make_dataset, mapped
 from qgpo import IQL, QGPO, TD3BC, Ensemble, OfflineDataset
 from qgpo.agents.core.batches import Batches, tuned_rewards
 from qgpo.agents.diffusion_ql import DiffusionQL
-from qgpo.agents.guided import tuning
+from qgpo.agents.guided import imagination
 from qgpo.agents.sb3_baselines import transitions
 from qgpo.critic import lambda_returns, td_target
 
@@ -164,7 +164,7 @@ def test_the_model_learns_that_the_task_is_done_and_whole_trajectories_are_held_
 
     monkeypatch.setattr(Batches, "transitions", noted)
     bar = type("Bar", (), {"update": lambda self: None})()
-    tuning.fit_dynamics(dataset, data, torch.Generator().manual_seed(0), 3, bar)
+    imagination.fit_dynamics(dataset, data, torch.Generator().manual_seed(0), 3, bar)
     trained = set(torch.cat([index.flatten() for index in drawn]).tolist())
     assert trained == set(range(33))
     assert seen[-1].tolist() == [33, 34]

@@ -10,13 +10,12 @@ from tqdm import tqdm
 
 from qgpo import QGPO
 from qgpo.agents.core.training import NonFiniteError
+from qgpo.agents.guided.imagination import fit_dynamics, imagine
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import (
     GuidanceTuning,
     check_scales,
     choose_scale,
-    fit_dynamics,
-    imagine,
     tune_guidance,
     with_neighbors,
 )
@@ -95,7 +94,7 @@ def test_disagreement_is_measured_on_episodes_that_were_not_learned(monkeypatch)
 
 
 def test_a_model_that_diverges_is_an_error(monkeypatch):
-    monkeypatch.setattr("qgpo.agents.guided.tuning.LEARNING_RATE", 1e30)
+    monkeypatch.setattr("qgpo.agents.guided.imagination.LEARNING_RATE", 1e30)
     dataset = make_dataset(lengths=(12, 9, 11))
     agent = QGPO(WHITENED, device="cpu").learn(dataset)
     with pytest.raises(NonFiniteError, match="diverged"):
@@ -117,6 +116,7 @@ class Scripted:
         self.config = WHITENED
         self.guidance_scale = 0.25
         self.prediction_generator = torch.Generator()
+        self.acts = 0
 
     def prepare(self, dataset):
         return self.data
@@ -128,6 +128,7 @@ class Scripted:
     _changes: ClassVar = {}
 
     def act(self, observations, deterministic):
+        self.acts += 1
         return torch.full((len(observations), 1), self.guidance_scale - 1.0)
 
 
@@ -196,6 +197,7 @@ def test_imagined_episodes_end_or_leave_the_data():
     # member 0: 1 + 1 + 1, then three steps at the worst reward; member 1 ends with the third step
     assert returns.tolist() == [3.0 - 6.0, 3.0, 3.0 - 6.0, 3.0]
     assert left.tolist() == [True, False, True, False]
+    assert agent.acts == 4  # nothing is asked once every episode has ended or left
 
 
 def test_one_surprise_is_not_leaving_the_data():
@@ -248,10 +250,10 @@ def test_what_leaving_the_data_costs_and_how_long_an_episode_is(rewards, cost, m
         found.append((horizon, most, worst_reward))
         return torch.zeros(len(starts)), torch.zeros(len(starts), dtype=torch.bool)
 
-    monkeypatch.setattr("qgpo.agents.guided.tuning.fit_dynamics", lambda *_: (None, 3.0))
-    monkeypatch.setattr("qgpo.agents.guided.tuning.imagine", spy)
+    monkeypatch.setattr("qgpo.agents.guided.imagination.fit_dynamics", lambda *_: (None, 3.0))
+    monkeypatch.setattr("qgpo.agents.guided.imagination.imagine", spy)
     agent.tune_guidance(dataset, (1.0,), rollouts=2, steps=1)
-    monkeypatch.setattr("qgpo.agents.guided.tuning.LONGEST_EPISODE", 2)
+    monkeypatch.setattr("qgpo.agents.guided.imagination.LONGEST_EPISODE", 2)
     agent.tune_guidance(dataset, (1.0,), rollouts=2, steps=1)
     assert found == [(3, 6.0, cost), (2, 6.0, cost)]
 

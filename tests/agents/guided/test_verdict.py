@@ -11,7 +11,7 @@ from factory import STACKED, WHITENED, make_dataset
 
 from qgpo import QGPO, Ensemble
 from qgpo.agents.guided import GuidanceOffWarning, Verdict
-from qgpo.agents.guided.tuning import Imagination
+from qgpo.agents.guided.imagination import Imagination
 from qgpo.stacking import Slope
 
 
