@@ -1,8 +1,8 @@
 """A policy of one step, distilled from the guided sampler of QGPO or AEPO.
 
-1-5. the stages of QGPO, the teacher (`adopt` and `QGPO.distill` take a trained one)
-6. answers       the teacher's actions in states of the dataset, each for noise that is kept
-7. distillation  two networks regress on them: (noise, state) to the sampled action of that noise,
+1-6. the stages of QGPO, the teacher (`adopt` and `QGPO.distill` take a trained one)
+7. answers       the teacher's actions in states of the dataset, each for noise that is kept
+8. distillation  two networks regress on them: (noise, state) to the sampled action of that noise,
                  state to the deterministic action
 act              one evaluation of one network
 
@@ -137,7 +137,12 @@ class OneStepPolicy(QGPO):
     @property
     def total_timesteps(self) -> int:
         """Gradient steps of a whole training, the teacher's included."""
-        return self.shared_timesteps + self.energy_timesteps + self.last_timesteps
+        return self.of_teacher + self.last_timesteps
+
+    @property
+    def of_teacher(self) -> int:
+        """Gradient steps of the teacher's training."""
+        return self.shared_timesteps + self.config.dynamics_steps + self.energy_timesteps
 
     @property
     def stage_steps(self) -> dict[str, int]:
@@ -145,9 +150,24 @@ class OneStepPolicy(QGPO):
         return {**super().stage_steps, "energy": self.energy_timesteps, "answers": 0}
 
     @property
-    def teacher_is_trained(self) -> bool:
+    def teacher_s_stages_are_done(self) -> bool:
         """Whether the teacher's last stage has ended."""
-        return self.progress["energy"] >= max(1, self.energy_timesteps)
+        done: int = self.progress["energy"]
+        return done >= max(1, self.energy_timesteps)
+
+    @property
+    def _policy_is_learned(self) -> bool:
+        return self.teacher_s_stages_are_done
+
+    def _acting_at(self, scale: float) -> Self:
+        actor = super()._acting_at(scale)
+        actor._acts_as_teacher = True
+        return actor
+
+    @property
+    def teacher_is_trained(self) -> bool:
+        """Whether the teacher's last stage has ended, and its rehearsal."""
+        return self.teacher_s_stages_are_done and self._has_rehearsed
 
     # Training -------------------------------------------------------------------------------
 
@@ -160,7 +180,7 @@ class OneStepPolicy(QGPO):
         adoption.drop_tables(self.training)
 
     def ask_teacher(self, dataset: OfflineDataset) -> None:
-        """Stage 6: the teacher's actions in states of the dataset. Asks each state once."""
+        """Stage 7: the teacher's actions in states of the dataset. Asks each state once."""
         data, c = self.prepare(dataset), self.one_step_config
         if not self.teacher_is_trained:
             raise RuntimeError("the teacher is not trained to the end: call learn(dataset)")
@@ -200,7 +220,7 @@ class OneStepPolicy(QGPO):
         return samples, centers
 
     def train_student(self, dataset: OfflineDataset) -> None:
-        """Stage 7: regression of both networks on the answers."""
+        """Stage 8: regression of both networks on the answers."""
         data, c, tables = self.prepare(dataset), self.one_step_config, self.tables
         rows = self._states(data)
 
@@ -230,9 +250,9 @@ class OneStepPolicy(QGPO):
     def table_kinds(self, found: Collection[str]) -> Kinds:
         """The teacher's; then its answers."""
         kinds = super().table_kinds(found)
-        if self.teacher_is_trained:
+        if self.teacher_s_stages_are_done:
             kinds[STATE] = GeneratorState()
-        needed = self.progress["answers"] > 0 and not self.is_trained
+        needed = self.progress["answers"] > 0 and not self.stages_are_done
         several = (None, self.one_step_config.answers, self.behavior.action_dim)
         kinds[NOISES] = Table(several, needed=needed)
         kinds[SAMPLES] = Table(several, -1.0, 1.0, needed)
@@ -281,7 +301,7 @@ class OneStepPolicy(QGPO):
                 training.optimizers[name].load_state_dict(optimizer.state_dict())
             training.progress.update({stage: donor.progress[stage] for stage in QGPO.stages})
             training.stage = QGPO.stages[-1]  # whatever it did online
-            training.num_timesteps = self.shared_timesteps + self.energy_timesteps
+            training.num_timesteps = self.of_teacher
             training.tables.update(states)
             seed = training.seed + training.num_timesteps
             set_generator(training.generator, generator, seed)
@@ -342,7 +362,7 @@ class OneStepPolicy(QGPO):
     @property
     def guidance_scale(self) -> float:
         """W of the distillation, which the student cannot change."""
-        return float(self.config.guidance_scale)
+        return float(self.config.guidance_scale if self._scale is None else self._scale)
 
     @guidance_scale.setter
     def guidance_scale(self, scale: float) -> None:

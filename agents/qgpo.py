@@ -3,7 +3,8 @@
 1. behavior   a diffusion model of mu(a|s), by denoising
 2. support    M actions from it for every observation
 3. critic     in-support softmax Q-learning over those actions (`critic` names other ones)
-4. energy     f_t by contrastive energy prediction on the same actions
+4. dynamics   a model of the environment, for a rehearsal of the trained policy (optional)
+5. energy     f_t by contrastive energy prediction on the same actions
 act           solve the reverse ODE with the score of mu plus the gradient of w f_t,
               so that actions follow mu(a|s) exp(beta Q(s, a)) at w = 1
 
@@ -13,19 +14,24 @@ energy prediction to what f_t is (`qgpo.guidance`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+import warnings
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
-from qgpo.agents.core.config import Steps
+from qgpo.agents.core.config import OptionalSteps, Steps
+from qgpo.agents.core.training import ONLINE, NonFiniteError
 from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, GuidedPolicyConfig, TrustPower
 from qgpo.agents.guided.exactness import exactness
 from qgpo.agents.guided.policy import GuidedPolicy, InverseTemperature
+from qgpo.agents.guided.rehearsal import FACTORS, Rehearsal, Rehearsing
+from qgpo.agents.guided.verdict import Verdict
 from qgpo.density import Trust
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics, is_known
 from qgpo.envs.data.dataset import OfflineDataset
@@ -73,6 +79,10 @@ class QGPOConfig(GuidedPolicyConfig):
     """states per energy step, each with all its support actions"""
     energy_learning_rate: float = 3e-4
     """Adam step size of the energy stage"""
+    dynamics_steps: OptionalSteps = 0
+    """gradient steps of a model of the environment, in which the trained policy imagines episodes.
+    Guidance that clearly returns less than imitation there is weakened, or turned off. Fewer than
+    10,000 weaken nothing; 0: no model"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +111,7 @@ LAPTOP_TRUST: dict[str, Any] = {
 """QGPO's own: beta is such that a typical state's actions differ by one in beta Q"""
 PRESETS: dict[str, QGPOConfig] = {
     "paper": QGPOConfig(),
-    "laptop": QGPOConfig(**{**LAPTOP, **LAPTOP_ENERGY, **LAPTOP_TRUST}),
+    "laptop": QGPOConfig(**{**LAPTOP, **LAPTOP_ENERGY, **LAPTOP_TRUST}, dynamics_steps=16_000),
     "laptop-support": QGPOConfig(**{**LAPTOP_SUPPORT, **LAPTOP_ENERGY, **LAPTOP_TRUST}),
 }
 
@@ -124,7 +134,16 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     name: ClassVar[str] = "QGPO"
     config_class: ClassVar[type[QGPOConfig]] = QGPOConfig
     presets: ClassVar[dict[str, QGPOConfig]] = PRESETS
-    stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "energy")
+    stages: ClassVar[tuple[str, ...]] = (
+        "whitening",
+        "behavior",
+        "support",
+        "critic",
+        "dynamics",
+        "energy",
+    )
+    rehearsing: Rehearsing | None = None
+    """the model of the environment and what it said, where the configuration asks for it"""
     one_step: ClassVar[Any]
     """the agent that `distill` makes; it is of this kind, and names itself here"""
 
@@ -150,6 +169,9 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         if c.trust_power:
             trust = Trust(behavior.observation_dim, c.trust_power)
             self.trust = self.training.add("trust", trust)
+        if c.dynamics_steps:
+            dims = behavior.observation_dim, behavior.action_dim
+            self.rehearsing = Rehearsing(*dims, c.dynamics_steps, self.training)
 
     def _scaled_energy(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """f_0 = beta Q(s, a) at actions inside the bounds, (B, A), (B, S) to (B,)."""
@@ -168,10 +190,73 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         c = self.config
         return c.energy_steps if guidance_class(c.guidance).trainable else 0
 
+    @property
+    def total_timesteps(self) -> int:
+        """Gradient steps of a whole training."""
+        return super().total_timesteps + self.config.dynamics_steps
+
+    @property
+    def stage_steps(self) -> dict[str, int]:
+        """Gradient steps of each stage; drawing the support has none."""
+        found = {**super().stage_steps, "dynamics": self.config.dynamics_steps}
+        return {stage: found[stage] for stage in self.stages if stage in found}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the last stage has ended, and the rehearsal."""
+        return self.stages_are_done and self._has_rehearsed
+
+    @property
+    def _has_rehearsed(self) -> bool:
+        """Whether nothing is left to rehearse."""
+        return self.rehearsing is None or self.rehearsing.is_done
+
     # Training: the paper's order ----------------------------------------------------------
 
     def _train_last(self, dataset: OfflineDataset) -> None:
+        self.train_dynamics(dataset)
         self.train_energy(dataset)
+
+    def _conclude(self, dataset: OfflineDataset) -> None:
+        self.rehearse(dataset)
+
+    def train_dynamics(self, dataset: OfflineDataset) -> None:
+        """Stage 4: the model of the environment, where `dynamics_steps` asks for one."""
+        data = self.prepare(dataset)  # makes the parts
+        if self.rehearsing is not None:
+            self.rehearsing.train(dataset, data)
+
+    def rehearse(self, dataset: OfflineDataset) -> None:
+        """After all stages: imagine episodes, and weaken guidance that harms.
+
+        Raises RuntimeError before the last stage has ended.
+        """
+        data = self.prepare(dataset)
+        if self.rehearsing is None:
+            return
+        if not self._policy_is_learned:
+            raise RuntimeError("no policy to rehearse yet: call train_energy(dataset) first")
+        if self.rehearsing.is_done:
+            return
+        if not self.critic.ranks:  # it imitates at every scale
+            self.rehearsing.caution.set(None)
+            return
+        try:
+            self.rehearsing.rehearse(self._acting_at, dataset, data, self.action_scale)
+        except NonFiniteError as error:
+            warnings.warn(f"{error}: guidance is not weakened", stacklevel=2)
+            self.rehearsing.caution.set(None)
+
+    @property
+    def _policy_is_learned(self) -> bool:
+        """Whether the stages of the policy have ended."""
+        return self.stages_are_done
+
+    def _acting_at(self, scale: float) -> Self:
+        """A copy that acts at that scale; it shares everything else."""
+        actor = copy.copy(self)
+        actor._scale = scale
+        return actor
 
     def train_energy(self, dataset: OfflineDataset) -> None:
         """Stage 5: f_t over each state's support actions, by contrast or as `guidance` says."""
@@ -203,6 +288,36 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         """Support actions of those states (B,) with their energies (B, M)."""
         support = take(self.tables["support"], rows)
         return Samples(support, energies, self.behavior.condition(data, rows))
+
+    # The rehearsal -------------------------------------------------------------------------
+
+    @property
+    def rehearsal(self) -> Rehearsal | None:
+        """What the trained policy imagined; None where there was no rehearsal."""
+        return None if self.rehearsing is None else self.rehearsing.caution.found
+
+    @property
+    def caution(self) -> float:
+        """The factor of all guidance that follows from the rehearsal: 1 without one.
+
+        Where guidance is off, an agent that learns online has the smallest other factor: the
+        environment judges from there on.
+        """
+        if self.rehearsing is None:
+            return 1.0
+        factor = float(self.rehearsing.caution.factor)
+        return FACTORS[1] if factor == 0.0 and ONLINE in self.progress else factor
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether the data say that guidance can be trusted; None where the critic cannot know."""
+        verdict = super().verdict
+        return None if verdict is None else replace(verdict, rehearsal=self.rehearsal)
+
+    @property
+    def guidance_is_off(self) -> bool:
+        """Whether every guidance scale imitates: by the critic, or by the rehearsal."""
+        return super().guidance_is_off or self.caution == 0.0
 
     # Online -------------------------------------------------------------------------------
 
@@ -304,8 +419,11 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         self, scale: float | Tensor, condition: Tensor
     ) -> tuple[Diffusion, GuidanceGradient | None]:
         """The behavior model, and the gradient of f_t times the trust in each state."""
-        if not self.critic.ranks:
+        caution = self.caution
+        if not self.critic.ranks or caution == 0.0:
             return self.behavior.average, None
         weakened = self.config.trust_power and not is_known(scale, 0.0)
-        trust = self.trust(condition) if weakened else None
-        return self.behavior.average, EnergyGuide(self.energy, trust)
+        factor = self.trust(condition) if weakened else None
+        if caution < 1.0:
+            factor = caution * (condition.new_ones(len(condition)) if factor is None else factor)
+        return self.behavior.average, EnergyGuide(self.energy, factor)

@@ -59,8 +59,10 @@ def not_for_acting(agent: OfflineAgent[Any]) -> tuple[tuple[str, ...], dict[str,
     """The networks of a guided agent that acting does not use; those that may be another one's."""
     if not isinstance(agent, GuidedPolicy):
         return (), {}
-    critics = tuple(name for name in agent.critic.networks if name not in KEPT)
-    return critics, {"behavior": "behavior_ema"}
+    left_out = tuple(name for name in agent.critic.networks if name not in KEPT)
+    if "dynamics" in agent.networks:
+        left_out += ("dynamics",)
+    return left_out, {"behavior": "behavior_ema"}
 
 
 def check_acts_without(agent: OfflineAgent[Any], networks: tuple[str, ...]) -> None:

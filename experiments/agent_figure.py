@@ -193,7 +193,7 @@ def draw_agent(
         _draw_course(axes[1, 1], course)
         title = f"{agent.name} on {dataset.id}, w = {agent.guidance_scale:g}"
         if agent.guidance_is_off:
-            title += "; guidance is off: the critic ranks no actions, every w imitates"
+            title += "; guidance is off: every w imitates"
         figure.suptitle(wrap(title, 80), fontsize=13, weight="bold")
         save(figure, path)
 

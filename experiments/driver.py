@@ -33,6 +33,7 @@ from qgpo.agents.guided import (
     GuidanceOffWarning,
     GuidanceTuning,
     GuidedPolicy,
+    Rehearsal,
     Verdict,
     is_guided,
 )
@@ -84,9 +85,9 @@ class Clock(EveryStep):
         """Begin with what the adopted stages cost the agent in that folder or file."""
         folder = RunFolder(donor)
         self.saved = {**Clock(folder, self.agent, self.every).saved, "adopted_from": str(donor)}
-        for stage, steps in self.agent.progress.items():
-            if steps == 0:
-                self.saved["stage_seconds"].pop(stage, None)
+        seconds = self.saved["stage_seconds"]
+        adopted = {stage: n for stage, n in seconds.items() if self.agent.progress.get(stage)}
+        self.saved["stage_seconds"] = adopted
         if folder.config.exists():
             self.saved["adopted_from"] = documents.read(folder.config)["label"]
 
@@ -404,9 +405,10 @@ class Run:
         self.agent.save(self.folder.checkpoint)
 
     @property
-    def verdict(self) -> Verdict | None:
-        """Whether guidance can be trusted on these data, where the critic knows."""
-        return self.agent.verdict if isinstance(self.agent, GuidedPolicy) else None
+    def verdict(self) -> Verdict | Rehearsal | None:
+        """Whether guidance can be trusted on these data, where critic or rehearsal know."""
+        agent = self.agent
+        return agent.verdict or agent.rehearsal if isinstance(agent, GuidedPolicy) else None
 
     def tune(self) -> None:
         """Choose the guidance scale from the data, if asked for; the checkpoint keeps it."""

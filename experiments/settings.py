@@ -56,10 +56,10 @@ class Experiment(Generic[ConfigT]):
     seed: Annotated[int, SEED] = 0
     """seed of initialisation, batches, noise and evaluation"""
     adopt: Path | None = None
-    """run folder or checkpoint of a trained agent: take all stages but the last one from it, and
-    train only the last stage. For QGPO, AEPO, QIPO, SIR and BestOfN with the same seed, data and
-    settings of these stages. If the support, the critic or the OGBench task differs, only whitening
-    and behavior are taken"""
+    """run folder or checkpoint of a trained agent: take whitening, behavior, support and critic
+    from it, and train what is left. For QGPO, AEPO, QIPO, SIR and BestOfN with the same seed, data
+    and settings of these stages. If the support, the critic or the OGBench task differs, only
+    whitening and behavior are taken"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
     threads: Annotated[int, THREADS] = 0

@@ -20,7 +20,7 @@ from typing import Any
 FOLDERS = {
     "statistics": "experiments",
     "agents.acting agents.callbacks agents.sb3 agents.single_stage": "agents.core",
-    "agents.adoption agents.tuning": "agents.guided",
+    "agents.adoption": "agents.guided",
     "agents.benchmark agents.plan agents.workers": "experiments",
     "envs.catalogue envs.checking envs.combining envs.downloading envs.remote": "envs.store",
     "envs.families envs.making envs.observations": "envs.tasks",
@@ -50,6 +50,7 @@ MODULES = {
     "agents.presets": "agents agents.qipo agents.qgpo agents.guided.config agents.core.config",
     "agents.runs": "experiments.folder",
     "agents.stages": "agents.core.training",
+    "agents.tuning": "agents.guided.tuning agents.guided.imagination",
     "agents.support_critic": "agents.guided.support agents.guided.support_critic",
     "agents.training": "agents.core.training agents.core.batches",
     "envs.bundled": "envs.store.bundled envs.rollouts.sb3_policies envs.store.opening",

@@ -93,6 +93,6 @@ class DynamicsEnsemble(nn.Module):
 
 def _spread(rows: Tensor) -> Tensor:
     """Standard deviations of (N, D), (D,); those of constant columns are small."""
-    mean, std = rows.mean(dim=0), rows.std(dim=0)
+    mean, std = rows.mean(dim=0), rows.std(dim=0, correction=0)  # one row has one, too
     smallest = torch.where(std > 0.0, smallest_spread(mean, std), CONSTANT)
     return std.maximum(smallest)

@@ -1,6 +1,7 @@
 """Files of earlier versions as this one writes them: checkpoints' headers, and configurations.
 
-Version 5: the guided family says how many heads a stacked critic has. Version 4: the general model
+Version 6: QGPO may rehearse in a model of the environment. Version 5: the guided family says how
+many heads a stacked critic has. Version 4: the general model
 says how many components its mixtures have. Version 3: the guided family says which critic it has.
 Version 2: every field of a configuration is written; options of a guidance are in
 `guidance_options`. Version 1 lacked fields that came later; what they say now was done then.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 GUIDED_1: dict[str, Any] = {"sparsity_power": 0.0}
 QGPO_1: dict[str, Any] = {
@@ -34,6 +35,9 @@ ADDED_SINCE_2 = dict.fromkeys(ADDED_SINCE_1, GUIDED_2)
 ADDED_SINCE_3: dict[str, dict[str, Any]] = {"EnergyGuidedDiffusion": {"components": 0}}
 GUIDED_4: dict[str, Any] = {"critic_heads": 1}
 ADDED_SINCE_4 = dict.fromkeys(("QGPO", "AEPO", "QIPO", "SIR", "BestOfN"), GUIDED_4)
+GUIDED_5: dict[str, Any] = {"dynamics_steps": 0}
+REHEARSING = ("QGPO", "AEPO", "OneStepPolicy")
+ADDED_SINCE_5: dict[str, dict[str, Any]] = dict.fromkeys(REHEARSING, GUIDED_5)
 ANALYTIC_1: dict[str, Any] = {
     "analytic_order": 1,
     "analytic_covariance": "residual",
@@ -55,12 +59,17 @@ def upgrade(header: dict[str, Any]) -> dict[str, Any]:
         return header
     config = upgrade_config(header["agent"], header["config"], header["format_version"])
     counted = {"stage": None, "num_timesteps": sum(header["progress"].values())}
-    return {**counted, **header, "config": config, "format_version": FORMAT_VERSION}
+    new = {"dynamics": 0} if header["agent"] in REHEARSING else {}
+    changed = {"config": config, "progress": {**header["progress"], **new}}
+    return {**counted, **header, **changed, "format_version": FORMAT_VERSION}
 
 
 def upgrade_config(agent: str, config: dict[str, Any], version: int) -> dict[str, Any]:
     """The fields of an agent's configuration, in today's version."""
     if version >= FORMAT_VERSION:
+        return config
+    config = {**ADDED_SINCE_5.get(agent, {}), **config}
+    if version >= 5:
         return config
     config = {**ADDED_SINCE_4.get(agent, {}), **config}
     if version >= 4:

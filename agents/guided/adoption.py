@@ -168,6 +168,6 @@ def copy_networks(training: Training, donor: Training, critic: tuple[str, ...] |
         training.networks[name].load_state_dict(donor.networks[name].state_dict())
         if name in training.optimizers:
             training.optimizers[name].load_state_dict(donor.optimizers[name].state_dict())
-    first_left = "support" if critic is None else training.stages[-1]
-    done = training.stages[: training.stages.index(first_left)]
+    last_done = "behavior" if critic is None else "critic"
+    done = training.stages[: training.stages.index(last_done) + 1]
     training.progress.update({stage: donor.progress[stage] for stage in done})

@@ -59,7 +59,11 @@ class Episodes:
 
     def fit_scales(self, model: DynamicsEnsemble, generator: torch.Generator) -> None:
         """Set the constants of a model that has seen nothing."""
-        some = self.draw(generator, min(len(self.seen), ROWS_FOR_SCALES))
+        n, device = len(self.seen), self.seen.device
+        rows = self.seen  # a single row may hold the only reward
+        if n > ROWS_FOR_SCALES:
+            rows = rows[torch.randperm(n, generator=generator, device=device)[:ROWS_FOR_SCALES]]
+        some = self.data.transitions(rows)
         model.fit_scales(some.observations, some.next_observations, some.rewards)
 
     def loss(self, model: DynamicsEnsemble, generator: torch.Generator) -> Tensor:

@@ -36,6 +36,7 @@ from qgpo.agents.guided.behavior import Behavior
 from qgpo.agents.guided.config import GuidedPolicyConfig
 from qgpo.agents.guided.critics import make_critic
 from qgpo.agents.guided.folds import FOLDS
+from qgpo.agents.guided.rehearsal import Rehearsal
 from qgpo.agents.guided.support import STATE, Support
 from qgpo.agents.guided.tuning import tune_guidance
 from qgpo.agents.guided.verdict import GuidanceOffWarning, Verdict, verdict_of
@@ -105,6 +106,17 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     def last_timesteps(self) -> int:
         """Gradient steps of the last stage."""
 
+    def _conclude(self, dataset: OfflineDataset) -> None:
+        """What follows the last stage."""
+
+    def _warn_of_guidance(self) -> None:
+        """Say where guidance is off, or weaker than w says."""
+        found = self.verdict or self.rehearsal
+        if self.guidance_is_off:
+            warnings.warn(f"guidance is off: {found}", GuidanceOffWarning, stacklevel=4)
+        elif self.rehearsal is not None and self.rehearsal.factor < 1.0:
+            warnings.warn(f"guidance is weakened: {found}", GuidanceOffWarning, stacklevel=4)
+
     def _support_source(self) -> Diffusion:
         """The model from which support actions are drawn."""
         return self.behavior.average
@@ -125,14 +137,15 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     def _train(self, dataset: OfflineDataset) -> None:
         if not self.is_trained:
             data = self.prepare(dataset)
-            self.support.check_space(data)  # before the hours of two stages
-            self.train_whitening(dataset)
-            self.train_behavior(dataset)
-            self.generate_support(dataset)
-            self.train_critic(dataset)
-            self._train_last(dataset)
-            if self.guidance_is_off:
-                warnings.warn(f"guidance is off: {self.verdict}", GuidanceOffWarning, stacklevel=3)
+            if not self.stages_are_done:
+                self.support.check_space(data)  # before the hours of two stages
+                self.train_whitening(dataset)
+                self.train_behavior(dataset)
+                self.generate_support(dataset)
+                self.train_critic(dataset)
+                self._train_last(dataset)
+            self._conclude(dataset)
+            self._warn_of_guidance()
         if self.online_config is None:
             adoption.drop_tables(self.training)
 
@@ -176,7 +189,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
 
     @property
     def shared_timesteps(self) -> int:
-        """Gradient steps before the last stage."""
+        """Gradient steps of the stages that other agents of the family adopt."""
         return self.behavior_timesteps + self.config.critic_steps
 
     @property
@@ -207,9 +220,14 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         }
 
     @property
-    def is_trained(self) -> bool:
+    def stages_are_done(self) -> bool:
         """Whether the last stage has ended."""
         return self.progress[self.stages[-1]] >= self.last_steps
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the last stage has ended, and what follows it."""
+        return self.stages_are_done
 
     # Online: the same parts go on ---------------------------------------------------------
 
@@ -265,7 +283,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         self.online_config = None
         if self.num_timesteps:
             self.tables.update(adoption.no_states())
-        if not self.is_trained:
+        if not self.stages_are_done:
             self.progress["support"] = 0
 
     def tables_to_save(self) -> dict[str, Tensor]:
@@ -277,7 +295,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     def table_kinds(self, found: Collection[str]) -> Kinds:
         """Support, returns, and the states from which the support is drawn again."""
         c, progress = self.config, self.progress
-        drawn = progress["support"] > 0 and not self.is_trained
+        drawn = progress["support"] > 0 and not self.stages_are_done
         in_critic = c.critic != "implicit" and 0 < progress["critic"] < c.critic_steps
         by_returns = (c.critic_lambda > 0.0 or c.critic == "stacked") and in_critic
         shape = (None, FOLDS) if c.critic == "stacked" else (None,)
@@ -299,7 +317,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     # Adoption and guidance ----------------------------------------------------------------
 
     def adopt(self, other: OfflineAgent[Any], dataset: OfflineDataset) -> Self:
-        """Take all stages but the last one from another trained agent of QGPO's family.
+        """Take whitening, behavior, support and critic from another trained agent of the family.
 
             QGPO(guidance="mse").adopt(agent, dataset).learn(dataset, reset_num_timesteps=False)
 
@@ -332,7 +350,7 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
             seed = training.seed + training.num_timesteps
             set_generator(training.generator, states[adoption.SUPPORT_STATE], seed)
             return
-        training.stage, training.num_timesteps = self.stages[-2], self.shared_timesteps
+        training.stage, training.num_timesteps = "critic", self.shared_timesteps
         training.tables.update(states)
         training.tables[STATE] = states[adoption.SUPPORT_STATE].clone()
         self.support.restore(data)
@@ -345,6 +363,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     def verdict(self) -> Verdict | None:
         """Whether the data say that guidance can be trusted; None where the critic cannot know."""
         return verdict_of(self.critic) if self.is_trained else None
+
+    @property
+    def rehearsal(self) -> Rehearsal | None:
+        """What the trained policy imagined; None where there was no rehearsal."""
+        return None
 
     @property
     def guidance_is_off(self) -> bool:

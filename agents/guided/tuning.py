@@ -75,7 +75,9 @@ class GuidanceTuning:
             mark = "  <" if w == self.best else ""
             lines.append(f"{w:6g}{mean:18.1f}{error:9.1f}{score:16.1f}{left:15.0%}{mark}")
         if self.guidance_is_off:
-            lines.append("guidance is off (agent.verdict): the agent imitates at every scale")
+            lines.append(
+                "guidance is off (agent.verdict, .rehearsal): the agent imitates at every scale"
+            )
         elif len(self.scales) > 1 and not self.is_distinct:
             lines.append("no other scale is two standard errors away: the choice means little")
         return "\n".join(lines)

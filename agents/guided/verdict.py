@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from qgpo.agents.guided.critic import Critic
+from qgpo.agents.guided.rehearsal import Rehearsal
 from qgpo.agents.guided.stacked_critic import StackedCritic
 
 
 class GuidanceOffWarning(UserWarning):
-    """Said where a trained agent imitates at every guidance scale."""
+    """Said where an agent imitates at every guidance scale, or is guided less than w says."""
 
 
 CLEAR = 4.0
@@ -26,6 +27,8 @@ class Verdict:
     """standard errors of the slope by which it exceeds 0; 0 where nothing was confirmed"""
     weights: dict[str, float]
     """of each learner in Q; 0 where its own slope is not above 0"""
+    rehearsal: Rehearsal | None = None
+    """what the trained policy imagined, where it rehearsed"""
 
     @property
     def confirmed(self) -> bool:
@@ -33,6 +36,10 @@ class Verdict:
         return any(weight > 0.0 for weight in self.weights.values())
 
     def __str__(self) -> str:
+        return f"{self._ranking}; {self.rehearsal}" if self.rehearsal else self._ranking
+
+    @property
+    def _ranking(self) -> str:
         if not self.confirmed:
             return (
                 "unseen episodes do not confirm that the critic ranks actions: the agent imitates "
@@ -54,6 +61,7 @@ class Verdict:
             "correlation": self.correlation,
             "standard_errors": self.errors,
             "weights": self.weights,
+            **({"rehearsal": self.rehearsal.as_dict()} if self.rehearsal else {}),
             "text": str(self),
         }
 

@@ -38,6 +38,7 @@ def test_learns_through_all_stages(config):
         "behavior": config.behavior_steps,
         "support": 1,
         "critic": config.critic_steps,
+        "dynamics": 0,
         "energy": config.energy_steps,
     }
     action, state = agent.predict(np.zeros(3))

@@ -134,8 +134,8 @@ CASES = [
         FILE,
         "a newer format",
         CheckpointError,
-        "'agent.zip' has format version 6, this qgpo reads up to 5: upgrade qgpo",
-        lambda: loaded(header(format_version=6)),
+        "'agent.zip' has format version 7, this qgpo reads up to 6: upgrade qgpo",
+        lambda: loaded(header(format_version=7)),
     ),
     Case(
         FILE,

@@ -24,7 +24,8 @@ TINY = [
     argument
     for name in (
         *("behavior_hidden", "critic_hidden", "energy_hidden"),
-        *("whitening_steps", "behavior_steps", "critic_steps", "energy_steps", "target_every"),
+        *("whitening_steps", "behavior_steps", "critic_steps", "dynamics_steps", "energy_steps"),
+        "target_every",
         *("behavior_batch_size", "critic_batch_size", "energy_batch_size", "support_actions"),
     )
     for value in [getattr(WHITENED, name)]

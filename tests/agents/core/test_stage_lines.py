@@ -27,18 +27,19 @@ def test_each_stage_is_told_once(capsys):
     agent, dataset, lines = QGPO(WHITENED, seed=0), make_dataset(), []
     agent.training.tell = lines.append
     agent.learn(dataset)
-    assert [line.split()[1] for line in lines] == list(agent.stages)
+    stages = [stage for stage in agent.stages if stage != "dynamics"]  # it has no steps here
+    assert [line.split()[1] for line in lines] == stages
     agent.learn(dataset, reset_num_timesteps=False)  # there is nothing left to do
-    assert len(lines) == len(agent.stages)
+    assert len(lines) == len(stages)
     agent.training.tell = None
     agent.learn(dataset)
     assert capsys.readouterr() == ("", "")  # as silent as Stable-Baselines3
     agent.learn(dataset, progress_bar=True)
     told = [line for line in capsys.readouterr().err.splitlines() if " steps in " in line]
-    assert len(told) == len(agent.stages)
+    assert len(told) == len(stages)
     QGPO(WHITENED, seed=0, verbose=1).learn(dataset)
     told = [line for line in capsys.readouterr().out.splitlines() if " steps in " in line]
-    assert [line.split()[1] for line in told] == list(agent.stages)
+    assert [line.split()[1] for line in told] == stages
 
 
 @pytest.mark.parametrize(("interval", "rows"), [(1000, 20), (2, 20), (1, 40)])

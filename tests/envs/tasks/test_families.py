@@ -269,7 +269,7 @@ def test_preset_then_family_then_flags():
 
 def test_longer_multiplies_the_steps_that_are_trained():
     laptop = PRESETS["laptop"]
-    stages = ("whitening_steps", "behavior_steps", "critic_steps", "energy_steps")
+    stages = ("whitening_steps", "behavior_steps", "critic_steps", "dynamics_steps", "energy_steps")
     expected = {name: 3 * getattr(laptop, name) for name in (*stages, "target_every")}
     assert longer(laptop, 3) == dataclasses.replace(laptop, **expected)
     assert longer(PRESETS["paper"], 0.5).whitening_steps == 0

@@ -112,6 +112,20 @@ def test_guidance_is_in_the_file(kind, config):
         assert difference(agent, session, scale).max() < 1e-5
 
 
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_weakened_guidance_is_in_the_file(power):
+    config = replace(WHITENED, dynamics_steps=1, beta=3.0, trust_power=power)
+    agent = trained(QGPO, config)
+    agent.rehearsing.caution.factor.fill_(0.25)
+    session = file_of(agent)
+    for scale in (0.0, 2.0):
+        assert difference(agent, session, scale).max() < 1e-5
+    agent.rehearsing.caution.factor.fill_(0.0)
+    session = file_of(agent, deterministic=True)  # one that imitates has no scale
+    found = session.run(None, {"observation": ROWS})[0]
+    np.testing.assert_allclose(found, agent.predict(ROWS, deterministic=True)[0], atol=1e-5)
+
+
 def test_ensembles_are_one_file():
     agents = [trained(QGPO, replace(WHITENED, trust_power=2.0)), trained(QGPO, STACKED)]
     together = Ensemble([*agents, trained(AEPO, AEPO_CONFIGS["aepo"])])
