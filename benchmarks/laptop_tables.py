@@ -27,7 +27,7 @@ def laptop(measurements: Measurements) -> dict[str, str]:
             FORMER: lambda d: measurements.group(False, "QGPO", d, 1.0),
             "w = 0": lambda d: own.group(False, "QGPO", d, 0.0),
             "**w = 1**": lambda d: own.group(False, "QGPO", d, 1.0),
-            "**tuned**": lambda d: own.group(True, "QGPO", d, "tuned"),
+            "tuned, no rehearsal": lambda d: own.group(True, "QGPO", d, "tuned"),
         }.items()
     }
     rows = [

@@ -11,6 +11,7 @@ from typing import Any
 import exactness_report
 import numpy as np
 from broad_tables import broad
+from cube_tables import cube
 from laptop_tables import laptop
 from measured import DATASETS, Agent, Group, Measurements, Scale
 from offline_ranks import ESTIMATES, correlations
@@ -526,6 +527,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "pretrained": pretrained(),
         **dict(exactness()),
         **broad(),
+        **cube(),
         **laptop(measurements),
         **{name: text for task in measured_tasks() for name, text in images(task)},
         **dict(gradients_of_images()),
