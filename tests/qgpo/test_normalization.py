@@ -58,8 +58,11 @@ def test_dynamics_are_learned_in_the_unit_of_the_data(unit):
     states, rewards = torch.tensor([[0.0, 5.0], [2.0, 5.0], [3.0, 5.0]]) * unit, torch.arange(3.0)
     model = DynamicsEnsemble(2, 1)
     model.fit_scales(states[:-1], states[1:], rewards[:-1] * unit)
-    assert model.change.tolist() == pytest.approx([unit * 0.5**0.5, 1e-6])
-    assert model.reward_std.item() == pytest.approx(unit * 0.5**0.5)
+    assert model.change.tolist() == pytest.approx([unit * 0.5, 1e-6])
+    assert model.reward_std.item() == pytest.approx(unit * 0.5)
+    model.fit_scales(states[:1], states[1:2], rewards[:1] * unit)  # one row
+    assert torch.isfinite(model.reward_std)
+    assert bool(torch.isfinite(model.change).all())
 
 
 def test_identity_until_fitted():
