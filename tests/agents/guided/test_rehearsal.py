@@ -75,6 +75,7 @@ def test_harm_is_clear_by_errors_and_by_size(imitation, guided, spread, harm):
         ([10.0, 10.0, 60.0, 5.0], 0.25),
         ([0.0, 30.0, 60.0, -1.0], 0.25),
         ([-100.0, -100.0, -90.0, -101.0], 0.25),
+        ([10.0, 0.0, 30.0, 9.0], 0.25),  # with its neighbor the last one would be best
     ],
 )
 def test_the_smallest_factor_that_is_nearly_best_is_taken_and_never_all(means, factor):
