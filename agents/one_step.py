@@ -137,10 +137,10 @@ class OneStepPolicy(QGPO):
     @property
     def total_timesteps(self) -> int:
         """Gradient steps of a whole training, the teacher's included."""
-        return self.of_teacher + self.last_timesteps
+        return self.teacher_timesteps + self.last_timesteps
 
     @property
-    def of_teacher(self) -> int:
+    def teacher_timesteps(self) -> int:
         """Gradient steps of the teacher's training."""
         return self.shared_timesteps + self.config.dynamics_steps + self.energy_timesteps
 
@@ -150,14 +150,10 @@ class OneStepPolicy(QGPO):
         return {**super().stage_steps, "energy": self.energy_timesteps, "answers": 0}
 
     @property
-    def teacher_s_stages_are_done(self) -> bool:
+    def _policy_is_learned(self) -> bool:
         """Whether the teacher's last stage has ended."""
         done: int = self.progress["energy"]
         return done >= max(1, self.energy_timesteps)
-
-    @property
-    def _policy_is_learned(self) -> bool:
-        return self.teacher_s_stages_are_done
 
     def _acting_at(self, scale: float) -> Self:
         actor = super()._acting_at(scale)
@@ -167,7 +163,7 @@ class OneStepPolicy(QGPO):
     @property
     def teacher_is_trained(self) -> bool:
         """Whether the teacher's last stage has ended, and its rehearsal."""
-        return self.teacher_s_stages_are_done and self._has_rehearsed
+        return self._policy_is_learned and self._has_rehearsed
 
     # Training -------------------------------------------------------------------------------
 
@@ -250,7 +246,7 @@ class OneStepPolicy(QGPO):
     def table_kinds(self, found: Collection[str]) -> Kinds:
         """The teacher's; then its answers."""
         kinds = super().table_kinds(found)
-        if self.teacher_s_stages_are_done:
+        if self._policy_is_learned:
             kinds[STATE] = GeneratorState()
         needed = self.progress["answers"] > 0 and not self.stages_are_done
         several = (None, self.one_step_config.answers, self.behavior.action_dim)
@@ -301,7 +297,7 @@ class OneStepPolicy(QGPO):
                 training.optimizers[name].load_state_dict(optimizer.state_dict())
             training.progress.update({stage: donor.progress[stage] for stage in QGPO.stages})
             training.stage = QGPO.stages[-1]  # whatever it did online
-            training.num_timesteps = self.of_teacher
+            training.num_timesteps = self.teacher_timesteps
             training.tables.update(states)
             seed = training.seed + training.num_timesteps
             set_generator(training.generator, generator, seed)

@@ -1,10 +1,12 @@
 """Files of earlier versions as this one writes them: checkpoints' headers, and configurations.
 
-Version 6: QGPO may rehearse in a model of the environment. Version 5: the guided family says how
-many heads a stacked critic has. Version 4: the general model
-says how many components its mixtures have. Version 3: the guided family says which critic it has.
+Version 6: QGPO may rehearse in a model of the environment.
+Version 5: the guided family says how many heads a stacked critic has.
+Version 4: the general model says how many components its mixtures have.
+Version 3: the guided family says which critic it has.
 Version 2: every field of a configuration is written; options of a guidance are in
-`guidance_options`. Version 1 lacked fields that came later; what they say now was done then.
+`guidance_options`.
+Version 1 lacked fields that came later; what they say now was done then.
 """
 
 from __future__ import annotations
