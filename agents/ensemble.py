@@ -19,6 +19,7 @@ from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.export.policy import export_onnx
 from qgpo.agents.guided.tuning import is_guided, tune_guidance
 from qgpo.agents.registry import load_agent
+from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import check_finite
 
@@ -101,6 +102,12 @@ class Ensemble:
     def guidance_is_off(self) -> bool:
         """Whether the critics of all members rank no actions, so that every scale imitates."""
         return all(member.guidance_is_off for member in self._guided())
+
+    @property
+    def own_model(self) -> DynamicsEnsemble | None:
+        """The first member's model of the environment, of those that have one."""
+        models = (member.own_model for member in self._guided())
+        return next((model for model in models if model is not None), None)
 
     @property
     def guidance_scale(self) -> float | tuple[float, ...]:

@@ -18,7 +18,7 @@ from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.fitted_q import FittedQConfig, actions_of, fit_q
 from qgpo.agents.core.process import usual_torch
-from qgpo.agents.guided.imagination import STEPS, Imagination, horizon_of
+from qgpo.agents.guided.imagination import STEPS, Imagination, fit_dynamics, horizon_of
 from qgpo.critic import lambda_returns
 from qgpo.envs.data.dataset import OfflineDataset, writeable
 from qgpo.envs.data.windows import first_episodes
@@ -150,7 +150,8 @@ def learn_model(
     scale = agent.action_scale
     data = Batches.of(dataset, agent.device, scale)
     with progress(steps, "model of the environment", progress_bar) as bar:
-        return Imagination.of(dataset, data, generator, scale, steps, rollouts, bar)
+        model = fit_dynamics(dataset, data, generator, steps, bar)
+        return Imagination.of(model, dataset, data, generator, scale, rollouts)
 
 
 @usual_torch()

@@ -25,7 +25,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
-from qgpo.agents.core.config import OptionalSteps, Steps
+from qgpo.agents.core.config import ModelSteps, Steps
 from qgpo.agents.core.training import ONLINE, NonFiniteError
 from qgpo.agents.guided.config import LAPTOP, LAPTOP_SUPPORT, GuidedPolicyConfig, TrustPower
 from qgpo.agents.guided.exactness import exactness
@@ -34,6 +34,7 @@ from qgpo.agents.guided.rehearsal import FACTORS, Rehearsal, Rehearsing
 from qgpo.agents.guided.verdict import Verdict
 from qgpo.density import Trust
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics, is_known
+from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.store.loading import load_dataset
 from qgpo.guidance import (
@@ -79,10 +80,10 @@ class QGPOConfig(GuidedPolicyConfig):
     """states per energy step, each with all its support actions"""
     energy_learning_rate: float = 3e-4
     """Adam step size of the energy stage"""
-    dynamics_steps: OptionalSteps = 0
+    dynamics_steps: ModelSteps = 0
     """gradient steps of a model of the environment, in which the trained policy imagines episodes.
-    Guidance that clearly returns less than imitation there is weakened, or turned off. Fewer than
-    10,000 weaken nothing; 0: no model"""
+    Guidance that clearly returns less than imitation there is weakened, or turned off, and
+    `tune_guidance` plays in it. Fewer than 10,000 do neither; 0: no model"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -295,6 +296,12 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     def rehearsal(self) -> Rehearsal | None:
         """What the trained policy imagined; None where there was no rehearsal."""
         return None if self.rehearsing is None else self.rehearsing.caution.found
+
+    @property
+    def own_model(self) -> DynamicsEnsemble | None:
+        """The model of the environment from its training, if it has learned enough to judge."""
+        judges = self.rehearsing is not None and self.rehearsing.judges
+        return self.rehearsing.model if self.rehearsing is not None and judges else None
 
     @property
     def caution(self) -> float:

@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.config import PERIOD, STEPS, longer
+from qgpo.agents.core.config import LEAST_MODEL_STEPS, MODEL, PERIOD, STEPS, longer
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.text import in_time
 from qgpo.fields import check_finite, marked
@@ -52,6 +52,8 @@ class Speed:
     """gradient steps of each stage, all of them"""
     steps: dict[str, float]
     """one gradient step of each stage"""
+    left_out: dict[str, float] = field(default_factory=dict)
+    """factors below which `longer` leaves these stages out"""
 
     def __str__(self) -> str:
         stages = ", ".join(f"{name} {in_time(seconds)}" for name, seconds in self.stages.items())
@@ -75,8 +77,13 @@ class Speed:
                 "the training do not depend on the number of steps, and every stage needs at "
                 "least one step"
             )
-        whole = max(sum(self.stages.values()), 1e-9)
-        return float(f"{max((60.0 * minutes - self.fixed) / whole, 1e-9):.3g}")
+        whole, seconds = sum(self.stages.values()), 60.0 * minutes - self.fixed
+        factor = seconds / max(whole, 1e-9)
+        for stage, least in self.left_out.items():
+            if factor < least:  # what it would have taken is the others'
+                whole -= self.stages[stage]
+                factor = min(seconds / max(whole, 1e-9), 0.999 * least)
+        return float(f"{max(factor, 1e-9):.3g}")
 
 
 def check_minutes(minutes: float) -> None:
@@ -147,10 +154,16 @@ def measure_speed(
         stage: (seconds + second.step_seconds[stage]) / 2.0
         for stage, seconds in first.step_seconds.items()
     }
+    models = [name.removesuffix("_steps") for name in marked(type(config), MODEL)]
     return Speed(
         fixed=_drawn_out(second.fixed, large.fixed, (len(some), len(more), len(dataset))),
         stages={stage: seconds * whole[stage] for stage, seconds in steps.items()},
         steps=steps,
+        left_out={
+            stage: LEAST_MODEL_STEPS / whole[stage]
+            for stage in models
+            if whole.get(stage, 0) >= LEAST_MODEL_STEPS
+        },
     )
 
 

@@ -90,8 +90,8 @@ class Episodes:
 
 def fit_dynamics(
     dataset: OfflineDataset, data: Batches, generator: torch.Generator, steps: int, bar: Bar
-) -> tuple[DynamicsEnsemble, float]:
-    """The ensemble, and its largest mean disagreement over WINDOW steps of held-out episodes."""
+) -> DynamicsEnsemble:
+    """A model learned in so many gradient steps."""
     with seeded(generator.initial_seed()):
         model = DynamicsEnsemble(data.states.shape[1], data.actions.shape[1]).to(generator.device)
     episodes = Episodes(dataset, data)
@@ -104,7 +104,7 @@ def fit_dynamics(
         loss.backward()
         optimizer.step()
         bar.update()
-    return model.requires_grad_(False), episodes.most_disagreement(model)
+    return model.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -174,30 +174,18 @@ class Imagination:
     @classmethod
     def of(
         cls,
-        dataset: OfflineDataset,
-        data: Batches,
-        generator: torch.Generator,
-        action_scale: ActionScale | None,
-        steps: int,
-        rollouts: int,
-        bar: Bar,
-    ) -> Imagination:
-        """Learn the model in so many gradient steps, and draw the starts."""
-        model, in_data = fit_dynamics(dataset, data, generator, steps, bar)
-        return cls.in_model(model, in_data, dataset, data, generator, action_scale, rollouts)
-
-    @classmethod
-    def in_model(
-        cls,
         model: DynamicsEnsemble,
-        in_data: float,
         dataset: OfflineDataset,
         data: Batches,
         generator: torch.Generator,
         action_scale: ActionScale | None,
         rollouts: int,
     ) -> Imagination:
-        """With a model whose members disagree at most so much `in_data`; the starts are drawn."""
+        """In that model of those data; the starts are drawn.
+
+        Raises NonFiniteError if the model diverged.
+        """
+        in_data = Episodes(dataset, data).most_disagreement(model)
         device = generator.device
         first = torch.as_tensor(writeable(dataset.episode_starts), device=device)
         lanes = torch.randint(len(first), (rollouts,), generator=generator, device=device)

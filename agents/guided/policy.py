@@ -42,6 +42,7 @@ from qgpo.agents.guided.tuning import tune_guidance
 from qgpo.agents.guided.verdict import GuidanceOffWarning, Verdict, verdict_of
 from qgpo.density import mode_of_samples
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics
+from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.fields import check_finite
 from qgpo.schedule import make_schedule
@@ -367,6 +368,11 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
     @property
     def rehearsal(self) -> Rehearsal | None:
         """What the trained policy imagined; None where there was no rehearsal."""
+        return None
+
+    @property
+    def own_model(self) -> DynamicsEnsemble | None:
+        """The model of the environment from its training, if it has learned enough to judge."""
         return None
 
     @property

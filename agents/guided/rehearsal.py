@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from qgpo.agents.core.acting import Acts
 from qgpo.agents.core.batches import Batches
+from qgpo.agents.core.config import LEAST_MODEL_STEPS
 from qgpo.agents.core.training import NonFiniteError, Training
 from qgpo.agents.guided.imagination import LEARNING_RATE, Episodes, Imagination
 from qgpo.agents.guided.tuning import NEARLY_EQUAL, with_neighbors
@@ -37,8 +38,6 @@ CLEAR = 2.0
 """standard errors by which guidance must return less than imitation before it is weakened"""
 SEEDS = 1_000_003
 """by which trainings of neighboring seeds differ in the seeds of their steps"""
-LEAST_STEPS = 10_000
-"""a model of fewer gradient steps judges nothing: models of 8,000 disagree (docs/notes/log.md)"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Rehearsing:
     @property
     def judges(self) -> bool:
         """Whether the model has enough steps for a rehearsal."""
-        return self.steps >= LEAST_STEPS
+        return self.steps >= LEAST_MODEL_STEPS
 
     @property
     def is_done(self) -> bool:
@@ -147,8 +146,7 @@ class Rehearsing:
         """
         seed, device = self.training.seed, self.training.device
         generator = torch.Generator(device).manual_seed(seed)
-        in_data = Episodes(dataset, data).most_disagreement(self.model)
-        world = Imagination.in_model(self.model, in_data, dataset, data, generator, scale, ROLLOUTS)
+        world = Imagination.of(self.model, dataset, data, generator, scale, ROLLOUTS)
         total = world.horizon * len(FACTORS)
         with progress(total, "rehearsal", self.training.progress_bar, leave=False) as bar:
 

@@ -1,6 +1,7 @@
 """The guidance scale from data alone: imagined episodes in a model learned from the dataset.
 
-For every scale the policy acts in the same model (imagination.py). A scale's score is the mean
+For every scale the policy acts in the same model (imagination.py): the one of the agent's own
+training, where there is one. A scale's score is the mean
 return at it and its neighbors, and of scores that are nearly equal that of the smallest scale wins.
 """
 
@@ -19,7 +20,8 @@ from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import NonFiniteError
-from qgpo.agents.guided.imagination import STEPS, Imagination, horizon_of
+from qgpo.agents.guided.imagination import STEPS, Imagination, fit_dynamics, horizon_of
+from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.progress import progress
 from qgpo.fields import check_count, check_finite
@@ -112,6 +114,10 @@ class Guided(Acts, Protocol):
     def configure_guidance(self, scale: float) -> None:
         """Set the scale so that files keep it."""
 
+    @property
+    def own_model(self) -> DynamicsEnsemble | None:
+        """The model of the environment from its training, if it has learned enough to judge."""
+
     def prepare(self, dataset: OfflineDataset) -> Batches:
         """The data on the device. Raises ValueError for other data than those of the training."""
 
@@ -160,18 +166,20 @@ def tune_guidance(
     dataset: OfflineDataset,
     scales: Sequence[float] = SCALES,
     rollouts: int = 48,
-    steps: int = STEPS,
+    steps: int | None = None,
     deterministic: bool = True,
     progress_bar: bool | None = None,
 ) -> GuidanceTuning:
     """Choose `guidance_scale` from the dataset alone, and return the comparison of the scales.
 
-    It is a method of guided agents and of `Ensemble`. An ensemble of networks learns a model of
-    the environment from the dataset in `steps` gradient steps. At each of the `scales` the agent
-    plays `rollouts` simulated episodes in this model, with `deterministic` or sampled actions. They
-    are as long as the longest episode in the data (at most the environment's limit). The chosen
-    scale is set on the agent and in its configuration, so files keep it. This takes minutes. A
-    progress bar is shown by default if stderr is a terminal.
+    It is a method of guided agents and of `Ensemble`. At each of the `scales` the agent plays
+    `rollouts` simulated episodes in a model of the environment, with `deterministic` or sampled
+    actions. They are as long as the longest episode in the data (at most the environment's limit).
+    The model is the one of the agent's training (`dynamics_steps`; an ensemble takes the first
+    member's). An agent without one, or a given number of `steps`, learns a new one from the
+    dataset, in `steps` gradient steps (default 16,000). The chosen scale is set on the agent and in
+    its configuration, so files keep it. This takes minutes. A progress bar is shown by default if
+    stderr is a terminal.
 
     Raises RuntimeError before training has finished, and AttributeError for an ensemble with
     members without a guidance scale. Raises ValueError for scales outside [0, 1e9], for data other
@@ -188,17 +196,21 @@ def tune_guidance(
             f"dataset {dataset.id!r} has {len(dataset)} transition, expected 2 or more"
         )
     chosen = check_scales(scales)
-    rollouts, steps = check_count("rollouts", rollouts, 2), check_count("steps", steps)
+    rollouts = check_count("rollouts", rollouts, 2)
+    if steps is not None:
+        steps = check_count("steps", steps)
     if not agent.is_trained:
         raise RuntimeError(f"this {agent.name} has not finished training: call learn(dataset)")
     before: Any = agent.guidance_scale
     data = agent.prepare(dataset)
     played = chosen[:1] if agent.guidance_is_off else chosen  # which then stands for all
     generator = torch.Generator(agent.device).manual_seed(agent.seed)
-    horizon = horizon_of(dataset)
+    own, horizon = agent.own_model if steps is None else None, horizon_of(dataset)
+    steps = 0 if own is not None else steps or STEPS
     noise = agent.prediction_generator.get_state()
     with progress(steps + horizon * len(played), "guidance scale", progress_bar) as bar:
-        world = Imagination.of(dataset, data, generator, agent.action_scale, steps, rollouts, bar)
+        model = own or fit_dynamics(dataset, data, generator, steps, bar)
+        world = Imagination.of(model, dataset, data, generator, agent.action_scale, rollouts)
         results = []
         try:
             for w in played:

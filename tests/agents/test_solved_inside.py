@@ -164,7 +164,8 @@ def test_the_model_learns_that_the_task_is_done_and_whole_trajectories_are_held_
 
     monkeypatch.setattr(Batches, "transitions", noted)
     bar = type("Bar", (), {"update": lambda self: None})()
-    imagination.fit_dynamics(dataset, data, torch.Generator().manual_seed(0), 3, bar)
+    model = imagination.fit_dynamics(dataset, data, torch.Generator().manual_seed(0), 3, bar)
+    imagination.Episodes(dataset, data).most_disagreement(model)
     trained = set(torch.cat([index.flatten() for index in drawn]).tolist())
     assert trained == set(range(33))
     assert seen[-1].tolist() == [33, 34]

@@ -78,6 +78,32 @@ def test_the_factor_by_hand():
     assert Speed(60.0, {"training": 60.0}, {"training": 0.0}).factor(1) == 1e-9  # one step
 
 
+def test_a_model_that_would_judge_nothing_leaves_its_time_to_the_others():
+    speed = Speed(0.0, {"critic": 60.0, "dynamics": 40.0}, {}, {"dynamics": 0.625})
+    assert speed.factor(100.0 / 60.0) == 1.0
+    assert speed.factor(63.0 / 60.0) == 0.63
+    assert speed.factor(60.0 / 60.0) == 0.624  # more would bring the model back
+    assert speed.factor(15.0 / 60.0) == 0.25
+
+
+def test_longer_leaves_out_a_model_of_too_few_steps():
+    config = QGPO.presets["laptop"]
+    kept, short = longer(config, 0.625), longer(config, 0.624)
+    assert (config.dynamics_steps, kept.dynamics_steps, short.dynamics_steps) == (16_000, 10_000, 0)
+    assert short.energy_steps == 1_872
+    few = replace(config, dynamics_steps=8)  # as it was asked for
+    assert longer(few, 0.5).dynamics_steps == 4
+
+
+def test_the_left_out_are_known_where_there_is_a_model(monkeypatch):
+    monkeypatch.setattr(speed, "LEAST_MODEL_STEPS", 3)
+    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    dataset = make_dataset()
+    model = replace(WHITENED, dynamics_steps=4)
+    assert measure_speed(QGPO, model, dataset, "cpu").left_out == {"dynamics": 0.75}
+    assert measure_speed(QGPO, WHITENED, dataset, "cpu").left_out == {}
+
+
 def test_too_few_minutes_name_the_least():
     with pytest.raises(ValueError, match=r"minutes=0.5, expected at least 0.501 here: 30 s of"):
         BY_HAND.factor(0.5)

@@ -12,9 +12,9 @@ from agent_tester import same_parameters
 from factory import ONE_STEP, ROOT, STACKED, WHITENED, make_dataset
 
 from qgpo import PRESETS, QGPO
-from qgpo.agents import OneStepPolicy
+from qgpo.agents import Ensemble, OneStepPolicy
 from qgpo.agents.core.training import ONLINE
-from qgpo.agents.guided import GuidanceOffWarning
+from qgpo.agents.guided import GuidanceOffWarning, tuning
 from qgpo.agents.guided.imagination import Imagination
 from qgpo.agents.guided.rehearsal import FACTORS, ROLLOUTS, Rehearsal, is_harm, safest
 from qgpo.agents.guided.stacked_critic import StackedCritic
@@ -26,7 +26,7 @@ OBSERVATIONS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 
 @pytest.fixture(autouse=True)
 def _few_steps_are_enough(monkeypatch):
-    monkeypatch.setattr("qgpo.agents.guided.rehearsal.LEAST_STEPS", 4)
+    monkeypatch.setattr("qgpo.agents.guided.rehearsal.LEAST_MODEL_STEPS", 4)
     monkeypatch.setattr("qgpo.dynamics.HIDDEN", (8,))
 
 
@@ -188,7 +188,7 @@ def interrupted(*_):
 
 
 def test_few_steps_judge_nothing(monkeypatch):
-    monkeypatch.setattr("qgpo.agents.guided.rehearsal.LEAST_STEPS", 5)
+    monkeypatch.setattr("qgpo.agents.guided.rehearsal.LEAST_MODEL_STEPS", 5)
     monkeypatch.setattr(Imagination, "play", interrupted)
     agent = learned()
     assert (agent.is_trained, agent.rehearsal, agent.caution) == (True, None, 1.0)
@@ -279,3 +279,26 @@ def test_files_of_earlier_versions_rehearse_nothing():
 def test_the_preset_rehearses_and_the_others_do_not():
     assert PRESETS["laptop"].dynamics_steps == 16_000
     assert PRESETS["paper"].dynamics_steps == PRESETS["laptop-support"].dynamics_steps == 0
+
+
+def test_tuning_plays_in_the_model_of_the_training(monkeypatch):
+    """An ensemble takes the first one that there is; a given number of steps learns another."""
+    agent, plain = learned(), learned(WHITENED)
+    played, play = [], Imagination.play
+
+    def noted(self, agent, deterministic, bar):
+        played.append(self.model)
+        return play(self, agent, deterministic, bar)
+
+    monkeypatch.setattr(Imagination, "play", noted)
+    monkeypatch.setattr(tuning, "STEPS", 1)
+    dataset = make_dataset()
+    for tuned in (agent, Ensemble([plain, agent]), plain):
+        tuned.tune_guidance(dataset, (0.0, 1.0), rollouts=2)
+    agent.tune_guidance(dataset, (0.0,), rollouts=2, steps=1)
+    model = agent.own_model
+    assert model is agent.rehearsing.model
+    assert [one is model for one in played] == [True] * 4 + [False] * 3
+    assert plain.own_model is None
+    monkeypatch.setattr("qgpo.agents.guided.rehearsal.LEAST_MODEL_STEPS", 5)
+    assert agent.own_model is None

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from qgpo import QGPO
 from qgpo.agents.core.training import NonFiniteError
-from qgpo.agents.guided.imagination import fit_dynamics, imagine
+from qgpo.agents.guided.imagination import Episodes, fit_dynamics, imagine
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import (
     GuidanceTuning,
@@ -59,7 +59,8 @@ def test_the_model_learns_a_line_its_end_and_where_it_guesses():
     agent = QGPO(WHITENED, device="cpu")
     data = agent.prepare(dataset)
     generator = torch.Generator().manual_seed(0)
-    model, worst = fit_dynamics(dataset, data, generator, 1500, tqdm(**SILENT))
+    model = fit_dynamics(dataset, data, generator, 1500, tqdm(**SILENT))
+    worst = Episodes(dataset, data).most_disagreement(model)
     states = torch.tensor([[0.0], [0.5], [-0.9]])
     actions = torch.tensor([[0.5], [-1.0], [-0.9]])
     found = model(states, actions)
@@ -250,7 +251,7 @@ def test_what_leaving_the_data_costs_and_how_long_an_episode_is(rewards, cost, m
         found.append((horizon, most, worst_reward))
         return torch.zeros(len(starts)), torch.zeros(len(starts), dtype=torch.bool)
 
-    monkeypatch.setattr("qgpo.agents.guided.imagination.fit_dynamics", lambda *_: (None, 3.0))
+    monkeypatch.setattr(Episodes, "most_disagreement", lambda *_: 3.0)
     monkeypatch.setattr("qgpo.agents.guided.imagination.imagine", spy)
     agent.tune_guidance(dataset, (1.0,), rollouts=2, steps=1)
     monkeypatch.setattr("qgpo.agents.guided.imagination.LONGEST_EPISODE", 2)
