@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench docs format clean
+.PHONY: help demo test types suite bench docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -32,7 +32,13 @@ demo: $(INSTALLED) ## train and evaluate an agent on bundled data, with three qu
 test: $(INSTALLED) ## formatting, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory -j 2 types suite
+
+# mypy has one thread, so the tests run beside it.
+types: $(INSTALLED) ## types alone
 	$(BIN)/mypy
+
+suite: $(INSTALLED) ## tests alone
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 bench: $(INSTALLED) ## what has become slower than the committed measurements, in two minutes

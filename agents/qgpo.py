@@ -219,6 +219,9 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         self.train_energy(dataset)
 
     def _conclude(self, dataset: OfflineDataset) -> None:
+        rehearsing = self.rehearsing
+        if rehearsing is not None and not (rehearsing.is_done or rehearsing.is_learned):
+            self.train_dynamics(dataset)  # where somebody called the stages and left it out
         self.rehearse(dataset)
 
     def train_dynamics(self, dataset: OfflineDataset) -> None:
@@ -230,7 +233,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     def rehearse(self, dataset: OfflineDataset) -> None:
         """After all stages: imagine episodes, and weaken guidance that harms.
 
-        Raises RuntimeError before the last stage has ended.
+        Raises RuntimeError before the last stage has ended, and without a model.
         """
         data = self.prepare(dataset)
         if self.rehearsing is None:
@@ -239,6 +242,8 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             raise RuntimeError("no policy to rehearse yet: call train_energy(dataset) first")
         if self.rehearsing.is_done:
             return
+        if not self.rehearsing.is_learned:
+            raise RuntimeError("no model to rehearse in yet: call train_dynamics(dataset) first")
         if not self.critic.ranks:  # it imitates at every scale
             self.rehearsing.caution.set(None)
             return
@@ -246,12 +251,17 @@ class QGPO(GuidedPolicy[QGPOConfig]):
             self.rehearsing.rehearse(self._acting_at, dataset, data, self.action_scale)
         except NonFiniteError as error:
             warnings.warn(f"{error}: guidance is not weakened", stacklevel=2)
-            self.rehearsing.caution.set(None)
+            self.rehearsing.caution.give_up()
 
     @property
     def _policy_is_learned(self) -> bool:
         """Whether the stages of the policy have ended."""
         return self.stages_are_done
+
+    def _forget_data(self) -> None:
+        super()._forget_data()
+        if self.rehearsing is not None:
+            self.rehearsing.forget_data()
 
     def _acting_at(self, scale: float) -> Self:
         """A copy that acts at that scale; it shares everything else."""
@@ -300,8 +310,9 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     @property
     def own_model(self) -> DynamicsEnsemble | None:
         """The model of the environment from its training, if it has learned enough to judge."""
-        judges = self.rehearsing is not None and self.rehearsing.judges
-        return self.rehearsing.model if self.rehearsing is not None and judges else None
+        if self.rehearsing is None or self.acts_only:
+            return None
+        return self.rehearsing.judge
 
     @property
     def caution(self) -> float:

@@ -198,7 +198,11 @@ class Run:
         make, config = agent_class(experiment.agent), experiment.config
         speed = measure_speed(make, config, self.dataset, experiment.device)
         factor = speed.factor(minutes)
-        print(f"{minutes:g} minutes: {factor:g} times the preset's steps ({speed})", flush=True)
+        without = "".join(f", without {stage}" for stage in speed.without(factor))
+        print(
+            f"{minutes:g} minutes: {factor:g} times the preset's steps{without} ({speed})",
+            flush=True,
+        )
         return dataclasses.replace(experiment, longer=factor, config=longer(config, factor))
 
     def new_agent(self) -> OfflineAgent[Any]:

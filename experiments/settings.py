@@ -52,7 +52,8 @@ class Experiment(Generic[ConfigT]):
     paper-flow)"""
     longer: float = 1.0
     """factor on the gradient steps of every stage: 4 trains four times as long. The number of
-    renewals of the critic's targets does not change"""
+    renewals of the critic's targets does not change. A model of the environment that would have
+    fewer than 10,000 steps is left out"""
     seed: Annotated[int, SEED] = 0
     """seed of initialisation, batches, noise and evaluation"""
     adopt: Path | None = None
@@ -77,8 +78,8 @@ class Experiment(Generic[ConfigT]):
     """guidance scales w to evaluate after training, for agents with guidance; default 0 (imitation)
     and the configured scale"""
     tune_guidance: bool = False
-    """after training, choose the guidance scale with simulated episodes in a model learned from the
-    dataset, and evaluate it too"""
+    """after training, choose the guidance scale with simulated episodes in a model of the
+    environment (the agent's own, or a new one), and evaluate it too"""
     n_episodes: Annotated[int, AT_LEAST_0] = 50
     """evaluation episodes per guidance scale (default 100 for AntMaze and PointMaze); 0 skips the
     evaluation"""

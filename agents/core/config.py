@@ -39,10 +39,10 @@ def longer(config: ConfigT, factor: float) -> ConfigT:
         QGPO(longer(QGPO.presets["laptop"], 4))
 
     Stages with 0 steps keep 0 steps. A model of the environment (`dynamics_steps`) that would have
-    fewer than 10,000 steps judges nothing and is left out. Training targets are renewed as many
-    times as before, because more renewals would change what is learned. `within_minutes` finds the
-    factor for a given time. Raises ValueError unless the factor is positive, and TypeError for
-    anything else than a configuration.
+    fewer than 10,000 steps judges nothing and is left out; a larger factor does not bring it back.
+    Training targets are renewed as many times as before, because more renewals would change what is
+    learned. `within_minutes` finds the factor for a given time. Raises ValueError unless the factor
+    is positive, and TypeError for anything else than a configuration.
     """
     if not is_dataclass(config) or isinstance(config, type):
         raise TypeError(
@@ -51,15 +51,22 @@ def longer(config: ConfigT, factor: float) -> ConfigT:
         )
     if not isinstance(factor, Real) or not 0.0 < factor < math.inf:
         raise ValueError(f"factor={factor!r}, expected a positive number")
+    scaled = scale_steps(config, factor)
+    left_out = {
+        name: 0
+        for name in marked(type(config), MODEL)
+        if getattr(scaled, name) < LEAST_MODEL_STEPS <= getattr(config, name)
+    }
+    return replace(scaled, **left_out)  # type: ignore[type-var]
+
+
+def scale_steps(config: ConfigT, factor: float) -> ConfigT:
+    """The configuration with `factor` times all gradient steps."""
     values = vars(config)
     steps = {name: values[name] for name in marked(type(config), STEPS)}
     periods = {name: values[name] for name in marked(type(config), PERIOD)}
-    scaled = {name: max(1, round(n * factor)) for name, n in steps.items() if n}
-    for name in marked(type(config), MODEL):
-        if scaled.get(name, 0) < LEAST_MODEL_STEPS <= steps[name]:
-            scaled[name] = 0
     return replace(  # type: ignore[type-var]
         config,
-        **scaled,
+        **{name: max(1, round(n * factor)) for name, n in steps.items() if n},
         **{name: math.ceil(n * factor) for name, n in periods.items()},
     )

@@ -20,7 +20,14 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.config import LEAST_MODEL_STEPS, MODEL, PERIOD, STEPS, longer
+from qgpo.agents.core.config import (
+    LEAST_MODEL_STEPS,
+    MODEL,
+    PERIOD,
+    STEPS,
+    longer,
+    scale_steps,
+)
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.text import in_time
 from qgpo.fields import check_finite, marked
@@ -64,6 +71,10 @@ class Speed:
         """Seconds of one step of every stage and all that is fixed."""
         return self.fixed + sum(self.steps.values())
 
+    def without(self, factor: float) -> list[str]:
+        """Stages that `longer` leaves out at that factor."""
+        return [stage for stage, least in self.left_out.items() if factor < least]
+
     def factor(self, minutes: float) -> float:
         """How many times the steps take so long, in three digits, for `longer`.
 
@@ -82,8 +93,14 @@ class Speed:
         for stage, least in self.left_out.items():
             if factor < least:  # what it would have taken is the others'
                 whole -= self.stages[stage]
-                factor = min(seconds / max(whole, 1e-9), 0.999 * least)
+                factor = min(seconds / max(whole, 1e-9), _below(least))
         return float(f"{max(factor, 1e-9):.3g}")
+
+
+def _below(number: float) -> float:
+    """The largest number of three digits that is below it."""
+    digit = 10.0 ** (math.floor(math.log10(number * (1.0 - 1e-9))) - 2)
+    return float(f"{(math.ceil(number / digit - 1e-9) - 1) * digit:.3g}")
 
 
 def check_minutes(minutes: float) -> None:
@@ -239,8 +256,8 @@ def _rehearse(
 
 
 def _shorter(config: Any, factor: float) -> Any:
-    """`longer`, with few steps of every stage at least, and renewals in between."""
-    scaled = longer(config, factor)
+    """A factor of the steps, few of every stage at least, and renewals in between."""
+    scaled = scale_steps(config, factor)
     kind, values = type(config), vars(config)
     steps = {n: max(LEAST_STEPS, getattr(scaled, n)) for n in marked(kind, STEPS) if values[n]}
     periods = {n: max(2, int(factor * values[n])) for n in marked(kind, PERIOD)}

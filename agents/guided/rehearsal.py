@@ -70,7 +70,8 @@ class Caution(nn.Module):
     factor: Tensor
     returns: Tensor
     done: Tensor
-    """() 0, or 1 after the rehearsal, or 2 where there was nothing to rehearse"""
+    """() 0, or 1 after the rehearsal, 2 where there was nothing to rehearse, 3 where the model is
+    not to be asked"""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,6 +83,10 @@ class Caution(nn.Module):
         """Forget what another training found."""
         self.factor.fill_(1.0)
         self.done.fill_(0.0)
+
+    def give_up(self) -> None:
+        """Rehearse nothing, and let nobody ask the model: it diverged, or is of other data."""
+        self.done.fill_(3.0)
 
     def set(self, found: Rehearsal | None) -> None:
         """Keep what was found; None where there is nothing to rehearse."""
@@ -121,6 +126,22 @@ class Rehearsing:
     def is_done(self) -> bool:
         """Whether nothing is left to rehearse."""
         return not self.judges or bool(self.caution.done)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the model has all its steps."""
+        return self.training.progress["dynamics"] >= self.steps
+
+    @property
+    def judge(self) -> DynamicsEnsemble | None:
+        """The model, where it is whole and has been asked, or could have been."""
+        asked = self.judges and self.is_learned and float(self.caution.done) in (1.0, 2.0)
+        return self.model if asked else None
+
+    def forget_data(self) -> None:
+        """What the model has learned is not of the data that come now."""
+        if self.training.progress["dynamics"]:
+            self.caution.give_up()
 
     def train(self, dataset: OfflineDataset, data: Batches) -> None:
         """Learn the model. Its random numbers are its own, so that other stages have the same."""

@@ -1,8 +1,8 @@
 """The guidance scale from data alone: imagined episodes in a model learned from the dataset.
 
 For every scale the policy acts in the same model (imagination.py): the one of the agent's own
-training, where there is one. A scale's score is the mean
-return at it and its neighbors, and of scores that are nearly equal that of the smallest scale wins.
+training, where there is one. A scale's score is the mean return at it and its neighbors, and of
+scores that are nearly equal that of the smallest scale wins.
 """
 
 from __future__ import annotations
@@ -175,10 +175,10 @@ def tune_guidance(
     It is a method of guided agents and of `Ensemble`. At each of the `scales` the agent plays
     `rollouts` simulated episodes in a model of the environment, with `deterministic` or sampled
     actions. They are as long as the longest episode in the data (at most the environment's limit).
-    The model is the one of the agent's training (`dynamics_steps`; an ensemble takes the first
-    member's). An agent without one, or a given number of `steps`, learns a new one from the
-    dataset, in `steps` gradient steps (default 16,000). The chosen scale is set on the agent and in
-    its configuration, so files keep it. This takes minutes. A progress bar is shown by default if
+    The model is the one of the agent's training (`dynamics_steps`; in an ensemble the first that a
+    member has). Where there is none, and where `steps` are given, a new one is learned from the
+    dataset in `steps` gradient steps (default 16,000), which takes minutes. The chosen scale is set
+    on the agent and in its configuration, so files keep it. A progress bar is shown by default if
     stderr is a terminal.
 
     Raises RuntimeError before training has finished, and AttributeError for an ensemble with

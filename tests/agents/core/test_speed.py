@@ -78,12 +78,24 @@ def test_the_factor_by_hand():
     assert Speed(60.0, {"training": 60.0}, {"training": 0.0}).factor(1) == 1e-9  # one step
 
 
-def test_a_model_that_would_judge_nothing_leaves_its_time_to_the_others():
-    speed = Speed(0.0, {"critic": 60.0, "dynamics": 40.0}, {}, {"dynamics": 0.625})
+@pytest.mark.parametrize("steps", [10_001, 16_000, 25_000, 30_000, 40_000, 50_000, 80_000, 10**6])
+def test_a_model_that_would_judge_nothing_leaves_its_time_to_the_others(steps):
+    least = 10_000 / steps
+    config = replace(QGPO.presets["laptop"], dynamics_steps=steps)
+    speed = Speed(0.0, {"critic": 60.0, "dynamics": 40.0}, {}, {"dynamics": least})
     assert speed.factor(100.0 / 60.0) == 1.0
-    assert speed.factor(63.0 / 60.0) == 0.63
-    assert speed.factor(60.0 / 60.0) == 0.624  # more would bring the model back
-    assert speed.factor(15.0 / 60.0) == 0.25
+    assert speed.factor(101.0 / 60.0 * least) == pytest.approx(1.01 * least, rel=5e-3)
+    most = speed.factor(99.0 / 60.0 * least)
+    assert 0.99 * least < most < least  # more would bring the model back
+    assert longer(config, most).dynamics_steps == 0
+    assert (speed.without(most), speed.without(least)) == (["dynamics"], [])
+    assert speed.factor(30.0 / 60.0 * least) == pytest.approx(0.5 * least, rel=5e-3)
+
+
+def test_models_are_timed_by_as_many_steps_as_the_others(monkeypatch):
+    config = replace(WHITENED, dynamics_steps=20_000)
+    short = speed._shorter(config, 0.01)
+    assert (short.dynamics_steps, longer(config, 0.01).dynamics_steps) == (200, 0)
 
 
 def test_longer_leaves_out_a_model_of_too_few_steps():

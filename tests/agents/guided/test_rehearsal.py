@@ -300,5 +300,61 @@ def test_tuning_plays_in_the_model_of_the_training(monkeypatch):
     assert model is agent.rehearsing.model
     assert [one is model for one in played] == [True] * 4 + [False] * 3
     assert plain.own_model is None
+    agent.acts_only = True  # a packed agent lacks what acting does not need
+    assert agent.own_model is None
+    agent.acts_only = False
     monkeypatch.setattr("qgpo.agents.guided.rehearsal.LEAST_MODEL_STEPS", 5)
     assert agent.own_model is None
+
+
+def test_the_model_of_other_data_is_not_asked():
+    dataset, other = make_dataset(), make_dataset(seed=5)
+    agent = learned()
+    agent.learn(other, reset_num_timesteps=False, allow_other_dataset=True)
+    agent.save("of_other_data")
+    for one in (agent, QGPO.load("of_other_data", device="cpu")):
+        assert (one.is_trained, one.own_model) == (True, None)
+    agent.learn(dataset)
+    assert agent.own_model is not None
+
+
+def test_nothing_rehearses_in_the_model_of_other_data(monkeypatch):
+    played = scripted(monkeypatch, [10.0, 14.0, 13.0, 0.0])
+    agent = QGPO(REHEARSING, seed=2, device="cpu")
+    agent.learn(make_dataset(), lambda scope, _: scope["self"].num_timesteps < 14 + 4 + 1)
+    assert (agent.progress["dynamics"], agent.progress["energy"]) == (4, 1)
+    other = make_dataset(seed=5)
+    agent.learn(other, reset_num_timesteps=False, allow_other_dataset=True)
+    assert agent.is_trained
+    assert (played, agent.caution, agent.own_model) == ([], 1.0, None)
+
+
+def test_a_model_that_was_left_out_is_learned_before_the_rehearsal():
+    dataset = make_dataset()
+    agent = QGPO(REHEARSING, seed=2, device="cpu")
+    agent.prepare(dataset)
+    agent.train_whitening(dataset)
+    agent.train_behavior(dataset)
+    agent.generate_support(dataset)
+    agent.train_critic(dataset)
+    agent.train_energy(dataset)
+    with pytest.raises(RuntimeError, match=r"no model to rehearse in yet: call train_dynamics"):
+        agent.rehearse(dataset)
+    assert (agent.is_trained, agent.own_model) == (False, None)
+    agent.learn(dataset, reset_num_timesteps=False)
+    whole = learned()
+    assert same_parameters(agent.get_parameters(), whole.get_parameters())
+    assert (agent.rehearsal, agent.is_trained) == (whole.rehearsal, True)
+
+
+def test_tuning_learns_another_model_where_the_own_one_diverged(monkeypatch):
+    def diverged(self, agent, deterministic, bar):
+        return torch.full((ROLLOUTS,), torch.nan), torch.zeros(ROLLOUTS, dtype=torch.bool)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Imagination, "play", diverged)
+        with pytest.warns(UserWarning, match="guidance is not weakened"):
+            agent = learned()
+    monkeypatch.setattr(tuning, "STEPS", 1)
+    assert agent.own_model is None
+    assert len(agent.tune_guidance(make_dataset(), (0.0, 1.0), rollouts=2).returns) == 2
