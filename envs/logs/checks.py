@@ -40,8 +40,9 @@ def check_log(log: Log, ends: Ends = "truncated") -> list[Finding]:
     """
     found = [_size(log)]
     if len(log) > 0:
-        found += [*_values(log), *_columns(log), *_time(log), *_actions(log), *_ends(log, ends)]
-        found += _rewards(log)
+        with np.errstate(over="ignore"):  # absurdly large numbers are named by `_values`
+            found += [*_values(log), *_columns(log), *_time(log), *_actions(log)]
+            found += [*_ends(log, ends), *_rewards(log)]
     return [*found, *(Finding("note", None, note) for note in log.notes)]
 
 
@@ -103,16 +104,20 @@ def _values(log: Log) -> Iterator[Finding]:
         parts.append(("next observations", log.next_observations, log.observation_names))
     good = True
     for what, array, names in parts:
-        wrong = ~np.isfinite(array.astype(np.float64))
+        wrong = ~np.isfinite(array.astype(np.float32))
         if wrong.any():
             good = False
+            said = "NaN or infinite values"
+            if np.isfinite(array[wrong].astype(np.float64)).all():
+                most = float(np.finfo(np.float32).max)
+                said = f"numbers beyond {most:.2g}, which float32 does not hold,"
             rows = np.flatnonzero(wrong.any(axis=1))
             columns = [names[int(k)] for k in np.flatnonzero(wrong.any(axis=0))]
             odd = np.unique(log.episodes[rows])
             yield Finding(
                 "values",
                 False,
-                f"{what} have NaN or infinite values in {len(rows)} rows of {len(odd)} episodes, "
+                f"{what} have {said} in {len(rows)} rows of {len(odd)} episodes, "
                 f"first in {_where(log, int(rows[0]))}, columns {listed(columns)}: repair them, or "
                 f"leave these episodes out (--skip-episodes {' '.join(map(str, odd[:8]))}"
                 f"{' …' if len(odd) > 8 else ''})",

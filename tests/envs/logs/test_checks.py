@@ -47,6 +47,11 @@ BAD = {
         r"episode 1, row 3, columns 'dq': .*--skip-episodes 1\)",
     ),
     "infinite action": (change("actions", (2, 0), np.inf), "actions have NaN.*columns 'u0'"),
+    "too large": (
+        change("observations", (33, 1), 1e299),
+        r"observations have numbers beyond 3\.4e\+38, which float32 does not hold, in 1 rows of 1 "
+        r"episodes, first in episode 1, row 3, columns 'dq'",
+    ),
     "gap": (
         shifted(50, 0.5),
         r"time: 1 gaps: rows are 0\.02 s apart, 0\.52 s at most, in episode 1, row 19.*"
