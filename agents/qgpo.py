@@ -312,7 +312,7 @@ class QGPO(GuidedPolicy[QGPOConfig]):
         """The model of the environment from its training, if it has learned enough to judge."""
         if self.rehearsing is None or self.acts_only:
             return None
-        return self.rehearsing.judge
+        return self.rehearsing.model_to_ask
 
     @property
     def caution(self) -> float:

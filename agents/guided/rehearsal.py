@@ -64,14 +64,18 @@ class Rehearsal:
         return {**found, "text": str(self)}
 
 
+NOT_YET, REHEARSED, NOTHING, GAVE_UP = 0.0, 1.0, 2.0, 3.0
+"""whether there was a rehearsal: nothing to rehearse where the critic ranks nothing; given up where
+the model diverged, or is of other data"""
+
+
 class Caution(nn.Module):
     """The factor of all guidance, and the mean returns (2,) at w = 0 and w = 1 that gave it."""
 
     factor: Tensor
     returns: Tensor
     done: Tensor
-    """() 0, or 1 after the rehearsal, 2 where there was nothing to rehearse, 3 where the model is
-    not to be asked"""
+    """() one of the four numbers above"""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,25 +86,25 @@ class Caution(nn.Module):
     def reset(self) -> None:
         """Forget what another training found."""
         self.factor.fill_(1.0)
-        self.done.fill_(0.0)
+        self.done.fill_(NOT_YET)
 
     def give_up(self) -> None:
-        """Rehearse nothing, and let nobody ask the model: it diverged, or is of other data."""
-        self.done.fill_(3.0)
+        """Rehearse nothing, and let nobody ask the model."""
+        self.done.fill_(GAVE_UP)
 
     def set(self, found: Rehearsal | None) -> None:
         """Keep what was found; None where there is nothing to rehearse."""
         if found is None:
-            self.done.fill_(2.0)
+            self.done.fill_(NOTHING)
             return
         self.factor.fill_(found.factor)
         self.returns.copy_(torch.tensor([found.imitation, found.guided]))
-        self.done.fill_(1.0)
+        self.done.fill_(REHEARSED)
 
     @property
     def found(self) -> Rehearsal | None:
         """In the rehearsal, if there was one."""
-        if self.done != 1.0:
+        if self.done != REHEARSED:
             return None
         imitation, guided = self.returns.tolist()
         return Rehearsal(imitation, guided, float(self.factor))
@@ -133,10 +137,10 @@ class Rehearsing:
         return self.training.progress["dynamics"] >= self.steps
 
     @property
-    def judge(self) -> DynamicsEnsemble | None:
-        """The model, where it is whole and has been asked, or could have been."""
-        asked = self.judges and self.is_learned and float(self.caution.done) in (1.0, 2.0)
-        return self.model if asked else None
+    def model_to_ask(self) -> DynamicsEnsemble | None:
+        """The model, where it is whole and of these data."""
+        ended = float(self.caution.done) in (REHEARSED, NOTHING)
+        return self.model if ended and self.judges and self.is_learned else None
 
     def forget_data(self) -> None:
         """What the model has learned is not of the data that come now."""

@@ -1,8 +1,10 @@
 """The guidance scale from data alone: imagined episodes in a model learned from the dataset.
 
 For every scale the policy acts in the same model (imagination.py): the one of the agent's own
-training, where there is one. A scale's score is the mean return at it and its neighbors, and of
-scores that are nearly equal that of the smallest scale wins.
+training, where there is one. Models overrate policies that leave the data. So the exact guidance
+(w = 1) is kept unless another scale returns clearly more, in the eyes of every member of the model.
+Of several such scales, the score is the mean return at a scale and its neighbors, and of scores
+that are nearly equal that of the smallest scale wins. The rule is not from a paper.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from qgpo.agents.core.config import NOT_NEGATIVE
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import NonFiniteError
 from qgpo.agents.guided.imagination import STEPS, Imagination, fit_dynamics, horizon_of
-from qgpo.dynamics import DynamicsEnsemble
+from qgpo.dynamics import MEMBERS, DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
 from qgpo.envs.progress import progress
 from qgpo.fields import check_count, check_finite
@@ -31,6 +33,8 @@ SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 (docs/notes/log.md)"""
 NEARLY_EQUAL = 0.005
 """of the best score's size: the model cannot tell such scales apart, and less guidance is safer"""
+CLEAR = 3.0
+"""standard errors by which a scale must return more than w = 1, or the scale next to it"""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,7 +53,7 @@ class GuidanceTuning:
     @property
     def best(self) -> float:
         """The chosen scale."""
-        return choose_scale(self.scales, self.returns.mean(axis=1))
+        return choose_scale(self.scales, self.returns)
 
     def as_dict(self) -> dict[str, Any]:
         """Means per scale and the choice, for JSON."""
@@ -81,19 +85,14 @@ class GuidanceTuning:
                 "guidance is off (agent.verdict, .rehearsal): the agent imitates at every scale"
             )
         elif len(self.scales) > 1 and not self.is_distinct:
-            lines.append("no other scale is two standard errors away: the choice means little")
+            kept = self.scales[nearest_to_exact(self.scales)]
+            lines.append(f"no scale returns clearly more than w = {kept:g}, which is kept")
         return "\n".join(lines)
 
     @property
     def is_distinct(self) -> bool:
-        """Whether the chosen scale's return differs from another's by two standard errors.
-
-        Errors are those of differences: at every scale the same episodes are imagined.
-        """
-        chosen = self.returns[self.scales.index(self.best)]
-        differences = chosen - self.returns
-        errors = differences.std(axis=1) / np.sqrt(self.returns.shape[1])
-        return bool((np.abs(differences.mean(axis=1)) > 2.0 * errors).any())
+        """Whether a scale returns clearly more than w = 1."""
+        return bool(clearly_more(self.scales, self.returns).any())
 
 
 class Guided(Acts, Protocol):
@@ -141,9 +140,36 @@ def with_neighbors(returns: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.convolve(np.pad(returns, 1, mode="edge"), np.full(3, 1.0 / 3.0), mode="valid")
 
 
+def nearest_to_exact(scales: Sequence[float]) -> int:
+    """Where w = 1 is among the ascending scales, or the scale that is nearest to it."""
+    return int(np.argmin(np.abs(np.asarray(scales) - 1.0)))
+
+
+def clearly_more(scales: Sequence[float], returns: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(W,) scales at which returns (W, R) clearly exceed those at w = 1, by the same episodes.
+
+    Every member of the model must say so, each by its episodes: where members are of two minds the
+    model has learned nothing that decides it.
+    """
+    differences = returns - returns[nearest_to_exact(scales)]
+    errors = differences.std(axis=1) / np.sqrt(differences.shape[1])
+    least = np.maximum(CLEAR * errors, NEARLY_EQUAL * np.abs(returns.mean(axis=1)))
+    members = [differences[:, member::MEMBERS] for member in range(MEMBERS)]
+    agree = [part.mean(axis=1) > 0.0 for part in members if part.shape[1]]
+    clear: NDArray[np.bool_] = (differences.mean(axis=1) > least) & np.all(agree, axis=0)
+    return clear
+
+
 def choose_scale(scales: Sequence[float], returns: NDArray[np.float64]) -> float:
-    """The smallest of the ascending scales whose score is nearly the best, from returns (W,)."""
-    scores = with_neighbors(returns)
+    """The chosen one of ascending scales, from returns (W, R).
+
+    Of those that return clearly more than w = 1, the smallest whose score is nearly the best. Where
+    there is none, w = 1 or the scale next to it.
+    """
+    clear = clearly_more(scales, returns)
+    if not clear.any():
+        return scales[nearest_to_exact(scales)]
+    scores = np.where(clear, with_neighbors(returns.mean(axis=1)), -np.inf)
     near = scores >= scores.max() - NEARLY_EQUAL * abs(scores.max())
     return scales[int(np.argmax(near))]
 

@@ -16,6 +16,7 @@ from qgpo.agents.guided.tuning import (
     GuidanceTuning,
     check_scales,
     choose_scale,
+    clearly_more,
     tune_guidance,
     with_neighbors,
 )
@@ -144,7 +145,8 @@ def test_the_scale_whose_actions_pay_is_chosen():
     assert means[2] == pytest.approx(20.0, abs=1.0)
     assert means[1] < 15.0
     assert means[3] == pytest.approx(18.75, abs=1.0)
-    lines = str(found).splitlines()
+    *lines, kept = str(found).splitlines()
+    assert kept == "no scale returns clearly more than w = 1, which is kept"
     assert ["<" in line for line in lines] == [False, False, False, True, False, False]
     w, mean, _, score, *_ = lines[3].split()
     assert (w, mean, score) == ("1", f"{means[2]:.1f}", f"{means[1:4].mean():.1f}")
@@ -162,18 +164,43 @@ def test_a_score_is_the_mean_with_the_neighbors():
         ((1.0, 5.0), 1),  # of two scales the better one
         ((5.0, 1.0), 0),
         ((0.0, 9.0, 0.0, 7.0, 8.0, 7.0, 0.0), 4),  # a plateau before a peak between falls
-        # scores are 100, 100, 100 + x / 3, 100 + 2 x / 3, 100 + x, 100 + x
-        ((100.0, 100.0, 100.0, 100.4, 100.4, 100.4), 0),
-        ((100.0, 100.0, 100.0, 100.6, 100.6, 100.6), 2),
+        # of the last three the scores are 100 + 2 x / 3, 100 + x, 100 + x
+        ((100.0, 100.0, 100.0, 100.4, 100.4, 100.4), 2),
+        ((100.0, 100.0, 100.0, 100.6, 100.6, 100.6), 3),
         ((100.0, 100.0, 100.0, 102.0, 102.0, 102.0), 4),
-        ((-100.0, -100.0, -100.0, -99.6, -99.6, -99.6), 0),
+        ((-100.0, -100.0, -100.0, -99.6, -99.6, -99.6), 2),
         ((-100.0, -100.0, -100.0, -98.0, -98.0, -98.0), 4),
-        ((0.0, 0.0, 0.0), 0),
+        ((99.0, 103.0, 100.0, 90.0), 1),
+        ((0.0, 0.0, 0.0), 2),
     ],
 )
-def test_the_best_score_is_chosen_and_of_nearly_equal_ones_the_smallest_scale(returns, index):
+def test_of_scales_clearly_above_w_1_the_smallest_of_nearly_the_best_score(returns, index):
     scales = tuple(0.5 * i for i in range(len(returns)))
-    assert choose_scale(scales, np.array(returns)) == scales[index]
+    assert choose_scale(scales, np.repeat(np.array(returns)[:, None], 8, axis=1)) == scales[index]
+
+
+@pytest.mark.parametrize(
+    ("scales", "kept"), [((0.0, 1.0, 2.0), 1.0), ((0.0, 0.5, 2.0), 0.5), ((3.0, 4.0), 3.0)]
+)
+def test_without_a_clear_gain_w_1_or_its_neighbor_is_kept(scales, kept):
+    assert choose_scale(scales, np.ones((len(scales), 5))) == kept
+
+
+@pytest.mark.parametrize(
+    ("gains", "noise", "clear"),
+    [
+        ((3.0, 4.0, 2.0, 3.0), 1.0, True),
+        ((3.0, 9.0, -1.0, 3.0), 1.0, False),  # of two minds
+        ((3.0, 4.0, 2.0, 3.0), 12.0, False),  # within three standard errors
+        ((0.2, 0.3, 0.2, 0.3), 0.1, False),  # too small for a model
+    ],
+)
+def test_every_member_must_see_a_clear_gain(gains, noise, clear):
+    """Each episode follows one member, in turn; starts differ by much and are shared."""
+    rng = np.random.default_rng(0)
+    starts, noise = 100.0 + 10.0 * rng.normal(size=48), noise * rng.normal(size=48)
+    returns = np.stack([starts, starts + np.tile(gains, 12) + noise - noise.mean()])
+    assert clearly_more((1.0, 2.0), returns).tolist() == [False, clear]
 
 
 class Fixed(torch.nn.Module):
@@ -308,9 +335,11 @@ def test_ensembles_of_one_seed_are_the_same_and_their_members_are_not():
 @pytest.mark.parametrize(("gain", "distinct"), [(5.0, True), (0.1, False)])
 def test_a_choice_within_the_error_is_called_one(gain, distinct):
     rng = np.random.default_rng(0)
-    returns = 100.0 * rng.normal(size=48) + np.stack([np.zeros(48), gain + rng.normal(size=48)])
+    returns = 100.0 * rng.normal(size=48) + np.stack([gain + rng.normal(size=48), np.zeros(48)])
     tuning = GuidanceTuning((0.0, 1.0), returns, np.zeros((2, 48), np.bool_))
     assert tuning.is_distinct is distinct  # though both are far below the spread of episodes
-    assert ("the choice means little" in str(tuning)) is not distinct
+    assert tuning.best == (0.0 if distinct else 1.0)
+    said = "no scale returns clearly more than w = 1, which is kept"
+    assert (said in str(tuning)) is not distinct
     alone = GuidanceTuning((1.0,), returns[:1], np.zeros((1, 48), np.bool_))
-    assert "means little" not in str(alone)
+    assert said not in str(alone)
