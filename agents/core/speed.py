@@ -89,7 +89,7 @@ class Speed:
                 "least one step"
             )
         whole, seconds = sum(self.stages.values()), 60.0 * minutes - self.fixed
-        factor = seconds / max(whole, 1e-9)
+        factor = float(f"{seconds / max(whole, 1e-9):.3g}")
         for stage, least in self.left_out.items():
             if factor < least:  # what it would have taken is the others'
                 whole -= self.stages[stage]
@@ -177,7 +177,7 @@ def measure_speed(
         stages={stage: seconds * whole[stage] for stage, seconds in steps.items()},
         steps=steps,
         left_out={
-            stage: LEAST_MODEL_STEPS / whole[stage]
+            stage: (LEAST_MODEL_STEPS - 0.5) / whole[stage]  # steps are rounded
             for stage in models
             if whole.get(stage, 0) >= LEAST_MODEL_STEPS
         },

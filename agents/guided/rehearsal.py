@@ -64,9 +64,9 @@ class Rehearsal:
         return {**found, "text": str(self)}
 
 
-NOT_YET, REHEARSED, NOTHING, GAVE_UP = 0.0, 1.0, 2.0, 3.0
+NOT_YET, REHEARSED, NOTHING, GAVE_UP, FORMERLY = 0.0, 1.0, 2.0, 3.0, 4.0
 """whether there was a rehearsal: nothing to rehearse where the critic ranks nothing; given up where
-the model diverged, or is of other data"""
+the model diverged, or is of other data; formerly, with other data"""
 
 
 class Caution(nn.Module):
@@ -75,7 +75,7 @@ class Caution(nn.Module):
     factor: Tensor
     returns: Tensor
     done: Tensor
-    """() one of the four numbers above"""
+    """() one of the five numbers above"""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,8 +89,8 @@ class Caution(nn.Module):
         self.done.fill_(NOT_YET)
 
     def give_up(self) -> None:
-        """Rehearse nothing, and let nobody ask the model."""
-        self.done.fill_(GAVE_UP)
+        """Rehearse no more, and let nobody ask the model."""
+        self.done.fill_(GAVE_UP if self.found is None else FORMERLY)
 
     def set(self, found: Rehearsal | None) -> None:
         """Keep what was found; None where there is nothing to rehearse."""
@@ -104,7 +104,7 @@ class Caution(nn.Module):
     @property
     def found(self) -> Rehearsal | None:
         """In the rehearsal, if there was one."""
-        if self.done != REHEARSED:
+        if float(self.done) not in (REHEARSED, FORMERLY):
             return None
         imitation, guided = self.returns.tolist()
         return Rehearsal(imitation, guided, float(self.factor))

@@ -1,10 +1,11 @@
 """The guidance scale from data alone: imagined episodes in a model learned from the dataset.
 
 For every scale the policy acts in the same model (imagination.py): the one of the agent's own
-training, where there is one. Models overrate policies that leave the data. So the exact guidance
-(w = 1) is kept unless another scale returns clearly more, in the eyes of every member of the model.
-Of several such scales, the score is the mean return at a scale and its neighbors, and of scores
-that are nearly equal that of the smallest scale wins. The rule is not from a paper.
+training, where there is one. The exact guidance (w = 1) is chosen unless another scale returns
+clearly more. Models overrate policies that leave the data, so of a larger scale every member of the
+model must say so. A scale's score is the mean return at it and its neighbors. It must not be below
+that of w = 1, and of scores that are nearly equal that of the smallest scale wins. The rule is not
+from a paper.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 """up to 2: where 4 returns more it is by a little, and models overrate it where it returns less
 (docs/notes/log.md)"""
 NEARLY_EQUAL = 0.005
-"""of the best score's size: the model cannot tell such scales apart, and less guidance is safer"""
-CLEAR = 3.0
-"""standard errors by which a scale must return more than w = 1, or the scale next to it"""
+"""of a return's size: the model cannot tell such scales apart"""
+HARM = 2.0
+"""standard errors by which less guidance must return more than w = 1"""
+GAIN = 3.0
+"""the same for more guidance, which models overrate"""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,14 +88,13 @@ class GuidanceTuning:
                 "guidance is off (agent.verdict, .rehearsal): the agent imitates at every scale"
             )
         elif len(self.scales) > 1 and not self.is_distinct:
-            kept = self.scales[nearest_to_exact(self.scales)]
-            lines.append(f"no scale returns clearly more than w = {kept:g}, which is kept")
+            lines.append(f"no scale returns clearly more than w = {self.best:g}")
         return "\n".join(lines)
 
     @property
     def is_distinct(self) -> bool:
-        """Whether a scale returns clearly more than w = 1."""
-        return bool(clearly_more(self.scales, self.returns).any())
+        """Whether a scale returns clearly more than w = 1, or the scale that is nearest to it."""
+        return self.best != self.scales[nearest_to_exact(self.scales)]
 
 
 class Guided(Acts, Protocol):
@@ -141,36 +143,41 @@ def with_neighbors(returns: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def nearest_to_exact(scales: Sequence[float]) -> int:
-    """Where w = 1 is among the ascending scales, or the scale that is nearest to it."""
-    return int(np.argmin(np.abs(np.asarray(scales) - 1.0)))
+    """Where w = 1 is among the ascending scales, or the one with the nearest ratio to it."""
+    with np.errstate(divide="ignore"):
+        return int(np.argmin(np.abs(np.log(np.asarray(scales, np.float64)))))
 
 
 def clearly_more(scales: Sequence[float], returns: NDArray[np.float64]) -> NDArray[np.bool_]:
     """(W,) scales at which returns (W, R) clearly exceed those at w = 1, by the same episodes.
 
-    Every member of the model must say so, each by its episodes: where members are of two minds the
-    model has learned nothing that decides it.
+    Of a larger scale every member of the model must say so, each by its episodes: where members are
+    of two minds the model has learned nothing that decides it.
     """
-    differences = returns - returns[nearest_to_exact(scales)]
-    errors = differences.std(axis=1) / np.sqrt(differences.shape[1])
-    least = np.maximum(CLEAR * errors, NEARLY_EQUAL * np.abs(returns.mean(axis=1)))
+    exact = nearest_to_exact(scales)
+    differences = returns - returns[exact]
+    errors = differences.std(axis=1, ddof=1) / np.sqrt(differences.shape[1])
     members = [differences[:, member::MEMBERS] for member in range(MEMBERS)]
-    agree = [part.mean(axis=1) > 0.0 for part in members if part.shape[1]]
-    clear: NDArray[np.bool_] = (differences.mean(axis=1) > least) & np.all(agree, axis=0)
+    agree = np.all([part.mean(axis=1) > 0.0 for part in members if part.shape[1]], axis=0)
+    larger = np.arange(len(scales)) > exact
+    least = np.where(larger, GAIN, HARM) * errors
+    least = np.maximum(least, NEARLY_EQUAL * np.abs(returns.mean(axis=1)))
+    clear: NDArray[np.bool_] = (differences.mean(axis=1) > least) & (agree | ~larger)
     return clear
 
 
 def choose_scale(scales: Sequence[float], returns: NDArray[np.float64]) -> float:
     """The chosen one of ascending scales, from returns (W, R).
 
-    Of those that return clearly more than w = 1, the smallest whose score is nearly the best. Where
-    there is none, w = 1 or the scale next to it.
+    Of those that return clearly more than w = 1 and have no lower score, the smallest whose score
+    is nearly the best. Where there is none, w = 1 or the scale that is nearest to it.
     """
-    clear = clearly_more(scales, returns)
-    if not clear.any():
-        return scales[nearest_to_exact(scales)]
-    scores = np.where(clear, with_neighbors(returns.mean(axis=1)), -np.inf)
-    near = scores >= scores.max() - NEARLY_EQUAL * abs(scores.max())
+    exact, scores = nearest_to_exact(scales), with_neighbors(returns.mean(axis=1))
+    chosen = clearly_more(scales, returns) & (scores >= scores[exact])
+    if not chosen.any():
+        return scales[exact]
+    best = scores[chosen].max()
+    near = chosen & (scores >= best - NEARLY_EQUAL * abs(best))
     return scales[int(np.argmax(near))]
 
 
@@ -201,11 +208,12 @@ def tune_guidance(
     It is a method of guided agents and of `Ensemble`. At each of the `scales` the agent plays
     `rollouts` simulated episodes in a model of the environment, with `deterministic` or sampled
     actions. They are as long as the longest episode in the data (at most the environment's limit).
-    The model is the one of the agent's training (`dynamics_steps`; in an ensemble the first that a
-    member has). Where there is none, and where `steps` are given, a new one is learned from the
-    dataset in `steps` gradient steps (default 16,000), which takes minutes. The chosen scale is set
-    on the agent and in its configuration, so files keep it. A progress bar is shown by default if
-    stderr is a terminal.
+    w = 1 (or the nearest of the scales) is chosen, unless another scale returns clearly more there;
+    few rollouts tell little. The model is the one of the agent's training (`dynamics_steps`; in an
+    ensemble the first that a member has). Where there is none, and where `steps` are given, a new
+    one is learned from the dataset in `steps` gradient steps (default 16,000), which takes minutes.
+    The chosen scale is set on the agent and in its configuration, so files keep it. A progress bar
+    is shown by default if stderr is a terminal.
 
     Raises RuntimeError before training has finished, and AttributeError for an ensemble with
     members without a guidance scale. Raises ValueError for scales outside [0, 1e9], for data other

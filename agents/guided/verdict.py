@@ -50,7 +50,7 @@ class Verdict:
         if self.errors < CLEAR:
             return (
                 f"unseen episodes hardly confirm the critic's ranking of actions {found}: use a "
-                "small guidance scale, or choose it with --tune-guidance"
+                "small guidance scale, or compare w = 0 with w = 1 in the environment"
             )
         return f"unseen episodes confirm the critic's ranking of actions {found}"
 

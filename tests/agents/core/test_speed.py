@@ -92,6 +92,14 @@ def test_a_model_that_would_judge_nothing_leaves_its_time_to_the_others(steps):
     assert speed.factor(30.0 / 60.0 * least) == pytest.approx(0.5 * least, rel=5e-3)
 
 
+def test_leaving_out_goes_by_rounded_steps():
+    config = replace(QGPO.presets["laptop"], dynamics_steps=30_030)
+    speed = Speed(0.0, {"critic": 60.0, "dynamics": 40.0}, {}, {"dynamics": 9_999.5 / 30_030})
+    for minutes in np.linspace(0.1, 1.0, 200):
+        factor = speed.factor(minutes)
+        assert bool(speed.without(factor)) is (longer(config, factor).dynamics_steps == 0)
+
+
 def test_models_are_timed_by_as_many_steps_as_the_others(monkeypatch):
     config = replace(WHITENED, dynamics_steps=20_000)
     short = speed._shorter(config, 0.01)
@@ -112,7 +120,7 @@ def test_the_left_out_are_known_where_there_is_a_model(monkeypatch):
     monkeypatch.setattr(speed, "SECONDS", 0.0)
     dataset = make_dataset()
     model = replace(WHITENED, dynamics_steps=4)
-    assert measure_speed(QGPO, model, dataset, "cpu").left_out == {"dynamics": 0.75}
+    assert measure_speed(QGPO, model, dataset, "cpu").left_out == {"dynamics": 2.5 / 4}
     assert measure_speed(QGPO, WHITENED, dataset, "cpu").left_out == {}
 
 

@@ -358,3 +358,12 @@ def test_tuning_learns_another_model_where_the_own_one_diverged(monkeypatch):
     monkeypatch.setattr(tuning, "STEPS", 1)
     assert agent.own_model is None
     assert len(agent.tune_guidance(make_dataset(), (0.0, 1.0), rollouts=2).returns) == 2
+
+
+def test_what_was_rehearsed_stays_known_with_other_data(monkeypatch):
+    scripted(monkeypatch, [10.0, 14.0, 13.0, 0.0])
+    with pytest.warns(GuidanceOffWarning, match=r"guidance is weakened"):
+        agent = learned()
+    found = agent.rehearsal
+    agent.learn(make_dataset(seed=5), reset_num_timesteps=False, allow_other_dataset=True)
+    assert (agent.caution, agent.rehearsal, agent.own_model) == (0.25, found, None)

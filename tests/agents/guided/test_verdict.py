@@ -23,7 +23,7 @@ def trained(config):
     ("weights", "slope", "confirmed", "text"),
     [
         ([0.0, 0.0], Slope(0.0, 0.0, 0.0), False, "do not confirm .* imitates"),
-        ([0.2, 0.0], Slope(0.2, 0.07, 0.01), True, "hardly confirm .*2.9 standard errors.*tune"),
+        ([0.2, 0.0], Slope(0.2, 0.07, 0.01), True, "hardly confirm .*2.9 standard .*environment"),
         ([0.2, 0.4], Slope(0.6, 0.05, 0.1), True, r"episodes confirm .*correlation 0.100, 12.0"),
     ],
 )
@@ -75,8 +75,8 @@ def test_tuning_plays_such_an_agent_once(monkeypatch):
             assert played == ([0.0, 1.0, 2.0] if confirmed else [0.0])
             assert tuning.returns.shape == tuning.left_data.shape == (3, 2)
             assert ("imitates at every scale" in str(tuning)) is not confirmed
-    assert (tuning.best, (tuning.returns == tuning.returns[0]).all()) == (0.0, True)
-    assert agents[1].config.guidance_scale == 0.0
+    assert (tuning.best, (tuning.returns == tuning.returns[0]).all()) == (1.0, True)
+    assert agents[1].config.guidance_scale == 1.0
 
 
 def test_there_is_none_before_the_end_and_of_other_critics():
