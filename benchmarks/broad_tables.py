@@ -76,6 +76,14 @@ class Broad:
         trainings = self.group(one, "QGPO", 1.0)
         return [*cells, str(len(trainings) if trainings else 0)]
 
+    def seconds(self) -> str:
+        """CPU-seconds of a training, the mean of each agent's."""
+        found: dict[str, list[float]] = {}
+        for (label, _), agents in self.agents.items():
+            found.setdefault(label, []).extend(agent.cpu_seconds for agent in agents)
+        rows = [[label, f"{np.mean(of):.0f}"] for label, of in sorted(found.items())]
+        return table(["", "CPU-seconds"], rows)
+
     def means(self, half: Half) -> list[list[str]]:
         """Mean scores over all sets, and over those that all agents learned."""
         sets = self.sets(half)
@@ -102,9 +110,10 @@ def broad() -> dict[str, str]:
     """A table for each half."""
     played = Broad()
     header = ["", "data", *(title for title, _, _ in played.columns), "trainings"]
-    return {
+    halves = {
         f"broad-{half}": table(
             header, [*(played.row(one) for one in played.sets(half)), *played.means(half)]
         )
         for half in HALVES
     }
+    return {**halves, "broad-seconds": played.seconds()}

@@ -1,7 +1,8 @@
-"""Table of cube.toml: the preset `laptop` on the five tasks of cube-single, beside ogbench.toml."""
+"""Tables of cube.toml and arms.toml: the preset `laptop` on OGBench's arms, beside other agents."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,16 @@ from qgpo.experiments.results import read_run
 
 HERE = Path(__file__).parent
 TASKS = (1, 2, 3, 4, 5)
-ROWS: tuple[tuple[str, str, str, Scale], ...] = (
-    ("IQL", "ogbench", "IQL", None),
-    ("best of 32 (IFQL)", "ogbench", "best of 32 (IFQL)", None),
-    ("FQL", "ogbench", "FQL", None),
-    ("QGPO, w = 0", "cube", "QGPO", 0.0),
-    ("**QGPO, w = 1**", "cube", "QGPO", 1.0),
-    ("**three QGPO together, w = 1**", "cube_together", "QGPO", 1.0),
+ARMS = ("cube-double", "scene", "puzzle-3x3")
+OTHERS = ("IQL", "best of 32 (IFQL)", "FQL")
+"""titles, which are labels, too"""
+GUIDED: tuple[tuple[str, Scale], ...] = (("QGPO, w = 0", 0.0), ("**QGPO, w = 1**", 1.0))
+ROWS: tuple[tuple[str, tuple[str, ...], str, Scale], ...] = (
+    *((label, ("ogbench", "cube"), label, None) for label in OTHERS),
+    *((title, ("cube",), "QGPO", scale) for title, scale in GUIDED),
+    ("**three QGPO together, w = 1**", ("cube_together",), "QGPO", 1.0),
 )
-"""title, folder, label and guidance scale"""
+"""title, folders, label and guidance scale"""
 
 
 def task_of(dataset: str) -> int:
@@ -41,29 +43,57 @@ def trainings() -> dict[tuple[str, int], list[Agent]]:
         key = "cube_together", document["label"], task_of(document["measured"]["dataset"])
         found.setdefault(key, []).append(Agent.from_ensemble(document))
     return {
-        (title, task): found[folder, label, task]
-        for title, folder, label, _ in ROWS
+        (title, task): agents
+        for title, folders, label, _ in ROWS
         for task in TASKS
-        if (folder, label, task) in found
+        if (agents := [a for folder in folders for a in found.get((folder, label, task), [])])
     }
 
 
+def of_arms() -> dict[tuple[str, str], list[Agent]]:
+    """Agents on the other arms, by label and arm."""
+    found: dict[tuple[str, str], list[Agent]] = {}
+    for folder in ("arms", "broad"):
+        for name, document in read_documents(HERE / folder).items():
+            run = read_run(document, name)
+            for arm in ARMS:
+                if f"/{arm}-" in run.dataset:
+                    found.setdefault((run.label, arm), []).append(Agent.from_run(run))
+    return found
+
+
+def row(title: str, cells: Sequence[list[Agent]], scale: Scale) -> list[str]:
+    """Successes with intervals and the number of trainings; their mean, and CPU-seconds."""
+    row, means, seconds = [title], list[float](), list[float]()
+    for agents in cells:
+        if not agents:
+            row.append("-")
+            continue
+        group = Group(agents, scale)
+        low, high = group.interval
+        means.append(group.mean)
+        seconds += [agent.cpu_seconds for agent in agents]
+        row.append(f"{group.mean:.0f} [{low:.0f}, {high:.0f}], {len(group)}")
+    row.append(f"{np.mean(means):.0f}" if len(means) == len(cells) else "-")
+    return [*row, f"{np.mean(seconds):.0f}" if seconds else "-"]
+
+
 def cube() -> dict[str, str]:
-    """A row per agent, a column per task; the mean where all tasks were played."""
-    of, rows = trainings(), []
-    for title, _, _, scale in ROWS:
-        row, means, seconds = [title], list[float](), list[float]()
-        for task in TASKS:
-            agents = of.get((title, task), [])
-            if not agents:
-                row.append("-")
-                continue
-            group = Group(agents, scale)
-            low, high = group.interval
-            means.append(group.mean)
-            seconds += [agent.cpu_seconds for agent in agents]
-            row.append(f"{group.mean:.0f} [{low:.0f}, {high:.0f}], {len(group)}")
-        row.append(f"{np.mean(means):.0f}" if len(means) == len(TASKS) else "-")
-        rows.append([*row, f"{np.mean(seconds):.0f}" if seconds else "-"])
-    header = ["", *(f"task {task}" for task in TASKS), "mean", "CPU-seconds"]
-    return {"cube": table(header, rows)}
+    """A row per agent, a column per task or arm; the mean where all were played."""
+    of, arms = trainings(), of_arms()
+    tasks = [
+        row(title, [of.get((title, task), []) for task in TASKS], scale)
+        for title, _, _, scale in ROWS
+    ]
+    others = [
+        row(title, [arms.get((label, arm), []) for arm in ARMS], scale)
+        for title, label, scale in (
+            *((label, label, None) for label in OTHERS),
+            *((title, "QGPO", scale) for title, scale in GUIDED),
+        )
+    ]
+    last = ("mean", "CPU-seconds")
+    return {
+        "cube": table(["", *(f"task {task}" for task in TASKS), *last], tasks),
+        "arms": table(["", *(f"`{arm}`" for arm in ARMS), *last], others),
+    }

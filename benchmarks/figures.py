@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from broad_tables import COLUMNS, HALVES, Broad, score
+from laptop_tables import SUMMARY, of_laptop
 from matplotlib.figure import Figure
 from measured import BASELINES, DATASETS, LONGER, MINUTES, OURS, TUNED, Column, Measurements, Scale
 from page_tables import OGBENCH, ogbench_cells
-from tables import FIXED, GROUPS, POWERS, SCALES, best_within_ten_minutes
+from tables import FIXED, GROUPS, POWERS, SCALES
 
 from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
 from qgpo.experiments.result_figures import tidy
@@ -46,8 +47,8 @@ def draw_headline(measurements: Measurements) -> Figure:
     """Normalised mean by kind of dataset, a marker per agent."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axis = figure.subplots()
-    choose = best_within_ten_minutes(measurements)
-    shown: tuple[Column, ...] = (("data", "", None), *BASELINES, *OURS[1:], *TUNED)
+    choose = of_laptop(measurements)
+    shown: tuple[Column, ...] = (("data", "", None), *SUMMARY)
     for i, (name, label, scale) in enumerate(shown):
         means = [
             choose(label, dataset, scale).mean if label else measurements.data[dataset]
@@ -57,7 +58,7 @@ def draw_headline(measurements: Measurements) -> Figure:
         x = [np.mean(scores[part]) for part in GROUPS.values()]
         color, marker = STYLES[name]
         style: dict[str, Any] = {"color": color, "s": 130 if marker == "|" else 60, "zorder": 3}
-        heights = np.arange(len(GROUPS)) + 0.11 * (i - 2.5)
+        heights = np.arange(len(GROUPS)) + 0.11 * (i - 2.0)
         axis.scatter(x, heights, marker=marker, label=name.strip("*"), **style)
     counts = [len(DATASETS[part]) for part in GROUPS.values()]
     names = [f"{name} ({n})" for name, n in zip(GROUPS, counts, strict=True)]

@@ -231,6 +231,15 @@ def loading() -> str:
     return table(["", "the first time", "later", "the usual way", "time", "memory"], rows)
 
 
+def batched_seeds() -> str:
+    """Four seeds one by one and together, a row per stage."""
+    rows = []
+    for name, of in read_json("batched_seeds.json")["stages"].items():
+        alone, together = of["alone"], of["together"]
+        rows.append([name, f"{alone:.2f}", f"{together:.2f}", f"{together / alone:.2f}"])
+    return table(["", "one by one", "together", "ratio"], rows)
+
+
 def playing() -> str:
     """50 episodes of HalfCheetah, a row per way."""
     rows = []
@@ -515,6 +524,7 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
         "latency": latency(),
         "loading": loading(),
         "playing": playing(),
+        "batched-seeds": batched_seeds(),
         **dict(speed()),
         "exported": exported(),
         "exported-settings": exported_settings(),

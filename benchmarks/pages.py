@@ -122,7 +122,7 @@ def pictures(measurements: Measurements) -> list[Picture]:
 
     every: tuple[tuple[str, tuple[str, ...], Any], ...] = (
         ("docs/demo.png", ("demo",), figures.draw_demo),
-        ("docs/headline.png", ("ten-minutes-summary",), figures.draw_headline),
+        ("docs/headline.png", ("laptop-summary",), figures.draw_headline),
         ("docs/together.png", ("ten-minutes",), figures.draw_together),
         ("docs/minutes.png", ("by-time",), figures.draw_minutes),
         ("docs/scales.png", ("three-together-scales", "each-ensemble"), figures.draw_scales),

@@ -12,7 +12,7 @@ baselines; and those on which QGPO's mean is below the data's, or below that of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -248,10 +248,14 @@ def best_within_ten_minutes(measurements: Measurements) -> Choose:
     return choose
 
 
-def summary(measurements: Measurements, choose: Choose) -> str:
+def summary(
+    measurements: Measurements,
+    choose: Choose,
+    columns: Sequence[Column] = (*BASELINES, *OURS[1:], *TUNED),
+) -> str:
     """Normalised means of the agents, a row per kind of dataset."""
     scores = {"the data": [measurements.score(d, x) for d, x in measurements.data.items()]}
-    for name, label, scale in (*BASELINES, *OURS[1:], *TUNED):
+    for name, label, scale in columns:
         means = {d: choose(label, d, scale).mean for d in measurements.data}
         scores[name] = [measurements.score(d, x) for d, x in means.items()]
     rows = []
