@@ -152,9 +152,11 @@ def clearly_more(scales: Sequence[float], returns: NDArray[np.float64]) -> NDArr
     """(W,) scales at which returns (W, R) clearly exceed those at w = 1, by the same episodes.
 
     Of a larger scale every member of the model must say so, each by its episodes: where members are
-    of two minds the model has learned nothing that decides it.
+    of two minds the model has learned nothing that decides it. One episode says nothing.
     """
     exact = nearest_to_exact(scales)
+    if returns.shape[1] < 2:
+        return np.zeros(len(scales), np.bool_)
     differences = returns - returns[exact]
     errors = differences.std(axis=1, ddof=1) / np.sqrt(differences.shape[1])
     members = [differences[:, member::MEMBERS] for member in range(MEMBERS)]

@@ -42,7 +42,7 @@ OBJECTS = {
     "evaluation": (evaluation, "Evaluation(Hopper-v5: 100 [100, 100] (95 %) over 500 episodes)"),
     "tuning": (
         lambda: GuidanceTuning((0.0, 2.0), np.eye(2, 48), np.zeros((2, 48), bool)),
-        "GuidanceTuning(best 0 of 0, 2, by 48 episodes each)",
+        "GuidanceTuning(best 2 of 0, 2, by 48 episodes each)",
     ),
     "agent": (lambda: BC(device="cpu", seed=3), "BC(seed 3, 0 of 20000 steps on no data, cpu)"),
     "ensemble": (

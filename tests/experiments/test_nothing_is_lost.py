@@ -270,7 +270,9 @@ def test_a_finished_run_keeps_its_evaluation(folder, monkeypatch, capsys):
 def test_a_tuned_scale_of_zero_leaves_the_configured_one(folder, monkeypatch):
     def tuned(agent, dataset, progress_bar):
         agent.configure_guidance(0.0)
-        return GuidanceTuning((0.0, 1.0), np.array([[6.0], [5.0]]), np.array([[False], [False]]))
+        return GuidanceTuning(
+            (0.0, 1.0), np.array([[6.0] * 2, [5.0] * 2]), np.zeros((2, 2), np.bool_)
+        )
 
     monkeypatch.setattr("qgpo.agents.guided.policy.GuidedPolicy.tune_guidance", tuned)
     resume("--tune-guidance")

@@ -190,7 +190,7 @@ def test_of_scales_clearly_above_w_1_the_smallest_of_nearly_the_best_score(retur
         ((0.0,), 0.0),
     ],
 )
-@pytest.mark.parametrize("rollouts", [2, 5])
+@pytest.mark.parametrize("rollouts", [1, 2, 5])
 def test_without_a_clear_gain_w_1_or_the_nearest_is_chosen(scales, kept, rollouts):
     assert choose_scale(scales, np.ones((len(scales), rollouts))) == kept
 
