@@ -211,16 +211,17 @@ def test_a_nan_loss_stops_with_stage_and_step():
 
 
 @pytest.mark.parametrize(
-    "critic",
+    ("critic", "terminated"),
     [
-        {"critic_lambda": 0.0},
-        {"critic_lambda": 0.1},
-        {"critic": "implicit"},
-        {"critic": "implicit", "implicit_actions": 2},
+        ({"critic_lambda": 0.0}, True),
+        ({"critic_lambda": 0.1}, True),
+        ({"critic_lambda": 0.1}, False),
+        ({"critic": "implicit"}, True),
+        ({"critic": "implicit"}, False),
+        ({"critic": "implicit", "implicit_actions": 2}, False),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("terminated", [True, False])
 def test_critic_learns_the_known_values_of_two_states(terminated, critic):
     # state -1, reward 0, state 0, reward 1, end in state 1 (never left, so never learned)
     n, gamma = 100, 0.5

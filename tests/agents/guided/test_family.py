@@ -173,8 +173,7 @@ def test_aepo_of_second_order_is_right_for_a_quadratic_q(guidance, behaviors):
     assert spread == pytest.approx(SPREAD / math.sqrt(1.0 + 16.0 * SPREAD**2), abs=0.03)
 
 
-@pytest.mark.parametrize("path", ["diffusion", "flow"])
-@pytest.mark.parametrize("renewals", [0, 1])
+@pytest.mark.parametrize(("path", "renewals"), [("diffusion", 0), ("diffusion", 1), ("flow", 1)])
 def test_qipo_s_iterate_has_the_effective_inverse_temperature(path, renewals, behaviors):
     config = replace(
         QIPO_CONFIGS[path],
