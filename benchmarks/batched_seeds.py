@@ -4,8 +4,7 @@
 
 Networks and batches of the preset `laptop` on noise in HalfCheetah's spaces: a step (forward,
 backward, Adam) of four networks one by one, and of the four as one `BatchedMLP`, in alternating
-turns of CPU time, one thread. Together they take less time where a step mostly waits for Python,
-and more where four activations no longer fit into the cache.
+turns of CPU time, one thread.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from decimal import ROUND_FLOOR, Context
 from functools import partial
 from typing import Any, TypeVar
 
@@ -99,8 +100,8 @@ class Speed:
 
 def _below(number: float) -> float:
     """The largest number of three digits that is below it."""
-    digit = 10.0 ** (math.floor(math.log10(number * (1.0 - 1e-9))) - 2)
-    return float(f"{(math.ceil(number / digit - 1e-9) - 1) * digit:.3g}")
+    rounding = Context(prec=3, rounding=ROUND_FLOOR)
+    return float(rounding.create_decimal_from_float(math.nextafter(number, 0.0)))
 
 
 def check_minutes(minutes: float) -> None:

@@ -24,7 +24,7 @@ from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import LEAST_MODEL_STEPS
 from qgpo.agents.core.training import NonFiniteError, Training
 from qgpo.agents.guided.imagination import LEARNING_RATE, Episodes, Imagination
-from qgpo.agents.guided.tuning import NEARLY_EQUAL, with_neighbors
+from qgpo.agents.guided.tuning import HARM, NEARLY_EQUAL, with_neighbors
 from qgpo.diffusion import Metrics
 from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
@@ -34,8 +34,6 @@ FACTORS = (0.0, 0.25, 0.5, 1.0)
 """of the guidance, ascending"""
 ROLLOUTS = 48
 """imagined episodes at each of them"""
-CLEAR = 2.0
-"""standard errors by which guidance must return less than imitation before it is weakened"""
 SEEDS = 1_000_003
 """by which trainings of neighboring seeds differ in the seeds of their steps"""
 
@@ -193,7 +191,7 @@ def is_harm(imitation: NDArray[np.float64], guided: NDArray[np.float64]) -> bool
     """Whether guidance clearly returns less, from the same starts (R,): by errors, and by size."""
     difference = guided - imitation
     error = difference.std() / np.sqrt(len(difference))
-    least = max(CLEAR * error, NEARLY_EQUAL * abs(imitation.mean()))
+    least = max(HARM * error, NEARLY_EQUAL * abs(imitation.mean()))
     return bool(difference.mean() < -least)
 
 

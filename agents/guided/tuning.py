@@ -3,9 +3,9 @@
 For every scale the policy acts in the same model (imagination.py): the one of the agent's own
 training, where there is one. The exact guidance (w = 1) is chosen unless another scale returns
 clearly more. Models overrate policies that leave the data, so of a larger scale every member of the
-model must say so. A scale's score is the mean return at it and its neighbors. It must not be below
-that of w = 1, and of scores that are nearly equal that of the smallest scale wins. The rule is not
-from a paper.
+model must say so. A scale's score is the mean return at it and its neighbors. A scale with a lower
+score than w = 1 is not chosen, and of scales with nearly equal scores the smallest is. The rule is
+not from a paper.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 NEARLY_EQUAL = 0.005
 """of a return's size: the model cannot tell such scales apart"""
 HARM = 2.0
-"""standard errors by which less guidance must return more than w = 1"""
+"""standard errors by which less guidance must return more than w = 1, here and in the rehearsal"""
 GAIN = 3.0
 """the same for more guidance, which models overrate"""
 
@@ -88,12 +88,12 @@ class GuidanceTuning:
                 "guidance is off (agent.verdict, .rehearsal): the agent imitates at every scale"
             )
         elif len(self.scales) > 1 and not self.is_distinct:
-            lines.append(f"no scale returns clearly more than w = {self.best:g}")
+            lines.append(f"no other scale is clearly better than w = {self.best:g}")
         return "\n".join(lines)
 
     @property
     def is_distinct(self) -> bool:
-        """Whether a scale returns clearly more than w = 1, or the scale that is nearest to it."""
+        """Whether another scale is clearly better than w = 1, or the scale nearest to it."""
         return self.best != self.scales[nearest_to_exact(self.scales)]
 
 
@@ -241,7 +241,8 @@ def tune_guidance(
     data = agent.prepare(dataset)
     played = chosen[:1] if agent.guidance_is_off else chosen  # which then stands for all
     generator = torch.Generator(agent.device).manual_seed(agent.seed)
-    own, horizon = agent.own_model if steps is None else None, horizon_of(dataset)
+    horizon = horizon_of(dataset)
+    own = agent.own_model if steps is None else None
     steps = 0 if own is not None else steps or STEPS
     noise = agent.prediction_generator.get_state()
     with progress(steps + horizon * len(played), "guidance scale", progress_bar) as bar:

@@ -146,7 +146,7 @@ def test_the_scale_whose_actions_pay_is_chosen():
     assert means[1] < 15.0
     assert means[3] == pytest.approx(18.75, abs=1.0)
     *lines, kept = str(found).splitlines()
-    assert kept == "no scale returns clearly more than w = 1"
+    assert kept == "no other scale is clearly better than w = 1"
     assert ["<" in line for line in lines] == [False, False, False, True, False, False]
     w, mean, _, score, *_ = lines[3].split()
     assert (w, mean, score) == ("1", f"{means[2]:.1f}", f"{means[1:4].mean():.1f}")
@@ -371,7 +371,7 @@ def test_a_choice_within_the_error_is_called_one(gain, distinct):
     tuning = GuidanceTuning((0.0, 1.0), returns, np.zeros((2, 48), np.bool_))
     assert tuning.is_distinct is distinct  # though both are far below the spread of episodes
     assert tuning.best == (0.0 if distinct else 1.0)
-    said = "no scale returns clearly more than w = 1"
+    said = "no other scale is clearly better than w = 1"
     assert (said in str(tuning)) is not distinct
     alone = GuidanceTuning((1.0,), returns[:1], np.zeros((1, 48), np.bool_))
     assert said not in str(alone)
