@@ -1,4 +1,4 @@
-"""Tables of cube.toml and arms.toml: the preset `laptop` on OGBench's arms, beside other agents."""
+"""Tables of OGBench's arms (cube.toml, arms.toml, ogbench.toml): `laptop` beside other agents."""
 
 from __future__ import annotations
 
@@ -24,6 +24,19 @@ ROWS: tuple[tuple[str, tuple[str, ...], str, Scale], ...] = (
     ("**three QGPO together, w = 1**", ("cube_together",), "QGPO", 1.0),
 )
 """title, folders, label and guidance scale"""
+EIGHT: tuple[tuple[str, str, Scale], ...] = (
+    ("BC", "BC", None),
+    ("IQL", "IQL", None),
+    ("ReBRAC", "ReBRAC", None),
+    ("IFQL, best of 32", "best of 32 (IFQL)", None),
+    ("FQL", "FQL", None),
+    ("QGPO, w = 0", "QGPO", 0.0),
+    ("QGPO, w = 1", "QGPO", 1.0),
+    ("QGPO, implicit critic, w = 1", "QGPO, implicit critic", 1.0),
+)
+"""agents on tasks 1 and 2: title, label and guidance scale"""
+PUBLISHED = {"IQL": 83, "ReBRAC": 91, "IFQL, best of 32": 95, "FQL": 96}
+"""arXiv 2502.02538: ten times the data, twenty times the updates, larger networks"""
 
 
 def task_of(dataset: str) -> int:
@@ -78,6 +91,25 @@ def row(title: str, cells: Sequence[list[Agent]], scale: Scale) -> list[str]:
     return [*row, f"{np.mean(seconds):.0f}" if seconds else "-"]
 
 
+def of_eight() -> str:
+    """Successes on two tasks of cube-single, in percent, a row per agent."""
+    agents: dict[tuple[str, int], list[Agent]] = {}
+    for name, document in read_documents(HERE / "ogbench").items():
+        run = read_run(document, name)
+        agents.setdefault((run.label, task_of(run.dataset)), []).append(Agent.from_run(run))
+    rows = []
+    for name, label, scale in EIGHT:
+        row, seconds = [name], list[float]()
+        for task in (2, 1):
+            group = Group(agents[label, task], scale)
+            low, high = group.interval
+            each = ", ".join(f"{won.mean():.0f}" for won in group.returns)
+            row.append(f"{group.mean:.0f} [{low:.0f}, {high:.0f}] ({each})")
+            seconds += [agent.cpu_seconds for agent in agents[label, task]]
+        rows.append([*row, f"{np.mean(seconds):.0f}", f"{PUBLISHED.get(name, '-')}"])
+    return table(["", "task 2", "task 1", "CPU-seconds", "published"], rows)
+
+
 def cube() -> dict[str, str]:
     """A row per agent, a column per task or arm; the mean where all were played."""
     of, arms = trainings(), of_arms()
@@ -96,4 +128,5 @@ def cube() -> dict[str, str]:
     return {
         "cube": table(["", *(f"task {task}" for task in TASKS), *last], tasks),
         "arms": table(["", *(f"`{arm}`" for arm in ARMS), *last], others),
+        "ogbench": of_eight(),
     }

@@ -7,12 +7,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cube_tables
 import numpy as np
 from broad_tables import COLUMNS, HALVES, Broad, score
 from laptop_tables import SUMMARY, of_laptop
 from matplotlib.figure import Figure
-from measured import BASELINES, DATASETS, LONGER, MINUTES, OURS, TUNED, Column, Measurements, Scale
-from page_tables import OGBENCH, ogbench_cells
+from measured import (
+    BASELINES,
+    DATASETS,
+    LONGER,
+    MINUTES,
+    OURS,
+    TUNED,
+    Column,
+    Group,
+    Measurements,
+    Scale,
+)
 from tables import FIXED, GROUPS, POWERS, SCALES
 
 from qgpo.envs.data.figure import BLUE, GRAY, GREEN, ORANGE
@@ -194,22 +205,32 @@ def draw_speed(measurements: Measurements) -> Figure:
     return figure
 
 
-def draw_ogbench(measurements: Measurements) -> Figure:
-    """Successes on two tasks of cube-single, a row per agent."""
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    cells = ogbench_cells()
-    for axis, task in zip(figure.subplots(1, 2, sharey=True), (2, 1), strict=True):
-        for y, (name, label, scale) in enumerate(reversed(OGBENCH)):
-            group = cells[label, task, scale]
-            color = BLUE if name.startswith("QGPO") else GRAY
+def draw_ogbench(_: Measurements) -> Figure:
+    """Successes on the five tasks of cube-single, a row per agent."""
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    of = cube_tables.trainings()
+    rows = [row for row in cube_tables.ROWS if "cube_together" not in row[1]]
+    names = [title.strip("*") for title, *_ in rows]
+    panels = figure.subplots(1, len(cube_tables.TASKS), sharey=True)
+    for axis, task in zip(panels, cube_tables.TASKS, strict=True):
+        for y, (title, _, _, scale) in enumerate(rows):
+            if (title, task) not in of:
+                continue
+            group = Group(of[title, task], scale)
+            color = BLUE if title.startswith("**") else GREEN if "QGPO" in title else GRAY
             axis.plot(group.interval, [y, y], color=color, lw=8, alpha=0.35, solid_capstyle="butt")
             means = [won.mean() for won in group.returns]
-            axis.scatter(means, [y] * len(means), s=16, color=color, zorder=3)
+            axis.scatter(means, [y] * len(means), s=10, color=color, zorder=3)
             axis.plot([group.mean] * 2, [y - 0.3, y + 0.3], color=color, lw=2.5)
-        axis.set_yticks(range(len(OGBENCH)), [name for name, _, _ in reversed(OGBENCH)])
-        axis.set_title(f"cube-single, task {task}", fontsize=10)
-        axis.set_xlim(-3.0, 103.0)
-        tidy(axis, "x", "success, %")
+        axis.set_yticks(range(len(rows)), names)
+        axis.set_title(f"task {task}", fontsize=10)
+        axis.set_xlim(-4.0, 104.0)
+        axis.set_xticks([0, 50, 100])
+        tidy(axis, "x")
+    panels[0].invert_yaxis()
+    figure.supxlabel(
+        "success, %: trainings (dots), their mean (bar) and its 95 % interval", fontsize=8
+    )
     return figure
 
 

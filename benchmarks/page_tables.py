@@ -13,7 +13,7 @@ import numpy as np
 from broad_tables import broad
 from cube_tables import cube
 from laptop_tables import laptop
-from measured import DATASETS, Agent, Group, Measurements, Scale
+from measured import DATASETS, Measurements, Scale
 from offline_ranks import ESTIMATES, correlations
 from tables import entry, short
 
@@ -30,7 +30,6 @@ from qgpo.experiments.image_study import (
 )
 from qgpo.experiments.packing import read_documents
 from qgpo.experiments.report import table
-from qgpo.experiments.results import read_run
 from qgpo.experiments.statistics import hierarchical_bootstrap
 
 HERE = Path(__file__).parent
@@ -50,18 +49,6 @@ NAIVE = {
     "SB3's TD3, offline": "naive offline TD3",
     "SB3's SAC, offline": "naive offline SAC",
 }
-OGBENCH: tuple[tuple[str, str, Scale], ...] = (
-    ("BC", "BC", None),
-    ("IQL", "IQL", None),
-    ("ReBRAC", "ReBRAC", None),
-    ("IFQL, best of 32", "best of 32 (IFQL)", None),
-    ("FQL", "FQL", None),
-    ("QGPO, w = 0", "QGPO", 0.0),
-    ("QGPO, w = 1", "QGPO", 1.0),
-    ("QGPO, implicit critic, w = 1", "QGPO, implicit critic", 1.0),
-)
-PUBLISHED = {"IQL": 83, "ReBRAC": 91, "IFQL, best of 32": 95, "FQL": 96}
-"""arXiv 2502.02538: ten times the data, twenty times the updates, larger networks"""
 VALIDATION = "results/exactness_validation.json"
 SECOND = "results/exactness_validation_second.json"
 SUPPORT = "results/exactness_support.json.xz"
@@ -108,43 +95,6 @@ def of_one_agent(measurements: Measurements, label: str) -> str:
             mean = entry(group, len(group))
             rows.append([short(dataset), f"{of_data:.0f}", mean, each, seconds])
     return table(["", "data", "mean return", "each training", "CPU-seconds"], rows)
-
-
-def ogbench_agents() -> dict[tuple[str, int], list[Agent]]:
-    """Trainings on cube-single by label and task."""
-    agents: dict[tuple[str, int], list[Agent]] = {}
-    for name, document in read_documents(HERE / "ogbench").items():
-        run = read_run(document, name)
-        task = int(run.dataset.rpartition("task")[2].partition("-")[0])
-        agents.setdefault((run.label, task), []).append(Agent.from_run(run))
-    return agents
-
-
-def ogbench_cells() -> dict[tuple[str, int, Scale], Group]:
-    """Successes on cube-single by label, task and guidance scale."""
-    agents = ogbench_agents()
-    return {
-        (label, task, scale): Group(agents[label, task], scale)
-        for _, label, scale in OGBENCH
-        for task in (1, 2)
-    }
-
-
-def ogbench() -> str:
-    """Successes on cube-single, in percent, a row per agent."""
-    agents, cells = ogbench_agents(), ogbench_cells()
-    rows = []
-    for name, label, scale in OGBENCH:
-        row = [name]
-        for task in (2, 1):
-            group = cells[label, task, scale]
-            low, high = group.interval
-            each = ", ".join(f"{won.mean():.0f}" for won in group.returns)
-            row.append(f"{group.mean:.0f} [{low:.0f}, {high:.0f}] ({each})")
-        seconds = [agent.cpu_seconds for task in (1, 2) for agent in agents[label, task]]
-        row += [f"{np.mean(seconds):.0f}", f"{PUBLISHED.get(name, '-')}"]
-        rows.append(row)
-    return table(["", "task 2", "task 1", "CPU-seconds", "published"], rows)
 
 
 def pointmaze() -> str:
@@ -518,7 +468,6 @@ def more_sections(measurements: Measurements) -> dict[str, str]:
     made = {
         "guidances": on_the_zoo(measurements, FAMILY, 1.0),
         "others": on_the_zoo(measurements, NAIVE, None),
-        "ogbench": ogbench(),
         "pointmaze": pointmaze(),
         "peers": peers(),
         "latency": latency(),

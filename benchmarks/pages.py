@@ -129,7 +129,7 @@ def pictures(measurements: Measurements) -> list[Picture]:
         ("docs/harm.png", ("three-together-scales", "each-ensemble"), figures.draw_harm),
         ("docs/rare_states.png", ("with-and-without-row",), figures.draw_row),
         ("docs/speed.png", ("latency",), figures.draw_speed),
-        ("docs/ogbench.png", ("ogbench",), figures.draw_ogbench),
+        ("docs/ogbench.png", ("cube",), figures.draw_ogbench),
         ("docs/broad.png", ("broad-development", "broad-validation"), figures.draw_broad),
     )
     drawn = [Picture(path, shows, partial(draw, measurements)) for path, shows, draw in every]
