@@ -27,7 +27,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from qgpo.agents.core import collected, sb3
@@ -39,6 +39,7 @@ from qgpo.agents.core.scale_trial import Next, Played, next_episode
 from qgpo.agents.core.training import ONLINE, UPDATES, Training, on_signals
 from qgpo.diffusion import Metrics
 from qgpo.envs.data.dataset import OfflineDataset
+from qgpo.envs.rollouts.vecnormalize import normalizer_of
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.tasks.making import make_env
 from qgpo.fields import Range, check_count, check_fields
@@ -157,7 +158,7 @@ def learn_online(
     Raises TypeError for agents that only learn from data, RuntimeError for one that is not trained
     to the end, and ValueError for other spaces, other data, another `config` than the training
     that is continued, rewards or observations that are not finite or a million times larger than
-    the data's, and a VecNormalize.
+    the data's, and wrappers that normalize observations or rewards.
     """
     timesteps = check_count("timesteps", timesteps)
     sb3.check_reports(log_interval, tb_log_name)
@@ -242,10 +243,11 @@ def _env_of(agent: Online, env: Any) -> VecEnv:
     if env is not None:
         agent.set_env(make_env(env) if isinstance(env, EnvSpec) else env)
     assert agent.env is not None
-    if unwrap_vec_normalize(agent.env) is not None:
+    normalizer = normalizer_of(agent.env, of_rewards=True)
+    if normalizer is not None:
         raise ValueError(
-            "env normalises what it gives (VecNormalize), and the data of the training are as they "
-            "were recorded: pass the environment inside it, env.venv"
+            f"env normalizes what it gives ({normalizer}), and the data of the training are as "
+            "they were recorded: pass the environment without that wrapper"
         )
     if agent.env.num_envs != 1:
         raise ValueError(f"env has {agent.env.num_envs} environments, expected a VecEnv of one")

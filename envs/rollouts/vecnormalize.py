@@ -15,11 +15,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorWrapper
-from gymnasium.wrappers.vector import NormalizeObservation
+from gymnasium.wrappers import vector
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from qgpo.envs.rollouts.inert import Inert, read_pickle
+
+OBSERVATIONS = (gym.wrappers.NormalizeObservation, vector.NormalizeObservation)
+REWARDS = (gym.wrappers.NormalizeReward, vector.NormalizeReward)
+"""wrappers of Gymnasium that normalize them"""
 
 
 @dataclass
@@ -37,22 +41,24 @@ class Normalization:
         return np.clip(scaled, -self.clip, self.clip)
 
 
-def normalizer_of(env: Any) -> str | None:
+def normalizer_of(env: Any, of_rewards: bool = False) -> str | None:
     """The name of the wrapper, if any, that normalizes an environment's observations.
 
-    In a gymnasium.Env, a VectorEnv or an SB3 VecEnv.
+    With `of_rewards`, one that normalizes rewards counts, too. `env` is a gymnasium.Env, a
+    VectorEnv or an SB3 VecEnv.
     """
+    kinds = (*OBSERVATIONS, *(REWARDS if of_rewards else ()))
     if isinstance(env, VecEnv):
         outer = unwrap_vec_normalize(env)
-        if outer is not None and outer.norm_obs:
+        if outer is not None and (outer.norm_obs or (of_rewards and outer.norm_reward)):
             return "VecNormalize"
-        inner = any(env.env_is_wrapped(gym.wrappers.NormalizeObservation))
-        return "NormalizeObservation" if inner else None
+        inner = (kind for kind in kinds if issubclass(kind, gym.Wrapper))
+        return next((kind.__name__ for kind in inner if any(env.env_is_wrapped(kind))), None)
     while isinstance(env, gym.Wrapper | VectorWrapper):
-        if isinstance(env, gym.wrappers.NormalizeObservation | NormalizeObservation):
-            return "NormalizeObservation"
+        if isinstance(env, kinds):
+            return type(env).__name__
         env = env.env
-    return normalizer_of(env.envs[0]) if isinstance(env, SyncVectorEnv) else None
+    return normalizer_of(env.envs[0], of_rewards) if isinstance(env, SyncVectorEnv) else None
 
 
 def warn_of_normalized(env: Any) -> None:

@@ -8,6 +8,7 @@ import json
 import signal
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import safetensors.torch
@@ -474,10 +475,24 @@ def test_numbers_that_are_not_finite_are_refused_and_the_agent_stays_whole(train
     assert collected.collected_rows(load_agent("whole.zip").training) == (0, 0)
 
 
-def test_a_normalised_environment_is_refused():
-    agent = QGPO(WHITENED, device="cpu").learn(DATA)
-    with pytest.raises(ValueError, match=r"VecNormalize.*pass the environment inside it"):
-        online(agent, env=VecNormalize(DummyVecEnv([Walk])))
+@pytest.mark.parametrize(
+    ("name", "wrapped"),
+    [
+        ("VecNormalize", lambda: VecNormalize(DummyVecEnv([Walk]))),
+        ("VecNormalize", lambda: VecNormalize(DummyVecEnv([Walk]), norm_obs=False)),
+        ("NormalizeObservation", lambda: gym.wrappers.NormalizeObservation(Walk())),
+        ("NormalizeReward", lambda: gym.wrappers.NormalizeReward(Walk())),
+        (
+            "NormalizeReward",
+            lambda: gym.wrappers.TimeLimit(gym.wrappers.NormalizeReward(Walk()), 9),
+        ),
+        ("NormalizeReward", lambda: DummyVecEnv([lambda: gym.wrappers.NormalizeReward(Walk())])),
+    ],
+)
+def test_a_normalised_environment_is_refused(name, wrapped, trained):
+    agent = copy.deepcopy(trained)
+    with pytest.raises(ValueError, match=rf"{name}\).*pass the environment without"):
+        online(agent, env=wrapped())
 
 
 @pytest.mark.parametrize("what", ["reward", "observation"])
