@@ -28,7 +28,7 @@ from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.config import Steps
 from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.registers import GeneratorState, Kinds, Table
-from qgpo.agents.core.training import set_generator
+from qgpo.agents.core.training import set_generator, set_state
 from qgpo.agents.guided import adoption, support
 from qgpo.agents.guided.support import STATE
 from qgpo.agents.qgpo import PRESETS, QGPO, QGPOConfig
@@ -294,7 +294,7 @@ class OneStepPolicy(QGPO):
             for name, network in donor.networks.items():
                 training.networks[name].load_state_dict(network.state_dict())
             for name, optimizer in donor.optimizers.items():
-                training.optimizers[name].load_state_dict(optimizer.state_dict())
+                set_state(training.optimizers[name], optimizer.state_dict())
             training.progress.update({stage: donor.progress[stage] for stage in QGPO.stages})
             training.stage = QGPO.stages[-1]  # whatever it did online
             training.num_timesteps = self.teacher_timesteps

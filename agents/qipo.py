@@ -159,9 +159,11 @@ class QIPO(GuidedPolicy[QIPOConfig]):
     def _guided(
         self, scale: float | Tensor, condition: Tensor
     ) -> tuple[Diffusion, GuidanceGradient | None]:
+        behavior = self.behavior.average
+        if not self.critic.ranks:  # the policy would differ from the behavior by chance alone
+            return behavior, None
         if is_known(scale, 1.0):
             return self.policy_ema, None
-        behavior = self.behavior.average
         return behavior, partial(weighted_gradient, self.policy_ema, behavior.denoise)
 
     def _bound(self, scale: float | Tensor) -> float | Tensor | None:

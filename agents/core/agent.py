@@ -191,6 +191,18 @@ class OfflineAgent(Configured[ConfigT], ABC, Generic[ConfigT]):
         """Hook: constants that follow from the data (normalizers, tuned rewards)."""
 
     @property
+    def guidance_scale(self) -> float:
+        """Guidance scale w, of agents that are guided. AttributeError for others."""
+        raise AttributeError(f"{self.name} agents have no guidance_scale")
+
+    @guidance_scale.setter
+    def guidance_scale(self, scale: float) -> None:
+        raise AttributeError(
+            f"guidance_scale={scale!r}: {self.name} agents have no guidance_scale, so that every "
+            "value would act the same"
+        )
+
+    @property
     def tries_scales(self) -> bool:
         """Whether another guidance scale, tried online, would act otherwise."""
         return False

@@ -312,6 +312,9 @@ class OnlineLoop:
         self.finished = collected.returns_and_lengths(training)
         self.scales = training.tables[collected.SCALES].tolist()
         self.paired = training.tables[collected.PAIRED].bool().tolist()
+        if self._next().scale != self._own_scale:  # it was set by hand: trials begin anew
+            training.tables[collected.PAIRED].zero_()
+            self.paired = [False] * len(self.paired)
         self.timesteps = timesteps
         return done
 
@@ -368,12 +371,17 @@ class OnlineLoop:
 
     def _next(self) -> Next:
         """What the next episode is: a trial of another scale, or as the agent acts today."""
-        guided: Any = self.agent
-        own = float(np.float32(getattr(guided, "guidance_scale", 0.0)))  # as tables hold it
+        own = self._own_scale
         if not (self.config.try_scales and self.agent.tries_scales):
             return Next(own, own)
         totals = [total for total, _ in self.finished]
         return next_episode(own, list(map(Played, self.scales, self.paired, totals)))
+
+    @property
+    def _own_scale(self) -> float:
+        """The agent's, as tables hold it."""
+        guided: Any = self.agent
+        return float(np.float32(getattr(guided, "guidance_scale", 0.0)))
 
     def _words(self, episode: int) -> list[int]:
         """Seeds of that episode, of the environment and of the noise."""
@@ -402,8 +410,8 @@ class OnlineLoop:
         self.finished.append((float(np.sum(episode.rewards)), len(episode)))
         self.scales.append(episode.scale)
         self.paired.append(episode.paired)
-        guided: Any = self.agent
-        if self.agent.tries_scales and (scale := self._next().scale) != guided.guidance_scale:
+        if (scale := self._next().scale) != self._own_scale:
+            guided: Any = self.agent
             guided.configure_guidance(scale)
         self.episode = None
         returns, lengths = zip(*self.finished[-EPISODES_OF_MEAN:], strict=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from qgpo.agents.core.parsing import CheckpointError
 from qgpo.agents.core.registers import check_state_of
+from qgpo.agents.core.training import set_state
 
 Part = nn.Module | torch.optim.Optimizer
 
@@ -59,7 +60,7 @@ def load_parameters(agent: HasParts, parameters: Mapping[str, Any], exact_match:
             part.load_state_dict(state, strict=exact_match)
         else:  # its settings are those of this configuration
             groups = part.state_dict()["param_groups"]
-            part.load_state_dict({"state": state["state"], "param_groups": groups})
+            set_state(part, {"state": state["state"], "param_groups": groups})
 
 
 def check_optimizer_state(name: str, state: Any, optimizer: torch.optim.Optimizer) -> None:

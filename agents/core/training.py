@@ -419,6 +419,14 @@ def average(source: nn.Module, target: nn.Module, decay: float, step: int) -> No
     polyak_update(source, target, 1.0 - min(decay, (1.0 + step) / (10.0 + step)))
 
 
+def set_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a copy of an optimizer's state.
+
+    Without the copy it would share its tensors with whoever gave them, and Adam writes into them.
+    """
+    optimizer.load_state_dict(copy.deepcopy(state))
+
+
 def choose_device(device: torch.device | str) -> torch.device:
     """The device asked for; `auto` is the GPU where there is one. Raises ValueError for others."""
     if device == "auto":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qgpo.agents.core.agent import OfflineAgent
-from qgpo.agents.core.training import Training
+from qgpo.agents.core.training import Training, set_state
 from qgpo.agents.guided.config import AFTER_BEHAVIOR, LAST_STAGE, GuidedPolicyConfig
 from qgpo.agents.guided.support import STATE
 from qgpo.envs.data.dataset import OfflineDataset
@@ -167,7 +167,7 @@ def copy_networks(training: Training, donor: Training, critic: tuple[str, ...] |
     for name in OF_BEHAVIOR + (critic or ()):
         training.networks[name].load_state_dict(donor.networks[name].state_dict())
         if name in training.optimizers:
-            training.optimizers[name].load_state_dict(donor.optimizers[name].state_dict())
+            set_state(training.optimizers[name], donor.optimizers[name].state_dict())
     last_done = "behavior" if critic is None else "critic"
     done = training.stages[: training.stages.index(last_done) + 1]
     training.progress.update({stage: donor.progress[stage] for stage in done})

@@ -6,14 +6,14 @@ learn. Every later stage sees states and actions in the coordinates of this part
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.registers import Kinds
 from qgpo.agents.core.training import Training, average
 from qgpo.agents.guided.config import GuidedPolicyConfig
+from qgpo.agents.guided.held_out import EarlyStopping, kinds_of
 from qgpo.density import (
     REFERENCES,
     ROWS_PER_CHUNK,
@@ -76,36 +76,66 @@ class Behavior:
         """The same actions in the coordinates of z."""
         return self.whitening.encode(condition, self.within_bounds(condition, z))
 
+    def table_kinds(self) -> Kinds:
+        """The tables that a checkpoint within these stages may hold."""
+        return kinds_of("whitening", self.whitening) | kinds_of("behavior", self.model)
+
     # Stages -------------------------------------------------------------------------------
 
     def train_whitening(self, data: Batches) -> None:
         """Fit the Gaussian policy, if there is one."""
-        c, whitening = self.config, self.whitening
+        c, whitening, size = self.config, self.whitening, WHITENING_BATCH_SIZE
         if not isinstance(whitening, Whitening):
             return
+
+        def judge(policy: Whitening, index: Tensor) -> Tensor:
+            condition = self.condition(data, take(data.state_index, index))
+            return policy.loss(condition, data.scaled_actions(index))[1]["nll"]
+
+        steps, training = c.whitening_steps, self.training
+        early = EarlyStopping(training, "whitening", whitening, judge, data, steps, size)
         cumulative: Tensor | None = None
-        if c.sparsity_power and self.training.progress["whitening"] < c.whitening_steps:
-            cumulative = self._sparsity_weights(data).cumsum(0)
+        if c.sparsity_power and training.progress["whitening"] < steps:
+            cumulative = self._sparsity_weights(data)[early.learned].cumsum(0)
 
         def loss(step: int) -> tuple[Tensor, Metrics]:
             if cumulative is None:
-                index = self.training.draw(len(data), WHITENING_BATCH_SIZE)
+                drawn = training.draw(len(early.learned), size)
             else:
-                index = self._draw_by(cumulative, WHITENING_BATCH_SIZE)
+                drawn = self._draw_by(cumulative, size)
+            index = early.learned[drawn]
             condition = self.condition(data, take(data.state_index, index))
             return whitening.loss(condition, data.scaled_actions(index))
 
         rate, decays = WHITENING_LEARNING_RATE, c.learning_rate_decay
-        self.training.minimize("whitening", c.whitening_steps, loss, rate, decays)
+        training.minimize("whitening", steps, loss, rate, decays, early.after)
+        early.finish()
 
     def train(self, data: Batches) -> None:
         """Learn mu(a|s) by denoising."""
-        c = self.config
-        after = partial(average, self.model, self.average, c.ema_decay)
-        rate, decays = c.behavior_learning_rate, c.learning_rate_decay
-        self.training.minimize(
-            "behavior", c.behavior_steps, lambda _: self.loss(data), rate, decays, after
+        c, training = self.config, self.training
+        steps, size = c.behavior_steps, c.behavior_batch_size
+
+        def judge(model: Diffusion, index: Tensor) -> Tensor:
+            noise = torch.Generator(data.device).manual_seed(training.seed)
+            return self._denoising(model, data, index, noise)[0]
+
+        early = EarlyStopping(
+            training, "behavior", self.model, judge, data, steps, size, c.ema_decay > 0.0
         )
+
+        def loss(step: int) -> tuple[Tensor, Metrics]:
+            index = early.learned[training.draw(len(early.learned), size)]
+            return self._denoising(self.model, data, index, training.generator)
+
+        def after(step: int) -> None:
+            average(self.model, self.average, c.ema_decay, step)
+            early.after(step)
+
+        rate, decays = c.behavior_learning_rate, c.learning_rate_decay
+        training.minimize("behavior", steps, loss, rate, decays, after)
+        if early.finish():
+            self.average.load_state_dict(self.model.state_dict())
 
     def follow(self, data: Batches, factor: float) -> Metrics:
         """One more step after the stage, at that part of its learning rate.
@@ -120,12 +150,16 @@ class Behavior:
 
     def loss(self, data: Batches) -> tuple[Tensor, Metrics]:
         """Denoising of the actions of a batch."""
-        training = self.training
-        index = data.draw(training, self.config.behavior_batch_size)
+        index = data.draw(self.training, self.config.behavior_batch_size)
+        return self._denoising(self.model, data, index, self.training.generator)
+
+    def _denoising(
+        self, model: Diffusion, data: Batches, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
             condition = self.condition(data, take(data.state_index, index))
             z = self.whitening.encode(condition, data.scaled_actions(index))
-        return self.model.loss(z, condition, training.generator)
+        return model.loss(z, condition, generator)
 
     # Sparse states ------------------------------------------------------------------------
 

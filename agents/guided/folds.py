@@ -10,12 +10,9 @@ from torch import Tensor
 from qgpo.agents.core.batches import Batches, draw_mixed, take
 from qgpo.agents.core.training import Training
 from qgpo.agents.guided.behavior import Behavior
+from qgpo.agents.guided.held_out import groups_of
 
 FOLDS = 2
-FEWEST_EPISODES = 10
-"""below which the transitions are cut into BLOCKS stretches in place of episodes"""
-BLOCKS = 20
-
 
 ROWS_PER_CHUNK = 8192
 """transitions whose actions are encoded at a time"""
@@ -50,17 +47,13 @@ class Folds:
 
     def __init__(self, data: Batches, behavior: Behavior, seed: int) -> None:
         n = data.recorded
-        episodes = take(data.episodes(), data.state_index.to(data.device))
-        groups, later = episodes[:n], episodes[n:] - episodes[n - 1] - 1
-        if int(groups[-1]) + 1 < FEWEST_EPISODES:
-            groups = torch.arange(n, device=data.device) * BLOCKS // n
-        recorded = int(groups[-1]) + 1
-        self.groups = torch.cat([groups, recorded + later])
+        self.groups = groups_of(data)
         """(N,) what is kept together: the number of the episode, or of the stretch"""
         generator = torch.Generator().manual_seed(seed)
+        groups, recorded = self.groups[:n], int(self.groups[n - 1]) + 1
         side = torch.randperm(recorded, generator=generator).to(data.device) % FOLDS
         # episodes that were collected take turns: those of the data stay where they were
-        self.fold = torch.cat([side[groups], later % FOLDS])
+        self.fold = torch.cat([side[groups], (self.groups[n:] - recorded) % FOLDS])
         """(N,) the fold of each transition"""
         self.members = [torch.nonzero(self.fold == fold).squeeze(1) for fold in range(FOLDS)]
         """row numbers of every fold's transitions; one transition alone is in all"""

@@ -300,7 +300,9 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
         in_critic = c.critic != "implicit" and 0 < progress["critic"] < c.critic_steps
         by_returns = (c.critic_lambda > 0.0 or c.critic == "stacked") and in_critic
         shape = (None, FOLDS) if c.critic == "stacked" else (None,)
+        before = self.behavior.table_kinds() if progress["support"] == 0 else {}
         return {
+            **before,
             "support": Table((None, c.support_actions, self.behavior.action_dim)),
             "returns": Table(shape, needed=by_returns),
             STATE: GeneratorState(needed=drawn and "support" not in found),

@@ -266,6 +266,25 @@ def check_parameters_can_be_taken_and_given(subject: Subject) -> None:
     agent, other = subject.copied(seed=0), subject.copied(seed=2)
     other.set_parameters(agent.get_parameters())
     assert same_parameters(agent.get_parameters(), other.get_parameters())
+    assert not places(agent) & places(other)  # training one does not change the other
+
+
+def check_a_scale_is_set_where_there_is_one(subject: Subject) -> None:
+    agent = subject.copied(seed=0)
+    if not hasattr(agent, "guidance_scale"):
+        with pytest.raises(AttributeError, match=r"guidance_scale=2.0: .* have no guidance_scale"):
+            agent.guidance_scale = 2.0
+    elif not agent.fixed_scale:
+        agent.guidance_scale = 2.0
+        assert agent.guidance_scale == 2.0
+
+
+def places(agent: OfflineAgent[Any]) -> set[int]:
+    """Where the numbers of its networks and optimizers are."""
+    states = [s for optimizer in agent.optimizers.values() for s in optimizer.state.values()]
+    tensors = [t for state in states for t in state.values() if isinstance(t, torch.Tensor)]
+    tensors += agent.networks.state_dict().values()
+    return {tensor.data_ptr() for tensor in tensors if tensor.numel()}
 
 
 def check_metrics_carry_stage_timestep_and_gradient_norm(subject: Subject) -> None:

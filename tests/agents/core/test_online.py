@@ -617,6 +617,25 @@ def test_a_better_scale_becomes_the_agent_s_own_and_is_in_its_file():
     assert agent.tables[collected.SCALES][:8].tolist() == [1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 0.5]
 
 
+@pytest.mark.parametrize("try_scales", [True, False])
+def test_a_scale_that_was_set_by_hand_stays(try_scales):
+    agent = QGPO(WHITENED, device="cpu").learn(DATA)
+    config = replace(QUICK, try_scales=try_scales)
+    online(agent, 40, config=config)
+    assert bool(agent.tables[collected.PAIRED].any()) == try_scales
+    agent.guidance_scale = 0.3
+    online(agent, 43, config=config)
+    assert agent.guidance_scale == 0.3
+    scales = agent.tables[collected.SCALES].tolist()
+    agent.save("by-hand")
+    agent = load_agent("by-hand.zip")
+    agent.guidance_scale = 0.3  # files keep what was configured
+    online(agent, 46, config=config)
+    assert agent.guidance_scale == 0.3
+    later = agent.tables[collected.SCALES].tolist()[len(scales) :]
+    assert set(later) <= {float(np.float32(w)) for w in (0.15, 0.3, 0.6)}
+
+
 def test_the_second_of_a_pair_begins_like_the_first():
     agent = online(QGPO(WHITENED, device="cpu").learn(DATA), 24)
     tables = agent.tables

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from agent_tester import places
 from factory import (
     AEPO_CONFIGS,
     BEST_OF_N_CONFIGS,
@@ -93,6 +94,11 @@ def test_adopting_equals_training_from_scratch(donor, name, scratch):
     agent.learn(make_dataset(), steps, reset_num_timesteps=False)
     assert steps.done == agent.last_steps
     assert same_agents(agent, scratch[name])
+
+
+def test_what_is_adopted_is_a_copy(scratch):
+    agent = AGENTS["SIR"]().adopt(scratch["cep"], make_dataset())
+    assert not places(agent) & places(scratch["cep"])
 
 
 def test_memory_mapped_data_a_chain_and_an_interruption_change_nothing(scratch):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import warnings
 
 import pytest
-from factory import STACKED, WHITENED, make_dataset
+import torch
+from factory import QIPO_CONFIGS, STACKED, WHITENED, make_dataset
 
-from qgpo import QGPO, Ensemble
+from qgpo import QGPO, QIPO, Ensemble
 from qgpo.agents.guided import GuidanceOffWarning, Verdict
 from qgpo.agents.guided.imagination import Imagination
 from qgpo.stacking import Slope
@@ -54,6 +56,22 @@ def test_an_agent_that_only_imitates_says_so(monkeypatch, confirmed):
     said = [str(w.message) for w in said if issubclass(w.category, GuidanceOffWarning)]
     assert len(said) == (0 if confirmed else 1)
     assert confirmed or "guidance is off" in said[0]
+
+
+@pytest.mark.parametrize("name", QIPO_CONFIGS)
+def test_a_policy_learned_without_a_ranking_acts_as_the_behavior(name):
+    config = dataclasses.replace(QIPO_CONFIGS[name], critic="stacked", q_unit="spread")
+    data = make_dataset((3,) * 12)
+    agent = QIPO(config, device="cpu").learn(data)
+
+    def actions(scale):
+        agent.guidance_scale = scale
+        return torch.tensor(agent.predict(data.observations, deterministic=True)[0])
+
+    for weights in ([0.5, 0.0], [0.0, 0.0]):
+        agent.critic.stack.weights.copy_(torch.tensor(weights))
+        assert agent.guidance_is_off == torch.equal(actions(0.0), actions(1.0))
+        assert agent.guidance_is_off == torch.equal(actions(0.0), actions(4.0))
 
 
 def test_tuning_plays_such_an_agent_once(monkeypatch):

@@ -1,0 +1,154 @@
+"""Early stopping: where data are few, episodes that a stage does not learn from choose its weights.
+
+A stage that sees every transition many times learns the actions of the data by heart, and not the
+behavior. So a tenth of the episodes is held out there, the weights are averaged over steps, and of
+these averages the one is kept that has the smallest loss on the held-out episodes (early stopping:
+Prechelt 1998; averages of weights: Polyak and Juditsky 1992).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from qgpo.agents.core.batches import Batches, take
+from qgpo.agents.core.registers import Kinds, Table
+from qgpo.agents.core.training import Training
+
+MOST_EPOCHS = 64
+"""times that a stage sees each transition, from which on a part of them is held out"""
+HELD_OUT = 10
+"""of so many groups one is held out"""
+MOST_ROWS = 4096
+"""held-out transitions on which a loss is computed"""
+CHECKS = 200
+"""times that it is computed in a stage"""
+DECAY = 0.995
+"""of the averaged weights"""
+FEWEST_EPISODES = 10
+"""below which the transitions are cut into BLOCKS stretches in place of episodes"""
+BLOCKS = 20
+
+Judge: TypeAlias = Callable[[Any, Tensor], Tensor]
+"""the loss of a network on the transitions of those rows"""
+
+
+def groups_of(data: Batches) -> Tensor:
+    """What is held out together, (N,): the number of a transition's episode, or of its stretch."""
+    n = data.recorded
+    episodes = take(data.episodes(), data.state_index.to(data.device))
+    groups, later = episodes[:n], episodes[n:] - episodes[n - 1] - 1
+    if int(groups[-1]) + 1 < FEWEST_EPISODES:
+        groups = torch.arange(n, device=data.device) * BLOCKS // n
+    return torch.cat([groups, int(groups[-1]) + 1 + later])
+
+
+class EarlyStopping:
+    """The rows from which a stage learns, and which of its averaged weights are kept.
+
+    Where data are many, or without `averages`, these are all rows, and the last weights. Averages
+    are tables of the training, so that a checkpoint within the stage has them.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        stage: str,
+        network: nn.Module,
+        judge: Judge,
+        data: Batches,
+        steps: int,
+        batch_size: int,
+        averages: bool = True,
+    ) -> None:
+        self.training, self.stage, self.network, self.judge = training, stage, network, judge
+        self.steps, self.every = steps, max(1, steps // CHECKS)
+        self.learned = torch.arange(len(data), device=data.device)
+        """row numbers of the transitions from which the stage learns"""
+        self.held_out = self.learned[:0]
+        """row numbers of transitions on which its weights are judged"""
+        if averages and steps * batch_size > MOST_EPOCHS * len(data):
+            self._hold_out(groups_of(data))
+        self.judged = copy.deepcopy(network).requires_grad_(False)
+
+    def _hold_out(self, groups: Tensor) -> None:
+        """A tenth of the groups; nothing where there is only one."""
+        generator = torch.Generator().manual_seed(self.training.seed)
+        n = int(groups[-1]) + 1
+        if n == 1:
+            return
+        order = torch.randperm(n, generator=generator).to(groups.device)
+        held = torch.isin(groups, order[: math.ceil(n / HELD_OUT)])
+        self.learned, held_out = (torch.nonzero(rows).squeeze(1) for rows in (~held, held))
+        shuffled = torch.randperm(len(held_out), generator=generator).to(groups.device)
+        self.held_out = held_out[shuffled[:MOST_ROWS]].sort().values
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Tables: the average, the best one, and its loss (1,)."""
+        return average_of(self.stage), best_of(self.stage), loss_of(self.stage)
+
+    @torch.no_grad()
+    def after(self, step: int) -> None:
+        """Average the weights of that step, counted from 0, and judge the average now and then."""
+        if not len(self.held_out):
+            return
+        average, best, least = self.names
+        tables, weights = self.training.tables, parameters_to_vector(self.network.parameters())
+        if average not in tables:
+            tables[average] = weights.clone()
+        tables[average].lerp_(weights, 1.0 - min(DECAY, (1.0 + step) / (10.0 + step)))
+        if (step + 1) % self.every and step + 1 < self.steps:
+            return
+        set_weights(self.judged, tables[average])
+        loss = self.judge(self.judged, self.held_out).reshape(1)
+        if loss.isfinite() and (least not in tables or loss < tables[least]):
+            tables[best], tables[least] = tables[average].clone(), loss
+
+    @torch.no_grad()
+    def finish(self) -> bool:
+        """Give the network the best average, once the stage has ended. Whether there was one."""
+        tables, (average, best, least) = self.training.tables, self.names
+        if self.training.progress[self.stage] < self.steps:
+            return False
+        found = best in tables
+        if found:
+            set_weights(self.network, tables[best])
+        for name in (average, best, least):
+            tables.pop(name, None)
+        return found
+
+
+def set_weights(network: nn.Module, weights: Tensor) -> None:
+    """Copy a vector of all parameters into a network."""
+    parameters = list(network.parameters())
+    parts = weights.split([p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+def average_of(stage: str) -> str:
+    """Name of the table of the averaged weights."""
+    return f"{stage}_average"
+
+
+def best_of(stage: str) -> str:
+    """Name of the table of the best ones."""
+    return f"{stage}_best"
+
+
+def loss_of(stage: str) -> str:
+    """Name of the table of their loss."""
+    return f"{stage}_loss"
+
+
+def kinds_of(stage: str, network: nn.Module) -> Kinds:
+    """The tables that a checkpoint within a stage may hold."""
+    weights = Table((sum(p.numel() for p in network.parameters()),))
+    return {average_of(stage): weights, best_of(stage): weights, loss_of(stage): Table((1,))}
