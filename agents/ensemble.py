@@ -184,8 +184,9 @@ class Ensemble:
         """The mean of the members' actions, or a sampled member's, (B, S) to (B, A)."""
         assert self.observation_space is not None
         for i, member in enumerate(self.members):
-            own = member.observation_space
-            if own is None or own.shape != self.observation_space.shape:
+            own, scale = member.observation_space, member.action_scale
+            fits = own is not None and own.shape == self.observation_space.shape
+            if not (fits and scale is not None and scale.agrees_with(self.action_scale)):
                 raise RuntimeError(
                     f"member {i} was trained again, in other spaces: make a new Ensemble"
                 )

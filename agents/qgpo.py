@@ -150,6 +150,13 @@ class QGPO(GuidedPolicy[QGPOConfig]):
 
     def _build_last(self) -> None:
         c, behavior = self.config, self.behavior
+        flat = c.critic_activation == "relu" and not c.critic_layer_norm
+        if flat and c.guidance_options.get("order") == 2:
+            warnings.warn(
+                "critic_activation='relu' without critic_layer_norm: such a critic has no "
+                "curvature, so that order 2 acts as order 1; choose 'silu' or 'tanh'",
+                stacklevel=2,
+            )
         self.temperature = InverseTemperature(c.beta)
         dims = behavior.action_dim, behavior.observation_dim
         network = partial(EnergyNetwork, *dims, c.energy_hidden, c.energy_time_scale)

@@ -79,7 +79,7 @@ class GuidedPolicyConfig:
     """hidden layer sizes of each Q network"""
     critic_activation: Annotated[str, OneOf(ACTIVATIONS), AFTER_BEHAVIOR] = "relu"
     """activation of the Q networks: relu, silu or tanh. Guidance of order 2 needs a smooth one
-    (silu or tanh)"""
+    (silu or tanh), or critic_layer_norm"""
     critic_layer_norm: Annotated[bool, AFTER_BEHAVIOR] = False
     """layer normalisation in the Q networks"""
     critic_baseline: Annotated[bool, AFTER_BEHAVIOR] = False

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -359,3 +360,16 @@ def test_the_average_forgets_the_first_steps_sooner(decay, step, kept):
 
 def test_the_learning_rate_falls_along_half_a_cosine():
     assert [half_cosine(2.0, step, 4) for step in (0, 2, 4)] == pytest.approx([2.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_flat"),
+    [({}, True), ({"critic_activation": "silu"}, False), ({"critic_layer_norm": True}, False)],
+)
+def test_second_order_guidance_says_where_the_critic_has_no_curvature(changes, is_flat):
+    flat = replace(WHITENED, critic_activation="relu", critic_layer_norm=False)
+    second = {"guidance": "analytic", "guidance_options": {"order": 2}}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        QGPO(replace(flat, **second, **changes), device="cpu").prepare(make_dataset())
+    assert any("no curvature" in str(w.message) for w in said) == is_flat

@@ -195,6 +195,18 @@ def test_members_that_read_dict_observations_differently_are_refused():
         Ensemble(agents)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"observation_dim": 4}, {"action_space": spaces.Box(-5.0, 5.0, (1,))}]
+)
+def test_a_member_that_was_trained_again_in_other_spaces_does_not_act(changes):
+    agents = [BC(BCConfig(steps=2, hidden=(8, 8)), seed=s, device="cpu") for s in (0, 1)]
+    together = Ensemble([agent.learn(make_dataset()) for agent in agents])
+    together.predict(np.zeros((2, 3), np.float32))
+    agents[1].learn(make_dataset(**changes))
+    with pytest.raises(RuntimeError, match="member 1 was trained again, in other spaces"):
+        together.predict(np.zeros((2, 3), np.float32))
+
+
 def test_members_on_different_devices_are_refused(members):
     members[2].device = torch.device("meta")
     with pytest.raises(ValueError, match="member 2 is on meta, member 0 on cpu"):

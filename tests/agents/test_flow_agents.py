@@ -11,7 +11,7 @@ import torch
 from bandits import CRITIC, act, coin, sampled, train, two_modes
 from factory import make_dataset, same_parameters
 
-from qgpo import FQL, IFQL
+from qgpo import FQL, IFQL, DiffusionQL
 from qgpo.agents.core.batches import Transitions
 from qgpo.flow import ACTION_BOUND, flow_actions
 
@@ -189,11 +189,13 @@ def test_ifql_takes_the_better_mode_and_one_sample_imitates():
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, True, "many"])
-def test_ifql_refuses_a_number_of_samples_that_is_none(number):
-    agent = small(IFQL, num_samples=2)
-    with pytest.raises(ValueError, match=r"num_samples=.*, expected"):
-        agent.num_samples = number
-    assert agent.num_samples == 2
+@pytest.mark.parametrize(("agent", "name"), [(IFQL, "num_samples"), (DiffusionQL, "candidates")])
+def test_a_number_of_samples_that_is_none_is_refused(agent, name, number):
+    config = replace(agent.presets["laptop"], steps=2, hidden=(8, 8), **{name: 2})
+    agent = agent(config, device="cpu").learn(make_dataset())
+    with pytest.raises(ValueError, match=rf"{name}=.*, expected"):
+        setattr(agent, name, number)
+    assert getattr(agent, name) == 2
 
 
 @pytest.mark.parametrize("expectile", [0.5, 0.9])
