@@ -133,11 +133,17 @@ class Diffusion(nn.Module):
         self, x_0: Tensor, condition: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
         """Mean squared error of the prediction at uniform times, x_0 of shape (B, D)."""
+        loss = torch.mean(self.squared_errors(x_0, condition, generator))
+        return loss, {"loss": loss}
+
+    def squared_errors(
+        self, x_0: Tensor, condition: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """Squared errors of the prediction at uniform times, (B, D)."""
         t = uniform_times(len(x_0), self.schedule, generator)
         noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
         output = self.network(diffuse(x_0, t, noise, self.schedule), t, condition)
-        loss = torch.mean((output - self.target(x_0, t, noise)) ** 2)
-        return loss, {"loss": loss}
+        return (output - self.target(x_0, t, noise)) ** 2
 
     def guided_denoise(
         self,

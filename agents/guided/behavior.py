@@ -23,7 +23,7 @@ from qgpo.density import (
     sampling_weights,
 )
 from qgpo.diffusion import Diffusion, Metrics
-from qgpo.networks import MLPNoiseNetwork, UNetMLP
+from qgpo.networks import MLPNoiseNetwork, UNetMLP, gaussian_log_prob
 from qgpo.normalization import Identity, ObservationNormalizer, Whitening
 from qgpo.schedule import make_schedule
 
@@ -89,8 +89,8 @@ class Behavior:
             return
 
         def judge(policy: Whitening, index: Tensor) -> Tensor:
-            condition = self.condition(data, take(data.state_index, index))
-            return policy.loss(condition, data.scaled_actions(index))[1]["nll"]
+            mean, std = policy.policy.moments(self.condition(data, take(data.state_index, index)))
+            return -gaussian_log_prob(mean, std, data.scaled_actions(index))
 
         steps, training = c.whitening_steps, self.training
         early = EarlyStopping(training, "whitening", whitening, judge, data, steps, size)
@@ -118,7 +118,7 @@ class Behavior:
 
         def judge(model: Diffusion, index: Tensor) -> Tensor:
             noise = torch.Generator(data.device).manual_seed(training.seed)
-            return self._denoising(model, data, index, noise)[0]
+            return model.squared_errors(*self._whitened(data, index), noise).mean(-1)
 
         early = EarlyStopping(
             training, "behavior", self.model, judge, data, steps, size, c.ema_decay > 0.0
@@ -126,7 +126,7 @@ class Behavior:
 
         def loss(step: int) -> tuple[Tensor, Metrics]:
             index = early.learned[training.draw(len(early.learned), size)]
-            return self._denoising(self.model, data, index, training.generator)
+            return self.model.loss(*self._whitened(data, index), training.generator)
 
         def after(step: int) -> None:
             average(self.model, self.average, c.ema_decay, step)
@@ -151,15 +151,13 @@ class Behavior:
     def loss(self, data: Batches) -> tuple[Tensor, Metrics]:
         """Denoising of the actions of a batch."""
         index = data.draw(self.training, self.config.behavior_batch_size)
-        return self._denoising(self.model, data, index, self.training.generator)
+        return self.model.loss(*self._whitened(data, index), self.training.generator)
 
-    def _denoising(
-        self, model: Diffusion, data: Batches, index: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Metrics]:
-        with torch.no_grad():
-            condition = self.condition(data, take(data.state_index, index))
-            z = self.whitening.encode(condition, data.scaled_actions(index))
-        return model.loss(z, condition, generator)
+    @torch.no_grad()
+    def _whitened(self, data: Batches, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions of those transitions in these coordinates, and their normalised states."""
+        condition = self.condition(data, take(data.state_index, index))
+        return self.whitening.encode(condition, data.scaled_actions(index)), condition
 
     # Sparse states ------------------------------------------------------------------------
 

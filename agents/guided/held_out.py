@@ -1,9 +1,11 @@
 """Early stopping: where data are few, episodes that a stage does not learn from choose its weights.
 
 A stage that sees every transition many times learns the actions of the data by heart, and not the
-behavior. So a tenth of the episodes is held out there, the weights are averaged over steps, and of
-these averages the one is kept that has the smallest loss on the held-out episodes (early stopping:
-Prechelt 1998; averages of weights: Polyak and Juditsky 1992).
+behavior. So a tenth of the episodes is held out there, the weights are averaged over steps, and
+the last average is kept that is not clearly worse on the held-out episodes than the best one, by a
+standard error of the paired differences. (Early stopping: Prechelt 1998; averages of weights:
+Polyak and Juditsky 1992; one standard error: Breiman et al. 1984, since the best of many is partly
+the luckiest.)
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ FEWEST_EPISODES = 10
 BLOCKS = 20
 
 Judge: TypeAlias = Callable[[Any, Tensor], Tensor]
-"""the loss of a network on the transitions of those rows"""
+"""the losses of a network on the transitions of those rows, (R,) to (R,)"""
 
 
 def groups_of(data: Batches) -> Tensor:
@@ -91,15 +93,15 @@ class EarlyStopping:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """Tables: the average, the best one, and its loss (1,)."""
-        return average_of(self.stage), best_of(self.stage), loss_of(self.stage)
+        """Tables: the average, the one that is kept, and the losses of the best one (R,)."""
+        return average_of(self.stage), kept_of(self.stage), losses_of(self.stage)
 
     @torch.no_grad()
     def after(self, step: int) -> None:
         """Average the weights of that step, counted from 0, and judge the average now and then."""
         if not len(self.held_out):
             return
-        average, best, least = self.names
+        average, kept, least = self.names
         tables, weights = self.training.tables, parameters_to_vector(self.network.parameters())
         if average not in tables:
             tables[average] = weights.clone()
@@ -107,20 +109,25 @@ class EarlyStopping:
         if (step + 1) % self.every and step + 1 < self.steps:
             return
         set_weights(self.judged, tables[average])
-        loss = self.judge(self.judged, self.held_out).reshape(1)
-        if loss.isfinite() and (least not in tables or loss < tables[least]):
-            tables[best], tables[least] = tables[average].clone(), loss
+        losses = self.judge(self.judged, self.held_out)
+        if not losses.isfinite().all():
+            return
+        worse = losses - tables[least] if least in tables else losses.new_full((1,), -math.inf)
+        if worse.mean() < 0.0:
+            tables[least] = losses
+        if worse.mean() < 0.0 or worse.mean() <= worse.std() / math.sqrt(len(worse)):
+            tables[kept] = tables[average].clone()
 
     @torch.no_grad()
     def finish(self) -> bool:
-        """Give the network the best average, once the stage has ended. Whether there was one."""
-        tables, (average, best, least) = self.training.tables, self.names
+        """Give the network the average that is kept, once the stage has ended. Whether one was."""
+        tables = self.training.tables
         if self.training.progress[self.stage] < self.steps:
             return False
-        found = best in tables
+        found = kept_of(self.stage) in tables
         if found:
-            set_weights(self.network, tables[best])
-        for name in (average, best, least):
+            set_weights(self.network, tables[kept_of(self.stage)])
+        for name in self.names:
             tables.pop(name, None)
         return found
 
@@ -138,17 +145,17 @@ def average_of(stage: str) -> str:
     return f"{stage}_average"
 
 
-def best_of(stage: str) -> str:
-    """Name of the table of the best ones."""
-    return f"{stage}_best"
+def kept_of(stage: str) -> str:
+    """Name of the table of the averaged weights that are kept."""
+    return f"{stage}_kept"
 
 
-def loss_of(stage: str) -> str:
-    """Name of the table of their loss."""
-    return f"{stage}_loss"
+def losses_of(stage: str) -> str:
+    """Name of the table of the losses of the best average."""
+    return f"{stage}_losses"
 
 
 def kinds_of(stage: str, network: nn.Module) -> Kinds:
     """The tables that a checkpoint within a stage may hold."""
     weights = Table((sum(p.numel() for p in network.parameters()),))
-    return {average_of(stage): weights, best_of(stage): weights, loss_of(stage): Table((1,))}
+    return {average_of(stage): weights, kept_of(stage): weights, losses_of(stage): Table((None,))}
