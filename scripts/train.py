@@ -265,7 +265,7 @@ def train_seeds(args: Args[Any]) -> None:
     data = load_dataset(
         args.dataset_id, args.download, args.storage, history=args.history, chunk=args.chunk
     )
-    returns, fingerprint = data.episode_returns, data.fingerprint
+    returns, fingerprint = data.recorded_returns, data.fingerprint
     del data  # each process reads it
     processes = at_once(args.seeds, args.threads)
     cells = [
@@ -325,7 +325,7 @@ def main(args: Args[Any]) -> None:
         project = args.wandb_project if args.track else None
         run.finish(args.verbose, project, args.overwrite and args.resume is None)
         folder.check_held()
-        draw(args, folder, run.dataset.episode_returns, run.evaluations)
+        draw(args, folder, run.dataset.recorded_returns, run.evaluations)
 
 
 @any_terminal()

@@ -248,12 +248,13 @@ class OfflineDataset:
             action_space=first.action_space,
             adapter=first.adapter,
             window=first.window,
+            details={} if first.window is None else _readings(datasets),
             env_spec=specs[0] if all(task == tasks[0] for task in tasks) else None,
             reference=first.reference if len({d.reference for d in datasets}) == 1 else None,
         )
 
     def __repr__(self) -> str:
-        returns = self.episode_returns
+        returns = self.recorded_returns
         size = f"{len(self):,} transitions in {counted(self.n_episodes, 'episode')}"
         spaces = f"observations {self.states.shape[1]}, actions {self.actions.shape[1]}"
         spaces += f" ({self.window})" if self.window is not None else ""
@@ -325,6 +326,18 @@ class OfflineDataset:
     def episode_returns(self) -> NDArray[np.float64]:
         """(E,) undiscounted sums of rewards."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
+
+    @cached_property
+    def first_readings(self) -> NDArray[np.int64]:
+        """(R,) each recorded episode once: a window reads it from several of its steps on."""
+        first = self.details["first_step"][: self.n_episodes] if self.window is not None else None
+        return np.arange(self.n_episodes) if first is None else np.flatnonzero(first == 0)
+
+    @property
+    def recorded_returns(self) -> NDArray[np.float64]:
+        """(R,) returns of whole recorded episodes; `episode_returns` unless there is a window."""
+        returns = self.episode_returns if self.window is None else self.details["return"]
+        return np.asarray(returns)[self.first_readings]
 
     @cached_property
     def action_scale(self) -> ActionScale:
@@ -406,6 +419,14 @@ def writeable(array: NDArray[Any]) -> NDArray[Any]:
 def episode_starts(lengths: ArrayLike) -> NDArray[np.int64]:
     """(E,) index of the first transition of each episode, from the episodes' lengths."""
     return np.cumsum(np.append(0, lengths), dtype=np.int64)[:-1]
+
+
+def _readings(datasets: Sequence[OfflineDataset]) -> dict[str, Any]:
+    """The details of several datasets with a window that say which episodes are recorded ones."""
+    names = ("first_step", "return")
+    return {
+        name: np.concatenate([d.details[name][: d.n_episodes] for d in datasets]) for name in names
+    }
 
 
 def _numbers(of: str, name: str, values: ArrayLike, ndim: int, rounding: Rounding) -> Array:
