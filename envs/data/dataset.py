@@ -29,6 +29,7 @@ from qgpo.envs.tasks.specs import check_spec
 from qgpo.envs.tasks.window import Window
 from qgpo.envs.tasks.wrappers import effective
 from qgpo.envs.text import counted
+from qgpo.fields import check_count
 
 Array = NDArray[np.float32]
 
@@ -269,9 +270,9 @@ class OfflineDataset:
     def first(self, n: int) -> OfflineDataset:
         """The first n transitions, or all there are, without a copy; the last episode ends there.
 
-        Of it the last step is truncated, unless the task ended there.
+        Of it the last step is truncated, unless the task ended there. ValueError for n below 1.
         """
-        n = min(n, len(self))
+        n = min(check_count("n", n), len(self))
         starts = self.episode_starts[self.episode_starts < n]
         truncations = self.truncations[:n].copy()
         truncations[-1] = not self.terminations[n - 1]
