@@ -39,7 +39,7 @@ class BestOfN(Candidates[BestOfNConfig]):
         best.learn(dataset, reset_num_timesteps=False)
 
     `num_samples` may be set at any time (files have the configuration's). `guidance_scale` 0 is
-    the behavior, any positive one the best of N, a negative one the worst.
+    the behavior, any positive one the best of N.
     """
 
     name: ClassVar[str] = "BestOfN"
@@ -68,6 +68,5 @@ class BestOfN(Candidates[BestOfNConfig]):
         deterministic: bool,
         normal: Normal,
     ) -> Tensor:
-        scale = torch.as_tensor(self.guidance_scale, device=q.device)
-        best = torch.where(scale > 0.0, q, -q).argmax(dim=-1)[:, None, None]
+        best = q.argmax(dim=-1)[:, None, None]
         return torch.take_along_dim(z, best, dim=1).squeeze(1)

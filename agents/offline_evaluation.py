@@ -21,7 +21,6 @@ from qgpo.agents.core.process import usual_torch
 from qgpo.agents.guided.imagination import STEPS, Imagination, fit_dynamics, horizon_of
 from qgpo.critic import lambda_returns
 from qgpo.envs.data.dataset import OfflineDataset, writeable
-from qgpo.envs.data.windows import first_episodes
 from qgpo.envs.play.intervals import bootstrap_interval
 from qgpo.envs.progress import progress
 from qgpo.envs.tasks.spaces import same_box
@@ -228,7 +227,7 @@ def evaluate_offline(
     finally:
         agent.prediction_generator.set_state(noise)
 
-    first = torch.as_tensor(dataset.episode_starts[list(first_episodes(dataset))], device=device)
+    first = torch.as_tensor(dataset.episode_starts[dataset.first_readings], device=device)
     rows = take(data.state_index, first)
     heads = torch.stack(
         [q(data.observations(rows), take(actions, rows)[:, k]) for k in range(actions.shape[1])]

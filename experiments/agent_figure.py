@@ -220,7 +220,7 @@ def _draw_returns(
         best = tuning.scales.index(tuning.best)
         style: dict[str, Any] = {"ms": 12, "mfc": "none", "color": ORANGE, "mew": 2}
         axis.plot(tuning.best, imagined[best], "o", label="chosen", **style)
-    mean = float(dataset.episode_returns.mean())
+    mean = float(dataset.recorded_returns.mean())
     axis.axhline(mean, color="black", ls=":", label="mean of the data")
     axis.set(title="Return over the guidance scale", xlabel="w", ylabel="return of an episode")
     axis.legend()

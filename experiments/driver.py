@@ -500,7 +500,7 @@ class Run:
         if self.evaluations:
             rows = [(scale_label(scale), evaluation) for scale, evaluation in self.evaluations]
             if all(evaluation.successes is None for _, evaluation in rows):
-                returns = dataset.episode_returns.tolist()
+                returns = dataset.recorded_returns.tolist()
                 rows.insert(
                     0, ("data", summarize(dataset.id, returns, [], [], 0, dataset.reference))
                 )

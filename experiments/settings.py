@@ -42,8 +42,8 @@ class Experiment(Generic[ConfigT]):
     """Minari dataset: bundled (qgpo/…), local (in MINARI_DATASETS_PATH) or downloaded; or an
     OGBench task (ogbench/cube-single-play-singletask-task2-v0)"""
     agent: str = "QGPO"
-    """name of the agent: QGPO, AEPO, QIPO, SIR, BestOfN, BC, TD3BC, ReBRAC, IQL, DiffusionQL, FQL
-    or IFQL"""
+    """name of the agent: QGPO, AEPO, QIPO, SIR, BestOfN, OneStepPolicy, BC, TD3BC, ReBRAC, IQL,
+    DiffusionQL, FQL or IFQL"""
     label: str = ""
     """name of the agent in tables; default --agent"""
     preset: str = "laptop"
@@ -58,9 +58,9 @@ class Experiment(Generic[ConfigT]):
     """seed of initialisation, batches, noise and evaluation"""
     adopt: Path | None = None
     """run folder or checkpoint of a trained agent: take whitening, behavior, support and critic
-    from it, and train what is left. For QGPO, AEPO, QIPO, SIR and BestOfN with the same seed, data
-    and settings of these stages. If the support, the critic or the OGBench task differs, only
-    whitening and behavior are taken"""
+    from it, and train what is left. For QGPO, AEPO, QIPO, SIR, BestOfN and OneStepPolicy with the
+    same seed, data and settings of these stages. If the support, the critic or the OGBench task
+    differs, only whitening and behavior are taken"""
     device: str = "auto"
     """torch device: auto, cpu, cuda, …"""
     threads: Annotated[int, THREADS] = 0

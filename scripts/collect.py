@@ -57,7 +57,8 @@ class Args:
     """files of VecNormalize.save, one for each policy in the same order, - for a policy without
     VecNormalize; default none. Only the numbers in the files are read"""
     n_steps: Annotated[int, AT_LEAST_1] = 100_000
-    """environment steps; the last episode is played to its end"""
+    """environment steps, at least so many: episodes under way then (of several environments at
+    once) are played to their ends"""
     switch_every: Annotated[int | None, AT_LEAST_1] = None
     """with several policies, draw the policy again about every this many steps; default once per
     episode"""

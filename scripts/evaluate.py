@@ -155,6 +155,8 @@ def check(args: Args) -> None:
     for name, value in needs_env.items():
         if args.offline and value:
             raise ValueError(f"--offline plays nothing: leave --{name.replace('_', '-')} away")
+    if args.offline and args.exactness:
+        raise ValueError("--offline and --exactness: give only one of them")
     estimated: Document = {"fitted_q": FittedQConfig(), "model_steps": STEPS}
     for name, default in estimated.items():
         if not args.offline and getattr(args, name) != default:

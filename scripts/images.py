@@ -73,6 +73,8 @@ class Train:
 
     def run(self) -> None:
         """Train, write the model, and say how to sample."""
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite: give only one of them")
         images = load_images(self.images, self.size, self.channels, self.split)
         energy = read_energy(self.energy, images)
         with joined() as device:

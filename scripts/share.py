@@ -81,7 +81,13 @@ def load(source: tyro.conf.Positional[str], output: Path, revision: str | None =
             raise ValueError(f"--output {output}: {path} exists, choose another name")
     if output.suffix != ".zip":
         raise ValueError(f"--output {output}: expected a name that ends in .zip")
-    agent = load_from_folder(source) if Path(source).is_dir() else _fetch(source, revision)
+    is_folder = Path(source).is_dir()
+    if is_folder and revision is not None:
+        raise ValueError(
+            f"--revision {revision}: {source} is a folder, which has no revisions; leave "
+            "--revision away"
+        )
+    agent = load_from_folder(source) if is_folder else _fetch(source, revision)
     members = agent.members if isinstance(agent, Ensemble) else (agent,)
     for k, member in enumerate(members):
         path = output.with_stem(f"{output.stem}-{k}") if isinstance(agent, Ensemble) else output
@@ -99,7 +105,8 @@ COMMANDS: dict[str, Callable[..., None]] = {"save": save, "push": push, "load": 
 def read_runs(runs: tuple[Path, ...], clip: bool) -> tuple[Shared, dict[str, Any]]:
     """The agent of one run, or of several together; what its documents say for the model card.
 
-    The returns of several together are those that evaluate.py wrote last into the first run.
+    The returns of several together are those that evaluate.py wrote last into the first run, of
+    the same checkpoints.
     """
     if not runs:
         raise ValueError("no run given, expected a run folder or a checkpoint, or several")
@@ -109,7 +116,7 @@ def read_runs(runs: tuple[Path, ...], clip: bool) -> tuple[Shared, dict[str, Any
     agents = [load_agent(folder.checkpoint) for folder in folders]
     first = folders[0]
     alone = len(agents) == 1
-    evaluations = of_run(first) if alone else of_several(first, len(agents))
+    evaluations = of_run(first) if alone else of_several(folders)
     if evaluations:
         print(score_table([(scale_label(scale), played) for scale, played in evaluations]))
     returns = None
@@ -129,11 +136,13 @@ def of_run(folder: RunFolder) -> documents.Evaluations:
     return []
 
 
-def of_several(folder: RunFolder, number: int) -> documents.Evaluations:
-    """The last evaluation of so many runs together that evaluate.py wrote into the folder."""
-    for path in sorted(folder.path.glob("evaluation-together-*.json"), reverse=True):
+def of_several(folders: Sequence[RunFolder]) -> documents.Evaluations:
+    """The last evaluation of these runs together that evaluate.py wrote into the first folder."""
+    given = {folder.checkpoint.resolve() for folder in folders}
+    for path in sorted(folders[0].path.glob("evaluation-together-*.json"), reverse=True):
         document = documents.read_json(path)
-        if len(document.get("members", ())) == number:
+        members = [member.get("checkpoint", "") for member in document.get("members", ())]
+        if {Path(checkpoint).resolve() for checkpoint in members} == given:
             return documents.evaluations_from_json(document["evaluations"])
     return []
 

@@ -107,6 +107,8 @@ class Args(Experiment[ConfigT]):
         """Also raise ValueError for minutes that cannot be."""
         super().check()
         self._check_seeds()
+        if self.allow_other_dataset and self.resume is None:
+            raise ValueError("--allow-other-dataset belongs to --resume: add it")
         if self.to_measure is None:
             return
         check_minutes(self.to_measure)
@@ -169,6 +171,16 @@ def parse(argv: list[str]) -> Args[Any]:
             raise SystemExit(
                 f"--adopt {args.adopt} cannot be combined with --resume: the run in "
                 f"{choice.resume} already contains the adopted stages"
+            )
+        if args.run_dir is None or args.run_dir.resolve() != choice.resume.resolve():
+            raise SystemExit(
+                f"--run-dir {args.run_dir} cannot be combined with --resume: the run stays in "
+                f"{choice.resume}"
+            )
+        if args.overwrite:
+            raise SystemExit(
+                "--overwrite cannot be combined with --resume: it would delete the run in "
+                f"{choice.resume}"
             )
         for name in ("agent", "preset", "longer", "minutes", "seed", "config"):
             if getattr(args, name) != getattr(default, name):
@@ -265,7 +277,7 @@ def train_seeds(args: Args[Any]) -> None:
     data = load_dataset(
         args.dataset_id, args.download, args.storage, history=args.history, chunk=args.chunk
     )
-    returns, fingerprint = data.episode_returns, data.fingerprint
+    returns, fingerprint = data.recorded_returns, data.fingerprint
     del data  # each process reads it
     processes = at_once(args.seeds, args.threads)
     cells = [
@@ -323,9 +335,9 @@ def main(args: Args[Any]) -> None:
     with resumable, folder.locked():
         refuse(args)  # meanwhile another one may have begun
         project = args.wandb_project if args.track else None
-        run.finish(args.verbose, project, args.overwrite and args.resume is None)
+        run.finish(args.verbose, project, args.overwrite)
         folder.check_held()
-        draw(args, folder, run.dataset.episode_returns, run.evaluations)
+        draw(args, folder, run.dataset.recorded_returns, run.evaluations)
 
 
 @any_terminal()

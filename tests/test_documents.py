@@ -11,6 +11,7 @@ import yaml
 from factory import ROOT
 
 from qgpo import __version__
+from qgpo.agents.core.upgrade import FORMAT_VERSION
 
 DOCUMENTS = sorted(
     path
@@ -53,6 +54,13 @@ def dead_links(document: Path) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_paths_lead_somewhere(document):
     assert dead_links(document) == []
+
+
+def test_the_page_of_checkpoints_describes_the_version_that_is_written():
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# The checkpoint file, version {FORMAT_VERSION}\n")
+    assert f"| `format_version` | {FORMAT_VERSION}. " in text
+    assert f"Version {FORMAT_VERSION - 1} " in text, "what the last version lacked"
 
 
 def test_a_dead_link_is_found(tmp_path):

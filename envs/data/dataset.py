@@ -22,6 +22,7 @@ from qgpo.envs.data.given import all_given, check_space, hint, refuse_episodes
 from qgpo.envs.data.jumps import jump_doubts
 from qgpo.envs.tasks.actions import ActionScale, outside
 from qgpo.envs.tasks.families import UNKNOWN
+from qgpo.envs.tasks.making import spaces_of
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_spaces, same_box
@@ -29,6 +30,7 @@ from qgpo.envs.tasks.specs import check_spec
 from qgpo.envs.tasks.window import Window
 from qgpo.envs.tasks.wrappers import effective
 from qgpo.envs.text import counted
+from qgpo.fields import check_count
 
 Array = NDArray[np.float32]
 
@@ -122,9 +124,10 @@ class OfflineDataset:
         out, and that of a terminated episode is kept. Without `next_observations`, observations
         have N + E rows, which include the final observation of every episode. By default
         observations are unbounded and actions lie in [-1, 1]. Actions, rewards and terminations
-        are needed, too. Raises ValueError for wrong shapes and values, and TypeError for what is no
-        array or space. Warns of columns that lose precision in float32, of rows that are out of
-        order, and of flags and rewards that can hardly be meant. The arrays are copied.
+        are needed, too. Raises ValueError for wrong shapes and values and for an environment of
+        Gymnasium's with other spaces, and TypeError for what is no array or space. Warns of columns
+        that lose precision in float32, of rows that are out of order, and of flags and rewards that
+        can hardly be meant. The arrays are copied.
         """
         of, rounding = f"dataset {id!r}", Rounding()
         actions, rewards, terminations = all_given(
@@ -186,6 +189,7 @@ class OfflineDataset:
             env_spec=env_spec,
             reference=reference,
         )
+        _check_environment(made)
         odd += doubts(
             states,
             made.rewards,
@@ -248,12 +252,13 @@ class OfflineDataset:
             action_space=first.action_space,
             adapter=first.adapter,
             window=first.window,
+            details={} if first.window is None else _readings(datasets),
             env_spec=specs[0] if all(task == tasks[0] for task in tasks) else None,
             reference=first.reference if len({d.reference for d in datasets}) == 1 else None,
         )
 
     def __repr__(self) -> str:
-        returns = self.episode_returns
+        returns = self.recorded_returns
         size = f"{len(self):,} transitions in {counted(self.n_episodes, 'episode')}"
         spaces = f"observations {self.states.shape[1]}, actions {self.actions.shape[1]}"
         spaces += f" ({self.window})" if self.window is not None else ""
@@ -268,9 +273,9 @@ class OfflineDataset:
     def first(self, n: int) -> OfflineDataset:
         """The first n transitions, or all there are, without a copy; the last episode ends there.
 
-        Of it the last step is truncated, unless the task ended there.
+        Of it the last step is truncated, unless the task ended there. ValueError for n below 1.
         """
-        n = min(n, len(self))
+        n = min(check_count("n", n), len(self))
         starts = self.episode_starts[self.episode_starts < n]
         truncations = self.truncations[:n].copy()
         truncations[-1] = not self.terminations[n - 1]
@@ -325,6 +330,18 @@ class OfflineDataset:
     def episode_returns(self) -> NDArray[np.float64]:
         """(E,) undiscounted sums of rewards."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
+
+    @cached_property
+    def first_readings(self) -> NDArray[np.int64]:
+        """(R,) each recorded episode once: a window reads it from several of its steps on."""
+        first = self.details["first_step"][: self.n_episodes] if self.window is not None else None
+        return np.arange(self.n_episodes) if first is None else np.flatnonzero(first == 0)
+
+    @property
+    def recorded_returns(self) -> NDArray[np.float64]:
+        """(R,) returns of whole recorded episodes; `episode_returns` unless there is a window."""
+        returns = self.episode_returns if self.window is None else self.details["return"]
+        return np.asarray(returns)[self.first_readings]
 
     @cached_property
     def action_scale(self) -> ActionScale:
@@ -408,6 +425,14 @@ def episode_starts(lengths: ArrayLike) -> NDArray[np.int64]:
     return np.cumsum(np.append(0, lengths), dtype=np.int64)[:-1]
 
 
+def _readings(datasets: Sequence[OfflineDataset]) -> dict[str, Any]:
+    """The details of several datasets with a window that say which episodes are recorded ones."""
+    names = ("first_step", "return")
+    return {
+        name: np.concatenate([d.details[name][: d.n_episodes] for d in datasets]) for name in names
+    }
+
+
 def _numbers(of: str, name: str, values: ArrayLike, ndim: int, rounding: Rounding) -> Array:
     """The values as contiguous float32 with `ndim` dimensions; `rounding` gets what they lose."""
     refuse_episodes(of, name, values, ndim)
@@ -450,6 +475,26 @@ def _check_types(data: OfflineDataset) -> None:
                 f"dataset {data.id!r}: {name}={value!r} is a {type(value).__name__}, expected "
                 f"{known}{example}"
             )
+
+
+def _check_environment(data: OfflineDataset) -> None:
+    """Raise ValueError for an environment with other spaces, before somebody trains for it.
+
+    Discrete spaces become Boxes in a wrapper, which the spec need not name.
+    """
+    if data.env_spec is None or (of_env := spaces_of(data.env_spec)) is None:
+        return
+    observation_space, action_space = of_env
+    if not isinstance(observation_space, spaces.Box) or not isinstance(action_space, spaces.Box):
+        return
+    same_actions = same_box(action_space, data.action_space)
+    if observation_space.shape != data.observation_space.shape or not same_actions:
+        raise ValueError(
+            f"dataset {data.id!r}: env_spec={data.env_spec.id} has observations "
+            f"{observation_space.shape} and actions {action_space}, the data "
+            f"{data.observation_space.shape} and {data.action_space}: name the environment of the "
+            "data, and give its action space, action_space=env.action_space"
+        )
 
 
 def _check_shapes(data: OfflineDataset) -> None:

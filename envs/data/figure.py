@@ -93,7 +93,7 @@ def _standardised(states: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
     """The main properties of a dataset, as (name, value)."""
-    returns, lengths = dataset.episode_returns, dataset.episode_lengths
+    returns, lengths = dataset.recorded_returns, dataset.episode_lengths
     ends = dataset.ends
     inside = int((np.asarray(dataset.terminations) & ~dataset.last_steps).sum())
     if inside:
@@ -158,7 +158,7 @@ def _write_summary(axis: Any, dataset: OfflineDataset) -> None:
 
 
 def _draw_returns(axis: Any, dataset: OfflineDataset) -> None:
-    returns = dataset.episode_returns
+    returns = dataset.recorded_returns
     axis.hist(returns, bins=_bins(returns), color=BLUE, alpha=0.85)
     mean = float(returns.mean())
     axis.axvline(mean, color=ORANGE, lw=2, label=f"mean {readable(mean)}")

@@ -8,7 +8,6 @@ its first, second, … k-th step on, so that every step begins a chunk once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,9 @@ def windowed(dataset: OfflineDataset, history: int = 1, chunk: int = 1) -> Offli
     """The dataset of the same recordings with `history` observations and `chunk` actions at once.
 
     A chunk in which the task ends is filled up with its last action; one that the recording cuts
-    is left out. `details["episode"]` and `details["first_step"]` (E,) say which recorded episode
-    an episode is of, and from which of its steps on. The arrays are in memory.
+    is left out. `details["episode"]`, `details["first_step"]` and `details["return"]` (E,) say
+    which recorded episode an episode is of, from which of its steps on, and what the recorded one
+    returned. The arrays are in memory.
 
     Raises ValueError for numbers outside 1 to 1000, for a dataset that is windowed already, and
     where no episode is as long as a chunk.
@@ -69,7 +69,12 @@ def windowed(dataset: OfflineDataset, history: int = 1, chunk: int = 1) -> Offli
         episode_starts=episode_starts([len(part) for part in made["rewards"]]),
         observation_space=window.seen(dataset.observation_space),
         action_space=window.decided(dataset.action_space),
-        details={**dataset.details, "episode": of, "first_step": first_steps},
+        details={
+            **dataset.details,
+            "episode": of,
+            "first_step": first_steps,
+            "return": dataset.episode_returns[of],
+        },
         folder=None,
         window=window,
     )
@@ -99,11 +104,3 @@ def _decisions(recorded: Episode, first: int, chunk: int) -> Episode | None:
         "terminations": terminations,
         "truncations": (np.arange(n) == n - 1) & ~terminations,
     }
-
-
-def first_episodes(dataset: OfflineDataset) -> Iterator[int]:
-    """Episodes that begin where a recorded one does; all, unless they are read several times."""
-    first = dataset.details.get("first_step") if dataset.window is not None else None
-    for number in range(dataset.n_episodes):
-        if first is None or first[number] == 0:
-            yield number

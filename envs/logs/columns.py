@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,31 +123,50 @@ def _header(path: Path) -> tuple[list[str], str]:
     raise LogError(f"{path}: its first line holds numbers, expected the names of the columns")
 
 
-def _check_widths(path: Path, names: Sequence[str], delimiter: str) -> None:
-    """Raise LogError for a line that has not as many cells as the first one, or for none at all.
-
-    An empty cell at the end of a line counts as none, and so does an empty name.
-    """
-    width, rows = len(names) - (not names[-1]), 0
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each line below the first one, without empty lines. Raises LogError."""
     before = csv.field_size_limit(2**31 - 1)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
             next(lines, None)
             for cells in lines:
-                ends_empty = len(cells) == width + 1 and not cells[-1].strip()
-                if cells and len(cells) != width and not ends_empty:
-                    raise LogError(
-                        f"{path}: line {lines.line_num} has {len(cells)} cells, the first line "
-                        f"names {width} columns"
-                    )
-                rows += bool(cells)
+                if cells:
+                    yield lines.line_num, cells
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LogError(f"{path} cannot be read ({error})") from error
     finally:
         csv.field_size_limit(before)
+
+
+def _check_widths(path: Path, names: Sequence[str], delimiter: str) -> None:
+    """Raise LogError for a line that has not as many cells as the first one, or for none at all.
+
+    An empty cell at the end of a line counts as none, and so does an empty name.
+    """
+    width, rows = len(names) - (not names[-1]), 0
+    for line, cells in _rows(path, delimiter):
+        ends_empty = len(cells) == width + 1 and not cells[-1].strip()
+        if len(cells) != width and not ends_empty:
+            raise LogError(
+                f"{path}: line {line} has {len(cells)} cells, the first line names {width} columns"
+            )
+        rows += 1
     if rows == 0:
         raise LogError(f"{path} has no rows below the names of its columns")
+
+
+def _check_cells(path: Path, names: Sequence[str], columns: Sequence[int], delimiter: str) -> None:
+    """Raise LogError, which names the line, for a cell of those columns that is no number."""
+    for line, cells in _rows(path, delimiter):
+        for k in (k for k in columns if k < len(cells)):
+            try:
+                _number(cells[k])
+            except ValueError:
+                raise LogError(
+                    f"{path}: line {line}: column {names[k]!r} has {cells[k].strip()[:40]!r}, "
+                    "expected numbers; write time stamps in seconds, and leave out columns of words"
+                ) from None
 
 
 def _read_csv(path: Path, names: Sequence[str]) -> Columns:
@@ -167,31 +186,18 @@ def _read_csv(path: Path, names: Sequence[str]) -> Columns:
         try:
             rows = np.loadtxt(path, **options)
         except ValueError:  # truth values or empty cells, ten times as slow
-            cells: dict[int | str, Any] = {k: _cell(path, header[k]) for k in places}
-            rows = np.loadtxt(path, converters=cells, **options)
+            rows = np.loadtxt(path, converters=dict.fromkeys(places, _number), **options)
     except (ValueError, OSError) as error:
-        if isinstance(error.__cause__, LogError):
-            raise error.__cause__ from None
+        _check_cells(path, header, places, delimiter)
         raise LogError(f"{path} cannot be read ({error})") from error
     return {name: rows[:, k] for k, name in enumerate(names)}
 
 
-def _cell(path: Path, column: str) -> Callable[[str], float]:
-    """What makes a number of a cell of that column."""
-
-    def number(text: str) -> float:
-        text = text.strip()
-        try:
-            return float(text)
-        except ValueError:
-            if text.lower() in TRUTH:
-                return TRUTH[text.lower()]
-        raise LogError(
-            f"{path}: column {column!r} has {text[:40]!r}, expected numbers; "
-            "write time stamps in seconds, and leave out columns of words"
-        )
-
-    return number
+def _number(text: str) -> float:
+    """A cell as a number. Raises ValueError for other text."""
+    text = text.strip()
+    truth = TRUTH.get(text.lower())
+    return float(text) if truth is None else truth
 
 
 # Parquet ----------------------------------------------------------------------------------

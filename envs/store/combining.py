@@ -21,6 +21,8 @@ from qgpo.envs.store.reading import judge
 from qgpo.envs.store.storing import store_episodes
 from qgpo.envs.store.writing import check_new_id, check_space, new_dataset
 
+OF_IMPORTS = ": import both with the same --low and --high, or all files in one import"
+
 
 def combine(
     dataset_ids: Sequence[str], new_id: str, *, download: bool = True, progress_bar: bool = True
@@ -74,9 +76,10 @@ def _common_environment(sources: Sequence[MinariDataset]) -> Any:
         for name in ("observation_space", "action_space"):
             one, two = getattr(first, name), getattr(other, name)
             if one != two:
+                imported = all("action_names" in s.storage.metadata for s in (first, other))
                 raise ValueError(
                     f"datasets {first.id!r} and {other.id!r} cannot be combined: {name} {one} and "
-                    f"{two}; expected the same"
+                    f"{two}; expected the same{OF_IMPORTS if imported else ''}"
                 )
     try:
         return validate_datasets_to_combine(list(sources))

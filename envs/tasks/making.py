@@ -243,6 +243,20 @@ def make_env(
         return wrap_again(made, env.additional_wrappers, env_id)
 
 
+def spaces_of(spec: EnvSpec) -> tuple[gym.Space[Any], gym.Space[Any]] | None:
+    """The spaces of observations and actions of one of Gymnasium's own environments.
+
+    None of others: to make somebody's environment may take long, or move a robot. None also where
+    it cannot be made here.
+    """
+    registered = gym.registry.get(spec.id)
+    if registered is None or not str(registered.entry_point).startswith("gymnasium.envs."):
+        return None
+    with contextlib.suppress(ValueError), make_env(spec, own_modules=False) as made:
+        return made.observation_space, made.action_space
+    return None
+
+
 def _mended(made: gym.Env[Any, Any], family: Family) -> gym.Env[Any, Any]:
     """The environment in the wrapper of its family, where that has one."""
     return made if family.wrapper is None else family.wrapper(made)

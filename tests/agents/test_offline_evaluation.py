@@ -302,6 +302,8 @@ def test_the_command_needs_no_environment(tmp_path, monkeypatch, capsys):
     for flag in ({"video": tmp_path / "a.gif"}, {"env_id": "Pendulum-v1"}, {"picture": True}):
         with pytest.raises(SystemExit, match="--offline plays nothing: leave --"):
             evaluate.main(dataclasses.replace(args, **flag))
+    with pytest.raises(SystemExit, match="--offline and --exactness: give only one of them"):
+        evaluate.main(dataclasses.replace(args, exactness=True))
 
 
 def test_too_few_steps_are_said(walk):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 from factory import ROOT
 
 from qgpo import QGPO
+from qgpo.agents import AGENTS
+from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.experiments.benchmark import Benchmark
 from qgpo.experiments.plan import in_turn, read_plan
 from qgpo.experiments.settings import Experiment, as_json, check_types
@@ -40,6 +43,19 @@ def test_python_the_command_line_and_plans_train_the_same_agent():
     assert planned(longer=2.0).config == dataclasses.replace(longer.config, beta=config.beta)
     plan.write_text(plan.read_text() + "\noverrides = { beta = 4.0 }")
     assert read_plan(plan)[0].config == longer.config
+
+
+def test_the_help_names_every_agent(capsys):
+    with pytest.raises(SystemExit):
+        train.parse(["--help"])
+    shown = re.findall(r"[\w-]+", capsys.readouterr().out.split("options", 1)[1])
+    said = {
+        flag: shown[shown.index(flag) : shown.index(following)]
+        for flag, following in (("--agent", "--label"), ("--adopt", "--device"))
+    }
+    assert set(AGENTS) <= set(said["--agent"])
+    sharing = {name for name, agent in AGENTS.items() if issubclass(agent, GuidedPolicy)}
+    assert sharing <= set(said["--adopt"])
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)

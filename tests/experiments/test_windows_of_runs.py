@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from commands import QUICK, run
 from factory import numbered_episodes, write_buffers
 
-from qgpo import load_agent
+from qgpo import load_agent, load_dataset
+from qgpo.envs.play.scores import summarize
 from qgpo.envs.tasks.window import Window
+from qgpo.experiments.driver import Run
 from qgpo.experiments.settings import measured_of
 from qgpo.scripts import train
 
@@ -31,7 +35,24 @@ def test_a_run_keeps_its_windows_and_is_resumed_with_them(tmp_path):
     agent = load_agent(folder / "checkpoint.zip", device="cpu")
     assert agent.window == Window(2, 3)
     assert agent.predict(np.zeros(2))[0].shape == (1,)
+    document = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    recorded = load_dataset("test/numbered-v0").episode_returns
+    assert document["dataset"]["episodes"] == len(recorded) == 2
+    assert document["dataset"]["returns"] == pytest.approx(recorded)
     measured = json.loads((folder / "config.json").read_text(encoding="utf-8"))["measured"]
     assert (measured["history"], measured["chunk"]) == (2, 3)
     again = train.parse(["--resume", str(folder)])
     assert (again.history, again.chunk) == (2, 3)
+
+
+def test_the_row_of_the_data_counts_recorded_episodes(capsys):
+    """Not each of them once per step of a chunk, which would halve the interval."""
+    write_buffers(numbered_episodes((9, 8), (True, False)), "test/numbered-v0")
+    shown = []
+    for several in ({}, {"history": 2, "chunk": 3}):
+        data = load_dataset("test/numbered-v0", **several)
+        played = summarize("test/v0", [1.0, 2.0], [], [], 0, None)
+        Run.show(SimpleNamespace(dataset=data, evaluations=[(None, played)]))
+        shown.append(capsys.readouterr().out)
+    assert "data" in shown[0]
+    assert shown[1] == shown[0]

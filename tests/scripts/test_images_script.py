@@ -78,6 +78,7 @@ def test_a_user_s_own_energy_is_followed_and_training_resumed(tmp_path, pixels):
         (["train", "--preset", "cifar"], "--preset cifar: expected one of"),
         (["train", "--images", "gone"], "'gone': no such folder"),
         (["train", "--images", "own.npz", "--energy", "mine"], "--energy mine: expected one of"),
+        (["train", "--resume", "--overwrite"], "--resume and --overwrite: give only one of them"),
         (["sample", "--model", "gone.zip"], "does not exist"),
         (["sample", "--model", "gone.zip", "--output", "a.txt"], "a.txt: expected a name"),
         (["measure", "--tasks", "sizes"], "--tasks sizes: expected some of"),

@@ -108,6 +108,17 @@ def test_a_resumed_run_never_measures_again(monkeypatch):
             train.parse(["--resume", "run", *flags])
 
 
+def test_flags_that_contradict_resume_are_refused():
+    train.main(train.parse([*GIVEN, *TINY, "--run-dir", "run"]))
+    for flags in (["--run-dir", "other"], ["--overwrite"]):
+        with pytest.raises(SystemExit, match=f"{flags[0]}.* cannot be combined with --resume"):
+            train.parse(["--resume", "run", *flags])
+    assert train.parse(["--resume", "run", "--run-dir", "./run"]).folder.path == Path("run")
+    with pytest.raises(SystemExit, match="--allow-other-dataset belongs to --resume: add it"):
+        train.main(train.parse([*GIVEN, *TINY, "--run-dir", "new", "--allow-other-dataset"]))
+    assert not Path("new").exists()
+
+
 def stopped(*_):
     raise KeyboardInterrupt("stopped here")
 

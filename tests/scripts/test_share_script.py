@@ -47,6 +47,8 @@ def test_a_run_becomes_a_folder_and_a_checkpoint_again(run, tmp_path, capsys):
     assert same_parameters(first.get_parameters(), second.get_parameters())
     with pytest.raises(SystemExit, match=r"error: --output again.zip: again.zip exists"):
         script.main(["load", "shared", "--output", "again.zip"])
+    with pytest.raises(SystemExit, match=r"error: --revision v1: shared is a folder"):
+        script.main(["load", "shared", "--output", "new.zip", "--revision", "v1"])
     assert "again.zip" in capsys.readouterr().out
 
 
@@ -54,11 +56,16 @@ def test_several_runs_are_handed_on_together(run, tmp_path):
     other = tmp_path / "runs" / "two"
     shutil.copytree(run, other)
     entries = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["evaluations"]
-    together = {"members": [{}, {}], "evaluations": [{**entries[0], "mean": 7.5}]}
+    members = [{"checkpoint": f"runs/{name}/checkpoint.zip"} for name in ("two", "one")]
+    together = {"members": members, "evaluations": [{**entries[0], "mean": 7.5}]}
     documents.write(run / "evaluation-together-20260101-000000.json", together)
     script.main(["save", str(run), str(other), "--folder", "both", "--no-clip"])
     assert isinstance(load_from_folder("both", device="cpu"), Ensemble)
     assert "| agent | 7.50 |" in (tmp_path / "both" / "README.md").read_text(encoding="utf-8")
+    third = tmp_path / "runs" / "three"
+    shutil.copytree(other, third)
+    script.main(["save", str(run), str(third), "--folder", "others", "--no-clip"])
+    assert "7.50" not in (tmp_path / "others" / "README.md").read_text(encoding="utf-8")
     script.main(["load", "both", "--output", "member.zip"])
     assert load_agent("member-1.zip", device="cpu").name == "BC"
 

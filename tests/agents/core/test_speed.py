@@ -253,6 +253,12 @@ def test_the_first_rows_are_a_dataset(n, map_it):
     assert np.array_equal(first.last_steps[:-1], data.last_steps[: n - 1])
 
 
+@pytest.mark.parametrize("n", [0, -1, 2.5])
+def test_fewer_than_one_row_are_no_dataset(n):
+    with pytest.raises(ValueError, match=f"n={n}, expected .*at least 1"):
+        make_dataset().first(n)
+
+
 def test_within_minutes_is_longer_by_what_was_measured(monkeypatch):
     monkeypatch.setattr(speed, "measure_speed", lambda *_: BY_HAND)
     assert within_minutes(QGPO, WHITENED, make_dataset(), 2.5) == longer(WHITENED, 2.0)

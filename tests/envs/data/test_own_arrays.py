@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from qgpo import OfflineDataset
 
@@ -42,6 +44,23 @@ def said(arrays):
 
 GOOD = recording()
 OBSERVATIONS = GOOD["observations"]
+
+
+def test_an_environment_with_other_spaces_is_refused_before_anybody_trains():
+    pendulum = {**GOOD, "actions": GOOD["actions"][:, :1]}
+    box = spaces.Box(-2.0, 2.0, (1,))
+    for env_id, wrong in (("Hopper-v5", r"observations \(11,\)"), ("Pendulum-v1", r"2\.0, \(1,\)")):
+        with pytest.raises(ValueError, match=rf"env_spec={env_id} has .*{wrong}.*, the data "):
+            OfflineDataset.from_arrays(**pendulum, env_spec=gym.spec(env_id))
+    fitting = {"action_space": box, "env_spec": gym.spec("Pendulum-v1")}
+    assert OfflineDataset.from_arrays(**pendulum, **fitting).env_spec.id == "Pendulum-v1"
+
+
+def test_environments_of_others_are_not_made_for_arrays(monkeypatch):
+    monkeypatch.setattr("qgpo.envs.tasks.making._make", None)  # whoever calls it fails
+    monkeypatch.setitem(gym.registry, "test/Robot-v0", EnvSpec("test/Robot-v0", "robot:Robot"))
+    for spec in (gym.spec("test/Robot-v0"), EnvSpec("test/Unknown-v0")):
+        assert OfflineDataset.from_arrays(**GOOD, env_spec=spec).env_spec is spec
 
 
 def test_good_arrays_are_not_doubted():

@@ -16,7 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from qgpo import BC, QGPO, BCConfig, Ensemble, OfflineDataset, evaluate, load_agent, load_dataset
 from qgpo.agents.core.checkpoint import CheckpointError
-from qgpo.envs.data.windows import first_episodes, windowed
+from qgpo.envs.data.windows import windowed
 from qgpo.envs.tasks.window import Window
 
 TINY = BCConfig(steps=3, batch_size=4, hidden=(8,))
@@ -47,16 +47,29 @@ def test_by_hand():
     assert first[-2:].tolist() == [[100, 101], [103, 104]]
     assert data.details["episode"].tolist() == [0, 0, 0, 1, 1]
     assert data.details["first_step"].tolist() == [0, 1, 2, 0, 1]
-    assert list(first_episodes(data)) == [0, 3]
+    assert data.first_readings.tolist() == [0, 3]
     assert data.observation_space.shape == (4,)
     assert data.action_space.shape == (3,)
+
+
+def test_returns_are_those_of_the_recordings_once_each():
+    """Whole ones: the second, which is cut, has a step more than its decisions."""
+    recorded = numbered()
+    data = windowed(recorded, history=2, chunk=3)
+    assert data.recorded_returns.tolist() == recorded.episode_returns.tolist()
+    assert len(data.episode_returns) == 5
+    assert recorded.recorded_returns.tolist() == recorded.episode_returns.tolist()
+    assert data.first(2).recorded_returns.tolist() == recorded.episode_returns[:1].tolist()
+    twice = OfflineDataset.concatenate([data, data])
+    assert twice.recorded_returns.tolist() == 2 * recorded.episode_returns.tolist()
+    assert f"(mean {recorded.episode_returns.mean():.4g})" in repr(data)
 
 
 def test_one_of_each_is_the_dataset_itself():
     data = make_dataset()
     assert windowed(data, 1, 1) is data
     assert data.window is None
-    assert list(first_episodes(data)) == list(range(data.n_episodes))
+    assert data.first_readings.tolist() == list(range(data.n_episodes))
 
 
 def test_a_chunk_ends_where_the_task_does_though_the_recording_goes_on():

@@ -11,6 +11,7 @@ from qgpo import BC, BCConfig, load_dataset
 from qgpo.envs.logs.columns import LogError
 from qgpo.envs.logs.importing import action_box, findings, import_log, prepare
 from qgpo.envs.logs.reading import read_log
+from qgpo.envs.store.combining import combine
 from qgpo.scripts import data
 
 
@@ -41,6 +42,19 @@ def test_of_a_known_environment_it_keeps_the_name_and_must_fit():
     assert load_dataset("mine/pendulum-v0", download=False).env_spec.id == "Pendulum-v1"
     with pytest.raises(ValueError, match=r"actions has shape \(6, 2\), expected \(6, 1\)"):
         import_log(sound((6,)), "mine/other-v0", env_id="Pendulum-v1")
+
+
+def test_imports_with_other_bounds_are_combined_once_these_are_stated():
+    first = sound()
+    second = dataclasses.replace(first, actions=5.0 * first.actions)
+    import_log(first, "mine/arm-v0")
+    import_log(second, "mine/arm-v1")
+    with pytest.raises(ValueError, match=r"action_space.*import both with the same --low and --h"):
+        combine(("mine/arm-v0", "mine/arm-v1"), "mine/arm-v2", progress_bar=False)
+    for version, log in ((3, first), (4, second)):
+        import_log(log, f"mine/arm-v{version}", low=(-9.0,), high=(9.0,))
+    combine(("mine/arm-v3", "mine/arm-v4"), "mine/arm-v5", progress_bar=False)
+    assert load_dataset("mine/arm-v5", download=False).n_episodes == 2 * 2
 
 
 def test_bounds_are_stated_or_those_of_the_data():
