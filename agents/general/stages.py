@@ -94,8 +94,7 @@ def fit_guidance(model: Model, data: Data) -> None:
     # E enters relative to its mean: the same f for energies that differ by a constant
     centred = data.energies.double() - data.energies.double().mean()
     data = data._replace(energies=(-model.config.beta * centred).float())
-    guidance, generator = model.guidance_model, model.training.generator
-    state = generator.get_state()
+    guidance = model.guidance_model
     seen = data.rows(slice(ROWS_PER_CALL if guidance.needs_energy else None))
     if model.progress["guidance"] == 0:
         if isinstance(guidance, Weighted):
@@ -103,11 +102,10 @@ def fit_guidance(model: Model, data: Data) -> None:
         guidance.start(seen)
         model.guidance_ema.load_state_dict(guidance.state_dict())
     for one in (guidance, model.guidance_ema):
-        generator.set_state(state)
-        one.prepare(seen, generator)
-    generator.set_state(state)
+        # of the seed alone: a training that goes on prepares what the first one did
+        one.prepare(seen, torch.Generator(model.device).manual_seed(model.seed))
     if guidance.trainable:
-        loss = partial(guidance.loss, generator=generator)
+        loss = partial(guidance.loss, generator=model.training.generator)
         after = partial(average, guidance, model.guidance_ema, model.config.ema_decay)
         _minimize(model, "guidance", data, loss, after)
         if model.progress["guidance"] >= model.steps["guidance"]:
