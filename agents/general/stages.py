@@ -13,8 +13,8 @@ from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import Training, average
 from qgpo.agents.general.data import Data
 from qgpo.diffusion import Metrics
-from qgpo.gaussians import CorrectedNetwork
-from qgpo.guidance import Samples, Weighted, weighted_loss
+from qgpo.gaussians import CorrectedNetwork, FittedMixture
+from qgpo.guidance import Guidance, Samples, Weighted, weighted_loss
 from qgpo.networks import join
 from qgpo.normalization import ObservationNormalizer
 
@@ -95,7 +95,7 @@ def fit_guidance(model: Model, data: Data) -> None:
     centred = data.energies.double() - data.energies.double().mean()
     data = data._replace(energies=(-model.config.beta * centred).float())
     guidance = model.guidance_model
-    seen = data.rows(slice(ROWS_PER_CALL if guidance.needs_energy else None))
+    seen = _seen(guidance, data)
     if model.progress["guidance"] == 0:
         if isinstance(guidance, Weighted):
             guidance.model.load_state_dict(model.data_model_ema.state_dict())
@@ -110,6 +110,16 @@ def fit_guidance(model: Model, data: Data) -> None:
         _minimize(model, "guidance", data, loss, after)
         if model.progress["guidance"] >= model.steps["guidance"]:
             model.guidance_ema.finish(seen)
+
+
+def _seen(guidance: Guidance, data: Data) -> Samples:
+    """What a guidance prepares from: every energy, and all samples where mixtures are fitted.
+
+    Otherwise the first ROWS_PER_CALL samples are enough. Images may be too many for the memory.
+    """
+    fitted = any(isinstance(part, FittedMixture) for part in guidance.modules())
+    rows = slice(None if fitted else ROWS_PER_CALL)
+    return data.rows(rows)._replace(scaled_energy=data.energies)
 
 
 def _minimize(

@@ -201,6 +201,35 @@ def test_images_stay_in_their_file_until_they_are_asked_for(tmp_path, trained):
 
 
 @pytest.mark.parametrize(
+    ("guidance", "options"),
+    [
+        ("mse", {}),
+        ("dps", {}),
+        ("cep", {"labels": "exponential"}),
+        ("cep", {"labels": "exponential", "base": "denoised"}),
+    ],
+)
+def test_a_guidance_converts_few_images_at_a_time_and_sees_every_energy(
+    guidance, options, monkeypatch
+):
+    config = replace(TINY, guidance=guidance, guidance_options=options)
+    expected = fitted(config)
+    most, of_all = 0, Pixels.__getitem__
+
+    def counted(pixels, rows):
+        nonlocal most
+        found = of_all(pixels, rows)
+        most = max(most, found.numel() // found.shape[-1])
+        return found
+
+    monkeypatch.setattr(Pixels, "__getitem__", counted)
+    monkeypatch.setattr("qgpo.agents.general.stages.ROWS_PER_CALL", 16)
+    model = fitted(config)
+    assert most == 16
+    torch.testing.assert_close(drawn(model), drawn(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
         (images()[:, 0], r"images have shape \(40, 4, 4\), expected"),
