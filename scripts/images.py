@@ -86,6 +86,7 @@ class Train:
                 raise ValueError(f"{path} exists: --resume it, --overwrite it, or choose another")
             else:
                 model = EnergyGuidedImages(self.config, seed=self.seed, device=chosen)
+            begun = model.num_timesteps
             try:
                 model.fit(
                     images.pixels,
@@ -94,10 +95,12 @@ class Train:
                     callback=self.keep,
                     progress_bar=None if is_first() else False,
                 )
-            finally:
-                if model.layout is not None and model.num_timesteps and is_first():
+            except BaseException:  # Ctrl-C, too
+                if model.num_timesteps > begun and is_first():
                     model.save(path)
+                raise
             if is_first():
+                model.save(path)
                 print(f"{path}: {len(images)} images, {model.num_timesteps} steps")
                 needed = callable(energy) and model.guidance_model.needs_energy
                 more = ("--energy", self.energy) if needed else ()

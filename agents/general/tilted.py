@@ -11,9 +11,10 @@ energies, one per class say: p_e(x) ~ q(x) exp(-beta E_e(x)). Every sample then 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar
@@ -295,7 +296,36 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         condition: Array | None,
         resume: bool,
     ) -> Data:
-        """Check and standardise; an energy of None is zero."""
+        """Check and standardise; an energy of None is zero.
+
+        Where that is refused, the model is what it was before.
+        """
+        with self._as_before_if_refused():
+            return self._checked(data, energy, condition, resume)
+
+    @contextlib.contextmanager
+    def _as_before_if_refused(self) -> Iterator[None]:
+        """Around what may raise an error: the model and its training then stay what they were."""
+        before = [(part, dict(vars(part))) for part in (self, self.training)]
+        generators = (self.training.generator, self.sampling_generator)
+        states = [generator.get_state() for generator in generators]
+        try:
+            yield
+        except BaseException:
+            for part, attributes in before:
+                vars(part).clear()
+                vars(part).update(attributes)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            raise
+
+    def _checked(
+        self,
+        data: Array,
+        energy: Energy | Array | None,
+        condition: Array | None,
+        resume: bool,
+    ) -> Data:
         x = self._read(data)
         if condition is not None and not self.conditional:
             raise ValueError(f"{self.name} has no conditions: give one energy for each class")

@@ -282,6 +282,38 @@ def test_mistakes_are_named(call, message):
         call()
 
 
+NO_TRAINING = {
+    "text": (data(), "high"),
+    "too few": (data(), torch.zeros(5)),
+    "another shape": (data(), lambda x: x.T),
+    "infinite": (data(), lambda x: x[:, 0] / 0.0),
+}
+NOT_RESUMED = {
+    "other data": (data(seed=4), energy),
+    "other dimensions": (data(dim=3), torch.zeros(64)),
+    "another energy": (data(), lambda x: x[:, 1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "resume"),
+    [
+        *((name, resume) for name in NO_TRAINING for resume in (False, True)),
+        *((name, True) for name in NOT_RESUMED),
+    ],
+)
+def test_a_refused_training_leaves_the_model_as_it_is(wrong, resume, tmp_path):
+    model = fitted(TINY, e=energy(data()))
+    model.sample(3)
+    model.save(tmp_path / "before")
+    with pytest.raises(ValueError, match=r"energy|samples have shape|other data"):
+        model.fit(*{**NO_TRAINING, **NOT_RESUMED}[wrong], resume=resume)
+    model.save(tmp_path / "after")
+    assert (tmp_path / "after.zip").read_bytes() == (tmp_path / "before.zip").read_bytes()
+    expected = EnergyGuidedDiffusion.load(tmp_path / "before", device="cpu")
+    assert torch.equal(model.sample(5), expected.sample(5))
+
+
 def test_nothing_to_sample_or_save_before_training(tmp_path):
     with pytest.raises(RuntimeError, match="not been trained"):
         EnergyGuidedDiffusion(TINY).sample(3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +72,37 @@ def test_a_user_s_own_energy_is_followed_and_training_resumed(tmp_path, pixels):
     assert "8 steps" in train(tmp_path, pixels, *own, "--resume").stdout
     more = ("--overwrite", "--energy", "values.npy")
     assert "8 steps" in train(tmp_path, pixels, *more).stdout
+
+
+def test_a_refused_training_leaves_the_file_as_it_is(tmp_path, pixels):
+    (tmp_path / "mine.py").write_text("def dark(x):\n    return x.mean(dim=(1, 2, 3))\n")
+    train(tmp_path, pixels)
+    before = (tmp_path / "runs" / "own.zip").stat()
+    refused = train(tmp_path, pixels, "--energy", "mine.py:dark", "--resume", code=1)
+    assert "this model was made for" in refused.stderr
+    after = (tmp_path / "runs" / "own.zip").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_ctrl_c_keeps_what_was_trained_and_no_step_is_needed(tmp_path, monkeypatch):
+    np.savez(tmp_path / "own.npz", images=np.zeros((8, 3, 4, 4), np.uint8), labels=np.arange(8) % 2)
+    monkeypatch.chdir(tmp_path)
+    chosen = script.parse(["train", "--images", "own.npz", *SMALL, "--output", "own.zip"])
+
+    def stop(model):
+        if model.num_timesteps == 3:
+            model.training.interrupt()
+
+    monkeypatch.setattr(chosen, "keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        chosen.run()
+    assert EnergyGuidedImages.load("own.zip", device="cpu").num_timesteps == 3
+    none = {"data_steps": 0, "guidance": "dps", "guidance_options": {}}
+    chosen.config = dataclasses.replace(chosen.config, **none)
+    (tmp_path / "mine.py").write_text("def dark(x):\n    return x.mean(dim=(1, 2, 3))\n")
+    chosen.energy, chosen.output, chosen.keep = "mine.py:dark", Path("none.zip"), lambda model: None
+    chosen.run()
+    assert EnergyGuidedImages.load("none.zip", device="cpu").num_timesteps == 0
 
 
 @pytest.mark.parametrize(
