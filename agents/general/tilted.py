@@ -109,6 +109,9 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         self.training.reset()
         self.training.history = {stage: [] for stage in STAGES}
         self.fingerprint: str | None = None
+        """of data and energy"""
+        self.data_fingerprint: str | None = None
+        """of data and conditions"""
         self.layout: Layout | None = None
         self.steps: dict[str, int] = {}
         self._energy: Energy | None = None
@@ -283,6 +286,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         layout = self.layout if energies is None else self.layout._replace(energies=energies)
         other._take_from(self)
         other._build(layout, self.labelled)
+        other.data_fingerprint = self.data_fingerprint
         for name in ("normalizer", "condition_normalizer", "data_model", "data_model_ema"):
             other.networks[name].load_state_dict(self.networks[name].state_dict())
         other.progress["data"] = other.training.num_timesteps = other.steps["data"]
@@ -341,6 +345,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             self._build(found, not callable(energy))
         made: Any = self.layout
         self._check_layout(found._replace(energies=made.energies) if energy is None else found)
+        self._check_same_data(x, c)
         self.labelled = not callable(energy)
         self._energy = energy if callable(energy) else None
         if self.progress["data"] == 0 and c is not None:
@@ -349,7 +354,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         c = None if c is None else self.condition_normalizer(c)
         labels = self._labels(energy, z, c)
         if energy is not None:
-            self._check_same_data(x, labels)
+            self._check_same_energy(x, labels)
         return Data(z, labels, c)
 
     def _check_layout(self, found: Layout) -> None:
@@ -404,7 +409,22 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             energy = torch.cat(parts)
         return self.reader.labels(energy, len(z))
 
-    def _check_same_data(self, x: Array, labels: Tensor) -> None:
+    def _check_same_data(self, x: Array, c: Tensor | None) -> None:
+        """Raise ValueError for other data or conditions than those that training began with.
+
+        Files of earlier versions do not say which these were.
+        """
+        digest = hashlib.sha256(self._content(x))
+        if c is not None:
+            digest.update(c.cpu().numpy().tobytes())
+        known, found = self.data_fingerprint, digest.hexdigest()
+        if any(self.progress.values()) and known not in (None, found):
+            of = "data" if c is None else "data or other conditions"
+            raise ValueError(f"training began with other {of}: call fit without resume")
+        self.data_fingerprint = found
+
+    def _check_same_energy(self, x: Array, labels: Tensor) -> None:
+        """Raise ValueError for another energy than that with which its stages began."""
         digest = hashlib.sha256(self._content(x))
         digest.update(labels.cpu().numpy().tobytes())
         started = any(self.progress[stage] for stage in ("energy", "guidance"))
@@ -440,6 +460,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             labelled=self.labelled,
             history=self.history,
             fingerprint=self.fingerprint,
+            data_fingerprint=self.data_fingerprint,
         )
 
     @classmethod
@@ -464,14 +485,17 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             config = checkpoint.config_from_json(cls.config_class, header["config"])
             model = cls(config, seed=header["seed"], device=device)
             labelled, fingerprint = header["labelled"], header["fingerprint"]
+            of_data = header.get("data_fingerprint")  # later than the other one
             if type(labelled) is not bool or not isinstance(fingerprint, str | None):
                 raise ValueError(f"{labelled=} or {fingerprint=} is none")
+            if not isinstance(of_data, str | None):
+                raise ValueError(f"data_fingerprint={of_data!r:.200} is none")
             layout = layout_of(header)
             model._prepare_build(header)
             model._build(layout, labelled)
             checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
             model.training.history = _history(header["history"])
-            model.fingerprint = fingerprint
+            model.fingerprint, model.data_fingerprint = fingerprint, of_data
         model._energy = energy
         return model
 

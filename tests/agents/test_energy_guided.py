@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import change_header, rewrite
 
 from qgpo import QGPO, EnergyGuidedConfig, EnergyGuidedDiffusion, load_agent
 from qgpo.agents.core.checkpoint import CheckpointError
@@ -312,6 +313,41 @@ def test_a_refused_training_leaves_the_model_as_it_is(wrong, resume, tmp_path):
     assert (tmp_path / "after.zip").read_bytes() == (tmp_path / "before.zip").read_bytes()
     expected = EnergyGuidedDiffusion.load(tmp_path / "before", device="cpu")
     assert torch.equal(model.sample(5), expected.sample(5))
+
+
+@pytest.mark.parametrize("how", ["in memory", "from a file", "with_guidance"])
+@pytest.mark.parametrize("steps", [1, 6])
+@pytest.mark.parametrize("other", ["data", "condition"])
+def test_a_data_model_goes_on_with_its_own_data_and_conditions(other, steps, how, tmp_path):
+    same = {"data": data(), "condition": data(seed=1)}
+    if how == "with_guidance":
+        model = EnergyGuidedDiffusion(TINY, seed=1, device="cpu").fit_data(**same)
+        model = model.with_guidance(replace(TINY, guidance="mse"))
+    else:
+        left = iter(range(steps - 1, -1, -1))
+        model = EnergyGuidedDiffusion(TINY, seed=1, device="cpu")
+        model.fit(**same, energy=energy(data()), callback=lambda model: next(left) > 0)
+    if how == "from a file":
+        model.save(tmp_path / "model")
+        model = EnergyGuidedDiffusion.load(tmp_path / "model", device="cpu")
+    message = "training began with other data or other conditions: call fit without resume"
+    with pytest.raises(ValueError, match=message):
+        model.fit(**{**same, other: data(seed=2)}, energy=energy(data()), resume=True)
+    model.fit(**same, energy=energy(data()), resume=True)
+    assert model.progress["guidance"] == TINY.guidance_steps
+
+
+def test_files_without_a_digest_of_the_data_go_on(tmp_path):
+    left = iter(range(6))
+    stopped = fitted(TINY, e=energy(data()), callback=lambda model: next(left) < 5)
+    stopped.save(tmp_path / "model")
+    path = tmp_path / "model.zip"
+    rewrite(path, change_header(data_fingerprint=None))
+    model = EnergyGuidedDiffusion.load(path, device="cpu").fit(data(), energy(data()), resume=True)
+    assert torch.equal(model.sample(5), fitted(TINY, e=energy(data())).sample(5))
+    rewrite(path, change_header(data_fingerprint=1))
+    with pytest.raises(CheckpointError, match="data_fingerprint=1"):
+        EnergyGuidedDiffusion.load(path, device="cpu")
 
 
 def test_nothing_to_sample_or_save_before_training(tmp_path):
