@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qgpo.envs.data.columns import Rounding, centred, numbers
+from qgpo.envs.data.columns import Rounding, centred, numbers, without_gradient
 from qgpo.guidance import Samples
 from qgpo.normalization import ObservationNormalizer
 
@@ -79,9 +79,9 @@ class Reader(NamedTuple):
         Raises ValueError for what is no real numbers.
         """
         if isinstance(value, Tensor) and value.dtype in EXACT:
-            return value.to(self.device, torch.float32)
+            return value.detach().to(self.device, torch.float32)
         try:
-            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            array = without_gradient(value)
             converted = numbers(self.model, name, array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(

@@ -248,6 +248,17 @@ def test_numpy_is_welcome():
     assert model.sample(3).shape == (3, 2)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_tensors_that_require_a_gradient_are_data_too(kind):
+    x, c = (data(seed=seed).to(kind) for seed in range(2))
+    e = energy(x)
+    expected = fitted(TINY, x, e, c).sample(condition=c[:5])
+    x, e, c = (tensor.requires_grad_() for tensor in (x, e, c))
+    found = fitted(TINY, x, e, c).sample(condition=c[:5])
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
+
+
 @pytest.mark.parametrize("solver", ["heun", "ddim", "dpm_solver_2s", "sde_dpm_solver_2m"])
 @pytest.mark.parametrize("spacing", ["time", "log_snr", "karras"])
 def test_solvers_and_grids_are_chosen_per_call(solver, spacing):
