@@ -52,6 +52,13 @@ STAGES = ("data", "energy", "guidance")
 LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
 TO_RESUME = "to continue later: save(path), then load(path).fit(data, energy, resume=True)"
 
+NO_GRADIENT = (
+    "guidance={!r} differentiates the energy, but torch has no gradient of it in its samples: "
+    "compute it from them by torch, or give one value per sample, of which a network is learned"
+)
+ROWS_TO_DIFFERENTIATE = 8
+"""samples at which it is tried whether an energy has a gradient"""
+
 ConfigT = TypeVar("ConfigT", bound=TiltedConfig)
 
 
@@ -170,7 +177,21 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
                 f"guidance={self.config.guidance!r} differentiates the energy while sampling, and "
                 "a file cannot hold a function: load(path, energy=...)"
             )
-        return -self.config.beta * self._call(self._energy, z, condition)
+        values = self._call(self._energy, z, condition)
+        if z.requires_grad and not values.requires_grad:
+            raise ValueError(NO_GRADIENT.format(self.config.guidance))
+        return -self.config.beta * values
+
+    def _check_differentiable(self, z: Tensor, condition: Tensor | None) -> None:
+        """Raise ValueError for an energy of which torch has no gradient in its samples."""
+        z = z.clone().requires_grad_()
+        try:
+            total = self._scaled_energy(z, condition).sum()
+            (gradient,) = torch.autograd.grad(total, z, allow_unused=True)
+        except RuntimeError as error:
+            raise ValueError(f"{NO_GRADIENT.format(self.config.guidance)} ({error})") from error
+        if gradient is None:
+            raise ValueError(NO_GRADIENT.format(self.config.guidance))
 
     def values_of(self, energies: Tensor) -> Tensor:
         """(..., max(1, E)) as (...) where there is a single energy."""
@@ -352,6 +373,9 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             self.condition_normalizer.fit(c)
         z = self._rows(x)
         c = None if c is None else self.condition_normalizer(c)
+        if callable(energy) and self.guidance_model.needs_energy:
+            some = slice(ROWS_TO_DIFFERENTIATE)
+            self._check_differentiable(z[some], None if c is None else c[some])
         labels = self._labels(energy, z, c)
         if energy is not None:
             self._check_same_energy(x, labels)

@@ -484,6 +484,43 @@ def test_nothing_is_trained_on_what_is_no_energy(nothing, message):
     assert model.num_timesteps == 0
 
 
+@pytest.mark.parametrize(
+    ("guidance", "options"),
+    [
+        *((name, {}) for name in ("aepo", "analytic", "dps", "qgf")),
+        ("cep", {"base": "denoised"}),
+    ],
+)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_an_energy_without_a_gradient_is_refused_before_the_training(
+    guidance, options, conditional, tmp_path
+):
+    config = replace(TINY, guidance=guidance, guidance_options=options)
+    condition = data(dim=1, seed=1) if conditional else None
+    weight = torch.ones((), requires_grad=True)
+    without = {
+        "detached": lambda x, *c: x.detach()[:, 0],
+        "constant": lambda x, *c: torch.ones(len(x)),
+        "of numpy": lambda x, *c: torch.as_tensor(x.numpy()[:, 0]),
+        "of numpy, detached": lambda x, *c: torch.as_tensor(x.detach().numpy()[:, 0]),
+        "of a parameter alone": lambda x, *c: weight.expand(len(x)),
+        "of the condition alone": lambda x, *c: c[0][:, 0] if c else x[:, 0].round().detach(),
+    }
+    model = EnergyGuidedDiffusion(config, device="cpu")
+    message = f"guidance='{guidance}' differentiates the energy, but torch has no gradient of it"
+    for e in without.values():
+        with pytest.raises(ValueError, match=message):
+            model.fit(data(), e, condition)
+        assert model.num_timesteps == 0
+    model.fit(data(), lambda x, *c: x[:, 0].clamp(min=100.0), condition)  # it may be zero
+    if guidance == "aepo":  # whose network has learned it
+        return
+    model.save(tmp_path / "model")
+    loaded = EnergyGuidedDiffusion.load(tmp_path / "model", without["detached"], device="cpu")
+    with pytest.raises(ValueError, match=message):
+        loaded.sample(None if conditional else 3, condition)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_data_model_is_not_resumed_on_no_energy(resume):
     model = EnergyGuidedDiffusion(TINY, device="cpu").fit_data(data())
