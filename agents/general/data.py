@@ -62,8 +62,7 @@ class Reader(NamedTuple):
         matrix = self.tensor(name, value, "an array of shape (N, dimension)")
         if matrix.dim() != 2 or len(matrix) < 2 or matrix.shape[1] == 0:
             raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected (N, dimension)")
-        if not bool(torch.isfinite(matrix).all()):
-            raise ValueError(f"{name} has NaN or infinite values")
+        check_finite_values(name, matrix)
         return matrix
 
     def tensor(
@@ -106,9 +105,14 @@ class Reader(NamedTuple):
         labels = self.tensor("energy", energy, ENERGY, centred)
         if labels.shape[:1] != (n,) or labels.dim() > 2:
             raise ValueError(f"energy has shape {tuple(labels.shape)}, expected ({n},)")
-        if not bool(torch.isfinite(labels).all()):
-            raise ValueError("energy has NaN or infinite values")
+        check_finite_values("energy", labels)
         return labels
+
+
+def check_finite_values(name: str, values: Tensor) -> None:
+    """Raise ValueError for NaN and infinite values."""
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} has NaN or infinite values")
 
 
 def in_units(normalizer: ObservationNormalizer, standardised: Tensor) -> Tensor:

@@ -91,9 +91,7 @@ def fit_energy(model: Model, data: Data) -> None:
 @usual_torch()
 def fit_guidance(model: Model, data: Data) -> None:
     """Stage 3: f_t on groups of K samples, each group at one noise level."""
-    # E enters relative to its mean: the same f for energies that differ by a constant
-    centred = data.energies.double() - data.energies.double().mean()
-    data = data._replace(energies=(-model.config.beta * centred).float())
+    data = data._replace(energies=scaled(data.energies, model.config.beta))
     guidance = model.guidance_model
     seen = _seen(guidance, data)
     if model.progress["guidance"] == 0:
@@ -110,6 +108,20 @@ def fit_guidance(model: Model, data: Data) -> None:
         _minimize(model, "guidance", data, loss, after)
         if model.progress["guidance"] >= model.steps["guidance"]:
             model.guidance_ema.finish(seen)
+
+
+def scaled(energies: Tensor, beta: float) -> Tensor:
+    """f_0 = -beta E. Raises ValueError where float32 does not hold it.
+
+    E enters relative to its mean: the same f for energies that differ by a constant.
+    """
+    f_0 = -beta * (energies.double() - energies.double().mean())
+    if not bool(torch.isfinite(f_0.float()).all()):
+        raise ValueError(
+            f"{beta=} times the energy reaches {float(f_0.abs().max()):.3g}, which is larger than "
+            "float32 holds: choose a smaller beta, or a larger unit of the energy"
+        )
+    return f_0.float()
 
 
 def _seen(guidance: Guidance, data: Data) -> Samples:

@@ -30,8 +30,18 @@ from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import Training, choose_device, of_training
 from qgpo.agents.general import stages
 from qgpo.agents.general.config import Factories, Layout, TiltedConfig, is_simple, layout_of
-from qgpo.agents.general.data import ENERGY, Array, Data, Energy, Reader, Rows, in_units
+from qgpo.agents.general.data import (
+    ENERGY,
+    Array,
+    Data,
+    Energy,
+    Reader,
+    Rows,
+    check_finite_values,
+    in_units,
+)
 from qgpo.diffusion import Diffusion, GuidanceGradient
+from qgpo.envs.data.columns import without_gradient
 from qgpo.fields import check_count, check_finite, check_seed
 from qgpo.guidance import (
     GUIDANCES,
@@ -378,6 +388,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             self._check_differentiable(z[some], None if c is None else c[some])
         labels = self._labels(energy, z, c)
         if energy is not None:
+            stages.scaled(labels, self.config.beta)
             self._check_same_energy(x, labels)
         return Data(z, labels, c)
 
@@ -600,14 +611,16 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             if target is not None:
                 raise ValueError(f"target={target!r}: this model has a single energy")
             return gradient
-        given = torch.as_tensor(-1 if target is None else target, device=self.device)
-        whole = not given.is_floating_point() and given.shape in ((), (n,))
-        if not whole or (n and not 0 <= int(given.min()) <= int(given.max()) < e):
-            raise ValueError(
-                f"target={target!r:.200}, expected a number of 0 to {e - 1}, or one for each of "
-                f"{n} samples"
-            )
-        return self.guidance_ema.towards(given.long().expand(n))
+        expected = f"a number of 0 to {e - 1}, or one for each of {n} samples"
+        try:
+            given = np.asarray(-1 if target is None else without_gradient(target))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"target={target!r:.200}, expected {expected} ({error})") from error
+        whole = given.dtype.kind in "iu" and given.shape in ((), (n,))
+        if not whole or (n and not 0 <= given.min() <= given.max() < e):
+            raise ValueError(f"target={target!r:.200}, expected {expected}")
+        chosen = torch.as_tensor(given.astype(np.int64), device=self.device)
+        return self.guidance_ema.towards(chosen.expand(n))
 
     @usual_torch()
     def guidance(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:
@@ -640,6 +653,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             raise ValueError(
                 f"condition has shape {tuple(c.shape)}, expected ({n or 'n'}, {condition_dim})"
             )
+        check_finite_values("condition", c)
         return (len(c), dim), self.condition_normalizer(c)
 
 

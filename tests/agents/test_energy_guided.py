@@ -283,6 +283,12 @@ def test_solvers_and_grids_are_chosen_per_call(solver, spacing):
         (lambda: fitted(TINY, e=lambda x: x.sum()), "one value"),
         (lambda: fitted(TINY, condition=data(3)), "condition has 3 rows"),
         (lambda: fitted(TINY).sample(3, data(3)), "condition has shape"),
+        (
+            lambda: fitted(TINY, e=energy(data()), condition=data()).sample(
+                condition=data(3) * torch.nan
+            ),
+            "condition has NaN or infinite values",
+        ),
         (lambda: fitted(TINY).sample(), "n=None"),
         (lambda: fitted(TINY).sample(3, solver="rk4"), "solver='rk4'"),
         (lambda: fitted(TINY).fit(data(seed=4), energy, resume=True), "other data"),
@@ -530,6 +536,17 @@ def test_a_data_model_is_not_resumed_on_no_energy(resume):
     for wrong in ("data", [[None, 1.0]] * 4):
         with pytest.raises(ValueError, match=r"data is a .*, which is not an array of numbers"):
             model.fit(wrong, energy)
+
+
+@pytest.mark.parametrize("guidance", OF_ONE)
+@pytest.mark.parametrize("kind", ["callable", "labels"])
+def test_a_scaled_energy_that_float32_does_not_hold_is_refused(guidance, kind):
+    model = EnergyGuidedDiffusion(replace(TINY, beta=1e9, guidance=guidance), device="cpu")
+    e = (lambda x: 1e30 * x[:, 0]) if kind == "callable" else 1e30 * data()[:, 0]
+    message = r"beta=1000000000.0 times the energy reaches .*e\+39, which is larger than float32"
+    with pytest.raises(ValueError, match=message):
+        model.fit(data(), e)
+    assert model.num_timesteps == 0
 
 
 @pytest.mark.parametrize("kind", ["array", "tensor", "integers", "callable", "bigger"])
