@@ -268,6 +268,26 @@ def test_a_classifier_for_measures_learns():
     assert (logits.argmax(dim=-1).numpy() == labels).all()
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(40) % 2 - 1, "labels go from -1 to 0, expected 0 and above"),
+        (np.arange(40) / 2, "labels have type float64, expected integers"),
+        (np.arange(39) % 2, r"labels have shape \(39,\), expected \(40,\)"),
+        (np.eye(40, 2), r"labels have shape \(40, 2\), expected \(40,\)"),
+    ],
+)
+def test_a_classifier_learns_whole_labels_alone(labels, message):
+    with pytest.raises(ValueError, match=message):
+        train_classifier(images(), labels, ClassifierConfig(steps=1), device="cpu")
+
+
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"batch_size": 0}, {"width": 2.5}])
+def test_a_classifier_s_settings_are_checked(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*, expected"):
+        ClassifierConfig(**wrong)
+
+
 # Pipelines of diffusers -----------------------------------------------------------------------
 
 
