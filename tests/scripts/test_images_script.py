@@ -122,6 +122,37 @@ def test_mistakes_end_in_one_line(words, message, tmp_path, pixels):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--save-every", "0"], "--save-every=0, expected at least 1"),
+        (["train", "--resume", "--overwrite"], "--resume --overwrite: expected one of them"),
+        (["sample", "--model", "a.zip", "--n", "0"], "--n=0, expected at least 1"),
+        (["sample", "--model", "a.zip", "--scales"], "--scales has no values"),
+        (["sample", "--model", "a.zip", "--scales", "1", "1.0"], "--scales has 1 more than once"),
+        (["measure", "--seeds"], "--seeds has no values"),
+        (["measure", "--seeds", "1", "1"], "--seeds has 1 more than once"),
+        (["measure", "--tasks"], "--tasks has no values"),
+        (["measure", "--n-samples", "0"], "--n-samples=0, expected at least 1"),
+    ],
+)
+def test_what_is_not_possible_is_refused_at_once(words, message, monkeypatch):
+    monkeypatch.setattr(script, "load_images", None)
+    monkeypatch.setattr(script, "study", None)
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        script.main(script.parse(words))
+
+
+def test_a_training_is_resumed_with_the_seed_it_has(tmp_path, pixels, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--images", pixels, *SMALL, "--output", "own.zip"]
+    script.main(script.parse([*words, "--seed", "7"]))
+    script.main(script.parse([*words, "--resume"]))
+    script.main(script.parse([*words, "--resume", "--seed", "7"]))
+    with pytest.raises(SystemExit, match=r"--resume --seed 0: own.zip has seed 7"):
+        script.main(script.parse([*words, "--resume", "--seed", "0"]))
+
+
 def test_presets_decide_the_defaults():
     chosen = script.parse(["train", "--preset", "hues", "--config.groups", "3"])
     assert (chosen.images, chosen.energy, chosen.config.beta) == ("colored-digits", "hues", 50.0)
