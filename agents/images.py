@@ -26,7 +26,7 @@ from qgpo.agents.general.data import Array, in_units
 from qgpo.agents.general.pipelines import Pipeline, read_pipeline
 from qgpo.agents.general.tilted import TiltedDiffusion
 from qgpo.diffusion import Metrics
-from qgpo.fields import Range
+from qgpo.fields import Range, check_fields, check_labels
 from qgpo.images.networks import (
     CleanImageEnergy,
     ImageClassifier,
@@ -302,6 +302,9 @@ class ClassifierConfig:
     n_features: int = 16
     """numbers before its last layer, in which images are compared"""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def train_classifier(
     images: NDArray[Any],
@@ -312,10 +315,13 @@ def train_classifier(
     device: torch.device | str = "auto",
     progress_bar: bool | None = None,
 ) -> ImageClassifier:
-    """A classifier of images (N, C, H, W) by their labels (N,), for measures of samples."""
+    """A classifier of images (N, C, H, W) by their labels (N,), for measures of samples.
+
+    Raises ValueError for labels that are no whole numbers from 0, one per image.
+    """
     config = ClassifierConfig() if config is None else config
     pixels = Pixels(images, choose_device(device))
-    targets = torch.as_tensor(np.asarray(labels, np.int64), device=pixels.device)
+    targets = torch.as_tensor(check_labels(labels, len(images)), device=pixels.device)
     training = Training(("classifier",), seed, pixels.device, "Lower its learning rate")
     training.progress_bar = progress_bar
     with training.building(training.reset):

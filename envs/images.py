@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from qgpo.fields import check_count, check_labels
 from qgpo.images.colors import rgb
 
 INSTALL = "pip install 'qgpo[images]'"
@@ -39,8 +40,13 @@ FASHION_CLASSES = (
 HUB = "hf:"
 PARQUET_BRANCH = "refs/convert/parquet"
 """of every public dataset on the hub: <configuration>/<split>/0000.parquet"""
+UNLABELLED = -1
+"""in place of the labels that a test's images have, on the hub"""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MODES = {1: "L", 3: "RGB"}
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+GRAY = ("1", "L", "LA", *SIXTEEN_BITS)
+"""Pillow's modes without colors"""
 COPIES = 20
 """colorings of each digit"""
 
@@ -59,10 +65,11 @@ class Images:
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4:
             raise ValueError(f"images have shape {self.pixels.shape}, expected (N, C, H, W)")
-        if self.labels is not None and self.labels.shape != (len(self.pixels),):
-            raise ValueError(
-                f"labels have shape {self.labels.shape}, expected ({len(self.pixels)},)"
-            )
+        if self.labels is None:
+            return
+        most = check_labels(self.labels, len(self)).max(initial=0)
+        if self.classes and most >= len(self.classes):
+            raise ValueError(f"labels go up to {most}, expected below {len(self.classes)} classes")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -82,22 +89,38 @@ class Images:
 def load_images(
     name: str, size: int | None = None, channels: int | None = None, split: str = "train"
 ) -> Images:
-    """Images by name or path; those that come as files are scaled to size x size.
+    """Images by name or path; those of a folder or the hub are scaled to size x size.
 
     `size` and `channels` (1 or 3) are by default those of the first image, cut to a square.
-    `split` is of a hub's dataset and of Fashion-MNIST. Raises ValueError for what is no such name,
-    OSError where it cannot be read, ImportError where a library is missing.
+    `split` is of a hub's dataset and of Fashion-MNIST. Raises ValueError for what is no such name
+    and for options that have no effect on it, OSError where it cannot be read, ImportError where a
+    library is missing.
     """
     if channels not in (None, *MODES):
         raise ValueError(f"channels={channels}, expected 1 or 3")
+    size = None if size is None else check_count("size", size)
+    path, of_hub = Path(name), name.startswith(HUB)
+    is_array = path.suffix in (".npy", ".npz") and path.is_file()
+    is_folder = path.is_dir() and not of_hub
+    if name in NAMED or is_array:
+        for option, value in (("size", size), ("channels", channels)):
+            if value is not None:
+                raise ValueError(
+                    f"{option}={value} has no effect on images {name!r}: only those of a folder or "
+                    f"of {HUB}<name> are scaled"
+                )
+    if split != "train" and (name in ("digits", "colored-digits") or is_array or is_folder):
+        raise ValueError(
+            f"split={split!r} has no effect on images {name!r}: only fashion and {HUB}<name> "
+            "consist of several"
+        )
     if name in NAMED:
         return NAMED[name](split)
-    if name.startswith(HUB):
+    if of_hub:
         return _from_hub(name.removeprefix(HUB), split, size, channels)
-    path = Path(name)
-    if path.is_dir():
+    if is_folder:
         return _from_folder(path, size, channels)
-    if path.suffix in (".npy", ".npz") and path.is_file():
+    if is_array:
         return _from_array(path)
     raise ValueError(
         f"images {name!r}: no such folder or .npy or .npz file, expected one, or one of "
@@ -179,24 +202,22 @@ NAMED: dict[str, Callable[[str], Images]] = {
 def _from_array(path: Path) -> Images:
     """An array, which stays in its file until rows of it are asked for where it is .npy."""
     if path.suffix == ".npy":
-        pixels = _with_channels(np.load(path, mmap_mode="r", allow_pickle=False))
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
         beside = path.with_suffix(".labels.npy")
-        labels = np.load(beside, allow_pickle=False) if beside.is_file() else None
-        labels = None if labels is None else labels.astype(np.int64)
-        return Images(pixels, labels, _numbered(labels))
+        return _numbered(pixels, np.load(beside, allow_pickle=False) if beside.is_file() else None)
     with np.load(path, allow_pickle=False) as arrays:
         if "images" not in arrays:
             raise ValueError(f"{path} holds {sorted(arrays)}, expected images (and labels)")
-        labels = arrays["labels"].astype(np.int64) if "labels" in arrays else None
-        return Images(_with_channels(arrays["images"]), labels, _numbered(labels))
+        return _numbered(arrays["images"], arrays.get("labels"))
 
 
-def _with_channels(pixels: NDArray[Any]) -> NDArray[Any]:
-    return pixels[:, None] if pixels.ndim == 3 else pixels
-
-
-def _numbered(labels: NDArray[np.int64] | None) -> tuple[str, ...]:
-    return () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
+def _numbered(pixels: NDArray[Any], labels: NDArray[Any] | None) -> Images:
+    """Images of an array, whose classes have no names but their numbers."""
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels
+    if labels is None or pixels.ndim == 0:
+        return Images(pixels)
+    labels = check_labels(labels, len(pixels))
+    return Images(pixels, labels, tuple(map(str, range(labels.max(initial=-1) + 1))))
 
 
 def _from_folder(folder: Path, size: int | None, channels: int | None) -> Images:
@@ -231,7 +252,8 @@ def _decoded(
         if size is None:
             size = min(image.size)
         if channels is None:
-            channels = 1 if image.mode in ("1", "L", "I", "F", "LA") else 3
+            channels = 1 if image.mode in GRAY else 3
+        image = _in_bytes(image)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = image.convert(MODES[channels]).crop((left, top, left + side, top + side))
@@ -239,6 +261,20 @@ def _decoded(
             square = square.resize((size, size), Image.Resampling.BICUBIC)
         decoded.append(np.asarray(square, np.uint8).reshape(size, size, channels))
     return np.stack(decoded).transpose(0, 3, 1, 2)
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel. Raises ValueError where its range is unknown."""
+    if image.mode in SIXTEEN_BITS:
+        levels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        name = str(getattr(image, "filename", "")) or "an image"
+        raise ValueError(
+            f"{name} has pixels of 32 bits (mode {image.mode}), of which black and white are "
+            "unknown: expected 8 or 16 bits, or an array in a .npy file, in [0, 1]"
+        )
+    return image
 
 
 def _from_hub(name: str, split: str, size: int | None, channels: int | None) -> Images:
@@ -287,5 +323,10 @@ def _from_parquet(files: list[Path], size: int | None, channels: int | None) -> 
     pixels = _decoded((Image.open(io.BytesIO(one)) for one in encoded), size, channels)
     if label is None:
         return Images(pixels)
-    labels = np.concatenate([table[label].to_numpy() for table in tables]).astype(np.int64)
-    return Images(pixels, labels, tuple(map(str, features[label].get("names", _numbered(labels)))))
+    labels = np.concatenate([table[label].to_numpy() for table in tables])
+    if (labels == UNLABELLED).all():
+        return Images(pixels)
+    names = features[label].get("names")
+    if names is None:
+        return _numbered(pixels, labels)
+    return Images(pixels, check_labels(labels, len(pixels)), tuple(map(str, names)))

@@ -35,6 +35,7 @@ from qgpo.agents.images import (
     train_classifier,
 )
 from qgpo.envs.images import Images, load_images
+from qgpo.fields import check_labels
 from qgpo.images.colors import HUE_NAMES, hue_energies, hue_errors
 from qgpo.images.measures import diversity, frechet_distance, frechet_per_class
 
@@ -48,8 +49,14 @@ UNGUIDED, EXACT = "unguided", "exact"
 
 
 def class_energies(labels: NDArray[np.integer[Any]], n_classes: int) -> NDArray[np.float32]:
-    """E_c = -log p(c|x) of labeled images, (N,) to (N, C): 0 for their own class, FAR elsewhere."""
-    own = np.arange(n_classes) == np.asarray(labels)[:, None]
+    """E_c = -log p(c|x) of labeled images, (N,) to (N, C): 0 for their own class, FAR elsewhere.
+
+    Raises ValueError for labels that are not among the classes.
+    """
+    checked = check_labels(labels, np.size(labels))
+    if checked.max(initial=-1) >= n_classes:
+        raise ValueError(f"labels go up to {checked.max()}, expected below {n_classes} classes")
+    own = np.arange(n_classes) == checked[:, None]
     return np.where(own, 0.0, FAR).astype(np.float32)
 
 

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
 MOST = 10**18
 """no integer is larger: beyond, counting and allocating overflow"""
@@ -120,6 +121,18 @@ def check_finite(name: str, value: Any, rule: Range | None = None) -> float:
             return float(value)
     within = "" if rule is None else f" in [{low:g}, {high:g}]"
     raise ValueError(f"{name}={value!r}, expected a finite number{within}")
+
+
+def check_labels(values: Any, n: int) -> NDArray[np.int64]:
+    """Labels of n samples, (n,) whole numbers from 0. Raises ValueError for others."""
+    labels = np.asarray(values)
+    if labels.shape != (n,):
+        raise ValueError(f"labels have shape {labels.shape}, expected ({n},)")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels have type {labels.dtype}, expected integers")
+    if n and not 0 <= labels.min() <= labels.max() <= MOST:
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, expected 0 and above")
+    return labels.astype(np.int64)
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 
 @contextlib.contextmanager
@@ -23,3 +23,13 @@ def one_line(*more: type[Exception], stopped: str | Callable[[], str] = "") -> I
     except KeyboardInterrupt as stop:
         then = stopped if isinstance(stopped, str) else stopped()
         raise SystemExit(f"\n{str(stop) or 'stopped'}{then}") from None
+
+
+def check_several(flag: str, values: Sequence[object]) -> None:
+    """Raise ValueError for no values, and for values that are written alike."""
+    written = [str(value) for value in values]
+    if not written:
+        raise ValueError(f"{flag} has no values, expected at least one")
+    repeated = next((value for value in written if written.count(value) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{flag} has {repeated} more than once, expected different values")

@@ -31,9 +31,10 @@ from qgpo.commands import command
 from qgpo.envs.data.figure import save
 from qgpo.envs.images import Images, load_images
 from qgpo.experiments.image_study import TASKS, Outcome, Task, class_energies, study
+from qgpo.fields import check_count
 from qgpo.files import write_whole
 from qgpo.images.colors import hue_energies
-from qgpo.scripts._refusals import one_line
+from qgpo.scripts._refusals import check_several, one_line
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 ENERGIES = ("classes", "hues")
@@ -58,8 +59,8 @@ class Train:
     function of torch tensors (B, C, H, W) in [0, 1] to (B,) or (B, E)"""
     config: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     """the model and its training"""
-    seed: int = 0
-    """seed of networks, batches and samples"""
+    seed: int | None = None
+    """seed of networks, batches and samples; default 0, or with --resume the model's"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; under torchrun each process has its own"""
     output: Path = Path("runs/images.zip")
@@ -73,8 +74,9 @@ class Train:
 
     def run(self) -> None:
         """Train, write the model, and say how to sample."""
+        check_count("--save-every", self.save_every)
         if self.resume and self.overwrite:
-            raise ValueError("--resume and --overwrite: give only one of them")
+            raise ValueError("--resume --overwrite: expected one of them, or none")
         images = load_images(self.images, self.size, self.channels, self.split)
         energy = read_energy(self.energy, images)
         with joined() as device:
@@ -84,10 +86,13 @@ class Train:
                 model = EnergyGuidedImages.load(path, device=chosen)
                 if model.config != self.config:
                     raise ValueError(f"--resume: {path} has another configuration, {model.config}")
+                if self.seed not in (None, model.seed):
+                    raise ValueError(f"--resume --seed {self.seed}: {path} has seed {model.seed}")
             elif path.exists() and not self.overwrite:
                 raise ValueError(f"{path} exists: --resume it, --overwrite it, or choose another")
             else:
-                model = EnergyGuidedImages(self.config, seed=self.seed, device=chosen)
+                model = EnergyGuidedImages(self.config, seed=self.seed or 0, device=chosen)
+            begun = model.num_timesteps
             try:
                 model.fit(
                     images.pixels,
@@ -96,10 +101,12 @@ class Train:
                     callback=self.keep,
                     progress_bar=None if is_first() else False,
                 )
-            finally:
-                if model.layout is not None and model.num_timesteps and is_first():
+            except BaseException:  # Ctrl-C, too
+                if model.num_timesteps > begun and is_first():
                     model.save(path)
+                raise
             if is_first():
+                model.save(path)
                 print(f"{path}: {len(images)} images, {model.num_timesteps} steps")
                 needed = callable(energy) and model.guidance_model.needs_energy
                 more = ("--energy", self.energy) if needed else ()
@@ -139,6 +146,8 @@ class Sample:
         """Write the picture and an array (scales, n, C, H, W) in [0, 1]."""
         from qgpo.experiments.image_figure import draw_rows  # matplotlib takes half a second
 
+        check_count("--n", self.n)
+        check_several("--scales", [f"{scale:g}" for scale in self.scales])
         output = self.output or self.model.with_suffix(".png")
         if output.suffix not in (".png", ".pdf", ".svg"):
             raise ValueError(f"--output {output}: expected a name that ends in .png, .pdf or .svg")
@@ -190,6 +199,9 @@ class Measure:
 
     def run(self) -> None:
         """Write results after every task and seed."""
+        check_count("--n-samples", self.n_samples)
+        check_several("--seeds", self.seeds)
+        check_several("--tasks", self.tasks)
         for name in self.tasks:
             if name not in TASKS:
                 raise ValueError(f"--tasks {name}: expected some of {list(TASKS)}")

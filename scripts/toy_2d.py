@@ -32,8 +32,9 @@ from qgpo.diffusion import diffuse
 from qgpo.envs.data.figure import save
 from qgpo.envs.toy import TOY_PROBLEMS, draw_toy, resample_toy
 from qgpo.exact import EmpiricalTilt, sliced_wasserstein
+from qgpo.fields import check_count, check_seed
 from qgpo.files import write_whole
-from qgpo.scripts._refusals import one_line
+from qgpo.scripts._refusals import check_several, one_line
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -109,20 +110,24 @@ class Comparison(NamedTuple):
     """f_t on a grid at each of MAP_TIMES, `exact` and of every method that has an f"""
 
 
-def study(args: Args, problem: str) -> dict[float, Comparison]:
-    """Train the data model of one problem, and compare the methods at every beta."""
-    torch.set_num_threads(1)
-    data = draw_toy(problem, args.n_data, seed=args.seed)
-    truth = draw_toy(problem, 1_000_000, seed=args.seed + 1)
-    config = EnergyGuidedConfig(
+def configuration(args: Args) -> EnergyGuidedConfig:
+    """Of the data model."""
+    return EnergyGuidedConfig(
         data_steps=args.data_steps,
         components=args.components,
         targets=args.targets,
         solver=args.solver,
         solver_steps=args.solver_steps,
     )
+
+
+def study(args: Args, problem: str) -> dict[float, Comparison]:
+    """Train the data model of one problem, and compare the methods at every beta."""
+    torch.set_num_threads(1)
+    data = draw_toy(problem, args.n_data, seed=args.seed)
+    truth = draw_toy(problem, 1_000_000, seed=args.seed + 1)
     began = time.monotonic()
-    model = EnergyGuidedDiffusion(config, seed=args.seed, device="cpu").fit_data(
+    model = EnergyGuidedDiffusion(configuration(args), seed=args.seed, device="cpu").fit_data(
         data[0], progress_bar=False
     )
     seconds = time.monotonic() - began
@@ -279,13 +284,26 @@ def write(args: Args, results: dict[str, dict[float, Comparison]], seconds: floa
         write_whole(args.output / f"results_{tag}.json", content)
 
 
+def check(args: Args) -> None:
+    """Raise ValueError for what would be found out after minutes, or write nothing."""
+    for name, choices in (("problems", TOY_PROBLEMS), ("methods", METHODS)):
+        check_several(f"--{name}", getattr(args, name))
+        for value in getattr(args, name):
+            if value not in choices:
+                raise ValueError(f"--{name} {value}: expected some of {list(choices)}")
+    check_several("--betas", [f"{beta:g}" for beta in args.betas])
+    for beta in args.betas:
+        replace(configuration(args), beta=beta)
+    for name in ("workers", "n_samples", "cep_steps", "other_steps"):
+        check_count(f"--{name.replace('_', '-')}", getattr(args, name))
+    check_count("--n-data", args.n_data, low=2)
+    check_seed(args.seed)
+
+
 @one_line()
 def main(args: Args) -> None:
     """Run the problems in parallel and write everything."""
-    for name, choices in (("problems", TOY_PROBLEMS), ("methods", METHODS)):
-        for value in getattr(args, name):
-            if value not in choices:
-                raise SystemExit(f"--{name} {value}: expected some of {list(choices)}")
+    check(args)
     began = time.monotonic()
     results = {}
     context = multiprocessing.get_context("spawn")

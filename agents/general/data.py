@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qgpo.envs.data.columns import Rounding, centred, numbers
+from qgpo.envs.data.columns import Rounding, centred, numbers, without_gradient
 from qgpo.guidance import Samples
 from qgpo.normalization import ObservationNormalizer
 
@@ -62,8 +62,7 @@ class Reader(NamedTuple):
         matrix = self.tensor(name, value, "an array of shape (N, dimension)")
         if matrix.dim() != 2 or len(matrix) < 2 or matrix.shape[1] == 0:
             raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected (N, dimension)")
-        if not bool(torch.isfinite(matrix).all()):
-            raise ValueError(f"{name} has NaN or infinite values")
+        check_finite_values(name, matrix)
         return matrix
 
     def tensor(
@@ -79,9 +78,9 @@ class Reader(NamedTuple):
         Raises ValueError for what is no real numbers.
         """
         if isinstance(value, Tensor) and value.dtype in EXACT:
-            return value.to(self.device, torch.float32)
+            return value.detach().to(self.device, torch.float32)
         try:
-            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            array = without_gradient(value)
             converted = numbers(self.model, name, array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -106,9 +105,14 @@ class Reader(NamedTuple):
         labels = self.tensor("energy", energy, ENERGY, centred)
         if labels.shape[:1] != (n,) or labels.dim() > 2:
             raise ValueError(f"energy has shape {tuple(labels.shape)}, expected ({n},)")
-        if not bool(torch.isfinite(labels).all()):
-            raise ValueError("energy has NaN or infinite values")
+        check_finite_values("energy", labels)
         return labels
+
+
+def check_finite_values(name: str, values: Tensor) -> None:
+    """Raise ValueError for NaN and infinite values."""
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} has NaN or infinite values")
 
 
 def in_units(normalizer: ObservationNormalizer, standardised: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import Training, average
 from qgpo.agents.general.data import Data
 from qgpo.diffusion import Metrics
-from qgpo.gaussians import CorrectedNetwork
-from qgpo.guidance import Samples, Weighted, weighted_loss
+from qgpo.gaussians import CorrectedNetwork, FittedMixture
+from qgpo.guidance import Guidance, Samples, Weighted, weighted_loss
 from qgpo.networks import join
 from qgpo.normalization import ObservationNormalizer
 
@@ -91,27 +91,47 @@ def fit_energy(model: Model, data: Data) -> None:
 @usual_torch()
 def fit_guidance(model: Model, data: Data) -> None:
     """Stage 3: f_t on groups of K samples, each group at one noise level."""
-    # E enters relative to its mean: the same f for energies that differ by a constant
-    centred = data.energies.double() - data.energies.double().mean()
-    data = data._replace(energies=(-model.config.beta * centred).float())
-    guidance, generator = model.guidance_model, model.training.generator
-    state = generator.get_state()
-    seen = data.rows(slice(ROWS_PER_CALL if guidance.needs_energy else None))
+    data = data._replace(energies=scaled(data.energies, model.config.beta))
+    guidance = model.guidance_model
+    seen = _seen(guidance, data)
     if model.progress["guidance"] == 0:
         if isinstance(guidance, Weighted):
             guidance.model.load_state_dict(model.data_model_ema.state_dict())
         guidance.start(seen)
         model.guidance_ema.load_state_dict(guidance.state_dict())
     for one in (guidance, model.guidance_ema):
-        generator.set_state(state)
-        one.prepare(seen, generator)
-    generator.set_state(state)
+        # of the seed alone: a training that goes on prepares what the first one did
+        one.prepare(seen, torch.Generator(model.device).manual_seed(model.seed))
     if guidance.trainable:
-        loss = partial(guidance.loss, generator=generator)
+        loss = partial(guidance.loss, generator=model.training.generator)
         after = partial(average, guidance, model.guidance_ema, model.config.ema_decay)
         _minimize(model, "guidance", data, loss, after)
         if model.progress["guidance"] >= model.steps["guidance"]:
             model.guidance_ema.finish(seen)
+
+
+def scaled(energies: Tensor, beta: float) -> Tensor:
+    """f_0 = -beta E. Raises ValueError where float32 does not hold it.
+
+    E enters relative to its mean: the same f for energies that differ by a constant.
+    """
+    f_0 = -beta * (energies.double() - energies.double().mean())
+    if not bool(torch.isfinite(f_0.float()).all()):
+        raise ValueError(
+            f"{beta=} times the energy reaches {float(f_0.abs().max()):.3g}, which is larger than "
+            "float32 holds: choose a smaller beta, or a larger unit of the energy"
+        )
+    return f_0.float()
+
+
+def _seen(guidance: Guidance, data: Data) -> Samples:
+    """What a guidance prepares from: every energy, and all samples where mixtures are fitted.
+
+    Otherwise the first ROWS_PER_CALL samples are enough. Images may be too many for the memory.
+    """
+    fitted = any(isinstance(part, FittedMixture) for part in guidance.modules())
+    rows = slice(None if fitted else ROWS_PER_CALL)
+    return data.rows(rows)._replace(scaled_energy=data.energies)
 
 
 def _minimize(

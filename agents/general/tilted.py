@@ -11,9 +11,10 @@ energies, one per class say: p_e(x) ~ q(x) exp(-beta E_e(x)). Every sample then 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar
@@ -29,8 +30,18 @@ from qgpo.agents.core.process import usual_torch
 from qgpo.agents.core.training import Training, choose_device, of_training
 from qgpo.agents.general import stages
 from qgpo.agents.general.config import Factories, Layout, TiltedConfig, is_simple, layout_of
-from qgpo.agents.general.data import ENERGY, Array, Data, Energy, Reader, Rows, in_units
+from qgpo.agents.general.data import (
+    ENERGY,
+    Array,
+    Data,
+    Energy,
+    Reader,
+    Rows,
+    check_finite_values,
+    in_units,
+)
 from qgpo.diffusion import Diffusion, GuidanceGradient
+from qgpo.envs.data.columns import without_gradient
 from qgpo.fields import check_count, check_finite, check_seed
 from qgpo.guidance import (
     GUIDANCES,
@@ -50,6 +61,13 @@ Callback = BaseCallback | Callable[[Any], bool | None]
 STAGES = ("data", "energy", "guidance")
 LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
 TO_RESUME = "to continue later: save(path), then load(path).fit(data, energy, resume=True)"
+
+NO_GRADIENT = (
+    "guidance={!r} differentiates the energy, but torch has no gradient of it in its samples: "
+    "compute it from them by torch, or give one value per sample, of which a network is learned"
+)
+ROWS_TO_DIFFERENTIATE = 8
+"""samples at which it is tried whether an energy has a gradient"""
 
 ConfigT = TypeVar("ConfigT", bound=TiltedConfig)
 
@@ -108,6 +126,9 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         self.training.reset()
         self.training.history = {stage: [] for stage in STAGES}
         self.fingerprint: str | None = None
+        """of data and energy"""
+        self.data_fingerprint: str | None = None
+        """of data and conditions"""
         self.layout: Layout | None = None
         self.steps: dict[str, int] = {}
         self._energy: Energy | None = None
@@ -166,7 +187,21 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
                 f"guidance={self.config.guidance!r} differentiates the energy while sampling, and "
                 "a file cannot hold a function: load(path, energy=...)"
             )
-        return -self.config.beta * self._call(self._energy, z, condition)
+        values = self._call(self._energy, z, condition)
+        if z.requires_grad and not values.requires_grad:
+            raise ValueError(NO_GRADIENT.format(self.config.guidance))
+        return -self.config.beta * values
+
+    def _check_differentiable(self, z: Tensor, condition: Tensor | None) -> None:
+        """Raise ValueError for an energy of which torch has no gradient in its samples."""
+        z = z.clone().requires_grad_()
+        try:
+            total = self._scaled_energy(z, condition).sum()
+            (gradient,) = torch.autograd.grad(total, z, allow_unused=True)
+        except RuntimeError as error:
+            raise ValueError(f"{NO_GRADIENT.format(self.config.guidance)} ({error})") from error
+        if gradient is None:
+            raise ValueError(NO_GRADIENT.format(self.config.guidance))
 
     def values_of(self, energies: Tensor) -> Tensor:
         """(..., max(1, E)) as (...) where there is a single energy."""
@@ -282,6 +317,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         layout = self.layout if energies is None else self.layout._replace(energies=energies)
         other._take_from(self)
         other._build(layout, self.labelled)
+        other.data_fingerprint = self.data_fingerprint
         for name in ("normalizer", "condition_normalizer", "data_model", "data_model_ema"):
             other.networks[name].load_state_dict(self.networks[name].state_dict())
         other.progress["data"] = other.training.num_timesteps = other.steps["data"]
@@ -295,7 +331,36 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         condition: Array | None,
         resume: bool,
     ) -> Data:
-        """Check and standardise; an energy of None is zero."""
+        """Check and standardise; an energy of None is zero.
+
+        Where that is refused, the model is what it was before.
+        """
+        with self._as_before_if_refused():
+            return self._checked(data, energy, condition, resume)
+
+    @contextlib.contextmanager
+    def _as_before_if_refused(self) -> Iterator[None]:
+        """Around what may raise an error: the model and its training then stay what they were."""
+        before = [(part, dict(vars(part))) for part in (self, self.training)]
+        generators = (self.training.generator, self.sampling_generator)
+        states = [generator.get_state() for generator in generators]
+        try:
+            yield
+        except BaseException:
+            for part, attributes in before:
+                vars(part).clear()
+                vars(part).update(attributes)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            raise
+
+    def _checked(
+        self,
+        data: Array,
+        energy: Energy | Array | None,
+        condition: Array | None,
+        resume: bool,
+    ) -> Data:
         x = self._read(data)
         if condition is not None and not self.conditional:
             raise ValueError(f"{self.name} has no conditions: give one energy for each class")
@@ -311,15 +376,20 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             self._build(found, not callable(energy))
         made: Any = self.layout
         self._check_layout(found._replace(energies=made.energies) if energy is None else found)
+        self._check_same_data(x, c)
         self.labelled = not callable(energy)
         self._energy = energy if callable(energy) else None
         if self.progress["data"] == 0 and c is not None:
             self.condition_normalizer.fit(c)
         z = self._rows(x)
         c = None if c is None else self.condition_normalizer(c)
+        if callable(energy) and self.guidance_model.needs_energy:
+            some = slice(ROWS_TO_DIFFERENTIATE)
+            self._check_differentiable(z[some], None if c is None else c[some])
         labels = self._labels(energy, z, c)
         if energy is not None:
-            self._check_same_data(x, labels)
+            stages.scaled(labels, self.config.beta)
+            self._check_same_energy(x, labels)
         return Data(z, labels, c)
 
     def _check_layout(self, found: Layout) -> None:
@@ -374,7 +444,22 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             energy = torch.cat(parts)
         return self.reader.labels(energy, len(z))
 
-    def _check_same_data(self, x: Array, labels: Tensor) -> None:
+    def _check_same_data(self, x: Array, c: Tensor | None) -> None:
+        """Raise ValueError for other data or conditions than those that training began with.
+
+        Files of earlier versions do not say which these were.
+        """
+        digest = hashlib.sha256(self._content(x))
+        if c is not None:
+            digest.update(c.cpu().numpy().tobytes())
+        known, found = self.data_fingerprint, digest.hexdigest()
+        if any(self.progress.values()) and known not in (None, found):
+            of = "data" if c is None else "data or other conditions"
+            raise ValueError(f"training began with other {of}: call fit without resume")
+        self.data_fingerprint = found
+
+    def _check_same_energy(self, x: Array, labels: Tensor) -> None:
+        """Raise ValueError for another energy than that with which its stages began."""
         digest = hashlib.sha256(self._content(x))
         digest.update(labels.cpu().numpy().tobytes())
         started = any(self.progress[stage] for stage in ("energy", "guidance"))
@@ -410,6 +495,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             labelled=self.labelled,
             history=self.history,
             fingerprint=self.fingerprint,
+            data_fingerprint=self.data_fingerprint,
         )
 
     @classmethod
@@ -434,14 +520,17 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             config = checkpoint.config_from_json(cls.config_class, header["config"])
             model = cls(config, seed=header["seed"], device=device)
             labelled, fingerprint = header["labelled"], header["fingerprint"]
+            of_data = header.get("data_fingerprint")  # later than the other one
             if type(labelled) is not bool or not isinstance(fingerprint, str | None):
                 raise ValueError(f"{labelled=} or {fingerprint=} is none")
+            if not isinstance(of_data, str | None):
+                raise ValueError(f"data_fingerprint={of_data!r:.200} is none")
             layout = layout_of(header)
             model._prepare_build(header)
             model._build(layout, labelled)
             checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
             model.training.history = _history(header["history"])
-            model.fingerprint = fingerprint
+            model.fingerprint, model.data_fingerprint = fingerprint, of_data
         model._energy = energy
         return model
 
@@ -522,14 +611,16 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             if target is not None:
                 raise ValueError(f"target={target!r}: this model has a single energy")
             return gradient
-        given = torch.as_tensor(-1 if target is None else target, device=self.device)
-        whole = not given.is_floating_point() and given.shape in ((), (n,))
-        if not whole or (n and not 0 <= int(given.min()) <= int(given.max()) < e):
-            raise ValueError(
-                f"target={target!r:.200}, expected a number of 0 to {e - 1}, or one for each of "
-                f"{n} samples"
-            )
-        return self.guidance_ema.towards(given.long().expand(n))
+        expected = f"a number of 0 to {e - 1}, or one for each of {n} samples"
+        try:
+            given = np.asarray(-1 if target is None else without_gradient(target))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"target={target!r:.200}, expected {expected} ({error})") from error
+        whole = given.dtype.kind in "iu" and given.shape in ((), (n,))
+        if not whole or (n and not 0 <= given.min() <= given.max() < e):
+            raise ValueError(f"target={target!r:.200}, expected {expected}")
+        chosen = torch.as_tensor(given.astype(np.int64), device=self.device)
+        return self.guidance_ema.towards(chosen.expand(n))
 
     @usual_torch()
     def guidance(self, x_t: Tensor, t: Tensor, condition: Array | None = None) -> Tensor:
@@ -562,6 +653,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             raise ValueError(
                 f"condition has shape {tuple(c.shape)}, expected ({n or 'n'}, {condition_dim})"
             )
+        check_finite_values("condition", c)
         return (len(c), dim), self.condition_normalizer(c)
 
 

@@ -61,6 +61,11 @@ def flags(
     return array.astype(np.bool_)
 
 
+def without_gradient(values: Any) -> Any:
+    """Tensors of torch as NumPy reads them: without a gradient, in main memory. Others as is."""
+    return values.detach().cpu() if hasattr(values, "detach") else values
+
+
 def centred(values: NDArray[Any]) -> NDArray[np.float64]:
     """Differences of (N,) from their mean, taken before anything is rounded."""
     offsets = _difference(values, values[:1])
@@ -72,8 +77,8 @@ def recorded(
 ) -> NDArray[Any]:
     """The values as they are. Raises ValueError for other types and shapes and masked values."""
     try:
-        array = np.asarray(values)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(without_gradient(values))
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{of}: {name} are not numbers ({error})") from error
     check_type(of, name, array.dtype)
     if isinstance(values, np.ma.MaskedArray) and values.mask.any():
@@ -91,7 +96,7 @@ class Rounding:
 
     def add(self, name: str, values: ArrayLike, converted: NDArray[np.float32]) -> None:
         """Rows before and after the conversion; types that float32 holds exactly cost nothing."""
-        array = np.asarray(values)
+        array = np.asarray(without_gradient(values))
         exact = array.dtype.itemsize <= (4 if array.dtype.kind == "f" else 2)
         if len(array) == 0 or exact or array.dtype.kind == "b":
             return

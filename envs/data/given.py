@@ -15,6 +15,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 
 from qgpo.commands import command
+from qgpo.envs.data.columns import without_gradient
 from qgpo.envs.tasks.observations import ENCODE
 from qgpo.envs.text import counted
 
@@ -56,7 +57,7 @@ def refuse_episodes(of: str, name: str, values: ArrayLike, ndim: int) -> None:
 def hint(name: str, values: ArrayLike, ndim: int) -> str:
     """What to do about an array of other dimensions; empty where nobody can know."""
     try:
-        array = np.asarray(values)
+        array = np.asarray(without_gradient(values))
     except (TypeError, ValueError):
         return ""
     shape = array.shape

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import change_header, rewrite
 
 from qgpo import QGPO, EnergyGuidedConfig, EnergyGuidedDiffusion, load_agent
 from qgpo.agents.core.checkpoint import CheckpointError
@@ -163,8 +164,15 @@ def test_scaling_and_shifting_the_data_scales_and_shifts_the_samples(guidance):
     torch.testing.assert_close(moved, 4.0 * plain + shift, atol=5e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("guidance", ["cep", "analytic", "weighted"])
-@pytest.mark.parametrize("stop", [1, 5, 6, 8, 11])
+@pytest.mark.parametrize(
+    ("guidance", "stop"),
+    [
+        *((guidance, stop) for guidance in ("cep", "analytic", "weighted") for stop in (1, 6, 8)),
+        *((guidance, 11) for guidance in ("aepo", "cep", "analytic", "weighted")),
+        ("cep", 5),
+        ("aepo", 13),
+    ],
+)
 def test_stopped_saved_and_resumed_equals_uninterrupted(guidance, stop, tmp_path):
     x, config = data(), replace(TINY, guidance=guidance)
     labels = energy(x)
@@ -240,6 +248,17 @@ def test_numpy_is_welcome():
     assert model.sample(3).shape == (3, 2)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_tensors_that_require_a_gradient_are_data_too(kind):
+    x, c = (data(seed=seed).to(kind) for seed in range(2))
+    e = energy(x)
+    expected = fitted(TINY, x, e, c).sample(condition=c[:5])
+    x, e, c = (tensor.requires_grad_() for tensor in (x, e, c))
+    found = fitted(TINY, x, e, c).sample(condition=c[:5])
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
+
+
 @pytest.mark.parametrize("solver", ["heun", "ddim", "dpm_solver_2s", "sde_dpm_solver_2m"])
 @pytest.mark.parametrize("spacing", ["time", "log_snr", "karras"])
 def test_solvers_and_grids_are_chosen_per_call(solver, spacing):
@@ -264,6 +283,12 @@ def test_solvers_and_grids_are_chosen_per_call(solver, spacing):
         (lambda: fitted(TINY, e=lambda x: x.sum()), "one value"),
         (lambda: fitted(TINY, condition=data(3)), "condition has 3 rows"),
         (lambda: fitted(TINY).sample(3, data(3)), "condition has shape"),
+        (
+            lambda: fitted(TINY, e=energy(data()), condition=data()).sample(
+                condition=data(3) * torch.nan
+            ),
+            "condition has NaN or infinite values",
+        ),
         (lambda: fitted(TINY).sample(), "n=None"),
         (lambda: fitted(TINY).sample(3, solver="rk4"), "solver='rk4'"),
         (lambda: fitted(TINY).fit(data(seed=4), energy, resume=True), "other data"),
@@ -273,6 +298,73 @@ def test_solvers_and_grids_are_chosen_per_call(solver, spacing):
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+NO_TRAINING = {
+    "text": (data(), "high"),
+    "too few": (data(), torch.zeros(5)),
+    "another shape": (data(), lambda x: x.T),
+    "infinite": (data(), lambda x: x[:, 0] / 0.0),
+}
+NOT_RESUMED = {
+    "other data": (data(seed=4), energy),
+    "other dimensions": (data(dim=3), torch.zeros(64)),
+    "another energy": (data(), lambda x: x[:, 1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "resume"),
+    [
+        *((name, resume) for name in NO_TRAINING for resume in (False, True)),
+        *((name, True) for name in NOT_RESUMED),
+    ],
+)
+def test_a_refused_training_leaves_the_model_as_it_is(wrong, resume, tmp_path):
+    model = fitted(TINY, e=energy(data()))
+    model.sample(3)
+    model.save(tmp_path / "before")
+    with pytest.raises(ValueError, match=r"energy|samples have shape|other data"):
+        model.fit(*{**NO_TRAINING, **NOT_RESUMED}[wrong], resume=resume)
+    model.save(tmp_path / "after")
+    assert (tmp_path / "after.zip").read_bytes() == (tmp_path / "before.zip").read_bytes()
+    expected = EnergyGuidedDiffusion.load(tmp_path / "before", device="cpu")
+    assert torch.equal(model.sample(5), expected.sample(5))
+
+
+@pytest.mark.parametrize("how", ["in memory", "from a file", "with_guidance"])
+@pytest.mark.parametrize("steps", [1, 6])
+@pytest.mark.parametrize("other", ["data", "condition"])
+def test_a_data_model_goes_on_with_its_own_data_and_conditions(other, steps, how, tmp_path):
+    same = {"data": data(), "condition": data(seed=1)}
+    if how == "with_guidance":
+        model = EnergyGuidedDiffusion(TINY, seed=1, device="cpu").fit_data(**same)
+        model = model.with_guidance(replace(TINY, guidance="mse"))
+    else:
+        left = iter(range(steps - 1, -1, -1))
+        model = EnergyGuidedDiffusion(TINY, seed=1, device="cpu")
+        model.fit(**same, energy=energy(data()), callback=lambda model: next(left) > 0)
+    if how == "from a file":
+        model.save(tmp_path / "model")
+        model = EnergyGuidedDiffusion.load(tmp_path / "model", device="cpu")
+    message = "training began with other data or other conditions: call fit without resume"
+    with pytest.raises(ValueError, match=message):
+        model.fit(**{**same, other: data(seed=2)}, energy=energy(data()), resume=True)
+    model.fit(**same, energy=energy(data()), resume=True)
+    assert model.progress["guidance"] == TINY.guidance_steps
+
+
+def test_files_without_a_digest_of_the_data_go_on(tmp_path):
+    left = iter(range(6))
+    stopped = fitted(TINY, e=energy(data()), callback=lambda model: next(left) < 5)
+    stopped.save(tmp_path / "model")
+    path = tmp_path / "model.zip"
+    rewrite(path, change_header(data_fingerprint=None))
+    model = EnergyGuidedDiffusion.load(path, device="cpu").fit(data(), energy(data()), resume=True)
+    assert torch.equal(model.sample(5), fitted(TINY, e=energy(data())).sample(5))
+    rewrite(path, change_header(data_fingerprint=1))
+    with pytest.raises(CheckpointError, match="data_fingerprint=1"):
+        EnergyGuidedDiffusion.load(path, device="cpu")
 
 
 def test_nothing_to_sample_or_save_before_training(tmp_path):
@@ -398,6 +490,43 @@ def test_nothing_is_trained_on_what_is_no_energy(nothing, message):
     assert model.num_timesteps == 0
 
 
+@pytest.mark.parametrize(
+    ("guidance", "options"),
+    [
+        *((name, {}) for name in ("aepo", "analytic", "dps", "qgf")),
+        ("cep", {"base": "denoised"}),
+    ],
+)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_an_energy_without_a_gradient_is_refused_before_the_training(
+    guidance, options, conditional, tmp_path
+):
+    config = replace(TINY, guidance=guidance, guidance_options=options)
+    condition = data(dim=1, seed=1) if conditional else None
+    weight = torch.ones((), requires_grad=True)
+    without = {
+        "detached": lambda x, *c: x.detach()[:, 0],
+        "constant": lambda x, *c: torch.ones(len(x)),
+        "of numpy": lambda x, *c: torch.as_tensor(x.numpy()[:, 0]),
+        "of numpy, detached": lambda x, *c: torch.as_tensor(x.detach().numpy()[:, 0]),
+        "of a parameter alone": lambda x, *c: weight.expand(len(x)),
+        "of the condition alone": lambda x, *c: c[0][:, 0] if c else x[:, 0].round().detach(),
+    }
+    model = EnergyGuidedDiffusion(config, device="cpu")
+    message = f"guidance='{guidance}' differentiates the energy, but torch has no gradient of it"
+    for e in without.values():
+        with pytest.raises(ValueError, match=message):
+            model.fit(data(), e, condition)
+        assert model.num_timesteps == 0
+    model.fit(data(), lambda x, *c: x[:, 0].clamp(min=100.0), condition)  # it may be zero
+    if guidance == "aepo":  # whose network has learned it
+        return
+    model.save(tmp_path / "model")
+    loaded = EnergyGuidedDiffusion.load(tmp_path / "model", without["detached"], device="cpu")
+    with pytest.raises(ValueError, match=message):
+        loaded.sample(None if conditional else 3, condition)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_data_model_is_not_resumed_on_no_energy(resume):
     model = EnergyGuidedDiffusion(TINY, device="cpu").fit_data(data())
@@ -407,6 +536,17 @@ def test_a_data_model_is_not_resumed_on_no_energy(resume):
     for wrong in ("data", [[None, 1.0]] * 4):
         with pytest.raises(ValueError, match=r"data is a .*, which is not an array of numbers"):
             model.fit(wrong, energy)
+
+
+@pytest.mark.parametrize("guidance", OF_ONE)
+@pytest.mark.parametrize("kind", ["callable", "labels"])
+def test_a_scaled_energy_that_float32_does_not_hold_is_refused(guidance, kind):
+    model = EnergyGuidedDiffusion(replace(TINY, beta=1e9, guidance=guidance), device="cpu")
+    e = (lambda x: 1e30 * x[:, 0]) if kind == "callable" else 1e30 * data()[:, 0]
+    message = r"beta=1000000000.0 times the energy reaches .*e\+39, which is larger than float32"
+    with pytest.raises(ValueError, match=message):
+        model.fit(data(), e)
+    assert model.num_timesteps == 0
 
 
 @pytest.mark.parametrize("kind", ["array", "tensor", "integers", "callable", "bigger"])

@@ -201,6 +201,35 @@ def test_images_stay_in_their_file_until_they_are_asked_for(tmp_path, trained):
 
 
 @pytest.mark.parametrize(
+    ("guidance", "options"),
+    [
+        ("mse", {}),
+        ("dps", {}),
+        ("cep", {"labels": "exponential"}),
+        ("cep", {"labels": "exponential", "base": "denoised"}),
+    ],
+)
+def test_a_guidance_converts_few_images_at_a_time_and_sees_every_energy(
+    guidance, options, monkeypatch
+):
+    config = replace(TINY, guidance=guidance, guidance_options=options)
+    expected = fitted(config)
+    most, of_all = 0, Pixels.__getitem__
+
+    def counted(pixels, rows):
+        nonlocal most
+        found = of_all(pixels, rows)
+        most = max(most, found.numel() // found.shape[-1])
+        return found
+
+    monkeypatch.setattr(Pixels, "__getitem__", counted)
+    monkeypatch.setattr("qgpo.agents.general.stages.ROWS_PER_CALL", 16)
+    model = fitted(config)
+    assert most == 16
+    torch.testing.assert_close(drawn(model), drawn(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
         (images()[:, 0], r"images have shape \(40, 4, 4\), expected"),
@@ -237,6 +266,26 @@ def test_a_classifier_for_measures_learns():
     classifier = train_classifier(images(), labels, config, device="cpu", progress_bar=False)
     logits = classifier(torch.as_tensor(images(seed=1)) / 255.0)
     assert (logits.argmax(dim=-1).numpy() == labels).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(40) % 2 - 1, "labels go from -1 to 0, expected 0 and above"),
+        (np.arange(40) / 2, "labels have type float64, expected integers"),
+        (np.arange(39) % 2, r"labels have shape \(39,\), expected \(40,\)"),
+        (np.eye(40, 2), r"labels have shape \(40, 2\), expected \(40,\)"),
+    ],
+)
+def test_a_classifier_learns_whole_labels_alone(labels, message):
+    with pytest.raises(ValueError, match=message):
+        train_classifier(images(), labels, ClassifierConfig(steps=1), device="cpu")
+
+
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"batch_size": 0}, {"width": 2.5}])
+def test_a_classifier_s_settings_are_checked(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*, expected"):
+        ClassifierConfig(**wrong)
 
 
 # Pipelines of diffusers -----------------------------------------------------------------------

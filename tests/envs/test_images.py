@@ -87,6 +87,68 @@ def test_arrays_keep_their_pixels(name, tmp_path):
     np.testing.assert_array_equal(images.labels, np.arange(6))
 
 
+@pytest.mark.parametrize("name", ["images.npy", "images.npz"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(6) / 2, "labels have type float64, expected integers"),
+        (np.arange(6) - 1, "labels go from -1 to 4, expected 0 and above"),
+        (np.arange(5), r"labels have shape \(5,\), expected \(6,\)"),
+        (np.array(0), r"labels have shape \(\), expected \(6,\)"),
+    ],
+)
+def test_labels_of_arrays_are_checked(name, labels, message, tmp_path):
+    if name.endswith("npy"):
+        np.save(tmp_path / name, RGB)
+        np.save(tmp_path / "images.labels.npy", labels)
+    else:
+        np.savez(tmp_path / name, images=RGB, labels=labels)
+    with pytest.raises(ValueError, match=message):
+        load_images(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_gray_images_of_16_bits_keep_their_levels(channels, suffix, tmp_path):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels * 257).save(tmp_path / f"a.{suffix}")
+    images = load_images(str(tmp_path), channels=channels)
+    assert images.pixels.shape == (1, channels or 1, 16, 16)
+    assert (images.pixels == levels).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_images_of_32_bits_are_refused(kind, tmp_path):
+    Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif has pixels of 32 bits \(mode [IF]\)"):
+        load_images(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        *(
+            (name, option)
+            for name in ("digits", "colored-digits", "fashion", "a.npy", "a.npz")
+            for option in ({"size": 4}, {"channels": 1})
+        ),
+        *(
+            (name, {"split": "test"})
+            for name in ("digits", "colored-digits", "a.npy", "a.npz", "folder")
+        ),
+    ],
+)
+def test_options_without_an_effect_are_refused(name, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", RGB)
+    np.savez("a.npz", images=RGB)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.png").write_bytes(png(RGB[0]))
+    (key, value), *_ = option.items()
+    with pytest.raises(ValueError, match=f"{key}={value!r} has no effect on images '{name}'"):
+        load_images(name, **option)
+
+
 def test_arrays_run_no_code(tmp_path):
     np.save(tmp_path / "pickle.npy", np.array([print], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "pickle.npz", images=np.array([print], dtype=object))
@@ -119,15 +181,15 @@ def test_images_of_several_sizes_become_squares_of_one(tmp_path):
     assert (images.pixels[1] == 90).all()
 
 
-def parquet(path, labels=True, feature="Image"):
+def parquet(path, labels=range(6), feature="Image"):
     """A file as the hub converts datasets of images."""
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet as written
 
     columns = {"image": [{"bytes": png(one), "path": None} for one in RGB]}
     features = {"image": {"_type": feature}}
-    if labels:
-        columns["label"] = list(range(6))
+    if labels is not None:
+        columns["label"] = list(labels)
         features["label"] = {"_type": "ClassLabel", "names": list("uvwxyz")}
     table = pa.table(columns)
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
@@ -137,12 +199,17 @@ def parquet(path, labels=True, feature="Image"):
 
 def test_a_dataset_of_the_hub_is_read_from_its_parquet_files(tmp_path):
     parquet(tmp_path / "default" / "train" / "0000.parquet")
-    parquet(tmp_path / "default" / "test" / "0000.parquet", labels=False)
+    parquet(tmp_path / "default" / "test" / "0000.parquet", labels=None)
+    parquet(tmp_path / "default" / "hidden" / "0000.parquet", labels=[-1] * 6)
+    parquet(tmp_path / "default" / "wrong" / "0000.parquet", labels=[6] * 6)
     images = load_images(f"hf:{tmp_path}")
     np.testing.assert_array_equal(images.pixels, RGB.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(images.labels, np.arange(6))
     assert images.classes == tuple("uvwxyz")
     assert load_images(f"hf:{tmp_path}:default", split="test").labels is None
+    assert load_images(f"hf:{tmp_path}", split="hidden").labels is None
+    with pytest.raises(ValueError, match="labels go up to 6, expected below 6 classes"):
+        load_images(f"hf:{tmp_path}", split="wrong")
     with pytest.raises(ValueError, match=r"has no \*/validation, expected one of.*default/train"):
         load_images(f"hf:{tmp_path}", split="validation")
 
@@ -192,6 +259,10 @@ def test_a_damaged_idx_file_is_refused(tmp_path):
     [
         (lambda: load_images("gone"), ValueError, "'gone': no such folder.*digits"),
         (lambda: load_images("digits", channels=2), ValueError, "channels=2, expected 1 or 3"),
+        (lambda: load_images(".", size=0), ValueError, "size=0, expected at least 1"),
+        (lambda: load_images("gone", split="test"), ValueError, "'gone': no such folder"),
+        (lambda: Images(RGB, np.arange(6), tuple("ab")), ValueError, "up to 5, expected below 2"),
+        (lambda: Images(RGB, np.arange(6.0)), ValueError, "type float64, expected integers"),
         (lambda: load_images("."), FileNotFoundError, "has no images"),
         (lambda: Images(RGB[0]), ValueError, r"shape \(5, 5, 3\)"),
         (lambda: Images(RGB, np.arange(2)), ValueError, r"labels have shape \(2,\), expected"),

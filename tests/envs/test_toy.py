@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import check_env
 
 from qgpo import QGPO, evaluate, load_dataset
 from qgpo.envs.toy import SCALE, TOY_PROBLEMS, draw_toy, env_id, make_toy_dataset, resample_toy
+from qgpo.scripts import toy_2d
 
 every_problem = pytest.mark.parametrize("problem", sorted(TOY_PROBLEMS))
 
@@ -145,3 +146,24 @@ def test_the_study_writes_its_figures_and_tables(tmp_path):
 def test_the_study_names_unknown_choices(flag, tmp_path):
     done = run("toy_2d", flag, "nothing", cwd=tmp_path, data=tmp_path, code=1)
     assert "nothing: expected some of" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"betas": ()}, "--betas has no values, expected at least one"),
+        ({"betas": (3.0, 3.0000001)}, "--betas has 3 more than once, expected different values"),
+        ({"betas": (float("nan"),)}, "beta=nan, expected in"),
+        ({"methods": ()}, "--methods has no values"),
+        ({"problems": ("moons", "moons")}, "--problems has moons more than once"),
+        ({"workers": 0}, "--workers=0, expected at least 1"),
+        ({"n_data": 1}, "--n-data=1, expected at least 2"),
+        ({"n_samples": 0}, "--n-samples=0, expected at least 1"),
+        ({"solver_steps": 0}, "solver_steps=0, expected positive"),
+        ({"seed": -1}, "seed=-1, expected an integer of at least 0"),
+    ],
+)
+def test_the_study_refuses_before_it_trains(changes, message, monkeypatch):
+    monkeypatch.setattr(toy_2d, "ProcessPoolExecutor", None)
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        toy_2d.main(toy_2d.Args(**changes))

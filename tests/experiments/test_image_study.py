@@ -55,6 +55,9 @@ def test_intervals_are_student_s():
 def test_class_energies_are_zero_for_the_own_class():
     found = class_energies(torch.tensor([2, 0]).numpy(), 3)
     assert found.tolist() == [[30.0, 30.0, 0.0], [0.0, 30.0, 30.0]]
+    for labels, message in (([0, 3], "up to 3"), ([-1, 0], "from -1"), ([0.5, 1.0], "float64")):
+        with pytest.raises(ValueError, match=f"labels .*{message}"):
+            class_energies(np.array(labels), 3)
 
 
 def test_images_are_tiled_row_by_row():

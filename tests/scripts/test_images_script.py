@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,13 +74,43 @@ def test_a_user_s_own_energy_is_followed_and_training_resumed(tmp_path, pixels):
     assert "8 steps" in train(tmp_path, pixels, *more).stdout
 
 
+def test_a_refused_training_leaves_the_file_as_it_is(tmp_path, pixels):
+    (tmp_path / "mine.py").write_text("def dark(x):\n    return x.mean(dim=(1, 2, 3))\n")
+    train(tmp_path, pixels)
+    before = (tmp_path / "runs" / "own.zip").stat()
+    refused = train(tmp_path, pixels, "--energy", "mine.py:dark", "--resume", code=1)
+    assert "this model was made for" in refused.stderr
+    after = (tmp_path / "runs" / "own.zip").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_ctrl_c_keeps_what_was_trained_and_no_step_is_needed(tmp_path, monkeypatch):
+    np.savez(tmp_path / "own.npz", images=np.zeros((8, 3, 4, 4), np.uint8), labels=np.arange(8) % 2)
+    monkeypatch.chdir(tmp_path)
+    chosen = script.parse(["train", "--images", "own.npz", *SMALL, "--output", "own.zip"])
+
+    def stop(model):
+        if model.num_timesteps == 3:
+            model.training.interrupt()
+
+    monkeypatch.setattr(chosen, "keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        chosen.run()
+    assert EnergyGuidedImages.load("own.zip", device="cpu").num_timesteps == 3
+    none = {"data_steps": 0, "guidance": "dps", "guidance_options": {}}
+    chosen.config = dataclasses.replace(chosen.config, **none)
+    (tmp_path / "mine.py").write_text("def dark(x):\n    return x.mean(dim=(1, 2, 3))\n")
+    chosen.energy, chosen.output, chosen.keep = "mine.py:dark", Path("none.zip"), lambda model: None
+    chosen.run()
+    assert EnergyGuidedImages.load("none.zip", device="cpu").num_timesteps == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["train", "--preset", "cifar"], "--preset cifar: expected one of"),
         (["train", "--images", "gone"], "'gone': no such folder"),
         (["train", "--images", "own.npz", "--energy", "mine"], "--energy mine: expected one of"),
-        (["train", "--resume", "--overwrite"], "--resume and --overwrite: give only one of them"),
         (["sample", "--model", "gone.zip"], "does not exist"),
         (["sample", "--model", "gone.zip", "--output", "a.txt"], "a.txt: expected a name"),
         (["measure", "--tasks", "sizes"], "--tasks sizes: expected some of"),
@@ -88,6 +120,37 @@ def test_mistakes_end_in_one_line(words, message, tmp_path, pixels):
     done = run("images", *words, cwd=tmp_path, data=tmp_path, code=1)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--save-every", "0"], "--save-every=0, expected at least 1"),
+        (["train", "--resume", "--overwrite"], "--resume --overwrite: expected one of them"),
+        (["sample", "--model", "a.zip", "--n", "0"], "--n=0, expected at least 1"),
+        (["sample", "--model", "a.zip", "--scales"], "--scales has no values"),
+        (["sample", "--model", "a.zip", "--scales", "1", "1.0"], "--scales has 1 more than once"),
+        (["measure", "--seeds"], "--seeds has no values"),
+        (["measure", "--seeds", "1", "1"], "--seeds has 1 more than once"),
+        (["measure", "--tasks"], "--tasks has no values"),
+        (["measure", "--n-samples", "0"], "--n-samples=0, expected at least 1"),
+    ],
+)
+def test_what_is_not_possible_is_refused_at_once(words, message, monkeypatch):
+    monkeypatch.setattr(script, "load_images", None)
+    monkeypatch.setattr(script, "study", None)
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        script.main(script.parse(words))
+
+
+def test_a_training_is_resumed_with_the_seed_it_has(tmp_path, pixels, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--images", pixels, *SMALL, "--output", "own.zip"]
+    script.main(script.parse([*words, "--seed", "7"]))
+    script.main(script.parse([*words, "--resume"]))
+    script.main(script.parse([*words, "--resume", "--seed", "7"]))
+    with pytest.raises(SystemExit, match=r"--resume --seed 0: own.zip has seed 7"):
+        script.main(script.parse([*words, "--resume", "--seed", "0"]))
 
 
 def test_presets_decide_the_defaults():

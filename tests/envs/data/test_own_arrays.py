@@ -7,6 +7,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
@@ -70,6 +71,18 @@ def test_good_arrays_are_not_doubted():
     assert said({**GOOD, "truncations": None})[0] == []  # the chain shows its ends
     terminated = {**GOOD, "terminations": ENDS, "truncations": np.arange(N) == LAST[0]}
     assert said(terminated)[0] == []  # one end may be both, by chance
+
+
+def test_tensors_that_require_a_gradient_are_arrays_too():
+    tensors = {name: torch.as_tensor(values) for name, values in GOOD.items()}
+    for name in ("observations", "next_observations", "actions", "rewards"):
+        tensors[name].requires_grad_()
+    texts, dataset = said(tensors)
+    assert texts == []
+    assert dataset.fingerprint == said(GOOD)[1].fingerprint
+    rewards = tensors["rewards"][:, None]
+    with pytest.raises(ValueError, match=r"rewards has shape .* pass rewards\[:, 0\]"):
+        said({**tensors, "rewards": rewards})
 
 
 @pytest.mark.parametrize(
