@@ -77,6 +77,8 @@ class Batches:
     device: torch.device
     scratch: Path | None
     """folder for tables over all states where the data are memory-mapped"""
+    recorded_episodes: Tensor
+    """(E,) which recorded episode each of the dataset's is: with chunks, several are of one"""
     collected: int = 0
     """how many of the N, the last ones, were collected while learning online"""
     collected_share: float = 0.0
@@ -107,6 +109,7 @@ class Batches:
             high=tensor(scale.high.astype(np.float32), device),
             device=device,
             scratch=dataset.folder,
+            recorded_episodes=tensor(dataset.recorded_episodes, device),
         )
 
     def __len__(self) -> int:

@@ -130,5 +130,6 @@ def joined(training: Training, recorded: Batches, tuned: Tensor, share: float) -
         high=recorded.high,
         device=recorded.device,
         scratch=None,
+        recorded_episodes=torch.arange(int(ends.sum()), device=training.device),
     )
     return recorded.followed_by(collected, share)

@@ -50,7 +50,7 @@ class Folds:
         self.groups = groups_of(data)
         """(N,) what is kept together: the number of the episode, or of the stretch"""
         generator = torch.Generator().manual_seed(seed)
-        groups, recorded = self.groups[:n], int(self.groups[n - 1]) + 1
+        groups, recorded = self.groups[:n], int(self.groups[:n].max()) + 1
         side = torch.randperm(recorded, generator=generator).to(data.device) % FOLDS
         # episodes that were collected take turns: those of the data stay where they were
         self.fold = torch.cat([side[groups], (self.groups[n:] - recorded) % FOLDS])

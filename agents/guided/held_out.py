@@ -42,13 +42,25 @@ Judge: TypeAlias = Callable[[Any, Tensor], Tensor]
 
 
 def groups_of(data: Batches) -> Tensor:
-    """What is held out together, (N,): the number of a transition's episode, or of its stretch."""
+    """What is held out together, (N,): a transition's recorded episode, or a stretch of it."""
     n = data.recorded
     episodes = take(data.episodes(), data.state_index.to(data.device))
-    groups, later = episodes[:n], episodes[n:] - episodes[n - 1] - 1
+    own, later = episodes[:n], episodes[n:] - episodes[n - 1] - 1
+    groups = data.recorded_episodes[own]
     if int(groups[-1]) + 1 < FEWEST_EPISODES:
-        groups = torch.arange(n, device=data.device) * BLOCKS // n
-    return torch.cat([groups, int(groups[-1]) + 1 + later])
+        groups = _stretches(own, groups)
+    return torch.cat([groups, int(groups.max()) + 1 + later])
+
+
+def _stretches(own: Tensor, recorded: Tensor) -> Tensor:
+    """BLOCKS stretches of all transitions (N,); of each recorded episode, where some overlap."""
+    n = len(own)
+    if torch.equal(own, recorded):
+        return torch.arange(n, device=own.device) * BLOCKS // n
+    lengths = torch.bincount(own)
+    steps = torch.arange(n, device=own.device) - (lengths.cumsum(0) - lengths)[own]
+    stretches = recorded * BLOCKS + steps * BLOCKS // lengths[own]
+    return torch.unique(stretches, return_inverse=True)[1]
 
 
 class EarlyStopping:
@@ -82,7 +94,7 @@ class EarlyStopping:
     def _hold_out(self, groups: Tensor) -> None:
         """A tenth of the groups; nothing where there is only one."""
         generator = torch.Generator().manual_seed(self.training.seed)
-        n = int(groups[-1]) + 1
+        n = int(groups.max()) + 1
         if n == 1:
             return
         order = torch.randperm(n, generator=generator).to(groups.device)

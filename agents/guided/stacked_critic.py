@@ -193,7 +193,7 @@ class StackedCritic(Critic):
     def _judges(self, folds: Folds) -> Tensor:
         """Transitions that weigh: all, or whole groups of them in a random order, (K,)."""
         generator = torch.Generator().manual_seed(self.training.seed)
-        order = torch.randperm(int(folds.groups[-1]) + 1, generator=generator)
+        order = torch.randperm(int(folds.groups.max()) + 1, generator=generator)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
         sizes = torch.bincount(folds.groups.cpu(), minlength=len(order))[order].cumsum(0)

@@ -332,10 +332,16 @@ class OfflineDataset:
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
 
     @cached_property
+    def recorded_episodes(self) -> NDArray[np.int64]:
+        """(E,) which recorded episode each one is: a window reads one from several of its steps."""
+        if self.window is None:
+            return np.arange(self.n_episodes)
+        return np.cumsum(self.details["first_step"][: self.n_episodes] == 0) - 1
+
+    @cached_property
     def first_readings(self) -> NDArray[np.int64]:
-        """(R,) each recorded episode once: a window reads it from several of its steps on."""
-        first = self.details["first_step"][: self.n_episodes] if self.window is not None else None
-        return np.arange(self.n_episodes) if first is None else np.flatnonzero(first == 0)
+        """(R,) each recorded episode once."""
+        return np.unique(self.recorded_episodes, return_index=True)[1]
 
     @property
     def recorded_returns(self) -> NDArray[np.float64]:

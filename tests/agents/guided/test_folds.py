@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from factory import make_dataset
 
 from qgpo import QGPO
 from qgpo.agents.guided.folds import Folds, by_fold, fold_of
+from qgpo.envs.data.windows import windowed
 
 
 def folds(lengths, seed=0):
@@ -62,3 +64,23 @@ def test_heads_take_turns_at_the_folds():
     of_heads = torch.tensor([1.0, 10.0, 3.0, 30.0, 5.0, 50.0])
     assert by_fold(of_heads).tolist() == [3.0, 30.0]
     assert by_fold(of_heads[:, None]).shape == (2, 1)
+
+
+@pytest.mark.parametrize(("lengths", "chunk"), [((9,) * 12, 3), ((400, 350), 4), ((600,), 3)])
+def test_readings_of_one_step_are_in_one_half(lengths, chunk):
+    data = windowed(make_dataset(lengths), chunk=chunk)
+    agent = QGPO(device="cpu")
+    found = Folds(agent.prepare(data), agent.behavior, 0)
+    of = data.recorded_episodes.repeat(data.episode_lengths)
+    sides = found.fold.numpy()
+    assert set(sides) == {0, 1}
+    if len(lengths) >= 10:  # whole recorded episodes
+        assert all(len(set(sides[of == number])) == 1 for number in range(len(lengths)))
+        return
+    readings = zip(data.details["first_step"], data.episode_lengths, strict=True)
+    steps = np.concatenate([first + chunk * np.arange(n) for first, n in readings])
+    apart = 0  # neighbors in time, in different halves: only at the ends of stretches
+    for number in range(len(lengths)):
+        own = np.argsort(steps[of == number], kind="stable")
+        apart += np.count_nonzero(np.diff(sides[of == number][own]))
+    assert 0 < apart < 0.2 * len(of)
