@@ -143,7 +143,8 @@ class Diffusion(nn.Module):
         t = uniform_times(len(x_0), self.schedule, generator)
         noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
         output = self.network(diffuse(x_0, t, noise, self.schedule), t, condition)
-        return (output - self.target(x_0, t, noise)) ** 2
+        squared: Tensor = (output - self.target(x_0, t, noise)) ** 2
+        return squared
 
     def guided_denoise(
         self,
