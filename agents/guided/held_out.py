@@ -60,7 +60,8 @@ def _stretches(own: Tensor, recorded: Tensor) -> Tensor:
     lengths = torch.bincount(own)
     steps = torch.arange(n, device=own.device) - (lengths.cumsum(0) - lengths)[own]
     stretches = recorded * BLOCKS + steps * BLOCKS // lengths[own]
-    return torch.unique(stretches, return_inverse=True)[1]
+    found: Tensor = torch.unique(stretches, return_inverse=True)[1]
+    return found
 
 
 class EarlyStopping:
