@@ -16,7 +16,7 @@ from qgpo.agents.core.config import Decay, NotNegative, Steps
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
 from qgpo.critic import critic_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
-from qgpo.fields import Range, check_count
+from qgpo.fields import Range, count_property
 from qgpo.networks import MLPNoiseNetwork, TwinQ
 from qgpo.policies import DenoisingChain, diffusion_ql_loss, gumbel
 
@@ -76,6 +76,7 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
     name: ClassVar[str] = "DiffusionQL"
     config_class: ClassVar[type[DiffusionQLConfig]] = DiffusionQLConfig
     presets: ClassVar[dict[str, DiffusionQLConfig]] = DIFFUSION_QL_PRESETS
+    candidates = count_property("candidates", "Actions among which it chooses.")
 
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
@@ -89,15 +90,6 @@ class DiffusionQL(SingleStageAgent[DiffusionQLConfig]):
         critic = TwinQ(observation_dim, action_dim, c.hidden, activation="mish")
         self.critic = self.training.add_trained("critic", critic)
         self.critic_target = self.training.add_copy("critic_target", critic)
-
-    @property
-    def candidates(self) -> int:
-        """Actions among which it chooses. Raises ValueError where it is set to less than one."""
-        return self._candidates
-
-    @candidates.setter
-    def candidates(self, number: int) -> None:
-        self._candidates = check_count("candidates", number)
 
     def update(self, batch: Transitions, step: int) -> Metrics:
         """One step of the critic, then one of the policy (their Algorithm 1)."""

@@ -16,7 +16,7 @@ from qgpo.agents.core.config import Expectile
 from qgpo.agents.core.single_stage import CriticConfig, SingleStageAgent, Transitions
 from qgpo.critic import critic_loss, expectile_loss, polyak_update, td_target
 from qgpo.diffusion import Metrics
-from qgpo.fields import Range, check_count
+from qgpo.fields import Range, count_property
 from qgpo.flow import flow_actions, flow_matching_loss, inside
 from qgpo.networks import FlowNetwork, gelu_mlp, gelu_twin_q
 
@@ -60,6 +60,7 @@ class IFQL(SingleStageAgent[IFQLConfig]):
     name: ClassVar[str] = "IFQL"
     config_class: ClassVar[type[IFQLConfig]] = IFQLConfig
     presets: ClassVar[dict[str, IFQLConfig]] = IFQL_PRESETS
+    num_samples = count_property("num_samples", "Actions drawn per observation.")
 
     def _build(self, observation_dim: int, action_dim: int) -> None:
         c = self.config
@@ -73,15 +74,6 @@ class IFQL(SingleStageAgent[IFQLConfig]):
         self.critic_target = self.training.add_copy("critic_target", critic)
         value = gelu_mlp([observation_dim, *c.hidden, 1], layer_norm=True)
         self.value = self.training.add_trained("value", value)
-
-    @property
-    def num_samples(self) -> int:
-        """Actions drawn per observation. Raises ValueError where it is set to less than one."""
-        return self._num_samples
-
-    @num_samples.setter
-    def num_samples(self, number: int) -> None:
-        self._num_samples = check_count("num_samples", number)
 
     def update(self, batch: Transitions, step: int) -> Metrics:
         """One step of all networks, each on its loss at the parameters before the step."""

@@ -109,6 +109,19 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
     return int(value)
 
 
+def count_property(name: str, doc: str) -> Any:
+    """A property that is a whole number of at least 1; ValueError where it is set to others."""
+
+    def read(owner: Any) -> int:
+        number: int = getattr(owner, f"_{name}")
+        return number
+
+    def write(owner: Any, number: int) -> None:
+        setattr(owner, f"_{name}", check_count(name, number))
+
+    return property(read, write, doc=doc)
+
+
 def check_finite(name: str, value: Any, rule: Range | None = None) -> float:
     """The value as a plain number; ValueError for NaN, infinity and what is no number.
 

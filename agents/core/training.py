@@ -415,8 +415,13 @@ def half_cosine(rate: float, step: int, total: int, decays: bool = True) -> floa
 
 
 def average(source: nn.Module, target: nn.Module, decay: float, step: int) -> None:
-    """EMA whose first steps count less: decay min(decay, (1 + step) / (10 + step))."""
-    polyak_update(source, target, 1.0 - min(decay, (1.0 + step) / (10.0 + step)))
+    """EMA whose first steps count less."""
+    polyak_update(source, target, share_of_step(decay, step))
+
+
+def share_of_step(decay: float, step: int) -> float:
+    """Of an average's new value: 1 - min(decay, (1 + step) / (10 + step))."""
+    return 1.0 - min(decay, (1.0 + step) / (10.0 + step))
 
 
 def set_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ from qgpo.solver import get_solver, time_grid
 
 Callback = BaseCallback | Callable[[Any], bool | None]
 """one of Stable-Baselines3, or a function of the model; False stops"""
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 STAGES = ("data", "energy", "guidance")
 LIKELY_CAUSES = "Lower its learning rate or beta, or check the energy for outliers"
@@ -264,7 +267,8 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
                 f"energy=None, expected {ENERGY}; use fit_data(data) to train the model of q only"
             )
         with self.training.turn.training():
-            prepared = self._prepare(data, energy, condition, resume)
+            with self._as_before_if_refused():
+                prepared = self._prepare(data, energy, condition, resume)
             with self._running(progress_bar, callback):
                 stages.fit_data(self, prepared)
                 stages.fit_energy(self, prepared)
@@ -276,7 +280,8 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
     ) -> Self:
         """Stage 1 alone: q, for several guidances to share (`with_guidance`)."""
         with self.training.turn.training():
-            prepared = self._prepare(data, None, condition, False)
+            with self._as_before_if_refused():
+                prepared = self._prepare(data, None, condition, False)
             with self._running(progress_bar, None):
                 stages.fit_data(self, prepared)
         return self
@@ -323,21 +328,6 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         other.progress["data"] = other.training.num_timesteps = other.steps["data"]
         return other
 
-    @usual_torch()
-    def _prepare(
-        self,
-        data: Array,
-        energy: Energy | Array | None,
-        condition: Array | None,
-        resume: bool,
-    ) -> Data:
-        """Check and standardise; an energy of None is zero.
-
-        Where that is refused, the model is what it was before.
-        """
-        with self._as_before_if_refused():
-            return self._checked(data, energy, condition, resume)
-
     @contextlib.contextmanager
     def _as_before_if_refused(self) -> Iterator[None]:
         """Around what may raise an error: the model and its training then stay what they were."""
@@ -354,13 +344,15 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
                 generator.set_state(state)
             raise
 
-    def _checked(
+    @usual_torch()
+    def _prepare(
         self,
         data: Array,
         energy: Energy | Array | None,
         condition: Array | None,
         resume: bool,
     ) -> Data:
+        """Check and standardise; an energy of None is zero."""
         x = self._read(data)
         if condition is not None and not self.conditional:
             raise ValueError(f"{self.name} has no conditions: give one energy for each class")
@@ -376,7 +368,8 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             self._build(found, not callable(energy))
         made: Any = self.layout
         self._check_layout(found._replace(energies=made.energies) if energy is None else found)
-        self._check_same_data(x, c)
+        content = hashlib.sha256(self._content(x))
+        self._check_same_data(content, c)
         self.labelled = not callable(energy)
         self._energy = energy if callable(energy) else None
         if self.progress["data"] == 0 and c is not None:
@@ -389,7 +382,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         labels = self._labels(energy, z, c)
         if energy is not None:
             stages.scaled(labels, self.config.beta)
-            self._check_same_energy(x, labels)
+            self._check_same_energy(content, labels)
         return Data(z, labels, c)
 
     def _check_layout(self, found: Layout) -> None:
@@ -444,30 +437,26 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             energy = torch.cat(parts)
         return self.reader.labels(energy, len(z))
 
-    def _check_same_data(self, x: Array, c: Tensor | None) -> None:
+    def _check_same_data(self, content: Hash, c: Tensor | None) -> None:
         """Raise ValueError for other data or conditions than those that training began with.
 
         Files of earlier versions do not say which these were.
         """
-        digest = hashlib.sha256(self._content(x))
-        if c is not None:
-            digest.update(c.cpu().numpy().tobytes())
-        known, found = self.data_fingerprint, digest.hexdigest()
-        if any(self.progress.values()) and known not in (None, found):
+        digest = _with(content, c)
+        if any(self.progress.values()) and self.data_fingerprint not in (None, digest):
             of = "data" if c is None else "data or other conditions"
             raise ValueError(f"training began with other {of}: call fit without resume")
-        self.data_fingerprint = found
+        self.data_fingerprint = digest
 
-    def _check_same_energy(self, x: Array, labels: Tensor) -> None:
+    def _check_same_energy(self, content: Hash, labels: Tensor) -> None:
         """Raise ValueError for another energy than that with which its stages began."""
-        digest = hashlib.sha256(self._content(x))
-        digest.update(labels.cpu().numpy().tobytes())
+        digest = _with(content, labels)
         started = any(self.progress[stage] for stage in ("energy", "guidance"))
-        if started and self.fingerprint != digest.hexdigest():
+        if started and self.fingerprint != digest:
             raise ValueError(
                 "training began with other data or another energy: call fit without resume"
             )
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = digest
 
     def _content(self, x: Array) -> bytes:
         """What tells these data from others."""
@@ -655,6 +644,14 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             )
         check_finite_values("condition", c)
         return (len(c), dim), self.condition_normalizer(c)
+
+
+def _with(content: Hash, more: Tensor | None) -> str:
+    """The digest of data and of what belongs to them; the hash of the data stays as it is."""
+    digest = content.copy()
+    if more is not None:
+        digest.update(more.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _history(written: Any) -> dict[str, list[dict[str, float]]]:

@@ -120,9 +120,8 @@ class Behavior:
             noise = torch.Generator(data.device).manual_seed(training.seed)
             return model.squared_errors(*self._whitened(data, index), noise).mean(-1)
 
-        early = EarlyStopping(
-            training, "behavior", self.model, judge, data, steps, size, c.ema_decay > 0.0
-        )
+        averages = c.ema_decay > 0.0
+        early = EarlyStopping(training, "behavior", self.model, judge, data, steps, size, averages)
 
         def loss(step: int) -> tuple[Tensor, Metrics]:
             index = early.learned[training.draw(len(early.learned), size)]

@@ -21,7 +21,7 @@ from qgpo.agents.guided.config import GuidedPolicyConfig
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.diffusion import Diffusion, GuidanceGradient, Metrics, is_known
 from qgpo.envs.data.dataset import OfflineDataset
-from qgpo.fields import Range, check_count
+from qgpo.fields import Range, count_property
 
 STATES_TO_MEASURE = 512
 """random states of the data whose support actions give the metrics of the last stage"""
@@ -52,6 +52,7 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
     """
 
     stages: ClassVar[tuple[str, ...]] = ("whitening", "behavior", "support", "critic", "choice")
+    num_samples = count_property("num_samples", "Actions drawn per observation.")
 
     # What a subclass says -----------------------------------------------------------------
 
@@ -78,15 +79,6 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
 
     def _build_last(self) -> None:
         self.num_samples = self.config.num_samples
-
-    @property
-    def num_samples(self) -> int:
-        """Actions drawn per observation. Raises ValueError where it is set to less than one."""
-        return self._num_samples
-
-    @num_samples.setter
-    def num_samples(self, number: int) -> None:
-        self._num_samples = check_count("num_samples", number)
 
     # Training -----------------------------------------------------------------------------
 

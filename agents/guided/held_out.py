@@ -1,11 +1,13 @@
 """Early stopping: where data are few, episodes that a stage does not learn from choose its weights.
 
 A stage that sees every transition many times learns the actions of the data by heart, and not the
-behavior. So a tenth of the episodes is held out there, the weights are averaged over steps, and
-the last average is kept that is not clearly worse on the held-out episodes than the best one, by a
-standard error of the paired differences. (Early stopping: Prechelt 1998; averages of weights:
-Polyak and Juditsky 1992; one standard error: Breiman et al. 1984, since the best of many is partly
-the luckiest.)
+behavior. There a tenth of the episodes is held out, and the weights are averaged over steps. The
+stage keeps the last average whose loss on the held-out episodes exceeds the smallest one by at most
+a standard error of the paired differences. The average with the smallest loss of many would partly
+be the luckiest one.
+
+Early stopping: Prechelt 1998. Averages of weights: Polyak and Juditsky 1992. One standard error:
+Breiman et al. 1984.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from torch.nn.utils import parameters_to_vector
 
 from qgpo.agents.core.batches import Batches, take
 from qgpo.agents.core.registers import Kinds, Table
-from qgpo.agents.core.training import Training
+from qgpo.agents.core.training import Training, share_of_step
 
 MOST_EPOCHS = 64
 """times that a stage sees each transition, from which on a part of them is held out"""
 HELD_OUT = 10
-"""of so many groups one is held out"""
+"""one of so many groups is held out"""
 MOST_ROWS = 4096
 """held-out transitions on which a loss is computed"""
 CHECKS = 200
@@ -53,7 +55,7 @@ def groups_of(data: Batches) -> Tensor:
 
 
 def _stretches(own: Tensor, recorded: Tensor) -> Tensor:
-    """BLOCKS stretches of all transitions (N,); of each recorded episode, where some overlap."""
+    """Numbers of stretches, (N,): BLOCKS in all, or in each recorded episode if some overlap."""
     n = len(own)
     if torch.equal(own, recorded):
         return torch.arange(n, device=own.device) * BLOCKS // n
@@ -67,8 +69,8 @@ def _stretches(own: Tensor, recorded: Tensor) -> Tensor:
 class EarlyStopping:
     """The rows from which a stage learns, and which of its averaged weights are kept.
 
-    Where data are many, or without `averages`, these are all rows, and the last weights. Averages
-    are tables of the training, so that a checkpoint within the stage has them.
+    With many data, or without `averages`, the stage learns from all rows and keeps its last
+    weights. Averages are tables of the training, so that a checkpoint within the stage has them.
     """
 
     def __init__(
@@ -90,7 +92,6 @@ class EarlyStopping:
         """row numbers of transitions on which its weights are judged"""
         if averages and steps * batch_size > MOST_EPOCHS * len(data):
             self._hold_out(groups_of(data))
-        self.judged = copy.deepcopy(network).requires_grad_(False)
 
     def _hold_out(self, groups: Tensor) -> None:
         """A tenth of the groups; nothing where there is only one."""
@@ -103,46 +104,39 @@ class EarlyStopping:
         self.learned, held_out = (torch.nonzero(rows).squeeze(1) for rows in (~held, held))
         shuffled = torch.randperm(len(held_out), generator=generator).to(groups.device)
         self.held_out = held_out[shuffled[:MOST_ROWS]].sort().values
-
-    @property
-    def names(self) -> tuple[str, str, str]:
-        """Tables: the average, the one that is kept, and the losses of the best one (R,)."""
-        return average_of(self.stage), kept_of(self.stage), losses_of(self.stage)
+        self.judged = copy.deepcopy(self.network).requires_grad_(False)
 
     @torch.no_grad()
     def after(self, step: int) -> None:
         """Average the weights of that step, counted from 0, and judge the average now and then."""
         if not len(self.held_out):
             return
-        average, kept, least = self.names
+        average, kept, least = tables_of(self.stage)
         tables, weights = self.training.tables, parameters_to_vector(self.network.parameters())
         if average not in tables:
             tables[average] = weights.clone()
-        tables[average].lerp_(weights, 1.0 - min(DECAY, (1.0 + step) / (10.0 + step)))
+        tables[average].lerp_(weights, share_of_step(DECAY, step))
         if (step + 1) % self.every and step + 1 < self.steps:
             return
         set_weights(self.judged, tables[average])
         losses = self.judge(self.judged, self.held_out)
         if not losses.isfinite().all():
             return
-        worse = losses - tables[least] if least in tables else losses.new_full((1,), -math.inf)
+        worse = losses - tables.setdefault(least, losses)
         if worse.mean() < 0.0:
             tables[least] = losses
-        if worse.mean() < 0.0 or worse.mean() <= worse.std() / math.sqrt(len(worse)):
+        if worse.mean() <= 0.0 or worse.mean() <= worse.std() / math.sqrt(len(worse)):
             tables[kept] = tables[average].clone()
 
     @torch.no_grad()
     def finish(self) -> bool:
         """Give the network the average that is kept, once the stage has ended. Whether one was."""
-        tables = self.training.tables
         if self.training.progress[self.stage] < self.steps:
             return False
-        found = kept_of(self.stage) in tables
-        if found:
-            set_weights(self.network, tables[kept_of(self.stage)])
-        for name in self.names:
-            tables.pop(name, None)
-        return found
+        _, kept, _ = (self.training.tables.pop(name, None) for name in tables_of(self.stage))
+        if kept is not None:
+            set_weights(self.network, kept)
+        return kept is not None
 
 
 def set_weights(network: nn.Module, weights: Tensor) -> None:
@@ -153,22 +147,13 @@ def set_weights(network: nn.Module, weights: Tensor) -> None:
         parameter.copy_(part.view_as(parameter))
 
 
-def average_of(stage: str) -> str:
-    """Name of the table of the averaged weights."""
-    return f"{stage}_average"
-
-
-def kept_of(stage: str) -> str:
-    """Name of the table of the averaged weights that are kept."""
-    return f"{stage}_kept"
-
-
-def losses_of(stage: str) -> str:
-    """Name of the table of the losses of the best average."""
-    return f"{stage}_losses"
+def tables_of(stage: str) -> tuple[str, str, str]:
+    """Names of the tables: the average, the one that is kept, and the losses of the best one."""
+    return f"{stage}_average", f"{stage}_kept", f"{stage}_losses"
 
 
 def kinds_of(stage: str, network: nn.Module) -> Kinds:
-    """The tables that a checkpoint within a stage may hold."""
+    """The tables that a checkpoint within a stage may hold: weights (P,) twice, losses (R,)."""
+    average, kept, losses = tables_of(stage)
     weights = Table((sum(p.numel() for p in network.parameters()),))
-    return {average_of(stage): weights, kept_of(stage): weights, losses_of(stage): Table((None,))}
+    return {average: weights, kept: weights, losses: Table((None,))}

@@ -18,11 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from qgpo.envs.data.chain import chained, check_columns, is_shift, shifted
 from qgpo.envs.data.columns import Rounding, check_type, flags, numbers
 from qgpo.envs.data.doubts import doubts, flag_doubts, link_doubts
-from qgpo.envs.data.given import all_given, check_space, hint, refuse_episodes
+from qgpo.envs.data.given import all_given, check_environment, check_space, hint, refuse_episodes
 from qgpo.envs.data.jumps import jump_doubts
 from qgpo.envs.tasks.actions import ActionScale, outside
 from qgpo.envs.tasks.families import UNKNOWN
-from qgpo.envs.tasks.making import spaces_of
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.reference import ReferenceScores
 from qgpo.envs.tasks.spaces import check_spaces, same_box
@@ -189,7 +188,7 @@ class OfflineDataset:
             env_spec=env_spec,
             reference=reference,
         )
-        _check_environment(made)
+        check_environment(of, env_spec, made.observation_space, made.action_space)
         odd += doubts(
             states,
             made.rewards,
@@ -481,26 +480,6 @@ def _check_types(data: OfflineDataset) -> None:
                 f"dataset {data.id!r}: {name}={value!r} is a {type(value).__name__}, expected "
                 f"{known}{example}"
             )
-
-
-def _check_environment(data: OfflineDataset) -> None:
-    """Raise ValueError for an environment with other spaces, before somebody trains for it.
-
-    Discrete spaces become Boxes in a wrapper, which the spec need not name.
-    """
-    if data.env_spec is None or (of_env := spaces_of(data.env_spec)) is None:
-        return
-    observation_space, action_space = of_env
-    if not isinstance(observation_space, spaces.Box) or not isinstance(action_space, spaces.Box):
-        return
-    same_actions = same_box(action_space, data.action_space)
-    if observation_space.shape != data.observation_space.shape or not same_actions:
-        raise ValueError(
-            f"dataset {data.id!r}: env_spec={data.env_spec.id} has observations "
-            f"{observation_space.shape} and actions {action_space}, the data "
-            f"{data.observation_space.shape} and {data.action_space}: name the environment of the "
-            "data, and give its action space, action_space=env.action_space"
-        )
 
 
 def _check_shapes(data: OfflineDataset) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike
 
 from qgpo.commands import command
 from qgpo.envs.data.columns import without_gradient
+from qgpo.envs.tasks.making import spaces_of
 from qgpo.envs.tasks.observations import ENCODE
+from qgpo.envs.tasks.spaces import same_box
 from qgpo.envs.text import counted
 
 
@@ -97,6 +100,26 @@ def check_space(of: str, name: str, space: Any, sizes: Mapping[str, int]) -> Non
             f"{counted(size, f'{columns} column')}"
             f"{'. Are the two spaces exchanged?' if swapped else ''}: expected "
             f"{_example(name)}, ({size},))"
+        )
+
+
+def check_environment(
+    of: str, spec: EnvSpec | None, observation_space: spaces.Box, action_space: spaces.Box
+) -> None:
+    """Raise ValueError for an environment of Gymnasium's with other spaces, before training for it.
+
+    Discrete spaces become Boxes in a wrapper, which the spec need not name.
+    """
+    if spec is None or (found := spaces_of(spec)) is None:
+        return
+    seen, taken = found
+    if not isinstance(seen, spaces.Box) or not isinstance(taken, spaces.Box):
+        return
+    if seen.shape != observation_space.shape or not same_box(taken, action_space):
+        raise ValueError(
+            f"{of}: env_spec={spec.id} has observations {seen.shape} and actions {taken}, the data "
+            f"{observation_space.shape} and {action_space}: name the environment of the data, and "
+            "give its action space, action_space=env.action_space"
         )
 
 
