@@ -1,28 +1,36 @@
-"""Tables of broad.toml: the laptop presets on one set of every task of the suite."""
+"""Tables of broad.toml and half_hour.toml: `laptop` on one set of every task of the suite."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from measured import Agent, Group, Scale
+from measured import Agent, Column, Group, Scale
 from suite import Half, Set, suite
 
 from qgpo.experiments.packing import read_documents
 from qgpo.experiments.report import table
 from qgpo.experiments.results import read_run
 
-FOLDER = Path(__file__).parent / "broad"
-COLUMNS: tuple[tuple[str, str, Scale], ...] = (
+HERE = Path(__file__).parent
+COLUMNS: tuple[Column, ...] = (
     ("BC", "BC", None),
     ("TD3+BC", "TD3+BC", None),
     ("IQL", "IQL", None),
     ("QGPO, w = 0", "QGPO", 0.0),
     ("**QGPO, w = 1**", "QGPO", 1.0),
 )
-"""title, label and guidance scale"""
+HALF_HOUR: tuple[Column, ...] = (
+    ("TD3+BC", "TD3+BC", None),
+    ("6 times as long", "TD3+BC, longer 6", None),
+    ("IQL", "IQL", None),
+    ("8 times as long", "IQL, longer 8", None),
+    ("QGPO, w = 1", "QGPO", 1.0),
+    ("4 times as long", "QGPO, longer 4", 1.0),
+)
 HALVES: tuple[Half, ...] = ("development", "validation")
 
 
@@ -37,17 +45,23 @@ def score(one: Set, mean: float, by_success: bool) -> float:
 class Broad:
     """What was played."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, folders: Sequence[str] = ("broad",), columns: Sequence[Column] = COLUMNS
+    ) -> None:
         self.agents: dict[tuple[str, str], list[Agent]] = {}
         self.data: dict[str, float] = {}
-        for name, document in read_documents(FOLDER).items():
+        for folder in folders:
+            self._read(folder)
+        self.labels = {label for label, _ in self.agents}
+        self.columns = [column for column in columns if column[1] in self.labels]
+
+    def _read(self, folder: str) -> None:
+        for name, document in read_documents(HERE / folder).items():
             run = read_run(document, name)
             agent = Agent.from_run(run)
             self.agents.setdefault((run.label, run.dataset), []).append(agent)
             if not agent.by_success:
                 self.data[run.dataset] = float(np.mean(document["dataset"]["returns"]))
-        self.labels = {label for label, _ in self.agents}
-        self.columns = [column for column in COLUMNS if column[1] in self.labels]
 
     def sets(self, half: Half) -> list[Set]:
         """Those that were played; of the zoo's, the v0 that the other tables have."""
@@ -76,6 +90,14 @@ class Broad:
         trainings = self.group(one, "QGPO", 1.0)
         return [*cells, str(len(trainings) if trainings else 0)]
 
+    def times(self, title: str, sets: list[Set]) -> list[str]:
+        """CPU-seconds of a training, the mean over these sets."""
+        cells = []
+        for _, label, _ in self.columns:
+            agents = [agent for one in sets for agent in self.agents.get((label, one.id), [])]
+            cells.append(f"{np.mean([agent.cpu_seconds for agent in agents]):.0f}")
+        return [title, "", *cells, ""]
+
     def seconds(self) -> str:
         """CPU-seconds of a training, the mean of each agent's."""
         found: dict[str, list[float]] = {}
@@ -88,12 +110,13 @@ class Broad:
         """Mean scores over all sets, and over those that all agents learned."""
         sets = self.sets(half)
         shared = [one for one in sets if all((c[1], one.id) in self.agents for c in self.columns)]
-        rows = [self._mean("mean", sets)]
+        rows = [self.mean("mean", sets)]
         if len(shared) < len(sets):
-            rows.append(self._mean(f"mean of the {len(shared)} with all agents", shared))
+            rows.append(self.mean(f"mean of the {len(shared)} with all agents", shared))
         return rows
 
-    def _mean(self, title: str, sets: list[Set]) -> list[str]:
+    def mean(self, title: str, sets: list[Set]) -> list[str]:
+        """Mean scores over these sets."""
         cells = []
         for _, label, scale in self.columns:
             groups = [(one, self.group(one, label, scale)) for one in sets]
@@ -106,8 +129,18 @@ class Broad:
         return [title, "", *cells, ""]
 
 
+def half_hour() -> str:
+    """Four sets after the presets' steps and after half an hour, and the CPU-seconds of both."""
+    played = Broad(("broad", "half_hour"), HALF_HOUR)
+    longer = {dataset for label, dataset in played.agents if "longer" in label}
+    sets = [one for one in played.sets("validation") if one.id in longer]
+    rows = [*map(played.row, sets), played.mean("mean", sets), played.times("CPU-seconds", sets)]
+    header = ["", "data", *(title for title, _, _ in played.columns)]
+    return table(header, [row[:-1] for row in rows])
+
+
 def broad() -> dict[str, str]:
-    """A table for each half."""
+    """A table for each half, what a training takes, and the table of half an hour."""
     played = Broad()
     header = ["", "data", *(title for title, _, _ in played.columns), "trainings"]
     halves = {
@@ -116,4 +149,4 @@ def broad() -> dict[str, str]:
         )
         for half in HALVES
     }
-    return {**halves, "broad-seconds": played.seconds()}
+    return {**halves, "broad-seconds": played.seconds(), "half-hour": half_hour()}

@@ -3,9 +3,10 @@
 The critic may rank a state's actions rightly and guidance may still harm: where one policy made the
 data, a shift of every action leads to states that the data do not have. So the policy imagines
 episodes (imagination.py) at w = 1 and at w = 0, from the same starts. Where guidance clearly
-returns less than imitation, all guidance is multiplied by the factor of FACTORS that is best there,
-so that w = 1 is a policy that the model does not doubt. The rule is not from a paper; the aim is
-that of safe policy improvement (Laroche et al. 2019, arXiv 1712.06924).
+returns less than imitation, all guidance is multiplied by a factor of FACTORS that clearly returns
+more, or it is turned off where none does, so that w = 1 is a policy that the model does not doubt.
+The rule is not from a paper; the aim is that of safe policy improvement (Laroche et al. 2019, arXiv
+1712.06924).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from qgpo.agents.core.batches import Batches
 from qgpo.agents.core.config import LEAST_MODEL_STEPS
 from qgpo.agents.core.training import NonFiniteError, Training
 from qgpo.agents.guided.imagination import LEARNING_RATE, Episodes, Imagination
-from qgpo.agents.guided.tuning import HARM, NEARLY_EQUAL, with_neighbors
+from qgpo.agents.guided.tuning import choose, clearly_more
 from qgpo.diffusion import Metrics
 from qgpo.dynamics import DynamicsEnsemble
 from qgpo.envs.data.dataset import OfflineDataset
@@ -181,22 +182,7 @@ class Rehearsing:
                 return returns.double().cpu().numpy()
 
             imitation, guided, factor = imagine(FACTORS[0]), imagine(FACTORS[-1]), FACTORS[-1]
-            if is_harm(imitation, guided):
+            if clearly_more(1, np.stack([imitation, guided]))[0]:
                 between = [imagine(factor) for factor in FACTORS[1:-1]]
-                factor = safest(np.stack([imitation, *between, guided]).mean(axis=1))
+                factor = FACTORS[choose(0, np.stack([imitation, *between, guided]))]
         self.caution.set(Rehearsal(float(imitation.mean()), float(guided.mean()), factor))
-
-
-def is_harm(imitation: NDArray[np.float64], guided: NDArray[np.float64]) -> bool:
-    """Whether guidance clearly returns less, from the same starts (R,): by errors, and by size."""
-    difference = guided - imitation
-    error = difference.std() / np.sqrt(len(difference))
-    least = max(HARM * error, NEARLY_EQUAL * abs(imitation.mean()))
-    return bool(difference.mean() < -least)
-
-
-def safest(means: NDArray[np.float64]) -> float:
-    """The smallest factor but the last whose mean return, with neighbors, is nearly the best."""
-    scores = with_neighbors(means)[:-1]
-    near = scores >= scores.max() - NEARLY_EQUAL * abs(scores.max())
-    return FACTORS[int(np.argmax(near))]

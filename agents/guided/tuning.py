@@ -35,7 +35,7 @@ SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 NEARLY_EQUAL = 0.005
 """of a return's size: the model cannot tell such scales apart"""
 HARM = 2.0
-"""standard errors by which less guidance must return more than w = 1, here and in the rehearsal"""
+"""standard errors by which less guidance must return more, here and in the rehearsal"""
 GAIN = 3.0
 """the same for more guidance, which models overrate"""
 
@@ -56,7 +56,7 @@ class GuidanceTuning:
     @property
     def best(self) -> float:
         """The chosen scale."""
-        return choose_scale(self.scales, self.returns)
+        return self.scales[choose(nearest_to_exact(self.scales), self.returns)]
 
     def as_dict(self) -> dict[str, Any]:
         """Means per scale and the choice, for JSON."""
@@ -148,39 +148,38 @@ def nearest_to_exact(scales: Sequence[float]) -> int:
         return int(np.argmin(np.abs(np.log(np.asarray(scales, np.float64)))))
 
 
-def clearly_more(scales: Sequence[float], returns: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(W,) scales at which returns (W, R) clearly exceed those at w = 1, by the same episodes.
+def clearly_more(reference: int, returns: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(W,) scales whose returns (W, R) clearly exceed those at the one of that number.
 
-    Of a larger scale every member of the model must say so, each by its episodes: where members are
-    of two minds the model has learned nothing that decides it. One episode says nothing.
+    Scales ascend, and each has the same R episodes. Of a scale above the reference every member of
+    the model must say so, each by its episodes: where members are of two minds the model has
+    learned nothing that decides it. One episode says nothing.
     """
-    exact = nearest_to_exact(scales)
     if returns.shape[1] < 2:
-        return np.zeros(len(scales), np.bool_)
-    differences = returns - returns[exact]
+        return np.zeros(len(returns), np.bool_)
+    differences = returns - returns[reference]
     errors = differences.std(axis=1, ddof=1) / np.sqrt(differences.shape[1])
     members = [differences[:, member::MEMBERS] for member in range(MEMBERS)]
     agree = np.all([part.mean(axis=1) > 0.0 for part in members if part.shape[1]], axis=0)
-    larger = np.arange(len(scales)) > exact
+    larger = np.arange(len(returns)) > reference
     least = np.where(larger, GAIN, HARM) * errors
     least = np.maximum(least, NEARLY_EQUAL * np.abs(returns.mean(axis=1)))
     clear: NDArray[np.bool_] = (differences.mean(axis=1) > least) & (agree | ~larger)
     return clear
 
 
-def choose_scale(scales: Sequence[float], returns: NDArray[np.float64]) -> float:
-    """The chosen one of ascending scales, from returns (W, R).
+def choose(reference: int, returns: NDArray[np.float64]) -> int:
+    """The number of the chosen one of ascending scales, from returns (W, R).
 
-    Of those that return clearly more than w = 1 and have no lower score, the smallest whose score
-    is nearly the best. Where there is none, w = 1 or the scale that is nearest to it.
+    Of those that return clearly more than the reference and have no lower score, the smallest whose
+    score is nearly the best. Where there is none, the reference.
     """
-    exact, scores = nearest_to_exact(scales), with_neighbors(returns.mean(axis=1))
-    chosen = clearly_more(scales, returns) & (scores >= scores[exact])
+    scores = with_neighbors(returns.mean(axis=1))
+    chosen = clearly_more(reference, returns) & (scores >= scores[reference])
     if not chosen.any():
-        return scales[exact]
+        return reference
     best = scores[chosen].max()
-    near = chosen & (scores >= best - NEARLY_EQUAL * abs(best))
-    return scales[int(np.argmax(near))]
+    return int(np.argmax(chosen & (scores >= best - NEARLY_EQUAL * abs(best))))
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:

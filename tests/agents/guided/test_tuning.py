@@ -15,8 +15,9 @@ from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import (
     GuidanceTuning,
     check_scales,
-    choose_scale,
+    choose,
     clearly_more,
+    nearest_to_exact,
     tune_guidance,
     with_neighbors,
 )
@@ -176,8 +177,9 @@ def test_a_score_is_the_mean_with_the_neighbors():
     ],
 )
 def test_of_scales_clearly_above_w_1_the_smallest_of_nearly_the_best_score(returns, index):
-    scales = tuple(0.5 * i for i in range(len(returns)))
-    assert choose_scale(scales, np.repeat(np.array(returns)[:, None], 8, axis=1)) == scales[index]
+    """Scales are 0, 0.5, 1, ..."""
+    exact = min(2, len(returns) - 1)
+    assert choose(exact, np.repeat(np.array(returns)[:, None], 8, axis=1)) == index
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,8 @@ def test_of_scales_clearly_above_w_1_the_smallest_of_nearly_the_best_score(retur
 )
 @pytest.mark.parametrize("rollouts", [1, 2, 5])
 def test_without_a_clear_gain_w_1_or_the_nearest_is_chosen(scales, kept, rollouts):
-    assert choose_scale(scales, np.ones((len(scales), rollouts))) == kept
+    exact = nearest_to_exact(scales)
+    assert scales[choose(exact, np.ones((len(scales), rollouts)))] == kept
 
 
 @pytest.mark.parametrize(
@@ -208,21 +211,21 @@ def test_of_a_larger_scale_every_member_must_see_a_clear_gain(gains, noise, clea
     rng = np.random.default_rng(0)
     starts, noise = 100.0 + 10.0 * rng.normal(size=48), noise * rng.normal(size=48)
     returns = np.stack([starts, starts + np.tile(gains, 12) + noise - noise.mean()])
-    assert clearly_more((1.0, 2.0), returns).tolist() == [False, clear]
+    assert clearly_more(0, returns).tolist() == [False, clear]
     flattered = np.stack([returns[1] - returns[1].mean() + returns[0].mean() + 3.0, starts])
-    assert clearly_more((0.5, 1.0), flattered)[0]  # harm needs no agreement
+    assert clearly_more(1, flattered)[0]  # harm needs no agreement
 
 
 @pytest.mark.parametrize(
-    ("scales", "errors", "clear"),
+    ("reference", "errors", "clear"),
     [
-        ((1.0, 2.0), 3.4, True),
-        ((1.0, 2.0), 2.6, False),
-        ((1.0, 0.5), 2.4, True),
-        ((1.0, 0.5), 1.6, False),
+        (0, 3.4, True),
+        (0, 2.6, False),
+        (1, 2.4, True),
+        (1, 1.6, False),
     ],
 )
-def test_how_many_standard_errors_are_clear(scales, errors, clear):
+def test_how_many_standard_errors_are_clear(reference, errors, clear):
     """Of differences that are the same for every member."""
     rng = np.random.default_rng(1)
     differences = np.repeat(rng.normal(size=12), 4)
@@ -230,9 +233,8 @@ def test_how_many_standard_errors_are_clear(scales, errors, clear):
     differences *= 10.0 / (differences.std(ddof=1) / np.sqrt(48))
     gain = differences + 10.0 * errors
     other, exact = 500.0 + gain, np.full(48, 500.0)
-    returns = np.stack([exact, other] if scales[1] > 1.0 else [other, exact])
-    found = clearly_more(tuple(sorted(scales)), returns)
-    assert found.any() == clear
+    returns = np.stack([other, exact] if reference else [exact, other])
+    assert clearly_more(reference, returns).any() == clear
 
 
 class Fixed(torch.nn.Module):
