@@ -281,11 +281,11 @@ class OneStepPolicy(QGPO):
         Raises TypeError for other agents, ValueError where configuration (but for how it acts),
         seed or data differ, RuntimeError where it is not trained to the end.
         """
-        check_teacher(other)
+        teacher = check_teacher(other)
         with usual_torch(), self.training.turn.training():
             self._settle(dataset)
-            self._check_same(other, dataset)
-            donor, states = copy.copy(other.training), adoption.kept_states(other.training)
+            self._check_same(teacher, dataset)
+            donor, states = copy.copy(teacher.training), adoption.kept_states(teacher.training)
             states = {name: state.clone() for name, state in states.items()}
             generator = donor.generator.get_state()
             self._reset()
@@ -295,6 +295,8 @@ class OneStepPolicy(QGPO):
                 training.networks[name].load_state_dict(network.state_dict())
             for name, optimizer in donor.optimizers.items():
                 set_state(training.optimizers[name], optimizer.state_dict())
+            if self.rehearsing is not None:  # as the teacher acts, also after learning online
+                self.rehearsing.caution.factor.fill_(teacher.caution)
             training.progress.update({stage: donor.progress[stage] for stage in QGPO.stages})
             training.stage = QGPO.stages[-1]  # whatever it did online
             training.num_timesteps = self.teacher_timesteps
@@ -387,14 +389,15 @@ class OneStepPolicy(QGPO):
         raise TypeError(f"this {self.name} is distilled already: distil its teacher again")
 
 
-def check_teacher(agent: OfflineAgent[Any]) -> None:
-    """Raise TypeError or RuntimeError for what cannot be distilled."""
+def check_teacher(agent: OfflineAgent[Any]) -> QGPO:
+    """The agent, if it can be distilled. Raises TypeError or RuntimeError."""
     if not isinstance(agent, QGPO) or isinstance(agent, OneStepPolicy):
         name = agent.name if isinstance(agent, OfflineAgent) else type(agent).__name__
         raise TypeError(f"cannot distil a {name}, expected a QGPO or AEPO agent")
     agent.check_whole("cannot be distilled")
     if not agent.is_trained:
         raise RuntimeError(f"this {agent.name} is not trained to the end: call learn(dataset)")
+    return agent
 
 
 QGPO.one_step = OneStepPolicy  # what `distill` makes, which knows QGPO

@@ -349,14 +349,13 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     def _extend_online(self, data: Batches) -> None:
         """Also bring beta to today's unit of Q, and show the trust the states that were collected.
 
-        A guidance that tabulates posterior variances does so again.
+        The guidance takes its constants again: no file has them.
         """
         super()._extend_online(data)
         self.temperature.beta.copy_(self.inverse_temperature(self._some_q(data)))
         if self.config.trust_power:
             self.behavior.fit_trust(self.trust, data)
-        if self.energy.needs_energy:
-            self._prepare_guidance(data, None)
+        self._prepare_guidance(data, None)
 
     def _follow_last(self, data: Batches, factor: float) -> Metrics:
         """A step of f_t, on energies of today's Q."""
@@ -384,12 +383,11 @@ class QGPO(GuidedPolicy[QGPOConfig]):
     def _prepare_guidance(self, data: Batches, energies: Tensor | None) -> None:
         """Constants of the guidance, from the whole table of energies.
 
-        A guidance that tabulates posterior variances sees a few random states, always the same; it
-        needs no table.
+        Without a table they are from a few random states, always the same; and so are those of a
+        guidance that tabulates posterior variances.
         """
         generator = torch.Generator(self.device).manual_seed(self.training.seed)
-        if not self.energy.needs_energy:
-            assert energies is not None
+        if energies is not None and not self.energy.needs_energy:
             everything = Samples(self.tables["support"].flatten(0, 1), energies.flatten())
             self.energy.prepare(everything, generator)
             return

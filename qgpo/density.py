@@ -32,16 +32,29 @@ MOST_SPARSE = 4.0
 def nearest_distance(states: Tensor, references: Tensor, excluded: Tensor | None = None) -> Tensor:
     """Distance of each state (B, S) to the nearest reference (K, S), shape (B,).
 
-    References that the mask `excluded` (B, K) marks are ignored; FARTHEST where none is left.
+    References that the mask `excluded` (B, K) marks are ignored; FARTHEST where none is left. The
+    product by which many states find their nearest reference rounds. The distance does not: it is
+    0 where a state is a reference.
     """
     if excluded is None and len(states) < DIRECTLY and not is_plain():
         mode = "donot_use_mm_for_euclid_dist"
-        return torch.cdist(states, references, compute_mode=mode).amin(dim=-1)
-    center = references.mean(dim=0)  # cancels; without it the fast formula of cdist loses digits
-    distances = torch.cdist(states - center, references - center)
-    if excluded is not None:
-        distances.masked_fill_(excluded, FARTHEST)
-    return distances.min(dim=-1).values
+        nearest = torch.cdist(states, references, compute_mode=mode).argmin(dim=-1)
+    else:
+        center = references.mean(dim=0)  # cancels; without it the fast formula loses more digits
+        distances = torch.cdist(states - center, references - center)
+        if excluded is not None:
+            distances.masked_fill_(excluded, FARTHEST)
+        nearest = distances.argmin(dim=-1)
+    exact = torch.linalg.vector_norm(states - references.index_select(0, nearest), dim=-1)
+    return exact if excluded is None else exact.masked_fill(excluded.all(dim=-1), FARTHEST)
+
+
+def typical(distances: Tensor) -> Tensor:
+    """The median of distances (K,); where it is 0, because states recur, that of the others."""
+    median = distances.median()
+    if median > 0.0 or not (distances > 0.0).any():
+        return median
+    return distances[distances > 0.0].median()
 
 
 def sampling_weights(distances: Tensor, power: float) -> Tensor:
@@ -50,7 +63,7 @@ def sampling_weights(distances: Tensor, power: float) -> Tensor:
     The weights do not move the optimum of a model that can represent every mu(a|s). They decide
     in which states a model of finite size and training time makes its errors. Ours.
     """
-    median = distances.median().clamp(min=torch.finfo(distances.dtype).tiny)
+    median = typical(distances).clamp(min=torch.finfo(distances.dtype).tiny)
     return (distances / median).clamp(1.0, MOST_SPARSE) ** power
 
 
@@ -88,9 +101,9 @@ class Trust(nn.Module):
     """min(1, (median / distance)^power), with a state's distance to the nearest reference.
 
     `references` (REFERENCES, S) are random states of the dataset. `median` () is the median
-    distance of other states of the dataset to them. References of a state's own episode are
-    excluded from the median: consecutive states are always close, however rarely a region was
-    visited. Before `fit` every state is trusted.
+    distance of other states of the dataset to them. References of a state's own recorded episode
+    are excluded from the median: consecutive states are always close, however rarely a region was
+    visited. So are states that recur, where more than half do. Before `fit` every state is trusted.
     """
 
     references: Tensor
@@ -112,7 +125,7 @@ class Trust(nn.Module):
         self.references.copy_(references)
         chunks = zip(states.split(ROWS_PER_CHUNK), same_episode.split(ROWS_PER_CHUNK), strict=True)
         distances = [nearest_distance(part, references, mask) for part, mask in chunks]
-        self.median.copy_(torch.cat(distances).median())
+        self.median.copy_(typical(torch.cat(distances)))
 
     def forward(self, states: Tensor) -> Tensor:
         """Weight of the critic in each state, (B, S) to (B,)."""

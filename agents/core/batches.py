@@ -149,6 +149,13 @@ class Batches:
         starts[(self.state_index[self.last_steps] + 2)[:-1].to(self.device)] = 1
         return starts.cumsum(0)
 
+    def recordings(self) -> Tensor:
+        """Number of the recorded episode of each row of `states`, (R,); collected ones follow."""
+        episodes, recorded = self.episodes(), self.recorded_episodes
+        later = torch.arange(int(episodes[-1]) + 1 - len(recorded), device=recorded.device)
+        numbers: Tensor = torch.cat([recorded, later + recorded[-1] + 1])[episodes]
+        return numbers
+
     def scaled_actions(self, index: Tensor) -> Tensor:
         """Actions of those transitions in [-1, 1], (B, A)."""
         actions = take(self.actions, index)

@@ -163,13 +163,13 @@ class Behavior:
     @torch.no_grad()
     def _sparsity_weights(self, data: Batches) -> Tensor:
         """How often to draw each transition, by the distance of its state to others, (N,)."""
-        episodes = data.episodes()
+        recordings = data.recordings()
         rows = self.shuffled_rows(data)[:REFERENCES]
-        references, own = self.condition(data, rows), episodes[rows]
+        references, own = self.condition(data, rows), recordings[rows]
         distances = []
         for part in torch.arange(len(data.states), device=data.device).split(ROWS_PER_CHUNK):
             states = self.condition(data, part)
-            distances.append(nearest_distance(states, references, episodes[part][:, None] == own))
+            distances.append(nearest_distance(states, references, recordings[part][:, None] == own))
             self.training.stop_if_interrupted("while states were compared with each other")
         weights = sampling_weights(torch.cat(distances), self.config.sparsity_power)
         return take(weights, data.state_index.to(data.device)).double()
@@ -201,9 +201,9 @@ def fit_trust(
     """
     kept = shuffled[torch.arange(REFERENCES, device=shuffled.device) % len(shuffled)]
     others = shuffled[-STATES_FOR_MEDIAN:]
-    episodes = data.episodes()
+    recordings = data.recordings()
     trust.fit(
         normalizer(data.observations(kept)),
         normalizer(data.observations(others)),
-        episodes[others][:, None] == episodes[kept],
+        recordings[others][:, None] == recordings[kept],
     )

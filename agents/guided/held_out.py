@@ -45,12 +45,11 @@ Judge: TypeAlias = Callable[[Any, Tensor], Tensor]
 
 def groups_of(data: Batches) -> Tensor:
     """What is held out together, (N,): a transition's recorded episode, or a stretch of it."""
-    n = data.recorded
-    episodes = take(data.episodes(), data.state_index.to(data.device))
-    own, later = episodes[:n], episodes[n:] - episodes[n - 1] - 1
-    groups = data.recorded_episodes[own]
+    n, rows = data.recorded, data.state_index.to(data.device)
+    recordings = take(data.recordings(), rows)
+    groups, later = recordings[:n], recordings[n:] - recordings[n - 1] - 1
     if int(groups[-1]) + 1 < FEWEST_EPISODES:
-        groups = _stretches(own, groups)
+        groups = _stretches(take(data.episodes(), rows)[:n], groups)
     return torch.cat([groups, int(groups.max()) + 1 + later])
 
 

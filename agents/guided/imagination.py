@@ -41,14 +41,15 @@ LONGEST_EPISODE = 1_000
 
 
 class Episodes:
-    """The data for a model: episodes that it sees, and every tenth, which is held out."""
+    """The data for a model: recorded episodes that it sees, and every tenth, which is held out."""
 
     def __init__(self, dataset: OfflineDataset, data: Batches) -> None:
         device = data.device
         rewards = torch.as_tensor(writeable(dataset.rewards), device=device)
         self.id, self.data = dataset.id, replace(data, rewards=rewards)
         ends = torch.as_tensor(writeable(dataset.last_steps), device=device).long()
-        held_out = (ends.cumsum(0) - ends) % HELD_OUT == HELD_OUT - 1
+        recorded = torch.as_tensor(dataset.recorded_episodes, device=device)
+        held_out = recorded[ends.cumsum(0) - ends] % HELD_OUT == HELD_OUT - 1
         self.seen = torch.nonzero(~held_out).squeeze(-1)
         self.unseen = torch.nonzero(held_out).squeeze(-1) if bool(held_out.any()) else self.seen
 

@@ -13,6 +13,7 @@ The mean of several heads ranks better than one of them (Breiman 1996, "Bagging 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,10 @@ class StackedCritic(Critic):
         self.stack = training.add("critic_weights", Weights(len(self.learners)))
         self._target = StackedQ(self.outcomes, implicit, self.stack)
         self._folds: tuple[Batches, Folds] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles of an agent: without its data."""
+        return {**self.__dict__, "_folds": None}
 
     @property
     def networks(self) -> tuple[str, ...]:

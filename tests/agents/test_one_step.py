@@ -7,10 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from agent_tester import StopAfter, same_agents
+from agent_tester import StopAfter, Walk, same_agents
 from factory import AEPO_CONFIGS, ONE_STEP, WHITENED, make_dataset
 
-from qgpo import AEPO, BC, QGPO, QIPO, OneStepConfig, OneStepPolicy, load_agent
+from qgpo import (
+    AEPO,
+    BC,
+    QGPO,
+    QIPO,
+    OneStepConfig,
+    OneStepPolicy,
+    OnlineConfig,
+    load_agent,
+)
 from qgpo.agents.core.acting import GivenNoise
 
 TEACHER = replace(WHITENED, energy_steps=2)
@@ -52,6 +61,21 @@ def test_the_method_takes_the_scale_and_the_solver_of_today(teacher):
         teacher.predict(OBSERVATIONS, deterministic=True)[0],
     )
     teacher.guidance_scale, teacher.solver_steps = 1.0, TEACHER.solver_steps
+
+
+def test_a_student_acts_as_its_teacher_does_since_it_learned_online(monkeypatch):
+    """A rehearsal turned guidance off; online a quarter of it is tried."""
+    monkeypatch.setattr("qgpo.agents.guided.rehearsal.LEAST_MODEL_STEPS", 1)
+    agent = QGPO(replace(TEACHER, dynamics_steps=1), seed=3, device="cpu").learn(make_dataset())
+    agent.rehearsing.caution.factor.fill_(0.0)
+    quick = OnlineConfig(play_first=2, learn_every=2)
+    agent.learn_online(Walk(), 8, make_dataset(), config=quick)
+    student = agent.distill(make_dataset(), steps=1)
+    assert agent.caution == student.caution == 0.25
+    np.testing.assert_array_equal(
+        student.teacher.predict(OBSERVATIONS, deterministic=True)[0],
+        agent.predict(OBSERVATIONS, deterministic=True)[0],
+    )
 
 
 def test_the_answers_are_the_teacher_s_for_the_noise_that_is_kept(teacher):

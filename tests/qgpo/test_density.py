@@ -18,6 +18,7 @@ from qgpo.density import (
     mode_of_samples,
     sampling_weights,
 )
+from qgpo.envs.data.windows import windowed
 
 INTERVAL = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
@@ -59,9 +60,47 @@ def test_data_in_which_most_states_are_the_same():
     assert trust(torch.tensor([[0.0], [1.0]])).tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("cells", [torch.cartesian_prod(*[torch.arange(5.0)] * 3), torch.eye(64)])
+def test_states_that_recur_are_trusted_in_batches_of_any_size(cells):
+    """The fast formula of cdist gives equal states a distance above 0."""
+    known, new = 0.7 * cells[:-3] + 0.1, 0.7 * cells[-3:] + 0.1
+    trust = Trust(known.shape[1], 4.0)
+    references = known[torch.arange(REFERENCES) % len(known)]
+    others = torch.cat([known, known, new])
+    trust.fit(references, others, torch.zeros(len(others), REFERENCES, dtype=torch.bool))
+    assert float(trust.median) == pytest.approx(0.7 if len(cells) == 125 else 0.7 * 2**0.5)
+    assert trust(known).tolist() == [1.0] * len(known)
+    assert [float(trust(one[None])) for one in known[:9]] == [1.0] * 9
+    assert trust(new).tolist() == [1.0] * 3  # as near as new states are
+    assert bool((trust(new + 5.0) < 0.1).all())
+
+
 def test_rows_of_states_know_their_episode():
     data = Batches.of(make_dataset(lengths=(2, 1, 3)), torch.device("cpu"))
-    assert data.episodes().tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert data.episodes().tolist() == data.recordings().tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+
+
+def test_rows_of_states_know_their_recorded_episode():
+    """With chunks it is read from each of its first steps."""
+    read = Batches.of(windowed(make_dataset(lengths=(3, 4)), chunk=2), torch.device("cpu"))
+    numbers = read.recordings()
+    assert numbers.tolist() == sorted(numbers.tolist())
+    assert set(numbers.tolist()) == {0, 1}
+    assert int(read.episodes()[-1]) == 3
+    later = Batches.of(windowed(make_dataset(lengths=(3,)), chunk=2), torch.device("cpu"))
+    joined = read.followed_by(later, 0.5).recordings()
+    assert joined.tolist() == [*numbers.tolist(), *(later.episodes() + 2).tolist()]
+
+
+def test_with_chunks_other_readings_of_an_episode_are_not_near():
+    walks = np.random.default_rng(0).normal(size=(20, 40, 3)).cumsum(axis=1)
+    plain = make_dataset(lengths=(39,) * 20, states=walks.reshape(-1, 3).astype(np.float32))
+    medians = []
+    for dataset in (plain, windowed(plain, chunk=4)):
+        agent = QGPO(replace(WHITENED, trust_power=4.0), device="cpu")
+        agent.learn(dataset)
+        medians.append(float(agent.trust.median))
+    assert medians[1] == pytest.approx(medians[0], rel=0.2)
 
 
 def test_far_from_the_data_the_agent_acts_by_the_behavior():

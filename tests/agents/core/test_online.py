@@ -79,6 +79,23 @@ def online(agent, timesteps=14, callback=None, **more):
     return agent.learn_online(timesteps=timesteps, callback=callback, **more)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guidance": "cep", "guidance_options": {"labels": "exponential"}},
+        {"guidance": "emse"},
+        {"guidance": "mse"},
+        {"guidance": "analytic"},
+    ],
+    ids=["exponential", "emse", "mse", "analytic"],
+)
+def test_a_guidance_takes_its_constants_again_after_loading(changes):
+    agent = QGPO(replace(WHITENED, **changes), seed=1, device="cpu").learn(DATA)
+    agent.save("trained")
+    loaded = QGPO.load("trained", device="cpu")
+    assert same_agents(online(agent), online(loaded))
+
+
 # What is collected --------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -234,3 +235,10 @@ def test_both_learners_say_how_they_learn():
     row = agent.training.history["critic"][-1]
     assert {"loss", "value_loss", "implicit_loss", "implicit_expectile_loss"} <= set(row)
     assert all(math.isfinite(number) for number in row.values())
+
+
+def test_copies_of_an_agent_have_no_data(confident):
+    assert confident.critic._folds is not None
+    copied = copy.deepcopy(confident)
+    assert copied.critic._folds is copied._batches is None
+    assert confident.critic._folds is not None

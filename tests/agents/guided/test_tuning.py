@@ -22,6 +22,7 @@ from qgpo.agents.guided.tuning import (
     with_neighbors,
 )
 from qgpo.dynamics import DynamicsEnsemble, Prediction
+from qgpo.envs.data.windows import windowed
 
 EPISODES = 60
 SILENT = {"disable": True}
@@ -54,6 +55,16 @@ def line_dataset():
         actions=np.array(actions, np.float32)[:, None],
         rewards=np.array(rewards, np.float32),
     )
+
+
+def test_the_model_has_not_seen_a_tenth_of_the_recorded_episodes():
+    """With chunks each episode is read several times."""
+    dataset = windowed(make_dataset((6,) * 25), chunk=3)
+    found = Episodes(dataset, QGPO(WHITENED, device="cpu").prepare(dataset))
+    recorded = dataset.recorded_episodes.repeat(dataset.episode_lengths)
+    seen, unseen = set(recorded[found.seen.numpy()]), set(recorded[found.unseen.numpy()])
+    assert unseen == {9, 19}
+    assert seen == set(range(25)) - unseen
 
 
 def test_the_model_learns_a_line_its_end_and_where_it_guesses():
