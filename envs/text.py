@@ -19,15 +19,15 @@ def compact(value: float) -> str:
 def with_interval(mean: float, interval: tuple[float, float] | None) -> tuple[str, str]:
     """A mean and its interval, "[low, high]", all three with the same number of decimals.
 
-    Three digits of the largest of them, and no decimals from 100 on. Without an interval (None)
-    the second is empty.
+    Three digits of the largest of them, and no decimals from 100 on; three decimals from 0.01 to 1.
+    Without an interval (None) the second is empty.
     """
     if interval is None:
         return readable(mean), ""
     numbers = (mean, *interval)
     largest = max(abs(number) for number in numbers)
-    digits = 0 if largest < 1.0 else 1 + math.floor(math.log10(largest))
-    places = max(0, 3 - digits)
+    digits = 0 if largest == 0.0 else 1 + math.floor(math.log10(largest))
+    places = 3 if 0.01 <= largest < 1.0 else max(0, 3 - digits)
     shown = [f"{number:.{places}f}" for number in numbers]
     return shown[0], f"[{shown[1]}, {shown[2]}]"
 

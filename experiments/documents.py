@@ -82,7 +82,7 @@ def describe(
             "steps": len(dataset),
             "episodes": len(dataset.first_readings),
             "fingerprint": dataset.fingerprint,
-            "returns": [round(float(r), 3) for r in dataset.recorded_returns],
+            "returns": [float(f"{r:.7g}") for r in dataset.recorded_returns],
             "reference": dataclasses.asdict(dataset.reference) if dataset.reference else None,
         },
         "versions": versions(),

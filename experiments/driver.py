@@ -286,8 +286,10 @@ class Run:
             self.go_on()
         elif folder.config.exists():
             print("no checkpoint was written yet: starting from the beginning", flush=True)
+            begun_with = documents.read(folder.config).get("dataset", {}).get("fingerprint")
+            self.check_same_data(folder.config, begun_with)
         folder.check_held()
-        if not folder.config.exists():
+        if not folder.checkpoint.exists():
             documents.write(folder.config, started)
         self.begun = True
         if not folder.checkpoint.exists():
@@ -302,18 +304,22 @@ class Run:
 
     def go_on(self) -> None:
         """Take the agent of the folder's checkpoint. Raises DocumentError for another one."""
-        experiment, folder, dataset = self.experiment, self.folder, self.dataset
+        experiment, folder = self.experiment, self.folder
         self.agent = type(self.agent).load(folder.checkpoint, device=experiment.device)
         check_same_agent(experiment, self.agent, folder)
         self.clock = Clock(folder, self.agent, experiment.checkpoint_every)
-        learned_from = self.agent.dataset_fingerprint
-        if learned_from not in (None, dataset.fingerprint) and not self.allow_other_dataset:
-            raise DocumentError(
-                f"{folder.checkpoint} was trained on other data than the present {dataset.id!r} "
-                f"({learned_from}, not {dataset.fingerprint}): move that folder away, or continue "
-                "with the present data with --allow-other-dataset"
-            )
+        self.check_same_data(folder.checkpoint, self.agent.dataset_fingerprint)
         print(f"continuing from timestep {self.agent.num_timesteps}", flush=True)
+
+    def check_same_data(self, source: Path, fingerprint: str | None) -> None:
+        """Raise DocumentError where that training was of other data, unless this is allowed."""
+        now = self.dataset
+        if fingerprint not in (None, now.fingerprint) and not self.allow_other_dataset:
+            raise DocumentError(
+                f"{source} was trained on other data than the present {now.id!r} ({fingerprint}, "
+                f"not {now.fingerprint}): move that folder away, or continue with the present "
+                "data with --allow-other-dataset"
+            )
 
     def is_result(self, document: Document) -> bool:
         """Whether the document is the evaluation of this agent that is asked for."""

@@ -141,7 +141,7 @@ class RunFolder:
             if not wait:
                 raise RunFolderError(
                     f"another process is training in {self.path}: wait for it, or choose another "
-                    "--run-dir"
+                    "folder"
                 ) from None
             print(f"{self.path} is in use by another process: waiting", flush=True)
             lock = self._wait()

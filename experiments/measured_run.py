@@ -24,6 +24,10 @@ Key = tuple[str, str, int]
 """dataset, label, seed"""
 
 
+SHARED = ("agent", "deterministic", "env_id")
+"""of what was measured, beside configuration and window"""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training and its evaluations."""
@@ -50,6 +54,8 @@ class Run:
     """processor, cores, torch device and threads"""
     successes: dict[float | None, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
     """whether every episode succeeded, by guidance scale; empty where returns are scored"""
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
+    """what runs of one label share: agent, configuration, and how it was played"""
 
     @property
     def key(self) -> Key:
@@ -111,6 +117,7 @@ def read_run(document: Document, source: str) -> Run:
             environment_steps=_count(document["environment_steps"]),
             versions={_text(n): _text(version) for n, version in document["versions"].items()},
             machine={n: _text(document["machine"].get(n, "unknown")) for n in MACHINE},
+            settings=_settings(document),
         )
         if run.headline_scale not in run.returns:
             raise ValueError(f"nothing was evaluated at its headline scale {run.headline_scale}")
@@ -119,6 +126,15 @@ def read_run(document: Document, source: str) -> Run:
         if score is not None:
             _number(score, "normalised score")
     return run
+
+
+def _settings(document: Document) -> dict[str, Any]:
+    """By name. Documents of earlier versions lack some."""
+    measured = document.get("measured", document)
+    about = {name: measured[name] for name in SHARED if name in measured}
+    windows = {name: measured.get(name, 1) for name in ("history", "chunk")}
+    scale = {"configured guidance scale": document["headline_scale"]}
+    return {**about, **windows, **scale, **measured.get("config", {})}
 
 
 def _text(value: Any) -> str:

@@ -41,6 +41,8 @@ from typing import Annotated, Any
 
 from qgpo.agents.core.parsing import brief
 from qgpo.agents.guided.adoption import different_field
+from qgpo.envs.store.local import split_version
+from qgpo.envs.store.opening import newest_here
 from qgpo.envs.tasks.ogbench import parse
 from qgpo.envs.text_files import read_toml
 from qgpo.experiments.settings import (
@@ -162,6 +164,13 @@ def _cells(table: dict[str, Any]) -> list[Cell]:
         if isinstance(label, str):
             _check_label(label)
         datasets = _list(table.pop("datasets", None), "datasets", str, "Minari ids")
+        for dataset in datasets:
+            if split_version(dataset)[1] is None:
+                known = newest_here(dataset) or f"{dataset}-v0"
+                raise ValueError(
+                    f"dataset {dataset!r} has no version, expected one, such as {known!r}: the "
+                    "newest may be another one when the plan goes on"
+                )
         seeds = _list(table.pop("seeds", None), "seeds", int, "integers of at least 0")
         if len(datasets) * len(seeds) > MOST_CELLS:
             raise ValueError(

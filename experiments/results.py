@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qgpo.agents.core.parsing import brief
 from qgpo.experiments import statistics
 from qgpo.experiments.measured_run import Key, Run, read_run
 from qgpo.experiments.packing import ResultError, read_what_can_be
@@ -62,13 +63,14 @@ class Results:
 
         Where `expected` is empty, all combinations of the datasets, labels and seeds of the runs
         are expected. Raises ResultError for other files, for a second result of a run, and for
-        results on other data than those before them under the same name, or scored in another way
-        (by success or by returns); with `skip` these are
+        results on other data than those before them under the same name, scored in another way (by
+        success or by returns), or of other settings under the same label; with `skip` these are
         left out, and `skipped` says why. Raises it, too, where no result is left.
         """
         runs: dict[Key, Run] = {}
         fingerprints: dict[str, str] = {}
         by_success: dict[str, bool] = {}
+        first: dict[tuple[str, str], Run] = {}
         errors: list[ResultError] = []
         for folder in folders:
             documents, unreadable = read_what_can_be(folder)
@@ -89,6 +91,7 @@ class Results:
                             f"on {run.dataset!r} before it by {SCORED[not run.by_success]}: use "
                             "separate folders"
                         )
+                    _check_same_settings(first.setdefault(run.key[:2], run), run, folder / name)
                     runs[run.key] = run
                 except ResultError as error:
                     errors.append(error)
@@ -243,3 +246,14 @@ class Results:
         if run is None or run.by_success:
             return float("nan")
         return float(run.data_returns.mean())
+
+
+def _check_same_settings(first: Run, run: Run, source: Path) -> None:
+    """Raise ResultError where two runs of one label on one dataset differ in more than the seed."""
+    for name in first.settings.keys() & run.settings.keys():
+        one, two = first.settings[name], run.settings[name]
+        if one != two:
+            raise ResultError(
+                f"{source} has {name}={brief(two)}, the result of {run.label!r} with seed "
+                f"{first.seed} on {run.dataset!r} has {brief(one)}: use another label or folder"
+            )

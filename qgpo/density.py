@@ -45,7 +45,7 @@ def nearest_distance(states: Tensor, references: Tensor, excluded: Tensor | None
         if excluded is not None:
             distances.masked_fill_(excluded, FARTHEST)
         nearest = distances.argmin(dim=-1)
-    exact = torch.linalg.vector_norm(states - references.index_select(0, nearest), dim=-1)
+    exact: Tensor = torch.linalg.vector_norm(states - references.index_select(0, nearest), dim=-1)
     return exact if excluded is None else exact.masked_fill(excluded.all(dim=-1), FARTHEST)
 
 

@@ -10,10 +10,9 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator
-from typing import Any, get_origin
+from typing import Any, get_origin, get_type_hints
 
 from qgpo.commands import INSTALLED, command
-from qgpo.fields import rules
 
 _COMMANDS = re.compile(
     rf"(?P<example>\n*^python )?scripts/({'|'.join(INSTALLED)})\.py(?(example) +(.*))", re.MULTILINE
@@ -42,12 +41,12 @@ def _as_called(found: re.Match[str]) -> str:
 def refuse_repeated(kind: Any, arguments: list[str]) -> None:
     """Exit where a flag of several values is given twice: only the last one would count.
 
-    `kind` is the dataclass of the flags. One that has a single value may be given again, as on
-    other command lines.
+    `kind` is the dataclass of the flags, or the function that takes them. One that has a single
+    value may be given again, as on other command lines.
     """
     several = {
         f"--{name.replace('_', '-')}"
-        for name, (of, *_) in rules(kind).items()
+        for name, of in get_type_hints(kind).items()
         if get_origin(of) is tuple
     }
     given = [argument.partition("=")[0].replace("_", "-") for argument in arguments]

@@ -9,6 +9,7 @@ python scripts/collect.py --env-id PointMaze_UMaze-v3 --policy waypoints \
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import sys
 import tempfile
@@ -18,9 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 
 from qgpo.commands import command
@@ -33,7 +36,7 @@ from qgpo.envs.store.bundled import bundled_policy, policies
 from qgpo.envs.store.local import datasets_root
 from qgpo.envs.store.storing import expected_size
 from qgpo.envs.store.writing import check_new_id, reserved_space, sole_writer, write_minari
-from qgpo.envs.tasks.making import make_env
+from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.text import readable
 from qgpo.experiments.settings import AT_LEAST_1, SEED, check_types
 from qgpo.scripts._refusals import one_line
@@ -67,7 +70,8 @@ class Args:
     deterministic: bool = False
     """record the policies' mean actions instead of sampled ones"""
     max_episode_steps: Annotated[int | None, AT_LEAST_1] = None
-    """truncate episodes after this many steps; default the limit of the environment"""
+    """truncate episodes after this many steps, and let agents play as many; default the limit of
+    the environment"""
     progress_bar: bool = field(default_factory=on_terminal)
     """show steps and the remaining time; default if stderr is a terminal"""
 
@@ -114,7 +118,18 @@ def writer(args: Args, episodes: list[EpisodeBuffer]) -> Callable[[], None]:
     """What writes the dataset."""
     names = [Path(name).name for name in args.policy]
     about = describe(names, args.env_id, args.seed, args.switch_every, args.deterministic)
-    return partial(write_minari, args.dataset_id, episodes, args.env_id, ", ".join(names), about)
+    env = as_recorded(args)
+    return partial(write_minari, args.dataset_id, episodes, env, ", ".join(names), about)
+
+
+def as_recorded(args: Args) -> str | EnvSpec:
+    """The environment with the step limit of its episodes, in which agents then play."""
+    if args.max_episode_steps is None:
+        return args.env_id
+    env = as_played(args.env_id)
+    spec = gym.spec(env) if isinstance(env, str) else env
+    limit = min(args.max_episode_steps, spec.max_episode_steps or args.max_episode_steps)
+    return dataclasses.replace(spec, max_episode_steps=limit)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from qgpo.envs.tasks.ogbench import NUMBERS
 from qgpo.envs.text import counted, readable
 from qgpo.experiments.threads import available_cores
 from qgpo.scripts._refusals import one_line
-from qgpo.scripts._terminal import any_terminal, description
+from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 LONGEST_CELL = 400
 Ids = tyro.conf.Positional[tuple[str, ...]]
@@ -337,6 +338,9 @@ def not_empty(ids: tuple[str, ...]) -> tuple[str, ...]:
 @one_line(stopped=": no incomplete dataset was left under an id")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given and given[0] in COMMANDS:
+        refuse_repeated(COMMANDS[given[0]], given[1:])
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, args=argv, prog=command("data"), description=description(__doc__)
     )

@@ -45,6 +45,7 @@ from qgpo.envs.play.video import (
     write_clip,
 )
 from qgpo.envs.progress import on_terminal
+from qgpo.envs.store.downloading import digest
 from qgpo.envs.store.loading import Storage
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import check_played, make_env, to_play
@@ -294,10 +295,13 @@ def play(
 def keep_in(
     output: Path, replace: bool, about: Document, evaluations: Evaluations, ended: Document
 ) -> Evaluations:
-    """Print and write the scores, and return them; a name that is taken gets a number."""
+    """Print and write the scores, and return them; a name that is taken gets a number.
+
+    An evaluation that was not completed replaces none.
+    """
     document = {**about, **ended, "evaluations": documents.evaluations_to_json(evaluations)}
     written = show_and_write(
-        lambda: show(evaluations, ended), lambda: write(output, replace, document)
+        lambda: show(evaluations, ended), lambda: write(output, replace and not ended, document)
     )
     print(f"returns: {written}", flush=True)
     return evaluations
@@ -366,12 +370,23 @@ def measure_exactness(args: Args, folder: RunFolder, agent: Player) -> Document:
     return {"exactness": found.as_dict()}
 
 
-def dataset_of(args: Args, folder: RunFolder, agent: Agent) -> OfflineDataset:
-    """The dataset of a run, held as it was in training unless told otherwise."""
+def dataset_of(args: Args, folder: RunFolder, *agents: Agent) -> OfflineDataset:
+    """The dataset of a run, held as it was in training unless told otherwise.
+
+    Raises ValueError where one of the agents learned from other data.
+    """
+    agent = agents[0]
     storage = args.storage or saved_args(folder).get("storage", "memory")
     several: Any = {} if agent.window is None else agent.window.to_json()
     bar = args.progress_bar
-    return load_dataset(str(agent.dataset_id), storage=storage, progress_bar=bar, **several)
+    dataset = load_dataset(str(agent.dataset_id), storage=storage, progress_bar=bar, **several)
+    for one in agents:
+        if one.dataset_fingerprint not in (None, dataset.fingerprint):
+            raise ValueError(
+                f"{one} learned from other data than the present {dataset.id!r} "
+                f"({one.dataset_fingerprint}, not {dataset.fingerprint})"
+            )
+    return dataset
 
 
 def estimate(args: Args, folders: list[RunFolder], members: list[Agent], agent: Player) -> None:
@@ -379,7 +394,7 @@ def estimate(args: Args, folders: list[RunFolder], members: list[Agent], agent: 
     scales = configure(args, agent, members)
     output = check_files(args, folders)
     about = [introduce(*both) for both in zip(folders, members, strict=True)]
-    dataset = dataset_of(args, folders[0], members[0])
+    dataset = dataset_of(args, folders[0], *members)
     if args.tune_guidance and is_guided(agent):
         tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
         print(tuning)
@@ -417,6 +432,7 @@ def introduce(folder: RunFolder, agent: Agent, env: Played | None = None) -> Doc
         settings = {name: getattr(agent, name) for name in settings}
     return {
         "checkpoint": str(folder.checkpoint),
+        "sha256": digest(folder.checkpoint, "sha256"),
         "agent": agent.name,
         "stage": agent.stage,
         "timesteps": agent.num_timesteps,
@@ -465,7 +481,7 @@ def main(args: Args) -> None:
     tuned: Document = {}
     tuning = None
     if args.tune_guidance and is_guided(agent):
-        dataset = dataset_of(args, folders[0], members[0])
+        dataset = dataset_of(args, folders[0], *members)
         tuning = agent.tune_guidance(dataset, progress_bar=args.progress_bar)
         print(tuning)
         tuned["guidance_tuning"] = tuning.as_dict()

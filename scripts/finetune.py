@@ -28,6 +28,7 @@ from qgpo.commands import command
 from qgpo.envs.play.evaluation import FIRST_SEED
 from qgpo.envs.store.loading import load_dataset
 from qgpo.envs.tasks.making import to_play
+from qgpo.experiments.folder import RunFolder
 from qgpo.experiments.settings import check_types
 from qgpo.fields import Range
 from qgpo.files import check_writable
@@ -70,7 +71,8 @@ class Args:
         """Of the result."""
         if self.output is not None:
             return self.output
-        source = self.run.parent if self.run.name == CHECKPOINT else self.run
+        run = self.run.resolve()
+        source = run.parent if run.name == CHECKPOINT else run
         name = source.stem if source.suffix == ".zip" else source.name
         return source.with_name(f"{name}-online")
 
@@ -115,53 +117,58 @@ def _origin(agent: OfflineAgent[Any]) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     """Load, learn, save, and say how it was at first and how it is now."""
-    saved = args.folder / CHECKPOINT
     again = f"; continue with: {command('finetune', *sys.argv[1:])}"
     again += "" if args.resume else " --resume"
     with one_line(TypeError, RuntimeError, NonFiniteError, stopped=again):
         check_types(args)
-        agent = agent_of(args)
-        check_learns_online(agent)
-        agent.verbose = int(args.verbose)
-        dataset = load_dataset(str(agent.dataset_id))
-        env, _ = to_play(args.env_id, agent.env_spec, None)
-        check_writable(saved)
-        callbacks: list[SaveCheckpoint | EvaluationCallback] = [
-            SaveCheckpoint(saved, args.checkpoint_every)
-        ]
-        if args.n_episodes and env is not None:
-            played = EvaluationCallback(
-                env,
-                n_eval_episodes=args.n_episodes,
-                eval_freq=args.eval_every,
-                log_path=args.folder,
-                seed=FIRST_SEED,
-                verbose=1,
-            )
-            callbacks.append(played)
-        before = collected_rows(agent.training)[1]
-        try:
-            agent.learn_online(
-                env,
-                args.timesteps,
-                dataset,
-                list(callbacks),
-                progress_bar=sys.stderr.isatty(),
-                config=None if args.resume and args.online == OnlineConfig() else args.online,
-            )
-        except KeyboardInterrupt:
+        check_learns_online(agent_of(args))
+        with RunFolder(args.folder).locked():
+            go_on(args, again)
+
+
+def go_on(args: Args, again: str) -> None:
+    """Learn in the environment, in the folder that this process holds; `again` says how to."""
+    agent, saved = agent_of(args), args.folder / CHECKPOINT
+    agent.verbose = int(args.verbose)
+    dataset = load_dataset(str(agent.dataset_id))
+    env, _ = to_play(args.env_id, agent.env_spec, None)
+    check_writable(saved)
+    callbacks: list[SaveCheckpoint | EvaluationCallback] = [
+        SaveCheckpoint(saved, args.checkpoint_every)
+    ]
+    if args.n_episodes and env is not None:
+        played = EvaluationCallback(
+            env,
+            n_eval_episodes=args.n_episodes,
+            eval_freq=args.eval_every,
+            log_path=args.folder,
+            seed=FIRST_SEED,
+            verbose=1,
+        )
+        callbacks.append(played)
+    before = collected_rows(agent.training)[1]
+    try:
+        agent.learn_online(
+            env,
+            args.timesteps,
+            dataset,
+            list(callbacks),
+            progress_bar=sys.stderr.isatty(),
+            config=None if args.resume and args.online == OnlineConfig() else args.online,
+        )
+    except KeyboardInterrupt:
+        agent.save(saved)
+        raise
+    except Exception as error:  # the environment's may be of any type
+        done = collected_rows(agent.training)[1]
+        if done == before or agent.training.updating:
+            raise
+        with contextlib.suppress(NonFiniteError, OSError):
             agent.save(saved)
-            raise
-        except Exception as error:  # the environment's may be of any type
-            done = collected_rows(agent.training)[1]
-            if done == before or agent.training.updating:
-                raise
-            with contextlib.suppress(NonFiniteError, OSError):
-                agent.save(saved)
-                said = str(error) or type(error).__name__
-                kept = f"{done:,} steps, of the episodes that had ended, are in {saved}"
-                raise RuntimeError(f"{said}. {kept}{again}") from error
-            raise
+            said = str(error) or type(error).__name__
+            kept = f"{done:,} steps, of the episodes that had ended, are in {saved}"
+            raise RuntimeError(f"{said}. {kept}{again}") from error
+        raise
     print(f"{agent.num_timesteps:,} steps in the environment: {saved}")
 
 

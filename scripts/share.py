@@ -15,13 +15,14 @@ from typing import Any
 
 import tyro
 
-from qgpo.agents import Ensemble, load_agent
+from qgpo.agents import Ensemble, OfflineAgent, load_agent
 from qgpo.agents.card import UNKNOWN
 from qgpo.agents.hub import load_from_hub, push_to_hub
 from qgpo.agents.sharing import Shared, load_from_folder, save_to_folder
 from qgpo.commands import command
 from qgpo.envs.play.scores import scale_label, score_table
 from qgpo.envs.play.video import choose_renderer
+from qgpo.envs.store.downloading import digest
 from qgpo.experiments import documents
 from qgpo.experiments.folder import RunFolder
 from qgpo.scripts._refusals import one_line
@@ -116,7 +117,7 @@ def read_runs(runs: tuple[Path, ...], clip: bool) -> tuple[Shared, dict[str, Any
     agents = [load_agent(folder.checkpoint) for folder in folders]
     first = folders[0]
     alone = len(agents) == 1
-    evaluations = of_run(first) if alone else of_several(folders)
+    evaluations = of_run(first) if alone else of_several(folders, agents)
     if evaluations:
         print(score_table([(scale_label(scale), played) for scale, played in evaluations]))
     returns = None
@@ -127,22 +128,39 @@ def read_runs(runs: tuple[Path, ...], clip: bool) -> tuple[Shared, dict[str, Any
 
 
 def of_run(folder: RunFolder) -> documents.Evaluations:
-    """The last evaluation of a run that played anything."""
+    """The last evaluation of a run that played anything, whole episodes of this checkpoint."""
     if folder.checkpoint.name != "checkpoint.zip":
         return []
+    now = digest(folder.checkpoint, "sha256")
     for document in reversed(documents.read_results(folder)):
+        if document.get("max_episode_steps") or document.get("sha256", now) != now:
+            continue
         if found := documents.evaluations_from_json(document["evaluations"]):
             return found
     return []
 
 
-def of_several(folders: Sequence[RunFolder]) -> documents.Evaluations:
-    """The last evaluation of these runs together that evaluate.py wrote into the first folder."""
-    given = {folder.checkpoint.resolve() for folder in folders}
+def of_several(
+    folders: Sequence[RunFolder], agents: Sequence[OfflineAgent[Any]]
+) -> documents.Evaluations:
+    """The last evaluation of these agents together that evaluate.py wrote into the first folder.
+
+    Earlier versions noted the timesteps of a checkpoint, and not its digest.
+    """
+    given = {
+        (folder.checkpoint.resolve(), of)
+        for folder, agent in zip(folders, agents, strict=True)
+        for of in (digest(folder.checkpoint, "sha256"), agent.num_timesteps)
+    }
     for path in sorted(folders[0].path.glob("evaluation-together-*.json"), reverse=True):
         document = documents.read_json(path)
-        members = [member.get("checkpoint", "") for member in document.get("members", ())]
-        if {Path(checkpoint).resolve() for checkpoint in members} == given:
+        members = {
+            (Path(one.get("checkpoint", "")).resolve(), one.get("sha256", one.get("timesteps")))
+            for one in document.get("members", ())
+        }
+        if document.get("max_episode_steps"):
+            continue
+        if len(members) == len(folders) and members <= given:
             return documents.evaluations_from_json(document["evaluations"])
     return []
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from qgpo.envs.store.downloading import digest
 from qgpo.envs.store.local import files_in, folder_of, open_local
+from qgpo.envs.store.metadata import NO_REWARDS
 from qgpo.envs.store.ogbench import name_of
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.store.reading import judge
@@ -73,13 +74,15 @@ def combine(
 def _common_environment(sources: Sequence[MinariDataset]) -> Any:
     first = sources[0]
     for other in sources[1:]:
-        for name in ("observation_space", "action_space"):
-            one, two = getattr(first, name), getattr(other, name)
-            if one != two:
+        ours, theirs = _shared(first), _shared(other)
+        for name, one in ours.items():
+            two = theirs[name]
+            if None not in (one, two) and one != two:
                 imported = all("action_names" in s.storage.metadata for s in (first, other))
+                of_imports = OF_IMPORTS if imported and name == "action_space" else ""
                 raise ValueError(
                     f"datasets {first.id!r} and {other.id!r} cannot be combined: {name} {one} and "
-                    f"{two}; expected the same{OF_IMPORTS if imported else ''}"
+                    f"{two}; expected the same{of_imports}"
                 )
     try:
         return validate_datasets_to_combine(list(sources))
@@ -88,6 +91,18 @@ def _common_environment(sources: Sequence[MinariDataset]) -> Any:
         raise ValueError(
             f"datasets cannot be combined, their environments differ ({error}): {named}"
         ) from error
+
+
+def _shared(source: MinariDataset) -> dict[str, Any]:
+    """By name, what sources must agree on; None for what is not known."""
+    metadata = source.storage.metadata
+    return {
+        "observation_space": source.observation_space,
+        "action_space": source.action_space,
+        "observation_names": metadata.get("observation_names"),
+        "action_names": metadata.get("action_names"),
+        NO_REWARDS: bool(metadata.get(NO_REWARDS)),
+    }
 
 
 def _buffers(sources: Sequence[MinariDataset], bar: Any) -> Iterator[EpisodeBuffer]:
@@ -121,7 +136,10 @@ def _metadata(new_id: str, sources: Sequence[MinariDataset]) -> dict[str, Any]:
         name: ", ".join(dict.fromkeys(str(m[name]) for m in about if m.get(name)))
         for name in ("algorithm_name", "code_permalink")
     }
-    optional = ("eval_env_spec", "ref_min_score", "ref_max_score", "num_episodes_average_score")
+    optional = (
+        *("eval_env_spec", "ref_min_score", "ref_max_score", "num_episodes_average_score"),
+        *("observation_names", "action_names", NO_REWARDS),
+    )
     shared = {
         name: about[0][name]
         for name in optional

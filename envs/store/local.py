@@ -126,12 +126,20 @@ def open_local(dataset_id: str) -> MinariDataset:
     """Open a local dataset that has all of its episodes.
 
     Raises FileNotFoundError without a folder, DamagedDatasetError where the folder cannot be
-    opened or holds fewer steps than its metadata state, and ImportError where a package to read
-    it is missing; SpecError for an environment that no dataset may name.
+    opened or holds fewer steps than its metadata state, ValueError where its metadata state another
+    id, and ImportError where a package to read it is missing; SpecError for an environment that no
+    dataset may name.
     """
     if not folder_of(dataset_id).exists():
         raise FileNotFoundError(f"dataset {dataset_id!r} is not in {folder_of('')}")
-    return open_whole(folder_of(dataset_id), dataset_id)
+    opened = open_whole(folder_of(dataset_id), dataset_id)
+    if opened.id != dataset_id:
+        raise ValueError(
+            f"dataset {dataset_id!r}: its folder was copied or renamed, its metadata say "
+            f"{opened.id!r}. Rename the folder, or store the data anew: "
+            f"write_minari({dataset_id!r}, load_dataset({opened.id!r}))"
+        )
+    return opened
 
 
 def open_whole(folder: Path, dataset_id: str, names: Sequence[str] = ("rewards",)) -> MinariDataset:

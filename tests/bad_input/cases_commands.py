@@ -207,7 +207,7 @@ CASES = [
         CLI,
         "a run folder in which another process is training",
         RunFolderError,
-        "another process is training in run: wait for it, or choose another --run-dir",
+        "another process is training in run: wait for it, or choose another folder",
         held_folder,
     ),
     Case(
