@@ -71,8 +71,9 @@ class Args:
         """Of the result."""
         if self.output is not None:
             return self.output
-        run = self.run.resolve()
-        source = run.parent if run.name == CHECKPOINT else run
+        source = self.run.parent if self.run.name == CHECKPOINT else self.run
+        if source.name in ("", ".."):
+            source = source.resolve()
         name = source.stem if source.suffix == ".zip" else source.name
         return source.with_name(f"{name}-online")
 

@@ -29,7 +29,7 @@ from qgpo.agents.core.provenance import processor
 from qgpo.experiments import documents
 from qgpo.experiments.benchmark import Benchmark
 from qgpo.experiments.documents import DocumentError
-from qgpo.experiments.plan import in_turn, read_plan
+from qgpo.experiments.plan import PlanError, in_turn, read_plan
 from qgpo.experiments.workers import run_cell, run_logged
 
 DATASET = "test/pendulum/tiny-v0"
@@ -163,6 +163,13 @@ def test_a_plan_is_all_combinations_seed_by_seed(plan):
     assert first.guidance_scales == (0.0, 1.0, 2.0)
     assert (first.headline_scale, second.headline_scale) == (1.0, None)
     assert second.config.hidden == (8,)
+
+
+def test_a_plan_names_the_version_of_its_data(plan):
+    """Results are found again by the id, and the newest version may be another one by then."""
+    plan.write_text(PLAN.replace(DATASET, DATASET.removesuffix("-v0")))
+    with pytest.raises(PlanError, match="has no version, expected one, such as 'test/pendulum"):
+        read_plan(plan)
 
 
 def test_results_hold_raw_returns_configuration_times_and_versions(measured):

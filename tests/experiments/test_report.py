@@ -155,6 +155,30 @@ def test_wrong_files_are_refused_by_name(change, message, folder):
     assert path.stem in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("measured", "scale", "message"),
+    [
+        ({"agent": "AEPO"}, 1.0, "has agent='AEPO', the result of 'one' with seed 0"),
+        ({"agent": "QGPO", "config": {"beta": 10.0}}, 1.0, "has beta=10.0"),
+        ({"agent": "QGPO", "chunk": 4}, 1.0, "has chunk=4"),
+        ({"agent": "QGPO"}, 2.0, "has configured guidance scale=2.0"),
+        ({"agent": "QGPO", "config": {"steps": 3}}, 1.0, None),  # a field that came later
+    ],
+)
+def test_runs_of_one_label_differ_in_the_seed_alone(measured, scale, message, tmp_path):
+    of_first = {"seed": 0, "agent": "QGPO", "config": {"beta": 1.0}}
+    write(tmp_path, "one", 0, {1.0: [1.0], 2.0: [2.0]}, measured=of_first)
+    more = {"measured": {"seed": 1, **measured}, "headline_scale": scale}
+    write(tmp_path, "one", 1, {1.0: [1.0], 2.0: [2.0]}, **more)
+    if message is None:
+        assert len(Results.read([tmp_path]).runs) == 2
+        return
+    with pytest.raises(ResultError, match=message):
+        Results.read([tmp_path])
+    left_out = Results.read([tmp_path], skip=True)
+    assert len(left_out.runs) == len(left_out.skipped) == 1
+
+
 def test_files_of_the_benchmark_are_read():
     results = Results.read([ROOT / "benchmarks" / "locomotion"])
     runs = results.of("zoo/hopper/medium-expert-v0", "QGPO")

@@ -45,6 +45,21 @@ def test_a_run_keeps_its_windows_and_is_resumed_with_them(tmp_path):
     assert (again.history, again.chunk) == (2, 3)
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_with_the_same_data(tmp_path):
+    write_buffers(numbered_episodes((9, 8), (True, False)), "test/numbered-v0")
+    flags = ["--dataset-id", "test/numbered-v0", "--run-dir", "run", "--agent", "BC", *QUICK]
+    small = ["--config.steps", "5", "--n-episodes", "0"]
+    run("train", *flags, *small, cwd=tmp_path, data=tmp_path / "minari")
+    for name in ("checkpoint.zip", "evaluation.json"):
+        (tmp_path / "run" / name).unlink()
+    again = ["--resume", "run"]
+    for others in (["--history", "3"], ["--chunk", "2"]):
+        done = run("train", *again, *others, cwd=tmp_path, data=tmp_path / "minari", code=1)
+        assert "was trained on other data than the present" in done.stderr
+    run("train", *again, cwd=tmp_path, data=tmp_path / "minari")
+    assert (tmp_path / "run" / "checkpoint.zip").exists()
+
+
 def test_the_row_of_the_data_counts_recorded_episodes(capsys):
     """Not each of them once per step of a chunk, which would halve the interval."""
     write_buffers(numbered_episodes((9, 8), (True, False)), "test/numbered-v0")

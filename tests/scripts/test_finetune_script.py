@@ -16,6 +16,7 @@ from qgpo import BC, QGPO, OfflineDataset, load_agent, load_dataset
 from qgpo.agents.core import collected
 from qgpo.agents.core.callbacks import SaveCheckpoint
 from qgpo.envs.store.writing import write_minari
+from qgpo.experiments.folder import RunFolder
 from qgpo.scripts import evaluate, finetune
 
 DATASET = "mine/short/p-v0"
@@ -120,6 +121,17 @@ def test_the_folder_of_a_file_is_named_after_it(run):
     assert finetune.Args(Path("a/b/checkpoint.zip")).folder == Path("a/b-online")
     assert finetune.Args(Path("a/b/one.zip")).folder == Path("a/b/one-online")
     assert finetune.Args(Path("a/v1.0")).folder == Path("a/v1.0-online")
+    here = Path.cwd()
+    for name in (".", "checkpoint.zip"):
+        assert finetune.Args(Path(name)).folder == here.with_name(f"{here.name}-online")
+
+
+def test_two_do_not_write_into_one_folder(run):
+    with (
+        RunFolder(Path("runs/one-online")).locked(),
+        pytest.raises(SystemExit, match=r"another process is training in runs/one-online"),
+    ):
+        call()
 
 
 def test_a_resumed_one_began_as_the_run(run):

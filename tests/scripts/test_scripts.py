@@ -381,7 +381,10 @@ def test_collected_dataset_can_be_read(tmp_path, snapshot):
     flags += ["--n-steps", "100", "--max-episode-steps", "10", "--no-progress-bar"]
     done = run("collect", *flags, cwd=tmp_path, data=tmp_path / "minari")
     assert "mine/p-v0: 10 episodes, 100 steps" in done.stdout
-    assert len(load_dataset("mine/p-v0", download=False)) == 100
+    dataset = load_dataset("mine/p-v0", download=False)
+    assert len(dataset) == 100
+    assert dataset.env_spec.max_episode_steps == 10  # agents play as long, and are not compared
+    assert dataset.reference is None  # with returns of 200 steps
     done = run("collect", *flags, cwd=tmp_path, data=tmp_path / "minari", code=1)
     assert "already exists" in done.stderr
 

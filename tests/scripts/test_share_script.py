@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from factory import make_dataset, same_parameters
 from model_hub import TOKEN, ModelHub
 
 from qgpo import BC, BCConfig, Ensemble, load_agent, load_from_folder
+from qgpo.envs.store.downloading import digest
 from qgpo.experiments import documents
 from qgpo.scripts import share as script
 
@@ -56,18 +58,37 @@ def test_several_runs_are_handed_on_together(run, tmp_path):
     other = tmp_path / "runs" / "two"
     shutil.copytree(run, other)
     entries = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["evaluations"]
-    members = [{"checkpoint": f"runs/{name}/checkpoint.zip"} for name in ("two", "one")]
+    paths = [f"runs/{name}/checkpoint.zip" for name in ("two", "one")]
+    members = [{"checkpoint": path, "sha256": digest(Path(path), "sha256")} for path in paths]
     together = {"members": members, "evaluations": [{**entries[0], "mean": 7.5}]}
     documents.write(run / "evaluation-together-20260101-000000.json", together)
     script.main(["save", str(run), str(other), "--folder", "both", "--no-clip"])
     assert isinstance(load_from_folder("both", device="cpu"), Ensemble)
     assert "| agent | 7.50 |" in (tmp_path / "both" / "README.md").read_text(encoding="utf-8")
+    member = {"checkpoint": paths[0], "timesteps": 2}  # as earlier versions said it
+    for changes, shown in (({}, True), ({"timesteps": 1}, False), ({"sha256": "0"}, False)):
+        changed = {**together, "members": [{**member, **changes}, members[1]]}
+        documents.write(run / "evaluation-together-20260101-000000.json", changed)
+        folder = tmp_path / f"shared{len(changes)}{shown}{next(iter(changes), '')}"
+        script.main(["save", str(run), str(other), "--folder", str(folder), "--no-clip"])
+        assert ("7.50" in (folder / "README.md").read_text(encoding="utf-8")) == shown
+    documents.write(run / "evaluation-together-20260101-000000.json", together)
     third = tmp_path / "runs" / "three"
     shutil.copytree(other, third)
     script.main(["save", str(run), str(third), "--folder", "others", "--no-clip"])
     assert "7.50" not in (tmp_path / "others" / "README.md").read_text(encoding="utf-8")
     script.main(["load", "both", "--output", "member.zip"])
     assert load_agent("member-1.zip", device="cpu").name == "BC"
+
+
+@pytest.mark.parametrize("about", [{"max_episode_steps": 20}, {"sha256": "0"}])
+def test_returns_of_cut_episodes_or_of_another_checkpoint_are_not_shared(run, about, tmp_path):
+    document = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    document["evaluations"][0]["mean"] = 7.5
+    documents.write(run / "evaluation-2.json", {**document, **about})
+    script.main(["save", str(run), "--folder", "shared", "--no-clip"])
+    card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
+    assert "| agent | 1.50 |" in card
 
 
 def test_a_run_is_pushed_in_one_commit(run, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from factory import ROOT
 
 from qgpo import commands
 from qgpo.commands import INSTALLED, command
-from qgpo.scripts import evaluate, train
+from qgpo.scripts import data, evaluate, train
 from qgpo.scripts._terminal import any_terminal, description, refuse_repeated
 
 ROOMS = ("qgpo", "envs", "agents", "experiments", "scripts")
@@ -168,6 +168,12 @@ def test_a_flag_of_several_values_is_given_once(again):
     with pytest.raises(SystemExit, match="--run is given twice"):
         refuse_repeated(evaluate.Args, ["--run", "a", *again])
     refuse_repeated(evaluate.Args, ["--run", "a", "b", "--seed", "1", "--seed", "2"])
+
+
+@pytest.mark.parametrize("flag", ["--observations", "--low", "--skip-episodes"])
+def test_so_is_one_of_a_subcommand(flag):
+    with pytest.raises(SystemExit, match=f"{flag} is given twice"):
+        data.main(["import", "a.csv", flag, "1", flag, "2"])
 
 
 @pytest.mark.parametrize("flag", ["--guidance-scale", "--guidance-scales"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,8 @@ from minari.dataset.minari_storage import MinariStorage
 from qgpo import OfflineDataset, load_dataset
 from qgpo.envs.store.checking import check_dataset
 from qgpo.envs.store.combining import combine
-from qgpo.envs.store.local import folder_of, local_ids
+from qgpo.envs.store.local import folder_of, local_ids, open_local
+from qgpo.envs.store.metadata import NO_REWARDS
 from qgpo.envs.store.scratch import LOCKS
 
 
@@ -88,6 +90,36 @@ def test_other_spaces_are_refused(two):
     write("test/wide-v0", action_space=spaces.Box(-2.0, 2.0, (1,), np.float32))
     with pytest.raises(ValueError, match=r"'test/wide-v0' cannot be combined: action_space"):
         combine((two[0], "test/wide-v0"), "test/both-v0")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ({"observation_names": ["a", "b"]}, {"observation_names": ["b", "a"]}, "observation_names"),
+        ({"action_names": ["a"]}, {"action_names": ["b"]}, "action_names"),
+        ({}, {NO_REWARDS: True}, f"{NO_REWARDS} False and True"),
+        ({NO_REWARDS: False}, {NO_REWARDS: True}, f"{NO_REWARDS} False and True"),
+    ],
+)
+def test_other_columns_and_unknown_rewards_are_refused(two, ours, theirs, message):
+    for name, about in zip(two, (ours, theirs), strict=True):
+        open_local(name).storage.update_metadata(about)
+    with pytest.raises(ValueError, match=f"cannot be combined: {message}"):
+        combine(two, "test/both-v0", progress_bar=False)
+
+
+def test_the_columns_of_both_are_kept(two):
+    about = {"observation_names": ["a"], "action_names": ["b"], NO_REWARDS: True}
+    for name in two:
+        open_local(name).storage.update_metadata(about)
+    combine(two, "test/both-v0", progress_bar=False)
+    assert {name: metadata("test/both-v0")[name] for name in about} == about
+
+
+def test_a_folder_that_was_copied_is_named(two):
+    shutil.copytree(folder_of(two[0]), folder_of("test/copied-v0"))
+    with pytest.raises(ValueError, match=r"'test/copied-v0': its folder was copied .* 'test/med"):
+        load_dataset("test/copied-v0")
 
 
 def test_taken_and_malformed_ids_and_too_few_are_refused(two):
