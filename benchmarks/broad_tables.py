@@ -25,11 +25,10 @@ COLUMNS: tuple[Column, ...] = (
 )
 HALF_HOUR: tuple[Column, ...] = (
     ("TD3+BC", "TD3+BC", None),
-    ("6 times as long", "TD3+BC, longer 6", None),
     ("IQL", "IQL", None),
-    ("8 times as long", "IQL, longer 8", None),
-    ("QGPO, w = 1", "QGPO", 1.0),
-    ("4 times as long", "QGPO, longer 4", 1.0),
+    ("IQL, 8 times as long", "IQL, longer 8", None),
+    ("QGPO", "QGPO", 1.0),
+    ("**QGPO, 4 times as long**", "QGPO, longer 4", 1.0),
 )
 HALVES: tuple[Half, ...] = ("development", "validation")
 
@@ -96,7 +95,12 @@ class Broad:
         for _, label, _ in self.columns:
             agents = [agent for one in sets for agent in self.agents.get((label, one.id), [])]
             cells.append(f"{np.mean([agent.cpu_seconds for agent in agents]):.0f}")
-        return [title, "", *cells, ""]
+        return [title, "", *cells]
+
+    def best(self, one: Set, labels: Sequence[str]) -> float:
+        """The highest mean score among agents of these labels that have no guidance scale."""
+        groups = [self.group(one, label, None) for label in labels]
+        return max(score(one, group.mean, group.by_success) for group in groups if group)
 
     def seconds(self) -> str:
         """CPU-seconds of a training, the mean of each agent's."""
@@ -134,9 +138,15 @@ def half_hour() -> str:
     played = Broad(("broad", "half_hour"), HALF_HOUR)
     longer = {dataset for label, dataset in played.agents if "longer" in label}
     sets = [one for one in played.sets("validation") if one.id in longer]
-    rows = [*map(played.row, sets), played.mean("mean", sets), played.times("CPU-seconds", sets)]
-    header = ["", "data", *(title for title, _, _ in played.columns)]
-    return table(header, [row[:-1] for row in rows])
+    baselines = [label for _, label, scale in HALF_HOUR if scale is None and label in played.labels]
+    best = [played.best(one, baselines) for one in sets]
+    rows = [
+        *([*played.row(one)[:-1], f"{score:.0f}"] for one, score in zip(sets, best, strict=True)),
+        [*played.mean("mean", sets)[:-1], f"{np.mean(best):.1f}"],
+        [*played.times("CPU-seconds", sets), ""],
+    ]
+    titles = [title for title, _, _ in played.columns]
+    return table(["", "data", *titles, "best baseline"], rows)
 
 
 def broad() -> dict[str, str]:
