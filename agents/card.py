@@ -62,9 +62,14 @@ def _title(about: dict[str, Any]) -> str:
 
 
 def _introduction(about: dict[str, Any]) -> str:
+    steps = max(about["environment_steps"])
+    how = "from recorded data alone, without interaction"
+    if steps:
+        how = f"from {steps:,} steps in its environment"
+        how += ", after recorded data" if about["dataset"]["fingerprint"] else ""
     text = (
-        f"An agent ({about['agent']}) that learned from recorded data alone, without interaction, "
-        "with the package qgpo. Its files are JSON and safetensors: reading them runs no code."
+        f"An agent ({about['agent']}) that learned {how}, with the package qgpo. Its files are "
+        "JSON and safetensors: reading them runs no code."
     )
     if not about["is_trained"]:
         text += " **Its training did not come to its end.**"
@@ -136,10 +141,15 @@ def _use(about: dict[str, Any], call: str) -> str:
     if env_id := about["dataset"]["env_id"]:
         lines.append(f"print(evaluate(agent, {json.dumps(env_id)}, n_episodes=10))")
     text = "```python\n" + "\n".join(lines) + "\n```"
-    if about["guidance_scale"] is not None:
+    scales = [scale for scale in about["guidance_scales"] if scale is not None]
+    if scales:
+        shown = ", ".join(f"{scale:g}" for scale in dict.fromkeys(scales))
+        text += f"\n\n`agent.guidance_scale` is {shown}"
+        text += " (of each member)." if len(set(scales)) > 1 else "."
         text += (
-            f"\n\n`agent.guidance_scale` is {about['guidance_scale']:g}. It may be changed: 0 "
-            "imitates the data."
+            " The student was trained at it, and it cannot be changed."
+            if about["fixed_scale"]
+            else " It may be changed: 0 imitates the data."
         )
     return text
 

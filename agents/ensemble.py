@@ -110,6 +110,14 @@ class Ensemble:
         return next((model for model in models if model is not None), None)
 
     @property
+    def gamma(self) -> float | None:
+        """The discount of all members that have one. Raises ValueError where they differ."""
+        found = {member.gamma for member in self.members if member.gamma is not None}
+        if len(found) > 1:
+            raise ValueError(f"members have the discounts {sorted(found)}: say which one counts")
+        return found.pop() if found else None
+
+    @property
     def guidance_scale(self) -> float | tuple[float, ...]:
         """The members' scale, or all of them where they differ; set it likewise."""
         scales = tuple(member.guidance_scale for member in self._guided())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,19 +70,19 @@ def push_to_hub(
 
     with _errors(repo_id), tempfile.TemporaryDirectory(prefix="qgpo-") as scratch:
         api = HfApi(token=token)
+        about: dict[str, Any] = {
+            "evaluations": evaluations,
+            "data_returns": data_returns,
+            "license": license,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the second time they are said
+            save_to_folder(agent, Path(scratch) / "tried", clip=False, **about)  # may it be shared?
         made = api.create_repo(repo_id, private=private, exist_ok=True)  # before the clip is drawn
         repo_id = made.repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        folder = save_to_folder(
-            agent,
-            Path(scratch) / "agent",
-            evaluations=evaluations,
-            data_returns=data_returns,
-            clip=clip,
-            license=license,
-            repo_id=repo_id,
-        )
+        folder = save_to_folder(agent, Path(scratch) / "agent", clip=clip, repo_id=repo_id, **about)
         new = {path.name: path for path in folder.iterdir()}
         there = api.list_repo_files(repo_id, revision=revision)
         gone = [n for n in there if n not in new and (n in OURS or CHECKPOINT.fullmatch(n))]

@@ -190,8 +190,10 @@ def evaluate_offline(
     seed = check_seed(seed)
     if model_steps:
         check_count("model_steps", model_steps)
-    own = getattr(agent, "gamma", None)
-    gamma = check_finite("gamma", (GAMMA if own is None else own) if gamma is None else gamma)
+    if gamma is None:
+        own = getattr(agent, "gamma", None)
+        gamma = GAMMA if own is None else own
+    gamma = check_finite("gamma", gamma)
     if not 0.0 <= gamma < 1.0:
         raise ValueError(f"gamma={gamma!r}, expected a number in [0, 1)")
     _check_spaces(agent, dataset)

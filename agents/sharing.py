@@ -31,6 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from qgpo.agents.card import UNKNOWN, Evaluations, check_license, model_card
 from qgpo.agents.core.agent import OfflineAgent
 from qgpo.agents.core.checkpoint import CheckpointError
+from qgpo.agents.core.collected import collected_rows
 from qgpo.agents.core.parsing import brief
 from qgpo.agents.core.provenance import versions
 from qgpo.agents.ensemble import Ensemble
@@ -259,6 +260,9 @@ def _describe(
         "timesteps": [member.num_timesteps for member in members],
         "is_trained": all(member.is_trained for member in members),
         "guidance_scale": getattr(first.config, "guidance_scale", None),
+        "guidance_scales": [getattr(m.config, "guidance_scale", None) for m in members],
+        "fixed_scale": first.fixed_scale,
+        "environment_steps": [_environment_steps(member) for member in members],
         "observations": first.observation_space.shape[0],
         "actions": first.action_space.shape[0],
         "window": None if first.window is None else first.window.to_json(),
@@ -270,6 +274,11 @@ def _describe(
         },
         "versions": versions(),
     }
+
+
+def _environment_steps(agent: OfflineAgent[Any]) -> int:
+    """Steps in an environment from which it learned."""
+    return int(getattr(agent, "environment_steps", 0)) or collected_rows(agent.training)[1]
 
 
 def _film(agent: Shared, env: EnvSpec | None, path: Path) -> bool:

@@ -89,12 +89,21 @@ def returns_of(folder: RunFolder, scale: float) -> dict[str, float]:
 def read_rows(args: Args) -> list[Row]:
     """Every measured run with returns; names those without."""
     rows = []
+    settings: dict[str, Any] = {}
     for path in args.rankings:
         if not path.exists():
             raise ValueError(f"{path} does not exist")
         for document in read_measured(path):
             run = Path(document["run"])
             run = run if args.runs is None else args.runs / run.name
+            if "unfinished" in document:
+                print(f"left out: {path} has {document['unfinished']} of {run}")
+                continue
+            first = settings.setdefault(str(run), document["settings"])
+            if first is not document["settings"]:
+                raise ValueError(
+                    f"{run} is there twice, measured by {first} and {document['settings']}"
+                )
             scale = document["settings"]["guidance_scale"]
             returns = returns_of(RunFolder(run), scale)
             if not returns:

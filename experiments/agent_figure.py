@@ -97,6 +97,9 @@ class Critic:
         away = raw - raw.mean()
         self.scale = float(away @ tuned / (away @ away)) if away.any() else 1.0
         self.shift = float(tuned.mean() - self.scale * raw.mean())
+        is_shifted = abs(self.shift) > 1e-6 * float(np.abs(tuned).max())
+        self.own_unit = is_shifted and bool(dataset.terminations.any())
+        """whether nothing converts Q: an episode that ends gets the shift in fewer steps"""
         width = self.data.states.shape[1]
         self.normalizer, self.trust = ObservationNormalizer(width), Trust(width, 1.0)
         self.normalizer.fit(self.data.states)
@@ -105,12 +108,18 @@ class Critic:
 
     @torch.no_grad()
     def q(self, observations: Tensor, actions: Tensor) -> Array:
-        """Q of scaled actions (S, K, A) in states (S, obs), in the environment's unit, (S, K)."""
+        """Q of scaled actions (S, K, A) in states (S, obs), in the unit of `reward`, (S, K)."""
         behavior = self.agent.behavior
         condition = behavior.normalizer(observations)[:, None]
         z = behavior.whitening.encode(condition, actions)
         values: Array = self.agent.critic.target(condition, z).double().cpu().numpy()
+        if self.own_unit:
+            return values
         return (values - self.shift / (1.0 - self.agent.gamma)) / self.scale
+
+    def reward(self, played: float) -> float:
+        """A reward that was played, in the environment's unit, or in the critic's."""
+        return self.scale * played + self.shift if self.own_unit else played
 
     def distances(self, observations: Tensor) -> Array:
         """To the nearest state of the data, relative to the median there, (S, obs) to (S,)."""
@@ -152,7 +161,7 @@ def follow(critic: Critic, env: str | EnvSpec, seed: int) -> Course:
             with usual_torch(), torch.no_grad():
                 acted.append(agent.act(state, True))
             observation, reward, terminated, truncated, _ = made.step(action)
-            rewards.append(float(reward))
+            rewards.append(critic.reward(float(reward)))
             if terminated or truncated:
                 break
     followed = np.zeros(len(rewards))
@@ -192,6 +201,8 @@ def draw_agent(
         _draw_trust(axes[1, 0], agent, beliefs, course)
         _draw_course(axes[1, 1], course)
         title = f"{agent.name} on {dataset.id}, w = {agent.guidance_scale:g}"
+        if critic.own_unit:
+            title += f"; Q is of {critic.scale:.3g} r {critic.shift:+.3g}"
         if agent.guidance_is_off:
             title += "; guidance is off: every w imitates"
         figure.suptitle(wrap(title, 80), fontsize=13, weight="bold")
@@ -207,13 +218,12 @@ def _draw_returns(
 ) -> None:
     """Played and imagined returns by guidance scale."""
     played = sorted(
-        (agent.guidance_scale if w is None else w, np.asarray(e.returns)) for w, e in evaluations
+        (agent.guidance_scale if w is None else w, e.mean, e.interval or (e.mean, e.mean))
+        for w, e in evaluations
     )
-    means = [returns.mean() for _, returns in played]
-    errors = [1.96 * returns.std() / np.sqrt(len(returns)) for _, returns in played]
-    axis.errorbar(
-        [w for w, _ in played], means, errors, color=BLUE, marker="o", label="environment"
-    )
+    scales, means, intervals = zip(*played, strict=True)
+    errors = np.abs(np.transpose(intervals) - np.asarray(means))
+    axis.errorbar(scales, means, errors, color=BLUE, marker="o", label="environment")
     if tuning is not None:
         imagined = tuning.returns.mean(axis=1)
         axis.plot(tuning.scales, imagined, color=ORANGE, ls="--", marker=".", label="simulated")

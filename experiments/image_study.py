@@ -206,7 +206,8 @@ def exact_rows(
 ) -> NDArray[np.integer[Any]]:
     """Row numbers of data drawn for each target by exp(-beta E), without replacement, (N,).
 
-    They are samples of p as far as the data are samples of q.
+    They are samples of p as far as the data are samples of q. Raises ValueError where a target has
+    fewer images than that, counted by their weights (Kish's effective sample size).
     """
     energy = task.energy(images)
     if callable(energy):
@@ -220,6 +221,12 @@ def exact_rows(
         weight = np.exp(log_weight - log_weight.max())
         mine = targets == target
         p = weight / weight.sum()
+        there = 1.0 / float(np.square(p).sum())
+        if mine.sum() > there:
+            raise ValueError(
+                f"n_samples={len(targets)}: {mine.sum()} images of target {target}, of which the "
+                f"data have {there:.0f}"
+            )
         rows[mine] = rng.choice(len(images), mine.sum(), replace=False, p=p)
     return rows
 
@@ -236,6 +243,12 @@ def study(
     """Train and measure; a data model that is given is shared. Returns it, too."""
     images = load_images(task.images)
     names = task.targets(images)
+    if n_samples < 2 * len(names):
+        raise ValueError(
+            f"n_samples={n_samples}, expected at least {2 * len(names)}: two of each of the "
+            f"{len(names)} targets"
+        )
+    exact = images.pixels[exact_rows(task, images, np.arange(n_samples) % len(names), seed)]
     clock = Clock()
     judge = make_judge(task, images, seed, device)
     notes = {"judge_accuracy": judge.accuracy, "judge_seconds": clock.lap()}
@@ -261,7 +274,6 @@ def study(
         shown = ", ".join(f"{key} {value:.3g}" for key, value in measured.items())
         tell(f"{task.name}, seed {seed}: {method} at {scale:g}: {shown}")
 
-    exact = images.pixels[exact_rows(task, images, targets.cpu().numpy(), seed)]
     keep(EXACT, 1.0, in_unit_range(exact, data_model.device), 0.0)
     draw(UNGUIDED, data_model, 0.0)
     for method, changes in task.methods.items():

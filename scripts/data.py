@@ -206,7 +206,7 @@ def import_recording(
     log = prepare(read_source(source, names, time_unit), skip_episodes, split_gaps, one_hot)
     if no_reward:
         log = dataclasses.replace(log, rewards=None)
-    found = findings(log, ends, low, high)
+    found = findings(log, ends, low, high, env_id)
     print(log.of)
     show_findings(found)
     bad = [finding.what for finding in found if finding.ok is False]

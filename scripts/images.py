@@ -196,9 +196,16 @@ class Measure:
     """auto, cpu, cuda or cuda:N"""
     output: Path = Path("runs/images")
     """folder of results.json, and of two pictures per task"""
+    overwrite: bool = False
+    """replace the results of an earlier measurement there"""
 
     def run(self) -> None:
         """Write results after every task and seed."""
+        earlier = self.output / "results.json"
+        if earlier.exists() and not self.overwrite:
+            raise ValueError(
+                f"{earlier} exists: choose another --output, or replace it with --overwrite"
+            )
         check_count("--n-samples", self.n_samples)
         check_several("--seeds", self.seeds)
         check_several("--tasks", self.tasks)

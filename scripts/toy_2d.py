@@ -300,20 +300,23 @@ def check(args: Args) -> None:
     check_seed(args.seed)
 
 
-@one_line()
+@one_line(RuntimeError)
 def main(args: Args) -> None:
     """Run the problems in parallel and write everything."""
     check(args)
     began = time.monotonic()
     results = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=args.workers, mp_context=context) as pool:
-        studies = pool.map(study, repeat(args), args.problems)
-        for problem, comparisons in zip(args.problems, studies, strict=True):
-            print(f"{problem} done after {time.monotonic() - began:.0f} s", flush=True)
-            results[problem] = comparisons
-    seconds = time.monotonic() - began
-    write(args, results, seconds)
+    try:
+        with ProcessPoolExecutor(max_workers=args.workers, mp_context=context) as pool:
+            studies = pool.map(study, repeat(args), args.problems)
+            for problem, comparisons in zip(args.problems, studies, strict=True):
+                print(f"{problem} done after {time.monotonic() - began:.0f} s", flush=True)
+                results[problem] = comparisons
+    finally:
+        seconds = time.monotonic() - began
+        if results:
+            write(args, results, seconds)
     print(f"\n{seconds:.0f} s; figures and tables in {args.output}")
 
 

@@ -19,20 +19,24 @@ from qgpo.envs.store.local import folder_of, open_local
 from qgpo.envs.store.metadata import NO_REWARDS
 from qgpo.envs.store.storing import size_of, store_episodes
 from qgpo.envs.store.writing import check_new_id, check_space, new_dataset, write_minari
+from qgpo.envs.tasks.actions import outside
+from qgpo.envs.tasks.making import as_played, make_env
 from qgpo.envs.tasks.one_hot import one_hot
 
 ALGORITHM = "recorded"
 
 
 def action_box(
-    log: Log, low: Sequence[float] = (), high: Sequence[float] = ()
+    log: Log, low: Sequence[float] = (), high: Sequence[float] = (), env_id: str | None = None
 ) -> tuple[spaces.Box, str]:
     """The space of a recording's actions, and where its bounds are from.
 
-    As stated (one number, or one per action), else [-1, 1] where all actions are inside, else the
-    range of the data. Raises LogError for bounds that do not fit.
+    Of the environment, or as stated (one number, or one per action), else [-1, 1] where all actions
+    are inside, else the range of the data. Raises LogError for bounds that do not fit.
     """
     size = log.actions.shape[1]
+    if env_id is not None:
+        return _box_of(env_id, log, [*low, *high])
     if bool(low) != bool(high):
         raise LogError("one of --low and --high is given, expected both or none")
     if low and high:
@@ -63,6 +67,24 @@ def action_box(
     return box, "the range of the data; --low and --high state others"
 
 
+def _box_of(env_id: str, log: Log, stated: Sequence[float]) -> tuple[spaces.Box, str]:
+    """The environment's space of actions. Raises LogError where the recorded ones do not fit."""
+    with make_env(as_played(env_id)) as env:
+        space, what = env.action_space, f"actions of {env_id}"
+    if stated:
+        raise LogError(f"--low and --high: the bounds are those of the {what}, {space}: say one")
+    if not isinstance(space, spaces.Box) or space.shape != log.actions.shape[1:]:
+        raise LogError(f"{log.of}: {log.actions.shape[1]} action columns, the {what} are {space}")
+    wrong = outside(log.actions.astype(np.float32), space).any(axis=1)
+    if wrong.any():
+        raise LogError(
+            f"{log.of}: {int(wrong.sum())} of {len(log)} actions lie outside the {what}, {space}: "
+            "clip what was executed, or leave --env-id away"
+        )
+    reach = f"the recorded ones from {log.actions.min():.4g} to {log.actions.max():.4g}"
+    return space, f"those of {env_id}; {reach}"
+
+
 def prepare(
     log: Log, skip: Sequence[int] = (), split_gaps: bool = False, discrete: bool = False
 ) -> Log:
@@ -83,13 +105,17 @@ def prepare(
 
 
 def findings(
-    log: Log, ends: Ends = "truncated", low: Sequence[float] = (), high: Sequence[float] = ()
+    log: Log,
+    ends: Ends = "truncated",
+    low: Sequence[float] = (),
+    high: Sequence[float] = (),
+    env_id: str | None = None,
 ) -> list[Finding]:
     """What `check_log` finds, and the bounds of the actions."""
     found = check_log(log, ends)
     if any(finding.ok is False for finding in found):
         return found
-    box, source = action_box(log, low, high)
+    box, source = action_box(log, low, high, env_id)
     text = f"[{box.low.min():.4g}, {box.high.max():.4g}]: {source}"
     return [*found, Finding("bounds", True, text)]
 
@@ -120,13 +146,13 @@ def import_log(
             f"{log.of}: no transition is there: every episode has one row, which leads nowhere"
         )
     description = description or f"Recorded data from {log.of}."
+    box, _ = action_box(log, low, high, env_id)
     if env_id is not None:
         write_minari(dataset_id, episodes, env_id, ALGORITHM, description)
         made = open_local(dataset_id)
         made.storage.update_metadata({NO_REWARDS: log.rewards is None})
         return made
     dtype = np.float32 if log.observations.dtype == np.float32 else np.float64
-    box, _ = action_box(log, low, high)
     check_space(dataset_id, size_of(episodes))
     with new_dataset(dataset_id):
         data = folder_of(dataset_id) / "data"

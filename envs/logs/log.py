@@ -31,7 +31,7 @@ class Log:
     actions: NDArray[np.floating]
     """(N, A)"""
     episodes: NDArray[np.int64]
-    """(N,) number of each row's episode, as recorded"""
+    """(N,) number of each row's episode, as recorded, where files do not share a number"""
     observation_names: tuple[str, ...]
     action_names: tuple[str, ...]
     rewards: NDArray[np.floating] | None = None
@@ -49,6 +49,10 @@ class Log:
     """(N,) numbers that change where recorded episodes were split; each piece is an episode"""
     notes: tuple[str, ...] = ()
     """what the reader has to say"""
+    is_numbered: bool = False
+    """whether the numbers of episodes are recorded, and not counted"""
+    is_ambiguous: bool = False
+    """whether episodes of several files had the same recorded number, and got others"""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -110,6 +114,11 @@ class Log:
 
     def without(self, episodes: Collection[int]) -> Log:
         """Without the episodes of these numbers. Raises LogError for numbers that none has."""
+        if self.is_ambiguous:
+            raise LogError(
+                f"{self.of}: episodes of several files have the same number, so that numbers do "
+                f"not say which of them to leave out ({sorted(episodes)}): import those files alone"
+            )
         unknown = sorted(set(episodes) - set(self.episodes.tolist()))
         if unknown:
             raise LogError(f"{self.of} has no episodes {unknown}, so they cannot be left out")

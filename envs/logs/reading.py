@@ -142,6 +142,7 @@ def as_log(
         rewards=single.get("reward"),
         times=single["time"].astype(np.float64) * seconds if "time" in single else None,
         next_observations=following,
+        is_numbered="episode" in single,
         **ends,
     )
     return _with_last_observations(log, observations)
@@ -150,19 +151,24 @@ def as_log(
 def join(logs: Sequence[Log]) -> Log:
     """The rows of several, one after the other; episodes of different files are different ones.
 
-    Raises LogError where columns differ.
+    A file whose episodes have numbers of former ones gets others. Raises LogError where columns
+    differ.
     """
     first = logs[0]
-    offset = 0
+    taken = set[int]()
     numbered = []
+    ambiguous = False
     for log in logs:
         for name in ("observation_names", "action_names"):
             ours, theirs = getattr(first, name), getattr(log, name)
             if ours != theirs:
                 raise LogError(f"{log.of} has the columns {theirs}, {first.of} has {ours}")
-        shift = offset - int(log.episodes.min()) if len(logs) > 1 and len(log) else 0
-        numbered.append(dataclasses.replace(log, episodes=log.episodes + shift))
-        offset = int(numbered[-1].episodes.max()) + 1 if len(log) else offset
+        if taken & set(log.episodes.tolist()):
+            ambiguous |= log.is_numbered
+            shift = max(taken) + 1 - int(log.episodes.min())
+            log = dataclasses.replace(log, episodes=log.episodes + shift)
+        numbered.append(log)
+        taken |= set(log.episodes.tolist())
     arrays: dict[str, Any] = {}
     for field in dataclasses.fields(Log):
         values = [getattr(log, field.name) for log in numbered]
@@ -171,7 +177,7 @@ def join(logs: Sequence[Log]) -> Log:
                 raise LogError(f"some files have {field.name}, others have none")
             arrays[field.name] = np.concatenate(values)
     of = first.of if len(logs) == 1 else f"{first.of} and {len(logs) - 1} more"
-    return dataclasses.replace(first, of=of, **arrays)
+    return dataclasses.replace(first, of=of, is_ambiguous=ambiguous, **arrays)
 
 
 def _matrix(

@@ -12,7 +12,7 @@ from bandits import loop
 from factory import WHITENED, make_dataset, mapped, same_parameters
 from gymnasium import spaces
 
-from qgpo import BC, QGPO, BCConfig, Ensemble, OfflineDataset, evaluate_offline, learn_model
+from qgpo import BC, IQL, QGPO, BCConfig, Ensemble, OfflineDataset, evaluate_offline, learn_model
 from qgpo.agents.core.fitted_q import FittedQConfig
 from qgpo.envs.data.windows import windowed
 from qgpo.envs.tasks.actions import ActionScale
@@ -211,6 +211,18 @@ def test_the_same_seed_gives_the_same_and_the_agent_stays_as_it_was():
     assert torch.equal(noise, agent.prediction_generator.get_state())
     assert one.gamma == 0.99
     assert evaluate_offline(Ensemble([agent, agent]), data, **options).values.shape == (4,)
+
+
+def test_an_ensemble_has_the_discount_of_its_members():
+    data = make_dataset()
+    small = {"steps": 2, "batch_size": 4, "hidden": (4,)}
+    agents = [IQL(seed=k, device="cpu", gamma=0.9, **small).learn(data) for k in range(2)]
+    agents.append(BC(device="cpu", **small).learn(data))  # which has none
+    assert evaluate_offline(Ensemble(agents), data, config=TINY, **NO_MODEL).gamma == 0.9
+    agents.append(IQL(device="cpu", gamma=0.5, **small).learn(data))
+    with pytest.raises(ValueError, match=r"members have the discounts \[0\.5, 0\.9\]"):
+        evaluate_offline(Ensemble(agents), data, config=TINY, **NO_MODEL)
+    assert evaluate_offline(Ensemble(agents), data, gamma=0.8, config=TINY, **NO_MODEL).gamma == 0.8
 
 
 def test_of_windows_only_recorded_starts_count():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from agent_tester import Walk
 from factory import WHITENED, make_dataset, same_parameters
 from model_hub import TOKEN, ModelHub
 
@@ -129,6 +130,23 @@ def test_the_card_says_data_scores_use_and_licence(tmp_path, agent):
     document = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert [e["guidance_scale"] for e in document["evaluations"]] == [0.0, 1.0]
     assert document["evaluations"][1]["returns"] == [6.0, 7.0, 8.0]
+
+
+def test_the_card_says_whether_it_learned_online_and_what_its_scale_is(tmp_path):
+    data = make_dataset()
+    agent = QGPO(WHITENED, device="cpu").learn(data)
+    first = (save_to_folder(agent, tmp_path / "first", clip=False) / "README.md").read_text()
+    assert "from recorded data alone, without interaction" in first
+    assert "`agent.guidance_scale` is 1. It may be changed" in first
+    agent.learn_online(Walk(), 7, data)
+    online = (save_to_folder(agent, tmp_path / "online", clip=False) / "README.md").read_text()
+    assert "learned from 7 steps in its environment, after recorded data, with" in online
+    student = agent.distill(data, steps=1)
+    fixed = (save_to_folder(student, tmp_path / "fixed", clip=False) / "README.md").read_text()
+    assert "The student was trained at it, and it cannot be changed." in fixed
+    other = QGPO(replace(WHITENED, guidance_scale=2.0), seed=1, device="cpu").learn(data)
+    both = save_to_folder(Ensemble([agent, other]), tmp_path / "both", clip=False) / "README.md"
+    assert "`agent.guidance_scale` is 1, 2 (of each member)." in both.read_text()
 
 
 def test_text_of_others_stays_text_in_the_card(tmp_path):
@@ -267,6 +285,14 @@ def test_a_repository_gives_the_same_agent_bit_for_bit(hub, agent):
         f"HEAD /{REPO}/resolve/{commit}/checkpoint.zip",
         f"GET /{REPO}/resolve/{commit}/checkpoint.zip",
     ]
+
+
+def test_what_cannot_be_shared_makes_no_repository(hub, agent):
+    with pytest.raises(ValueError, match="license"):
+        push_to_hub(agent, REPO, clip=False, license="My License")
+    with pytest.raises(RuntimeError, match="cannot be saved"):
+        push_to_hub(QGPO.pretrained("halfcheetah/mixed", device="cpu"), REPO, clip=False)
+    assert asked(hub) == []
 
 
 def test_a_revision_pins_the_files(hub):

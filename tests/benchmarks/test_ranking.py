@@ -536,6 +536,23 @@ def test_rankings_against_returns(part, tmp_path, capsys):
     assert found["over_behavior"]["states"] == 4
 
 
+def test_one_run_counts_once_and_unfinished_ones_do_not(part, tmp_path, capsys):
+    evaluated(tmp_path / "run0", {1.0: 1.0})
+    evaluated(tmp_path / "run1", {1.0: 2.0})
+    runs = [measured("run0", 0.1), {**measured("run1", 0.2), "unfinished": "1 of 2 states"}]
+    path = tmp_path / "rankings.json"
+    path.write_text(json.dumps({"format_version": 1, "runs": runs}))
+    compared = part("ranking_compare")
+    args = compared.Args(rankings=(path,), runs=tmp_path)
+    assert [row.name for row in compared.read_rows(args)] == ["run0, seed 0"]
+    assert "1 of 2 states" in capsys.readouterr().out
+    again = measured("run0", 0.3)
+    runs[1] = {**again, "settings": {**again["settings"], "horizon": 200}}
+    path.write_text(json.dumps({"format_version": 1, "runs": runs}))
+    with pytest.raises(ValueError, match=r"run0 is there twice.*'horizon': 200"):
+        compared.read_rows(args)
+
+
 def test_successes_are_what_counts_where_there_are_any(part, tmp_path):
     evaluated(tmp_path / "run", {1.0: -9.0})
     path = tmp_path / "run" / "evaluation.json"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from factory import WHITENED, make_dataset
 from gymnasium import spaces
+from matplotlib.figure import Figure
 
 from qgpo import BC, QGPO
 from qgpo.envs.play.scores import summarize
@@ -41,6 +42,33 @@ def test_q_is_read_in_the_units_of_the_environment(agent, dataset):
     before = critic.q(observations, actions)
     critic.scale *= 2.0
     np.testing.assert_allclose(critic.q(observations, actions), before / 2.0)
+
+
+def test_where_episodes_end_a_shifted_reward_is_the_unit(agent):
+    """Nothing converts Q: the shift of an episode depends on its length."""
+    data = make_dataset(lengths=(9, 8, 7), terminated=(True,) * 3, action_space=TORQUE)
+    tuned = replace(WHITENED, reward_tuning="antmaze")
+    ending = agent_figure.Critic(QGPO(tuned, device="cpu").learn(data), data)
+    assert ending.own_unit
+    assert ending.reward(3.0) == pytest.approx(3.0 - 1.0, abs=1e-5)
+    observations, actions = agent_figure.some_states(ending.data, 4), torch.zeros(4, 1, 1)
+    before = ending.q(observations, actions)
+    ending.shift = 5.0
+    np.testing.assert_array_equal(ending.q(observations, actions), before)
+    plain = agent_figure.Critic(QGPO(WHITENED, device="cpu").learn(data), data)
+    assert (plain.own_unit, plain.reward(3.0)) == (False, 3.0)
+
+
+def test_one_episode_has_no_error_bar():
+    axis = Figure().subplots()
+    agent = QGPO(WHITENED, device="cpu")
+    one = summarize("Pendulum-v1", [-10.0], [6], [0], 0, None)
+    three = summarize("Pendulum-v1", [-10.0, -20.0, -60.0], [6] * 3, [0, 1, 2], 0, None)
+    agent_figure._draw_returns(axis, agent, make_dataset(), [(0.0, one), (1.0, three)], None)
+    (bars,) = axis.containers[0].lines[2]
+    (low, high), interval = (segment[:, 1] for segment in bars.get_segments()), three.interval
+    assert low.tolist() == [-10.0, -10.0]
+    assert high.tolist() == pytest.approx(interval)
 
 
 def test_an_episode_has_its_discounted_returns(agent, dataset, monkeypatch):

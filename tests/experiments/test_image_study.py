@@ -80,6 +80,8 @@ def test_exact_samples_are_drawn_by_the_energy():
     expected = {0: {0}, 1: {0, 1}, 2: {1}, 3: {1, 2}, 4: {2}, 5: {0, 2}}
     for target, hues in expected.items():
         assert set(rows[targets == target] % 3) == hues
+    with pytest.raises(ValueError, match=r"160 images of target 0, of which the data have 150"):
+        exact_rows(TASKS["classes"], images, np.arange(320) % 2, seed=0)
     of_class = exact_rows(TASKS["classes"], images, targets % 2, seed=0)
     assert (images.labels[of_class] == targets % 2).all()
 

@@ -174,3 +174,8 @@ def test_the_measured_study(tmp_path):
     written = {"hues.png", "hues_curves.png", "hues-CEP-0.zip", "hues-CEP-plain-0.zip"}
     assert written <= {path.name for path in folder.iterdir()}
     assert "hue error at equal diversity" in done.stdout
+    done = run("images", *words, cwd=tmp_path, data=tmp_path, code=1)
+    assert "results.json exists: choose another --output" in done.stderr
+    words[5:8] = ["--n-samples", "11", "--overwrite"]
+    done = run("images", *words, cwd=tmp_path, data=tmp_path, code=1)
+    assert "n_samples=11, expected at least 12" in done.stderr

@@ -12,6 +12,7 @@ from qgpo.envs.logs.columns import LogError
 from qgpo.envs.logs.importing import action_box, findings, import_log, prepare
 from qgpo.envs.logs.reading import read_log
 from qgpo.envs.store.combining import combine
+from qgpo.envs.store.local import local_ids
 from qgpo.scripts import data
 
 
@@ -40,8 +41,26 @@ def test_of_a_known_environment_it_keeps_the_name_and_must_fit():
     )
     import_log(log, "mine/pendulum-v0", env_id="Pendulum-v1")
     assert load_dataset("mine/pendulum-v0", download=False).env_spec.id == "Pendulum-v1"
-    with pytest.raises(ValueError, match=r"actions has shape \(6, 2\), expected \(6, 1\)"):
+    with pytest.raises(ValueError, match="2 action columns, the actions of Pendulum-v1 are"):
         import_log(sound((6,)), "mine/other-v0", env_id="Pendulum-v1")
+
+
+def test_the_bounds_of_a_known_environment_hold(capsys):
+    env = gym.make("Pendulum-v1")
+    observations = np.stack([env.reset(seed=k)[0] for k in range(6)])
+    log = dataclasses.replace(
+        sound((6,)), observations=observations, actions=np.full((6, 1), 3.0), action_names=("u",)
+    )
+    said = "6 of 6 actions lie outside the actions of Pendulum-v1"
+    for read in (import_log, lambda log, _, **more: findings(log, **more)):
+        with pytest.raises(LogError, match=said):
+            read(log, "mine/pendulum-v0", env_id="Pendulum-v1")
+        with pytest.raises(LogError, match="--low and --high: the bounds are those of"):
+            read(log, "mine/pendulum-v0", env_id="Pendulum-v1", low=[-1.0], high=[1.0])
+    half = dataclasses.replace(log, actions=log.actions / 3.0)
+    (bounds,) = (f.text for f in findings(half, env_id="Pendulum-v1") if f.what == "bounds")
+    assert bounds == "[-2, 2]: those of Pendulum-v1; the recorded ones from 1 to 1"
+    assert "mine" not in {name.split("/")[0] for name in local_ids()}
 
 
 def test_imports_with_other_bounds_are_combined_once_these_are_stated():

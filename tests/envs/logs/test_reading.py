@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from recordings import NAMES, TABLE, write_lerobot, write_table
@@ -112,6 +114,24 @@ def test_several_files_are_several_episodes(tmp_path):
     other = write_table(tmp_path / "9.csv", "state1,action\n1,2\n")
     with pytest.raises(LogError, match="has the columns"):
         read_log([tmp_path / "0.csv", other])
+
+
+def test_recorded_numbers_of_episodes_stay_and_say_which_to_leave_out(tmp_path):
+    def recorded(name: str, numbers: tuple[int, ...]) -> Path:
+        rows = "".join(f"{n}.{k},0.5,{n}\n" for n in numbers for k in range(3))
+        return write_table(tmp_path / name, f"obs,action,episode\n{rows}")
+
+    first, second = recorded("a.csv", (1, 2, 3)), recorded("b.csv", (11, 13))
+    log = read_log([first, second])
+    assert np.unique(log.episodes).tolist() == [1, 2, 3, 11, 13]
+    kept = log.without([11])
+    assert sorted(set(kept.observations[:, 0].astype(int))) == [1, 2, 3, 13]
+    both = read_log([first, recorded("c.csv", (2, 5))])
+    assert both.lengths.tolist() == [3] * 5
+    with pytest.raises(LogError, match=r"several files have the same number.*\[2\]"):
+        both.without([2])
+    counted = read_log([write_table(tmp_path / f"{k}.csv", "obs,action\n1,2\n2,3\n") for k in "de"])
+    assert counted.without([1]).lengths.tolist() == [2]  # the second file
 
 
 @pytest.mark.parametrize(
