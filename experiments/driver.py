@@ -289,7 +289,8 @@ class Run:
             begun_with = documents.read(folder.config).get("dataset", {}).get("fingerprint")
             self.check_same_data(folder.config, begun_with)
         folder.check_held()
-        if not folder.checkpoint.exists():
+        of_other_data = self.allow_other_dataset and not folder.checkpoint.exists()
+        if of_other_data or not folder.config.exists():
             documents.write(folder.config, started)
         self.begun = True
         if not folder.checkpoint.exists():

@@ -164,22 +164,28 @@ def _cells(table: dict[str, Any]) -> list[Cell]:
         if isinstance(label, str):
             _check_label(label)
         datasets = _list(table.pop("datasets", None), "datasets", str, "Minari ids")
-        for dataset in datasets:
-            if split_version(dataset)[1] is None:
-                known = newest_here(dataset) or f"{dataset}-v0"
-                raise ValueError(
-                    f"dataset {dataset!r} has no version, expected one, such as {known!r}: the "
-                    "newest may be another one when the plan goes on"
-                )
         seeds = _list(table.pop("seeds", None), "seeds", int, "integers of at least 0")
         if len(datasets) * len(seeds) > MOST_CELLS:
             raise ValueError(
                 f"{len(datasets)} datasets and {len(seeds)} seeds, expected at most {MOST_CELLS} "
                 "cells"
             )
-        return [_cell(table, dataset, seed) for dataset in datasets for seed in seeds]
+        cells = [_cell(table, dataset, seed) for dataset in datasets for seed in seeds]
+        for dataset in datasets:
+            _check_version(dataset)
+        return cells
     except (ValueError, TypeError) as error:
         raise PlanError(f"agent {brief(label)}: {error}") from error
+
+
+def _check_version(dataset: str) -> None:
+    """Raise ValueError for an id without a version: the newest may be another one later."""
+    if split_version(dataset)[1] is None:
+        known = newest_here(dataset) or f"{dataset}-v0"
+        raise ValueError(
+            f"dataset {dataset!r} has no version, expected one, such as {known!r}: the newest may "
+            "be another one when the plan goes on"
+        )
 
 
 def _check_names(cells: list[Cell]) -> None:

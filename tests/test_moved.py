@@ -38,6 +38,7 @@ FIELDS = "is said beside each field of a configuration now"
 CONSTANT = "was a constant of its module's functions"
 TEMPLATE = "is in experiments/report_template.md or .html"
 WITHDRAWN = {
+    "qgpo.agents.tuning.choose_scale": "is qgpo.agents.guided.tuning.choose, of numbers of scales",
     "qgpo.solver.EVALUATIONS": "is a column of qgpo.solver.SOLVERS",
     "qgpo.solver.ORDERS": "is a column of qgpo.solver.SOLVERS",
     "qgpo.agents.acting.Acting": PART,

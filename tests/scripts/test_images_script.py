@@ -176,6 +176,6 @@ def test_the_measured_study(tmp_path):
     assert "hue error at equal diversity" in done.stdout
     done = run("images", *words, cwd=tmp_path, data=tmp_path, code=1)
     assert "results.json exists: choose another --output" in done.stderr
-    words[5:8] = ["--n-samples", "11", "--overwrite"]
+    words[5:7] = ["--n-samples", "11", "--overwrite"]
     done = run("images", *words, cwd=tmp_path, data=tmp_path, code=1)
     assert "n_samples=11, expected at least 12" in done.stderr

@@ -207,7 +207,12 @@ def test_infos_that_are_no_states_are_refused(change, message):
 
 def test_other_data_under_such_an_id_are_refused():
     write_generated(maze_rows(*SOLVED))
-    shutil.copytree(folder_of(MADE), folder_of(f"ogbench/{MAZE}-v0"))
+    copied = folder_of(f"ogbench/{MAZE}-v0")
+    shutil.copytree(folder_of(MADE), copied)
+    with pytest.raises(ValueError, match="its folder was copied or renamed"):
+        load_dataset(task_of(f"ogbench/{MAZE}-v0"))
+    metadata = copied / "data" / "metadata.json"
+    metadata.write_text(metadata.read_text().replace(MADE, f"ogbench/{MAZE}-v0"))
     with pytest.raises(
         ValueError, match=r"'pointmaze-medium-navigate-v0', 'generated'\. Move that"
     ):
