@@ -228,14 +228,13 @@ def test_several_seeds_are_the_runs_of_each_seed(finished, tmp_path, data):
     guided = next(line for line in lines if line.startswith("w = 1")).split()
     assert float(guided[4]) == pytest.approx(np.mean(means), rel=0.01)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seeds/*/checkpoint.zip")}
-    again = run("train", "--seeds", "0", "3", *flags, cwd=tmp_path, data=data)
-    assert set(lines[1:]) == set(again.stdout.splitlines()[1:])
-    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     (tmp_path / "seeds" / folders["s3"].name.replace("-s3", "-s5")).write_text("no folder")
     (folders["s0"] / "metrics.csv").write_bytes(b"\xff damaged")
     (folders["s3"] / "report.png").unlink()
     (tmp_path / "random.py").write_text("raise RuntimeError('of the user')")  # imported by nobody
     failing = run("train", "--seeds", "0", "5", "3", *flags, cwd=tmp_path, data=data, code=1)
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    assert guided == next(x for x in failing.stdout.splitlines() if x.startswith("w = 1")).split()
     assert "1 of 3 seeds failed\nseed 5: " in failing.stderr
     assert f"picture seeds/{folders['s0'].name}/report.png could not be drawn" in failing.stderr
     assert "seed 5 failed: " in failing.stdout
