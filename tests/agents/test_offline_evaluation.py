@@ -323,3 +323,26 @@ def test_too_few_steps_are_said(walk):
     few = FittedQConfig(steps=20, first_steps=1, hidden=(4,), batch_size=4)
     with pytest.warns(UserWarning, match="leaves about 99% of the errors .* More steps"):
         evaluate_offline(agent, walk, gamma=0.99, config=few, model_steps=0)
+
+
+def test_the_command_refuses_other_data_than_those_of_the_training(tmp_path, monkeypatch):
+    """Those under the name have changed since."""
+    agent = QGPO(WHITENED, device="cpu").learn(make_dataset((9, 8, 7)))
+    (tmp_path / "run").mkdir()
+    agent.save(tmp_path / "run" / "checkpoint.zip")
+    monkeypatch.setattr(evaluate, "load_dataset", lambda name, **_: make_dataset(seed=5))
+    args = evaluate.Args(run=(tmp_path / "run",), offline=True, progress_bar=False)
+    with pytest.raises(SystemExit, match="learned from other data than the present 'test/made"):
+        evaluate.main(args)
+    assert not list((tmp_path / "run").glob("offline-*.json"))
+
+
+def test_an_evaluation_that_was_not_completed_replaces_none(tmp_path, capsys):
+    whole = tmp_path / "whole.json"
+    evaluate.keep_in(whole, True, {"n": 1}, [], {})
+    evaluate.keep_in(whole, True, {"n": 2}, [], {"interrupted": True})
+    assert json.loads(whole.read_text(encoding="utf-8"))["n"] == 1
+    [beside] = (path for path in tmp_path.iterdir() if path != whole)
+    assert json.loads(beside.read_text(encoding="utf-8"))["n"] == 2
+    evaluate.keep_in(whole, True, {"n": 3}, [], {})
+    assert json.loads(whole.read_text(encoding="utf-8"))["n"] == 3
