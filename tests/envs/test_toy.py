@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import warnings
@@ -167,3 +168,18 @@ def test_the_study_refuses_before_it_trains(changes, message, monkeypatch):
     monkeypatch.setattr(toy_2d, "ProcessPoolExecutor", None)
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         toy_2d.main(toy_2d.Args(**changes))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("loss is nan")])
+def test_a_study_that_ends_early_writes_the_problems_that_ended(error, monkeypatch):
+    class Pool(contextlib.nullcontext):
+        def map(self, *_):
+            yield "compared"
+            raise error
+
+    written = []
+    monkeypatch.setattr(toy_2d, "ProcessPoolExecutor", lambda **_: Pool(Pool()))
+    monkeypatch.setattr(toy_2d, "write", lambda args, results, seconds: written.append(results))
+    with pytest.raises(SystemExit):
+        toy_2d.main(toy_2d.Args(problems=("moons", "rings")))
+    assert written == [{"moons": "compared"}]
