@@ -19,6 +19,7 @@ from qgpo.agents.guided import GuidanceOffWarning, tuning
 from qgpo.agents.guided.imagination import Imagination
 from qgpo.agents.guided.rehearsal import FACTORS, ROLLOUTS, Rehearsal
 from qgpo.agents.guided.stacked_critic import StackedCritic
+from qgpo.dynamics import MEMBERS
 from qgpo.stacking import Slope
 
 REHEARSING = replace(WHITENED, dynamics_steps=4)
@@ -32,9 +33,14 @@ def _few_steps_are_enough(monkeypatch):
 
 
 def scripted(monkeypatch, means, spread=1.0):
-    """Imagined returns at each factor have these means; the factors that were played."""
+    """Imagined returns at each factor have these means; the factors that were played.
+
+    Differences to imitation have a deviation of the factor times the spread, the same for every
+    member of the model.
+    """
     played = []
-    noise = np.random.default_rng(0).normal(size=ROLLOUTS) * spread
+    noise = np.repeat(np.random.default_rng(0).normal(size=ROLLOUTS // MEMBERS), MEMBERS)
+    noise = spread * (noise - noise.mean()) / noise.std(ddof=1)
 
     def play(self, agent, deterministic, bar):
         assert deterministic
@@ -60,7 +66,8 @@ def learned(config=REHEARSING, **settings):
         ([10.0, 20.0, 30.0, 5.0], 1.0, 0.25),
         ([10.0, 10.0, 60.0, 5.0], 1.0, 0.5),
         ([-100.0, -100.0, -90.0, -101.0], 0.0, 0.5),
-        ([0.0, 7.0, 14.0, -70.0], 100.0, 0.0),  # gains of two and a half standard errors
+        ([0.0, 9.0, 18.0, -70.0], 100.0, 0.0),  # gains of two and a half standard errors
+        ([0.0, 12.5, 25.0, -70.0], 100.0, 0.25),  # of three and a half
     ],
 )
 def test_harm_is_clear_and_so_is_the_gain_of_the_factor_that_is_taken(
