@@ -141,7 +141,7 @@ def half_hour() -> str:
     baselines = [label for _, label, scale in HALF_HOUR if scale is None and label in played.labels]
     best = [played.best(one, baselines) for one in sets]
     rows = [
-        *([*played.row(one)[:-1], f"{score:.0f}"] for one, score in zip(sets, best, strict=True)),
+        *([*played.row(one)[:-1], f"{most:.0f}"] for one, most in zip(sets, best, strict=True)),
         [*played.mean("mean", sets)[:-1], f"{np.mean(best):.1f}"],
         [*played.times("CPU-seconds", sets), ""],
     ]

@@ -64,8 +64,8 @@ class Results:
         Where `expected` is empty, all combinations of the datasets, labels and seeds of the runs
         are expected. Raises ResultError for other files, for a second result of a run, and for
         results on other data than those before them under the same name, scored in another way (by
-        success or by returns), or of other settings under the same label; with `skip` these are
-        left out, and `skipped` says why. Raises it, too, where no result is left.
+        success or by returns), or of other settings under the same label; with `skip` these are left
+        out, and `skipped` says why. Raises it, too, where no result is left.
         """
         runs: dict[Key, Run] = {}
         fingerprints: dict[str, str] = {}
@@ -250,7 +250,7 @@ class Results:
 
 def _check_same_settings(first: Run, run: Run, source: Path) -> None:
     """Raise ResultError where two runs of one label on one dataset differ in more than the seed."""
-    for name in first.settings.keys() & run.settings.keys():
+    for name in sorted(first.settings.keys() & run.settings.keys()):
         one, two = first.settings[name], run.settings[name]
         if one != two:
             raise ResultError(

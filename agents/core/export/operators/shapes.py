@@ -162,7 +162,7 @@ def emit_gather(t: Translation, step: Step) -> list[Value]:
 
 @operator("index_select.default")
 def emit_index_select(t: Translation, step: Step) -> list[Value]:
-    """Places along an axis, the same for all others."""
+    """Rows at places along an axis."""
     source, dim, places = step.args
     x = t.thick(source)
     (axis,) = axes_of(dim, x.rank)
