@@ -99,7 +99,7 @@ class Critic:
         self.shift = float(tuned.mean() - self.scale * raw.mean())
         is_shifted = abs(self.shift) > 1e-6 * float(np.abs(tuned).max())
         self.own_unit = is_shifted and bool(dataset.terminations.any())
-        """whether Q stays in the critic's unit: an episode that ends gets the shift in fewer steps"""
+        """whether Q stays in the critic's unit: episodes that end get the shift in fewer steps"""
         width = self.data.states.shape[1]
         self.normalizer, self.trust = ObservationNormalizer(width), Trust(width, 1.0)
         self.normalizer.fit(self.data.states)

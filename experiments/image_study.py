@@ -206,8 +206,8 @@ def exact_rows(
 ) -> NDArray[np.integer[Any]]:
     """Row numbers of data drawn for each target by exp(-beta E), without replacement, (N,).
 
-    They are samples of p as far as the data are samples of q. Raises ValueError where more images of
-    a target are asked for than its weights leave (Kish's effective sample size).
+    They are samples of p as far as the data are samples of q. Raises ValueError where more images
+    of a target are asked for than its weights leave (Kish's effective sample size).
     """
     energy = task.energy(images)
     if callable(energy):

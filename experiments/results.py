@@ -64,8 +64,8 @@ class Results:
         Where `expected` is empty, all combinations of the datasets, labels and seeds of the runs
         are expected. Raises ResultError for other files, for a second result of a run, and for
         results on other data than those before them under the same name, scored in another way (by
-        success or by returns), or of other settings under the same label; with `skip` these are left
-        out, and `skipped` says why. Raises it, too, where no result is left.
+        success or by returns), or of other settings under the same label; with `skip` these are
+        left out, and `skipped` says why. Raises it, too, where no result is left.
         """
         runs: dict[Key, Run] = {}
         fingerprints: dict[str, str] = {}
