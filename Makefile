@@ -11,6 +11,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 endif
 
+# Compiled modules are kept: the tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test types suite bench docs format clean
 
