@@ -150,9 +150,10 @@ def imagine(
 
 
 def horizon_of(dataset: OfflineDataset) -> int:
-    """Steps of an imagined episode: as long as the data's, at most the environment's limit."""
+    """Decisions of an imagined episode: as long as the data's, at most the environment's limit."""
     limit = dataset.env_spec.max_episode_steps if dataset.env_spec else None
-    return min(int(dataset.episode_lengths.max()), limit or LONGEST_EPISODE)
+    chunk = dataset.window.chunk if dataset.window else 1
+    return min(int(dataset.episode_lengths.max()), math.ceil((limit or LONGEST_EPISODE) / chunk))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

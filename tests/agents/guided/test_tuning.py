@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from factory import WHITENED, make_dataset, mapped
+from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from qgpo import QGPO
 from qgpo.agents.core.training import NonFiniteError
-from qgpo.agents.guided.imagination import Episodes, fit_dynamics, imagine
+from qgpo.agents.guided.imagination import Episodes, fit_dynamics, horizon_of, imagine
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import (
     GuidanceTuning,
@@ -329,6 +331,15 @@ def test_what_leaving_the_data_costs_and_how_long_an_episode_is(rewards, cost, m
     monkeypatch.setattr("qgpo.agents.guided.imagination.LONGEST_EPISODE", 2)
     agent.tune_guidance(dataset, (1.0,), rollouts=2, steps=1)
     assert found == [(3, 6.0, cost), (2, 6.0, cost)]
+
+
+@pytest.mark.parametrize(("chunk", "limit", "decisions"), [(1, 7, 7), (2, 7, 4), (4, 100, 10)])
+def test_an_imagined_episode_has_as_many_decisions_as_the_environment_allows(
+    chunk, limit, decisions
+):
+    spec = EnvSpec("Pendulum-v1", max_episode_steps=limit)
+    dataset = replace(make_dataset(lengths=(40, 21)), env_spec=spec)
+    assert horizon_of(windowed(dataset, chunk=chunk)) == decisions
 
 
 def test_what_cannot_be_tuned_is_refused():
