@@ -50,7 +50,7 @@ class OfflineEvaluation:
     left_data: NDArray[np.bool_] | None
     """(rollouts,) whether those episodes left the data"""
     horizon: int
-    """steps of an imagined episode"""
+    """decisions of an imagined episode: steps, unless the agent decides chunks of actions"""
     deterministic: bool
 
     @property

@@ -173,6 +173,7 @@ class OneStepPolicy(QGPO):
         if not self.is_trained:
             self.ask_teacher(dataset)
             self.train_student(dataset)
+            self._warn_of_guidance()
         adoption.drop_tables(self.training)
 
     def ask_teacher(self, dataset: OfflineDataset) -> None:

@@ -131,7 +131,9 @@ def load_from_folder(
     if not path.is_dir():
         raise CheckpointError(f"folder {str(path)!r} does not exist")
     inside = [p.relative_to(path) for p in path.rglob("*") if not p.is_dir()]
-    check_names([p.as_posix() for p in inside if p.parts[0] != ".git"], f"folder {str(path)!r}")
+    # Hidden ones are of tools: git, the hub's client, a file manager. They are not read.
+    of_the_agent = [p.as_posix() for p in inside if not p.parts[0].startswith(".")]
+    check_names(of_the_agent, f"folder {str(path)!r}")
     about = read_config(path / CONFIG)
     return load_checkpoints(path, about, env, device)
 

@@ -42,6 +42,7 @@ from qgpo.envs import load_dataset
 from qgpo.envs.play.evaluation import FIRST_SEED, evaluate_scales
 from qgpo.envs.play.scores import scale_label, score_table, summarize
 from qgpo.envs.tasks.making import to_play
+from qgpo.envs.text import counted
 from qgpo.experiments import documents
 from qgpo.experiments.documents import Document, DocumentError, Evaluations
 from qgpo.experiments.folder import RunFolder, events_in_one_line
@@ -279,7 +280,7 @@ class Run:
         experiment, folder, dataset = self.experiment, self.folder, self.dataset
         print(
             f"{experiment.agent} ({experiment.preset}) on {dataset.id}: {len(dataset)} transitions "
-            f"in {dataset.n_episodes} episodes, to {folder.path}",
+            f"in {counted(len(dataset.first_readings), 'episode')}, to {folder.path}",
             flush=True,
         )
         if folder.checkpoint.exists():

@@ -56,7 +56,8 @@ def prepared_gradient(network: nn.Module, times: Tensor, condition: Tensor | Non
     """Gradients in x_t (B, D) of an energy network, likewise."""
     if condition is None or type(network) is not EnergyNetwork:
         return None
-    if not _fits(network, network.net, condition):
+    has_hidden_layers = len(network.net) > 1
+    if not has_hidden_layers or not _fits(network, network.net, condition):
         return None
     return _MLPGradient(network.net, network.time, times, condition)
 

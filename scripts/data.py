@@ -185,8 +185,9 @@ def import_recording(
         reward: column of rewards
         termination: column that is true where the task ended: nothing comes after
         truncation: column that is true where the recording was cut, by a time limit for example
-        episode: column with the number of the episode; without it flags and files end episodes
-        time: column of time stamps
+        episode: column with the number of the episode; without it ('') flags and files end
+            episodes
+        time: column of time stamps; '' for none
         next_observations: columns of what followed, where rows do not follow each other
         time_unit: seconds of one unit of the time stamps, for example 1e-9
         ends: what the end of an episode without a flag is

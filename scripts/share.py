@@ -77,9 +77,6 @@ def load(source: tyro.conf.Positional[str], output: Path, revision: str | None =
         output: new checkpoint .zip; of an ensemble one for each member, with a number
         revision: branch, tag or commit; default main
     """
-    for path in (output, *output.parent.glob(f"{output.stem}-*{output.suffix}")):
-        if path.exists():
-            raise ValueError(f"--output {output}: {path} exists, choose another name")
     if output.suffix != ".zip":
         raise ValueError(f"--output {output}: expected a name that ends in .zip")
     is_folder = Path(source).is_dir()
@@ -89,9 +86,15 @@ def load(source: tyro.conf.Positional[str], output: Path, revision: str | None =
             "--revision away"
         )
     agent = load_from_folder(source) if is_folder else _fetch(source, revision)
-    members = agent.members if isinstance(agent, Ensemble) else (agent,)
-    for k, member in enumerate(members):
-        path = output.with_stem(f"{output.stem}-{k}") if isinstance(agent, Ensemble) else output
+    members: dict[Path, OfflineAgent[Any]]
+    if isinstance(agent, Ensemble):
+        members = {output.with_stem(f"{output.stem}-{k}"): m for k, m in enumerate(agent.members)}
+    else:
+        members = {output: agent}
+    for path in members:
+        if path.exists():
+            raise ValueError(f"--output {output}: {path} exists, choose another name")
+    for path, member in members.items():
         member.save(path)
         print(f"{member}: {path}")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qgpo.agents.core.process import usual_torch
 from qgpo.envs.data.columns import numbers
-from qgpo.envs.tasks.actions import ActionScale
+from qgpo.envs.tasks.actions import ActionScale, inside
 from qgpo.envs.tasks.observations import ObservationAdapter
 from qgpo.envs.tasks.window import Memory, Window
 from qgpo.fields import check_flag, check_seed
@@ -165,7 +165,8 @@ def _predict_by_memory(
         _check_actions(actor.name, acted, batch)
         chunk[new] = scale.to_space(acted).reshape(-1, window.chunk, sizes[2])
         left[new] = window.chunk
-    actions = chunk[np.arange(len(rows)), window.chunk - left].astype(action_space.dtype)
+    # The memory is float32, whose rounding may pass a bound of the space.
+    actions = inside(action_space, chunk[np.arange(len(rows)), window.chunk - left])
     memory = history, chunk, left - 1
     return (actions[0] if array.ndim == 1 else actions), memory
 

@@ -119,11 +119,11 @@ class Candidates(GuidedPolicy[CandidatesConfigT]):
         """Candidates of the behavior and their choice, (B, S) to actions (B, A) in [-1, 1].
 
         When `deterministic`, candidates and choice come from noise of the agent's seed, drawn on
-        the CPU: the same for every observation. At guidance scale 0 the behavior acts by itself,
-        as that of every agent of the family.
+        the CPU: the same for every observation. At guidance scale 0, and where the critic does not
+        rank actions, the behavior acts by itself, as that of every agent of the family.
         """
         scale = self.guidance_scale
-        if is_known(scale, 0.0):
+        if is_known(scale, 0.0) or not self.critic.ranks:
             return super().act(observations, deterministic)
         normal: Normal = self._prediction_normal
         if deterministic:

@@ -95,6 +95,7 @@ class EarlyStopping:
     def _hold_out(self, groups: Tensor) -> None:
         """A tenth of the groups; nothing where there is only one."""
         generator = torch.Generator().manual_seed(self.training.seed)
+        groups = torch.unique(groups, return_inverse=True)[1]  # without numbers that none has
         n = int(groups.max()) + 1
         if n == 1:
             return

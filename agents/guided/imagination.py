@@ -189,7 +189,8 @@ class Imagination:
         """
         in_data = Episodes(dataset, data).most_disagreement(model)
         device = generator.device
-        first = torch.as_tensor(writeable(dataset.episode_starts), device=device)
+        begins = dataset.episode_starts[dataset.first_readings]
+        first = torch.as_tensor(writeable(begins), device=device)
         lanes = torch.randint(len(first), (rollouts,), generator=generator, device=device)
         starts = data.observations(take(data.state_index, first[lanes]))
         low, high = torch.aminmax(data.states, dim=0)

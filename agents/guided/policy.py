@@ -146,7 +146,8 @@ class GuidedPolicy(OfflineAgent[GuidedConfigT], Generic[GuidedConfigT]):
                 self.train_critic(dataset)
                 self._train_last(dataset)
             self._conclude(dataset)
-            self._warn_of_guidance()
+            if self.is_trained:
+                self._warn_of_guidance()
         if self.online_config is None:
             adoption.drop_tables(self.training)
 

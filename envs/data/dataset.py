@@ -258,7 +258,7 @@ class OfflineDataset:
 
     def __repr__(self) -> str:
         returns = self.recorded_returns
-        size = f"{len(self):,} transitions in {counted(self.n_episodes, 'episode')}"
+        size = f"{len(self):,} transitions in {counted(len(self.first_readings), 'episode')}"
         spaces = f"observations {self.states.shape[1]}, actions {self.actions.shape[1]}"
         spaces += f" ({self.window})" if self.window is not None else ""
         spread = f"returns {returns.min():.4g} to {returns.max():.4g} (mean {returns.mean():.4g})"
@@ -295,10 +295,10 @@ class OfflineDataset:
     @property
     def ends(self) -> str:
         """How episodes end: "24 terminated, 36 truncated"."""
-        last = self.last_steps
+        last = (self.episode_starts + self.episode_lengths - 1)[self.first_readings]
         terminated = int(self.terminations[last].sum())
         truncated = int((self.truncations & ~self.terminations)[last].sum())
-        neither = self.n_episodes - terminated - truncated
+        neither = len(last) - terminated - truncated
         more = f", {neither:,} with neither flag" if neither else ""
         return f"{terminated:,} terminated, {truncated:,} truncated{more}"
 
@@ -386,8 +386,9 @@ class OfflineDataset:
         if rule == "antmaze":
             return rewards - np.float32(1.0)
         if rule == "locomotion":
-            spread = float(self.episode_returns.max() - self.episode_returns.min())
-            largest = float(np.abs(self.episode_returns).max())
+            returns = self.recorded_returns
+            spread = float(returns.max() - returns.min())
+            largest = float(np.abs(returns).max())
             if spread <= 1e-6 * min(1.0, largest):  # the same, up to rounding
                 return rewards
             factor = 1000.0 / spread

@@ -93,7 +93,8 @@ def _standardised(states: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
     """The main properties of a dataset, as (name, value)."""
-    returns, lengths = dataset.recorded_returns, dataset.episode_lengths
+    first = dataset.first_readings
+    returns, lengths = dataset.recorded_returns, dataset.episode_lengths[first]
     ends = dataset.ends
     inside = int((np.asarray(dataset.terminations) & ~dataset.last_steps).sum())
     if inside:
@@ -101,7 +102,7 @@ def summary(dataset: OfflineDataset) -> list[tuple[str, str]]:
     rows = [
         ("environment", dataset.env_spec.id if dataset.env_spec else "not named"),
         ("behavior", str(dataset.details.get("algorithm") or "not named")),
-        ("size", f"{len(dataset):,} transitions, {counted(dataset.n_episodes, 'episode')}"),
+        ("size", f"{len(dataset):,} transitions, {counted(len(first), 'episode')}"),
         ("spaces", f"observations {dataset.states.shape[1]}, actions {dataset.actions.shape[1]}"),
         ("return", _spread(returns)),
         ("length", _spread(lengths)),

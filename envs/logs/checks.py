@@ -65,6 +65,8 @@ def _steps(log: Log) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 def _where(log: Log, row: int) -> str:
     """Episode and step of a row."""
+    if log.is_ambiguous:
+        return f"row {row} of all files"
     k = int(np.searchsorted(log.starts, row, side="right")) - 1
     return f"episode {log.episodes[row]}, row {row - log.starts[k]}"
 
@@ -114,13 +116,18 @@ def _values(log: Log) -> Iterator[Finding]:
             rows = np.flatnonzero(wrong.any(axis=1))
             columns = [names[int(k)] for k in np.flatnonzero(wrong.any(axis=0))]
             odd = np.unique(log.episodes[rows])
+            leave_out = (
+                "import the files one by one, and leave these episodes out (--skip-episodes)"
+                if log.is_ambiguous
+                else f"leave these episodes out (--skip-episodes {' '.join(map(str, odd[:8]))}"
+                f"{' …' if len(odd) > 8 else ''})"
+            )
             yield Finding(
                 "values",
                 False,
                 f"{what} have {said} in {len(rows)} rows of {len(odd)} episodes, "
                 f"first in {_where(log, int(rows[0]))}, columns {listed(columns)}: repair them, or "
-                f"leave these episodes out (--skip-episodes {' '.join(map(str, odd[:8]))}"
-                f"{' …' if len(odd) > 8 else ''})",
+                f"{leave_out}",
             )
     if good:
         yield Finding("values", True, "all numbers are finite")
@@ -246,8 +253,8 @@ def _ends(log: Log, ends: Ends) -> Iterator[Finding]:
                 "ends",
                 False,
                 f"{len(inside)} rows are {name} and others of their episode follow, first in "
-                f"{_where(log, int(inside[0]))}: name no episode column, so that flags end "
-                "episodes, or correct the flags",
+                f"{_where(log, int(inside[0]))}: correct the flags, or let them end "
+                "episodes (--episode '')",
             )
             return
     last = log.ends

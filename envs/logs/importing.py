@@ -46,19 +46,21 @@ def action_box(
         ends = [np.broadcast_to(np.asarray(b, np.float64), (size,)) for b in (low, high)]
         if not (np.isfinite(ends).all() and (ends[0] < ends[1]).all()):
             raise LogError(f"--low {list(low)} --high {list(high)}: expected low below high")
-        outside = np.asarray((log.actions < ends[0]) | (log.actions > ends[1]))
-        if outside.any():
-            names = [log.action_names[int(k)] for k in np.flatnonzero(outside.any(axis=0))]
+        box = spaces.Box(ends[0].astype(np.float32), ends[1].astype(np.float32))
+        wrong = outside(log.actions.astype(np.float32), box)
+        if wrong.any():
+            names = [log.action_names[int(k)] for k in np.flatnonzero(wrong.any(axis=0))]
             raise LogError(
-                f"{int(outside.any(axis=1).sum())} actions lie outside --low and --high, columns "
+                f"{int(wrong.any(axis=1).sum())} actions lie outside --low and --high, columns "
                 f"{names}: state wider ones, or clip what was executed"
             )
-        return spaces.Box(ends[0].astype(np.float32), ends[1].astype(np.float32)), "as stated"
+        return box, "as stated"
     if log.is_one_hot:
         return spaces.Box(0.0, 1.0, (size,), np.float32), "one number per choice"
-    if float(np.abs(log.actions).max()) <= 1.0:
+    actions = log.actions.astype(np.float64)  # of integers -2^n has no absolute value
+    if float(np.abs(actions).max()) <= 1.0:
         return spaces.Box(-1.0, 1.0, (size,), np.float32), "all actions are inside"
-    smallest, largest = log.actions.min(axis=0), log.actions.max(axis=0)
+    smallest, largest = actions.min(axis=0), actions.max(axis=0)
     constant = smallest == largest
     radius = np.maximum(1.0, np.abs(smallest))
     smallest = np.where(constant, smallest - radius, smallest)

@@ -102,7 +102,9 @@ def _with_defaults(names: Names, vectors: Sequence[str]) -> Names:
         "episode": "episode_index" if "episode_index" in vectors else None,
         "time": "timestamp" if "timestamp" in vectors else None,
     }
-    missing = {name: value for name, value in defaults.items() if not getattr(names, name)}
+    missing = {
+        name: value for name, value in defaults.items() if getattr(names, name) in (None, ())
+    }
     return dataclasses.replace(names, **missing)
 
 

@@ -18,7 +18,10 @@ from qgpo.envs.logs.log import Log
 
 @dataclass(frozen=True)
 class Names:
-    """Which columns are what: names, or patterns with `*` for those of several columns."""
+    """Which columns are what: names, or patterns with `*` for those of several columns.
+
+    What is not named is guessed, and "" says that there is no such column.
+    """
 
     observations: tuple[str, ...] = ()
     """in the order in which the agent sees them"""
@@ -44,11 +47,19 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "truncation": ("truncations", "timeouts", "truncated", "truncation"),
     "episode": ("episode", "episodes", "episode_index", "episode_id"),
     "time": ("timestamp", "timestamps", "time"),
-    "next_observations": ("next_observations", "next_obs", "next_observation*"),
+    "next_observations": (
+        "next_observations",
+        "next_obs",
+        "next_observation*",
+        "next_obs*",
+        "next_state*",
+    ),
 }
 """what columns are taken for where nothing is said, the first one that is there"""
 SEVERAL = ("observations", "actions", "next_observations")
 NEEDED = ("observations", "actions")
+NO_COLUMN = ("", ("",))
+"""as a name: none of the columns has this role, whatever they are called"""
 
 
 def choose(names: Names, there: Sequence[str], of: str) -> dict[str, list[str]]:
@@ -56,6 +67,8 @@ def choose(names: Names, there: Sequence[str], of: str) -> dict[str, list[str]]:
     chosen: dict[str, list[str]] = {}
     for role, guesses in GUESSES.items():
         stated = getattr(names, role)
+        if stated in NO_COLUMN:
+            continue
         if stated:
             try:
                 chosen[role] = expand(stated if role in SEVERAL else (stated,), there)
@@ -92,12 +105,28 @@ def read_log(paths: Sequence[Path], names: Names | None = None, seconds: float =
     logs = []
     for path in paths:
         chosen = choose(names, names_in(path), str(path))
-        wanted = list(dict.fromkeys(name for found in chosen.values() for name in found))
-        logs.append(as_log(read_columns(path, wanted), chosen, str(path), seconds))
+        columns = _read(path, chosen, time_is_guessed=names.time is None)
+        logs.append(as_log(columns, chosen, str(path), seconds))
     log = join(logs)
-    unused = [name for name in names_in(paths[0]) if name not in wanted]
+    unused = [name for name in names_in(paths[0]) if name not in columns]
     notes = (f"columns that are not used: {listed(unused)}",) if unused else ()
     return dataclasses.replace(log, notes=notes)
+
+
+def _read(path: Path, chosen: dict[str, list[str]], time_is_guessed: bool) -> Columns:
+    """The columns that are chosen.
+
+    A column of time that was guessed, and is no column of numbers but of dates, is taken out.
+    """
+    wanted = list(dict.fromkeys(name for found in chosen.values() for name in found))
+    try:
+        return read_columns(path, wanted)
+    except LogError:
+        if not (time_is_guessed and "time" in chosen):
+            raise
+        columns = read_columns(path, [name for name in wanted if name not in chosen["time"]])
+    del chosen["time"]
+    return columns
 
 
 def as_log(
@@ -116,6 +145,8 @@ def as_log(
         for role in ("reward", "termination", "truncation", "episode", "time")
         if role in chosen
     }
+    if "reward" in single and single["reward"].dtype == np.bool_:
+        single["reward"] = single["reward"].astype(np.float32)
     odd = {role: len(values) for role, values in single.items() if len(values) != n}
     if odd:
         raise LogError(f"{of}: actions has {n} rows, {odd} others")
@@ -210,7 +241,10 @@ def _episodes(
 ) -> NDArray[np.int64]:
     """(N,) numbers of episodes: as recorded, else counted at the flags."""
     if numbers is not None:
-        if numbers.dtype.kind == "f" and not np.array_equal(numbers, np.round(numbers)):
+        whole = numbers.dtype.kind != "f" or (
+            np.isfinite(numbers).all() and np.array_equal(numbers, np.round(numbers))
+        )
+        if not whole:
             raise LogError(f"{of}: the episode column has values that are no whole numbers")
         return numbers.astype(np.int64)
     over = np.zeros(n, np.bool_)

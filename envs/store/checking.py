@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from gymnasium import spaces
 from minari import MinariDataset
 
 from qgpo.envs.data import memmap
@@ -22,6 +24,7 @@ from qgpo.envs.store.ogbench import name_of
 from qgpo.envs.store.opening import open_dataset
 from qgpo.envs.tasks.families import find_family
 from qgpo.envs.tasks.making import make_env
+from qgpo.envs.tasks.spaces import same_box
 
 
 @dataclass(frozen=True)
@@ -161,12 +164,22 @@ def _environment(dataset: OfflineDataset) -> Finding:
         env = make_env(dataset.env_spec, own_modules=False)
     except ValueError as error:
         return Finding("environment", False, str(error))
-    shapes = env.observation_space.shape, env.action_space.shape
+    observed, acted, adapter = env.observation_space, env.action_space, dataset.adapter
     env.close()
+    name = dataset.env_spec.id
+    if adapter is not None:
+        try:
+            observed = adapter.box(cast("spaces.Dict", observed), name)
+        except ValueError as error:
+            return Finding("environment", False, str(error))
+    shapes = observed.shape, acted.shape
     expected = dataset.observation_space.shape, dataset.action_space.shape
-    text = f"{dataset.env_spec.id} has observations {shapes[0]} and actions {shapes[1]}"
+    text = f"{name} has observations {shapes[0]} and actions {shapes[1]}"
     if shapes != expected:
         text += f", the data {expected[0]} and {expected[1]}"
+    elif not (isinstance(acted, spaces.Box) and same_box(acted, dataset.action_space)):
+        text += f": {acted}, the data {dataset.action_space}"
+        return Finding("environment", False, text)
     return Finding("environment", shapes == expected, text)
 
 

@@ -52,24 +52,33 @@ class Member:
         if version not in ((1, 0), (2, 0)):
             raise NpzError(f"{name} has version {version} of its format, expected 1 or 2")
         read: Any = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, by_column, dtype = read(stream, max_header_size=LONGEST_HEADER)
+        shape, self.by_column, dtype = read(stream, max_header_size=LONGEST_HEADER)
         self.shape: tuple[int, ...] = shape
         self.dtype: np.dtype[Any] = dtype
         if dtype.kind not in "biuf" or dtype.itemsize > 8:
             raise NpzError(f"{name} contains no numbers, its type is {dtype}")
-        if not shape or (by_column and len(shape) > 1) or min(shape) < 0:
+        if not shape or min(shape) < 0:
             raise NpzError(f"{name} has shape {shape}, expected rows")
         self.nbytes = math.prod(shape) * dtype.itemsize
         if size != stream.tell() + self.nbytes:
             raise NpzError(f"{name} states the shape {shape}, of which not all is there")
 
     def rows(self, number: int) -> NDArray[Any]:
-        """The next rows. Raises NpzError where there are fewer."""
+        """The next rows. Raises NpzError where there are fewer.
+
+        Of an array that is stored column by column (`by_column`) only all rows at once can be read.
+        """
         shape = (number, *self.shape[1:])
+        by_column = self.by_column and len(shape) > 1
+        if by_column and number != self.shape[0]:
+            raise NpzError(
+                f"{self.name} is stored column by column, expected rows: write it with "
+                "np.ascontiguousarray"
+            )
         content = self.stream.read(math.prod(shape) * self.dtype.itemsize)
         if len(content) != math.prod(shape) * self.dtype.itemsize:
             raise NpzError(f"{self.name} ends before its {self.shape[0]} rows")
-        return np.frombuffer(content, self.dtype).reshape(shape)
+        return np.frombuffer(content, self.dtype).reshape(shape, order="F" if by_column else "C")
 
     def finish(self) -> None:
         """Read to the end, where the archive's checksum is compared."""

@@ -118,7 +118,11 @@ def add_dataset(made: Path, dataset_id: str, replace: bool = False) -> Path | No
         raise ValueError(f"dataset {dataset_id!r} was created in {target} while it was written")
     namespace = parse_dataset_id(dataset_id)[0]
     if namespace is not None and namespace not in list_local_namespaces():
-        create_namespace(namespace)
+        try:
+            create_namespace(namespace)
+        except ValueError:  # another process was faster
+            if namespace not in list_local_namespaces():
+                raise
     target.parent.mkdir(parents=True, exist_ok=True)
     _retire(previous)  # left by a process that was killed after it had replaced it
     if target.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from qgpo import (
     load_agent,
 )
 from qgpo.agents.core.acting import GivenNoise
+from qgpo.agents.guided import GuidanceOffWarning, Verdict
 
 TEACHER = replace(WHITENED, energy_steps=2)
 OBSERVATIONS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -117,6 +119,18 @@ def test_a_student_comes_near_its_teacher(teacher):
     sampled = student.acting_on(GivenNoise(noise)).act(rows, False)
     other = student.acting_on(GivenNoise(-noise)).act(rows, False)
     assert float((sampled - other).abs().mean()) > 0.1
+
+
+@pytest.mark.parametrize("weights", [{"returns": 0.5}, {"returns": 0.0}])
+def test_a_student_whose_teacher_only_imitates_says_so(monkeypatch, weights):
+    confirmed = Verdict(0.1, 5.0, {**weights, "implicit": 0.0})
+    found = property(lambda agent: confirmed if agent.is_trained else None)
+    monkeypatch.setattr(OneStepPolicy, "verdict", found)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        OneStepPolicy(ONE_STEP, device="cpu").learn(make_dataset())
+    off = [w for w in said if issubclass(w.category, GuidanceOffWarning)]
+    assert len(off) == (0 if weights["returns"] else 1)
 
 
 def test_a_teacher_has_no_file_of_its_own(teacher, tmp_path):

@@ -233,6 +233,15 @@ def test_what_is_not_ours_is_refused(tmp_path, agent, name, content, said):
         load_from_folder(folder)
 
 
+def test_hidden_files_of_tools_are_passed_over(tmp_path, agent):
+    folder = save_to_folder(agent, tmp_path / "shared", clip=False)
+    for name in (".DS_Store", ".cache/huggingface/CACHEDIR.TAG", ".git/hooks/update.sample"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of a tool", encoding="utf-8")
+    again = load_from_folder(folder, device="cpu")
+    assert same_parameters(again.get_parameters(), agent.get_parameters())
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("agent", "AEPO"), ("guidance_scale", 99.0), ("observations", 55), ("config", None)],

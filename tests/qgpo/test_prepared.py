@@ -120,6 +120,7 @@ def test_what_is_not_prepared():
     assert prepared_output(network, times, torch.zeros(FEW + 1, STATES)) is None
     assert prepared_output(energy, times, condition) is None
     assert prepared_gradient(energy, times, condition) is not None
+    assert prepared_gradient(EnergyNetwork(DIM, STATES, (), 1.0), times, condition) is None
     with plainly():
         assert prepared_gradient(energy, times, condition) is None
     with torch.enable_grad():

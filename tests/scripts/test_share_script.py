@@ -44,6 +44,7 @@ def test_a_run_becomes_a_folder_and_a_checkpoint_again(run, tmp_path, capsys):
     card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
     assert "| the data | 3.50 |" in card
     assert "| agent | 1.50 |" in card
+    Path("again-old.zip").touch()  # another file
     script.main(["load", "shared", "--output", "again.zip"])
     first, second = (load_agent(p, device="cpu") for p in (run / "checkpoint.zip", "again.zip"))
     assert same_parameters(first.get_parameters(), second.get_parameters())

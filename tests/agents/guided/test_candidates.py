@@ -24,6 +24,7 @@ VALUES = torch.tensor([0.0, 2.0, 1.0])
 SPREAD = 0.2
 PLAIN = {"beta": 1.0, "q_unit": "reward", "tilt_limit": None, "whitening_steps": 0}
 N_DRAWS = 4000
+CONFIGS = {SIR: SIR_CONFIGS["mean"], BestOfN: BEST_OF_N_CONFIGS["whitened"]}
 
 
 class Given(nn.Module):
@@ -240,6 +241,24 @@ def test_without_a_choice_both_act_as_the_behavior(scale, n, deterministic, fami
         torch.testing.assert_close(act(agent), act(qgpo), atol=1e-6, rtol=0.0)
         agent.guidance_scale, agent.num_samples = 1.0, 32
         assert not torch.allclose(act(agent), act(qgpo), atol=1e-4)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("agent_class", [SIR, BestOfN])
+def test_without_a_ranking_they_act_as_the_behavior_at_every_scale(agent_class, deterministic):
+    kind = replace(CONFIGS[agent_class], critic="stacked", q_unit="spread")
+    agent = agent_class(kind, device="cpu").learn(make_dataset((3,) * 12))
+    agent.num_samples = 8
+
+    def actions(scale):
+        agent.guidance_scale = scale
+        agent.seed_predictions(4)
+        return agent.act(torch.ones(1, 3) * torch.arange(5.0)[:, None], deterministic)
+
+    for weights in ([0.5, 0.0], [0.0, 0.0]):
+        agent.critic.stack.weights.copy_(torch.tensor(weights))
+        assert agent.guidance_is_off == torch.equal(actions(0.0), actions(1.0))
+        assert agent.guidance_is_off == torch.equal(actions(0.0), actions(4.0))
 
 
 @pytest.mark.parametrize("agent_class", [SIR, BestOfN])

@@ -19,8 +19,8 @@ LONG = replace(WHITENED, whitening_steps=30, behavior_steps=250)
 DATA = make_dataset((2,) * 12)
 
 
-def stopping(data, steps=100, batch_size=256, network=None, judge=None, **more):
-    agent = QGPO(WHITENED, seed=3, device="cpu")
+def stopping(data, steps=100, batch_size=256, network=None, judge=None, seed=3, **more):
+    agent = QGPO(WHITENED, seed=seed, device="cpu")
     batches = agent.prepare(data)
     network = torch.nn.Linear(1, 1, bias=False) if network is None else network
     early = EarlyStopping(
@@ -44,6 +44,15 @@ def test_few_episodes_are_held_out_in_stretches():
     early, _ = stopping(make_dataset((40,)))
     assert len(early.held_out) == 4
     assert len(early.learned) == 36
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 11])
+def test_of_a_few_transitions_some_are_held_out_and_some_learned(length):
+    """A tenth of them, whatever numbers stretches have that hold none."""
+    for seed in range(20):
+        early, _ = stopping(make_dataset((length,)), seed=seed)
+        assert len(early.held_out) == math.ceil(length / 10)
+        assert len(early.learned) == length - len(early.held_out)
 
 
 @pytest.mark.parametrize("data", [make_dataset((1,)), make_dataset((2,) * 500)])

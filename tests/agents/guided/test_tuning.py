@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from qgpo import QGPO
 from qgpo.agents.core.training import NonFiniteError
-from qgpo.agents.guided.imagination import Episodes, fit_dynamics, horizon_of, imagine
+from qgpo.agents.guided.imagination import Episodes, Imagination, fit_dynamics, horizon_of, imagine
 from qgpo.agents.guided.policy import GuidedPolicy
 from qgpo.agents.guided.tuning import (
     GuidanceTuning,
@@ -340,6 +340,15 @@ def test_an_imagined_episode_has_as_many_decisions_as_the_environment_allows(
     spec = EnvSpec("Pendulum-v1", max_episode_steps=limit)
     dataset = replace(make_dataset(lengths=(40, 21)), env_spec=spec)
     assert horizon_of(windowed(dataset, chunk=chunk)) == decisions
+
+
+def test_imagined_episodes_begin_where_recorded_ones_do(monkeypatch):
+    monkeypatch.setattr(Episodes, "most_disagreement", lambda *_: 3.0)
+    data = windowed(make_dataset(lengths=(9, 7)), chunk=3)  # three readings of each
+    batches = QGPO(WHITENED, device="cpu").learn(data).prepare(data)
+    world = Imagination.of(Fixed(), data, batches, torch.Generator().manual_seed(0), None, 40)
+    first = batches.observations(batches.state_index[data.episode_starts[[0, 3]]])
+    assert torch.equal(torch.unique(world.starts, dim=0), torch.unique(first, dim=0))
 
 
 def test_what_cannot_be_tuned_is_refused():

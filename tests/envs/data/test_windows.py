@@ -65,6 +65,21 @@ def test_returns_are_those_of_the_recordings_once_each():
     assert f"(mean {recorded.episode_returns.mean():.4g})" in repr(data)
 
 
+def test_rewards_are_scaled_by_the_returns_of_whole_episodes_however_many_are_decided():
+    recorded = numbered((7, 7), (False, False))
+    expected = 1000.0 / np.ptp(recorded.episode_returns)
+    seen = windowed(recorded, chunk=3)
+    assert np.allclose(seen.tuned_rewards("locomotion"), expected * seen.rewards)
+    same = make_dataset(lengths=(6, 6), rewards=np.ones(12, np.float32))
+    assert windowed(same, chunk=3).tuned_rewards("locomotion").max() == 3.0
+
+
+def test_a_recorded_episode_is_counted_once():
+    data = windowed(numbered(), chunk=3)
+    assert data.n_episodes == 5
+    assert "in 2 episodes (1 terminated, 1 truncated)" in repr(data)
+
+
 def test_one_of_each_is_the_dataset_itself():
     data = make_dataset()
     assert windowed(data, 1, 1) is data
@@ -194,6 +209,19 @@ def test_episodes_side_by_side_begin_by_themselves(told):
     assert np.allclose(actions[:, 0], [0.011, 0.020])
     assert all(np.array_equal(a, b) for a, b in zip(before, state, strict=True))
     assert after[2].tolist() == [1, 2]
+
+
+def test_actions_of_chunks_are_inside_the_bounds():
+    """0.1 is a little more than 0.1 in float32, in which the memory is."""
+    space = spaces.Box(-0.1, 0.1, (1,), np.float64)
+    recorded = make_dataset(actions=np.zeros((16, 1), np.float32))
+    data = windowed(dataclasses.replace(recorded, action_space=space), chunk=2)
+    agent = BC(TINY, device="cpu").learn(data)
+    agent.act = lambda observations, deterministic: torch.ones(len(observations), 2)
+    action, _ = agent.predict(data.observations[0], deterministic=True)
+    assert action.dtype == np.float64
+    assert space.contains(action)
+    assert action == pytest.approx(0.1)
 
 
 def test_a_state_of_something_else_is_refused(told):

@@ -85,6 +85,14 @@ def test_bounds_are_stated_or_those_of_the_data():
     assert np.allclose(box.low, [wide.actions[:, 0].min(), 0.0])
     assert np.allclose(box.high, [wide.actions[:, 0].max(), 10.0])
     assert action_box(wide, (-20.0,), (20.0,))[0].high.tolist() == [20.0, 20.0]
+    tenths = np.clip(0.2 * log.actions, -0.1, 0.1).astype(np.float32)  # 0.1 becomes a little more
+    assert float(tenths.max()) > 0.1
+    narrow = dataclasses.replace(log, actions=tenths)
+    assert action_box(narrow, (-0.1,), (0.1,))[0].high.tolist() == [np.float32(0.1)] * 2
+    whole = dataclasses.replace(log, actions=np.full(log.actions.shape, -128, np.int8))
+    box, said = action_box(whole)
+    assert said.startswith("the range of the data")
+    assert (box.low[0], box.high[0]) == (-256.0, 0.0)
     for low, high, error in [
         ((-1.0,), (), "one of --low and --high"),
         ((-1.0,) * 3, (1.0,), "--low has 3 numbers, expected 1 or 2"),

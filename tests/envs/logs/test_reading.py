@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from recordings import NAMES, TABLE, write_lerobot, write_table
 
+from qgpo.envs.logs.checks import check_log
 from qgpo.envs.logs.columns import LogError, expand
 from qgpo.envs.logs.lerobot import is_lerobot, read_lerobot
 from qgpo.envs.logs.log import episodes_of
@@ -116,6 +118,33 @@ def test_several_files_are_several_episodes(tmp_path):
         read_log([tmp_path / "0.csv", other])
 
 
+def test_a_role_that_no_column_has_is_not_guessed(tmp_path):
+    text = "obs,action,episode,time,terminated\n1,2,0,0.1,0\n2,3,0,0.2,1\n3,4,0,0.3,0\n"
+    table = write_table(tmp_path / "log.csv", text)
+    assert read_log([table]).lengths.tolist() == [3]
+    log = read_log([table], Names(episode="", time=""))
+    assert log.lengths.tolist() == [2, 1]
+    assert log.times is None
+    assert log.notes == ("columns that are not used: 'episode', 'time'",)
+
+
+def test_dates_are_no_time_stamps_where_nobody_named_them(tmp_path):
+    rows = "".join(f"{k},0.5,2026-01-0{k}T10:00:00\n" for k in (1, 2, 3))
+    table = write_table(tmp_path / "log.csv", f"obs,action,timestamp\n{rows}")
+    log = read_log([table])
+    assert log.times is None
+    assert log.notes == ("columns that are not used: 'timestamp'",)
+    with pytest.raises(LogError, match="column 'timestamp' has '2026-01-01T10:00:00'"):
+        read_log([table], Names(time="timestamp"))
+
+
+def test_next_observations_are_found_by_the_name_of_the_observations(tmp_path):
+    text = "obs_0,obs_1,next_obs_0,next_obs_1,action\n1,2,2,3,0.5\n9,8,8,7,0.5\n"
+    log = read_log([write_table(tmp_path / "log.csv", text)])
+    assert log.observation_names == ("obs_0", "obs_1")
+    assert log.next_observations.tolist() == [[2, 3], [8, 7]]
+
+
 def test_recorded_numbers_of_episodes_stay_and_say_which_to_leave_out(tmp_path):
     def recorded(name: str, numbers: tuple[int, ...]) -> Path:
         rows = "".join(f"{n}.{k},0.5,{n}\n" for n in numbers for k in range(3))
@@ -130,6 +159,10 @@ def test_recorded_numbers_of_episodes_stay_and_say_which_to_leave_out(tmp_path):
     assert both.lengths.tolist() == [3] * 5
     with pytest.raises(LogError, match=r"several files have the same number.*\[2\]"):
         both.without([2])
+    odd = dataclasses.replace(both, observations=np.where(both.observations == 2, np.nan, 0.0))
+    (found,) = (f.text for f in check_log(odd) if f.what == "values")
+    assert "first in row 3 of all files" in found
+    assert "import the files one by one, and leave these episodes out" in found
     counted = read_log([write_table(tmp_path / f"{k}.csv", "obs,action\n1,2\n2,3\n") for k in "de"])
     assert counted.without([1]).lengths.tolist() == [2]  # the second file
 
@@ -146,6 +179,7 @@ def test_recorded_numbers_of_episodes_stay_and_say_which_to_leave_out(tmp_path):
         ("1,2,3\n4,5,6\n", Names(), "its first line holds numbers"),
         ("obs,action\n1\n", Names(), "line 2 has 1 cells"),
         ("obs,action,episode\n1,2,0.5\n", Names(), "no whole numbers"),
+        ("obs,action,episode\n1,2,inf\n", Names(), "no whole numbers"),
         (
             "obs,action,terminated\n1,2,7\n",
             Names(),
@@ -253,6 +287,18 @@ def test_lines_of_the_same_width_are_read(tmp_path, text):
 def test_truth_values_are_observations_too(tmp_path):
     np.savez(tmp_path / "b.npz", observations=np.eye(3) > 0, actions=np.zeros((3, 1)))
     assert read_log([tmp_path / "b.npz"]).observations.tolist() == np.eye(3).tolist()
+
+
+def test_truth_values_are_rewards_and_columns_may_be_stored_one_by_one(tmp_path):
+    observations = np.arange(8.0).reshape(2, 4).T
+    success = np.array([False, True, True, False])
+    arrays = {"observations": observations, "actions": np.zeros((4, 1)), "rewards": success}
+    assert not observations.flags.c_contiguous
+    np.savez(tmp_path / "log.npz", **arrays)
+    log = read_log([tmp_path / "log.npz"])
+    assert log.rewards.tolist() == [0, 1, 1, 0]
+    assert np.array_equal(log.observations, observations)
+    assert not [found for found in check_log(log) if found.ok is False]
 
 
 def test_next_observations_have_as_many_numbers(tmp_path):

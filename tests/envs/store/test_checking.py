@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from factory import numbered_episodes, write_buffers
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from robotics_data import needs_robotics, write_pointmaze
 
 from qgpo import load_dataset
 from qgpo.envs.store.bundled import RECIPES, Recipe
@@ -105,6 +108,28 @@ def test_an_environment_of_other_spaces_is_found():
     assert environment.text == (
         "Pendulum-v1 has observations (3,) and actions (1,), the data (2,) and (1,)"
     )
+
+
+def test_an_environment_of_other_bounds_is_found():
+    half = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    observed = spaces.Box(-8.0, 8.0, (3,), np.float32)
+    episodes = [
+        replace(episode, observations=np.zeros((len(episode.observations), 3), np.float32))
+        for episode in buffers()
+    ]
+    env = EnvSpec("Pendulum-v1", "gymnasium.envs.classic_control:PendulumEnv")
+    write_buffers(episodes, env=env, observation_space=observed, action_space=half)
+    environment = finding(check_dataset(ID), "environment")
+    assert environment.ok is False
+    assert "actions (1,): Box(-2.0, 2.0, (1,), float32), the data Box(-1.0" in environment.text
+
+
+def test_observations_in_parts_are_seen_as_agents_see_them():
+    needs_robotics()
+    write_pointmaze("test/pointmaze/umaze-v0")
+    environment = finding(check_dataset("test/pointmaze/umaze-v0"), "environment")
+    assert environment.ok is True
+    assert environment.text.endswith("has observations (6,) and actions (2,)")
 
 
 def test_an_environment_that_cannot_be_made_is_found():
