@@ -14,14 +14,17 @@ Nothing that is read runs code: no pickles, no scripts of a dataset.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -180,7 +183,7 @@ def _fashion(split: str = "train", folder: Path = FASHION) -> Images:
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """A compressed file of MNIST's format: bytes, of as many dimensions as it says."""
-    with gzip.open(path) as file:
+    with _readable(path), gzip.open(path) as file:
         content = file.read()
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is no IDX file of bytes")
@@ -202,13 +205,33 @@ NAMED: dict[str, Callable[[str], Images]] = {
 def _from_array(path: Path) -> Images:
     """An array, which stays in its file until rows of it are asked for where it is .npy."""
     if path.suffix == ".npy":
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
         beside = path.with_suffix(".labels.npy")
-        return _numbered(pixels, np.load(beside, allow_pickle=False) if beside.is_file() else None)
-    with np.load(path, allow_pickle=False) as arrays:
-        if "images" not in arrays:
-            raise ValueError(f"{path} holds {sorted(arrays)}, expected images (and labels)")
-        return _numbered(arrays["images"], arrays.get("labels"))
+        labels = read_array(beside) if beside.is_file() else None
+        return _numbered(read_array(path, mmap_mode="r"), labels)
+    with _readable(path), np.load(path, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in ("images", "labels") if name in arrays}
+        names = sorted(arrays)
+    if "images" not in found:
+        raise ValueError(f"{path} holds {names}, expected images (and labels)")
+    return _numbered(found["images"], found.get("labels"))
+
+
+def read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> NDArray[Any]:
+    """The array of a .npy file. Raises ValueError, which names it, for a damaged one."""
+    with _readable(path):
+        array: NDArray[Any] = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    return array
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Around what reads a file: what a damaged one raises becomes a ValueError with its name."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (EOFError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
 
 
 def _numbered(pixels: NDArray[Any], labels: NDArray[Any] | None) -> Images:

@@ -109,7 +109,7 @@ def read_run(document: Document, source: str) -> Run:
             headline_scale=_scale(document["headline_scale"]),
             returns=_by_scale(document["evaluations"]),
             successes=_successes(document["evaluations"]),
-            reference=ReferenceScores(**data["reference"]) if data["reference"] else None,
+            reference=_reference(document),
             data_returns=_returns(data["returns"]),
             fingerprint=_name(data["fingerprint"]),
             wall_seconds=_seconds(training["wall_seconds"]),
@@ -126,6 +126,18 @@ def read_run(document: Document, source: str) -> Run:
         if score is not None:
             _number(score, "normalised score")
     return run
+
+
+def _reference(document: Document) -> ReferenceScores | None:
+    """The reference returns of the environment in which the headline was played.
+
+    Documents of earlier versions have those of the data alone.
+    """
+    found = document["dataset"]["reference"]
+    for evaluation in document["evaluations"]:
+        if evaluation["guidance_scale"] == document["headline_scale"]:
+            found = evaluation.get("reference", found)
+    return ReferenceScores(**found) if found else None
 
 
 def _settings(document: Document) -> dict[str, Any]:

@@ -87,16 +87,16 @@ def run_cell(cell: Cell, root: Path) -> Document:
 def wait_for_donor(cell: Cell, root: Path) -> bool:
     """Whether the cell that this one adopts from is finished; waits while a process trains it.
 
-    It may have failed, or its run folder is gone: then all stages are trained here, which gives
-    the same agent.
+    It may have failed, or its run folder or checkpoint is gone: then all stages are trained here,
+    which gives the same agent.
     """
     folder = RunFolder(root / str(cell.donor))
     if not folder.evaluations and folder.is_locked:
         print(f"waiting for {cell.donor}", flush=True)
     while not folder.evaluations and folder.is_locked:
         time.sleep(POLL_SECONDS)
-    if not folder.evaluations:
-        print(f"{cell.donor} is neither finished nor running: all stages are trained here")
+    if not folder.evaluations or not folder.checkpoint.exists():
+        print(f"{cell.donor} is not running and has no finished agent: all stages are trained here")
         return False
     return True
 

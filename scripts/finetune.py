@@ -120,7 +120,12 @@ def main(args: Args) -> None:
     """Load, learn, save, and say how it was at first and how it is now."""
     again = f"; continue with: {command('finetune', *sys.argv[1:])}"
     again += "" if args.resume else " --resume"
-    with one_line(TypeError, RuntimeError, NonFiniteError, stopped=again):
+    errors = (TypeError, RuntimeError, NonFiniteError)
+
+    def how_to_go_on() -> str:
+        return again if (args.folder / CHECKPOINT).exists() else ""
+
+    with one_line(*errors, stopped=how_to_go_on):
         check_types(args)
         check_learns_online(agent_of(args))
         with RunFolder(args.folder).locked():

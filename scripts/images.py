@@ -15,7 +15,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +29,7 @@ from qgpo.agents.core.shards import is_first, joined
 from qgpo.agents.images import IMAGE_PRESETS, EnergyGuidedImages, ImageConfig
 from qgpo.commands import command
 from qgpo.envs.data.figure import save
-from qgpo.envs.images import Images, load_images
+from qgpo.envs.images import Images, load_images, read_array
 from qgpo.experiments.image_study import TASKS, Outcome, Task, class_energies, study
 from qgpo.fields import check_count
 from qgpo.files import write_whole
@@ -151,12 +151,16 @@ class Sample:
         output = self.output or self.model.with_suffix(".png")
         if output.suffix not in (".png", ".pdf", ".svg"):
             raise ValueError(f"--output {output}: expected a name that ends in .png, .pdf or .svg")
-        energy = None if self.energy is None else read_function(self.energy)
+        energy = None if self.energy is None else read_function(self.energy, ("hues",))
         with joined() as device:
             model = EnergyGuidedImages.load(
                 self.model, energy, self.device if device == "auto" else device
             )
             energies = 0 if model.layout is None else model.layout.energies
+            if self.target is not None and not energies:
+                raise ValueError(
+                    f"--target {self.target}: this model has a single energy, leave --target away"
+                )
             rows = {}
             for scale in self.scales:
                 target: Any = self.target
@@ -283,19 +287,20 @@ def read_energy(name: str, images: Images) -> Any:
             raise ValueError("--energy classes: these images have no labels")
         return class_energies(images.labels, len(images.classes))
     if Path(name).suffix == ".npy":
-        return np.load(name, allow_pickle=False)
-    return read_function(name)
+        return read_array(Path(name))
+    return read_function(name, (*ENERGIES, "a .npy file"))
 
 
-def read_function(name: str) -> Callable[..., Any]:
-    """hues, or the function of a Python file that the user names: file.py:function."""
+def read_function(name: str, others: Sequence[str]) -> Callable[..., Any]:
+    """hues, or the function of a Python file that the user names: file.py:function.
+
+    `others` is what an error names beside that.
+    """
     if name == "hues":
         return hue_energies
     path, _, function = name.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
-        raise ValueError(
-            f"--energy {name}: expected one of {list(ENERGIES)}, a .npy file, or file.py:function"
-        )
+        raise ValueError(f"--energy {name}: expected {', '.join(others)} or file.py:function")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"--energy {name}: {path} cannot be imported")

@@ -157,6 +157,23 @@ def test_arrays_run_no_code(tmp_path):
             load_images(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", ["images.npy", "images.npz", "images-idx3-ubyte.gz"])
+@pytest.mark.parametrize("part", [0.0, 0.5])
+def test_a_damaged_file_is_named(name, part, tmp_path):
+    path = tmp_path / name
+    idx = b"\0\0\x08\1" + struct.pack(">I", 99) + RGB.tobytes()[:99]
+    if name.endswith("gz"):
+        path.write_bytes(gzip.compress(idx))
+    elif name.endswith("npz"):
+        np.savez(path, images=RGB)
+    else:
+        np.save(path, RGB)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(ValueError, match=rf"{name} (cannot be read|is no IDX file)"):
+        read_idx(path) if name.endswith("gz") else load_images(str(path))
+
+
 def test_a_folder_has_a_class_per_subfolder(tmp_path):
     for i, name in enumerate(["cats/a.png", "cats/b.png", "dogs/deep/c.png"]):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -145,9 +145,18 @@ def test_an_adopting_cell_that_was_stopped_goes_on_without_its_donor(plan, monke
 def test_a_cell_whose_donor_nobody_runs_trains_all_stages(plan, capsys):
     first, alone, second = in_turn(read_plan(plan))
     result = run_cell(second, Path("runs"))
-    assert f"{first.name} is neither finished nor running" in capsys.readouterr().out
+    assert f"{first.name} is not running and has no finished agent" in capsys.readouterr().out
     assert "adopted_from" not in result["training"]
     assert without_times(result) == without_times(run_cell(alone, Path("runs")))
+
+
+@pytest.mark.usefixtures("data")
+def test_a_donor_without_its_checkpoint_is_none(plan, capsys):
+    first, _, second = in_turn(read_plan(plan))
+    run_cell(first, Path("runs"))
+    Path("runs", first.name, "checkpoint.zip").unlink()
+    assert "adopted_from" not in run_cell(second, Path("runs"))["training"]
+    assert "has no finished agent" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("data")

@@ -117,6 +117,17 @@ def test_pairs_are_clear_when_the_interval_excludes_a_half(folder):
         assert pair.is_clear is clear
 
 
+@pytest.mark.parametrize("reference", [None, {**REFERENCE, "maximum": 50.0}])
+def test_the_score_is_of_the_environment_that_was_played(folder, reference):
+    """Another one than that of the data may have other reference returns, or none."""
+    path = write(folder, "elsewhere", 0, {None: [25.0]})
+    document = json.loads(path.read_text())
+    document["evaluations"][0]["reference"] = reference
+    path.write_text(json.dumps(document))
+    (run,) = Results.read([folder]).of(FIRST, "elsewhere")
+    assert run.score == (None if reference is None else 50.0)
+
+
 def test_runs_without_references_are_in_no_aggregate(folder):
     write(
         folder,

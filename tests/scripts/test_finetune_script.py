@@ -64,6 +64,16 @@ def test_it_learns_evaluates_and_saves(run, capsys):
         call()
 
 
+def test_one_that_was_stopped_before_it_saved_cannot_go_on(run, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qgpo.scripts.finetune.to_play", stop)
+    with pytest.raises(SystemExit) as stopped:
+        call("--output", "nothing")
+    assert str(stopped.value) == "\nstopped"
+
+
 def test_a_stopped_one_goes_on_as_if_it_had_not_stopped(run, monkeypatch):
     call("--output", "whole")
     saves = SaveCheckpoint.after_step

@@ -69,6 +69,12 @@ def test_a_user_s_own_energy_is_followed_and_training_resumed(tmp_path, pixels):
     train(tmp_path, pixels, *own)
     whole = EnergyGuidedImages.load(tmp_path / "runs" / "own.zip", device="cpu")
     assert whole.layout.energies == 0
+    words = ["sample", "--model", "runs/own.zip", "--n", "4", "--energy", "mine.py:dark"]
+    done = run("images", *words, "--target", "1", cwd=tmp_path, data=tmp_path, code=1)
+    assert "--target 1: this model has a single energy" in done.stderr
+    words[-1] = "classes"
+    done = run("images", *words, cwd=tmp_path, data=tmp_path, code=1)
+    assert "--energy classes: expected hues or file.py:function" in done.stderr
     assert "8 steps" in train(tmp_path, pixels, *own, "--resume").stdout
     more = ("--overwrite", "--energy", "values.npy")
     assert "8 steps" in train(tmp_path, pixels, *more).stdout
@@ -110,7 +116,7 @@ def test_ctrl_c_keeps_what_was_trained_and_no_step_is_needed(tmp_path, monkeypat
     [
         (["train", "--preset", "cifar"], "--preset cifar: expected one of"),
         (["train", "--images", "gone"], "'gone': no such folder"),
-        (["train", "--images", "own.npz", "--energy", "mine"], "--energy mine: expected one of"),
+        (["train", "--images", "own.npz", "--energy", "mine"], "--energy mine: expected classes, hues, a .npy file or file.py:function"),
         (["sample", "--model", "gone.zip"], "does not exist"),
         (["sample", "--model", "gone.zip", "--output", "a.txt"], "a.txt: expected a name"),
         (["measure", "--tasks", "sizes"], "--tasks sizes: expected some of"),
