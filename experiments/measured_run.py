@@ -87,6 +87,11 @@ class Run:
         return self.mean(self.headline_scale)
 
     @property
+    def limits(self) -> tuple[float, float] | None:
+        """The returns whose scores are 0 and 100; None without reference returns."""
+        return (self.reference.minimum, self.reference.maximum) if self.reference else None
+
+    @property
     def score(self) -> float | None:
         """That percentage, or the normalised headline; None without reference returns."""
         if self.by_success:

@@ -62,14 +62,16 @@ class Results:
         """Every cell's result in the folders, packed or not.
 
         Where `expected` is empty, all combinations of the datasets, labels and seeds of the runs
-        are expected. Raises ResultError for other files, for a second result of a run, and for
-        results on other data than those before them under the same name, scored in another way (by
-        success or by returns), or of other settings under the same label; with `skip` these are
-        left out, and `skipped` says why. Raises it, too, where no result is left.
+        are expected; other runs than those expected are left out. Raises ResultError for other
+        files, for a second result of a run, and for results on other data than those before them
+        under the same name, scored in another way (by success or by returns) or by other reference
+        returns, or of other settings under the same label; with `skip` these are left out, and
+        `skipped` says why. Raises it, too, where no result is left.
         """
         runs: dict[Key, Run] = {}
         fingerprints: dict[str, str] = {}
         by_success: dict[str, bool] = {}
+        references: dict[str, tuple[float, float] | None] = {}
         first: dict[tuple[str, str], Run] = {}
         errors: list[ResultError] = []
         for folder in folders:
@@ -91,6 +93,12 @@ class Results:
                             f"on {run.dataset!r} before it by {SCORED[not run.by_success]}: use "
                             "separate folders"
                         )
+                    same = references.setdefault(run.dataset, run.limits)
+                    if same != run.limits:
+                        raise ResultError(
+                            f"{folder / name} has the reference returns {run.limits}, the results "
+                            f"on {run.dataset!r} before it {same}: use separate folders"
+                        )
                     _check_same_settings(first.setdefault(run.key[:2], run), run, folder / name)
                     runs[run.key] = run
                 except ResultError as error:
@@ -104,6 +112,7 @@ class Results:
             )
         columns = [sorted(set(column)) for column in zip(*runs, strict=True)]
         expected = list(expected) or list(product(*columns))  # type: ignore[arg-type]
+        runs = {key: run for key, run in runs.items() if key in set(expected)} or runs
         return cls(runs, expected, tuple(map(str, errors)))
 
     @cached_property

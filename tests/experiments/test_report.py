@@ -118,14 +118,24 @@ def test_pairs_are_clear_when_the_interval_excludes_a_half(folder):
 
 
 @pytest.mark.parametrize("reference", [None, {**REFERENCE, "maximum": 50.0}])
-def test_the_score_is_of_the_environment_that_was_played(folder, reference):
+def test_the_score_is_of_the_environment_that_was_played(folder, reference, tmp_path):
     """Another one than that of the data may have other reference returns, or none."""
-    path = write(folder, "elsewhere", 0, {None: [25.0]})
+    path = write(tmp_path / "elsewhere", "elsewhere", 0, {None: [25.0]})
     document = json.loads(path.read_text())
     document["evaluations"][0]["reference"] = reference
     path.write_text(json.dumps(document))
-    (run,) = Results.read([folder]).of(FIRST, "elsewhere")
+    (run,) = Results.read([path.parent]).of(FIRST, "elsewhere")
     assert run.score == (None if reference is None else 50.0)
+    with pytest.raises(ResultError, match=r"has the reference returns .*use separate folders"):
+        Results.read([folder, path.parent])
+
+
+def test_runs_that_are_not_expected_are_left_out(folder):
+    every = Results.read([folder])
+    expected = [key for key in every.runs if key[1] == "guided" and key[0] == FIRST]
+    assert list(Results.read([folder], expected).runs) == expected
+    without = Results.read([folder], [("test/none-v0", "guided", 0)])
+    assert without.runs.keys() == every.runs.keys()
 
 
 def test_runs_without_references_are_in_no_aggregate(folder):

@@ -116,7 +116,10 @@ def test_ctrl_c_keeps_what_was_trained_and_no_step_is_needed(tmp_path, monkeypat
     [
         (["train", "--preset", "cifar"], "--preset cifar: expected one of"),
         (["train", "--images", "gone"], "'gone': no such folder"),
-        (["train", "--images", "own.npz", "--energy", "mine"], "--energy mine: expected classes, hues, a .npy file or file.py:function"),
+        (
+            ["train", "--images", "own.npz", "--energy", "mine"],
+            "--energy mine: expected classes, hues",
+        ),
         (["sample", "--model", "gone.zip"], "does not exist"),
         (["sample", "--model", "gone.zip", "--output", "a.txt"], "a.txt: expected a name"),
         (["measure", "--tasks", "sizes"], "--tasks sizes: expected some of"),
