@@ -112,7 +112,8 @@ class Results:
             )
         columns = [sorted(set(column)) for column in zip(*runs, strict=True)]
         expected = list(expected) or list(product(*columns))  # type: ignore[arg-type]
-        runs = {key: run for key, run in runs.items() if key in set(expected)} or runs
+        wanted = set(expected)
+        runs = {key: run for key, run in runs.items() if key in wanted} or runs
         return cls(runs, expected, tuple(map(str, errors)))
 
     @cached_property
