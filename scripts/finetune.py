@@ -116,6 +116,16 @@ def _origin(agent: OfflineAgent[Any]) -> dict[str, Any]:
     return {**{name: getattr(agent, name) for name in names}, **config}
 
 
+def as_before(agent: OfflineAgent[Any], stated: OnlineConfig) -> OnlineConfig:
+    """How the agent learned online, and what flags state beside that.
+
+    A flag that states a default is taken for one that was left away.
+    """
+    usual = dataclasses.asdict(OnlineConfig())
+    other = {n: v for n, v in dataclasses.asdict(stated).items() if v != usual[n]}
+    return dataclasses.replace(agent.online_config or OnlineConfig(), **other)
+
+
 def main(args: Args) -> None:
     """Load, learn, save, and say how it was at first and how it is now."""
     again = f"; continue with: {command('finetune', *sys.argv[1:])}"
@@ -160,7 +170,7 @@ def go_on(args: Args, again: str) -> None:
             dataset,
             list(callbacks),
             progress_bar=sys.stderr.isatty(),
-            config=None if args.resume and args.online == OnlineConfig() else args.online,
+            config=args.online if not args.resume else as_before(agent, args.online),
         )
     except KeyboardInterrupt:
         agent.save(saved)

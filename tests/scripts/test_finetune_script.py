@@ -162,6 +162,9 @@ def test_what_cannot_be_resumed_is_named(run):
     with pytest.raises(SystemExit, match="its energy_steps is 1, and the agent"):
         call("--run", "runs/two", "--output", "runs/one-online", "--resume")
     call("--run", "runs/gone", "--output", "runs/one-online", "--resume", timesteps=8)
+    with pytest.raises(SystemExit, match="learn_every=7, but this online training began with"):
+        call("--resume", "--online.learn-every", "7", timesteps=8)
+    call("--resume", "--online.learn-every", "5", timesteps=8)  # as it began
 
 
 def test_half_of_the_updates_are_not_saved(run, monkeypatch):
