@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 endif
 
-# Compiled modules are kept: the tests start many processes.
+# Python keeps compiled modules, whatever the environment says: the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
