@@ -71,6 +71,10 @@ NO_GRADIENT = (
 )
 ROWS_TO_DIFFERENTIATE = 8
 """samples at which it is tried whether an energy has a gradient"""
+SKETCHED = 8
+"""random sums by which energies are compared"""
+SAME_ENERGY = 1e-4
+"""largest difference of these sums, relative to the norm, that is laid to rounding"""
 
 ConfigT = TypeVar("ConfigT", bound=TiltedConfig)
 
@@ -130,6 +134,8 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
         self.training.history = {stage: [] for stage in STAGES}
         self.fingerprint: str | None = None
         """of data and energy"""
+        self.energy_sketch: list[float] | None = None
+        """of the energy, whose last digits depend on the number of threads"""
         self.data_fingerprint: str | None = None
         """of data and conditions"""
         self.layout: Layout | None = None
@@ -451,12 +457,13 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
     def _check_same_energy(self, content: Hash, labels: Tensor) -> None:
         """Raise ValueError for another energy than that with which its stages began."""
         digest = _with(content, labels)
+        sketch = _sketch(labels)
         started = any(self.progress[stage] for stage in ("energy", "guidance"))
-        if started and self.fingerprint != digest:
+        if started and self.fingerprint != digest and not _agree(self.energy_sketch, sketch):
             raise ValueError(
                 "training began with other data or another energy: call fit without resume"
             )
-        self.fingerprint = digest
+        self.fingerprint, self.energy_sketch = digest, sketch
 
     def _content(self, x: Array) -> bytes:
         """What tells these data from others."""
@@ -485,6 +492,7 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             history=self.history,
             fingerprint=self.fingerprint,
             data_fingerprint=self.data_fingerprint,
+            energy_sketch=self.energy_sketch,
         )
 
     @classmethod
@@ -510,16 +518,20 @@ class TiltedDiffusion(ABC, Generic[ConfigT]):
             model = cls(config, seed=header["seed"], device=device)
             labelled, fingerprint = header["labelled"], header["fingerprint"]
             of_data = header.get("data_fingerprint")  # later than the other one
+            sketch = header.get("energy_sketch")  # later still
             if type(labelled) is not bool or not isinstance(fingerprint, str | None):
                 raise ValueError(f"{labelled=} or {fingerprint=} is none")
             if not isinstance(of_data, str | None):
                 raise ValueError(f"data_fingerprint={of_data!r:.200} is none")
+            if sketch is not None:
+                sketch = [float(number) for number in sketch]
             layout = layout_of(header)
             model._prepare_build(header)
             model._build(layout, labelled)
             checkpoint.restore(model.training, read, {"sampling": model.sampling_generator})
             model.training.history = _history(header["history"])
             model.fingerprint, model.data_fingerprint = fingerprint, of_data
+            model.energy_sketch = sketch
         model._energy = energy
         return model
 
@@ -652,6 +664,32 @@ def _with(content: Hash, more: Tensor | None) -> str:
     if more is not None:
         digest.update(more.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _sketch(labels: Tensor) -> list[float]:
+    """Sums of the energies (N, ...) with random signs, and last their norm, less their mean.
+
+    Two sketches differ as the energies do: a sum of differences with random signs is about as
+    large as the norm of the differences.
+    """
+    energies = labels.detach().reshape(-1).cpu().double()
+    energies = energies - energies.mean()
+    generator = torch.Generator().manual_seed(0)
+    sums = []
+    for _ in range(SKETCHED):
+        positive = torch.randint(2, energies.shape, generator=generator).bool()
+        sums.append(float(energies[positive].sum() - energies[~positive].sum()))
+    return [*sums, float(energies.norm())]
+
+
+def _agree(before: list[float] | None, now: list[float]) -> bool:
+    """Whether two sketches are of the same energies but for the last digits of float32.
+
+    An energy that is computed anew on another number of threads differs there.
+    """
+    if before is None or len(before) != len(now):
+        return False
+    return max(abs(a - b) for a, b in zip(before, now, strict=True)) <= SAME_ENERGY * now[-1]
 
 
 def _history(written: Any) -> dict[str, list[dict[str, float]]]:

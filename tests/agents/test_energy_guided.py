@@ -339,6 +339,22 @@ def test_a_refused_training_leaves_the_model_as_it_is(wrong, resume, tmp_path):
     assert torch.equal(model.sample(5), expected.sample(5))
 
 
+def test_an_energy_that_differs_in_its_last_digits_goes_on(tmp_path):
+    """As one that another number of threads computes."""
+    fitted(TINY).save(tmp_path / "model")
+
+    def rounded(x):
+        return energy(x) * (1 + 1e-6) + 3.0
+
+    def slightly_other(x):
+        return energy(x) + 0.01 * x[:, 1]
+
+    model = EnergyGuidedDiffusion.load(tmp_path / "model", device="cpu")
+    with pytest.raises(ValueError, match="another energy"):
+        model.fit(data(), slightly_other, resume=True)
+    model.fit(data(), rounded, resume=True)
+
+
 @pytest.mark.parametrize("how", ["in memory", "from a file", "with_guidance"])
 @pytest.mark.parametrize("steps", [1, 6])
 @pytest.mark.parametrize("other", ["data", "condition"])
