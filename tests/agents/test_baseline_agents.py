@@ -43,7 +43,7 @@ def test_rebrac_balances_q_and_imitation():
     for _ in range(50):
         weight = 1.0 / (1.0 - (expected - 0.5) ** 2)
         expected = 0.5 * weight / (weight + alpha)
-    agent = train(ReBRAC, two_modes(), 800, alpha_actor=alpha, **CRITIC)
+    agent = train(ReBRAC, two_modes(), 520, alpha_actor=alpha, **CRITIC)
     assert act(agent) == pytest.approx(expected, abs=0.08)
 
 
@@ -62,7 +62,7 @@ def test_rebrac_penalises_the_next_action_but_not_where_an_episode_ends(alpha, e
         rewards=np.tile([0.0, 1.0], n).astype(np.float32),
     )
     changes = {"alpha_actor": 1e3, "alpha_critic": alpha, "policy_noise": 0.0, "layer_norm": False}
-    agent = train(ReBRAC, dataset, 500, **CRITIC, **changes)
+    agent = train(ReBRAC, dataset, 330, **CRITIC, **changes)
     with torch.no_grad():
         q = agent.critic(torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor([[0.0], [-0.5], [0.5]]))
     assert q.tolist() == pytest.approx([expected, 2.0, 2.0], abs=0.1)
@@ -72,7 +72,7 @@ def test_rebrac_penalises_the_next_action_but_not_where_an_episode_ends(alpha, e
 def test_iql_finds_the_expectile_and_the_weighted_mean(expectile):
     # V is the expectile of a fair coin, which is the expectile itself; the policy's mean follows
     # from weights exp(3 (1 - V)) for 1/2 and exp(-3 V) for -1/2: tanh(3 / 2) / 2 whatever V
-    agent = train(IQL, coin(), 400, expectile=expectile, **CRITIC)
+    agent = train(IQL, coin(), 260, expectile=expectile, **CRITIC)
     with torch.no_grad():
         assert agent.value(torch.zeros(1, 1)).item() == pytest.approx(expectile, abs=0.05)
         q = agent.critic_target(torch.zeros(2, 1), torch.tensor([[-0.5], [0.5]]))
@@ -81,11 +81,11 @@ def test_iql_finds_the_expectile_and_the_weighted_mean(expectile):
 
 
 def test_iql_without_weights_is_imitation():
-    assert act(train(IQL, coin(), 300, beta=0.0, **CRITIC)) == pytest.approx(0.0, abs=0.04)
+    assert act(train(IQL, coin(), 200, beta=0.0, **CRITIC)) == pytest.approx(0.0, abs=0.04)
 
 
 def test_diffusion_ql_finds_the_better_mode():
-    agent = train(DiffusionQL, two_modes(), 500, **DQL, **CRITIC)
+    agent = train(DiffusionQL, two_modes(), 330, **DQL, **CRITIC)
     assert act(agent) == pytest.approx(0.5, abs=0.12)  # the best of 50
     agent.candidates = 1
     found = sampled(agent)
@@ -94,7 +94,7 @@ def test_diffusion_ql_finds_the_better_mode():
 
 
 def test_diffusion_ql_without_q_imitates_both_modes():
-    agent = train(DiffusionQL, two_modes(), 500, eta=0.0, candidates=1, **DQL, **CRITIC)
+    agent = train(DiffusionQL, two_modes(), 330, eta=0.0, candidates=1, **DQL, **CRITIC)
     found = sampled(agent)
     assert (found > 0).mean() == pytest.approx(0.5, abs=0.1)
     # what five steps make of the two modes even with the true noise (tests/qgpo/test_policies.py)
@@ -105,7 +105,7 @@ def test_diffusion_ql_without_q_imitates_both_modes():
 @pytest.mark.parametrize("agent_class", [TD3BC, ReBRAC, IQL, DiffusionQL, FQL, IFQL])
 def test_termination_cuts_the_bootstrap_and_truncation_does_not(agent_class, terminated):
     more = DQL if agent_class is DiffusionQL else {}
-    agent = train(agent_class, loop(terminated), 250, **{**CRITIC, "tau": 0.1}, **more)
+    agent = train(agent_class, loop(terminated), 170, **{**CRITIC, "tau": 0.1}, **more)
     with torch.no_grad():
         q = agent.critic(torch.zeros(3, 1), torch.tensor([[-0.5], [0.0], [0.5]]))
     expected = 1.0 if terminated else 2.0

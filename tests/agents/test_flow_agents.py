@@ -165,19 +165,19 @@ def test_fql_settles_between_the_flow_and_the_best_action(alpha):
 
 
 def test_fql_picks_the_better_mode_where_alpha_is_small():
-    found = sampled(train(FQL, two_modes(), 500, alpha=0.03, normalize_q_loss=True, **CRITIC))
+    found = sampled(train(FQL, two_modes(), 330, alpha=0.03, normalize_q_loss=True, **CRITIC))
     assert (found > 0.0).mean() > 0.98
     assert found.mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_fql_imitates_both_modes_where_alpha_is_large():
-    found = sampled(train(FQL, two_modes(), 500, alpha=1000.0, **CRITIC))
+    found = sampled(train(FQL, two_modes(), 330, alpha=1000.0, **CRITIC))
     assert (found > 0.0).mean() == pytest.approx(0.5, abs=0.1)
     assert found.std() == pytest.approx(0.5, abs=0.1)
 
 
 def test_ifql_takes_the_better_mode_and_one_sample_imitates():
-    agent = train(IFQL, two_modes(), 500, **CRITIC)
+    agent = train(IFQL, two_modes(), 330, **CRITIC)
     assert act(agent) == pytest.approx(0.5, abs=0.15)
     best = sampled(agent, 500)
     assert (best > 0.0).all()

@@ -10,7 +10,7 @@ from factory import make_dataset
 FAST = {
     "hidden": (32, 32),
     "batch_size": 64,
-    "learning_rate": 3e-3,
+    "learning_rate": 5e-3,
     "learning_rate_decay": True,
     "normalize_observations": False,
 }
