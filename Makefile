@@ -3,6 +3,7 @@
 
 VENV := .venv
 INSTALLED := $(VENV)/installed
+COMPILED := $(VENV)/compiled
 ifeq ($(OS),Windows_NT)
 PYTHON ?= python
 BIN := $(VENV)/Scripts
@@ -41,8 +42,13 @@ test: $(INSTALLED) ## formatting, lint, types, tests
 types: $(INSTALLED) ## types alone
 	$(BIN)/mypy
 
+# Collecting the tests compiles what they import: here once, and not by three workers at the same time.
+$(COMPILED): $(INSTALLED)
+	@$(BIN)/pytest --collect-only --quiet >/dev/null 2>&1 || true
+	@touch $@
+
 # Three workers keep two cores busy: some tests wait for processes that they start.
-suite: $(INSTALLED) ## tests alone
+suite: $(COMPILED) ## tests alone
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
 
 bench: $(INSTALLED) ## what has become slower than the committed measurements, in two minutes

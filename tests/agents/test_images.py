@@ -160,7 +160,7 @@ def test_what_a_file_says_is_checked(path, value, trained):
 def test_classes_by_labels_are_followed():
     """The tiniest network tells upright from level."""
     rates = {"data_learning_rate": 1e-2, "guidance_learning_rate": 1e-2}
-    steps = {"data_steps": 120, "guidance_steps": 80, "solver_steps": 8}
+    steps = {"data_steps": 120, "guidance_steps": 80, "solver_steps": 6}
     sizes = {"channels": (8, 8), "energy_channels": (8, 8), "energy_unit": 5.0, "contrast": 32}
     config = replace(BY_CLASS, **rates, **steps, **sizes)
     labels = 30.0 * (np.arange(40)[:, None] % 2 != np.arange(2))

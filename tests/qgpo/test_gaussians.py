@@ -101,7 +101,7 @@ def test_equal_energies_give_no_guidance(kind):
 @pytest.mark.parametrize(("dim", "energy"), [(2, "constant"), (2, "quadratic"), (4, "linear")])
 def test_a_drawn_problem_s_guidance_is_found(dim, energy):
     problem = draw_problem(50, dim, energy)
-    x, preference = problem.draw(20_000, generator())
+    x, preference = problem.draw(8_000, generator())
     mean, std = x.mean(dim=0), x.std(dim=0)
     tilt = FittedTilt(dim, 12)
     fit_tilt(tilt, Samples(((x - mean) / std).float(), (3.0 * preference).float()), COSINE)

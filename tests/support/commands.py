@@ -15,6 +15,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+import matplotlib.pyplot  # noqa: F401  so that copies of this process need not
+import torch._dynamo  # noqa: F401  the same: the first optimizer imports it
 from factory import ROOT, WHITENED, subprocess_environment
 
 from qgpo.agents.core.callbacks import SaveCheckpoint

@@ -117,7 +117,7 @@ def test_losses_that_are_not_finite_are_never_kept():
 
 def test_weights_learned_by_heart_are_left_out():
     data = make_dataset((2,) * 12, observation_dim=6)
-    config = replace(LONG, whitening_steps=400, sparsity_power=0.0)
+    config = replace(LONG, whitening_steps=250, sparsity_power=0.0)
     agent = QGPO(config, seed=0, device="cpu")
     agent.train_whitening(data)
     batches = agent.prepare(data)
@@ -132,7 +132,7 @@ def test_weights_learned_by_heart_are_left_out():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EarlyStopping, "finish", lambda self: False)  # the last weights stay
         heart.train_whitening(data)
-    early = EarlyStopping(agent.training, "whitening", kept, None, batches, 400, 256)
+    early = EarlyStopping(agent.training, "whitening", kept, None, batches, 250, 256)
     assert nll(kept, early.held_out) < nll(heart.behavior.whitening, early.held_out) - 1.0
     assert nll(heart.behavior.whitening, early.learned) < nll(kept, early.learned) - 1.0
 

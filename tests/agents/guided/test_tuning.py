@@ -74,7 +74,7 @@ def test_the_model_learns_a_line_its_end_and_where_it_guesses():
     agent = QGPO(WHITENED, device="cpu")
     data = agent.prepare(dataset)
     generator = torch.Generator().manual_seed(0)
-    model = fit_dynamics(dataset, data, generator, 1500, tqdm(**SILENT))
+    model = fit_dynamics(dataset, data, generator, 1000, tqdm(**SILENT))
     worst = Episodes(dataset, data).most_disagreement(model)
     states = torch.tensor([[0.0], [0.5], [-0.9]])
     actions = torch.tensor([[0.5], [-1.0], [-0.9]])
