@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,19 +117,28 @@ def _origin(agent: OfflineAgent[Any]) -> dict[str, Any]:
     return {**{name: getattr(agent, name) for name in names}, **config}
 
 
-def as_before(agent: OfflineAgent[Any], stated: OnlineConfig) -> OnlineConfig:
+def as_before(agent: OfflineAgent[Any], stated: OnlineConfig, words: Sequence[str]) -> OnlineConfig:
     """How the agent learned online, and what flags state beside that.
 
-    A flag that states a default is taken for one that was left away.
+    A value that is no default was stated; a default was where its flag is among `words`.
     """
     usual = dataclasses.asdict(OnlineConfig())
-    other = {n: v for n, v in dataclasses.asdict(stated).items() if v != usual[n]}
+    flags = [word.partition("=")[0].replace("-", "_") for word in words]
+    other = {
+        name: value
+        for name, value in dataclasses.asdict(stated).items()
+        if value != usual[name] or {f"__online.{name}", f"__online.no_{name}"} & {*flags}
+    }
     return dataclasses.replace(agent.online_config or OnlineConfig(), **other)
 
 
-def main(args: Args) -> None:
-    """Load, learn, save, and say how it was at first and how it is now."""
-    again = f"; continue with: {command('finetune', *sys.argv[1:])}"
+def main(args: Args, words: Sequence[str] | None = None) -> None:
+    """Load, learn, save, and say how it was at first and how it is now.
+
+    `words` are those of the command line, by default this process's.
+    """
+    words = sys.argv[1:] if words is None else words
+    again = f"; continue with: {command('finetune', *words)}"
     again += "" if args.resume else " --resume"
     errors = (TypeError, RuntimeError, NonFiniteError)
 
@@ -139,10 +149,10 @@ def main(args: Args) -> None:
         check_types(args)
         check_learns_online(agent_of(args))
         with RunFolder(args.folder).locked():
-            go_on(args, again)
+            go_on(args, words, again)
 
 
-def go_on(args: Args, again: str) -> None:
+def go_on(args: Args, words: Sequence[str], again: str) -> None:
     """Learn in the environment, in the folder that this process holds; `again` says how to."""
     agent, saved = agent_of(args), args.folder / CHECKPOINT
     agent.verbose = int(args.verbose)
@@ -170,7 +180,7 @@ def go_on(args: Args, again: str) -> None:
             dataset,
             list(callbacks),
             progress_bar=sys.stderr.isatty(),
-            config=args.online if not args.resume else as_before(agent, args.online),
+            config=args.online if not args.resume else as_before(agent, args.online, words),
         )
     except KeyboardInterrupt:
         agent.save(saved)

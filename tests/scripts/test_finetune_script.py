@@ -44,7 +44,7 @@ def run(short_pendulum):
 
 def call(*words, timesteps=22):
     given = ["--run", "runs/one", "--timesteps", str(timesteps), *SHORT, *ONLINE, *words]
-    finetune.main(finetune.tyro.cli(finetune.Args, args=given))
+    finetune.main(finetune.tyro.cli(finetune.Args, args=given), given)
 
 
 def test_it_learns_evaluates_and_saves(run, capsys):
@@ -164,6 +164,10 @@ def test_what_cannot_be_resumed_is_named(run):
     call("--run", "runs/gone", "--output", "runs/one-online", "--resume", timesteps=8)
     with pytest.raises(SystemExit, match="learn_every=7, but this online training began with"):
         call("--resume", "--online.learn-every", "7", timesteps=8)
+    usual = ["--online.learn-every", "1000"], ["--online.learn_every=1000"], ["--online.try-scales"]
+    for flag in usual:
+        with pytest.raises(SystemExit, match=r"=(1000|True), but this online training began with"):
+            call("--resume", *flag, timesteps=8)
     call("--resume", "--online.learn-every", "5", timesteps=8)  # as it began
 
 
