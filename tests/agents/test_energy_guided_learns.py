@@ -19,7 +19,7 @@ SMALL = EnergyGuidedConfig(
     guidance_steps=200,
     contrast=128,
     groups=2,
-    components=4,
+    components=2,
     solver_steps=15,
 )
 

@@ -172,7 +172,7 @@ def test_presets_decide_the_defaults():
 
 def test_the_measured_study(tmp_path):
     pytest.importorskip("sklearn", reason="the images extra is not installed")
-    words = ["measure", "--tasks", "hues", "--longer", "0.002", "--n-samples", "18"]
+    words = ["measure", "--tasks", "hues", "--longer", "0.002", "--n-samples", "12"]
     words += ["--output", "runs/images"]
     done = run("images", *words, "--device", "cpu", cwd=tmp_path, data=tmp_path)
     folder = tmp_path / "runs" / "images"
